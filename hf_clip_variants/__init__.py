@@ -1,0 +1,1 @@
+"""CLIP and the methods built on it, for the Hugging Face ecosystem."""
