@@ -1,0 +1,91 @@
+"""Configuration of `CLIPClassifier`: a CLIP configuration plus the classes and the templates."""
+
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig
+
+from ..backbones import family_of
+
+
+@strict
+class CLIPClassifierConfig(CLIPConfig):
+    r"""
+    A `CLIPConfig` (every field sits where CLIP has it, so a plain CLIP checkpoint loads) and what is classified.
+
+    Class names are `id2label`, as everywhere in transformers; `class_names` reads them in order.
+
+    Args:
+        templates (`list[str]`, defaults to `[]`):
+            Prompt templates, each with one `{}`. Empty: no classes were set yet (`CLIPClassifier.set_classes`).
+        prompt_length (`int`, defaults to 2):
+            Tokens of the longest class prompt, SOS and EOS included. Written by `set_classes`.
+        tail_length (`int`, defaults to 1):
+            Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by `set_classes`.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants import CLIPClassifierConfig
+
+    >>> config = CLIPClassifierConfig(id2label={0: "cat", 1: "dog"}, templates=["a photo of a {}."], prompt_length=7)
+    >>> config.class_names
+    ['cat', 'dog']
+    ```
+    """
+
+    model_type = "clipv-clip_classifier"
+    backbone_model_type = "clip"  # the family in modeling/backbones.py
+
+    templates: list[str] = field(default_factory=list)
+    prompt_length: int = 2
+    tail_length: int = 1
+
+    @property
+    def class_names(self) -> list[str]:
+        return [self.id2label[index] for index in range(self.num_labels)]
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; a plain backbone's configuration is one of ours without classes, any other model type is an error."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            family_of(model_type)
+            config_dict = config_dict | {"model_type": cls.model_type}
+        return config_dict, kwargs
+
+    def validate_lengths(self):
+        positions = self.text_config.max_position_embeddings if hasattr(self.text_config, "vocab_size") else None
+        for name, smallest in (("prompt_length", 2), ("tail_length", 1)):
+            value = getattr(self, name)
+            if value < smallest or (positions is not None and value > positions):
+                raise ValueError(
+                    f"{name}: {value} is outside {smallest}..{positions} (text_config.max_position_embeddings)"
+                )
+
+    def validate_sizes(self):
+        for part in ("text_config", "vision_config"):
+            config = getattr(self, part)
+            if not hasattr(config, "hidden_size"):
+                continue  # still a dict: the base class turns it into a configuration
+            for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
+                value = getattr(config, name)
+                if not 0 < value <= 1_000_000:
+                    raise ValueError(f"{part}.{name}: {value} is outside 1..1000000")
+        vision = self.vision_config
+        if isinstance(getattr(vision, "patch_size", None), int) and isinstance(vision.image_size, int):
+            if not 0 < vision.patch_size <= vision.image_size:
+                raise ValueError(
+                    f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"
+                )
+        if self.projection_dim is None or not 0 < self.projection_dim <= 1_000_000:
+            raise ValueError(f"projection_dim: {self.projection_dim} is outside 1..1000000")
+
+    def validate_templates(self):
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: {template!r} must have exactly one {{}}")
+
+
+__all__ = ["CLIPClassifierConfig"]

@@ -1,0 +1,557 @@
+"""`CLIPClassifier`: a dual encoder that knows its classes, and the four places where adapters plug in."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from ..backbones import family_of
+from ..clip.text_clip import tokenize_texts
+from ..prompt_encoding import encode_prompts
+from ..prompts import format_prompts, resolve_class_names, resolve_templates
+from .configuration_clip_classifier import CLIPClassifierConfig
+
+
+# B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, W text width, D joint width
+
+_LABEL_SETS_KEPT = 16  # label sets whose class features stay in memory
+
+
+@dataclass
+class CLIPClassifierOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Returned with `labels`: cross-entropy, or what `config.problem_type` says.
+        logits (`torch.FloatTensor` of shape `(B, C)`):
+            Scaled cosine similarity of each image to each class; adapters may add to it.
+        logits_per_image (`torch.FloatTensor` of shape `(B, C)`):
+            The same tensor under CLIP's name.
+        logits_per_text (`torch.FloatTensor` of shape `(C, B)`):
+            Its transpose.
+        image_embeds (`torch.FloatTensor` of shape `(B, D)`):
+            Unit-norm image embeddings.
+        text_embeds (`torch.FloatTensor` of shape `(C, D)`):
+            Unit-norm class embeddings.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+            The image tower's.
+        attentions (`tuple(torch.FloatTensor)`, *optional*):
+            The image tower's.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The classes as token ids: what a prompt embedder makes prompts from."""
+
+    template_ids: torch.Tensor  # (C, T, L) int: SOS, template with the name in it, EOS, padded with EOS
+    tail_ids: torch.Tensor  # (C, S) int: name, ".", EOS, padded with EOS
+    tail_name_lengths: torch.Tensor  # (C,) int: tokens of the name alone
+    bos_token_id: int
+    eos_token_id: int
+
+
+@dataclass(frozen=True)
+class EmbeddedPrompts:
+    """Prompts ready for the text tower."""
+
+    input_ids: torch.Tensor  # (N, L) int: where EOS is, and (without inputs_embeds) the tokens themselves
+    inputs_embeds: torch.Tensor | None = None  # (N, L, W) token embeddings, positions not yet added
+    prompts_per_class: int = 1  # T: consecutive rows that are averaged to one class
+    shared_prefix: int | None = None  # leading positions that are the same in all rows; None: found from the ids
+
+
+class PromptEmbedder(nn.Module):
+    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context vectors instead."""
+
+    def forward(self, prompts: ClassPrompts, embeddings: nn.Module) -> EmbeddedPrompts:
+        return EmbeddedPrompts(prompts.template_ids.flatten(0, 1), prompts_per_class=prompts.template_ids.shape[1])
+
+
+class FeatureAdapter(nn.Module):
+    """Hook: un-normalised features (…, D) -> features (…, D). The identity; CLIP-Adapter blends a bottleneck in."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+class LogitHead(nn.Module):
+    """Hook: (B, D) and (C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's vote."""
+
+    def forward(
+        self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor
+    ) -> torch.Tensor:
+        return logit_scale * image_embeds @ class_embeds.t()
+
+
+def unit_norm(features: torch.Tensor) -> torch.Tensor:
+    """(…, D) -> (…, D) of length 1, computed in float32; a zero row stays zero instead of becoming NaN."""
+    return F.normalize(features.float(), dim=-1).to(features.dtype)
+
+
+def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
+    """(C, T, D) text features of T templates -> (C, D) class features: normalise, mean over templates, normalise (Radford et al. 2021).
+
+    One template is passed through un-normalised, so that a text adapter sees what the projection gave.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    return unit_norm(unit_norm(features).mean(dim=1))
+
+
+def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    length = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [padding] * (length - len(row)) for row in rows], dtype=torch.int32)
+
+
+class CLIPClassifierPreTrainedModel(PreTrainedModel):
+    config: CLIPClassifierConfig
+    base_model_prefix = "clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
+    _keys_to_ignore_on_load_missing = [
+        r"^(prompt_ids|tail_ids|tail_name_lengths|class_features|class_features_ready)$"
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, CLIPClassifier):
+            # Placeholder prompts "SOS <class index> EOS": a model made from a configuration alone can run.
+            text = module.config.text_config
+            eos = module.eos_token_id
+            prompts = torch.full_like(module.prompt_ids, eos)
+            prompts[..., 0] = text.bos_token_id
+            if prompts.shape[-1] > 2:
+                prompts[..., 1] = (torch.arange(prompts.shape[0]) % min(text.vocab_size, eos))[:, None]
+            init.copy_(module.prompt_ids, prompts.clamp_max(text.vocab_size - 1))
+            init.constant_(module.tail_ids, eos)
+            init.zeros_(module.tail_name_lengths)
+            init.zeros_(module.class_features)
+            init.zeros_(module.class_features_ready)
+
+
+class CLIPClassifier(CLIPClassifierPreTrainedModel):
+    r"""
+    Image classifier whose weights are the text embeddings of the class names (Radford et al. 2021, section 3.1).
+
+    Holds a dual encoder (`clip`), the classes, the templates and the classes' cached features, which are saved with it: a reloaded
+    classifier never runs the text tower, and it runs it once for any number of images. Trains with `Trainer`, whole or through adapters, which
+    replace one of four parameter-free modules: `prompt_embedder`, `image_feature_adapter`, `text_feature_adapter`, `logit_head`.
+
+    Prefer plain `CLIPModel` for retrieval and contrastive training; `CLIPForImageClassification` has a randomly initialised linear head
+    and no use for class names.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
+
+    >>> model = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog", "pizza"], templates="icons")
+    >>> processor = CLIPClassifierProcessor.from_pretrained(embedded_model())
+    >>> model.class_names
+    ['cat', 'dog', 'pizza']
+    ```
+    """
+
+    def __init__(self, config: CLIPClassifierConfig):
+        super().__init__(config)
+        self.family = family_of(config.backbone_model_type)
+        self.clip = CLIPModel._from_config(config)
+        self.prompt_embedder = PromptEmbedder()
+        self.image_feature_adapter = FeatureAdapter()
+        self.text_feature_adapter = FeatureAdapter()
+        self.logit_head = LogitHead()
+        classes = config.num_labels
+        self._register_prompts(
+            torch.zeros(classes, max(len(config.templates), 1), config.prompt_length, dtype=torch.int32),
+            torch.zeros(classes, config.tail_length, dtype=torch.int32),
+            torch.zeros(classes, dtype=torch.int32),
+        )
+        self._tokenizer = None
+        self._features_by_labels: OrderedDict = OrderedDict()
+        self._ready_state = None  # the text side's state that class_features were computed with
+        self._lock = threading.Lock()
+        self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
+        self.post_init()
+
+    def _register_prompts(self, prompt_ids: torch.Tensor, tail_ids: torch.Tensor, tail_name_lengths: torch.Tensor):
+        device, dtype = self.clip.logit_scale.device, self.clip.text_projection.weight.dtype
+        self.register_buffer("prompt_ids", prompt_ids.to(device))
+        self.register_buffer("tail_ids", tail_ids.to(device))
+        self.register_buffer("tail_name_lengths", tail_name_lengths.to(device))
+        self.register_buffer(
+            "class_features", torch.zeros(len(prompt_ids), self.config.projection_dim, device=device, dtype=dtype)
+        )
+        # Travels in the state dict: whether class_features belong to the text tower saved beside them.
+        self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=device))
+
+    # ---- pickling and copying: a lock cannot be
+
+    def __getstate__(self):
+        return self.__dict__ | {"_lock": None, "_features_by_labels": OrderedDict()}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._lock = threading.Lock()
+
+    # ---- classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in label order."""
+        return self.config.class_names
+
+    @property
+    def eos_token_id(self) -> int:
+        """The id at which the text tower pools; configurations of 2022 say 2 and mean the highest id."""
+        text = self.config.text_config
+        return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+
+    @property
+    def tokenizer(self):
+        """The tokenizer beside the checkpoint (read when first needed), or the one that was assigned."""
+        if self._tokenizer is None:
+            source = self.config._name_or_path
+            try:
+                if not source:
+                    raise OSError("the model was not loaded from a checkpoint")
+                self._tokenizer = AutoTokenizer.from_pretrained(source)
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(
+                    f"tokenizer: none given, and none found beside the checkpoint {source!r} ({error}); "
+                    "pass set_classes(..., tokenizer=AutoTokenizer.from_pretrained(...))"
+                ) from error
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def set_classes(
+        self,
+        class_names: str | Sequence[str] | Mapping[int, str],
+        templates: str | Path | Sequence[str] | None = None,
+        tokenizer=None,
+    ) -> "CLIPClassifier":
+        """Names the classes, in label order, and the templates (default: those already set, else `"a photo of a {}."`).
+
+        Templates may be one string, a list, a file or a named set (`modeling/prompts.py`). Class features are computed at the next forward.
+        Raises ValueError for empty, blank or repeated names and bad templates, and while an adapter is on the model that depends on
+        the old classes. Returns the model.
+        """
+        names = resolve_class_names(class_names)
+        templates = resolve_templates(templates if templates is not None else self.config.templates or None)
+        if tokenizer is not None:
+            self._tokenizer = tokenizer
+        positions = self.config.text_config.max_position_embeddings
+        prompts = tokenize_texts(
+            self.tokenizer, format_prompts(names, templates), max_length=positions, what="class prompts"
+        )
+        spoken = [name.replace("_", " ") for name in names]
+        tails = tokenize_texts(
+            self.tokenizer, [f"{name}." for name in spoken], max_length=positions, what="class_names"
+        )
+        alone = tokenize_texts(self.tokenizer, spoken, max_length=positions, what="class_names")
+        prompt_ids = _pad_rows(prompts, self.eos_token_id).view(len(names), len(templates), -1)
+        tail_ids = _pad_rows([row[1:] for row in tails], self.eos_token_id)
+        name_lengths = torch.tensor([min(len(a) - 2, len(t) - 2) for a, t in zip(alone, tails, strict=True)])
+        return self.set_prompt_ids(prompt_ids, tail_ids, name_lengths, names, templates)
+
+    def set_prompt_ids(
+        self,
+        template_ids: torch.Tensor,
+        tail_ids: torch.Tensor,
+        tail_name_lengths: torch.Tensor,
+        class_names: Sequence[str],
+        templates: Sequence[str] | None = None,
+    ) -> "CLIPClassifier":
+        """`set_classes` for those who tokenised themselves.
+
+        Args:
+            template_ids: (C, T, L) ids of every class in every template, from SOS to EOS, padded with anything after EOS.
+            tail_ids: (C, S) ids of `"name."` without SOS, with EOS.
+            tail_name_lengths: (C,) how many of them are the name.
+            class_names: C names.
+            templates: T templates, for the record.
+        """
+        names = resolve_class_names(class_names)
+        if template_ids.dim() != 3 or tail_ids.dim() != 2 or tail_name_lengths.dim() != 1:
+            raise ValueError(
+                "template_ids, tail_ids, tail_name_lengths: expected shapes (C, T, L), (C, S), (C,), got "
+                f"{tuple(template_ids.shape)}, {tuple(tail_ids.shape)}, {tuple(tail_name_lengths.shape)}"
+            )
+        counts = {len(template_ids), len(tail_ids), len(tail_name_lengths), len(names)}
+        if len(counts) != 1:
+            raise ValueError(f"class_names: {len(names)} names for ids of {sorted(counts - {len(names)})} classes")
+        templates = list(templates or [f"{{}} [{index}]" for index in range(template_ids.shape[1])])
+        if len(templates) != template_ids.shape[1]:
+            raise ValueError(f"templates: {len(templates)} templates, template_ids has {template_ids.shape[1]}")
+        self._refuse_while_adapters_depend_on(names)
+        config = self.config
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+        config.templates = templates
+        config.prompt_length = template_ids.shape[-1]
+        config.tail_length = tail_ids.shape[-1]
+        self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
+        self._features_by_labels.clear()
+        self._ready_state = None
+        return self
+
+    def _refuse_while_adapters_depend_on(self, class_names: list[str]):
+        for name, module in self.named_modules():
+            check = getattr(module, "check_class_names", None)  # offered by our tuner layers
+            if check is not None and name:
+                check(class_names)
+
+    @property
+    def class_prompts(self) -> ClassPrompts:
+        """The classes as token ids."""
+        return ClassPrompts(
+            self.prompt_ids,
+            self.tail_ids,
+            self.tail_name_lengths,
+            self.config.text_config.bos_token_id,
+            self.eos_token_id,
+        )
+
+    # ---- class features: (C, D), before the text adapter
+
+    def _encode(self, prompts: EmbeddedPrompts) -> torch.Tensor:
+        tower = self.family.text_tower(self.clip)
+        pooled = encode_prompts(
+            tower,
+            prompts.input_ids,
+            inputs_embeds=prompts.inputs_embeds,
+            shared_prefix="auto" if prompts.shared_prefix is None else prompts.shared_prefix,
+            checkpoint=self.training and self.is_gradient_checkpointing,
+        )
+        features = self.family.project_text(self.clip, pooled)
+        return ensemble_prompts(features.unflatten(0, (-1, prompts.prompts_per_class)))
+
+    def _encode_classes(self) -> torch.Tensor:
+        if not self.config.templates:
+            raise ValueError("class_names: no classes are set; call set_classes([...]) or pass input_ids")
+        embeddings = self.family.text_tower(self.clip).embeddings
+        return self._encode(self.prompt_embedder(self.class_prompts, embeddings))
+
+    def _text_side(self) -> tuple[nn.Module, ...]:
+        return (*self.family.text_modules(self.clip), self.prompt_embedder)
+
+    def _text_state(self) -> tuple:
+        """A value that changes when class features would: in-place updates, adapter switches, merged weights (one value of each matrix)."""
+        parameters = [p for module in self._text_side() for p in module.parameters()]
+        if any(p.is_meta for p in parameters):
+            return ()
+        versions = tuple(0 if p.is_inference() else p._version for p in parameters)
+        probe = torch.stack([p.detach().reshape(-1)[0].float() for p in parameters if p.dim() == 2]).tolist()
+        # PEFT layers say here which adapter is on; read without importing peft, which is slow and optional for inference.
+        switches = tuple(
+            (str(getattr(m, "_active_adapter", None)), m._disable_adapters)
+            for module in self._text_side()
+            for m in module.modules()
+            if isinstance(getattr(m, "_disable_adapters", None), bool)
+        )
+        return versions, tuple(probe), switches
+
+    def get_class_features(self, input_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(C, D) class features before the text adapter and normalisation; of the stored classes, or of prompts (C, L) given as ids.
+
+        Computed once and kept while nothing that they depend on changes (a label set each, so threads with different labels do not
+        disturb each other); recomputed with gradient in training when something that they depend on is trained.
+        """
+        if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
+            if self.training and any(
+                p.requires_grad for m in self.family.text_modules(self.clip) for p in m.parameters()
+            ):
+                self.class_features_ready.fill_(False)
+            return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        if torch.compiler.is_compiling():  # one eager forward has filled the cache
+            return self.class_features if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        state = self._text_state()
+        labels = None
+        if input_ids is not None:
+            ids = input_ids.detach().to("cpu", torch.int32)
+            labels = (tuple(ids.shape), hashlib.sha256(ids.numpy().tobytes()).digest())
+        key = (labels, state, self.prompt_ids.device)
+        with self._lock:
+            features = self._features_by_labels.get(key)
+            if features is None:
+                # Not an inference tensor even under inference_mode: training reads the same cache later.
+                with torch.inference_mode(False), torch.no_grad():
+                    features = self._encode(EmbeddedPrompts(input_ids)) if labels else self._stored_features(state)
+                self._features_by_labels[key] = features
+                while len(self._features_by_labels) > _LABEL_SETS_KEPT:
+                    self._features_by_labels.popitem(last=False)
+            self._features_by_labels.move_to_end(key)
+        return features
+
+    def _stored_features(self, state: tuple) -> torch.Tensor:
+        """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter had a part in them)."""
+        adapters_on_text = state and state[-1]
+        if self.class_features_ready and state == self._ready_state and not adapters_on_text:
+            return self.class_features.clone()
+        features = self._encode_classes()
+        if not adapters_on_text:
+            self.class_features.copy_(features)
+            self.class_features_ready.fill_(True)
+            self._ready_state = state
+        return features
+
+    # ---- inference and training
+
+    def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
+        """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what `forward(image_features=...)` takes."""
+        self._check_pixels(pixel_values)
+        return self.clip.get_image_features(
+            pixel_values=pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        """`CLIPModel.get_text_features`."""
+        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def _check_pixels(self, pixel_values: torch.Tensor):
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
+            got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"pixel_values: expected [batch, 3, H, W], got {got}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> CLIPClassifierOutput:
+        r"""
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
+            input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline sends them).
+                They are encoded as they are: learned contexts apply to the stored classes only.
+            attention_mask: ignored; after EOS nothing counts in a causal tower.
+            image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of pixels: the image
+                tower is not run.
+            interpolate_pos_encoding: accept image sizes other than the trained one.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("pixel_values, image_features: give exactly one of them")
+        hidden_states = attentions = None
+        if image_features is None:
+            vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+            image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
+        elif image_features.dim() != 2 or image_features.shape[-1] != self.config.projection_dim:
+            raise ValueError(
+                f"image_features: expected [batch, {self.config.projection_dim}], got {list(image_features.shape)}"
+            )
+        class_features = self.get_class_features(input_ids)
+        image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
+        class_embeds = unit_norm(self.text_feature_adapter(class_features)).to(image_embeds.device)
+        scale = self.family.logit_scale(self.clip).to(image_embeds.device)
+        logits = self.logit_head(image_embeds, class_embeds, scale)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config)
+        return CLIPClassifierOutput(
+            loss=loss,
+            logits=logits,
+            logits_per_image=logits,
+            logits_per_text=logits.t(),
+            image_embeds=image_embeds,
+            text_embeds=class_embeds,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.family.text_tower(self.clip).embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.family.text_tower(self.clip).embeddings.token_embedding = value
+
+    # ---- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        class_names: str | Sequence[str] | Mapping[int, str] | None = None,
+        templates: str | Path | Sequence[str] | None = None,
+        tokenizer=None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus `set_classes(class_names, templates, tokenizer)`.
+
+        A checkpoint that lacks weights is an error (transformers would leave random layers).
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing = sorted(info["missing_keys"]) if pretrained_model_name_or_path is not None else []
+        if missing:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: not a whole CLIP checkpoint, {len(missing)} weights are missing: {missing[:5]}"
+            )
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        if class_names is not None or templates is not None:
+            if class_names is None and not model.config.templates:
+                raise ValueError("templates: given without class_names, and the checkpoint has no classes")
+            model.set_classes(class_names if class_names is not None else model.class_names, templates)
+        else:
+            model._ready_state = model._text_state()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained`, with class features that belong to the weights saved beside them."""
+        if self.config.templates and not kwargs.get("state_dict") and self.device.type != "meta":
+            with torch.no_grad():
+                self.get_class_features()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+__all__ = [
+    "CLIPClassifier",
+    "CLIPClassifierOutput",
+    "CLIPClassifierPreTrainedModel",
+    "ClassPrompts",
+    "EmbeddedPrompts",
+    "FeatureAdapter",
+    "LogitHead",
+    "PromptEmbedder",
+    "ensemble_prompts",
+    "unit_norm",
+]

@@ -1,0 +1,10 @@
+"""Shared test code (`tiny`, `parity_fixtures`, `fake_hub`, …) is imported by name."""
+
+import sys
+from pathlib import Path
+
+# The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace packages.
+import hf_clip_variants  # noqa: F401
+
+
+sys.path.append(str(Path(__file__).parent))
