@@ -1,1 +1,59 @@
-"""CLIP and the methods built on it, for the Hugging Face ecosystem."""
+"""
+CLIP and the methods built on it, for the Hugging Face ecosystem.
+
+Importing this package makes every method known to transformers' Auto classes and to PEFT, and imports neither: see
+`hf_clip_variants.registry`. Public names are imported when they are used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from . import registry
+from .optional_dependencies import EXTRAS, missing
+from .registry import method, methods
+
+
+if TYPE_CHECKING:
+    from .adapters.clip_adapter.config import CLIPAdapterConfig
+    from .adapters.coop.config import CoOpConfig
+    from .adapters.tip_adapter.config import TipAdapterConfig
+    from .modeling.clip.image_processing_clip import CLIPClassifierImageProcessor
+    from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
+    from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+    from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CLIPAdapterConfig",
+    "CLIPClassifier",
+    "CLIPClassifierConfig",
+    "CLIPClassifierImageProcessor",
+    "CLIPClassifierProcessor",
+    "CoOpConfig",
+    "TipAdapterConfig",
+    "method",
+    "methods",
+]
+
+_SOURCES = {name: module for row in methods() for name, module in row.exports.items()}
+
+registry.register()
+
+
+def __getattr__(name: str):
+    module = _SOURCES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name in EXTRAS:
+            raise missing(error.name, f"hf_clip_variants.{name}") from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

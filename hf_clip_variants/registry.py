@@ -1,0 +1,270 @@
+"""
+The one table of methods.
+
+One row a method. The rows drive the registration with transformers' Auto classes and with PEFT, `hf-clip-variants methods`, the table
+in README.md and the parametrised contract tests; nothing else lists methods by hand. Reading it imports nothing: classes are written
+`"module:Class"`, relative to `hf_clip_variants`, and are imported by `Method.load`.
+"""
+
+import difflib
+import importlib
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .auto_mappings import register_lazily
+from .post_import import after_import
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    arxiv: str
+    year: int  # of the first version on arXiv
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True)
+class OfficialCode:
+    repository: str  # owner/name on GitHub
+    licence: str | None  # SPDX identifier; None: the repository states none, so nothing of it may be copied
+
+    @property
+    def url(self) -> str:
+        return f"https://github.com/{self.repository}"
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    One method: what it is, where it comes from and which classes implement it.
+
+    Args:
+        name: folder, argument of every command and suffix of `model_type` or `peft_type`.
+        kind: `"model"` (own forward and checkpoints, in `modeling/<name>`) or `"adapter"` (a PEFT tuner, in `adapters/<name>`).
+        title: how the paper writes the method's name.
+        task: the Hub's pipeline tag.
+        summary: when to use it, in one line.
+        config: the configuration class.
+        model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
+        processor, image_processors: models only. `image_processors` is keyed by transformers' back-end name.
+        layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
+    """
+
+    name: str
+    kind: Literal["model", "adapter"]
+    title: str
+    paper: Paper
+    code: OfficialCode
+    task: str
+    summary: str
+    config: str
+    model: str | None = None
+    auto_classes: dict[str, str] = field(default_factory=dict, hash=False)
+    processor: str | None = None
+    image_processors: dict[str, str] = field(default_factory=dict, hash=False)
+    layer: str | None = None
+    tuner: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The package that holds the method."""
+        return f"hf_clip_variants.{'modeling' if self.kind == 'model' else 'adapters'}.{self.name}"
+
+    @property
+    def model_type(self) -> str | None:
+        """`config.model_type` of a model. Prefixed: a plain name would clash on the day transformers ships the method."""
+        return f"clipv-{self.name}" if self.kind == "model" else None
+
+    @property
+    def peft_type(self) -> str | None:
+        """`config.peft_type` of an adapter."""
+        return f"CLIPV_{self.name.upper()}" if self.kind == "adapter" else None
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """Public class name -> module: what `hf_clip_variants` offers of this method."""
+        references = [self.config, self.model, self.processor, *self.image_processors.values()]
+        return {name: module for module, name in (_split(reference) for reference in references if reference)}
+
+    def load(self, part: str) -> type:
+        """Import and return one class: `part` is `config`, `model`, `processor`, `layer`, `tuner` or the name of an Auto class."""
+        reference = self.auto_classes.get(part) or (getattr(self, part) if part in _PARTS else None)
+        if reference is None:
+            known = [name for name in _PARTS if getattr(self, name)] + list(self.auto_classes)
+            raise ValueError(f"part: {self.name} has no {part!r}; it has {', '.join(known)}")
+        return _load(reference)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain data, for `hf-clip-variants methods --json`."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "title": self.title,
+            "task": self.task,
+            "summary": self.summary,
+            "paper": {"title": self.paper.title, "url": self.paper.url, "year": self.paper.year},
+            "code": {"url": self.code.url, "licence": self.code.licence},
+            "model_type": self.model_type,
+            "peft_type": self.peft_type,
+            "config": ":".join(_split(self.config)),
+            "auto_classes": list(self.auto_classes),
+        }
+
+
+_PARTS = ("config", "model", "processor", "layer", "tuner")
+
+
+def _split(reference: str) -> tuple[str, str]:
+    module, _, name = reference.partition(":")
+    return f"hf_clip_variants.{module}", name
+
+
+def _load(reference: str) -> type:
+    module, name = _split(reference)
+    return getattr(importlib.import_module(module), name)
+
+
+_CLIP_CLASSIFIER = "modeling.clip_classifier.modeling_clip_classifier:CLIPClassifier"
+
+_METHODS = (
+    Method(
+        name="clip_classifier",
+        kind="model",
+        title="CLIP",
+        paper=Paper("Learning Transferable Visual Models From Natural Language Supervision", "2103.00020", 2021),
+        code=OfficialCode("openai/CLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="No pictures, only names: zero-shot classification with prompt templates. Every adapter sits on it.",
+        config="modeling.clip_classifier.configuration_clip_classifier:CLIPClassifierConfig",
+        model=_CLIP_CLASSIFIER,
+        auto_classes={
+            "AutoModel": _CLIP_CLASSIFIER,
+            "AutoModelForZeroShotImageClassification": _CLIP_CLASSIFIER,
+            "AutoModelForImageClassification": _CLIP_CLASSIFIER,
+        },
+        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
+        image_processors={"torchvision": "modeling.clip.image_processing_clip:CLIPClassifierImageProcessor"},
+    ),
+    Method(
+        name="coop",
+        kind="adapter",
+        title="CoOp",
+        paper=Paper("Learning to Prompt for Vision-Language Models", "2109.01134", 2021),
+        code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
+        task="image-classification",
+        summary="Learns the words around the class name. A few kilobytes; unified contexts still take new class names.",
+        config="adapters.coop.config:CoOpConfig",
+        layer="adapters.coop.layer:CoOpLayer",
+        tuner="adapters.coop.model:CoOpModel",
+    ),
+    Method(
+        name="clip_adapter",
+        kind="adapter",
+        title="CLIP-Adapter",
+        paper=Paper("CLIP-Adapter: Better Vision-Language Models with Feature Adapters", "2110.04544", 2021),
+        code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
+        task="image-classification",
+        summary="A small bottleneck on CLIP's features. Trains in seconds on cached features; works on a plain CLIPModel.",
+        config="adapters.clip_adapter.config:CLIPAdapterConfig",
+        layer="adapters.clip_adapter.layer:CLIPAdapterLayer",
+        tuner="adapters.clip_adapter.model:CLIPAdapterModel",
+    ),
+    Method(
+        name="tip_adapter",
+        kind="adapter",
+        title="Tip-Adapter",
+        paper=Paper("Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", "2207.09519", 2022),
+        code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
+        task="image-classification",
+        summary="The first to try with 1 to 16 pictures a class: no training, or a short one of the cache (Tip-Adapter-F).",
+        config="adapters.tip_adapter.config:TipAdapterConfig",
+        layer="adapters.tip_adapter.layer:TipAdapterLayer",
+        tuner="adapters.tip_adapter.model:TipAdapterModel",
+    ),
+)
+
+
+def methods(kind: Literal["model", "adapter"] | None = None) -> list[Method]:
+    """
+    All methods in the table's order, or those of one kind.
+
+    Example:
+
+    ```python
+    >>> import hf_clip_variants
+
+    >>> [method.name for method in hf_clip_variants.methods("adapter")]
+    ['coop', 'clip_adapter', 'tip_adapter']
+    ```
+    """
+    if kind not in (None, "model", "adapter"):
+        raise ValueError(f"kind: got {kind!r}, expected 'model', 'adapter' or None")
+    return [row for row in _METHODS if kind in (None, row.kind)]
+
+
+def method(name: str) -> Method:
+    """The row called `name`. Raises `ValueError` with the nearest names when there is none."""
+    for row in _METHODS:
+        if row.name == name:
+            return row
+    known = [row.name for row in _METHODS]
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"method: unknown {name!r}{hint} Known: {', '.join(known)}")
+
+
+def register() -> None:
+    """
+    Make every method known to transformers' Auto classes and to PEFT. `import hf_clip_variants` calls it; calling it again is harmless.
+
+    Nothing is imported for it. Each of their modules gets our entries when it is imported (or now, if it already is), and each entry
+    imports its class when it is looked up.
+    """
+    after_import("transformers.models.auto.configuration_auto", _register_configs)
+    after_import("transformers.models.auto.modeling_auto", _register_models)
+    after_import("transformers.models.auto.processing_auto", _register_processors)
+    after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
+    after_import("peft", _register_adapters)
+
+
+def _register_configs(module) -> None:
+    for row in methods("model"):
+        register_lazily(module.CONFIG_MAPPING, row.model_type, lambda row=row: (row.model_type, row.load("config")))
+
+
+def _register_models(module) -> None:
+    for row in methods("model"):
+        for auto_class in row.auto_classes:
+            mapping = getattr(module, auto_class)._model_mapping
+            _register_for_config(mapping, row, lambda row=row, auto_class=auto_class: row.load(auto_class))
+
+
+def _register_processors(module) -> None:
+    for row in methods("model"):
+        if row.processor:
+            _register_for_config(module.PROCESSOR_MAPPING, row, lambda row=row: row.load("processor"))
+
+
+def _register_image_processors(module) -> None:
+    for row in methods("model"):
+        if row.image_processors:
+            _register_for_config(
+                module.IMAGE_PROCESSOR_MAPPING,
+                row,
+                lambda row=row: {backend: _load(reference) for backend, reference in row.image_processors.items()},
+            )
+
+
+def _register_for_config(mapping, row: Method, load_value) -> None:
+    register_lazily(mapping, ".".join(_split(row.config)), lambda: (row.load("config"), load_value()))
+
+
+def _register_adapters(module) -> None:
+    # `hf_clip_variants.adapters` imports PEFT, then registers. If it is there already, another thread (or this one, further down the
+    # stack) is in the middle of that and will finish; asking for it here could deadlock with that thread.
+    if "hf_clip_variants.adapters" not in sys.modules:
+        importlib.import_module("hf_clip_variants.adapters")
