@@ -1,0 +1,427 @@
+"""Encode many prompts with a causal CLIP text tower, exactly and without the work that need not be done.
+
+A causal tower never looks ahead, so two facts hold to the last bit of rounding:
+
+- nothing after a prompt's EOS token can change its pooled feature: padding is never computed;
+- prompts that start with the same tokens have the same hidden states there: "a photo of a" is computed once, not once per class.
+
+Prompts are therefore packed as *trees*: one token sequence holds many prompts, every shared token once, children after their parent
+(depth first). A token sees its ancestors and itself only, so one boolean mask turns the tower's ordinary layers into tree attention,
+all matrix products stay large, and nothing is padded to the longest prompt. In the last layer only EOS tokens ask a query.
+Compared with 77 padded tokens a prompt this is 10-20x less work (`scripts/benchmark_speed.py`, rows `class_embeddings` and `coop_step`).
+
+Not for bidirectional text towers (SigLIP, Chinese-CLIP, AltCLIP): there later tokens change earlier ones. The caller decides that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
+from transformers import CLIPTextModel
+from transformers.masking_utils import create_causal_mask
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPTextEmbeddings
+
+
+# Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared prefix is repeated in
+# every tree, so its share shrinks. Between 128 and 256 the ViT-B text tower does not care.
+TREE_TOKENS = 192
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """How prompts are packed into trees. Made by `plan_prompts`; depends on ids only, so it is made once for fixed prompts.
+
+    N prompts of at most L tokens, packed in G trees of T slots with at most E EOS tokens each. All tensors are int64.
+    """
+
+    token_index: torch.Tensor  # (G, T) slot -> index into `input_ids.flatten()`
+    positions: torch.Tensor  # (G, T) slot -> position of the token in its prompt
+    subtree_end: torch.Tensor  # (G, T) slot -> first later slot that does not descend from it
+    eos_slots: torch.Tensor  # (G, E) the slots that hold an EOS token
+    row_of_prompt: torch.Tensor  # (N,) prompt -> index into the flattened (G, E)
+    eos_positions: torch.Tensor  # (N,) position of each prompt's EOS token
+    prompts_shape: tuple[int, int]  # (N, L)
+    longest: int  # tokens of the longest prompt, SOS and EOS included
+    shared_prefix: int | Literal["auto"]
+    _copies: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device | str) -> "PromptPlan":
+        """The plan on `device`; copied at the first call only, so a training step pays nothing."""
+        device = torch.device(device)
+        if self.token_index.device == device:
+            return self
+        if device not in self._copies:
+            values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_copies"}
+            moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+            self._copies[device] = PromptPlan(**moved)
+        return self._copies[device]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tower computes, without the empty slots at the ends of trees."""
+        return int((self.subtree_end > 0).sum())
+
+
+def plan_prompts(
+    input_ids: torch.Tensor, eos_token_id: int, shared_prefix: int | Literal["auto"] = "auto"
+) -> PromptPlan:
+    """Find each prompt's EOS and what the prompts share.
+
+    Args:
+        input_ids: (N, L) integer ids; whatever follows a prompt's EOS is ignored.
+        eos_token_id: `text_model.eos_token_id`. As in transformers, 2 means "the position of the largest id" (old CLIP configurations);
+            any other value means its first occurrence.
+        shared_prefix: `"auto"` shares every common beginning, found by comparing ids (right when equal ids mean equal embeddings). A
+            number states that the first so many tokens of *all* prompts are the same and nothing after them is, whatever the ids.
+
+    Raises:
+        ValueError: no prompts, a prompt without EOS, or ids that contradict `shared_prefix`.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[0] == 0 or input_ids.is_floating_point():
+        raise ValueError(
+            f"input_ids: expected integer ids of shape (prompts, tokens) with at least one prompt, got "
+            f"{input_ids.dtype} {tuple(input_ids.shape)}"
+        )
+    ids = input_ids.detach().cpu().numpy().astype(np.int64)
+    eos_positions = _eos_positions(ids, eos_token_id)
+    lengths = eos_positions + 1
+    longest = int(lengths.max())
+    columns = np.arange(longest)
+    ids = np.where(columns < lengths[:, None], ids[:, :longest], -1)
+
+    # `order`: prompts so that those sharing a beginning are neighbours; `shared`: tokens each has in common with the one before it.
+    if shared_prefix == "auto":
+        order = np.lexsort(ids.T[::-1])
+        ids, lengths = ids[order], lengths[order]
+        differs = np.concatenate([ids[1:] != ids[:-1], np.ones((len(ids) - 1, 1), dtype=bool)], axis=1)
+        shared = np.minimum(differs.argmax(axis=1), lengths[1:])
+    else:
+        _check_shared_prefix(ids, shared_prefix)
+        order = np.arange(len(ids))
+        shared = np.minimum(np.minimum(shared_prefix, lengths[1:]), lengths[:-1])
+    shared = np.concatenate([[0], shared])
+
+    starts = _tree_starts(lengths, shared, max(TREE_TOKENS, longest))
+    shared[starts] = 0
+    return _pack(order, lengths, shared, starts, tuple(input_ids.shape), eos_positions, shared_prefix)
+
+
+def _eos_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
+    if eos_token_id == 2:
+        return ids.argmax(axis=1)
+    is_eos = ids == eos_token_id
+    missing = np.flatnonzero(~is_eos.any(axis=1))
+    if len(missing):
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ValueError(f"input_ids: row {missing[0]} has no EOS token ({eos_token_id}){more}")
+    return is_eos.argmax(axis=1)
+
+
+def _check_shared_prefix(ids: np.ndarray, shared_prefix: int):
+    if not isinstance(shared_prefix, int) or isinstance(shared_prefix, bool) or shared_prefix < 0:
+        raise ValueError(f'shared_prefix: expected "auto" or a number of tokens >= 0, got {shared_prefix!r}')
+    differs = np.argwhere(ids[:, :shared_prefix] != ids[:1, :shared_prefix])
+    if len(differs):
+        row, column = differs[0]
+        raise ValueError(
+            f"shared_prefix: {shared_prefix} tokens are said to be the same in all prompts, but row {row} has id "
+            f"{ids[row, column]} at position {column} where row 0 has {ids[0, column]}"
+        )
+
+
+def _tree_starts(lengths: np.ndarray, shared: np.ndarray, capacity: int) -> list[int]:
+    """First prompts of trees: as few trees as `capacity` allows, then as equal as possible, because all are padded to the largest."""
+    lengths, new_tokens = lengths.tolist(), (lengths - shared).tolist()
+
+    def fill(capacity):
+        starts, used = [0], lengths[0]
+        for row in range(1, len(lengths)):
+            used += new_tokens[row]
+            if used > capacity:
+                starts.append(row)
+                used = lengths[row]
+        return starts
+
+    best = fill(capacity)
+    too_small, enough = max(max(lengths), -(-sum(new_tokens) // len(best))) - 1, capacity
+    while enough - too_small > 1:
+        middle = (too_small + enough) // 2
+        starts = fill(middle)
+        if len(starts) == len(best):
+            enough, best = middle, starts
+        else:
+            too_small = middle
+    return best
+
+
+def _pack(order, lengths, shared, starts, prompts_shape, eos_positions, shared_prefix) -> PromptPlan:
+    num_rows, longest = len(lengths), int(lengths.max())
+    columns = np.arange(longest)
+    exists = columns < lengths[:, None]
+    is_new = exists & (columns >= shared[:, None])
+    node_count = np.cumsum(is_new.sum(axis=1))  # nodes made by this and all earlier rows
+    # Rows are in depth-first order: a token that is not new belongs to the last row above that made one in its column.
+    node_of = np.where(is_new, np.cumsum(is_new).reshape(is_new.shape) - 1, -1)
+    node_of = np.maximum.accumulate(node_of, axis=0)
+    end_of_node = np.zeros(node_count[-1], dtype=np.int64)
+    np.maximum.at(end_of_node, node_of[exists], np.broadcast_to(node_count[:, None], exists.shape)[exists])
+
+    rows, cols = np.nonzero(is_new)
+    tree_of_row = np.zeros(num_rows, dtype=np.int64)
+    tree_of_row[starts[1:]] = 1
+    tree_of_row = np.cumsum(tree_of_row)
+    first_node = np.concatenate([[0], node_count[np.array(starts[1:], dtype=np.int64) - 1]])
+    tree = tree_of_row[rows]
+    slot = np.arange(len(rows)) - first_node[tree]
+    shape = (len(starts), int(slot.max()) + 1)
+
+    token_index, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    subtree_end = np.zeros(shape, dtype=np.int64)  # 0: an empty slot
+    token_index[tree, slot] = order[rows] * prompts_shape[1] + cols
+    positions[tree, slot] = cols
+    subtree_end[tree, slot] = end_of_node - first_node[tree]
+
+    eos_nodes, eos_of_row = np.unique(node_of[np.arange(num_rows), lengths - 1], return_inverse=True)
+    eos_tree = tree[eos_nodes]
+    rank = np.arange(len(eos_nodes)) - np.searchsorted(eos_tree, eos_tree)
+    eos_slots = np.zeros((len(starts), int(rank.max()) + 1), dtype=np.int64)
+    eos_slots[eos_tree, rank] = slot[eos_nodes]
+    row_of_prompt = np.empty(num_rows, dtype=np.int64)
+    row_of_prompt[order] = (eos_tree * eos_slots.shape[1] + rank)[eos_of_row]
+
+    return PromptPlan(
+        *map(torch.from_numpy, (token_index, positions, subtree_end, eos_slots, row_of_prompt, eos_positions)),
+        prompts_shape=prompts_shape,
+        longest=longest,
+        shared_prefix=shared_prefix,
+    )
+
+
+def encode_prompts(
+    text_model: CLIPTextModel,
+    input_ids: torch.Tensor,
+    inputs_embeds: torch.Tensor | None = None,
+    *,
+    shared_prefix: int | Literal["auto"] | None = None,
+    plan: PromptPlan | None = None,
+    max_tokens_per_chunk: int = 16384,
+    checkpoint: bool = False,
+) -> torch.Tensor:
+    """`text_model(input_ids).pooler_output` of many prompts: (N, L) ids -> (N, width), equal up to rounding, gradients included.
+
+    The pooled feature is the last layer's state at the EOS token after the final layer norm; the text projection is the caller's.
+    Layers are used through their sub-modules, so LoRA on `q_proj`, `fc1`, ... takes part. Where that would not be the model's own
+    computation (see `why_own_layers`), prompts are only trimmed to the longest and the model's own layers run.
+
+    Args:
+        text_model: a transformers `CLIPTextModel`.
+        input_ids: (N, L) ids; with `inputs_embeds` they only say where EOS is and which prefix is shared.
+        inputs_embeds: (N, L, width) or (B, N, L, width) *token* embeddings to use instead of the ids' (B variants of all prompts, e.g. one
+            per image); positions are added here. The result is then (N, width) or (B, N, width).
+        shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids need not mean equal
+            embeddings. A number with `inputs_embeds` states that the first so many embeddings of all prompts are the same tensor: they
+            are read from row 0, and their whole gradient goes there (for CoOp's shared context: 1 + number of context vectors).
+        plan: `plan_prompts(input_ids, text_model.eos_token_id, shared_prefix)`, made beforehand for ids that do not change.
+        max_tokens_per_chunk: tokens run at once; bounds memory without gradients, and with them under `checkpoint`.
+        checkpoint: recompute each chunk in the backward pass (one more forward) instead of keeping its activations. Also on when gradient
+            checkpointing is enabled on the model.
+
+    Raises:
+        TypeError: another kind of text tower. ValueError: shapes, EOS, or a plan that do not fit.
+
+    Example:
+        >>> import torch
+        >>> from transformers import CLIPTextConfig, CLIPTextModel
+        >>> config = CLIPTextConfig(
+        ...     hidden_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=99, eos_token_id=98, max_position_embeddings=16
+        ... )
+        >>> text_model = CLIPTextModel(config).eval()
+        >>> ids = torch.tensor([[97, 5, 6, 7, 98, 98], [97, 5, 6, 8, 9, 98]])
+        >>> torch.allclose(encode_prompts(text_model, ids), text_model(ids).pooler_output, atol=1e-5)
+        True
+    """
+    if not isinstance(text_model, CLIPTextModel):
+        raise TypeError(f"text_model: expected transformers' CLIPTextModel, got {type(text_model).__name__}")
+    if inputs_embeds is not None and (inputs_embeds.ndim < 3 or inputs_embeds.shape[-3:-1] != input_ids.shape):
+        raise ValueError(
+            f"inputs_embeds: expected shape ([batch,] *{tuple(input_ids.shape)}, width) to go with input_ids, got "
+            f"{tuple(inputs_embeds.shape)}"
+        )
+    plain_embeddings = type(text_model.embeddings) is CLIPTextEmbeddings and not _is_intercepted(text_model.embeddings)
+    ids_tell_embeddings = inputs_embeds is None and plain_embeddings
+    if plan is None:
+        if shared_prefix is None:
+            shared_prefix = "auto" if ids_tell_embeddings else 0
+        plan = plan_prompts(input_ids, text_model.eos_token_id, shared_prefix)
+    elif plan.prompts_shape != tuple(input_ids.shape):
+        raise ValueError(f"plan: made for input_ids of shape {plan.prompts_shape}, got {tuple(input_ids.shape)}")
+    elif shared_prefix is not None and shared_prefix != plan.shared_prefix:
+        raise ValueError(f"plan: made with shared_prefix={plan.shared_prefix!r}, but {shared_prefix!r} was asked for")
+    if plan.shared_prefix == "auto" and not ids_tell_embeddings:
+        if inputs_embeds is not None:
+            raise ValueError(
+                'shared_prefix: "auto" compares ids, which do not determine inputs_embeds; say how many tokens are shared'
+            )
+        plan = plan_prompts(input_ids, text_model.eos_token_id, 0)
+    max_positions = text_model.config.max_position_embeddings
+    if plan.longest > max_positions:
+        row = int(plan.eos_positions.argmax())
+        raise ValueError(
+            f"input_ids: row {row} has {plan.longest} tokens, the text tower takes {max_positions}; truncate, keeping EOS"
+        )
+
+    if why_own_layers(text_model) is not None:
+        return _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk)
+
+    weight = text_model.final_layer_norm.weight
+    device, plan = weight.device, plan.to(weight.device)
+    layer = text_model.encoder.layers[0]
+    checkpoint = checkpoint or (layer.gradient_checkpointing and layer.training)
+    if inputs_embeds is None and not plain_embeddings:
+        # A tuner's module may turn ids into embeddings that depend on the row: let it see the rows, positions included.
+        rows = text_model.embeddings(input_ids=input_ids[:, : plan.longest].to(device))
+        rows = F.pad(rows, (0, 0, 0, plan.prompts_shape[1] - plan.longest))
+        flat, positions_added = rows.flatten(0, 1)[None], True
+    elif inputs_embeds is not None:
+        flat, positions_added = inputs_embeds.to(weight).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1]), False
+    else:
+        flat, positions_added = None, False
+    token_ids = input_ids.to(device).flatten()[plan.token_index] if flat is None else None
+
+    pooled = []
+    variants = 1 if flat is None else len(flat)
+    for trees in _chunks(len(plan.token_index), max_tokens_per_chunk // (plan.token_index.shape[1] * variants)):
+        # The tower's embeddings take at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
+        positions = plan.positions[trees].reshape(-1, 1)
+        if flat is None:
+            hidden = text_model.embeddings(input_ids=token_ids[trees].reshape(-1, 1), position_ids=positions)
+        else:
+            hidden = flat[:, plan.token_index[trees].flatten()].reshape(-1, 1, flat.shape[-1])
+            if not positions_added:
+                hidden = text_model.embeddings(inputs_embeds=hidden, position_ids=positions.repeat(variants, 1))
+        hidden = hidden.view(-1, plan.token_index.shape[1], hidden.shape[-1])
+        run = (text_model, hidden, plan.subtree_end[trees], plan.eos_slots[trees])
+        if checkpoint and torch.is_grad_enabled():
+            # No dropout gets here (`why_own_layers`), so there is no random state to restore.
+            output = checkpoint_activations(_run_trees, *run, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output = _run_trees(*run)
+        pooled.append(output.unflatten(0, (variants, -1)))
+    pooled = torch.cat(pooled, dim=1).flatten(1, 2)[:, plan.row_of_prompt]
+    return (
+        pooled.view(*((1,) if inputs_embeds is None else inputs_embeds.shape[:-3]), *pooled.shape[1:])
+        if (inputs_embeds is not None and inputs_embeds.ndim > 3)
+        else pooled[0]
+    )
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    size = max(size, 1)
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _run_trees(text_model, hidden, subtree_end, eos_slots):
+    """hidden (variants * G, T, width), subtree_end (G, T), eos_slots (G, E) -> (variants * G, E, width)."""
+    trees, slots = subtree_end.shape
+    variants = len(hidden) // trees
+    slot = torch.arange(slots, device=hidden.device)
+    # Depth-first order: j is i or an ancestor of i exactly when j <= i < end of j's subtree. An empty slot sees itself.
+    visible = (slot[None, :] <= slot[:, None]) & (slot[:, None] < subtree_end[:, None, :])
+    visible = visible | (slot[None, :] == slot[:, None])
+    # A huge number instead of -inf: equally exact, and safe in kernels that see a whole block masked.
+    mask = torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device)
+    mask = mask.masked_fill(~visible, torch.finfo(hidden.dtype).min / 2).repeat(variants, 1, 1)[:, None]
+    eos_slots = eos_slots.repeat(variants, 1)
+    batch = torch.arange(len(hidden), device=hidden.device)[:, None]
+
+    *layers, last = text_model.encoder.layers
+    for layer in layers:
+        hidden = _run_layer(layer, hidden, mask)
+    hidden = _run_layer(last, hidden, mask[batch, 0, eos_slots][:, None], queries=(batch, eos_slots))
+    return text_model.final_layer_norm(hidden)
+
+
+def _run_layer(layer, hidden, mask, queries=None):
+    """A pre-norm encoder layer under `mask` (B, 1, queries, T); `queries` indexes the tokens to go on with (default: all)."""
+    attention = layer.self_attn
+    normed = layer.layer_norm1(hidden)
+    key, value = (_split_heads(project(normed), attention) for project in (attention.k_proj, attention.v_proj))
+    if queries is not None:
+        hidden, normed = hidden[queries], normed[queries]
+    query = _split_heads(attention.q_proj(normed), attention)
+    context = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype), scale=attention.scale)
+    hidden = hidden + attention.out_proj(context.transpose(1, 2).flatten(2))
+    return hidden + layer.mlp(layer.layer_norm2(hidden))
+
+
+def _split_heads(states, attention):
+    return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
+def why_own_layers(text_model: CLIPTextModel) -> str | None:
+    """Why `encode_prompts` must run the model's own layers (None: it need not).
+
+    A replaced, wrapped or intercepted layer may compute something else than its sub-modules say; recorded outputs belong to the model's
+    own pass; and dropout draws one mask per prompt, which a shared token cannot have.
+    """
+    config = text_model.config
+    if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
+        return "the configuration asks to record hidden states or attentions"
+    if _is_intercepted(text_model):
+        return "the text model has a hook or a patched forward"
+    # Exactly the modules whose own `forward` is not called here; all others are called and may be anything.
+    bypassed = [(text_model.encoder, CLIPEncoder)]
+    for layer in text_model.encoder.layers:
+        bypassed += [(layer, CLIPEncoderLayer), (getattr(layer, "self_attn", None), CLIPAttention)]
+    for module, kind in bypassed:
+        if type(module) is not kind:
+            return f"a {kind.__name__} was replaced by a {type(module).__name__}"
+        if _is_intercepted(module):
+            return f"a {kind.__name__} has a hook or a patched forward"
+        if kind is CLIPAttention and module.training and module.dropout > 0:
+            return "attention dropout is on"
+    if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in text_model.modules()):
+        return "dropout is on"
+    return None
+
+
+def _is_intercepted(module: nn.Module) -> bool:
+    hooks = [
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    ]
+    # transformers leaves its recording hooks in place for ever; they do nothing unless the model's own forward records.
+    return "forward" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)
+
+
+def _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk):
+    weight = text_model.final_layer_norm.weight
+    device = weight.device
+    ids = input_ids[:, : plan.longest].to(device)
+    if inputs_embeds is None:
+        rows = max_tokens_per_chunk // plan.longest
+        return torch.cat([text_model(ids[chunk]).pooler_output for chunk in _chunks(len(ids), rows)])
+    eos = plan.eos_positions.to(device)
+    embeds = inputs_embeds.to(weight)[..., : plan.longest, :]
+    variants = embeds.shape[:-3]
+    embeds, eos = embeds.flatten(0, -3), eos.repeat(variants.numel())
+    pooled = []
+    for chunk in _chunks(len(embeds), max_tokens_per_chunk // plan.longest):
+        hidden = text_model.embeddings(inputs_embeds=embeds[chunk])
+        mask = create_causal_mask(
+            config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+        )
+        hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+        hidden = hidden[torch.arange(len(hidden), device=device), eos[chunk]]
+        pooled.append(text_model.final_layer_norm(hidden))
+    return torch.cat(pooled).view(*variants, plan.prompts_shape[0], -1)
+
+
+__all__ = ["PromptPlan", "encode_prompts", "plan_prompts", "why_own_layers"]
