@@ -1,0 +1,96 @@
+"""Configuration of CLIP-Adapter."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from ..tuner import TunerConfig
+
+
+Modality = Literal["image", "text", "both"]
+# the module that each adapter wraps, on a CLIPClassifier and on a CLIPModel
+TARGETS = {
+    "image": ("image_feature_adapter", "visual_projection"),
+    "text": ("text_feature_adapter", "text_projection"),
+}
+
+
+@dataclass
+class CLIPAdapterConfig(TunerConfig):
+    """CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a bottleneck on CLIP's final features, blended with them.
+
+    f' = ratio * A(f) + (1 - ratio) * f on un-normalised features. Small, fast on cached features, good for any classes of the same domain.
+    Prefer `TipAdapterConfig` for no training at all, `CoOpConfig` to train through the text tower.
+
+    Args:
+        modality (`str`): Adapt "image" features (the paper's default), "text" features (class weights), or "both".
+        reduction (`int`): The bottleneck has width // reduction units.
+        ratio (`float`): Weight of the adapted feature, 0 to 1. Read at every forward, so it can be swept after training. The paper's
+            text gives about 0.2 for ImageNet and 0.6 for fine-grained sets.
+        text_ratio (`float`, *optional*): The text adapter's own ratio. Default: `ratio`.
+        output_relu (`bool`): ReLU after the second layer too, as in the official code; the paper's formula has none.
+        learnable_ratio (`bool`): Train the ratios as well, starting from those given (ours; the paper mentions it).
+
+    Raises:
+        ValueError: for values outside these.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants.adapters import CLIPAdapterConfig
+
+    >>> CLIPAdapterConfig(modality="both", ratio=0.2, text_ratio=0.1).peft_type.value
+    'CLIPV_CLIP_ADAPTER'
+    ```
+    """
+
+    peft_type_name: ClassVar[str] = "CLIPV_CLIP_ADAPTER"
+
+    modality: Modality = field(default="image", metadata={"help": "Which features are adapted: image, text or both."})
+    reduction: int = field(
+        default=4, metadata={"help": "How many times narrower the bottleneck is than the features."}
+    )
+    ratio: float = field(
+        default=0.2, metadata={"help": "Weight of the adapted feature against the original, between 0 and 1."}
+    )
+    text_ratio: float | None = field(default=None, metadata={"help": "The same for text features; None: as `ratio`."})
+    output_relu: bool = field(default=True, metadata={"help": "ReLU after the second layer, as in the official code."})
+    learnable_ratio: bool = field(default=False, metadata={"help": "Train the ratio too."})
+    allow_other_backbone: bool = field(
+        default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.modality not in get_args(Modality):
+            raise ValueError(f"modality: {self.modality!r}, expected one of {', '.join(get_args(Modality))}")
+        if not isinstance(self.reduction, int) or self.reduction < 1:
+            raise ValueError(f"reduction: {self.reduction!r}, expected a whole number of at least 1")
+        for name in ("ratio", "text_ratio"):
+            value = getattr(self, name)
+            if value is None and name == "text_ratio":
+                continue
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value}, expected a number between 0 and 1")
+            if self.learnable_ratio and value in (0, 1):
+                raise ValueError(f"{name}: {value} cannot be learned (it is a sigmoid), expected between 0 and 1")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return ("image", "text") if self.modality == "both" else (self.modality,)
+
+    def ratio_of(self, modality: str) -> float:
+        return self.text_ratio if modality == "text" and self.text_ratio is not None else self.ratio
+
+    def hidden_width(self, width: int) -> int:
+        return max(width // self.reduction, 1)
+
+    def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
+        width = self.backbone_widths["joint width"]
+        hidden = self.hidden_width(width)
+        shapes = {"down.weight": (hidden, width), "up.weight": (width, hidden)}
+        if self.learnable_ratio:
+            shapes["ratio_logit"] = ()
+        return {f"{target}.clipv_clip_adapter_{k}": v for target in self.target_modules for k, v in shapes.items()}
+
+
+__all__ = ["CLIPAdapterConfig", "Modality"]

@@ -1,0 +1,73 @@
+"""CLIP-Adapter's bottleneck and residual blend, and the module that wraps a projection or a feature hook with them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..tuner import TunerLayer
+from .config import CLIPAdapterConfig
+
+
+def bottleneck(features: torch.Tensor, down: torch.Tensor, up: torch.Tensor, output_relu: bool = True) -> torch.Tensor:
+    """A(f) of Gao et al. 2021: ReLU(ReLU(f Wd) Wu), without the outer ReLU if `output_relu` is False.
+
+    Args:
+        features: (..., D), not normalised.
+        down: (D // reduction, D).
+        up: (D, D // reduction).
+
+    Returns:
+        (..., D).
+    """
+    adapted = F.linear(F.relu(F.linear(features, down)), up)
+    return F.relu(adapted) if output_relu else adapted
+
+
+def blend(features: torch.Tensor, adapted: torch.Tensor, ratio: float | torch.Tensor) -> torch.Tensor:
+    """ratio * adapted + (1 - ratio) * features, (..., D) each; exactly `features` at 0 and exactly `adapted` at 1."""
+    return torch.lerp(features, adapted, ratio)
+
+
+class CLIPAdapterLayer(TunerLayer):
+    """Wraps a projection `nn.Linear` of `CLIPModel` or a `FeatureAdapter` of `CLIPClassifier`; modality "image" or "text"."""
+
+    adapter_layer_names = ("clipv_clip_adapter_down", "clipv_clip_adapter_up", "clipv_clip_adapter_ratio_logit")
+    merge_refusal = "its bottleneck is not linear (ReLU)"
+
+    def __init__(self, base_layer: nn.Module, anchor: nn.Module, modality: str):
+        super().__init__(base_layer, anchor)
+        self.modality = modality
+        # One dictionary a Linear: a Sequential would leave the adapter's name in the checkpoint's keys.
+        self.clipv_clip_adapter_down = nn.ModuleDict()
+        self.clipv_clip_adapter_up = nn.ModuleDict()
+        self.clipv_clip_adapter_ratio_logit = nn.ParameterDict()
+
+    def update_layer(self, adapter_name: str, config: CLIPAdapterConfig) -> None:
+        width = config.backbone_widths["joint width"]
+        hidden = config.hidden_width(width)
+        options = {"bias": False, "device": self.adapter_device, "dtype": torch.float32}
+        self.configs[adapter_name] = config
+        self.clipv_clip_adapter_down[adapter_name] = nn.Linear(width, hidden, **options)
+        self.clipv_clip_adapter_up[adapter_name] = nn.Linear(hidden, width, **options)
+        if config.learnable_ratio:
+            ratio = config.ratio_of(self.modality)
+            logit = torch.tensor(math.log(ratio / (1 - ratio)), device=self.adapter_device)
+            self.clipv_clip_adapter_ratio_logit[adapter_name] = nn.Parameter(logit)
+
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        features = self.base_layer(*args, **kwargs)
+        name = self.active_name()
+        if name is None:
+            return features
+        config = self.configs[name]
+        down, up = self.clipv_clip_adapter_down[name].weight, self.clipv_clip_adapter_up[name].weight
+        ratio = config.ratio_of(self.modality)
+        if config.learnable_ratio:
+            ratio = self.clipv_clip_adapter_ratio_logit[name].sigmoid()
+        inputs = features.to(down.dtype)
+        return blend(inputs, bottleneck(inputs, down, up, config.output_relu), ratio).to(features.dtype)
+
+
+__all__ = ["CLIPAdapterLayer", "blend", "bottleneck"]

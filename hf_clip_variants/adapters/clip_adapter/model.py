@@ -1,0 +1,30 @@
+"""The PEFT tuner of CLIP-Adapter."""
+
+from torch import nn
+
+from ..tuner import Base, Tuner
+from .config import TARGETS, CLIPAdapterConfig
+from .layer import CLIPAdapterLayer
+
+
+class CLIPAdapterModel(Tuner):
+    """Made by `get_peft_model(base, CLIPAdapterConfig(...))`; wraps one or two modules of a `CLIPClassifier` or a `CLIPModel`."""
+
+    prefix = "clipv_clip_adapter_"
+    tuner_layer_cls = CLIPAdapterLayer
+    tensor_width = "joint width"
+
+    @classmethod
+    def targets(cls, config: CLIPAdapterConfig, base: Base) -> dict[str, nn.Module]:
+        anchors = {
+            "image": base.family.image_modules(base.clip)[-1],
+            "text": base.family.text_modules(base.clip)[-1],
+        }
+        return {TARGETS[m][0 if base.is_classifier else 1]: anchors[m] for m in config.modalities}
+
+    def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> CLIPAdapterLayer:
+        modality = next(m for m, names in TARGETS.items() if name in names)
+        return CLIPAdapterLayer(target, anchor, modality)
+
+
+__all__ = ["CLIPAdapterModel"]

@@ -1,0 +1,102 @@
+"""Configuration of CoOp."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from ..tuner import TunerConfig
+
+
+ClassTokenPosition = Literal["end", "middle", "front"]
+DEFAULT_NUM_CONTEXT_TOKENS = 16
+
+
+@dataclass
+class CoOpConfig(TunerConfig):
+    """CoOp (Zhou et al. 2022, arXiv 2109.01134): the words around the class name become trained vectors.
+
+    On a `CLIPClassifier` it replaces the templates; on a plain `CLIPModel` it fills placeholders in `input_ids` that
+    `coop_prompt_ids` lays out. Prefer `CLIPAdapterConfig` or `TipAdapterConfig` for a few pictures a class and a small model: they
+    start from zero-shot CLIP, which a randomly initialised context does not.
+
+    Args:
+        num_context_tokens (`int`, *optional*): How many vectors are trained, M. Default 16, or the number of tokens of `context_init`.
+        context_init (`str`, *optional*): Words that the context starts from, for instance "a photo of a". Default: N(0, 0.02²).
+        context_init_ids (`list[int]`, *optional*): Their token ids. Filled from the classifier's tokenizer; a plain `CLIPModel` has none.
+        class_token_position (`str`): Where the class name stands: after the context ("end"), in its middle, or before it ("front").
+        class_specific (`bool`): One context a class (CSC) instead of one for all. Cannot serve other classes.
+
+    Raises:
+        ValueError: for values outside these, and where words and `num_context_tokens` disagree.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants.adapters import CoOpConfig
+
+    >>> CoOpConfig(context_init="a photo of a", context_init_ids=[320, 1125, 539, 320]).num_context_tokens
+    4
+    ```
+    """
+
+    peft_type_name: ClassVar[str] = "CLIPV_COOP"
+
+    num_context_tokens: int | None = field(
+        default=None,
+        metadata={"help": "How many context vectors are trained: 16, or as many as `context_init` has tokens."},
+    )
+    context_init: str | None = field(
+        default=None, metadata={"help": 'Words that the context starts from, such as "a photo of a"; None: random.'}
+    )
+    context_init_ids: list[int] | None = field(
+        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+    )
+    class_token_position: ClassTokenPosition = field(
+        default="end", metadata={"help": "Where the class name stands among the context: end, middle or front."}
+    )
+    class_specific: bool = field(default=False, metadata={"help": "Train one context a class instead of one for all."})
+    allow_other_backbone: bool = field(
+        default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_token_position not in get_args(ClassTokenPosition):
+            raise ValueError(
+                f"class_token_position: {self.class_token_position!r}, expected one of {', '.join(get_args(ClassTokenPosition))}"
+            )
+        if self.context_init is not None and not self.context_init.replace("_", " ").strip():
+            raise ValueError("context_init: blank, expected words or None")
+        if self.context_init_ids is not None:
+            self.set_context_ids(self.context_init_ids)
+        elif self.num_context_tokens is None and self.context_init is None:
+            self.num_context_tokens = DEFAULT_NUM_CONTEXT_TOKENS
+        if self.num_context_tokens is not None and self.num_context_tokens < 1:
+            raise ValueError(f"num_context_tokens: {self.num_context_tokens}, expected at least 1")
+
+    def set_context_ids(self, ids: list[int]) -> None:
+        """Makes the context start from these tokens. ValueError if there are others than `num_context_tokens` of them."""
+        ids = [int(i) for i in ids]
+        # The official code counts words and takes as many tokens; a word of two tokens would be cut there without a word.
+        if self.num_context_tokens not in (None, len(ids)):
+            raise ValueError(
+                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has {len(ids)} tokens; "
+                "leave num_context_tokens out"
+            )
+        if not ids:
+            raise ValueError("context_init_ids: empty, expected at least one token")
+        self.context_init_ids, self.num_context_tokens = ids, len(ids)
+
+    def context_shape(self, width: int) -> tuple[int, ...]:
+        """(M, d), or (C, M, d) when class-specific."""
+        shape = (self.num_context_tokens, width)
+        return (len(self.class_names), *shape) if self.class_specific else shape
+
+    def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
+        (target,) = self.target_modules
+        return {f"{target}.clipv_coop_context": self.context_shape(self.backbone_widths["text width"])}
+
+    def why_classes_are_fixed(self) -> str | None:
+        return "has one context a class (class_specific=True)" if self.class_specific else None
+
+
+__all__ = ["ClassTokenPosition", "CoOpConfig"]

@@ -1,0 +1,230 @@
+"""CoOp's prompts: where context vectors and class names go, and the two modules that put them there."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..tuner import TunerLayer
+from .config import ClassTokenPosition, CoOpConfig
+
+
+# C classes, M context tokens, S tail tokens (name, ".", EOS, padding), d text width; a prompt has 1 + M + S tokens
+
+_INIT_STD = 0.02
+
+
+def splice_order(
+    num_context_tokens: int, tail_length: int, name_lengths: torch.Tensor, position: ClassTokenPosition
+) -> torch.Tensor:
+    """(C, 1 + M + S) int64: which token of `[SOS, context, tail]` stands at each place of the prompt.
+
+    end: SOS, context, name, rest. middle: SOS, first M // 2 of the context, name, others, rest. front: SOS, name, context, rest.
+    All are of one length, so EOS is at the same place in the three of them (Zhou et al. 2022, section 3.1).
+
+    Args:
+        num_context_tokens: M.
+        tail_length: S.
+        name_lengths: (C,) tokens of each class name, the first of its tail.
+        position: of the class name.
+    """
+    before = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
+    place = torch.arange(1 + num_context_tokens + tail_length, device=name_lengths.device)
+    name_lengths = name_lengths.long()[:, None]  # (C, 1)
+    first_name = 1 + num_context_tokens  # where names start in [SOS, context, tail]
+    in_name = (place > before) & (place <= before + name_lengths)
+    in_rest_of_context = (place > before + name_lengths) & (place <= num_context_tokens + name_lengths)
+    order = torch.where(in_name, place - before - 1 + first_name, place)
+    return torch.where(in_rest_of_context, place - name_lengths, order)
+
+
+def splice(
+    start: torch.Tensor,
+    context: torch.Tensor,
+    tails: torch.Tensor,
+    name_lengths: torch.Tensor,
+    position: ClassTokenPosition,
+) -> torch.Tensor:
+    """Prompts of SOS, context and class names; works on token ids and on token embeddings alike.
+
+    Args:
+        start: (C, 1) ids or (C, 1, d) embeddings of SOS.
+        context: (M,) or (M, d) for all classes, (C, M) or (C, M, d) for each its own.
+        tails: (C, S) or (C, S, d): name, ".", EOS, padding.
+        name_lengths: (C,) tokens of each name.
+        position: "end", "middle" or "front".
+
+    Returns:
+        (C, 1 + M + S) or (C, 1 + M + S, d), in the dtype of `tails`.
+    """
+    if context.dim() < tails.dim():
+        context = context.expand(len(tails), *context.shape)
+    tokens = torch.cat([start.to(tails.dtype), context.to(tails.dtype), tails], dim=1)
+    if position == "end":
+        return tokens
+    order = splice_order(context.shape[1], tails.shape[1], name_lengths, position)
+    if tokens.dim() == 3:
+        order = order[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, order)
+
+
+def shared_prefix_length(num_context_tokens: int, position: ClassTokenPosition, class_specific: bool) -> int:
+    """Leading tokens that are one and the same in all prompts: at least SOS."""
+    if class_specific or position == "front":
+        return 1
+    return 1 + (num_context_tokens if position == "end" else num_context_tokens // 2)
+
+
+def fill_placeholders(
+    token_embeds: torch.Tensor, input_ids: torch.Tensor, context: torch.Tensor, class_specific: bool
+) -> torch.Tensor:
+    """Puts context vectors where a prompt repeats its first token (SOS), which no tokenizer does.
+
+    Args:
+        token_embeds: (N, L, d).
+        input_ids: (N, L), M placeholders a row.
+        context: (M, d), or (C, M, d) with N = C: row k is class k.
+        class_specific: whether `context` is the latter.
+
+    Returns:
+        (N, L, d) in the dtype of `token_embeds`. Raises ValueError for another number of placeholders or rows.
+    """
+    if class_specific and len(input_ids) != len(context):
+        raise ValueError(
+            f"input_ids: {len(input_ids)} prompts, but the class-specific context is of {len(context)} classes, in order"
+        )
+    placeholder = input_ids == input_ids[:, :1]
+    placeholder[:, 0] = False
+    if not torch.compiler.is_compiling():
+        counts = placeholder.sum(dim=1)
+        wrong = torch.nonzero(counts != context.shape[-2])
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"input_ids: row {row} has {int(counts[row])} placeholders, the adapter has {context.shape[-2]} context tokens; make "
+                "prompts with coop_prompt_ids(...), or use disable_adapter() for other texts"
+            )
+    context = context if class_specific else context.expand(len(input_ids), *context.shape)
+    return token_embeds.masked_scatter(placeholder[..., None], context.to(token_embeds.dtype))
+
+
+def coop_prompt_ids(
+    tokenizer,
+    class_names: Sequence[str],
+    num_context_tokens: int,
+    class_token_position: ClassTokenPosition = "end",
+    max_length: int = 77,
+) -> torch.Tensor:
+    """`input_ids` for CoOp on a plain `CLIPModel`: class prompts with the start token as placeholder for each context vector.
+
+    Args:
+        tokenizer: a CLIP tokenizer.
+        class_names: C names; underscores are read as spaces.
+        num_context_tokens: M of the adapter.
+        class_token_position: that of the adapter.
+        max_length: what the text tower takes.
+
+    Returns:
+        (C, L) int64, padded with EOS. Raises ValueError for a prompt that is longer than `max_length`.
+    """
+    names = [name.replace("_", " ") for name in class_names]
+    tails = [row[1:] for row in tokenizer([f"{name}." for name in names]).input_ids]
+    alone = [len(row) - 2 for row in tokenizer(names).input_ids]
+    start, eos = tokenizer(names[0]).input_ids[0], tails[0][-1]
+    longest = max(len(tail) for tail in tails)
+    check_prompt_length(num_context_tokens, longest, max_length)
+    tail_ids = torch.tensor([tail + [eos] * (longest - len(tail)) for tail in tails])
+    name_lengths = torch.tensor([min(n, len(tail) - 1) for n, tail in zip(alone, tails, strict=True)])
+    starts = torch.full((len(names), 1), start)
+    return splice(starts, torch.full((num_context_tokens,), start), tail_ids, name_lengths, class_token_position)
+
+
+def check_prompt_length(num_context_tokens: int, tail_length: int, positions: int) -> None:
+    length = 1 + num_context_tokens + tail_length
+    if length > positions:
+        raise ValueError(
+            f"num_context_tokens: {num_context_tokens} context tokens and the longest class name make a prompt of {length} tokens, the "
+            f"text tower takes {positions}"
+        )
+
+
+class CoOpLayer(TunerLayer):
+    """Holds the context vectors; subclasses put them into prompts."""
+
+    adapter_layer_names = ("clipv_coop_context",)
+    merge_refusal = "it changes what is read, not the weights that read it"
+
+    def __init__(self, base_layer: nn.Module, anchor: nn.Module):
+        super().__init__(base_layer, anchor)
+        self.clipv_coop_context = nn.ParameterDict()
+
+    def update_layer(self, adapter_name: str, config: CoOpConfig) -> None:
+        """Makes a context: of the words in `config`, or random."""
+        token_embedding = self._anchor[0].weight
+        shape = config.context_shape(token_embedding.shape[1])
+        context = torch.empty(shape, dtype=torch.float32, device=token_embedding.device)
+        if config.context_init_ids is None:
+            nn.init.normal_(context, std=_INIT_STD)
+        else:
+            ids = torch.tensor(config.context_init_ids, device=token_embedding.device)
+            context.copy_(F.embedding(ids, token_embedding.detach()).expand(shape))
+        self.configs[adapter_name] = config
+        self.clipv_coop_context[adapter_name] = nn.Parameter(context)
+
+
+class PromptEmbedderWithContext(CoOpLayer):
+    """Wraps the classifier's `prompt_embedder`: class prompts become SOS, context, name instead of templates."""
+
+    def forward(self, prompts, embeddings: nn.Module):
+        """`prompts`: ClassPrompts of C classes; `embeddings`: the text tower's. Returns EmbeddedPrompts of C rows."""
+        embedded = self.base_layer(prompts, embeddings)
+        name = self.active_name()
+        if name is None:
+            return embedded
+        config, context = self.configs[name], self.clipv_coop_context[name]
+        tail_ids, name_lengths = prompts.tail_ids, prompts.tail_name_lengths
+        if config.class_specific and len(context) != len(tail_ids):
+            raise ValueError(
+                f"class_names: {len(tail_ids)} classes, but adapter {name!r} has contexts of {len(context)} (class_specific=True)"
+            )
+        check_prompt_length(config.num_context_tokens, tail_ids.shape[1], embeddings.position_embedding.num_embeddings)
+        # Read from the prompts: configurations of 2022 say that SOS is 0.
+        start_ids = prompts.template_ids[:, 0, :1]
+        placeholders = start_ids.expand(-1, config.num_context_tokens)
+        layout = (name_lengths, config.class_token_position)
+        token_embedding = embeddings.token_embedding
+        return dataclasses.replace(
+            embedded,
+            input_ids=splice(start_ids, placeholders, tail_ids, *layout),
+            inputs_embeds=splice(token_embedding(start_ids), context, token_embedding(tail_ids), *layout),
+            prompts_per_class=1,
+            shared_prefix=shared_prefix_length(
+                config.num_context_tokens, config.class_token_position, config.class_specific
+            ),
+        )
+
+
+class TextEmbeddingsWithContext(CoOpLayer):
+    """Wraps a plain `CLIPModel`'s `text_model.embeddings`: placeholders in `input_ids` become context vectors."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        name = self.active_name()
+        if name is None or input_ids is None or inputs_embeds is not None:
+            return self.base_layer(input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        token_embeds = self.base_layer.token_embedding(input_ids)
+        context, class_specific = self.clipv_coop_context[name], self.configs[name].class_specific
+        inputs_embeds = fill_placeholders(token_embeds, input_ids, context, class_specific)
+        return self.base_layer(inputs_embeds=inputs_embeds, position_ids=position_ids)
+
+
+__all__ = [
+    "CoOpLayer", "PromptEmbedderWithContext", "TextEmbeddingsWithContext", "coop_prompt_ids", "fill_placeholders", "shared_prefix_length",
+    "splice", "splice_order",
+]  # fmt: skip

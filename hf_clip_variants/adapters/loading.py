@@ -1,0 +1,161 @@
+"""Loading adapters so that nothing is half done: every check comes before the base model is touched."""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from peft import PeftModel, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from .registration import register_all
+from .tuner import TunerConfig, check_adapter_tensors
+
+
+_CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "endpoint")
+
+
+def _local_folder(path_or_id: str, subfolder: str | None, hub_arguments: dict) -> Path:
+    folder = Path(path_or_id) / (subfolder or "")
+    if folder.is_dir():
+        for name in (_CONFIG_FILE, _WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise OSError(f"{folder / name}: not found; {folder} is not an adapter that save_pretrained wrote")
+        return folder
+    config_file, _ = (
+        hf_hub_download(str(path_or_id), name, subfolder=subfolder, **hub_arguments)
+        for name in (_CONFIG_FILE, _WEIGHTS_FILE)
+    )
+    return Path(config_file).parent
+
+
+def _read_config(path: Path) -> tuple[TunerConfig, str | None]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        peft_type = values["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"{path}: not a valid adapter configuration ({type(error).__name__}: {error})") from error
+    ours = {t: c for t, c in PEFT_TYPE_TO_CONFIG_MAPPING.items() if issubclass(c, TunerConfig)}
+    if peft_type not in ours:
+        known = ", ".join(t.value for t in ours)
+        raise ValueError(
+            f"peft_type: {path} has {peft_type!r}, this version of hf-clip-variants loads {known}; upgrade it, or use PeftModel.from_pretrained"
+        )
+    config = ours[peft_type].from_pretrained(str(path.parent))
+    return config, (values.get("auto_mapping") or {}).get("base_model_class")
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise OSError(
+            f"{path}: not a valid safetensors file ({error}). Re-download or save the adapter again"
+        ) from error
+
+
+def _build_base(config: TunerConfig, base_class: str | None) -> nn.Module:
+    name = config.base_model_name_or_path
+    if not name:
+        raise ValueError(
+            "base: the adapter does not say what it was trained on (base_model_name_or_path is empty); pass base=..."
+        )
+    if base_class == "CLIPModel":
+        from transformers import CLIPModel
+
+        return CLIPModel.from_pretrained(name, revision=config.revision)
+    from hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+
+    classes = {"class_names": config.class_names, "templates": config.templates} if config.class_names else {}
+    return CLIPClassifier.from_pretrained(name, revision=config.revision, **classes)
+
+
+def load_adapter(
+    path_or_id: str | Path,
+    base: nn.Module | None = None,
+    allow_other_backbone: bool = False,
+    *,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    subfolder: str | None = None,
+    **hub_arguments,
+) -> PeftModel:
+    """A model with a saved adapter on it, from a folder or the Hub.
+
+    Stricter than `PeftModel.from_pretrained`: file, configuration, tensor names and shapes, backbone and classes are checked before `base` is
+    touched, so an error leaves it as it was, bit for bit.
+
+    Args:
+        path_or_id: the folder that `save_pretrained` wrote, or a Hub repository.
+        base: what the adapter goes on. Default: built from the adapter's own record of its base model, classes and templates. A `PeftModel`
+            with adapters of the same kind gets one more (give it another `adapter_name`, then `set_adapter`).
+        allow_other_backbone: load although the backbone's weights are not those that the adapter was trained with.
+        adapter_name: name on the model.
+        is_trainable: go on training; default is inference.
+        subfolder: of the folder or repository.
+        hub_arguments: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `endpoint`.
+
+    Raises:
+        OSError: a missing, truncated or damaged file; the text has its path.
+        ValueError: an unknown kind of adapter, one from a newer version, missing or unexpected tensors, another backbone, other classes.
+
+    Example:
+
+    ```python
+    model = load_adapter("me/pets-tip-adapter")
+    model(pixel_values=pixel_values).logits
+    ```
+    """
+    if unknown := sorted(set(hub_arguments) - set(_HUB_ARGUMENTS)):
+        raise TypeError(f"load_adapter: unknown arguments {unknown}, expected {', '.join(_HUB_ARGUMENTS)}")
+    register_all()
+    folder = _local_folder(path_or_id, subfolder, hub_arguments)
+    config, base_class = _read_config(folder / _CONFIG_FILE)
+    tensors = _read_tensors(folder / _WEIGHTS_FILE)
+    if config.target_modules is None or config.backbone_widths is None:
+        raise OSError(f"{folder / _CONFIG_FILE}: target_modules or backbone_widths is missing")
+    check_adapter_tensors(config, tensors, str(folder / _WEIGHTS_FILE))
+    config.allow_other_backbone = allow_other_backbone
+    config.inference_mode = not is_trainable
+    if base is None:
+        base = _build_base(config, base_class)
+    return put_adapter(base, config, tensors, adapter_name)
+
+
+def put_adapter(
+    base: nn.Module, config: TunerConfig, tensors: dict[str, torch.Tensor], adapter_name: str = "default"
+) -> PeftModel:
+    """Puts an adapter that is already in memory on `base` (a `CLIPClassifier`, a `CLIPModel`, or a `PeftModel` on one).
+
+    Args:
+        base: changed in place, as by `get_peft_model`, unless a check fails.
+        config: of the adapter.
+        tensors: as in its file, for instance from a converter in `adapters/*/convert.py`.
+        adapter_name: name on the model.
+
+    Raises ValueError for tensors that are not those of `config`, and for a base that the adapter does not fit; `base` is then as it was.
+    """
+    trained = [p for p in base.parameters() if p.requires_grad]
+    wrapped = isinstance(base, PeftModel)
+    if wrapped:
+        model = base
+        model.add_adapter(adapter_name, config)
+    else:
+        model = PeftModel(base, config, adapter_name)
+    try:
+        set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+    except Exception:
+        model.delete_adapter(adapter_name) if wrapped else model.unload()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    if wrapped and not config.inference_mode:
+        model.set_requires_grad(adapter_name)
+    return model.eval() if config.inference_mode else model
+
+
+__all__ = ["load_adapter", "put_adapter"]

@@ -1,0 +1,324 @@
+"""What our tuners share over PEFT's `BaseTuner`: one base model contract, checks before anything is touched, strict loading."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from hf_clip_variants.modeling.backbones import family_of, fingerprint, same_backbone
+
+from .registration import add_peft_type
+
+
+FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
+_CLASSIFIER = "clipv-clip_classifier"
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class TunerConfig(PeftConfig):
+    """Fields that every adapter of ours has. All but the last are filled when the adapter is made: leave them alone."""
+
+    peft_type_name: ClassVar[str]
+
+    target_modules: list[str] | None = field(
+        default=None, metadata={"help": "The modules that are wrapped. Follows from the base model and the method."}
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "The classes that the adapter was made for, in label order. Taken from a CLIPClassifier."},
+    )
+    templates: list[str] | None = field(
+        default=None, metadata={"help": "The classifier's prompt templates when the adapter was made."}
+    )
+    backbone_fingerprint: str | None = field(
+        default=None, metadata={"help": "Of the weights that the adapter was made for; other weights are refused."}
+    )
+    backbone_widths: dict[str, int] | None = field(
+        default=None, metadata={"help": "Widths and depths of the backbone that the adapter was made for."}
+    )
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
+    # Each subclass repeats the next field: PEFT takes from_pretrained(..., allow_other_backbone=True) from the class's own annotations only.
+    allow_other_backbone: bool = field(
+        default=False,
+        metadata={
+            "help": "Load although the backbone's weights are not those that the adapter was made for. Not saved."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = add_peft_type(self.peft_type_name)
+        if self.task_type is not None:
+            raise ValueError(
+                f"task_type: {self.task_type!r}, expected None (PEFT's task classes call the model with input_ids first)"
+            )
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
+                f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
+            )
+        if self.class_names is not None:
+            self.class_names = list(self.class_names)
+
+    def to_dict(self) -> dict:
+        values = super().to_dict()
+        del values["allow_other_backbone"]  # a decision of one load, not a property of the adapter
+        return values
+
+    def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names (below the base model) and shapes of everything that the adapter's file holds."""
+        raise NotImplementedError
+
+    def why_classes_are_fixed(self) -> str | None:
+        """What in the adapter belongs to the k-th class; None when any classes will do."""
+        return None
+
+
+def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor], origin: str = "adapter") -> None:
+    """Raises ValueError unless `tensors` are exactly those that `config` describes, in name and shape."""
+    found = {name.removeprefix(_PEFT_PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = config.adapter_tensors()
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        faults = [
+            f"{len(names)} {kind} tensors: {', '.join(names[:5])}"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise ValueError(f"{origin}: {'; '.join(faults)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)}")
+
+
+def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
+    """Raises ValueError, saying what differs, unless both lists are equal."""
+    if made_for == given:
+        return
+    added = [name for name in given if name not in made_for]
+    removed = [name for name in made_for if name not in given]
+    if added or removed:
+        changes = f"added {added[:5]} ({len(added)}), removed {removed[:5]} ({len(removed)})"
+    else:
+        index = next(i for i, (a, b) in enumerate(zip(made_for, given, strict=True)) if a != b)
+        changes = f"the same names in another order: {made_for[index]!r} is now {given[index]!r} at {index}"
+    raise ValueError(f"class_names: {why}, but the classes differ: {changes}")
+
+
+class Base:
+    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain `CLIPModel`."""
+
+    def __init__(self, model: nn.Module, peft_type: str):
+        from transformers import CLIPModel
+
+        config = getattr(model, "config", None)
+        self.model = model
+        self.is_classifier = getattr(config, "model_type", None) == _CLASSIFIER and hasattr(model, "prompt_embedder")
+        if not self.is_classifier and not isinstance(model, CLIPModel):
+            raise ValueError(
+                f"model: {peft_type} works on CLIPClassifier and CLIPModel, got {type(model).__name__}"
+                + (f" (model_type {config.model_type!r})" if hasattr(config, "model_type") else "")
+            )
+        self.clip = model.clip if self.is_classifier else model
+        self.family = family_of(config.backbone_model_type if self.is_classifier else config.model_type)
+        self.widths: dict[str, int] = self.family.widths(config)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classifier's classes; None when there are none yet, or no place for them."""
+        return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
+
+    @property
+    def templates(self) -> list[str] | None:
+        return list(self.model.config.templates) if self.class_names is not None else None
+
+
+class TunerLayer(nn.Module, BaseTunerLayer):
+    """Wraps `base_layer`; with no adapter active, or adapters disabled, it is `base_layer`.
+
+    Args:
+        base_layer: the wrapped module, often one without parameters.
+        anchor: a module of the backbone whose device new tensors go to. Not registered.
+    """
+
+    merge_refusal = "it is not a change of the base model's weights"
+
+    def __init__(self, base_layer: nn.Module, anchor: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.configs: dict[str, TunerConfig] = {}
+        self._anchor = (anchor,)  # in a tuple, so that nn.Module does not register it
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # while unpickling
+                raise
+            return getattr(self.base_layer, name)
+
+    @property
+    def adapter_device(self) -> torch.device:
+        return next(self._anchor[0].parameters()).device
+
+    def active_name(self) -> str | None:
+        """The adapter of this layer that takes part in the forward pass. ValueError for several: their contexts or caches do not add up."""
+        if self.disable_adapters:
+            return None
+        names = [name for name in self.active_adapters if name in self.configs]
+        if len(names) > 1:
+            kind = self.configs[names[0]].peft_type.value
+            raise ValueError(f"adapters {names} are active at once; {kind} takes one: set_adapter({names[0]!r})")
+        return names[0] if names else None
+
+    def check_class_names(self, class_names: list[str]) -> None:
+        """`CLIPClassifier.set_classes` asks before it changes the classes: ValueError if an adapter here depends on the old ones."""
+        for name, config in self.configs.items():
+            if reason := _why_classes_are_fixed(config):
+                check_class_names(config.class_names, class_names, f"adapter {name!r} {reason}")
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.configs.pop(adapter_name, None)
+        super().delete_adapter(adapter_name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(_merge_error(self.configs, self.merge_refusal))
+
+    def unmerge(self) -> None:
+        raise ValueError(_merge_error(self.configs, self.merge_refusal))
+
+    def _get_base_layer_device_and_dtype(self, base_layer):
+        # No dtype: adapters stay in float32 whatever the base is in, because small updates vanish in half precision.
+        return self.adapter_device, None
+
+
+def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
+    kinds = ", ".join(sorted({config.peft_type.value for config in configs.values()})) or "this adapter"
+    return f"merge: {kinds} cannot be merged, {refusal}; keep the adapter, or remove it with unload()"
+
+
+def _why_classes_are_fixed(config: TunerConfig) -> str | None:
+    """What in the adapter belongs to the k-th class, if anything does."""
+    return config.why_classes_are_fixed() if config.class_names is not None else None
+
+
+class Tuner(BaseTuner):
+    """Checks the base model, fills the configuration, wraps the targets. Subclasses say which modules and with which layer."""
+
+    tuner_layer_cls = TunerLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    tensor_width: ClassVar[str]  # the backbone width that the adapter's tensors have; nothing overrides a mismatch
+
+    def __init__(self, model: nn.Module, peft_config, adapter_name: str, *args, **kwargs):
+        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        try:
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        except Exception:
+            # transformers' add_adapter shares one dictionary with the model and has marked it as loaded already.
+            others = getattr(model, "peft_config", None)
+            if others and others.get(adapter_name) is config:
+                del others[adapter_name]
+            if not others and getattr(model, "_hf_peft_config_loaded", False):
+                model._hf_peft_config_loaded = False
+            raise
+
+    # ---- what a subclass says
+
+    @classmethod
+    def targets(cls, config: TunerConfig, base: Base) -> dict[str, nn.Module]:
+        """Names of the modules to wrap, each with the module that gives the device."""
+        raise NotImplementedError
+
+    @classmethod
+    def fill_config(cls, config: TunerConfig, base: Base) -> None:
+        """Method-specific checks, then method-specific fields."""
+
+    def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> TunerLayer:
+        raise NotImplementedError
+
+    # ---- PEFT's hooks
+
+    def _check_new_adapter_config(self, config: TunerConfig) -> None:
+        """The first thing that `inject_adapter` does, for a first adapter and for any other."""
+        super()._check_new_adapter_config(config)
+        base = Base(self.model, config.peft_type_name)
+        self._check_base(config, base)
+        self.fill_config(config, base)
+        config.target_modules = sorted(self.targets(config, base))
+        config.class_names = config.class_names if config.class_names is not None else base.class_names
+        config.templates = config.templates if config.templates is not None else base.templates
+        config.backbone_widths = config.backbone_widths or base.widths
+        if config.backbone_fingerprint is None:
+            config.backbone_fingerprint = fingerprint(base.clip)
+
+    def _check_base(self, config: TunerConfig, base: Base) -> None:
+        targets = sorted(self.targets(config, base))
+        if config.target_modules is not None and sorted(config.target_modules) != targets:
+            raise ValueError(
+                f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} it would wrap "
+                f"{targets}; load it on the class that it was made for (auto_mapping in adapter_config.json)"
+            )
+        for name, ours in (config.backbone_widths or {}).items():
+            theirs = base.widths.get(name)
+            if ours != theirs and (name == self.tensor_width or not config.allow_other_backbone):
+                what = "width" if name.endswith("width") else "depth"
+                raise ValueError(f"adapter expects {what} {ours}, backbone has {theirs} ({name})")
+        if config.backbone_fingerprint is not None and not config.allow_other_backbone:
+            current = fingerprint(base.clip)
+            if not same_backbone(current, config.backbone_fingerprint):
+                raise ValueError(
+                    f"backbone_fingerprint: the adapter was made for {_describe(config)} with fingerprint "
+                    f"{config.backbone_fingerprint!r}, this backbone has {current!r}. Load the right one, or pass "
+                    "allow_other_backbone=True (for a new adapter: a new configuration)"
+                )
+        reason = _why_classes_are_fixed(config)
+        if reason and base.is_classifier:
+            if base.class_names is None:
+                raise ValueError(
+                    f"class_names: the adapter {reason}, but the classifier has no classes; call set_classes({config.class_names[:3]}...)"
+                )
+            check_class_names(config.class_names, base.class_names, f"the adapter {reason}")
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None
+    ):
+        if isinstance(target, self.tuner_layer_cls):
+            layer = target
+        else:
+            anchors = self.targets(peft_config, Base(self.model, peft_config.peft_type_name))
+            layer = self._wrap(target, target_name, anchors[current_key])
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own looks for `.weight`, which hooks and embeddings do not have.
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(_merge_error(self.peft_config, self.tuner_layer_cls.merge_refusal))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        # The last place before tensors are copied: PEFT itself only warns about missing keys and is silent about unexpected ones.
+        check_adapter_tensors(config, state_dict)
+        return super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+
+
+def _describe(config: TunerConfig) -> str:
+    return (
+        json.dumps(config.base_model_name_or_path) if config.base_model_name_or_path else "a backbone without a name"
+    )
+
+
+__all__ = [
+    "FORMAT_VERSION", "Base", "Tuner", "TunerConfig", "TunerLayer", "check_adapter_tensors", "check_class_names",
+]  # fmt: skip
