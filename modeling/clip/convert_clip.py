@@ -1,0 +1,274 @@
+"""Weights of OpenAI's CLIP and of open_clip's native CLIP ↔ transformers' `CLIPModel`, for the Vision Transformer models.
+
+The state dict comes from `hf_clip_variants.official.read_state_dict`; this file reads no files. Everything but three things follows from the shapes:
+
+- the number of attention heads: width / 64 in every OpenAI model; `vision_heads=`, `text_heads=` say otherwise. open_clip's ViT-H, g, G and e
+  have wider heads and are recognised by their width;
+- the activation: OpenAI's weights (and open_clip's `-quickgelu` ones) were trained with `quick_gelu`, most other open_clip weights with `gelu`;
+- the token ids: start of text is `vocab_size - 2`, end of text `vocab_size - 1`, as in CLIP's tokenizer.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+
+# Official name -> CLIPModel name. `{i}` is a layer; the attention's joint input projection and the transposed matrices are listed apart.
+_OUTER = {
+    "logit_scale": "logit_scale",
+    "text_projection": "text_projection.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+    "visual.proj": "visual_projection.weight",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
+}
+_TOWERS = {
+    "transformer.resblocks.{i}.": "text_model.encoder.layers.{i}.",
+    "visual.transformer.resblocks.{i}.": "vision_model.encoder.layers.{i}.",
+}
+_LAYER = {
+    f"{official}.{kind}": f"{ours}.{kind}"
+    for official, ours in {
+        "ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+    }.items()
+    for kind in ("weight", "bias")
+}  # fmt: skip
+_JOINT = {
+    f"attn.in_proj_{kind}": tuple(f"self_attn.{part}_proj.{kind}" for part in ("q", "k", "v"))
+    for kind in ("weight", "bias")
+}
+_TRANSPOSED = {"text_projection", "visual.proj"}
+# Stored beside the weights, not weights: sizes (OpenAI) and the causal mask (old open_clip).
+_STRAY = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
+# open_clip's models whose vision heads are not 64 wide (80, 88, 104, 112): ViT-H-14, ViT-g-14, ViT-bigG-14, ViT-e-14.
+_VISION_HEADS = {1280: 16, 1408: 16, 1664: 16, 1792: 16}
+
+
+def clip_from_official(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    hidden_act: str = "quick_gelu",
+) -> CLIPModel:
+    """A `CLIPModel` with the weights of an official checkpoint: float32, on the CPU, in eval mode.
+
+    Image features equal the official `encode_image`, text features `encode_text`, for token ids in which the largest id ends the text (CLIP's do).
+
+    Args:
+        state_dict: OpenAI's or open_clip's names (also with open_clip's `text.` prefix), any float dtype.
+        vision_heads, text_heads: attention heads; default `width // 64` (see the head of this file).
+        hidden_act: `"quick_gelu"` for OpenAI's weights, `"gelu"` for most of open_clip's. Not visible in the weights.
+
+    Raises:
+        ValueError: names or shapes are not those of a Vision Transformer CLIP, or a weight is not finite.
+
+    Example:
+
+        >>> from hf_clip_variants.official import read_state_dict
+        >>> model = clip_from_official(read_state_dict("ViT-B-32.pt"))  # doctest: +SKIP
+    """
+    config = CLIPConfig(
+        **infer_clip_config(state_dict, vision_heads=vision_heads, text_heads=text_heads, hidden_act=hidden_act)
+    )
+    weights = convert_clip_state_dict(state_dict, config)
+    model = CLIPModel(config)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def infer_clip_config(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    hidden_act: str = "quick_gelu",
+) -> dict:
+    """The keyword arguments of `CLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an official state dict.
+
+    Arguments as for `clip_from_official`; only shapes are read, so tensors may be on the meta device.
+
+    Raises:
+        ValueError: another architecture (CLIP-ResNet, a timm or Hugging Face tower), a name that the shapes are read from is missing, a patch grid that is
+            not square, heads that do not divide the width.
+    """
+    weights = _native_names(state_dict)
+    needed = [
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        "positional_embedding",
+        "token_embedding.weight",
+        "text_projection",
+    ]
+    needed += [tower.format(i=0) + "mlp.c_fc.weight" for tower in _TOWERS]
+    _fail_if_any("missing", [name for name in needed if name not in weights])
+    shapes = {name: tuple(weights[name].shape) for name in needed}
+    _check_rank(shapes)
+
+    vision_width, _, _, patch = shapes["visual.conv1.weight"]
+    positions = shapes["visual.positional_embedding"][0] - 1
+    grid = math.isqrt(max(positions, 0))
+    if grid < 1 or grid * grid != positions:
+        raise ValueError(
+            f"visual.positional_embedding: {positions} patch positions, expected a square number (and one for the class)"
+        )
+    vocab_size, text_width = shapes["token_embedding.weight"]
+    projection_dim = shapes["text_projection"][1]
+    return {
+        "projection_dim": projection_dim,
+        "text_config": {
+            "vocab_size": vocab_size,
+            "hidden_size": text_width,
+            "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+            "num_hidden_layers": _count_layers(weights, "transformer.resblocks."),
+            "num_attention_heads": _heads("text_heads", text_heads, text_width, {}),
+            "max_position_embeddings": shapes["positional_embedding"][0],
+            "projection_dim": projection_dim,
+            "hidden_act": hidden_act,
+            "bos_token_id": vocab_size - 2,
+            "eos_token_id": vocab_size - 1,
+            "pad_token_id": vocab_size - 1,
+        },
+        "vision_config": {
+            "hidden_size": vision_width,
+            "intermediate_size": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
+            "num_hidden_layers": _count_layers(weights, "visual.transformer.resblocks."),
+            "num_attention_heads": _heads("vision_heads", vision_heads, vision_width, _VISION_HEADS),
+            "image_size": patch * grid,
+            "patch_size": patch,
+            "projection_dim": projection_dim,
+            "hidden_act": hidden_act,
+        },
+    }  # fmt: skip
+
+
+def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
+    """An official state dict under `CLIPModel`'s names, in float32. Strict: every weight of `CLIPModel(config)` once, no other.
+
+    Raises:
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
+    """
+    weights = _native_names(state_dict)
+    renamed = _name_table(config)
+    _fail_if_any("missing", [name for name in renamed if name not in weights])
+    _fail_if_any("unexpected", [name for name in weights if name not in renamed])
+
+    with torch.device("meta"):
+        expected = to_official(CLIPModel(config).state_dict(), config)
+    weights["logit_scale"] = _as_scalar(weights["logit_scale"])
+    wrong = [
+        f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if weights[name].shape != tensor.shape
+    ]
+    _fail_if_any("of the wrong shape", wrong)
+    _fail_if_any("not finite", [name for name in renamed if not _is_finite(weights[name])])
+
+    converted: dict[str, torch.Tensor] = {}
+    for name, ours in renamed.items():
+        tensor = weights[name].detach().to(torch.float32)
+        tensor = tensor.t().contiguous() if name in _TRANSPOSED else tensor
+        if isinstance(ours, tuple):
+            # Copies: a view would keep the joint matrix alive, and safetensors refuses to save shared memory.
+            converted |= {part: third.clone() for part, third in zip(ours, tensor.chunk(3), strict=True)}
+        else:
+            converted[ours] = tensor
+    return converted
+
+
+def to_official(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
+    """The inverse of `convert_clip_state_dict`: `CLIPModel`'s weights under the names of OpenAI and open_clip, dtypes as they are.
+
+    Raises:
+        ValueError: missing names, or names that `CLIPModel(config)` does not have.
+    """
+    renamed = _name_table(config)
+    ours = [name for value in renamed.values() for name in (value if isinstance(value, tuple) else (value,))]
+    _fail_if_any("missing", [name for name in ours if name not in state_dict])
+    _fail_if_any("unexpected", [name for name in state_dict if name not in set(ours)])
+    official: dict[str, torch.Tensor] = {}
+    for name, value in renamed.items():
+        tensor = torch.cat([state_dict[part] for part in value]) if isinstance(value, tuple) else state_dict[value]
+        official[name] = tensor.t().contiguous() if name in _TRANSPOSED else tensor
+    return official
+
+
+def _name_table(config: CLIPConfig) -> dict[str, str | tuple[str, ...]]:
+    """All official names of a model, each with its one or three names here."""
+    table: dict[str, str | tuple[str, ...]] = dict(_OUTER)
+    depths = (config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers)
+    for (official, ours), depth in zip(_TOWERS.items(), depths, strict=True):
+        for i in range(depth):
+            for name, our_name in (_LAYER | _JOINT).items():
+                prefix = ours.format(i=i)
+                table[official.format(i=i) + name] = (
+                    tuple(prefix + part for part in our_name) if isinstance(our_name, tuple) else prefix + our_name
+                )
+    return table
+
+
+def _native_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without open_clip's `text.` prefix and the stray entries. Other architectures are refused here, by name."""
+    if any(name.startswith("visual.layer1.") for name in state_dict):
+        raise ValueError(
+            "the image tower is a CLIP-ResNet (visual.layer1…): it needs the model clip_resnet, not CLIPModel"
+        )
+    for prefix, tower in {"visual.trunk.": "timm image", "text.transformer.embeddings.": "Hugging Face text"}.items():
+        if any(name.startswith(prefix) for name in state_dict):
+            raise ValueError(
+                f"the checkpoint has a {tower} tower ({prefix}…): only CLIP's own Vision Transformer can be converted"
+            )
+    if "logit_bias" in state_dict:
+        raise ValueError(
+            "the checkpoint has a logit_bias (it was trained with SigLIP's loss), which CLIPModel cannot hold"
+        )
+    names = {name.removeprefix("text."): name for name in state_dict}
+    if len(names) != len(state_dict):
+        raise ValueError("CLIP state dict: the same weight with and without the prefix `text.`")
+    return {short: state_dict[name] for short, name in names.items() if short not in _STRAY}
+
+
+def _as_scalar(tensor: torch.Tensor) -> torch.Tensor:
+    """open_clip can store the temperature as one element, for FSDP; CLIPModel has none but a 0-dim parameter."""
+    return tensor.reshape(()) if tensor.shape == (1,) else tensor
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def _count_layers(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+def _heads(argument: str, heads: int | None, width: int, known: Mapping[int, int]) -> int:
+    if heads is None:
+        if width % 64 and width not in known:
+            raise ValueError(
+                f"{argument}: the width {width} is not a multiple of 64, say how many heads the model has"
+            )
+        return known.get(width, width // 64)
+    if heads < 1 or width % heads:
+        raise ValueError(f"{argument}={heads}: expected a divisor of the width {width}")
+    return heads
+
+
+def _check_rank(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = [f"{n} {s}" for n, s in shapes.items() if len(s) != (4 if n == "visual.conv1.weight" else 2) or 0 in s]
+    _fail_if_any("of the wrong shape", wrong)
+
+
+def _fail_if_any(what: str, names: list[str]) -> None:
+    if names:
+        more = "" if len(names) <= 5 else ", …"
+        raise ValueError(f"CLIP state dict: {len(names)} {what}: {', '.join(names[:5])}{more}")
