@@ -25,9 +25,8 @@ def add_peft_type(name: str) -> "PeftType":
     member._sort_order_ = len(PeftType._member_names_)
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
-    type.__setattr__(
-        PeftType, name, member
-    )  # Python 3.11 would find it in _member_map_; 3.12 and later do not look there
+    # Python 3.11 would find the attribute in _member_map_; 3.12 and later do not look there.
+    type.__setattr__(PeftType, name, member)
     return member
 
 
@@ -39,9 +38,8 @@ def register_all() -> None:
     for method in methods("adapter"):
         config_class, tuner_class = method.load("config"), method.load("tuner")
         peft_type = add_peft_type(config_class.peft_type_name)
-        if (
-            peft_type in PEFT_TYPE_TO_TUNER_MAPPING
-        ):  # this module was imported anew: PEFT must see the classes of today
+        if peft_type in PEFT_TYPE_TO_TUNER_MAPPING:
+            # imported anew: PEFT must see the classes of today
             PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
             PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class
         else:
