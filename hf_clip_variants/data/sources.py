@@ -1,0 +1,546 @@
+"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset` or the embedded emoji."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import glob
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .image_set import ImageSet, name_some
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+logger = logging.getLogger(__name__)
+
+IMAGE_EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .jp2 .avif .tga".split()
+)
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "path", "file", "filename", "file_name", "image_path", "filepath")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "name")
+SPLIT_ALIASES = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
+}  # fmt: skip
+IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
+
+
+def load_images(
+    source: str | os.PathLike | Sequence[str | os.PathLike] | datasets.Dataset | datasets.DatasetDict,
+    split: str | None = None,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    clean_class_names: bool = True,
+    limit: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    verify: bool = True,
+    empty_classes: Literal["raise", "warn"] | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    progress: bool = True,
+) -> ImageSet:
+    """Read labelled pictures from whatever holds them.
+
+    Args:
+        source: one of
+            - a folder of class sub-folders (pictures at any depth below), optionally with train/val/test above them;
+            - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
+            - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line, or without
+              one in just that order;
+            - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
+            - `"emoji"` or `"emoji:<style>[,<style>]"`: the embedded set (`load_emoji`); write `./emoji` for a folder of that name;
+            - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version).
+        split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the train split
+            where there are splits.
+        image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
+        class_names: names for integer labels: a list (label i is its i-th name), or a mapping from each label to a name: the
+            labels may then have gaps and are renumbered in increasing order. For text labels: the list fixes the order (pass
+            `train.class_names` when reading a test set from another source).
+        clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white space to
+            one. Unicode is composed (NFC) in any case. Case is left alone.
+        limit (`int`, *optional*): at most so many pictures, taken evenly over the classes, first ones first.
+        on_error: what to do with pictures that cannot be decoded: "raise" an error that names them, or "skip" them, with a
+            warning and the list in `ImageSet.skipped`.
+        verify (`bool`): decode every picture once now. Without it a broken one raises when it is used.
+        empty_classes: what to do about a class without pictures. Default: "raise" for training pictures, "warn" for a
+            validation or test split.
+        progress (`bool`): show a bar while a large set is verified.
+
+    Returns:
+        [`ImageSet`]; labels are the same in every split of one source.
+
+    Raises:
+        FileNotFoundError: no such file, folder or Hub data set.
+        ValueError: no pictures, fewer than two classes, a class without pictures, a label out of range, integer labels without
+            names, columns that cannot be told, unreadable pictures. Every message names what was wrong.
+
+    Example:
+
+    ```python
+    >>> train = load_images("emoji:fluentflat,emojione")
+    >>> train.class_names[:3]
+    ('hot dog', 'taco', 'burrito')
+    ```
+    """
+    from datasets import ClassLabel
+
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error: got {on_error!r}; want 'raise' or 'skip'")
+    if empty_classes not in (None, "raise", "warn"):
+        raise ValueError(f"empty_classes: got {empty_classes!r}; want 'raise', 'warn' or None")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
+    what = source if isinstance(source, str) else type(source).__name__
+    columns = (image_column, label_column)
+    parts = _read(source, columns, name, revision)
+    chosen = _choose_split(parts, split, what)
+    part = parts[chosen]
+
+    names, index_of = _resolve_classes(parts, class_names, clean_class_names)
+    labels = _to_indices(part, names, index_of)
+    dataset = part["dataset"].add_column("label", labels, feature=ClassLabel(names=list(names)))
+    splits = tuple(n for n in parts if n)
+    images = ImageSet(dataset, names, part["ids"], split=chosen or None, available_splits=splits)
+    if images.available_splits:
+        arguments = {
+            "image_column": image_column, "label_column": label_column, "class_names": class_names,
+            "clean_class_names": clean_class_names, "limit": limit, "on_error": on_error, "verify": verify,
+            "empty_classes": empty_classes, "name": name, "revision": revision, "progress": progress,
+        }  # fmt: skip
+        images = replace(images, load_split=functools.partial(load_images, source, **arguments))
+    if limit is not None and limit < len(images):
+        images = images.select(_evenly(images.labels, limit))
+    if verify:
+        images = _check_readable(images, on_error, progress)
+    if not len(images):
+        raise ValueError(f"{what}: no images in split {chosen!r}" if chosen else f"{what}: no images")
+    _check_classes(images, what, empty_classes)
+    return images
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
+    """split ('' where there is none) -> {"dataset": with column image only, "labels": list, "names": ClassLabel's or None, "ids"}"""
+    import datasets
+
+    if isinstance(source, datasets.DatasetDict):
+        return {_canonical(k): _from_dataset(v, columns, k) for k, v in source.items()}
+    if isinstance(source, datasets.Dataset):
+        return {"": _from_dataset(source, columns, str(source.split or "row"))}
+    if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+        raise TypeError(
+            "source: got a streaming IterableDataset; want a datasets.Dataset (load without streaming=True)"
+        )
+    if isinstance(source, list | tuple):
+        return _from_parquet([Path(s) for s in source], columns)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"source: got {type(source).__name__}; want a path, a Hub id, a list of Parquet files or a Dataset"
+        )
+    text = os.fspath(source)
+    if text == "emoji" or text.startswith("emoji:"):
+        return _from_emoji(text)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _from_folder(path, columns)
+    if path.is_file():
+        if path.suffix.lower() == ".parquet":
+            return _from_parquet([path], columns)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _from_csv(path, columns)
+        raise ValueError(
+            f"source: {text} is a file of unknown kind {path.suffix!r}; want .parquet, .csv, .tsv or a folder"
+        )
+    if glob.has_magic(text):
+        files = sorted(Path(p) for p in glob.glob(text, recursive=True))
+        if not files:
+            raise FileNotFoundError(f"source: no file matches {text}")
+        return _from_parquet(files, columns)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or path.suffix.lower() in (".parquet", ".csv", ".tsv"):
+        raise FileNotFoundError(f"source: no such file or folder: {text}")
+    return _from_hub(text, columns, name, revision)
+
+
+def _from_emoji(text: str) -> dict[str, dict[str, Any]]:
+    from .emoji import load_emoji
+
+    _, colon, styles = text.partition(":")
+    images = load_emoji([s.strip() for s in styles.split(",") if s.strip()] if colon else None)
+    names = list(images.class_names)
+    return {
+        "": {
+            "dataset": images.dataset.select_columns("image"),
+            "labels": images.labels,
+            "names": names,
+            "ids": images.ids,
+        }
+    }
+
+
+def _from_hub(repo_id, columns, name, revision) -> dict[str, dict[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(repo_id, name, revision=revision)
+    except Exception as error:  # datasets raises a dozen kinds, from ConnectionError to its own
+        raise FileNotFoundError(
+            f"source: {repo_id!r} is no file or folder here, and as a Hub data set it could not be loaded: {error}"
+        ) from error
+    return {_canonical(k): _from_dataset(v, columns, k) for k, v in loaded.items()}
+
+
+def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _read(datasets.load_from_disk(str(folder)), columns, None, None)
+    below = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
+    splits = {SPLIT_ALIASES.get(d.name.lower()): d for d in below}
+    roots = splits if below and None not in splits and len(splits) == len(below) else {"": folder}
+    found = {split: _class_folders(root) for split, root in roots.items()}
+    if not any(files for classes in found.values() for files in classes.values()):
+        parquet = sorted(folder.rglob("*.parquet"))
+        if parquet:
+            return _from_parquet(parquet, columns, folder)
+        loose = sum(_is_image(f) for f in folder.iterdir())
+        hint = f"; its {loose} pictures lie in no class sub-folder" if loose else ""
+        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<picture>")
+    every_class = sorted({c for classes in found.values() for c in classes})
+    parts = {}
+    for split, classes in found.items():
+        files = [(c, f) for c in sorted(classes) for f in classes[c]]
+        ids = [f.relative_to(roots[split]).as_posix() for _, f in files]
+        parts[split] = _from_paths([str(f.absolute()) for _, f in files], [c for c, _ in files], ids)
+        parts[split]["classes"] = every_class  # also those whose folder is empty
+    return parts
+
+
+def _class_folders(root: Path) -> dict[str, list[Path]]:
+    folders = (d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
+    return {d.name: [f for f in _walk(d) if _is_image(f)] for d in folders}
+
+
+def _walk(folder: Path) -> list[Path]:
+    paths = (Path(top) / name for top, _, names in os.walk(folder) for name in names)
+    return sorted(paths, key=lambda p: p.relative_to(folder).parts)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> dict[str, Any]:
+    import datasets
+
+    for path in paths:
+        if any(0xD800 <= ord(c) <= 0xDFFF for c in path):
+            raise ValueError(
+                f"{path.encode('utf-8', 'backslashreplace').decode()}: the file name is not valid UTF-8; rename it"
+            )
+    features = datasets.Features({"image": datasets.Image()})
+    dataset = datasets.Dataset.from_dict({"image": list(paths)}, features=features)
+    return {"dataset": dataset, "labels": list(labels), "names": None, "ids": tuple(ids)}
+
+
+def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        raise ValueError(f"{path}: the file is empty; want lines of picture path and label")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in text.splitlines()[0] else None
+    if delimiter is None:
+        delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
+    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
+    header = [cell.strip() for cell in rows[0]]
+    if len(header) >= 2 and _is_image(Path(header[0])):  # no header line
+        header, rows = ["path", "label", "split"][: len(header)], [[], *rows]
+    image = _pick(header, columns[0], IMAGE_COLUMNS, "image_column", f"{path}: columns {header}")
+    label = _pick(header, columns[1], LABEL_COLUMNS, "label_column", f"{path}: columns {header}")
+    at = {c: header.index(c) for c in (image, label)}
+    split_at = header.index("split") if "split" in header else None
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    for number, row in enumerate(rows[1:], start=2 if rows[0] else 1):
+        if len(row) < len(header) or not row[at[image]].strip() or not row[at[label]].strip():
+            raise ValueError(f"{path}, line {number}: got {row}; want a value for each of {header}")
+        split = _canonical(row[split_at].strip()) if split_at is not None else ""
+        grouped.setdefault(split, []).append((row[at[image]].strip(), row[at[label]].strip()))
+    parts = {}
+    every = [label for pairs in grouped.values() for _, label in pairs]
+    integral = all(re.fullmatch(r"-?\d+", value) for value in every)
+    for split, pairs in grouped.items():
+        paths = [str((path.parent / picture).absolute()) for picture, _ in pairs]
+        labels = [int(value) if integral else value for _, value in pairs]
+        parts[split] = _from_paths(paths, labels, [picture for picture, _ in pairs])
+    return parts
+
+
+def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> dict[str, dict[str, Any]]:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    if not files:
+        raise ValueError("source: got an empty list; want Parquet files")
+    grouped: dict[str, list[Path]] = {}
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"source: no such file: {file}")
+        shown = file.relative_to(root).as_posix() if root else file.name
+        word = (
+            re.search(r"(?:^|[-_./])(" + "|".join(SPLIT_ALIASES) + r")(?=[-_./])", shown.lower())
+            if len(files) > 1
+            else None
+        )
+        grouped.setdefault(SPLIT_ALIASES[word[1]] if word else "", []).append(file)
+    if "" in grouped and len(grouped) > 1:
+        raise ValueError(
+            f"source: some Parquet files name a split and {name_some(map(str, grouped['']))} do not; pass one kind"
+        )
+    parts = {}
+    for split, members in grouped.items():
+        try:
+            if sum(f.stat().st_size for f in members) <= IN_MEMORY_PARQUET_BYTES:
+                tables = [pyarrow.parquet.read_table(f) for f in members]
+                dataset = datasets.Dataset(pyarrow.concat_tables(tables, promote_options="default"))
+            else:
+                dataset = datasets.Dataset.from_parquet([str(f) for f in members])
+        except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+            raise ValueError(f"{name_some(map(str, members))}: not readable as Parquet: {error}") from error
+        parts[split] = _from_dataset(dataset, columns, split or members[0].stem, members[0].parent)
+    return parts
+
+
+def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) -> dict[str, Any]:
+    from datasets import ClassLabel, Image, Value
+
+    features = dataset.features
+    shown = "columns " + ", ".join(f"{k}: {_kind(v)}" for k, v in features.items())
+    typed = [k for k, v in features.items() if _kind(v) in ("image", "binary")]
+    if columns[0] is None and len(typed) == 1:
+        image = typed[0]
+    else:
+        image = _pick(typed or list(features), columns[0], IMAGE_COLUMNS, "image_column", shown, list(features))
+    classlabels = [k for k, v in features.items() if isinstance(v, ClassLabel)]
+    if columns[1] is None and len(classlabels) == 1:
+        label = classlabels[0]
+    else:
+        label = _pick([k for k in features if k != image], columns[1], LABEL_COLUMNS, "label_column", shown)
+    kind = _kind(features[label])
+    if kind not in ("class label", "text", "integer"):
+        raise ValueError(f"label_column: {label!r} holds {kind}; want class labels, integers or text ({shown})")
+    names = list(features[label].names) if isinstance(features[label], ClassLabel) else None
+    dataset = dataset.with_format(None).select_columns([image, label])
+    if dataset._indices is not None:  # a selection: materialise it once, here
+        dataset = dataset.flatten_indices()
+    labels = dataset[label][:]
+    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
+    if _kind(features[image]) == "text":  # paths, relative to the file that lists them
+        written = [path or "" for path in pictures["image"][:]]
+        part = _from_paths([str(((folder or Path.cwd()) / p).absolute()) for p in written], labels, written)
+        return part | {"names": names, "ids": _unique_ids(written, id_prefix)}
+    if _kind(features[image]) not in ("image", "binary"):
+        held = _kind(features[image])
+        raise ValueError(f"image_column: {image!r} holds {held}; want images, bytes or paths ({shown})")
+    if not isinstance(features[image], Image) or not features[image].decode:
+        pictures = pictures.cast_column("image", Image())
+    paths = _paths_of(pictures.cast_column("image", Image(decode=False)))
+    return {"dataset": pictures, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
+
+
+def _paths_of(encoded) -> list[str | None]:
+    """The `path` written beside each picture, without touching the bytes."""
+    import pyarrow.compute
+
+    return pyarrow.compute.struct_field(encoded.data.column("image"), "path").to_pylist()
+
+
+def _unique_ids(paths: Sequence[str | None], prefix: str) -> tuple[str, ...]:
+    if all(paths) and len(set(paths)) == len(paths):
+        common = os.path.commonpath(paths) if len(paths) > 1 and all(os.path.isabs(p) for p in paths) else ""
+        return tuple(os.path.relpath(p, common).replace(os.sep, "/") if common else p for p in paths)
+    return tuple(f"{prefix}/{row}" for row in range(len(paths)))
+
+
+def _kind(feature) -> str:
+    from datasets import ClassLabel, Image, Value
+
+    if isinstance(feature, Image):
+        return "image"
+    if isinstance(feature, ClassLabel):
+        return "class label"
+    if isinstance(feature, dict) and "bytes" in feature and "path" in feature:
+        return "image"
+    if isinstance(feature, Value):
+        for kind, wanted in (
+            ("text", r"(large_)?string.*"),
+            ("binary", "(large_)?binary"),
+            ("integer", r"u?int\d+|bool"),
+        ):
+            if re.fullmatch(wanted, feature.dtype):
+                return kind
+        return feature.dtype
+    return type(feature).__name__
+
+
+def _pick(candidates, given, usual, argument, shown, every=None) -> str:
+    if given is not None:
+        if given not in (every or candidates):
+            raise ValueError(f"{argument}: got {given!r}; {shown}")
+        return given
+    by_lower = {c.lower(): c for c in candidates}
+    for word in usual:
+        if word in by_lower:
+            return by_lower[word]
+    raise ValueError(f"{argument}: cannot tell which column it is; name one of the {shown}")
+
+
+# ----------------------------------------------------------------------------------------------- splits and classes
+
+
+def _canonical(split: str) -> str:
+    return SPLIT_ALIASES.get(split.lower(), split)
+
+
+def _choose_split(parts: dict[str, Any], split: str | None, what: str) -> str:
+    if split is not None:
+        wanted = _canonical(split)
+        if wanted not in parts or wanted == "":
+            have = name_some(n for n in parts if n) or "no splits"
+            raise ValueError(f"split: got {split!r}; {what} has {have}")
+        return wanted
+    if len(parts) == 1:
+        return next(iter(parts))
+    if "train" not in parts:
+        raise ValueError(f"split: {what} has {name_some(parts)}; name one")
+    return "train"
+
+
+def tidy_class_name(name: str, clean: bool = True) -> str:
+    """NFC always; with `clean`, underscores become spaces and runs of white space one space.
+
+    >>> tidy_class_name("golden_retriever ")
+    'golden retriever'
+    """
+    name = unicodedata.normalize("NFC", name)
+    return " ".join(name.replace("_", " ").split()) if clean else name
+
+
+def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
+    """The class list and label value -> index, from what all splits together hold."""
+    declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
+    values = {v for part in parts.values() for v in part["labels"]} - {None}
+    textual = any(isinstance(v, str) for v in values)
+    if isinstance(class_names, Mapping):
+        if textual:
+            raise ValueError(
+                "class_names: got a mapping, but the labels are text; want a list of the names, or nothing"
+            )
+        keys = sorted(class_names)
+        raw, index_of = [class_names[k] for k in keys], {int(k): i for i, k in enumerate(keys)}
+    elif class_names is not None:
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names: got the string {class_names!r}; want a list of names")
+        raw = list(class_names)
+        index_of = {i: i for i in range(len(raw))}
+    elif declared is not None:
+        raw, index_of = list(declared), {i: i for i in range(len(declared))}
+    elif textual:
+        found = {c for part in parts.values() for c in part.get("classes", ())}
+        raw, index_of = sorted(found | values), {}
+    else:
+        shown = ", ".join(str(v) for v in sorted(values)[:8])
+        raise ValueError(
+            f"class_names: the labels are integers ({shown}, …) without names; pass a list or a mapping of names"
+        )
+    for position, name in enumerate(raw):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class_names: name {position} is {name!r}; want text that is not blank")
+    names = [tidy_class_name(name, clean) for name in raw]
+    owner: dict[str, str] = {}
+    for name, before in zip(names, raw, strict=True):
+        if name in owner:
+            raise ValueError(
+                f"class_names: {owner[name]!r} and {before!r} are the same name {name!r}; class names must differ"
+            )
+        owner[name] = before
+    if textual:
+        lookup = {name: i for i, name in enumerate(names)}
+        index_of = {value: lookup.get(tidy_class_name(value, clean)) for value in values if isinstance(value, str)}
+    return tuple(names), index_of
+
+
+def _to_indices(part, names, index_of) -> np.ndarray:
+    """Label values -> class indices, int64 (N,)."""
+    indices = np.empty(len(part["labels"]), dtype=np.int64)
+    for row, value in enumerate(part["labels"]):
+        index = index_of.get(value)
+        if index is None:
+            where = f"label of images[{row}] ({part['ids'][row]!r})"
+            if isinstance(value, str):
+                raise ValueError(f"{where}: got {value!r}, which is not among the class names {name_some(names)}")
+            hint = "; -1 marks a split without labels" if value == -1 else ""
+            hint = (
+                "; labels with gaps need class_names={label: name}"
+                if isinstance(value, int) and value >= len(names)
+                else hint
+            )
+            raise ValueError(f"{where}: got {value}, which has no class name; want one of {_ranges(index_of)}{hint}")
+        indices[row] = index
+    return indices
+
+
+def _ranges(index_of) -> str:
+    keys = sorted(index_of)
+    return f"0..{len(keys) - 1}" if keys == list(range(len(keys))) else ", ".join(map(str, keys[:8]))
+
+
+def _evenly(labels: np.ndarray, limit: int) -> np.ndarray:
+    """The first `limit` rows when classes take turns, in their original order."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
+    turn = np.empty(len(labels), dtype=np.int64)
+    turn[order] = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    return np.sort(np.lexsort((labels, turn))[:limit])
+
+
+def _check_readable(images: ImageSet, on_error: str, progress: bool) -> ImageSet:
+    bad = images.unreadable(progress)
+    if not bad:
+        return images
+    listed = "\n".join(f"  images[{row}] {images.ids[row]!r}: {reason}" for row, reason in bad[:20])
+    more = f"\n  … and {len(bad) - 20} more" if len(bad) > 20 else ""
+    message = f"{len(bad)} of {len(images)} images cannot be read:\n{listed}{more}"
+    if on_error == "raise":
+        raise ValueError(f"{message}\nRepair or remove them, or pass on_error='skip'.")
+    logger.warning("%s\nThey are left out.", message)
+    rows = {row for row, _ in bad}
+    kept = images.select([row for row in range(len(images)) if row not in rows])
+    return replace(kept, skipped=tuple((images.ids[row], reason) for row, reason in bad))
+
+
+def _check_classes(images: ImageSet, what: str, empty_classes: str | None) -> None:
+    if len(images.class_names) < 2:
+        raise ValueError(f"{what}: one class only ({images.class_names[0]!r}); classification wants at least two")
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    empty = [name for name, count in zip(images.class_names, counts, strict=True) if not count]
+    if not empty:
+        return
+    message = f"{what}: no images for {len(empty)} of {len(counts)} classes: {name_some(empty)}"
+    if empty_classes == "raise" or (empty_classes is None and images.split in (None, "train")):
+        raise ValueError(f"{message}. Add some, remove the class, or pass empty_classes='warn'.")
+    logger.warning("%s", message)
