@@ -308,6 +308,8 @@ class Tuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         # The last place before tensors are copied: PEFT itself only warns about missing keys and is silent about unexpected ones.
         check_adapter_tensors(config, state_dict)
+        # Names without the prefix would pass all of PEFT and load nothing into a PeftModel.
+        state_dict = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
         return super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
