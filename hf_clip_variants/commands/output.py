@@ -1,0 +1,54 @@
+"""What all commands print the same way: JSON on standard output, everything for eyes on standard error."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON and nothing else on standard output; progress goes to standard error."),
+]
+
+
+def console() -> "Console":
+    """For progress bars and remarks: standard error, so that standard output can be piped."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def machine_output() -> Iterator[Callable[[Any], None]]:
+    """
+    Keep standard output clean for a machine.
+
+    Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to the real
+    standard output, at once.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants.commands.output import machine_output
+
+    >>> with machine_output() as emit:
+    ...     print("loading")  # seen on standard error
+    ...     emit({"label": "cat", "score": 0.9})
+    {"label": "cat", "score": 0.9}
+    ```
+    """
+    stdout = sys.stdout
+
+    def emit(value: Any) -> None:
+        stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        stdout.flush()
+
+    with contextlib.redirect_stdout(sys.stderr):
+        yield emit

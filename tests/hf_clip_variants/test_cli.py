@@ -1,0 +1,211 @@
+"""The command line's frame: listing, errors, exit codes, machine output. Each command has its own tests."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+import hf_clip_variants
+from hf_clip_variants import cli
+from hf_clip_variants.commands.output import JsonOption, machine_output
+from hf_clip_variants.registry import methods
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the program in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(list(arguments))
+        return exit.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def toy_command(monkeypatch):
+    """Adds a command `toy` that runs the given function."""
+
+    def add(function):
+        module = types.ModuleType("hf_clip_variants.commands.toy")
+        function.__name__ = "toy"
+        module.toy = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "toy", "A toy.")
+
+    return add
+
+
+def in_a_new_process(*arguments, **options):
+    program = [sys.executable, "-m", "hf_clip_variants.cli", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_lists_every_command_and_imports_none(run, monkeypatch):
+    imported = []
+    monkeypatch.setattr(importlib, "import_module", imported.append)
+    for arguments in (["--help"], ["-h"]):
+        code, out, err = run(*arguments)
+        assert code == 0 and err == "" and imported == []
+        for name, summary in cli.COMMANDS.items():
+            assert f" {name} " in out and summary.split()[0] in out
+        assert "hf-clip-variants demo" in out, "examples teach"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_exists_and_its_help_holds_an_example(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0 and f"hf-clip-variants {name}" in out.split("Examples")[1]
+    assert "--json" in out
+
+
+def test_version(run):
+    assert run("--version") == (0, f"hf-clip-variants {hf_clip_variants.__version__}\n", "")
+
+
+def test_wrong_usage_exits_2_and_suggests(run):
+    code, out, err = run("metods")
+    assert code == 2 and out == "" and "Did you mean 'methods'?" in err
+    code, _, err = run("methods", "--kind", "tuner")
+    assert code == 2 and "adapter" in err
+
+
+def test_methods_table_and_json_come_from_the_registry(run):
+    code, out, _ = run("methods")
+    assert code == 0
+    for row in methods():
+        assert row.name in out and row.paper.url in out
+    code, out, err = run("methods", "--json")
+    assert code == 0 and err == "" and json.loads(out) == [row.as_dict() for row in methods()]
+    assert [row["name"] for row in json.loads(run("methods", "--kind", "model", "--json")[1])] == ["clip_classifier"]
+    assert [row["name"] for row in json.loads(run("methods", "coop", "--json")[1])] == ["coop"]
+
+
+def test_user_errors_are_one_line_on_stderr(run, toy_command):
+    code, out, err = run("methods", "tip-adapter")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("Error: method: unknown 'tip-adapter'; did you mean 'tip_adapter'")
+    for error in (ValueError("a\n  b"), FileNotFoundError(2, "No such file", "x.png"), ImportError("pip install it")):
+
+        def fail(error=error):
+            raise error
+
+        toy_command(lambda: fail())
+        code, out, err = run("toy")
+        assert (code, out) == (1, "") and err == f"Error: {' '.join(str(error).split())}\n"
+
+
+def test_debug_shows_the_traceback_and_may_stand_anywhere(toy_command):
+    def toy(name: str):
+        raise ValueError(f"bad {name}")
+
+    toy_command(toy)
+    for arguments in (["--debug", "toy", "x"], ["toy", "--debug", "x"], ["toy", "x", "--debug"]):
+        with pytest.raises(ValueError, match="bad x"):
+            cli.main(arguments)
+    with pytest.raises(SystemExit):
+        cli.main(["toy", "--", "--debug"])  # behind -- it is an argument
+
+
+def test_a_bug_keeps_its_traceback(toy_command):
+    def toy():
+        raise ZeroDivisionError
+
+    toy_command(toy)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["toy"])
+
+
+def test_ctrl_c_exits_130_without_a_traceback(run, toy_command):
+    def toy():
+        raise KeyboardInterrupt
+
+    toy_command(toy)
+    code, out, err = run("toy")
+    assert code == 130 and "Traceback" not in out + err
+
+
+def test_a_commands_own_exit_code_passes(run, toy_command):
+    import typer
+
+    def toy():
+        raise typer.Exit(3)
+
+    toy_command(toy)
+    assert run("toy")[0] == 3
+
+
+def test_machine_output_keeps_stdout_clean(run, toy_command):
+    def toy(json: JsonOption = False):
+        with machine_output() as emit:
+            print("a library talks")
+            emit({"label": "日本語 cat", "score": 0.5})
+            print("and talks")
+        print("after")
+
+    toy_command(toy)
+    code, out, err = run("toy", "--json")
+    assert (
+        code == 0 and out == '{"label": "日本語 cat", "score": 0.5}\nafter\n' and err == "a library talks\nand talks\n"
+    )
+    with pytest.raises(ValueError), machine_output() as emit:
+        emit(float("nan"))  # not JSON
+
+
+MEGABYTE = """
+import sys, types, hf_clip_variants.cli as cli
+module = types.ModuleType("hf_clip_variants.commands.toy")
+module.toy = lambda: print("x" * 1_000_000)
+sys.modules[module.__name__] = module
+cli.COMMANDS["toy"] = "A toy."
+cli.main(["toy"])
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [["-m", "hf_clip_variants.cli", *rest] for rest in (["methods"], ["--help"], ["methods", "--json"])]
+    + [["-c", MEGABYTE]],
+    ids=["methods", "help", "json", "megabyte"],
+)
+def test_a_reader_that_goes_away_gives_141_in_silence(program):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen([sys.executable, *program], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(run, toy_command):
+    def toy():
+        raise BrokenPipeError(32, "the Hub closed the connection")
+
+    toy_command(toy)
+    code, _, err = run("toy")
+    assert code == 1 and "the Hub closed the connection" in err
+
+
+def test_help_loads_neither_torch_nor_transformers():
+    heavy = ("torch", "transformers", "peft", "datasets", "numpy", "PIL", "matplotlib", "huggingface_hub")
+    program = (
+        "import sys, runpy\nsys.argv = ['hf-clip-variants', '--help']\n"
+        "try:\n    runpy.run_module('hf_clip_variants.cli', run_name='__main__')\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "[]\n" and "Commands" in done.stdout
+
+
+def test_the_console_script_is_installed():
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="hf-clip-variants")
+    assert script.load() is cli.main
+    done = in_a_new_process("methods", "nothing")
+    assert done.returncode == 1 and done.stderr.startswith("Error: method: unknown 'nothing'")
