@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..backbones import family_of
 from ..clip.text_clip import tokenize_texts
-from ..prompt_encoding import encode_prompts
+from ..prompt_encoding import encode_prompts, plan_prompts
 from ..prompts import format_prompts, resolve_class_names, resolve_templates
 from .configuration_clip_classifier import CLIPClassifierConfig
 
@@ -193,6 +194,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._tokenizer = None
         self._features_by_labels: OrderedDict = OrderedDict()
         self._ready_state = None  # the text side's state that class_features were computed with
+        self._last_plan = (None, None, None)
         self._lock = threading.Lock()
         self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
@@ -267,14 +269,16 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if tokenizer is not None:
             self._tokenizer = tokenizer
         positions = self.config.text_config.max_position_embeddings
-        prompts = tokenize_texts(
-            self.tokenizer, format_prompts(names, templates), max_length=positions, what="class prompts"
-        )
         spoken = [name.replace("_", " ") for name in names]
-        tails = tokenize_texts(
-            self.tokenizer, [f"{name}." for name in spoken], max_length=positions, what="class_names"
-        )
-        alone = tokenize_texts(self.tokenizer, spoken, max_length=positions, what="class_names")
+
+        def tokenize(texts, what):
+            return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
+
+        prompts = tokenize(format_prompts(names, templates), "class prompts")
+        with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
+            warnings.simplefilter("ignore", UserWarning)
+            tails = tokenize([f"{name}." for name in spoken], "class_names")
+            alone = tokenize(spoken, "class_names")
         prompt_ids = _pad_rows(prompts, self.eos_token_id).view(len(names), len(templates), -1)
         tail_ids = _pad_rows([row[1:] for row in tails], self.eos_token_id)
         name_lengths = torch.tensor([min(len(a) - 2, len(t) - 2) for a, t in zip(alone, tails, strict=True)])
@@ -346,11 +350,23 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             tower,
             prompts.input_ids,
             inputs_embeds=prompts.inputs_embeds,
-            shared_prefix="auto" if prompts.shared_prefix is None else prompts.shared_prefix,
+            plan=self._plan(tower, prompts),
             checkpoint=self.training and self.is_gradient_checkpointing,
         )
         features = self.family.project_text(self.clip, pooled)
         return ensemble_prompts(features.unflatten(0, (-1, prompts.prompts_per_class)))
+
+    def _plan(self, tower: nn.Module, prompts: EmbeddedPrompts):
+        """How the prompts share work; planned once for the same ids, because a training step asks for it each time."""
+        ids, shared_prefix = prompts.input_ids, prompts.shared_prefix
+        if shared_prefix is None:
+            shared_prefix = "auto" if prompts.inputs_embeds is None else 0
+        planned_ids, planned_prefix, plan = self._last_plan
+        same = plan is not None and planned_prefix == shared_prefix and planned_ids.shape == ids.shape
+        if not (same and planned_ids.device == ids.device and torch.equal(planned_ids, ids)):
+            plan = plan_prompts(ids, tower.eos_token_id, shared_prefix)
+            self._last_plan = (ids.detach().clone(), shared_prefix, plan)
+        return plan
 
     def _encode_classes(self) -> torch.Tensor:
         if not self.config.templates:

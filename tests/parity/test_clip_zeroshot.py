@@ -1,0 +1,25 @@
+import pytest
+import torch
+from parity_fixtures import assert_close, load_fixture
+
+from hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier import LogitHead, ensemble_prompts, unit_norm
+
+
+pytestmark = pytest.mark.parity
+
+
+def test_prompt_ensemble_and_logits_are_the_notebooks():
+    fixture = load_fixture("clip_zeroshot")
+    inputs, outputs = fixture.inputs, fixture.outputs
+
+    classes = unit_norm(ensemble_prompts(inputs["text_features_per_class_template"]))
+    logits = LogitHead()(unit_norm(inputs["image_features"]), classes, torch.tensor(100.0))
+
+    assert_close(classes.t(), outputs["classifier"], "classifier")
+    assert_close(logits, outputs["logits"], "logits")
+    assert_close(logits.softmax(dim=-1), outputs["probs"], "probs")
+    hits = logits.topk(fixture.meta["k"], dim=-1).indices == inputs["labels"][:, None]
+    for name, count in (("top1", 1), ("topk", fixture.meta["k"])):
+        accuracy = hits[:, :count].any(dim=-1).float().mean()
+        expected = outputs[name] / (100 if outputs[name] > 1 else 1)  # a fraction or per cent
+        assert_close(accuracy, expected, name)
