@@ -49,7 +49,17 @@ class AtomicTrainer(Trainer):
             if newest is None:
                 raise ValueError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(newest)
+        if self.args.should_save:
+            for abandoned in Path(self.args.output_dir).glob("tmp-checkpoint-*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        """Resumed from its last checkpoint in the middle of an epoch, `Trainer` would take one step beyond `max_steps`."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial):
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
@@ -72,8 +82,7 @@ class AtomicTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         stage = run_folder / f"tmp-{name}"
         if self.args.should_save:
-            for abandoned in run_folder.glob("tmp-checkpoint-*"):
-                shutil.rmtree(abandoned, ignore_errors=True)
+            shutil.rmtree(stage, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         best_before = self.state.best_model_checkpoint
         self._stage = stage

@@ -50,7 +50,7 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
     """None if the checkpoint has its marker and every file that it lists, in full; else the reason."""
     folder = Path(checkpoint)
     try:
-        sizes = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+        sizes = dict(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return f"no {MARKER}"
     except (OSError, ValueError, KeyError, TypeError):
