@@ -16,9 +16,12 @@ from .registry import method, methods
 if TYPE_CHECKING:
     from .adapters.clip_adapter.config import CLIPAdapterConfig
     from .adapters.coop.config import CoOpConfig
+    from .adapters.loading import load_adapter
     from .adapters.tip_adapter.config import TipAdapterConfig
-    from .modeling.clip.image_processing_clip import CLIPClassifierImageProcessor
+    from .data.sources import load_images
+    from .hub import export_with_code
     from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
+    from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
     from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
     from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 
@@ -32,11 +35,19 @@ __all__ = [
     "CLIPClassifierProcessor",
     "CoOpConfig",
     "TipAdapterConfig",
+    "export_with_code",
+    "load_adapter",
+    "load_images",
     "method",
     "methods",
 ]
 
-_SOURCES = {name: module for row in methods() for name, module in row.exports.items()}
+_SOURCES = {
+    "export_with_code": "hf_clip_variants.hub",
+    "load_adapter": "hf_clip_variants.adapters.loading",
+    "load_images": "hf_clip_variants.data.sources",
+}
+_SOURCES |= {name: module for row in methods() for name, module in row.exports.items()}
 
 registry.register()
 

@@ -147,7 +147,9 @@ _METHODS = (
             "AutoModelForImageClassification": _CLIP_CLASSIFIER,
         },
         processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
-        image_processors={"torchvision": "modeling.clip.image_processing_clip:CLIPClassifierImageProcessor"},
+        image_processors={
+            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
+        },
     ),
     Method(
         name="coop",

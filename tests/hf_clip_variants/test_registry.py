@@ -1,0 +1,239 @@
+"""The table of methods, and what it makes known to transformers and PEFT."""
+
+import ast
+import importlib
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_clip_variants
+from hf_clip_variants import optional_dependencies, registry
+from hf_clip_variants.registry import method, methods
+
+
+ROOT = Path(hf_clip_variants.__file__).parent
+MODELS, ADAPTERS = methods("model"), methods("adapter")
+
+
+def name(row):
+    return row.name
+
+
+def in_a_new_process(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", program], capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The table
+
+
+def test_methods_are_unique_and_filtered_by_kind():
+    names = [row.name for row in methods()]
+    assert len(set(names)) == len(names) == len(MODELS) + len(ADAPTERS) and MODELS and ADAPTERS
+    assert len({row.paper.arxiv for row in methods()}) == len(names)
+    with pytest.raises(ValueError, match="kind: got 'tuner', expected 'model', 'adapter' or None"):
+        methods("tuner")
+
+
+@pytest.mark.parametrize("row", methods(), ids=name)
+def test_a_row_is_complete(row):
+    assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", row.name)
+    assert re.fullmatch(r"\d{4}\.\d{5}", row.paper.arxiv)
+    assert row.paper.year == 2000 + int(row.paper.arxiv[:2])
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", row.code.repository)
+    assert row.summary.endswith(".") and len(row.summary) <= 110 and "\n" not in row.summary
+    if row.kind == "model":
+        assert row.model and row.auto_classes and row.layer is row.tuner is row.peft_type is None
+    else:
+        assert row.layer and row.tuner and row.model is row.processor is row.model_type is None
+        assert not row.auto_classes and not row.image_processors
+    hash(row)  # frozen all through
+
+
+@pytest.mark.parametrize("row", methods(), ids=name)
+def test_every_class_of_a_row_lives_in_its_folder(row):
+    folder = ROOT.parent / "modeling" if row.kind == "model" else ROOT / "adapters"
+    assert (folder / row.name / "__init__.py").is_file()
+    references = [row.config, row.model, row.processor, row.layer, row.tuner]
+    references += [*row.auto_classes.values(), *row.image_processors.values()]
+    for reference in filter(None, references):
+        module, class_name = registry._split(reference)
+        assert module.startswith(f"{row.folder}."), reference
+        file = (folder / row.name / module.rpartition(".")[2]).with_suffix(".py")
+        classes = [
+            node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)
+        ]
+        assert class_name in classes, f"{reference}: {file} has {classes}"
+
+
+@pytest.mark.parametrize("row", MODELS, ids=name)
+def test_a_models_classes_agree_with_its_row(row):
+    config = row.load("config")
+    assert config.model_type == row.model_type
+    for part in ("model", *row.auto_classes):
+        assert row.load(part).config_class is config
+
+
+@pytest.mark.parametrize("row", ADAPTERS, ids=name)
+def test_an_adapters_classes_agree_with_its_row(row):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    assert row.load("config")().peft_type == row.peft_type
+    assert row.load("tuner").prefix == f"{row.peft_type.lower()}_"
+    assert issubclass(row.load("layer"), BaseTunerLayer)
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    assert method("coop").title == "CoOp"
+    with pytest.raises(
+        ValueError, match=r"method: unknown 'tip-adapter'; did you mean 'tip_adapter' or 'clip_adapter'\?"
+    ):
+        method("tip-adapter")
+    with pytest.raises(
+        ValueError, match=r"method: unknown 'zzz' Known: clip_classifier, coop, clip_adapter, tip_adapter$"
+    ):
+        method("zzz")
+    with pytest.raises(ValueError, match="part: coop has no 'processor'; it has config, layer, tuner"):
+        method("coop").load("processor")
+    with pytest.raises(ValueError, match="part: coop has no 'summary'"):
+        method("coop").load("summary")
+
+
+# Public names
+
+
+def test_public_names_are_lazy_complete_and_typed():
+    assert hf_clip_variants.__all__ == sorted(hf_clip_variants.__all__, key=lambda n: (n[0].islower(), n))
+    assert {export for row in methods() for export in row.exports} <= set(hf_clip_variants.__all__)
+    for export in hf_clip_variants.__all__:
+        assert getattr(hf_clip_variants, export).__name__ == export
+    assert set(hf_clip_variants.__all__) <= set(dir(hf_clip_variants)) and "__version__" in dir(hf_clip_variants)
+    # What a type checker reads is what a program gets.
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typed = {alias.name: f"hf_clip_variants.{node.module}" for node in block.body for alias in node.names}
+    assert typed == hf_clip_variants._SOURCES
+    with pytest.raises(AttributeError, match="has no attribute 'CoCoCoOp'"):
+        _ = hf_clip_variants.CoCoCoOp
+
+
+def test_a_missing_optional_dependency_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(ImportError, match=r'^Text cleaning needs ftfy: pip install "hf-clip-variants\[text\]"$'):
+        optional_dependencies.require("ftfy", "Text cleaning")
+    with pytest.raises(ValueError, match="module: 'torch' is no optional dependency; known: ftfy"):
+        optional_dependencies.require("torch", "This")
+
+    def fail(module):
+        raise ModuleNotFoundError("No module named 'ftfy'", name="ftfy")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    monkeypatch.delitem(vars(hf_clip_variants), "CoOpConfig", raising=False)
+    with pytest.raises(
+        ImportError, match=r'hf_clip_variants.CoOpConfig needs ftfy: pip install "hf-clip-variants\[text\]"'
+    ):
+        _ = hf_clip_variants.CoOpConfig
+
+
+def test_extras_are_those_of_the_package():
+    from importlib.metadata import metadata
+
+    assert set(optional_dependencies.EXTRAS.values()) <= set(metadata("hf-clip-variants").get_all("Provides-Extra"))
+
+
+# transformers
+
+
+@pytest.mark.parametrize("row", MODELS, ids=name)
+def test_auto_classes_know_the_model(row, tmp_path):
+    import transformers
+    from transformers import AutoConfig, AutoImageProcessor
+
+    config = AutoConfig.for_model(row.model_type)
+    assert type(config) is row.load("config")
+    config.save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is row.load("config")
+    for auto_class in row.auto_classes:
+        mapping = getattr(transformers, auto_class)._model_mapping
+        assert type(config) in mapping and mapping[type(config)] is row.load(auto_class)
+        # Not mapping.values(): in 5.23 transformers' own AutoModel entries do not all load.
+        assert dict(mapping._extra_content)[type(config)] is row.load(auto_class)
+        assert row.load(auto_class) in dict(pickle.loads(pickle.dumps(mapping))._extra_content).values()
+    if row.processor:
+        from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+
+        assert PROCESSOR_MAPPING[type(config)] is row.load("processor")
+        assert processor_class_from_name(row.load("processor").__name__) is row.load("processor")
+    for backend, reference in row.image_processors.items():
+        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+        image_processor = registry._load(reference)
+        assert IMAGE_PROCESSOR_MAPPING[type(config)][backend] is image_processor
+        image_processor().save_pretrained(tmp_path)
+        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is image_processor
+
+
+def test_transformers_own_entries_stay():
+    from transformers import CLIPConfig, CLIPModel
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    assert MODEL_MAPPING[CLIPConfig] is CLIPModel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from transformers import AutoModel, AutoProcessor, AutoImageProcessor",
+        "import hf_clip_variants",
+        # Imports the Auto module half-way through our configuration module.
+        "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig",
+    ],
+    ids=["transformers first", "ours first", "configuration first"],
+)
+def test_auto_classes_in_a_new_process(first):
+    out = in_a_new_process(f"""
+{first}
+import sys
+import hf_clip_variants
+from transformers import AutoConfig, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as mapping
+print("hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier" in sys.modules, "peft" in sys.modules)
+config = AutoConfig.for_model("clipv-clip_classifier")
+print(type(config) in AutoModel._model_mapping, mapping[type(config)].__name__)
+""")
+    assert out.splitlines()[-2:] == ["False False", "True CLIPClassifier"]
+
+
+# PEFT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import hf_clip_variants; import peft",
+        "import peft; import hf_clip_variants",
+        # Imports PEFT half-way through an adapter, while another thread imports PEFT.
+        "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start(); "
+        "from hf_clip_variants.adapters.coop.config import CoOpConfig; other.join()",
+    ],
+    ids=["ours first", "peft first", "adapter first, in a race"],
+)
+def test_peft_knows_the_adapters_in_a_new_process(first):
+    out = in_a_new_process(f"""
+{first}
+import hf_clip_variants
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs, PEFT_TYPE_TO_TUNER_MAPPING as tuners
+for row in hf_clip_variants.methods("adapter"):
+    print(row.name, configs[row.peft_type].__name__, tuners[row.peft_type].__name__)
+hf_clip_variants.registry.register()
+""")
+    assert out.splitlines() == [f"{r.name} {r.config.split(':')[1]} {r.tuner.split(':')[1]}" for r in ADAPTERS]
