@@ -19,6 +19,7 @@ from ..backbones import family_of
 from ..clip.text_clip import tokenize_texts
 from ..prompt_encoding import encode_prompts, plan_prompts
 from ..prompts import format_prompts, resolve_class_names, resolve_templates
+from ..staged_saving import StagedSaving
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
@@ -123,7 +124,7 @@ def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     return torch.tensor([list(row) + [padding] * (length - len(row)) for row in rows], dtype=torch.int32)
 
 
-class CLIPClassifierPreTrainedModel(PreTrainedModel):
+class CLIPClassifierPreTrainedModel(StagedSaving, PreTrainedModel):
     config: CLIPClassifierConfig
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
