@@ -126,7 +126,9 @@ def unwrap_state_dict(
             continue
         name = _without_wrappers(key)
         if name in state_dict:
-            raise ValueError(f"{origin}: two tensors are named {name!r} once `module.` and `_orig_mod.` are stripped")
+            raise ValueError(
+                f"{origin}: two tensors are named '{printable(name)}' once `module.` and `_orig_mod.` are stripped"
+            )
         state_dict[name] = value
     if not state_dict:
         raise ValueError(

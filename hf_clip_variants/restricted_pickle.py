@@ -64,7 +64,7 @@ _INERT = frozenset(
         "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "typing.Any",
         "builtins.object", "builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple", "builtins.dict", "builtins.int",
         "builtins.float", "builtins.bool", "builtins.str", "builtins.bytes", "builtins.bytearray", "builtins.complex", "builtins.slice",
-        "builtins.range", "builtins.NoneType",
+        "builtins.range", "builtins.NoneType", "builtins.long", "builtins.unicode", "builtins.xrange",
         "numpy.dtype", "numpy.ndarray", *(f"numpy.{name}" for name in _NUMPY_SCALARS),
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
         *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
