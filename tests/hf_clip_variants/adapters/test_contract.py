@@ -1,0 +1,129 @@
+"""Every adapter of the registry, on every base that it supports, keeps the contract of `tests/adapter_contract.py`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from adapter_contract import AdapterContract, Case
+from peft import PeftModel
+from tiny import CLASS_NAMES, tiny_tokenizer
+
+import hf_clip_variants
+from hf_clip_variants.adapters import CLIPAdapterConfig, CoOpConfig, TipAdapterConfig
+
+
+def _clip_adapter_shapes(*targets, learnable=False):
+    shapes = {"down.weight": [6, 24], "up.weight": [24, 6]} | ({"ratio_logit": []} if learnable else {})
+    return {f"{target}.clipv_clip_adapter_{name}": shape for target in targets for name, shape in shapes.items()}
+
+
+_IMAGE = _clip_adapter_shapes("image_feature_adapter")
+_BOTH = _clip_adapter_shapes("image_feature_adapter", "text_feature_adapter", learnable=True)
+_PROJECTIONS = _clip_adapter_shapes("visual_projection", "text_projection")
+_CACHE = {"logit_head.clipv_tip_adapter_keys": [10, 24], "logit_head.clipv_tip_adapter_labels": [10]}
+_CONTEXT = "prompt_embedder.clipv_coop_context"
+
+CASES = {
+    "coop": Case("coop", lambda: CoOpConfig(num_context_tokens=4), {_CONTEXT: [4, 32]}, (_CONTEXT,)),
+    "coop_class_specific": Case(
+        "coop",
+        lambda: CoOpConfig(num_context_tokens=3, class_token_position="middle", class_specific=True),
+        {_CONTEXT: [5, 3, 32]},
+        (_CONTEXT,),
+    ),
+    "coop_on_clip": Case(
+        "coop",
+        lambda: CoOpConfig(num_context_tokens=4),
+        {"text_model.embeddings.clipv_coop_context": [4, 32]},
+        ("text_model.embeddings.clipv_coop_context",),
+        plain_clip=True,
+    ),
+    "clip_adapter": Case("clip_adapter", CLIPAdapterConfig, _IMAGE, tuple(_IMAGE)),
+    "clip_adapter_both": Case(
+        "clip_adapter", lambda: CLIPAdapterConfig(modality="both", learnable_ratio=True), _BOTH, tuple(_BOTH)
+    ),
+    "clip_adapter_on_clip": Case(
+        "clip_adapter", lambda: CLIPAdapterConfig(modality="both"), _PROJECTIONS, tuple(_PROJECTIONS), plain_clip=True
+    ),
+    "tip_adapter": Case("tip_adapter", TipAdapterConfig, _CACHE),
+    "tip_adapter_f": Case(
+        "tip_adapter", lambda: TipAdapterConfig(trainable_keys=True), _CACHE, ("logit_head.clipv_tip_adapter_keys",)
+    ),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(params=[name for name, case in CASES.items() if case.trained])
+def trained_case(request) -> Case:
+    return CASES[request.param]
+
+
+class TestContract(AdapterContract):
+    pass
+
+
+def test_every_adapter_of_the_registry_has_a_case():
+    assert {case.method for case in CASES.values()} == {row.name for row in hf_clip_variants.methods("adapter")}
+
+
+_FRESH_PROCESS = """
+import json, sys
+import hf_clip_variants
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+from peft import AutoPeftModel, PeftModel
+from hf_clip_variants.adapters import load_adapter
+
+root = sys.argv[1]
+for name, plain_clip in json.load(open(f"{root}/cases.json")).items():
+    expected = load_file(f"{root}/{name}/expected.safetensors")
+    logits = expected.pop("logits")
+    base = f"{root}/{'clip' if plain_clip else 'classifier'}"
+    models = [
+        PeftModel.from_pretrained(AutoModel.from_pretrained(base).eval(), f"{root}/{name}/adapter"),
+        load_adapter(f"{root}/{name}/adapter"),
+        AutoModel.from_pretrained(f"{root}/{name}/adapter").eval(),
+        AutoPeftModel.from_pretrained(f"{root}/{name}/adapter", import_allowlist=["transformers", "hf_clip_variants"]).eval(),
+    ]
+    for model in models:
+        with torch.no_grad():
+            found = model(**expected).logits_per_image
+        assert (found - logits).abs().max() < 1e-4, name
+    print(name)
+"""
+
+
+def test_loads_in_a_fresh_process(tmp_path):
+    from safetensors.torch import save_file
+
+    for kind, folder in ((CASES["coop"], "classifier"), (CASES["coop_on_clip"], "clip")):
+        kind.base().save_pretrained(tmp_path / folder)
+        tiny_tokenizer().save_pretrained(tmp_path / folder)
+    for name, case in CASES.items():
+        base = type(case.base()).from_pretrained(tmp_path / ("clip" if case.plain_clip else "classifier"))
+        model = case.model(base)
+        assert isinstance(model, PeftModel)
+        model.save_pretrained(tmp_path / name / "adapter")
+        with torch.no_grad():
+            expected = case.batch() | {"logits": case.logits(model)}
+            save_file({k: v.contiguous() for k, v in expected.items()}, tmp_path / name / "expected.safetensors")
+    (tmp_path / "cases.json").write_text(json.dumps({name: case.plain_clip for name, case in CASES.items()}))
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FRESH_PROCESS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert [line for line in run.stdout.splitlines() if line in CASES] == list(CASES)
+
+
+def test_class_names_of_the_cases_are_those_of_the_tiny_models():
+    assert len(CLASS_NAMES) == 5  # the shapes above say so
