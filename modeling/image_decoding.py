@@ -1,0 +1,325 @@
+"""Anything that holds a picture, decoded: an upright RGB PIL image, or a (3, H, W) tensor for arrays.
+
+Rules that every image processor shares: EXIF orientation, transparency, bit depth, first frames, size limit, channel axis. All errors are
+`ValueError`s that say what came; the caller adds which image it was.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import torch
+from torchvision.transforms.v2 import functional as tvF
+
+
+MAX_PIXELS = 178_956_970  # what PIL itself refuses to open: twice its MAX_IMAGE_PIXELS
+
+_ORIENTATION_TAG = 0x0112
+_TO_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+_SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken for file names
+
+
+@dataclass(frozen=True)
+class DecodingRules:
+    """What callers may choose.
+
+    Attributes:
+        max_pixels: larger pictures are refused, files as soon as the header is read.
+        background: RGB colour (0..255) behind transparent pixels.
+        keep_mode: PIL images (and uint8 arrays as PIL images) stay in their own mode, transparency and palette included.
+        convert_rgb: `False` refuses what is not RGB already.
+        input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
+        expect_0_255: the values are divided by 255 later, so a float picture within [0, 1] is a mistake.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    background: tuple[int, int, int] = (255, 255, 255)
+    keep_mode: bool = False
+    convert_rgb: bool = True
+    input_data_format: str | None = None
+    expect_0_255: bool = True
+
+
+def list_images(images) -> list:
+    """One flat list from a picture, a batch array (B, ...) or any nesting of sequences; ValueError when there is none.
+
+    Nothing is decoded. Strings and bytes are single pictures (a path, a URL, an encoded file).
+    """
+    flat = list(_flatten(images))
+    if not flat:
+        raise ValueError("images: no images")
+    return flat
+
+
+def _flatten(images):
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray | memoryview):
+        for image in images:
+            yield from _flatten(image)
+    elif isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        yield from images
+    else:
+        yield images
+
+
+def decode_image(image, rules: DecodingRules = DecodingRules()) -> PIL.Image.Image | torch.Tensor:  # noqa: B008 (immutable)
+    """Decode one picture.
+
+    Depth: 16-bit values are divided by 257; other integers must lie in 0..255. Transparency is blended on `rules.background`.
+
+    Args:
+        image: a PIL image; an encoded file (its first frame) as bytes, a path, an http(s) or `data:` URL, base64 or an open binary file;
+            a NumPy array or a tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        rules: see `DecodingRules`.
+
+    Returns:
+        A PIL image in mode RGB (any 8-bit mode with `keep_mode`) or, for arrays, a (3, H, W) tensor: uint8, or float32/float64.
+
+    Raises:
+        ValueError: unreadable, truncated, more than `max_pixels`, empty, NaN or infinite, floats in [0, 1] where 0..255 are expected, or
+            an ambiguous channel axis.
+    """
+    if isinstance(image, torch.Tensor | np.ndarray):
+        return _decode_array(image, rules)
+    if isinstance(image, PIL.Image.Image):
+        return _decode_pil(image, rules, "")
+    source, name = _open(image)
+    with source:
+        try:
+            picture = PIL.Image.open(source)
+        except PIL.Image.DecompressionBombError as error:
+            raise ValueError(f"too large{name}: {error}") from error
+        except PIL.UnidentifiedImageError as error:
+            source.seek(0)
+            raise ValueError(_why_unidentified(source.read(16), name)) from error
+        except Exception as error:
+            raise _damaged(error, name) from error
+        return _decode_pil(picture, rules, name)
+
+
+def _open(image):
+    """A binary file and its name for messages."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return io.BytesIO(image), ""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return io.BytesIO(_download(image)), f" in {image}"
+    if isinstance(image, str) and image.startswith("data:"):
+        return io.BytesIO(_from_base64(image.partition(",")[2])), " in a data: URL"
+    if isinstance(image, str | os.PathLike):
+        try:
+            return open(image, "rb"), f" in {os.fspath(image)!r}"
+        except (OSError, ValueError) as error:
+            if isinstance(image, str) and len(image) > _SHORTEST_BASE64:
+                try:
+                    return io.BytesIO(_from_base64(image)), " in a base64 string"
+                except ValueError:
+                    pass
+            problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot read file ({error})"
+            raise ValueError(f"{problem}: {os.fspath(image)[:200]!r}") from error
+    if hasattr(image, "read"):
+        return io.BytesIO(image.read()), ""
+    raise ValueError(
+        f"got {type(image).__name__}, expected a PIL image, an array, a tensor, a path, a URL or the bytes of an image file"
+    )
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise ValueError(f"invalid base64 ({error})") from error
+
+
+def _download(url: str) -> bytes:
+    import httpx  # a dependency of huggingface_hub
+
+    try:
+        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(f"cannot fetch {url} ({error})") from error
+
+
+def _why_unidentified(head: bytes, name: str) -> str:
+    if not head:
+        return f"empty file{name}"
+    if head.startswith(_SIGNATURES):
+        return f"truncated image{name}: it ends within its header"
+    return f"not an image{name}, or in a format that PIL cannot read: it starts with {head!r}"
+
+
+def _damaged(error: Exception, name: str) -> Exception:
+    return error if isinstance(error, MemoryError) else ValueError(f"truncated or corrupt image{name} ({error})")
+
+
+def _check_size(height: int, width: int, rules: DecodingRules, name: str = ""):
+    if height * width > rules.max_pixels:
+        raise ValueError(
+            f"{width} x {height} = {height * width} pixels{name}, more than max_pixels={rules.max_pixels}; resize it, or raise max_pixels"
+        )
+    if height * width == 0:
+        raise ValueError(f"empty image{name}: {width} x {height} pixels")
+
+
+def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.Image.Image | torch.Tensor:
+    _check_size(image.height, image.width, rules, name)
+    try:
+        image.load()
+    except Exception as error:
+        raise _damaged(error, name) from error
+    image = _upright(image)
+    if image.mode == "RGB" and image.info.get("transparency") is None:
+        return image
+    if not rules.convert_rgb:
+        raise ValueError(f"mode {image.mode}{name} with do_convert_rgb=False, expected RGB")
+    if image.mode == "F":
+        pixels = torch.from_numpy(np.array(image))
+        _check_float(pixels, rules)
+        if not rules.expect_0_255:
+            return pixels.expand(3, -1, -1)
+    image = _eight_bit(image)
+    return image if rules.keep_mode else _on_background(image, rules)
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # damaged metadata says nothing about the pixels
+        return image
+    return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+
+
+def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """PIL would clip 16-bit values to white, converts premultiplied alpha only in two steps, and cannot resize PA."""
+    if image.mode in ("RGBa", "La", "PA"):
+        return image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode not in (*_SIXTEEN_BIT_MODES, "I"):
+        return image
+    values = np.array(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"mode {image.mode}: values {lowest}..{highest}, expected 0..255 or 0..65535")
+    # Mode I is PIL's type for 16-bit files (PGM) and for any int32 array: only the values tell which.
+    is_eight_bit = image.mode == "I" and highest <= 255
+    grey = PIL.Image.fromarray((values if is_eight_bit else (values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(PIL.Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _on_background(image: PIL.Image.Image, rules: DecodingRules) -> PIL.Image.Image:
+    """transformers' rule (`convert_to_rgb`), which blends on white."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    background = PIL.Image.new("RGBA", image.size, (*rules.background, 255))
+    return PIL.Image.alpha_composite(background, image).convert("RGB")
+
+
+def _decode_array(image: np.ndarray | torch.Tensor, rules: DecodingRules) -> PIL.Image.Image | torch.Tensor:
+    pixels = _channels_first(_as_tensor(image), rules.input_data_format)
+    _check_size(*pixels.shape[-2:], rules)
+    if not rules.convert_rgb and pixels.shape[0] != 3:
+        raise ValueError(f"{pixels.shape[0]} channel(s) with do_convert_rgb=False, expected 3")
+    pixels = _supported_dtype(pixels)
+    if pixels.is_floating_point():
+        _check_float(pixels, rules)
+    elif rules.keep_mode:
+        array = pixels.permute(1, 2, 0).cpu().numpy()
+        return PIL.Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array))
+    if pixels.shape[0] == 4:
+        return _blend(pixels, rules)
+    return pixels.expand(3, -1, -1)
+
+
+def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        return image.detach().as_subclass(torch.Tensor)
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)
+    try:
+        # torch cannot hold negative strides, and warns about read-only memory
+        return torch.from_numpy(
+            image if image.flags.writeable and min(image.strides, default=0) >= 0 else image.copy()
+        )
+    except TypeError as error:
+        raise ValueError(f"array of dtype {image.dtype}, expected numbers") from error
+
+
+def _channels_first(pixels: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+    shape = tuple(pixels.shape)
+    if pixels.ndim == 2:
+        return pixels[None]
+    if pixels.ndim != 3:
+        raise ValueError(f"array of shape {shape}, expected (H, W), (H, W, C) or (C, H, W)")
+    if input_data_format is None:
+        first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+        if first and last:
+            raise ValueError(
+                f"shape {shape}: the channels may be first or last; pass input_data_format='channels_first' or 'channels_last'"
+            )
+        if not first and not last:
+            raise ValueError(f"shape {shape}: neither the first nor the last axis has 1, 3 or 4 channels")
+    else:
+        first = input_data_format == "channels_first"
+        if not first and input_data_format != "channels_last":
+            raise ValueError(f"input_data_format: {input_data_format!r}, expected 'channels_first' or 'channels_last'")
+        if shape[0 if first else 2] not in (1, 3, 4):
+            raise ValueError(f"shape {shape} with {input_data_format!r}: expected 1, 3 or 4 channels")
+    return pixels if first else pixels.permute(2, 0, 1)
+
+
+def _supported_dtype(pixels: torch.Tensor) -> torch.Tensor:
+    if pixels.dtype in (torch.uint8, torch.float32, torch.float64):
+        return pixels
+    if pixels.is_floating_point():
+        return pixels.float()
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    if pixels.dtype == torch.uint16:
+        return ((pixels.int() + 128) // 257).to(torch.uint8)
+    if pixels.is_complex():
+        raise ValueError(f"array of dtype {pixels.dtype}, expected real numbers")
+    lowest, highest = (int(value) for value in pixels.long().aminmax())
+    if lowest < 0 or highest > 255:
+        raise ValueError(f"{pixels.dtype} values {lowest}..{highest}, expected 0..255 (or uint16, or float)")
+    return pixels.to(torch.uint8)
+
+
+def _check_float(pixels: torch.Tensor, rules: DecodingRules):
+    lowest, highest = (float(value) for value in pixels.aminmax())  # aminmax propagates NaN
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError(f"NaN or infinite pixel values (minimum {lowest}, maximum {highest})")
+    if rules.expect_0_255 and 0 <= lowest and highest <= 1 and not torch.equal(pixels, pixels.round()):
+        raise ValueError(
+            f"float image with values in [0, 1] (minimum {lowest:.4g}, maximum {highest:.4g}): pass do_rescale=False"
+        )
+
+
+def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
+    """(4, H, W) on the background. The operations are those of transformers' `convert_to_rgb`, so that the values are equal bit by bit."""
+    dtype = pixels.dtype
+    highest = 255.0 if pixels.is_floating_point() and rules.expect_0_255 else 1.0
+    if not pixels.is_floating_point():
+        pixels = tvF.to_dtype(pixels, torch.float32, scale=True)
+    alpha = pixels[3:] / highest
+    if float(alpha.min()) < 0 or float(alpha.max()) > 1:
+        raise ValueError(f"alpha values outside [0, {highest:g}]")
+    background = pixels.new_tensor(rules.background).view(3, 1, 1) / (255.0 / highest)
+    pixels = pixels[:3] * alpha + background * (1 - alpha)
+    return tvF.to_dtype(pixels, dtype, scale=True)
+
+
+__all__ = ["MAX_PIXELS", "DecodingRules", "decode_image", "list_images"]
