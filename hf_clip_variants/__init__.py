@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .adapters.coop.config import CoOpConfig
     from .adapters.loading import load_adapter
     from .adapters.tip_adapter.config import TipAdapterConfig
+    from .data.emoji import embedded_model
     from .data.sources import load_images
     from .hub import export_with_code
     from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
@@ -35,6 +36,7 @@ __all__ = [
     "CLIPClassifierProcessor",
     "CoOpConfig",
     "TipAdapterConfig",
+    "embedded_model",
     "export_with_code",
     "load_adapter",
     "load_images",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _SOURCES = {
+    "embedded_model": "hf_clip_variants.data.emoji",
     "export_with_code": "hf_clip_variants.hub",
     "load_adapter": "hf_clip_variants.adapters.loading",
     "load_images": "hf_clip_variants.data.sources",
