@@ -9,8 +9,10 @@ Every file is declared a regular one, so the clients never ask for LFS or Xet st
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 import time
@@ -425,3 +427,30 @@ class _Handler(BaseHTTPRequestHandler):
         (rf"/api/models/{_REPO}/commit/(?P<revision>.+)", make_commit),
         (rf"/{_REPO}/resolve/(?P<rest>.+)", resolve),
     ]
+
+
+@contextlib.contextmanager
+def hub_in_this_process(home):
+    """A `FakeHub` that this process talks to although `huggingface_hub` is imported already; caches under `home`. For fixtures."""
+    from unittest.mock import patch
+
+    from huggingface_hub import constants, hf_api
+    from transformers.utils import hub as transformers_hub
+
+    with FakeHub() as hub, contextlib.ExitStack() as changes:
+        cache = str(Path(home) / "hub")
+        for name, value in {
+            "ENDPOINT": hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": cache,
+            "HUGGINGFACE_HUB_CACHE": cache,
+            "HF_TOKEN_PATH": str(Path(home) / "token"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            changes.enter_context(patch.object(constants, name, value))
+        changes.enter_context(patch.object(hf_api.api, "endpoint", hub.endpoint))
+        changes.enter_context(patch.object(transformers_hub, "_hf_api", None))
+        changes.enter_context(patch.dict(os.environ, hub.environment(home)))
+        yield hub
