@@ -11,7 +11,19 @@ from pathlib import Path
 from .image_set import ImageSet, name_some
 
 
-FOLDER = Path(__file__).parent.parent / "assets" / "emoji-mini"
+_ASSETS = Path(__file__).parent.parent / "assets"
+FOLDER = _ASSETS / "emoji-mini"
+
+
+def embedded_model() -> Path:
+    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos and tests.
+
+    It never saw the embedded pictures' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
+
+    >>> (embedded_model() / "config.json").is_file()
+    True
+    """
+    return _ASSETS / "emoji-clip-tiny"
 
 
 def emoji_styles() -> list[str]:
