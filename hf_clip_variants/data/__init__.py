@@ -1,12 +1,14 @@
 """Pictures and labels: sources, few-shot sampling, augmentation, features computed once, collators, the embedded emoji."""
+# ruff: noqa: F401 (the imports below are for type checkers; at run time names load on first use)
 
 import importlib
 from typing import TYPE_CHECKING
 
 
 _MODULE_OF = {
+    "Augmentation": "augmentation",
     "AugmentedViews": "augmentation",
-    "EpochCallback": "features",
+    "EpochCallback": "epoch_callback",
     "FeatureCollator": "collators",
     "FeatureDataset": "features",
     "FeatureStore": "features",
@@ -25,10 +27,11 @@ _MODULE_OF = {
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from .augmentation import AugmentedViews
+    from .augmentation import Augmentation, AugmentedViews
     from .collators import FeatureCollator, ImageClassificationCollator, ImageTextCollator
     from .emoji import emoji_styles, load_emoji
-    from .features import EpochCallback, FeatureDataset, Features, FeatureStore, compute_features
+    from .epoch_callback import EpochCallback
+    from .features import FeatureDataset, Features, FeatureStore, compute_features
     from .few_shot import FewShotSplit, sample_few_shot, split_base_new
     from .image_set import ImageSet
     from .sources import load_images

@@ -326,7 +326,7 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
 
 
 def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) -> dict[str, Any]:
-    from datasets import ClassLabel, Image, Value
+    from datasets import ClassLabel, Image
 
     features = dataset.features
     shown = "columns " + ", ".join(f"{k}: {_kind(v)}" for k, v in features.items())

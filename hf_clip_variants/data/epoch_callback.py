@@ -1,0 +1,26 @@
+"""`EpochCallback`: tells a `FeatureDataset` which epoch it is where `Trainer` does not."""
+
+from transformers import TrainerCallback
+
+from .features import FeatureDataset
+
+
+class EpochCallback(TrainerCallback):
+    """Sets the epoch of a [`FeatureDataset`] at each epoch's beginning.
+
+    Needed with several processes only: accelerate tells the epoch to a data set that one process reads, but with sharded batches
+    to their sampler alone.
+
+    Example:
+
+    ```python
+    >>> data = FeatureDataset(features)
+    >>> Trainer(model, arguments, FeatureCollator(), data, callbacks=[EpochCallback(data)])
+    ```
+    """
+
+    def __init__(self, dataset: FeatureDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed run stands within an epoch
