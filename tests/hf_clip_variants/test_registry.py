@@ -23,14 +23,6 @@ def name(row):
     return row.name
 
 
-def in_a_new_process(program: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", program], capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 # The table
 
 
@@ -187,53 +179,41 @@ def test_transformers_own_entries_stay():
     assert MODEL_MAPPING[CLIPConfig] is CLIPModel
 
 
+# In a new process, in every order of imports
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [
-        "from transformers import AutoModel, AutoProcessor, AutoImageProcessor",
         "import hf_clip_variants",
-        # Imports the Auto module half-way through our configuration module.
-        "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig",
+        "import peft",  # and with it transformers
+        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter imports PEFT, which
+        # registers that adapter, while another thread imports PEFT too.
+        "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig\n"
+        "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start()\n"
+        "from hf_clip_variants.adapters.coop.config import CoOpConfig\nother.join()",
     ],
-    ids=["transformers first", "ours first", "configuration first"],
+    ids=["ours first", "theirs first", "a submodule first, in a race"],
 )
-def test_auto_classes_in_a_new_process(first):
-    out = in_a_new_process(f"""
+def test_everything_is_known_whoever_is_imported_first(first):
+    program = f"""
 {first}
 import sys
 import hf_clip_variants
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as mapping
-print("hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier" in sys.modules, "peft" in sys.modules)
+print("hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier" in sys.modules)
 config = AutoConfig.for_model("clipv-clip_classifier")
 print(type(config) in AutoModel._model_mapping, mapping[type(config)].__name__)
-""")
-    assert out.splitlines()[-2:] == ["False False", "True CLIPClassifier"]
-
-
-# PEFT
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import hf_clip_variants; import peft",
-        "import peft; import hf_clip_variants",
-        # Imports PEFT half-way through an adapter, while another thread imports PEFT.
-        "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start(); "
-        "from hf_clip_variants.adapters.coop.config import CoOpConfig; other.join()",
-    ],
-    ids=["ours first", "peft first", "adapter first, in a race"],
-)
-def test_peft_knows_the_adapters_in_a_new_process(first):
-    out = in_a_new_process(f"""
-{first}
-import hf_clip_variants
+import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs, PEFT_TYPE_TO_TUNER_MAPPING as tuners
 for row in hf_clip_variants.methods("adapter"):
     print(row.name, configs[row.peft_type].__name__, tuners[row.peft_type].__name__)
 hf_clip_variants.registry.register()
-""")
-    assert out.splitlines() == [f"{r.name} {r.config.split(':')[1]} {r.tuner.split(':')[1]}" for r in ADAPTERS]
+"""
+    new_process = [sys.executable, "-W", "error::RuntimeWarning", "-c", program]
+    done = subprocess.run(new_process, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    adapters = [f"{row.name} {row.config.split(':')[1]} {row.tuner.split(':')[1]}" for row in ADAPTERS]
+    assert done.stdout.splitlines() == ["False", "True CLIPClassifier", *adapters]

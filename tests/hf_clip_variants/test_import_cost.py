@@ -1,0 +1,64 @@
+"""What `import hf_clip_variants` and `hf-clip-variants --help` load and cost."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+
+# What `from transformers import AutoModel` does not import either.
+NEVER = [
+    "peft",
+    "torchvision",
+    "timm",
+    "open_clip",
+    "datasets",
+    "scipy",
+    "matplotlib",
+    "pycocotools",
+    "ftfy",
+    "typer",
+    "rich",
+]
+NOT_BY_US = [*NEVER, "transformers", "torch", "numpy", "PIL", "huggingface_hub", "jinja2", "safetensors"]
+
+
+def loaded(program: str, modules: list[str]) -> list[str]:
+    program += f"\nimport sys; print(*(name for name in {modules} if name in sys.modules))"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    ).stdout.split()
+
+
+def cpu_seconds(program: str) -> float:
+    """Processor time of a new process: wall time would measure the neighbours."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def ratio(ours: str, theirs: str, rounds: int) -> float:
+    """The least of some interleaved rounds each."""
+    times = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(rounds)]
+    return min(a for a, _ in times) / min(b for _, b in times)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded("import hf_clip_variants as h; h.methods(), h.__version__, dir(h), h.__all__", NOT_BY_US) == []
+
+
+@pytest.mark.slow
+def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
+    theirs = "from transformers import AutoModel"
+    ours = f"import hf_clip_variants; {theirs}"
+    of_ours = ["modeling", "adapters", "data", "cli"]
+    assert loaded(ours, NEVER + [f"hf_clip_variants.{name}" for name in of_ours]) == []
+    assert ratio(ours, theirs, rounds=2) <= 1.15
+
+
+def test_help_costs_at_most_30_percent_more_than_hf_help():
+    ours = "import sys; from hf_clip_variants.cli import main; main(['--help'])"
+    theirs = "import sys; sys.argv = ['hf', '--help']; from huggingface_hub.cli.hf import main; main()"
+    assert ratio(ours, theirs, rounds=3) <= 1.3
