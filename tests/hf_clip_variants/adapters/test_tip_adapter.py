@@ -1,0 +1,216 @@
+"""What is special about Tip-Adapter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapter_models import tiny_classifier
+from peft import PeftModel, get_peft_model
+from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
+
+from hf_clip_variants.adapters import TipAdapterConfig
+from hf_clip_variants.adapters.tip_adapter.convert import labels_from_one_hot
+from hf_clip_variants.adapters.tip_adapter.layer import cache_logits, make_keys
+from hf_clip_variants.adapters.tip_adapter.model import build_cache
+from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
+
+
+C, K, D = 5, 4, 24
+LABELS = torch.arange(C * K) % C
+
+
+def _toy(seed: int, noise: float = 0.8):
+    """Features of five classes around the same five centres, (C * K, D), un-normalised."""
+    centres = torch.randn(C, D, generator=torch.Generator().manual_seed(99))
+    return centres[LABELS] + noise * torch.randn(C * K, D, generator=torch.Generator().manual_seed(seed))
+
+
+def _model(features=None, **config):
+    model = get_peft_model(tiny_classifier(), TipAdapterConfig(**config))
+    model.build_cache(_toy(0) if features is None else features, LABELS)
+    return model
+
+
+def _layer(model):
+    return model.get_base_model().logit_head
+
+
+def test_cache_logits_equal_the_official_one_hot_product():
+    generator = torch.Generator().manual_seed(0)
+    features, keys = (F.normalize(torch.randn(n, D, generator=generator), dim=-1) for n in (7, C * K))
+    labels = LABELS[torch.randperm(C * K, generator=generator)]
+    affinity = features @ keys.t()
+    expected = ((-1) * (3.3 - 3.3 * affinity)).exp() @ F.one_hot(labels, C).float()
+    torch.testing.assert_close(cache_logits(features, keys, labels, C, 3.3), expected, rtol=1e-5, atol=1e-6)
+    uneven = torch.cat([labels[:-3], torch.tensor([0, 0, 0])])
+    expected = ((-1) * (3.3 - 3.3 * affinity)).exp() @ F.one_hot(uneven, C).float()
+    torch.testing.assert_close(cache_logits(features, keys, uneven, C, 3.3), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_keys_are_the_mean_of_unnormalised_views():
+    views = torch.stack([_toy(0), 5 * _toy(1)])
+    keys = make_keys(views)
+    torch.testing.assert_close(keys, F.normalize(views.mean(0), dim=-1))
+    assert not torch.allclose(keys, F.normalize(F.normalize(views, dim=-1).mean(0), dim=-1), atol=1e-2)
+    assert torch.equal(make_keys(views[0]), F.normalize(views[0], dim=-1))
+
+
+def test_alpha_zero_is_zero_shot_with_factor_100():
+    output = _model(alpha=0.0)(image_features=_toy(1))
+    torch.testing.assert_close(output.logits, 100 * output.image_embeds @ output.text_embeds.t(), rtol=1e-5, atol=1e-4)
+    base = tiny_classifier()(image_features=_toy(1))
+    own = _model(alpha=0.0, logit_scale=None)(image_features=_toy(1))
+    torch.testing.assert_close(own.logits, base.logits, rtol=1e-5, atol=1e-4)
+
+
+def test_sharp_and_heavy_cache_is_the_nearest_neighbour():
+    model = _model(alpha=1e20, beta=60.0)
+    features = _toy(1)
+    keys = _layer(model).clipv_tip_adapter_keys["default"]
+    nearest = LABELS[(F.normalize(features, dim=-1) @ keys.t()).argmax(dim=1)]
+    assert torch.equal(model(image_features=features).logits.argmax(1), nearest)
+    assert torch.equal(model(image_features=_toy(0)).logits.argmax(1), LABELS)  # a cached picture is its own best key
+
+
+def test_order_of_cached_pictures_does_not_matter():
+    order = torch.randperm(C * K, generator=torch.Generator().manual_seed(3))
+    model, shuffled = _model(), get_peft_model(tiny_classifier(), TipAdapterConfig())
+    shuffled.build_cache(_toy(0)[order], LABELS[order])
+    pair = [m(image_features=_toy(1)).logits for m in (model, shuffled)]
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-4)
+
+
+def test_trained_keys_start_at_tip_adapter_and_leave_it_alone():
+    model = _model(beta=1.0, alpha=1.17)
+    before = model(image_features=_toy(1)).logits
+    model.add_adapter("f", TipAdapterConfig(beta=1.0, alpha=1.17, trainable_keys=True))
+    layer = _layer(model)
+    layer.set_cache("f", layer.clipv_tip_adapter_keys["default"], LABELS)
+    model.set_adapter("f")
+    assert torch.equal(model(image_features=_toy(1)).logits, before)
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == [
+        "base_model.model.logit_head.clipv_tip_adapter_keys.f"
+    ]
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-4)
+    losses = []
+    for _ in range(20):
+        loss = F.cross_entropy(model(image_features=_toy(2)).logits, LABELS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not torch.equal(model(image_features=_toy(1)).logits, before)
+    model.set_adapter("default")
+    assert torch.equal(model(image_features=_toy(1)).logits, before)
+
+
+def test_search_equals_the_official_double_loop(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    keys = F.normalize(_toy(0), dim=-1)
+    features = F.normalize(_toy(1, noise=2.0), dim=-1)
+    weights = F.normalize(torch.randn(C, D, generator=generator), dim=-1)
+    scale, steps = (9, 20), (6, 7)
+    affinity, values = features @ keys.t(), F.one_hot(LABELS, C).float()
+    accuracies, best = torch.zeros(steps), (-1.0, None)
+    for i in range(steps[0]):
+        beta = i * (scale[0] - 0.1) / steps[0] + 0.1
+        for j in range(steps[1]):
+            alpha = j * (scale[1] - 0.1) / steps[1] + 0.1
+            logits = 100.0 * features @ weights.t() + ((-1) * (beta - beta * affinity)).exp() @ values * alpha
+            accuracies[i, j] = 100 * (logits.argmax(1) == LABELS).float().mean()
+            if accuracies[i, j] > best[0]:
+                best = (accuracies[i, j].item(), (alpha, beta))
+    assert len(accuracies.unique()) > 3  # else nothing is searched
+    for chunk in (1 << 24, 7 * len(keys)):  # the second: seven images at a time
+        monkeypatch.setattr("hf_clip_variants.adapters.tip_adapter.search._CHUNK_ELEMENTS", chunk)
+        found = search_alpha_beta(features, LABELS, weights, keys, LABELS, scale=scale, steps=steps)
+        torch.testing.assert_close(found.accuracies, accuracies)
+        assert (found.alpha, found.beta) == best[1] and found.accuracy == pytest.approx(best[0])
+
+
+def test_grid_starts_at_a_tenth_and_leaves_the_end_out():
+    assert search_grid(7, 4) == pytest.approx([0.1, 1.825, 3.55, 5.275])
+    with pytest.raises(ValueError, match="0 steps"):
+        search_grid(7, 0)
+
+
+def test_search_writes_the_configuration_that_is_saved(tmp_path):
+    model = _model()
+    default = (model(image_features=_toy(1)).logits.argmax(1) == LABELS).float().mean() * 100
+    with model.disable_adapter():
+        zero_shot = (model(image_features=_toy(1)).logits.argmax(1) == LABELS).float().mean() * 100
+    found = model.search_hyperparameters(_toy(1), LABELS, scale=(12, 50), steps=(10, 10))
+    assert found.accuracy >= default and found.accuracy >= zero_shot
+    accuracy = (model(image_features=_toy(1)).logits.argmax(1) == LABELS).float().mean() * 100
+    assert accuracy == pytest.approx(found.accuracy)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_classifier(), tmp_path)
+    config = loaded.peft_config["default"]
+    assert (config.alpha, config.beta, config.cache_size) == (found.alpha, found.beta, C * K)
+    assert torch.equal(loaded(image_features=_toy(2)).logits, model(image_features=_toy(2)).logits)
+
+
+def test_cache_is_built_through_transformers_adapters_too():
+    base = tiny_classifier()
+    base.add_adapter(TipAdapterConfig(), "mine")
+    build_cache(base, _toy(0), LABELS)
+    assert torch.equal(base(image_features=_toy(1)).logits, _model()(image_features=_toy(1)).logits)
+    with pytest.raises(ValueError, match=r"adapter_name: 'yours', the model has \['mine'\]"):
+        build_cache(base, _toy(0), LABELS, "yours")
+    with pytest.raises(ValueError, match="model: has no Tip-Adapter"):
+        build_cache(tiny_classifier(), _toy(0), LABELS)
+
+
+def test_cache_refuses_what_does_not_fit():
+    model = get_peft_model(tiny_classifier(), TipAdapterConfig())
+    with pytest.raises(ValueError, match="adapter 'default' has an empty cache: call build_cache"):
+        model(pixel_values=tiny_pixels())
+    with pytest.raises(ValueError, match="empty cache"):
+        model.search_hyperparameters(_toy(0), LABELS)
+    for features, labels, message in (
+        (_toy(0)[:, :9], LABELS, r"features: expected \(N, 24\) or \(V, N, 24\) with N = 20 labels, got \(20, 9\)"),
+        (_toy(0)[:9], LABELS, r"got \(9, 24\)"),
+        (_toy(0) * torch.nan, LABELS, "features: not finite"),
+        (_toy(0), LABELS + 1, r"labels: 5 is outside 0\.\.4"),
+        (_toy(0), LABELS.float(), "labels: expected integers"),
+        (_toy(0), LABELS.clamp_max(3), r"labels: 1 of 5 classes have no image: \['red apple'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.build_cache(features, labels)
+    model.build_cache(_toy(0), LABELS.clamp_max(3), allow_missing_classes=True)
+    output = model(image_features=_toy(1))
+    zero_shot = 100 * output.image_embeds @ output.text_embeds.t()
+    torch.testing.assert_close(output.logits[:, 4], zero_shot[:, 4])
+    assert (output.logits[:, :4] > zero_shot[:, :4]).all()
+
+
+def test_classes_cannot_change_under_a_cache(tmp_path):
+    model = _model()
+    with pytest.raises(ValueError, match=r"caches pictures of its classes, but the classes differ: added \['owl'\]"):
+        model.get_base_model().set_classes([*CLASS_NAMES, "owl"])
+    prompts = tiny_tokenizer()(["an owl", "a cat"], padding=True, return_tensors="pt").input_ids
+    with pytest.raises(ValueError, match="caches pictures of 5 classes, the classifier is asked for 2"):
+        model(pixel_values=tiny_pixels(), input_ids=prompts)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"class_names: .*removed \['red apple'\]"):
+        PeftModel.from_pretrained(tiny_classifier(class_names=CLASS_NAMES[:-1]), tmp_path)
+
+
+def test_needs_a_classifier_with_classes():
+    with pytest.raises(ValueError, match="adds to logits, which a plain CLIPModel computes inside its forward"):
+        get_peft_model(tiny_clip(), TipAdapterConfig())
+    with pytest.raises(ValueError, match="class_names: the classifier has no classes"):
+        get_peft_model(tiny_classifier(class_names=None), TipAdapterConfig())
+    with pytest.raises(ValueError, match="num_classes: 7, the classifier has 5"):
+        get_peft_model(tiny_classifier(), TipAdapterConfig(num_classes=7))
+    with pytest.raises(ValueError, match="beta: -1"):
+        TipAdapterConfig(beta=-1)
+    with pytest.raises(ValueError, match="values: rows are not one-hot"):
+        labels_from_one_hot(torch.tensor([[1.0, 1.0]]))
+
+
+def test_bfloat16_base_gives_float32_logits():
+    model = get_peft_model(tiny_classifier().to(torch.bfloat16), TipAdapterConfig())
+    model.build_cache(_toy(0), LABELS)
+    assert model(image_features=_toy(1)).logits.dtype == torch.float32
