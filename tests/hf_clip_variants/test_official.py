@@ -449,6 +449,7 @@ def _bombs(folder: Path) -> dict[str, str]:
     raw = {
         "lists": (b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".", "nested more than"),
         "tuples": (b"\x80\x02)" + b"\x85" * 900_000 + b".", "nested more than"),
+        "ladder": (b"\x80\x02(]Naq\0" + b"]h\0aq\0" * 5000 + b"l.", "nested more than"),  # every rung is seen before the next
         "own_list": (state_dict(b"]q\0h\0a"), "contains itself"),
         "own_dict": (b"\x80\x02}q\0" + text("a") + b"h\0s.", "contains itself"),
         "own_module": (b"\x80\x02c__torch__\nM\n)\x81q\0}" + text("a") + b"h\0sb.", "contains itself"),
