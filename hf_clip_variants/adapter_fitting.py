@@ -1,0 +1,453 @@
+"""`fit_adapter`: one adapter from a few labelled pictures. A method is one function and one row of `FEW_SHOT_METHODS`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+
+from .adapter_training import TrainingState, train_adapter
+from .adapters import CLIPAdapterConfig, CoOpConfig, TipAdapterConfig
+from .adapters.tuner import TunerConfig
+from .data.few_shot import MAX_VALIDATION_SHOTS
+from .few_shot_pictures import CachedPictures, Pictures
+from .recipes import Recipe, recipe
+from .registry import method as registry_row
+
+
+# V views, N pictures, D joint width, C classes, K shots
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The labelled pictures of one fit: as they are trained on, and as they look to a test."""
+
+    training: Pictures  # V augmented views each
+    plain: Pictures  # the image processor's own view: what validation asks about
+
+    def __post_init__(self):
+        if not torch.equal(self.training.labels, self.plain.labels):
+            raise ValueError(
+                f"plain: labels of {len(self.plain)} pictures are not those of the {len(self.training)} in training"
+            )
+
+    def select(self, rows: torch.Tensor) -> Shots:
+        return Shots(self.training.select(rows), self.plain.select(rows))
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.training.labels
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One division for validation: learn from `shots`, ask about `queries`. Never the pictures of a test."""
+
+    shots: Shots
+    queries: Pictures
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None where nothing was measured)."""
+
+    kind: Literal["split", "cross-validation", "none"]
+    accuracy: float | None = None
+
+
+def validation_folds(shots: Shots, validation: Pictures | None) -> list[Fold]:
+    """Where to validate: on a validation split; without one, by cross-validation over the shots; with one shot a class, nowhere.
+
+    Cross-validation leaves one shot of each class out, min(K, 4) times; with more than 4 shots, every fourth.
+    """
+    if validation is not None and len(validation):
+        return [Fold(shots, validation)]
+    place = _place_within_class(shots.labels)
+    count = min(int(place.max()) + 1, MAX_VALIDATION_SHOTS)
+    if count < 2:
+        return []
+    fold_of = place % count
+    return [
+        Fold(shots.select((fold_of != fold).nonzero()[:, 0]), shots.plain.select((fold_of == fold).nonzero()[:, 0]))
+        for fold in range(count)
+    ]
+
+
+def _place_within_class(labels: torch.Tensor) -> torch.Tensor:
+    """[2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]: the how-manieth of its class each picture is."""
+    seen: dict[int, int] = {}
+    places = []
+    for label in labels.tolist():
+        places.append(seen.get(label, 0))
+        seen[label] = places[-1] + 1
+    return torch.tensor(places, dtype=torch.int64)
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, pictures: Pictures, batch_size: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) int64 predicted classes and (N,) float32 probabilities of them."""
+    model.eval()
+    predicted, confidence = [], []
+    for rows in torch.arange(len(pictures)).split(batch_size):
+        probability = model(**pictures.batch(rows, 0)).logits.float().softmax(dim=1)
+        best = probability.max(dim=1)
+        predicted.append(best.indices.cpu())
+        confidence.append(best.values.cpu())
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+@dataclass
+class FittedAdapter:
+    """What `fit_adapter` gives back.
+
+    Attributes:
+        model (`PeftModel`): the classifier with the adapter on it, in eval mode; `unload()` gives the classifier back as it was.
+        validation ([`Validation`]): how hyper-parameters were chosen.
+        hyperparameters (`dict`): every value that was used, chosen ones included.
+        curve (`list[float]`): mean training loss of each epoch; empty without training.
+        seconds (`dict[str, float]`): "train" and "search".
+        trained_parameters (`int`): how many numbers were trained.
+    """
+
+    model: PeftModel
+    validation: Validation
+    hyperparameters: dict[str, Any]
+    curve: list[float]
+    seconds: dict[str, float]
+    trained_parameters: int
+
+    def unload(self) -> torch.nn.Module:
+        return self.model.unload()
+
+
+@dataclass
+class Fit:
+    """What a method's function works with: pictures, folds, the recipe's values, and the two things that all methods do."""
+
+    classifier: torch.nn.Module
+    shots: Shots
+    folds: list[Fold]
+    recipe: Recipe
+    config: dict[str, Any]  # fields of the adapter's configuration that were asked for
+    seed: int = 0
+    validates_on_split: bool = False
+    state_folder: Path | None = None
+    on_epoch: Callable[[str, int, int], None] | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "search": 0.0})
+    validation: Validation = Validation("none")
+    curve: list[float] = field(default_factory=list)
+
+    def attach(self, config: TunerConfig) -> PeftModel:
+        """A new adapter on the classifier; its random numbers depend on the seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return get_peft_model(self.classifier, config).eval()
+
+    @contextmanager
+    def attached(self, config: TunerConfig) -> Iterator[PeftModel]:
+        """`attach`, and the classifier as it was afterwards."""
+        model = self.attach(config)
+        try:
+            yield model
+        finally:
+            model.unload()
+
+    def train(self, model: PeftModel, pictures: Pictures, label: str = "final") -> list[float]:
+        """Train the adapter by the recipe; `label` tells the trainings of one fit apart."""
+        state = None if self.state_folder is None else TrainingState(self.state_folder / f"{label}.safetensors")
+        report = self.on_epoch
+        return train_adapter(
+            model, pictures, self.recipe.make_optimizer, self.recipe.learning_rate_at,
+            epochs=self.recipe.epochs, batch_size=self.recipe.batch_size, drop_last=self.recipe.drop_last, seed=self.seed,
+            state=state, on_epoch=None if report is None else lambda done, loss: report(label, done, self.recipe.epochs),
+        )  # fmt: skip
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+    @property
+    def validation_kind(self) -> Literal["split", "cross-validation", "none"]:
+        return "none" if not self.folds else "split" if self.validates_on_split else "cross-validation"
+
+    def train_best(self, candidates: Sequence[TunerConfig]) -> tuple[PeftModel, int]:
+        """Train the candidate with the highest validation accuracy (the first of equals) on all shots; the model and which it was.
+
+        Each candidate is trained in every fold. A single one is not put to the test, unless there is a validation split: that is for free.
+        """
+        best = 0
+        choosing = len(candidates) > 1 and bool(self.folds)
+        if choosing:
+            with self.timed("search"):
+                correct = [self._validate(config, str(number)) for number, config in enumerate(candidates)]
+            best = correct.index(max(correct))
+            self.validation = Validation(
+                self.validation_kind, max(correct) / sum(len(fold.queries) for fold in self.folds)
+            )
+        with self.timed("train"):
+            model = self.attach(replace(candidates[best]))
+            self.curve = self.train(model, self.shots.training)
+        if self.validates_on_split and not choosing:
+            with self.timed("search"):
+                self.validation = Validation(
+                    "split", accuracy(predict(model, self.folds[0].queries)[0], self.folds[0].queries.labels)
+                )
+        return model, best
+
+    def _validate(self, config: TunerConfig, name: str) -> int:
+        correct = 0
+        for number, fold in enumerate(self.folds):
+            with self.attached(replace(config)) as model:
+                self.train(model, fold.shots.training, f"candidate-{name}-fold-{number}")
+                correct += int((predict(model, fold.queries)[0] == fold.queries.labels.cpu()).sum())
+        return correct
+
+
+def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    return float((predicted.cpu() == labels.cpu()).float().mean())
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+# Each: Fit -> the classifier with the finished adapter on it, and the chosen hyper-parameters.
+
+
+def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """Tip-Adapter, or with `trainable_keys` Tip-Adapter-F: fill the cache, train its keys, choose alpha and beta."""
+    values = fit.recipe
+    trained = values.epochs > 0
+    config = TipAdapterConfig(
+        **{"alpha": values.init_alpha, "beta": values.init_beta, "trainable_keys": trained} | fit.config
+    )
+
+    def fill(model: PeftModel, shots: Shots, label: str) -> list[float]:
+        keys = shots.training.all_features()[: values.cache_views]
+        model.base_model.build_cache(keys, shots.labels, allow_missing_classes=label != "final")
+        return fit.train(model, shots.training, label) if trained else []
+
+    searching = bool(fit.folds) and not {"alpha", "beta"} & set(fit.config)
+    on_split = fit.validates_on_split and searching
+
+    def search(model: PeftModel, queries: Pictures):
+        return model.base_model.search_hyperparameters(
+            queries.all_features()[0], queries.labels, scale=values.search_scale, steps=values.search_step
+        )
+
+    if searching and not on_split:
+        with fit.timed("search"):
+            correct = 0
+            for number, fold in enumerate(fit.folds):
+                with fit.attached(replace(config)) as model:
+                    fill(model, fold.shots, f"fold-{number}")
+                    grid = search(model, fold.queries)
+                correct = correct + (grid.accuracies.double() * len(fold.queries) / 100).round().long()
+            counts = correct.flatten().tolist()
+            best = counts.index(max(counts))  # the first: ties keep it, as in the official search
+            row, column = divmod(best, len(grid.alphas))
+        asked = sum(len(fold.queries) for fold in fit.folds)
+        fit.validation = Validation("cross-validation", max(counts) / asked)
+    with fit.timed("train"):
+        model = fit.attach(config)
+        fit.curve = fill(model, fit.shots, "final")
+    chosen = model.peft_config["default"]
+    if on_split:
+        with fit.timed("search"):
+            fit.validation = Validation("split", search(model, fit.folds[0].queries).accuracy / 100)
+    elif searching:
+        chosen.alpha, chosen.beta = grid.alphas[column], grid.betas[row]
+    return model, {"alpha": chosen.alpha, "beta": chosen.beta}
+
+
+def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """CLIP-Adapter: train the bottleneck at every candidate ratio, keep the best."""
+    ratios = (fit.recipe.ratio,)
+    if fit.folds and "ratio" not in fit.config and not fit.config.get("learnable_ratio"):
+        ratios = fit.recipe.ratio_candidates or ratios
+    candidates = [CLIPAdapterConfig(**{"ratio": ratio} | fit.config) for ratio in ratios]
+    model, best = fit.train_best(candidates)
+    return model, {"ratio": candidates[best].ratio}
+
+
+def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """CoOp: train the context through the frozen text tower."""
+    values = {
+        "num_context_tokens": fit.recipe.num_context_tokens,
+        "context_init": fit.recipe.context_init,
+    } | fit.config
+    if values["context_init"] is not None and "num_context_tokens" not in fit.config:
+        values["num_context_tokens"] = None  # as many as the words have
+    model, _ = fit.train_best([CoOpConfig(**values)])
+    return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
+
+
+@dataclass(frozen=True)
+class FewShotMethod:
+    """A row of the table: the method's name in commands, the adapter that it trains, and the function that does it."""
+
+    name: str
+    adapter: str  # a name in registry.py
+    fit: Callable[[Fit], tuple[PeftModel, dict[str, Any]]]
+    title: str
+    trains_image_tower: bool = False  # then nothing of its pictures can be cached
+
+    @property
+    def config_class(self) -> type[TunerConfig]:
+        return registry_row(self.adapter).load("config")
+
+
+FEW_SHOT_METHODS: dict[str, FewShotMethod] = {
+    row.name: row
+    for row in (
+        FewShotMethod("tip_adapter", "tip_adapter", fit_tip_adapter, registry_row("tip_adapter").title),
+        FewShotMethod("tip_adapter_f", "tip_adapter", fit_tip_adapter, registry_row("tip_adapter").title + "-F"),
+        FewShotMethod("clip_adapter", "clip_adapter", fit_clip_adapter, registry_row("clip_adapter").title),
+        FewShotMethod("coop", "coop", fit_coop, registry_row("coop").title),
+    )
+}
+
+
+def few_shot_method(name: str) -> FewShotMethod:
+    """The row called `name`. Raises ValueError with the known names."""
+    if name not in FEW_SHOT_METHODS:
+        raise ValueError(f"method: got {name!r}; want one of {', '.join(FEW_SHOT_METHODS)}")
+    return FEW_SHOT_METHODS[name]
+
+
+def _own_config_fields(config_class: type[TunerConfig]) -> set[str]:
+    """The fields that a user may set: those of the method, not PEFT's nor what is filled in when the adapter is made."""
+    inherited = {f.name for base in (PeftConfig, TunerConfig) for f in dataclasses.fields(base)}
+    filled = {"cache_size", "num_classes", "context_init_ids", "trainable_keys"}
+    return {f.name for f in dataclasses.fields(config_class)} - inherited - filled
+
+
+def apply_overrides(
+    method: FewShotMethod, values: Recipe, overrides: Mapping[str, Any]
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with values replaced, and the values that are fields of the adapter's configuration.
+
+    Raises ValueError for a name that is neither; the message lists those that are.
+    """
+    in_recipe = {f.name for f in dataclasses.fields(values)} - {"method", "few_shot_protocol", "seeds"}
+    in_config = _own_config_fields(method.config_class)
+    unknown = sorted(set(overrides) - in_recipe - in_config)
+    if unknown:
+        raise ValueError(
+            f"overrides: {method.name} has no {unknown[0]!r}; it has {', '.join(sorted(in_recipe | in_config))}"
+        )
+    values = replace(values, **{k: _as_in_recipe(v) for k, v in overrides.items() if k in in_recipe})
+    if values.augmentation == "none":  # all views would be equal
+        values = replace(values, views=1, **({"cache_views": 1} if hasattr(values, "cache_views") else {}))
+    return values, {k: v for k, v in overrides.items() if k in in_config}
+
+
+def _as_in_recipe(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def views_needed(values: Recipe) -> int:
+    """How many augmented views of a picture a recipe uses."""
+    return max(values.views, getattr(values, "cache_views", 1))
+
+
+def fit_adapter(
+    classifier: torch.nn.Module,
+    method: str,
+    shots: Shots,
+    validation: Pictures | None = None,
+    *,
+    recipe_values: Recipe | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    state_folder: str | Path | None = None,
+    on_epoch: Callable[[str, int, int], None] | None = None,
+) -> FittedAdapter:
+    """Fit one adapter to a few labelled pictures, by the method's published recipe unless told otherwise.
+
+    Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on `validation`; without it
+    by cross-validation over the shots; with one shot a class they are the recipe's. Test pictures have no part in it.
+
+    Args:
+        classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload` takes it off).
+        method (`str`): a name in `FEW_SHOT_METHODS`.
+        shots ([`Shots`]): the pictures; cached features (the image tower is not run any more) or pixels.
+        validation (`Pictures`, *optional*): labelled pictures, plain view, that are neither trained on nor tested.
+        recipe_values ([`Recipe`], *optional*): default: `recipe(method, K)`.
+        overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given `alpha`, `beta` or `ratio`
+            is not searched for.
+        seed (`int`): of initial values and batch order. The global generators are left alone.
+        state_folder: keep long trainings here, to go on from after a kill.
+        on_epoch: called with (which training, epochs done, epochs).
+
+    Raises:
+        ValueError: unknown method or override, pictures that do not fit the classifier.
+        FloatingPointError: a loss that is not finite.
+
+    Example:
+
+    ```python
+    shots = Shots(CachedPictures(views), CachedPictures(plain))
+    fitted = fit_adapter(classifier, "tip_adapter", shots)
+    fitted.model.save_pretrained("my-adapter")
+    ```
+    """
+    row = few_shot_method(method)
+    most = int(torch.bincount(shots.labels).max())
+    values, config = apply_overrides(row, recipe_values or recipe(method, most), overrides or {})
+    if row.trains_image_tower and isinstance(shots.training, CachedPictures):
+        raise ValueError(f"shots: {method} trains the image tower; its pictures cannot be cached features")
+    classifier.requires_grad_(False)
+    fit = Fit(
+        classifier, shots, validation_folds(shots, validation), values, config, seed, bool(validation is not None and len(validation)),
+        None if state_folder is None else Path(state_folder), on_epoch,
+    )  # fmt: skip
+    try:
+        model, chosen = row.fit(fit)
+    except BaseException:
+        _take_off(classifier)
+        raise
+    model.eval()
+    unused = {"method", "few_shot_protocol", "seeds", "init_alpha", "init_beta"} | (
+        {"ratio_candidates"} if not fit.folds else set()
+    )
+    used = {k: v for k, v in values.to_dict().items() if k not in unused}
+    if not values.epochs:
+        used = {
+            k: v
+            for k, v in used.items()
+            if k in ("augmentation", "cache_views", "search_scale", "search_step", "epochs")
+        }
+    if not fit.folds:
+        used = {k: v for k, v in used.items() if not k.startswith("search_")}
+    return FittedAdapter(
+        model, fit.validation, used | config | chosen, fit.curve, fit.seconds,
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )  # fmt: skip
+
+
+def _take_off(classifier: torch.nn.Module) -> None:
+    """Remove what a failed fit left on the classifier: hooks are wrapped in place."""
+    for name, module in list(classifier.named_modules()):
+        base = getattr(module, "base_layer", None)
+        if base is not None and hasattr(module, "configs"):
+            parent, _, child = name.rpartition(".")
+            setattr(classifier.get_submodule(parent), child, base)
+    if hasattr(classifier, "peft_config"):
+        del classifier.peft_config
+    if hasattr(classifier, "_hf_peft_config_loaded"):
+        classifier._hf_peft_config_loaded = False
+
+
+__all__ = [
+    "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "accuracy", "apply_overrides",
+    "few_shot_method", "fit_adapter", "predict", "validation_folds", "views_needed",
+]  # fmt: skip
