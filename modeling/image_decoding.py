@@ -144,11 +144,13 @@ def _from_base64(text: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    import httpx  # a dependency of huggingface_hub
+    from huggingface_hub.utils import get_session  # its HTTP library, whichever that is, with its proxy settings
 
     try:
-        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        response = get_session().get(url, follow_redirects=True, timeout=30)
+        response.raise_for_status()
+        return response.content
+    except Exception as error:
         raise ValueError(f"cannot fetch {url} ({error})") from error
 
 

@@ -8,6 +8,15 @@ from transformers import CLIPConfig
 from ..backbones import family_of
 
 
+def _without_kernels(values: dict) -> dict:
+    """transformers takes a repository's name in these fields and loads compiled code from there."""
+    return {
+        name: _without_kernels(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name.lstrip("_").removesuffix("_internal") not in ("attn_implementation", "experts_implementation")
+    }
+
+
 @strict
 class CLIPClassifierConfig(CLIPConfig):
     r"""
@@ -40,6 +49,15 @@ class CLIPClassifierConfig(CLIPConfig):
     templates: list[str] = field(default_factory=list)
     prompt_length: int = 2
     tail_length: int = 1
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only, towers are CLIP's."""
+        for part in ("text_config", "vision_config"):
+            kind = (config_dict.get(part) or {}).get("model_type", "clip")
+            if kind not in ("clip", f"clip_{part.removesuffix('_config')}_model"):
+                raise ValueError(f"{part}.model_type: {kind!r}, expected 'clip_{part.removesuffix('_config')}_model'")
+        return super().from_dict(_without_kernels(config_dict), **kwargs)
 
     @property
     def class_names(self) -> list[str]:
