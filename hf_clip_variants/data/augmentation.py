@@ -106,6 +106,7 @@ class AugmentedViews(torch.utils.data.Dataset):
     Example:
 
     ```python
+    >>> from hf_clip_variants.data import AugmentedViews, load_emoji
     >>> from transformers import CLIPImageProcessor
     >>> processor = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     >>> views = AugmentedViews(load_emoji("notov1"), processor, 8, "tip")

@@ -14,8 +14,11 @@ class EpochCallback(TrainerCallback):
     Example:
 
     ```python
-    >>> data = FeatureDataset(features)
-    >>> Trainer(model, arguments, FeatureCollator(), data, callbacks=[EpochCallback(data)])
+    >>> import torch
+    >>> from hf_clip_variants.data import EpochCallback, FeatureDataset, Features
+
+    >>> data = FeatureDataset(Features(torch.randn(8, 100, 4), torch.zeros(100, dtype=torch.long)))
+    >>> callback = EpochCallback(data)  # Trainer(model, arguments, FeatureCollator(), data, callbacks=[callback])
     ```
     """
 

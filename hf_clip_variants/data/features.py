@@ -192,6 +192,7 @@ def compute_features(
     Example:
 
     ```python
+    >>> from hf_clip_variants.data import compute_features, load_emoji
     >>> from transformers import CLIPImageProcessor
     >>> processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
     >>> pictures = load_emoji("notov1", concepts=["cat", "dog"])
