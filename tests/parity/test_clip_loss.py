@@ -4,7 +4,7 @@ import pytest
 import torch
 from parity_fixtures import assert_close, load_fixture
 
-from hf_clip_variants.modeling.contrastive_loss import contrastive_loss, log_normalizers, unit_rows
+from hf_clip_variants.modeling.contrastive_loss import block_gradients, contrastive_loss, log_normalizers, unit_rows
 
 
 pytestmark = pytest.mark.parity
@@ -40,7 +40,7 @@ def test_every_single_process_output_is_compared(fixture):
     assert {k.removeprefix("single.") for k in fixture.outputs if k.startswith("single.")} == compared
 
 
-def test_a_rectangular_block_has_the_same_normalizers(fixture):
+def test_rectangular_blocks_add_up_to_the_whole(fixture):
     """What one rank will own: some rows, all columns."""
     image, text = unit_rows(fixture.inputs["image_raw"]), unit_rows(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
@@ -51,3 +51,11 @@ def test_a_rectangular_block_has_the_same_normalizers(fixture):
     assert_close(lower_rows, rows[half:], "rows")
     assert_close(lower_diagonal, diagonal[half:], "pairs")
     assert_close(torch.logaddexp(upper_columns, lower_columns), columns, "columns")
+
+    needed = (True, True, True)
+    whole = block_gradients(image, text, scale, rows, columns, 3, needed)
+    upper = block_gradients(image[:half], text, scale, rows[:half], columns, 3, needed)
+    lower = block_gradients(image[half:], text, scale, rows[half:], columns, 3, needed, first_pair=half)
+    assert_close(torch.cat([upper[0], lower[0]]), whole[0], "image gradient")
+    assert_close(upper[1] + lower[1], whole[1], "text gradient")
+    assert_close(upper[2] + lower[2], whole[2], "scale gradient")

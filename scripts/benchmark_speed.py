@@ -1,0 +1,264 @@
+"""Speed and memory against named peers, measured in one run on one machine.
+
+    python scripts/benchmark_speed.py                          # all rows (half an hour on one core); prints a table
+    python scripts/benchmark_speed.py --rows coop_step --rounds 3
+    python scripts/benchmark_speed.py --small                  # seconds; shows that everything runs, its ratios mean nothing
+    python scripts/benchmark_speed.py --out scripts/results/speed_cpu   # also writes .jsonl and .md; rows not measured keep their lines
+
+How: ours and its peers run in one process, on one thread, in random order within each round, after one round of warm-up whose
+outputs must agree. A ratio is peer time / our time; reported is the median over rounds with the smallest and largest. The clock is CPU
+time, which other programs disturb least. "Kept" are the bytes that autograd holds for the backward pass, "peak" is the growth of the
+resident set in a fresh process. Weights are random: neither speed nor equality depends on them. Wrong outputs, or a median more than 20 %
+below its target, make the exit code 1.
+
+To add a row, see `speed_rows.py`.
+"""
+
+import os
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from speed_rows import OURS, ROWS, Row
+from torch import nn
+
+
+SLACK = 0.8  # of the target: medians move by some percent from run to run
+
+
+@dataclass
+class Result:
+    row: str
+    what: str
+    peer: str
+    ratio: float
+    low: float
+    high: float
+    target: float
+    ours_s: float
+    peer_s: float
+    max_error: float | None
+    rounds: int
+    ok: bool | None  # None: sizes too small to judge the speed
+    kept_mb: tuple[float, float] | None = None  # ours, peer
+    peak_mb: tuple[float, float] | None = None
+    machine: dict = field(default_factory=dict)
+
+
+class WrongResult(AssertionError):
+    """Ours and a peer do not compute the same."""
+
+
+def measure(
+    name: str, row: Row, rounds: int, peaks: dict[str, float] | None = None, judge: bool = True
+) -> list[Result]:
+    outputs = {case: run() for case, run in row.cases.items()}  # the warm-up
+    errors = {peer: row.error(outputs[OURS], outputs[peer]) if row.error else None for peer in row.targets}
+    for peer, error in errors.items():
+        tolerance = row.tolerance[peer] if isinstance(row.tolerance, dict) else row.tolerance
+        if error is not None and not error <= tolerance:
+            raise WrongResult(f"{name}: ours differs from {peer} by {error:.1e}, {tolerance:.0e} is allowed")
+    del outputs
+    kept = {case: saved_bytes(run, row.weights) / 2**20 for case, run in row.cases.items()} if row.weights else None
+
+    times: dict[str, list[float]] = {case: [] for case in row.cases}
+    order, generator = list(row.cases), random.Random(0)
+    for _ in range(rounds):
+        generator.shuffle(order)
+        for case in order:
+            start = row.clock()
+            row.cases[case]()
+            times[case].append(row.clock() - start)
+
+    results = []
+    for peer, target in row.targets.items():
+        ratios = [p / o for p, o in zip(times[peer], times[OURS], strict=True)]
+        ratio = statistics.median(ratios)
+        ok = ratio >= SLACK * target
+        result = Result(
+            name, row.what, peer, ratio, min(ratios), max(ratios), target, statistics.median(times[OURS]),
+            statistics.median(times[peer]), errors[peer], rounds, ok if judge else None, machine=machine(),
+        )  # fmt: skip
+        if kept:
+            result.kept_mb = (kept[OURS], kept[peer])
+            if judge and row.kept_target is not None:
+                result.ok &= kept[peer] >= row.kept_target * kept[OURS]
+        if peaks:
+            result.peak_mb = (peaks[OURS], peaks[peer])
+        results.append(result)
+    return results
+
+
+def saved_bytes(run: Callable[[], Any], weights: tuple[nn.Module, ...]) -> int:
+    """Bytes that autograd keeps while `run()` goes forward: distinct storages that belong to no weight."""
+    excluded = {t.untyped_storage().data_ptr() for m in weights for t in (*m.parameters(), *m.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # a freed storage's address may come again
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in excluded:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def peak_growth(run: Callable[[], Any]) -> float:
+    """MB by which `run()` raises the resident set at its highest."""
+    process = Path("/proc/self")
+    if not (process / "clear_refs").exists():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+    def kilobytes(entry):
+        (line,) = [x for x in (process / "status").read_text().splitlines() if x.startswith(entry)]
+        return int(line.split()[1])
+
+    (process / "clear_refs").write_text("5")  # forgets the peak of what came before
+    before = kilobytes("VmRSS")
+    run()
+    return (kilobytes("VmHWM") - before) / 1024
+
+
+def peak_mb(row: str, case: str, small: bool) -> float:
+    """Growth of the resident set while one case runs once, in a process of its own."""
+    command = [sys.executable, __file__, "--peak-of", row, case, *(["--small"] if small else [])]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@cache
+def machine() -> dict:
+    names = ("torch", "transformers", "open_clip_torch", "peft", "huggingface_hub")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": models[0] if models else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+# ---- Report
+
+
+COLUMNS = ("row", "peer", "peer / ours", "target", "ours", "peer time", "max error", "kept MB", "peak MB", "")
+
+
+def table_line(result: dict) -> str:
+    def pair(values):
+        return f"{values[0]:.3g} / {values[1]:.3g}" if values else ""
+
+    def seconds(value):
+        return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
+
+    cells = (
+        result["row"],
+        result["peer"],
+        f"**{result['ratio']:.2f}** [{result['low']:.2f}, {result['high']:.2f}]",
+        f"{result['target']:.2f}",
+        seconds(result["ours_s"]),
+        seconds(result["peer_s"]),
+        "" if result["max_error"] is None else f"{result['max_error']:.0e}",
+        pair(result["kept_mb"]),
+        pair(result["peak_mb"]),
+        {True: "met" if result["ratio"] >= result["target"] else "within 20 %", False: "MISSED", None: "not judged"}[
+            result["ok"]
+        ],
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def as_table(results: list[dict]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(table_line, results)]
+    sizes = [f"- `{row}`: {what}" for row, what in dict.fromkeys((r["row"], r["what"]) for r in results)]
+    machines = [
+        ", ".join(f"{k} {v}" for k, v in m) for m in dict.fromkeys(tuple(r["machine"].items()) for r in results)
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Median over rounds [lowest, highest]; kept and peak: ours / peer.",
+            "",
+            *sizes,
+            "",
+            *machines,
+            "",
+        ]
+    )
+
+
+def write_results(path: Path, results: list[dict]):
+    """Writes .jsonl and .md; lines of rows that were not measured now are kept."""
+    measured = {r["row"] for r in results}
+    lines = path.with_suffix(".jsonl")
+    old = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    merged = [r for r in old if r["row"] not in measured] + results
+    merged.sort(key=lambda r: list(ROWS).index(r["row"]))
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    lines.write_text("".join(json.dumps(r) + "\n" for r in merged))
+    path.with_suffix(".md").write_text("# Speed\n\n`python scripts/benchmark_speed.py`\n\n" + as_table(merged))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument(
+        "--memory", action="store_true", help="also measure peak memory, each case in a process of its own"
+    )
+    parser.add_argument("--out", type=Path, help="path without suffix: writes .jsonl and .md")
+    parser.add_argument("--peak-of", nargs=2, metavar=("ROW", "CASE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    rows = options.rows.split(",")
+    unknown = set(rows) - set(ROWS)
+    if unknown:
+        parser.error(f"--rows: unknown {sorted(unknown)}, expected some of {', '.join(ROWS)}")
+    torch.set_num_threads(1)
+
+    if options.peak_of:
+        name, case = options.peak_of
+        run = ROWS[name](options.small).cases[case]
+        print(peak_growth(run))
+        return 0
+
+    results = []
+    for name in rows:
+        row = ROWS[name](options.small)
+        peaks = {c: peak_mb(name, c, options.small) for c in row.cases} if row.peak and options.memory else None
+        found = [vars(result) for result in measure(name, row, options.rounds, peaks, not options.small)]
+        results += found
+        for result in found:
+            print(table_line(result), flush=True)
+        if options.out:
+            write_results(options.out, results)
+    print("\n" + as_table(results))
+    return 1 if any(r["ok"] is False for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,405 @@
+"""The rows of `benchmark_speed.py`: what is compared with what, at which size, and by how much ours should win.
+
+A row is a function `(small: bool) -> Row`, listed in `ROWS`. What is heavy to import is imported where it is used.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+OURS = "ours"
+
+
+def children_time() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@dataclass
+class Row:
+    """Cases that give the same result in different ways."""
+
+    what: str  # sizes included
+    cases: dict[str, Callable[[], Any]]  # "ours" and the peers
+    targets: dict[str, float]  # peer -> least peer time / our time
+    error: Callable[[Any, Any], float] | None = None  # (ours, peer's) outputs -> largest relative error
+    tolerance: float | dict[str, float] = 1e-5  # of `error`; or one for each peer
+    clock: Callable[[], float] = time.process_time
+    weights: tuple[nn.Module, ...] = ()  # given: measure the bytes kept for backward, these modules' not counted
+    kept_target: float | None = None  # least peer bytes / our bytes
+    peak: bool = False  # measure the peak memory of each case
+
+
+def vit_b_text(small: bool) -> dict:
+    """The text tower of ViT-B/32 and B/16, or a token of it."""
+    width, layers = (64, 2) if small else (512, 12)
+    return {"width": width, "heads": width // 64, "layers": layers}
+
+
+@cache
+def imagenet_class_names() -> list[str]:
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return list(dict.fromkeys(IMAGENET_CLASSNAMES))
+
+
+def make_classifier(clip):
+    """A `CLIPClassifier` on a `CLIPModel` in memory, frozen."""
+    from hf_clip_variants import CLIPClassifier, CLIPClassifierConfig
+    from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
+
+    values = clip.config.to_dict()
+    config = CLIPClassifierConfig(**{k: values[k] for k in ("text_config", "vision_config", "projection_dim")})
+    model = CLIPClassifier(config)
+    model.clip = clip
+    model.tokenizer = official_tokenizer()
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def make_clip(small: bool, vision: bool = False):
+    """A random `CLIPModel`: ViT-B's text tower and, where `vision`, ViT-B/32's image tower; else one that only has the right shape."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = vit_b_text(small)
+    text = {
+        "hidden_size": sizes["width"], "intermediate_size": 4 * sizes["width"], "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"], "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
+    }  # fmt: skip
+    tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=tiny if small or not vision else {}, projection_dim=512)
+    return CLIPModel(config).eval().requires_grad_(False)
+
+
+def relative_error(ours: torch.Tensor, peer: torch.Tensor) -> float:
+    return ((ours.double() - peer.double()).norm() / peer.double().norm()).item()
+
+
+def largest_relative_error(ours, peer) -> float:
+    return max(relative_error(a, b) for a, b in zip(ours, peer, strict=True))
+
+
+def class_embeddings(small: bool) -> Row:
+    """Names and templates -> class embeddings, tokenisation included."""
+    import open_clip
+    from open_clip.model import CLIP as OpenCLIP
+
+    from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
+
+    torch.manual_seed(0)
+    names = imagenet_class_names()[: 5 if small else 50]
+    templates = ["a photo of a {}.", "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+                 "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}."]  # fmt: skip
+    templates = templates[: 2 if small else 8]
+    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 64}
+    peer = OpenCLIP(512, vision, {**vit_b_text(small), "context_length": 77, "vocab_size": 49408}, quick_gelu=True)
+    peer.eval().requires_grad_(False)
+    clip = clip_from_official(peer.state_dict()).requires_grad_(False)
+    classifier = make_classifier(clip)
+    tokenizer = classifier.tokenizer
+
+    def ours():
+        with torch.no_grad():
+            return F.normalize(classifier.set_classes(names, templates).get_class_features(), dim=-1)
+
+    def transformers_longest():
+        """The best that a user of transformers does today: one batch a template, padded to its longest prompt."""
+        with torch.no_grad():
+            features = [
+                clip.get_text_features(
+                    **tokenizer([t.format(name) for name in names], padding=True, return_tensors="pt")
+                ).pooler_output
+                for t in templates
+            ]
+            return F.normalize(F.normalize(torch.stack(features), dim=-1).mean(0), dim=-1)
+
+    def open_clip_77():
+        return open_clip.build_zero_shot_classifier(peer, open_clip.tokenize, names, templates).T
+
+    return Row(
+        f"{len(names)} classes x {len(templates)} templates, ViT-B text tower, fp32",
+        {OURS: ours, "open_clip.build_zero_shot_classifier": open_clip_77, "transformers, padding=longest": transformers_longest},
+        {"open_clip.build_zero_shot_classifier": 10, "transformers, padding=longest": 2},
+        error=relative_error,
+    )  # fmt: skip
+
+
+def coop_step(small: bool, classes: int = 100, context_tokens: int = 4) -> Row:
+    """One training step from image features: prompts -> text features -> loss -> gradient of the context."""
+    from peft import get_peft_model
+
+    from hf_clip_variants import CoOpConfig
+    from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
+
+    clip, names = make_clip(small), imagenet_class_names()[: 10 if small else classes]
+    features, labels = torch.randn(32, 512), torch.randint(len(names), (32,))
+    model = get_peft_model(
+        make_classifier(clip).set_classes(names), CoOpConfig(num_context_tokens=context_tokens)
+    ).train()
+    (context,) = [p for p in model.parameters() if p.requires_grad]
+
+    def ours():
+        context.grad = None
+        loss = model(image_features=features, labels=labels).loss
+        loss.backward()
+        return loss.detach(), context.grad
+
+    # The official way, in plain words: splice into 77 token embeddings, run the whole tower over all of them, take the row at EOS.
+    prompts = [" ".join(["X"] * context_tokens) + f" {name.replace('_', ' ')}." for name in names]
+    ids = official_tokenizer()(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    tower, own_context = clip.text_model, context.detach().clone().requires_grad_()
+    embeds = tower.embeddings.token_embedding(ids)
+    mask = torch.full((77, 77), float("-inf")).triu(1)[None, None]
+    eos = (ids == 49407).int().argmax(1)
+
+    def official():
+        own_context.grad = None
+        spliced = [embeds[:, :1], own_context.expand(len(ids), -1, -1), embeds[:, 1 + context_tokens :]]
+        hidden = torch.cat(spliced, dim=1) + tower.embeddings.position_embedding.weight
+        for layer in tower.encoder.layers:
+            hidden = layer(hidden, mask)
+        pooled = tower.final_layer_norm(hidden)[torch.arange(len(ids)), eos]
+        text = F.normalize(clip.text_projection(pooled), dim=-1)
+        logits = clip.logit_scale.exp() * F.normalize(features, dim=-1) @ text.T
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        return loss.detach(), own_context.grad
+
+    return Row(
+        f"{len(names)} classes, {context_tokens} context tokens, batch 32, image features given, ViT-B text tower, fp32",
+        {OURS: ours, "official, 77 tokens": official},
+        {"official, 77 tokens": 10 if context_tokens == 4 else 9},
+        error=largest_relative_error,
+        weights=(clip,),
+        kept_target=8,
+        peak=True,
+    )
+
+
+def coop_step_long_context(small: bool) -> Row:
+    return coop_step(small, classes=32, context_tokens=16)
+
+
+def serving(small: bool) -> Row:
+    """transformers' zero-shot pipeline, one picture at a time, from the second picture on: their model in it, and ours."""
+    from PIL import Image
+    from transformers import CLIPImageProcessor, pipeline
+
+    clip = make_clip(small, vision=True)
+    classifier, names = make_classifier(clip), imagenet_class_names()[: 10 if small else 100]
+    size = clip.config.vision_config.image_size
+    parts = {
+        "tokenizer": classifier.tokenizer,
+        "image_processor": CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
+    }
+    noise = torch.randint(256, (375, 500, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(noise.numpy())
+    pipelines = {
+        case: pipeline("zero-shot-image-classification", model=model, device="cpu", **parts)
+        for case, model in ((OURS, classifier), ("transformers CLIPModel", clip))
+    }
+
+    def scores(case):
+        by_label = {entry["label"]: entry["score"] for entry in pipelines[case](picture, candidate_labels=names)}
+        return torch.tensor([by_label[name] for name in names])
+
+    return Row(
+        f"zero-shot pipeline, {len(names)} labels, one 500 x 375 picture, ViT-B/32, fp32",
+        {case: lambda case=case: scores(case) for case in pipelines},
+        {"transformers CLIPModel": 8},
+        error=relative_error,
+    )
+
+
+def tip_search(small: bool) -> Row:
+    """Alpha and beta over the paper's kind of grid."""
+    from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
+
+    classes, shots, pictures, width = (5, 2, 20, 16) if small else (100, 16, 1000, 512)
+    scale, steps = (7, 3), ((4, 3) if small else (20, 10))
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(classes, width, generator=generator)
+    key_labels, labels = torch.arange(classes).repeat_interleave(shots), torch.arange(pictures) % classes
+
+    def near(which, noise):
+        return F.normalize(centres[which] + noise * torch.randn(len(which), width, generator=generator), dim=-1)
+
+    keys, embeds, class_embeds = near(key_labels, 5), near(labels, 5), near(torch.arange(classes), 5)
+    values = F.one_hot(key_labels, classes).float()
+
+    def ours():
+        found = search_alpha_beta(embeds, labels, class_embeds, keys, key_labels, scale=scale, steps=steps)
+        return found.accuracies, torch.tensor([found.alpha, found.beta])
+
+    def official():
+        """Affinity, votes and logits again at each point of the grid."""
+        best, accuracies = (-1.0, 0.0, 0.0), []
+        for beta in search_grid(scale[0], steps[0]):
+            for alpha in search_grid(scale[1], steps[1]):
+                affinity = embeds @ keys.T
+                logits = 100.0 * embeds @ class_embeds.T + (beta * affinity - beta).exp() @ values * alpha
+                accuracy = 100 * (logits.argmax(1) == labels).float().mean().item()
+                accuracies.append(accuracy)
+                best = (accuracy, alpha, beta) if accuracy > best[0] else best
+        return torch.tensor(accuracies).view(steps), torch.tensor(best[1:])
+
+    return Row(
+        f"{steps[0]} x {steps[1]} grid, {pictures} pictures, {classes} classes x {shots} shots, width {width}",
+        {OURS: ours, "official, all of it at every point": official},
+        {"official, all of it at every point": 30},
+        error=largest_relative_error,
+    )
+
+
+def tip_f_epoch(small: bool) -> Row:
+    """One epoch of Tip-Adapter-F: image tower and one-hot matrix every step, against cached features."""
+    from peft import get_peft_model
+
+    from hf_clip_variants import TipAdapterConfig
+
+    classes, shots, batch, alpha, beta = 4 if small else 25, 4, 32, 1.17, 1.0
+    clip = make_clip(small, vision=True)
+    classifier = make_classifier(clip).set_classes(imagenet_class_names()[:classes])
+    size = clip.config.vision_config.image_size
+    pixels = torch.randn(classes * shots, 3, size, size, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(classes).repeat_interleave(shots)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        class_embeds = classifier(pixel_values=pixels[:1]).text_embeds
+        features = torch.cat([classifier.get_image_features(part).pooler_output for part in pixels.split(batch)])
+    model = get_peft_model(classifier, TipAdapterConfig(alpha=alpha, beta=beta, trainable_keys=True))
+    settings = {"lr": 1e-3, "eps": 1e-4}
+
+    def ours():
+        model.build_cache(features, labels)
+        (keys,) = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW([keys], **settings)
+        for rows in order.split(batch):
+            loss = F.cross_entropy(model(image_features=features[rows]).logits, labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return keys.detach()
+
+    def official():
+        keys = F.normalize(features, dim=-1).requires_grad_()
+        values = F.one_hot(labels, classes).float()
+        optimizer = torch.optim.AdamW([keys], **settings)
+        for rows in order.split(batch):
+            with torch.no_grad():
+                embeds = F.normalize(clip.get_image_features(pixels[rows]).pooler_output, dim=-1)
+            votes = (beta * (embeds @ keys.T) - beta).exp() @ values
+            loss = F.cross_entropy(100.0 * embeds @ class_embeds.T + votes * alpha, labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return keys.detach()
+
+    return Row(
+        f"{classes} classes x {shots} shots, ViT-B/32 image tower, batch {batch}, fp32",
+        {OURS: ours, "official, towers every step": official},
+        {"official, towers every step": 50},
+        error=relative_error,
+        tolerance=1e-4,  # AdamW divides gradients by their own size, rounding included
+    )
+
+
+def image_processor(small: bool, width: int = 500, height: int = 375) -> Row:
+    """Decoded pictures -> pixel values."""
+    from PIL import Image
+    from transformers import CLIPImageProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from hf_clip_variants.modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
+
+    count = 2 if small else 16
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, height // 8, width // 8, generator=generator)  # smooth like a photograph
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1).mul(255).byte()
+    pictures = [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in smooth]
+    peer, pil = "transformers CLIPImageProcessor", "transformers CLIPImageProcessorPil"
+    processors = {OURS: CLIPClassifierImageProcessor(), peer: CLIPImageProcessor(), pil: CLIPImageProcessorPil()}
+
+    large = width > 1000
+    return Row(
+        f"{count} pictures of {width} x {height}",
+        {case: lambda p=p: p(pictures, return_tensors="pt").pixel_values for case, p in processors.items()},
+        {peer: 3 if large else 1.7, pil: 4},
+        error=lambda ours, theirs: (ours - theirs).abs().max().item(),
+        tolerance={peer: 0, pil: 0.02},  # bit by bit; one grey level, normalised
+        peak=large,
+    )
+
+
+def image_processor_large(small: bool) -> Row:
+    return image_processor(small, width=1600, height=1200)
+
+
+def run_python(code: str) -> Callable[[], None]:
+    return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def import_row(ours: str, peer: str) -> Row:
+    return Row(
+        "fresh interpreter, CPU time",
+        {OURS: run_python(ours), peer: run_python(peer)},
+        {peer: 1 / 1.15},
+        clock=children_time,
+    )
+
+
+def import_package(small: bool) -> Row:
+    return import_row("import hf_clip_variants", "from transformers import AutoModel")
+
+
+def import_and_use(small: bool) -> Row:
+    """What the registration costs a program that loads models by their Auto class."""
+    return import_row(
+        "import hf_clip_variants; from transformers import AutoModel", "from transformers import AutoModel"
+    )
+
+
+def import_classifier(small: bool) -> Row:
+    return import_row("from hf_clip_variants import CLIPClassifier", "from transformers import CLIPModel")
+
+
+def cli_help(small: bool) -> Row:
+    scripts = Path(sys.executable).parent
+
+    def run(program):
+        return lambda: subprocess.run([scripts / program, "--help"], check=True, capture_output=True)
+
+    return Row(
+        "fresh interpreter, CPU time",
+        {OURS: run("hf-clip-variants"), "hf --help": run("hf")},
+        {"hf --help": 1 / 1.3},
+        clock=children_time,
+    )
+
+
+ROWS: dict[str, Callable[[bool], Row]] = {
+    "class_embeddings": class_embeddings,
+    "coop_step": coop_step,
+    "coop_step_16": coop_step_long_context,
+    "serving": serving,
+    "tip_search": tip_search,
+    "tip_f_epoch": tip_f_epoch,
+    "image_processor": image_processor,
+    "image_processor_large": image_processor_large,
+    "import": import_package,
+    "import_auto_model": import_and_use,
+    "import_classifier": import_classifier,
+    "cli_help": cli_help,
+}
