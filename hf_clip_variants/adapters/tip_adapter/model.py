@@ -1,12 +1,18 @@
 """The PEFT tuner of Tip-Adapter and Tip-Adapter-F, with its cache and its search."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
-from ..tuner import Base, Tuner
+from ..tuner import Base, Tuner, check_class_names
 from .config import TipAdapterConfig
 from .layer import TipAdapterLayer, check_labels, make_keys
 from .search import TipSearch, search_alpha_beta
+
+
+if TYPE_CHECKING:
+    from hf_clip_variants.data.features import Features
 
 
 class TipAdapterModel(Tuner):
@@ -38,8 +44,8 @@ class TipAdapterModel(Tuner):
 
     def build_cache(
         self,
-        features: torch.Tensor,
-        labels: torch.Tensor,
+        features: "torch.Tensor | Features",
+        labels: torch.Tensor | None = None,
         adapter_name: str | None = None,
         allow_missing_classes: bool = False,
     ) -> None:
@@ -48,8 +54,8 @@ class TipAdapterModel(Tuner):
 
     def search_hyperparameters(
         self,
-        features: torch.Tensor,
-        labels: torch.Tensor,
+        features: "torch.Tensor | Features",
+        labels: torch.Tensor | None = None,
         scale: tuple[float, float] = (7, 3),
         steps: tuple[int, int] = (200, 20),
         adapter_name: str | None = None,
@@ -71,10 +77,24 @@ def _layer_and_name(model: nn.Module, adapter_name: str | None) -> tuple[TipAdap
     return layer, adapter_name
 
 
+def _features_and_labels(
+    features: "torch.Tensor | Features", labels: torch.Tensor | None, config: TipAdapterConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(features, torch.Tensor):
+        if labels is None:
+            raise ValueError("labels: None, expected (N,) class indices to go with the tensor of features")
+        return features, labels
+    if labels is not None:
+        raise ValueError("labels: given twice, Features have their own")
+    if features.class_names and config.class_names is not None:
+        check_class_names(config.class_names, list(features.class_names), "the features are of a labelled data set")
+    return features.features, features.labels
+
+
 def build_cache(
     model: nn.Module,
-    features: torch.Tensor,
-    labels: torch.Tensor,
+    features: "torch.Tensor | Features",
+    labels: torch.Tensor | None = None,
     adapter_name: str | None = None,
     allow_missing_classes: bool = False,
 ) -> None:
@@ -82,7 +102,8 @@ def build_cache(
 
     Args:
         model: with a Tip-Adapter on it.
-        features: (N, D), or (V, N, D) of V augmented views: *un-normalised* image features, `get_image_features(...).pooler_output`.
+        features: (N, D), or (V, N, D) of V augmented views: *un-normalised* image features, `get_image_features(...).pooler_output`;
+            or `Features` from `data.features.compute_features`, which have labels of their own.
         labels: (N,) class indices.
         adapter_name: default: the active one.
         allow_missing_classes: classes without a picture are left to zero-shot CLIP instead of being an error.
@@ -92,6 +113,7 @@ def build_cache(
     """
     layer, adapter_name = _layer_and_name(model, adapter_name)
     config = layer.configs[adapter_name]
+    features, labels = _features_and_labels(features, labels, config)
     width = config.backbone_widths["joint width"]
     if (
         features.dim() not in (2, 3)
@@ -110,8 +132,8 @@ def build_cache(
 
 def search_hyperparameters(
     model: nn.Module,
-    features: torch.Tensor,
-    labels: torch.Tensor,
+    features: "torch.Tensor | Features",
+    labels: torch.Tensor | None = None,
     scale: tuple[float, float] = (7, 3),
     steps: tuple[int, int] = (200, 20),
     adapter_name: str | None = None,
@@ -120,7 +142,7 @@ def search_hyperparameters(
 
     Args:
         model: a `CLIPClassifier` with a filled Tip-Adapter on it.
-        features: (n, D) un-normalised image features, not of the cached pictures and not of the test set.
+        features: (n, D) un-normalised image features, not of the cached pictures and not of the test set; or `Features` of one view.
         labels: (n,).
         scale: upper ends (excluded) of beta and alpha; the paper's are in the README.
         steps: grid points of beta and alpha.
@@ -130,6 +152,13 @@ def search_hyperparameters(
     config, keys = layer.configs[adapter_name], layer.clipv_tip_adapter_keys[adapter_name].detach()
     if not len(keys):
         raise ValueError(f"adapter {adapter_name!r} has an empty cache: call build_cache(features, labels)")
+    features, labels = _features_and_labels(features, labels, config)
+    if features.dim() == 3 and len(features) == 1:
+        features = features[0]
+    if features.dim() != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"features: expected one view, (n, D) with n = {len(labels)} labels, got {tuple(features.shape)}"
+        )
     classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
     features, labels = features.to(keys.device), labels.to(keys.device)
     check_labels(labels, config.num_classes, config.class_names, allow_missing=True)

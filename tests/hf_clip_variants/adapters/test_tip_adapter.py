@@ -12,6 +12,7 @@ from hf_clip_variants.adapters.tip_adapter.convert import labels_from_one_hot
 from hf_clip_variants.adapters.tip_adapter.layer import cache_logits, make_keys
 from hf_clip_variants.adapters.tip_adapter.model import build_cache
 from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
+from hf_clip_variants.data.features import Features
 
 
 C, K, D = 5, 4, 24
@@ -160,6 +161,23 @@ def test_cache_is_built_through_transformers_adapters_too():
         build_cache(base, _toy(0), LABELS, "yours")
     with pytest.raises(ValueError, match="model: has no Tip-Adapter"):
         build_cache(tiny_classifier(), _toy(0), LABELS)
+
+
+def test_features_of_a_data_set_bring_their_labels():
+    given = Features(_toy(0)[None], LABELS, tuple(CLASS_NAMES))
+    model = get_peft_model(tiny_classifier(), TipAdapterConfig())
+    model.build_cache(given)
+    assert torch.equal(model(image_features=_toy(1)).logits, _model()(image_features=_toy(1)).logits)
+    found = model.search_hyperparameters(Features(_toy(1)[None], LABELS, tuple(CLASS_NAMES)), steps=(3, 3))
+    assert found.accuracies.shape == (3, 3)
+    with pytest.raises(ValueError, match="labels: given twice"):
+        model.build_cache(given, LABELS)
+    with pytest.raises(ValueError, match="labels: None"):
+        model.build_cache(_toy(0))
+    with pytest.raises(ValueError, match=r"class_names: .*added \['owl'\]"):
+        model.build_cache(Features(_toy(0)[None], LABELS, (*CLASS_NAMES[:-1], "owl")))
+    with pytest.raises(ValueError, match=r"features: expected one view, .*got \(2, 20, 24\)"):
+        model.search_hyperparameters(torch.stack([_toy(0), _toy(1)]), LABELS)
 
 
 def test_cache_refuses_what_does_not_fit():
