@@ -235,7 +235,7 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
         model.base_model.build_cache(keys, shots.labels, allow_missing_classes=label != "final")
         return fit.train(model, shots.training, label) if trained else []
 
-    searching = bool(fit.folds) and not {"alpha", "beta"} & set(fit.config)
+    searching = bool(fit.folds) and values.alpha is None and not {"alpha", "beta"} & set(fit.config)
     on_split = fit.validates_on_split and searching
 
     def search(model: PeftModel, queries: Pictures):
@@ -265,6 +265,8 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
             fit.validation = Validation("split", search(model, fit.folds[0].queries).accuracy / 100)
     elif searching:
         chosen.alpha, chosen.beta = grid.alphas[column], grid.betas[row]
+    elif values.alpha is not None:
+        chosen.alpha, chosen.beta = values.alpha, chosen.beta if values.beta is None else values.beta
     return model, {"alpha": chosen.alpha, "beta": chosen.beta}
 
 
@@ -283,6 +285,7 @@ def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     values = {
         "num_context_tokens": fit.recipe.num_context_tokens,
         "context_init": fit.recipe.context_init,
+        "class_specific": fit.recipe.class_specific,
     } | fit.config
     if values["context_init"] is not None and "num_context_tokens" not in fit.config:
         values["num_context_tokens"] = None  # as many as the words have
