@@ -114,15 +114,6 @@ def test_the_tests_run_on_the_editable_install():
     assert Path(hf_clip_variants.__file__).parent == ROOT / "hf_clip_variants"
 
 
-def test_import_modeling_is_refused():
-    """From the repository root it would make a second set of classes, which nothing has registered."""
-    assert "modeling" not in sys.modules
-    done = subprocess.run(
-        [sys.executable, "-c", "import modeling"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 1 and "use `hf_clip_variants.modeling`" in done.stderr
-
-
 def test_lower_bounds_are_installed_versions():
     """Every bound in pyproject.toml holds here: the suite has run with it."""
     from importlib.metadata import version

@@ -1,0 +1,98 @@
+"""README.md: its table is the registry's, its links lead somewhere, its Python runs and prints what it shows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_clip_variants.registry import methods
+
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+SCRIPT = ROOT / "scripts" / "make_readme_table.py"
+PAGES = [README, ROOT / "CONTRIBUTING.md"]
+# A Python block, whether it is marked <!-- no-run -->, and the output block that may follow it.
+BLOCK = re.compile(
+    r"(?P<skip><!-- no-run -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*```text\n(?P<output>.*?)^```\n)?", re.M | re.S
+)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def make_table(*arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_table_is_the_registrys():
+    done = make_table("--check")
+    assert done.returncode == 0, done.stderr
+    text = README.read_text(encoding="utf-8")
+    for row in methods():
+        assert row.summary in text and row.paper.url in text
+
+
+def test_a_stale_table_is_noticed_and_mended(tmp_path):
+    readme = tmp_path / "README.md"
+    stale = README.read_text(encoding="utf-8").replace(methods()[0].summary, "Old.")
+    readme.write_text(stale, encoding="utf-8")
+    done = make_table("--check", "--readme", readme)
+    assert done.returncode == 1 and "table of methods is stale; run python scripts/make_readme_table.py" in done.stderr
+    assert readme.read_text(encoding="utf-8") == stale, "--check writes nothing"
+    assert make_table("--readme", readme).returncode == 0
+    assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")
+    readme.write_text("no markers", encoding="utf-8")
+    done = make_table("--readme", readme)
+    assert done.returncode == 1 and "expected <!-- methods:start -->" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    text = page.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.M)
+    }
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (page.parent / path).exists(), link
+        if not path:
+            assert anchor in headings, link
+
+
+def blocks(text: str) -> list[re.Match]:
+    return [block for block in BLOCK.finditer(text) if not block["skip"]]
+
+
+def same_output(printed: str, shown: str) -> bool:
+    """Equal words; numbers within 2 % or 0.02 of each other, as they differ between machines."""
+    if NUMBER.sub("#", printed.strip()) != NUMBER.sub("#", shown.strip()):
+        return False
+    pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
+    return all(abs(float(a) - float(b)) <= max(0.02, 0.02 * abs(float(b))) for a, b in pairs)
+
+
+def test_how_blocks_are_read():
+    text = "```python\na\n```\n\n```text\n1\n```\n<!-- no-run -->\n```python\nb\n```\n```python\nc\n```\n"
+    assert [(block["code"], block["output"]) for block in blocks(text)] == [("a\n", "1\n"), ("c\n", None)]
+    assert same_output("{'cat': 0.981}\n", "{'cat': 0.979}") and same_output("57.4%", "58.0%")
+    assert not same_output("{'cat': 0.981}", "{'dog': 0.981}") and not same_output("57.4%", "62%")
+    assert not same_output("1", "1 2")
+
+
+@pytest.mark.slow
+def test_python_blocks_run_in_order_and_print_what_they_show(tmp_path):
+    found = blocks(README.read_text(encoding="utf-8"))
+    assert found
+    mark = "--- next block ---"
+    program = f"\nprint({mark!r})\n".join(block["code"] for block in found)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for block, printed in zip(found, done.stdout.split(f"{mark}\n"), strict=True):
+        assert block["output"] is None or same_output(printed, block["output"]), (
+            f"{block['code']}\nprinted:\n{printed}"
+        )
