@@ -144,13 +144,11 @@ def _from_base64(text: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    from huggingface_hub.utils import get_session  # its HTTP library, whichever that is, with its proxy settings
+    from huggingface_hub.utils import httpx  # whichever version of it huggingface_hub uses
 
     try:
-        response = get_session().get(url, follow_redirects=True, timeout=30)
-        response.raise_for_status()
-        return response.content
-    except Exception as error:
+        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ValueError(f"cannot fetch {url} ({error})") from error
 
 
