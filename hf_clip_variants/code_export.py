@@ -99,9 +99,13 @@ def travelling_code(modules: Iterable[str], version: str) -> dict[str, bytes]:
         text = _flattened(source, imports)
         meant = {target.rpartition(".")[2] for _, target in imports}
         seen = {a or b for a, b in _SEEN_BY_TRANSFORMERS.findall(text.decode())}
-        if seen != meant:
+        if seen - meant:
             raise ValueError(
                 f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and transformers would look for it"
+            )
+        if meant - seen:
+            raise ValueError(
+                f"{module}: the import of {', '.join(sorted(meant - seen))} must start a line, transformers does not see it otherwise"
             )
         note = f"# {module} of hf-clip-variants {version}, Apache-2.0; imports made flat, otherwise unchanged.\n"
         files[path.name] = note.encode() + text

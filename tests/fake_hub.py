@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 
@@ -255,7 +256,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply = {"url": f"{self.hub.endpoint}/{repo_id}", "id": repo_id, "name": repo_id}
         if repo_id in self.hub.repos:
             return 409, {**reply, "error": "You already created this model repo"}
-        self.hub.create(repo_id, private=bool(wanted.get("private")))
+        self.hub.create(repo_id, private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         return 200, reply
 
     def delete_repo(self, body):
@@ -452,5 +453,7 @@ def hub_in_this_process(home):
             changes.enter_context(patch.object(constants, name, value))
         changes.enter_context(patch.object(hf_api.api, "endpoint", hub.endpoint))
         changes.enter_context(patch.object(transformers_hub, "_hf_api", None))
+        no_waiting = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
+        changes.enter_context(patch("huggingface_hub.utils._http.time", no_waiting))  # between its attempts
         changes.enter_context(patch.dict(os.environ, hub.environment(home)))
         yield hub
