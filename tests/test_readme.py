@@ -1,5 +1,6 @@
 """README.md: its table is the registry's, its links lead somewhere, its Python runs and prints what it shows."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,11 @@ from hf_clip_variants.registry import methods
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCRIPT = ROOT / "scripts" / "make_readme_table.py"
-PAGES = [README, ROOT / "CONTRIBUTING.md"]
+CI = ROOT / ".ci" / "run"
+METHOD_READMES = sorted(
+    [*(ROOT / "modeling").glob("*/README.md"), *(ROOT / "hf_clip_variants").glob("adapters/*/README.md")]
+)
+PAGES = [README, ROOT / "CONTRIBUTING.md", *METHOD_READMES]
 # A Python block, whether it is marked <!-- no-run -->, and the output block that may follow it.
 BLOCK = re.compile(
     r"(?P<skip><!-- no-run -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*```text\n(?P<output>.*?)^```\n)?", re.M | re.S
@@ -49,7 +54,7 @@ def test_a_stale_table_is_noticed_and_mended(tmp_path):
     assert done.returncode == 1 and "expected <!-- methods:start -->" in done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_to_files_and_headings(page):
     text = page.read_text(encoding="utf-8")
     headings = {
@@ -84,15 +89,38 @@ def test_how_blocks_are_read():
     assert not same_output("1", "1 2")
 
 
+PROGRAM = """
+import json, sys
+for page, blocks in json.load(sys.stdin).items():
+    names = {"__name__": page}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+        print("--- next block ---")
+"""
+
+
 @pytest.mark.slow
 def test_python_blocks_run_in_order_and_print_what_they_show(tmp_path):
-    found = blocks(README.read_text(encoding="utf-8"))
-    assert found
-    mark = "--- next block ---"
-    program = f"\nprint({mark!r})\n".join(block["code"] for block in found)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    found = {
+        page.relative_to(ROOT).as_posix(): blocks(page.read_text(encoding="utf-8"))
+        for page in [README, *METHOD_READMES]
+    }
+    assert found["README.md"]
+    pages = json.dumps({page: [block["code"] for block in those] for page, those in found.items()})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=pages, cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
-    for block, printed in zip(found, done.stdout.split(f"{mark}\n"), strict=True):
-        assert block["output"] is None or same_output(printed, block["output"]), (
-            f"{block['code']}\nprinted:\n{printed}"
-        )
+    printed = done.stdout.split("--- next block ---\n")
+    for block, output in zip([block for those in found.values() for block in those], printed[:-1], strict=True):
+        assert block["output"] is None or same_output(output, block["output"]), f"{block['code']}\nprinted:\n{output}"
+
+
+@pytest.mark.skipif(not CI.exists(), reason="not in the sdist")
+def test_continuous_integration_runs_the_readmes_commands():
+    section = README.read_text(encoding="utf-8").split("\n## Tests\n")[1].split("```")[1]
+    commands = [line for line in section.strip().splitlines() if line]
+    assert commands[-1] == "pytest"
+    script = [line.partition(" || ")[0] for line in CI.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in script if line in commands] == commands
+    assert "PYTEST" not in CI.read_text(encoding="utf-8"), "no setting that the README does not have"
