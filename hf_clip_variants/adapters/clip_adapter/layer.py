@@ -26,7 +26,11 @@ def bottleneck(features: torch.Tensor, down: torch.Tensor, up: torch.Tensor, out
 
 
 def blend(features: torch.Tensor, adapted: torch.Tensor, ratio: float | torch.Tensor) -> torch.Tensor:
-    """ratio * adapted + (1 - ratio) * features, (..., D) each; exactly `features` at 0 and exactly `adapted` at 1."""
+    """ratio * adapted + (1 - ratio) * features, (..., D) each; exactly `features` at 0 and exactly `adapted` at 1.
+
+    >>> blend(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), 0.25)
+    tensor([0.7500, 0.5000])
+    """
     return torch.lerp(features, adapted, ratio)
 
 

@@ -58,6 +58,13 @@ def splice(
 
     Returns:
         (C, 1 + M + S) or (C, 1 + M + S, d), in the dtype of `tails`.
+
+    Example:
+
+    >>> start, context = torch.tensor([[7]]), torch.tensor([91, 92])
+    >>> tails = torch.tensor([[1, 2, 3, 8]])  # a name of two tokens, ".", EOS
+    >>> splice(start, context, tails, torch.tensor([2]), "middle").tolist()
+    [[7, 91, 1, 2, 92, 3, 8]]
     """
     if context.dim() < tails.dim():
         context = context.expand(len(tails), *context.shape)

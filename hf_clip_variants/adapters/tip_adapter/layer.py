@@ -42,9 +42,15 @@ def cache_logits(
 
     Returns:
         (B, C).
+
+    Example:
+
+    >>> keys, labels = torch.eye(3), torch.tensor([0, 1, 1])
+    >>> cache_logits(keys[:1], keys, labels, num_classes=2, beta=5.0)
+    tensor([[1.0000, 0.0135]])
     """
     # beta * affinity - beta in one product; images in columns, so that sums by class add whole rows
-    exponents = torch.addmm(keys.new_full((), -beta), keys, image_embeds.t(), alpha=beta)
+    exponents = torch.addmm(keys.new_full((), -beta), keys, (beta * image_embeds).t())
     return sum_by_class(exponents.exp(), labels, num_classes).t()
 
 
