@@ -381,6 +381,10 @@ def test_fingerprint_follows_content_labels_and_names_only(folder, tmp_path):
         images.select([1, 0, *range(2, 9)]).fingerprint,
         load_images(folder, clean_class_names=False).fingerprint,
     }
+    numbered = Dataset.from_dict(rows(label=[0, 0, 0, 1, 1, 1, 2, 2, 2]))
+    relabelled = Dataset.from_dict(rows(label=[0, 0, 1, 0, 1, 1, 2, 2, 2]))
+    prints = {load_images(d, class_names=NAMES).fingerprint for d in (numbered, relabelled)}
+    assert len(prints) == 2
     (folder / "tabby" / "0.png").write_bytes(encoded(99))
     others.add(load_images(folder).fingerprint)
     assert len(others) == 4 and images.fingerprint not in others
