@@ -15,10 +15,11 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCRIPT = ROOT / "scripts" / "make_readme_table.py"
 CI = ROOT / ".ci" / "run"
-METHOD_READMES = sorted(
-    [*(ROOT / "modeling").glob("*/README.md"), *(ROOT / "hf_clip_variants").glob("adapters/*/README.md")]
-)
-PAGES = [README, ROOT / "CONTRIBUTING.md", *METHOD_READMES]
+MODEL_READMES = sorted((ROOT / "modeling").glob("*/README.md"))
+ADAPTER_READMES = sorted(
+    (ROOT / "hf_clip_variants" / "adapters").glob("*/README.md")
+)  # run in adapters/test_readmes.py
+PAGES = [README, ROOT / "CONTRIBUTING.md", *MODEL_READMES, *ADAPTER_READMES]
 # A Python block, whether it is marked <!-- no-run -->, and the output block that may follow it.
 BLOCK = re.compile(
     r"(?P<skip><!-- no-run -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*```text\n(?P<output>.*?)^```\n)?", re.M | re.S
@@ -103,7 +104,7 @@ for page, blocks in json.load(sys.stdin).items():
 def test_python_blocks_run_in_order_and_print_what_they_show(tmp_path):
     found = {
         page.relative_to(ROOT).as_posix(): blocks(page.read_text(encoding="utf-8"))
-        for page in [README, *METHOD_READMES]
+        for page in [README, *MODEL_READMES]
     }
     assert found["README.md"]
     pages = json.dumps({page: [block["code"] for block in those] for page, those in found.items()})
