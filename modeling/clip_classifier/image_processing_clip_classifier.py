@@ -70,7 +70,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
 
     ```python
     >>> from PIL import Image
-    >>> from hf_clip_variants.modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
+    >>> from hf_clip_variants import CLIPClassifierImageProcessor
 
     >>> processor = CLIPClassifierImageProcessor()
     >>> processor(Image.new("RGBA", (640, 480)), return_tensors="pt").pixel_values.shape

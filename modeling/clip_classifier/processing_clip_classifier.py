@@ -40,9 +40,8 @@ class CLIPClassifierProcessor(ProcessorMixin):
 
     ```python
     >>> from PIL import Image
+    >>> from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
     >>> from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
-    >>> from hf_clip_variants.modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
-    >>> from hf_clip_variants.modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 
     >>> processor = CLIPClassifierProcessor(CLIPClassifierImageProcessor(), official_tokenizer())
     >>> inputs = processor(images=Image.new("RGB", (640, 480)), text=["a cat", "a dog"], return_tensors="pt")
