@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import logging
 import pickle
 import re
 import subprocess
@@ -170,6 +171,37 @@ def test_auto_classes_know_the_model(row, tmp_path):
         assert IMAGE_PROCESSOR_MAPPING[type(config)][backend] is image_processor
         image_processor().save_pretrained(tmp_path)
         assert type(AutoImageProcessor.from_pretrained(tmp_path)) is image_processor
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [("image-classification", {}), ("zero-shot-image-classification", {"candidate_labels": ["cat", "forest"]})],
+)
+def test_stock_pipelines_take_a_saved_folder(task, arguments, tmp_path):
+    """Model, tokenizer and image processor are found by name, and the pipeline knows the model class."""
+    from adapter_models import tiny_classifier
+    from PIL import Image
+    from tiny import CLASS_NAMES, tiny_tokenizer
+    from transformers import pipeline
+
+    from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
+
+    tiny_classifier().save_pretrained(tmp_path)
+    size = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    CLIPClassifierProcessor(CLIPClassifierImageProcessor(**size), tiny_tokenizer()).save_pretrained(tmp_path)
+    complaints = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: complaints.append(record.getMessage())
+    logging.getLogger("transformers.pipelines").addHandler(handler)
+    try:
+        pipe = pipeline(task, model=str(tmp_path))
+    finally:
+        logging.getLogger("transformers.pipelines").removeHandler(handler)
+    assert not [text for text in complaints if "not supported" in text]
+    assert type(pipe.model).__name__ == "CLIPClassifier"
+    assert type(pipe.image_processor) is CLIPClassifierImageProcessor
+    answers = pipe(Image.new("RGB", (50, 30), "red"), **arguments)
+    assert {answer["label"] for answer in answers} <= set(arguments.get("candidate_labels", CLASS_NAMES))
 
 
 def test_transformers_own_entries_stay():
