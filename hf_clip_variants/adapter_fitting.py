@@ -17,7 +17,8 @@ from .adapter_training import TrainingState, train_adapter
 from .adapters import CLIPAdapterConfig, CoOpConfig, TipAdapterConfig
 from .adapters.tuner import TunerConfig
 from .data.few_shot import MAX_VALIDATION_SHOTS
-from .few_shot_pictures import CachedPictures, Pictures
+from .few_shot_pictures import CachedPictures, Pictures, predict
+from .metrics.classification import accuracy
 from .recipes import Recipe, recipe
 from .registry import method as registry_row
 
@@ -90,19 +91,6 @@ def _place_within_class(labels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(places, dtype=torch.int64)
 
 
-@torch.no_grad()
-def predict(model: torch.nn.Module, pictures: Pictures, batch_size: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) int64 predicted classes and (N,) float32 probabilities of them."""
-    model.eval()
-    predicted, confidence = [], []
-    for rows in torch.arange(len(pictures)).split(batch_size):
-        probability = model(**pictures.batch(rows, 0)).logits.float().softmax(dim=1)
-        best = probability.max(dim=1)
-        predicted.append(best.indices.cpu())
-        confidence.append(best.values.cpu())
-    return torch.cat(predicted), torch.cat(confidence)
-
-
 @dataclass
 class FittedAdapter:
     """What `fit_adapter` gives back.
@@ -135,7 +123,8 @@ class Fit:
     shots: Shots
     folds: list[Fold]
     recipe: Recipe
-    config: dict[str, Any]  # fields of the adapter's configuration that were asked for
+    config: dict[str, Any]  # fields of the adapter's configuration that are no part of the recipe
+    asked: frozenset[str] = frozenset()  # what the user set, in the recipe or the configuration
     seed: int = 0
     validates_on_split: bool = False
     state_folder: Path | None = None
@@ -214,10 +203,6 @@ class Fit:
         return correct
 
 
-def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    return float((predicted.cpu() == labels.cpu()).float().mean())
-
-
 # ------------------------------------------------------------------------------------------------------------- methods
 # Each: Fit -> the classifier with the finished adapter on it, and the chosen hyper-parameters.
 
@@ -226,16 +211,15 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """Tip-Adapter, or with `trainable_keys` Tip-Adapter-F: fill the cache, train its keys, choose alpha and beta."""
     values = fit.recipe
     trained = values.epochs > 0
-    config = TipAdapterConfig(
-        **{"alpha": values.init_alpha, "beta": values.init_beta, "trainable_keys": trained} | fit.config
-    )
+    config = TipAdapterConfig(alpha=values.init_alpha, beta=values.init_beta, trainable_keys=trained, **fit.config)
 
     def fill(model: PeftModel, shots: Shots, label: str) -> list[float]:
         keys = shots.training.all_features()[: values.cache_views]
         model.base_model.build_cache(keys, shots.labels, allow_missing_classes=label != "final")
         return fit.train(model, shots.training, label) if trained else []
 
-    searching = bool(fit.folds) and values.alpha is None and not {"alpha", "beta"} & set(fit.config)
+    given = {name: value for name in ("alpha", "beta") if (value := getattr(values, name)) is not None}
+    searching = bool(fit.folds) and not given
     on_split = fit.validates_on_split and searching
 
     def search(model: PeftModel, queries: Pictures):
@@ -265,31 +249,30 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
             fit.validation = Validation("split", search(model, fit.folds[0].queries).accuracy / 100)
     elif searching:
         chosen.alpha, chosen.beta = grid.alphas[column], grid.betas[row]
-    elif values.alpha is not None:
-        chosen.alpha, chosen.beta = values.alpha, chosen.beta if values.beta is None else values.beta
+    else:
+        chosen.alpha, chosen.beta = given.get("alpha", chosen.alpha), given.get("beta", chosen.beta)
     return model, {"alpha": chosen.alpha, "beta": chosen.beta}
 
 
 def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """CLIP-Adapter: train the bottleneck at every candidate ratio, keep the best."""
     ratios = (fit.recipe.ratio,)
-    if fit.folds and "ratio" not in fit.config and not fit.config.get("learnable_ratio"):
+    if fit.folds and "ratio" not in fit.asked and not fit.config.get("learnable_ratio"):
         ratios = fit.recipe.ratio_candidates or ratios
-    candidates = [CLIPAdapterConfig(**{"ratio": ratio} | fit.config) for ratio in ratios]
+    candidates = [CLIPAdapterConfig(ratio=ratio, **fit.config) for ratio in ratios]
     model, best = fit.train_best(candidates)
     return model, {"ratio": candidates[best].ratio}
 
 
 def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """CoOp: train the context through the frozen text tower."""
-    values = {
-        "num_context_tokens": fit.recipe.num_context_tokens,
-        "context_init": fit.recipe.context_init,
-        "class_specific": fit.recipe.class_specific,
-    } | fit.config
-    if values["context_init"] is not None and "num_context_tokens" not in fit.config:
-        values["num_context_tokens"] = None  # as many as the words have
-    model, _ = fit.train_best([CoOpConfig(**values)])
+    words, tokens = fit.recipe.context_init, fit.recipe.num_context_tokens
+    if words is not None and "num_context_tokens" not in fit.asked:
+        tokens = None  # as many as the words have
+    config = CoOpConfig(
+        num_context_tokens=tokens, context_init=words, class_specific=fit.recipe.class_specific, **fit.config
+    )
+    model, _ = fit.train_best([config])
     return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
 
 
@@ -341,20 +324,21 @@ def apply_overrides(
     Raises ValueError for a name that is neither; the message lists those that are.
     """
     in_recipe = {f.name for f in dataclasses.fields(values)} - {"method", "few_shot_protocol", "seeds"}
-    in_config = _own_config_fields(method.config_class)
+    in_config = _own_config_fields(method.config_class) - in_recipe
     unknown = sorted(set(overrides) - in_recipe - in_config)
     if unknown:
         raise ValueError(
             f"overrides: {method.name} has no {unknown[0]!r}; it has {', '.join(sorted(in_recipe | in_config))}"
         )
-    values = replace(values, **{k: _as_in_recipe(v) for k, v in overrides.items() if k in in_recipe})
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items() if k in in_recipe}
+    values = replace(values, **changes)
     if values.augmentation == "none":  # all views would be equal
+        if max(overrides.get("views", 1), overrides.get("cache_views", 1)) > 1:
+            raise ValueError(
+                "overrides: several views without augmentation are equal; set augmentation, too ('tip', 'coop')"
+            )
         values = replace(values, views=1, **({"cache_views": 1} if hasattr(values, "cache_views") else {}))
     return values, {k: v for k, v in overrides.items() if k in in_config}
-
-
-def _as_in_recipe(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def views_needed(values: Recipe) -> int:
@@ -409,8 +393,9 @@ def fit_adapter(
     if row.trains_image_tower and isinstance(shots.training, CachedPictures):
         raise ValueError(f"shots: {method} trains the image tower; its pictures cannot be cached features")
     classifier.requires_grad_(False)
+    on_split = validation is not None and len(validation) > 0
     fit = Fit(
-        classifier, shots, validation_folds(shots, validation), values, config, seed, bool(validation is not None and len(validation)),
+        classifier, shots, validation_folds(shots, validation), values, config, frozenset(overrides or ()), seed, on_split,
         None if state_folder is None else Path(state_folder), on_epoch,
     )  # fmt: skip
     try:
@@ -419,22 +404,23 @@ def fit_adapter(
         _take_off(classifier)
         raise
     model.eval()
-    unused = {"method", "few_shot_protocol", "seeds", "init_alpha", "init_beta"} | (
-        {"ratio_candidates"} if not fit.folds else set()
-    )
-    used = {k: v for k, v in values.to_dict().items() if k not in unused}
-    if not values.epochs:
-        used = {
-            k: v
-            for k, v in used.items()
-            if k in ("augmentation", "cache_views", "search_scale", "search_step", "epochs")
-        }
-    if not fit.folds:
-        used = {k: v for k, v in used.items() if not k.startswith("search_")}
-    return FittedAdapter(
-        model, fit.validation, used | config | chosen, fit.curve, fit.seconds,
-        sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )  # fmt: skip
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return FittedAdapter(model, fit.validation, _used_values(fit) | config | chosen, fit.curve, fit.seconds, trained)
+
+
+_WITHOUT_TRAINING = ("augmentation", "cache_views", "search_scale", "search_step", "epochs")
+
+
+def _used_values(fit: Fit) -> dict[str, Any]:
+    """The recipe's values that had a part in this fit."""
+    used = {name: value for name, value in fit.recipe.to_dict().items() if value is not None}
+    for name in ("method", "few_shot_protocol", "seeds"):
+        del used[name]
+    if not fit.recipe.epochs:
+        used = {name: used[name] for name in _WITHOUT_TRAINING if name in used}
+    if fit.validation.kind == "none":
+        used = {k: v for k, v in used.items() if not k.startswith("search_") and k != "ratio_candidates"}
+    return used
 
 
 def _take_off(classifier: torch.nn.Module) -> None:
@@ -451,6 +437,6 @@ def _take_off(classifier: torch.nn.Module) -> None:
 
 
 __all__ = [
-    "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "accuracy", "apply_overrides",
-    "few_shot_method", "fit_adapter", "predict", "validation_folds", "views_needed",
+    "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "apply_overrides",
+    "few_shot_method", "fit_adapter", "validation_folds", "views_needed",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -126,4 +127,23 @@ class LivePictures:
         )  # fmt: skip
 
 
-__all__ = ["CachedPictures", "LivePictures", "Pictures", "views_of_epoch"]
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    pictures: Pictures,
+    batch_size: int = 1024,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) int64 predicted classes and (N,) float32 probabilities of them. `on_batch` is called with the number of pictures done."""
+    model.eval()
+    predicted, confidence = [], []
+    for rows in torch.arange(len(pictures)).split(batch_size):
+        best = model(**pictures.batch(rows, 0)).logits.float().softmax(dim=1).max(dim=1)
+        predicted.append(best.indices.cpu())
+        confidence.append(best.values.cpu())
+        if on_batch is not None:
+            on_batch(int(rows[-1]) + 1)
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+__all__ = ["CachedPictures", "LivePictures", "Pictures", "predict", "views_of_epoch"]

@@ -293,12 +293,10 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def _pictures(folder: Path, results: dict[str, Any], chosen: dict[str, Any], test_set: str):
-    from .data.sources import load_images
+    from .few_shot_data import reload_test_set
 
     try:
-        images = load_images(results["settings"]["test_data"][test_set], on_error="skip", progress=False)
-        if list(images.class_names) != results["data"]["class_names"]:
-            images = images.select_classes([images.class_names.index(name) for name in results["data"]["class_names"]])
+        images = reload_test_set(results, test_set, folder)
         before = _predictions(folder / "predictions" / "zero_shot.safetensors", test_set)
         after = _predictions(folder / chosen["predictions"], test_set)
         if not len(images) == len(before) == len(after):

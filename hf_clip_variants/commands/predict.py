@@ -1,0 +1,108 @@
+"""`hf-clip-variants predict`: classes of pictures, one line each."""
+
+import csv
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import typer
+
+from .output import JsonOption, console, machine_output, quiet_libraries
+
+
+UNREADABLE = 1  # exit code when a picture could not be read
+
+
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Picture files and folders of them. Without any, paths are read from standard input, a line each."
+        ),
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="An adapter: folder or Hub id. It knows the model and the classes it belongs to."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A saved classifier, or any CLIP with --classes: folder or Hub id.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes to choose from, with commas between them.")] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help="Prompt template, such as 'a photo of a {}.', a named set, or a file of templates."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 1,
+    format: Annotated[Literal["csv", "json"], typer.Option(help="CSV with a header, or JSON lines.")] = "csv",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Classify pictures: a line for each with its path, the best class and its probability.
+
+    A picture that cannot be read has an error in its line and on standard error; the others are done, and the exit code is 1.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants predict --adapter run/adapters/tip_adapter_f/4-shot/seed-1 photos/
+      hf-clip-variants predict --model openai/clip-vit-base-patch32 --classes "cat, dog, fox" *.jpg --top 3
+      find . -name '*.png' | hf-clip-variants predict --model my-classifier --json > predictions.jsonl
+    """
+    quiet_libraries()
+    from ..prediction import classify, find_pictures, load_for_prediction
+
+    if not inputs and sys.stdin.isatty():
+        raise ValueError("inputs: name files or folders, or pipe paths in, a line each")
+    loaded = load_for_prediction(model, adapter, classes, templates, device)
+    paths = find_pictures(inputs or _lines())
+    err, broken, done = console(), 0, 0
+    with machine_output() as emit:
+        write = emit if json or format == "json" else _csv_writer(min(top, len(loaded.class_names)))
+        for prediction in classify(loaded, paths, top, batch_size):
+            done += 1
+            if prediction.error is not None:
+                broken += 1
+                err.print(
+                    f"{prediction.path}: {prediction.error}",
+                    style="red",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                write({"path": prediction.path, "error": prediction.error})
+                continue
+            best = [{"label": label, "score": round(score, 6)} for label, score in prediction.top]
+            write({"path": prediction.path, **best[0], **({"top": best} if top > 1 else {})})
+    if not done:
+        raise ValueError(f"inputs: no picture files in {', '.join(inputs or ['standard input'])}")
+    if broken:
+        err.print(f"{broken} of {done} pictures could not be read", style="red")
+        raise typer.Exit(UNREADABLE)
+
+
+def _lines() -> Iterator[str]:
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+def _csv_writer(top: int):
+    header = [
+        "path",
+        "label",
+        "score",
+        *(f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")),
+        "error",
+    ]
+    writer = csv.writer(sys.__stdout__ if sys.stdout is sys.stderr else sys.stdout, lineterminator="\n")
+    writer.writerow(header)
+
+    def write(row: dict) -> None:
+        if "error" in row:
+            writer.writerow([row["path"], *[""] * (len(header) - 2), row["error"]])
+            return
+        best = row.get("top") or [row]
+        writer.writerow([row["path"], *(cell for item in best for cell in (item["label"], item["score"])), ""])
+
+    return write
