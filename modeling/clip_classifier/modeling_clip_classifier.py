@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..backbones import family_of
 from ..clip.text_clip import tokenize_texts
@@ -133,24 +134,18 @@ class CLIPClassifierPreTrainedModel(StagedSaving, PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
-    _keys_to_ignore_on_load_missing = [
-        r"^(prompt_ids|tail_ids|tail_name_lengths|class_features|class_features_ready)$"
-    ]
+    _keys_to_ignore_on_load_missing = [  # a plain CLIP checkpoint knows no classes
+        "prompt_ids", "tail_ids", "tail_name_lengths", "class_features", "class_features_ready",
+    ]  # fmt: skip
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, CLIPClassifier):
-            # Placeholder prompts "SOS <class index> EOS": a model made from a configuration alone can run.
-            text = module.config.text_config
-            eos = module.eos_token_id
-            prompts = torch.full_like(module.prompt_ids, eos)
-            prompts[..., 0] = text.bos_token_id
-            if prompts.shape[-1] > 2:
-                prompts[..., 1] = (torch.arange(prompts.shape[0]) % min(text.vocab_size, eos))[:, None]
-            init.copy_(module.prompt_ids, prompts.clamp_max(text.vocab_size - 1))
-            init.constant_(module.tail_ids, eos)
-            init.zeros_(module.tail_name_lengths)
+            for name, placeholder in zip(
+                ("prompt_ids", "tail_ids", "tail_name_lengths"), module._placeholder_prompts(), strict=True
+            ):
+                init.copy_(getattr(module, name), placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
 
@@ -186,12 +181,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.image_feature_adapter = FeatureAdapter()
         self.text_feature_adapter = FeatureAdapter()
         self.logit_head = LogitHead()
-        classes = config.num_labels
-        self._register_prompts(
-            torch.zeros(classes, max(len(config.templates), 1), config.prompt_length, dtype=torch.int32),
-            torch.zeros(classes, config.tail_length, dtype=torch.int32),
-            torch.zeros(classes, dtype=torch.int32),
-        )
+        self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
         self._features_by_labels: OrderedDict = OrderedDict()
         self._ready_state = None  # the text side's state that class_features were computed with
@@ -199,6 +189,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._lock = threading.Lock()
         self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
+
+    def _placeholder_prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompts "SOS <class index> EOS": a model made from a configuration alone can run."""
+        config, eos = self.config, self.eos_token_id
+        last = config.text_config.vocab_size - 1
+        prompts = torch.full((config.num_labels, max(len(config.templates), 1), config.prompt_length), min(eos, last))
+        prompts[..., 0] = min(config.text_config.bos_token_id, last)
+        if config.prompt_length > 2:
+            prompts[..., 1] = (torch.arange(config.num_labels) % max(min(last, eos), 1))[:, None]
+        tails = torch.full((config.num_labels, config.tail_length), eos)
+        return prompts.int(), tails.int(), torch.zeros(config.num_labels, dtype=torch.int32)
 
     def _register_prompts(self, prompt_ids: torch.Tensor, tail_ids: torch.Tensor, tail_name_lengths: torch.Tensor):
         device, dtype = self.clip.logit_scale.device, self.clip.text_projection.weight.dtype
@@ -384,7 +385,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if any(p.is_meta for p in parameters):
             return ()
         versions = tuple(0 if p.is_inference() else p._version for p in parameters)
-        probe = torch.stack([p.detach().reshape(-1)[0].float() for p in parameters if p.dim() == 2]).tolist()
+        probe = [p.detach().reshape(-1)[0].float() for p in parameters if p.dim() >= 2]
+        # Learned contexts as a whole: two adapters with equally many updates must not be taken for each other.
+        probe += [p.detach().float().sum() for p in self.prompt_embedder.parameters()]
+        probe = torch.stack(probe).tolist()
         # PEFT layers say here which adapter is on; read without importing peft, which is slow and optional for inference.
         switches = tuple(
             (str(getattr(m, "_active_adapter", None)), m._disable_adapters)
@@ -469,7 +473,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_features: torch.FloatTensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPClassifierOutput:
         r"""
         Args:
@@ -532,13 +536,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     ):
         """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus `set_classes(class_names, templates, tokenizer)`.
 
-        A checkpoint that lacks weights is an error (transformers would leave random layers).
+        A checkpoint that lacks weights is an error (transformers would leave random layers), unless `output_loading_info=True`: then the
+        caller has the list.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         missing = sorted(info["missing_keys"]) if pretrained_model_name_or_path is not None else []
-        if missing:
+        if missing and not output_loading_info:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: not a whole CLIP checkpoint, {len(missing)} weights are missing: {missing[:5]}"
             )
