@@ -26,7 +26,7 @@ from ..image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_image
 _LARGEST_RESIZED_BYTES = 64 * 2**20
 
 
-class CLIPClassifierImagesKwargs(ImagesKwargs, total=False):
+class CLIPClassifierImageProcessorKwargs(ImagesKwargs, total=False):
     """Options beside those of every transformers image processor; see `CLIPClassifierImageProcessor`."""
 
     resample_backend: str | None
@@ -78,7 +78,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     ```
     """
 
-    valid_kwargs = CLIPClassifierImagesKwargs
+    valid_kwargs = CLIPClassifierImageProcessorKwargs
 
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
@@ -328,4 +328,4 @@ def _resize_band(planes: list[PIL.Image.Image], target, crop, resample, offset) 
     return [plane.resize((crop[1], crop[0]), _pil_filter(resample), box=box) for plane in planes]
 
 
-__all__ = ["CLIPClassifierImageProcessor", "CLIPClassifierImagesKwargs"]
+__all__ = ["CLIPClassifierImageProcessor", "CLIPClassifierImageProcessorKwargs"]

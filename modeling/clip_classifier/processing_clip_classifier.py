@@ -7,6 +7,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from ..clip.text_clip import encode_texts
+from ..staged_saving import StagedSaving
 from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 
@@ -14,7 +15,7 @@ class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-class CLIPClassifierProcessor(ProcessorMixin):
+class CLIPClassifierProcessor(StagedSaving, ProcessorMixin):
     r"""
     A `CLIPClassifierImageProcessor` and a CLIP tokenizer in one; `CLIPProcessor` with safe text.
 
