@@ -322,41 +322,58 @@ def _without_auto_map(path: Path) -> None:
             path.write_text(json.dumps(clean(json.loads(text)), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def save_all_at_once(saved, save, save_directory, *args, push_to_hub: bool = False, **kwargs):
+    """What `saved.save_pretrained(save_directory, ...)` does by `save`, the base class's method, but staged.
+
+    For classes that override `save_pretrained`; `StagedSaving` does it for the others. A full disk raises OSError naming the folder and the bytes
+    needed, and changes nothing.
+    """
+    if args or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
+        # Several processes write to one folder (or this one does not write): the caller stages it, if anybody.
+        return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+    upload = {
+        name: kwargs.pop(name)
+        for name in ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+        if name in kwargs
+    }
+    stem = ".".join(filter(None, ("model", kwargs.get("variant"))))
+    weights = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
+    bytes_needed = None
+    if hasattr(saved, "num_parameters") and not getattr(saved, "_hf_peft_config_loaded", False):
+        bytes_needed = sum(t.nbytes for t in (kwargs.get("state_dict") or saved.state_dict()).values())
+    with staged_folder(save_directory, bytes_needed=bytes_needed, replaces=weights) as stage:
+        written = save(str(stage), **kwargs)
+        if saved._auto_class is None:
+            for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+                _without_auto_map(stage / name)
+    if push_to_hub:
+        upload.setdefault("repo_id", Path(save_directory).name)
+        if kwargs.get("token") is not None:
+            upload["token"] = kwargs["token"]
+        saved.push_to_hub(**upload)
+    if isinstance(written, (list, tuple)):  # a processor returns what it wrote
+        return [os.path.join(save_directory, os.path.basename(path)) for path in written]
+    return written
+
+
 class StagedSaving:
-    """Mixin before `PreTrainedModel` or `ProcessorMixin`: `save_pretrained` and `push_to_hub` write all at once.
+    """Mixin before `PreTrainedModel`: `save_pretrained` and `push_to_hub` write all at once.
 
     Killed while saving over an existing folder, the old model still loads, unmixed. Saved from an installed package, `auto_map` entries that a
     checkpoint brought along are dropped: they would name files that are not saved with it.
     """
 
-    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
-        """As the base class's. A full disk raises OSError naming the folder and the bytes needed, and changes nothing."""
-        if args or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
-            # Several processes write to one folder (or this one does not write): the caller stages it, if anybody.
-            return super().save_pretrained(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
-        upload = {
-            name: kwargs.pop(name)
-            for name in ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
-            if name in kwargs
-        }
-        stem = ".".join(filter(None, ("model", kwargs.get("variant"))))
-        weights = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
-        bytes_needed = None
-        if hasattr(self, "num_parameters") and not getattr(self, "_hf_peft_config_loaded", False):
-            bytes_needed = sum(t.nbytes for t in (kwargs.get("state_dict") or self.state_dict()).values())
-        with staged_folder(save_directory, bytes_needed=bytes_needed, replaces=weights) as stage:
-            saved = super().save_pretrained(str(stage), **kwargs)
-            if self._auto_class is None:
-                for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
-                    _without_auto_map(stage / name)
-        if push_to_hub:
-            upload.setdefault("repo_id", Path(save_directory).name)
-            if kwargs.get("token") is not None:
-                upload["token"] = kwargs["token"]
-            self.push_to_hub(**upload)
-        if isinstance(saved, (list, tuple)):  # a processor returns what it wrote
-            return [os.path.join(save_directory, os.path.basename(path)) for path in saved]
-        return saved
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As the base class's, by `save_all_at_once`."""
+        return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = ["StagedSaving", "fsync_file", "fsync_folder", "no_space_error", "staged_folder", "swap_in"]
+__all__ = [
+    "StagedSaving",
+    "fsync_file",
+    "fsync_folder",
+    "no_space_error",
+    "save_all_at_once",
+    "staged_folder",
+    "swap_in",
+]

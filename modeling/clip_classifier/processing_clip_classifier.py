@@ -7,7 +7,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from ..clip.text_clip import encode_texts
-from ..staged_saving import StagedSaving
+from ..staged_saving import save_all_at_once
 from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 
@@ -15,7 +15,7 @@ class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-class CLIPClassifierProcessor(StagedSaving, ProcessorMixin):
+class CLIPClassifierProcessor(ProcessorMixin):
     r"""
     A `CLIPClassifierImageProcessor` and a CLIP tokenizer in one; `CLIPProcessor` with safe text.
 
@@ -95,7 +95,7 @@ class CLIPClassifierProcessor(StagedSaving, ProcessorMixin):
         before, was_given = tokenizer.split_special_tokens, name in tokenizer.init_kwargs
         tokenizer.split_special_tokens = tokenizer.init_kwargs[name] = True
         try:
-            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+            return save_all_at_once(self, super().save_pretrained, save_directory, push_to_hub=push_to_hub, **kwargs)
         finally:
             tokenizer.split_special_tokens = tokenizer.init_kwargs[name] = before
             if not was_given:
