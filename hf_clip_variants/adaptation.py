@@ -275,7 +275,6 @@ class _Session:
         self._key = fingerprint(self.classifier.clip)
         self._tests: dict[str, CachedPictures] = {}
         self._shots: dict[str, Features] = {}
-        self._seconds_per_view = 0.0
 
     # ---- once a run
 
@@ -302,6 +301,7 @@ class _Session:
             "class_names": list(self.train.class_names),
             "train_images": len(self.train),
             "skipped": [name for name, _ in self.draws.skipped],
+            "seconds_per_view": results["data"].get("seconds_per_view", 0.0),
             "test_sets": {
                 t.name: {
                     "images": len(t.images), "unreadable": [name for name, _ in t.images.skipped], "source": absolute_source(t.source),
@@ -323,16 +323,22 @@ class _Session:
 
     def _features(self, images: ImageSet, title: str, views: int = 1, augmentation: Any = "none") -> Features:
         bar = self.bars.add_task(title, total=len(images))
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal computed
+            computed = done  # not called for features that are read back
+            self.bars.update(bar, completed=done)
+
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(images) > 256 else 0
         features = compute_features(
             lambda pixels: self.classifier.get_image_features(pixels).pooler_output, images, self.processor, views=views,
             augmentation=augmentation, seed=VIEW_SEED, cache_dir=self.run.path / "features", key=self._key, device=self.device,
-            progress=lambda done, total: self.bars.update(bar, completed=done), num_workers=workers,
+            progress=progress, num_workers=workers,
         )  # fmt: skip
         self.bars.remove_task(bar)
-        if views > 1:
-            self._seconds_per_view = (time.perf_counter() - start) / (views * len(images))
+        if computed:
+            self.run.results["data"]["seconds_per_view"] = (time.perf_counter() - start) / (views * computed)
         return features
 
     def _test(
@@ -387,7 +393,7 @@ class _Session:
             record |= self._test(fitted.model, file) | {"predictions": file}
             views = views_needed(values) * len(split.train)
             record["seconds"] = {
-                "features": self._seconds_per_view * views, **fitted.seconds, "test": time.perf_counter() - start,
+                "features": self.run.results["data"]["seconds_per_view"] * views, **fitted.seconds, "test": time.perf_counter() - start,
             }  # fmt: skip
             record |= {
                 "validation": {"kind": fitted.validation.kind, "accuracy": fitted.validation.accuracy},

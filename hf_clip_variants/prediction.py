@@ -37,6 +37,7 @@ def load_for_prediction(
     class_names: str | Sequence[str] | None = None,
     templates: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
+    default_class_names: Sequence[str] | None = None,
 ) -> Loaded:
     """A classifier ready to predict, in float32 on a CPU.
 
@@ -47,6 +48,7 @@ def load_for_prediction(
         class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter that belongs to its classes refuses others.
         templates: prompt templates for them.
         device: default: a GPU if there is one.
+        default_class_names: for a model that has no classes of its own.
 
     Raises:
         ValueError: neither model nor adapter, no classes, an adapter that does not fit.
@@ -58,8 +60,9 @@ def load_for_prediction(
     if adapter is None and _is_adapter_folder(model):
         model, adapter = None, model
     if adapter is None:
-        loaded = _load_classifier(model, class_names, templates)
-        base = loaded
+        if class_names is None and default_class_names is not None and not _has_classes(model):
+            class_names = default_class_names
+        base = loaded = _load_classifier(model, class_names, templates)
     else:
         from .adapters import load_adapter
 
@@ -79,6 +82,10 @@ def load_for_prediction(
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
     return (Path(path) / _ADAPTER_CONFIG).is_file()
+
+
+def _has_classes(source) -> bool:
+    return bool(getattr(AutoConfig.from_pretrained(source), "templates", None))
 
 
 def _load_classifier(source, class_names, templates) -> CLIPClassifier:
@@ -102,7 +109,7 @@ def _base_of(adapter) -> Path | None:
 
 def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
     """A plain CLIP under an adapter gets the adapter's classes."""
-    if class_names is None and not getattr(AutoConfig.from_pretrained(source), "templates", None):
+    if class_names is None and not _has_classes(source):
         values = _adapter_values(adapter)
         return values.get("class_names"), templates or values.get("templates")
     return None, None  # set later, so that an adapter can refuse

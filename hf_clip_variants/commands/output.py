@@ -18,6 +18,16 @@ JsonOption = Annotated[
 ]
 
 
+def quiet_libraries() -> None:
+    """Leave progress bars and remarks to the command: transformers' bar of a hundred tiny tensors tells nobody anything."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
 def console() -> "Console":
     """For progress bars and remarks: standard error, so that standard output can be piped."""
     from rich.console import Console
@@ -52,3 +62,14 @@ def machine_output() -> Iterator[Callable[[Any], None]]:
 
     with contextlib.redirect_stdout(sys.stderr):
         yield emit
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; the yielded function says how many of `total` are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console(), transient=True) as bars:
+        bar = bars.add_task(title, total=total)
+        yield lambda done: bars.update(bar, completed=done)

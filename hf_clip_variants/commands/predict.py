@@ -2,8 +2,8 @@
 
 import csv
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -57,8 +57,9 @@ def predict(
     loaded = load_for_prediction(model, adapter, classes, templates, device)
     paths = find_pictures(inputs or _lines())
     err, broken, done = console(), 0, 0
+    write_csv = None if json or format == "json" else _csv_writer(sys.stdout, min(top, len(loaded.class_names)))
     with machine_output() as emit:
-        write = emit if json or format == "json" else _csv_writer(min(top, len(loaded.class_names)))
+        write = write_csv or emit
         for prediction in classify(loaded, paths, top, batch_size):
             done += 1
             if prediction.error is not None:
@@ -87,22 +88,18 @@ def _lines() -> Iterator[str]:
             yield line.rstrip("\r\n")
 
 
-def _csv_writer(top: int):
-    header = [
-        "path",
-        "label",
-        "score",
-        *(f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")),
-        "error",
-    ]
-    writer = csv.writer(sys.__stdout__ if sys.stdout is sys.stderr else sys.stdout, lineterminator="\n")
+def _csv_writer(stream: TextIO, top: int) -> Callable[[dict], None]:
+    more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")]
+    header = ["path", "label", "score", *more, "error"]
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
 
     def write(row: dict) -> None:
         if "error" in row:
             writer.writerow([row["path"], *[""] * (len(header) - 2), row["error"]])
-            return
-        best = row.get("top") or [row]
-        writer.writerow([row["path"], *(cell for item in best for cell in (item["label"], item["score"])), ""])
+        else:
+            best = row.get("top") or [row]
+            writer.writerow([row["path"], *(cell for item in best for cell in (item["label"], item["score"])), ""])
+        stream.flush()
 
     return write

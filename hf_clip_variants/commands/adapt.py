@@ -1,0 +1,209 @@
+"""`hf-clip-variants adapt`: adapters from a few pictures a class, compared with zero-shot CLIP."""
+
+import json as json_module
+import os
+from typing import Annotated, Any
+
+import typer
+
+from .output import JsonOption, console, machine_output, quiet_libraries
+
+
+FAILED = 1  # exit code when a method failed
+
+
+def adapt(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Pictures to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set or emoji:<style>."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Any CLIP: folder or Hub id.", show_default="the embedded tiny one")
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="The run folder. Repeat a command with the same one to go on after an interruption.")
+    ] = "run",
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas; `hf-clip-variants methods` tells about them.")
+    ] = ("tip_adapter,tip_adapter_f,clip_adapter,coop"),
+    shots: Annotated[str, typer.Option(help="Pictures a class, with commas.")] = "1,2,4,8,16",
+    seeds: Annotated[str, typer.Option(help="Each seed draws other pictures; results are means over them.")] = "1,2,3",
+    test_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SOURCE",
+            help="Pictures to test on; may be repeated.",
+            show_default="the data's test split, or what was not drawn",
+        ),
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Prompt template, a named set, or a file.", show_default="a photo of a {}.")
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[METHOD.]NAME=VALUE",
+            help="A value instead of the recipe's, such as epochs=20 or coop.learning_rate=0.01.",
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="published or tiny recipes.", show_default="by the size of the model")
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Use the values published for this data set (dtd, eurosat, oxford_pets, …).")
+    ] = None,
+    cache_features: Annotated[
+        bool,
+        typer.Option(
+            help="Run the frozen image tower once for each picture, or at every step as the official code does."
+        ),
+    ] = True,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Teach a CLIP your classes from a few pictures of each, and report what it gained.
+
+    Writes RUN/report.html to look at, RUN/results.json, and RUN/adapters/METHOD/K-shot/seed-S: folders for
+    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test pictures. When a method fails the others go on,
+    and the exit code is 1.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants adapt --model openai/clip-vit-base-patch32 --data pets/ --shots 1,4,16 --templates pets
+      hf-clip-variants adapt --data emoji:fluentflat,emojione --test-data emoji:notov1 --shots 1,2 --out run
+      hf-clip-variants adapt --data shoes/ --methods tip_adapter_f --shots 4 --seeds 1 --set epochs=50 --json
+    """
+    from ..few_shot_data import parse_test_data
+
+    arguments = {
+        "methods": _words(methods),
+        "shots": _numbers("shots", shots),
+        "seeds": _numbers("seeds", seeds),
+        "test_data": parse_test_data(test_data or []),
+        "templates": templates,
+        "overrides": parse_overrides(set or []),
+        "profile": profile,
+        "benchmark": benchmark,
+        "cache_features": cache_features,
+        "reading": {
+            k: v for k, v in (("image_column", image_column), ("label_column", label_column)) if v is not None
+        },
+        "device": device,
+    }
+    run(model, data, out, json, **arguments)
+
+
+def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) -> None:
+    """Adapt, print the results, and exit as the command does."""
+    quiet_libraries()
+    use_all_cores()
+    from .. import embedded_model
+    from ..adaptation import adapt
+
+    with machine_output() as emit:
+        results = adapt(model or embedded_model(), data, out, **arguments)
+        if json:
+            emit(results)
+    if not json:
+        print_results(results, out)
+    failed = [record for record in results["runs"] if record["error"]]
+    for record in failed:
+        where = f"{record['method']}, {record['shots']} shots, seed {record['seed']}"
+        console().print(
+            f"{where} failed: {record['error']}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def use_all_cores() -> None:
+    """As many threads as cores that this process may use, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(argument: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise ValueError(f"{argument}: got {text!r}; want whole numbers with commas, such as 1,2,4") from None
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON where it is, else text."""
+    overrides = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"set: got {argument!r}; want NAME=VALUE or METHOD.NAME=VALUE")
+        try:
+            overrides[name.strip()] = json_module.loads(value)
+        except ValueError:
+            overrides[name.strip()] = value
+    return overrides
+
+
+def print_results(results: dict[str, Any], out: str) -> None:
+    """Means over seeds, a line for each method and number of shots, and where everything lies."""
+    from rich.console import Console
+    from rich.table import Table
+
+    test_sets = list(results["data"]["test_sets"])
+    table = Table(
+        "method",
+        "shots",
+        *(f"{name}, %" for name in test_sets),
+        "trained",
+        "time",
+        title="Accuracy",
+        title_justify="left",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    baseline = results["zero_shot"]["accuracy"]
+    table.add_row(
+        "zero-shot CLIP", "0", *(f"{100 * baseline[name]:.1f}" for name in test_sets), "0", "", end_section=True
+    )
+    for (title, shots), records in _grouped(results["runs"]).items():
+        cells = []
+        for name in test_sets:
+            values = [100 * record["accuracy"][name] for record in records]
+            mean = sum(values) / len(values)
+            gain = mean - 100 * baseline[name]
+            cells.append(f"{mean:.1f} [{'green' if gain >= 0 else 'red'}]{gain:+5.1f}[/]")
+        seconds = sum(sum(record["seconds"].values()) for record in records) / len(records)
+        table.add_row(title, str(shots), *cells, f"{records[0]['trained_parameters']:,}", f"{seconds:.1f} s")
+    screen = Console(highlight=False)
+    screen.print(table)
+    seeds = len(results["settings"]["seeds"])
+    over = f"Means over {seeds} seeds; " if seeds > 1 else ""
+    pictures = ", ".join(f"{name} {about['images']}" for name, about in results["data"]["test_sets"].items())
+    screen.print(f"{over}test pictures: {pictures}. {results['seconds']:.0f} s in all.", style="dim")
+    if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
+        screen.print("Without test data, the pictures that no draw took are the test.", style="dim")
+    screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)
+    screen.print(f"Adapters: {os.path.join(out, 'adapters')}", soft_wrap=True)
+
+
+def _grouped(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for record in records:
+        if not record["error"]:
+            groups.setdefault((record["title"], record["shots"]), []).append(record)
+    return groups

@@ -1,0 +1,42 @@
+"""`hf-clip-variants demo`: `adapt` on what the package carries along."""
+
+from typing import Annotated
+
+import typer
+
+from .adapt import _numbers, _words, run
+from .output import JsonOption, console
+
+
+TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("fluent3d", "notov1")
+
+
+def demo(
+    out: Annotated[str, typer.Option(help="The run folder.")] = "clip-demo",
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas.")
+    ] = "tip_adapter,tip_adapter_f,clip_adapter,coop",
+    shots: Annotated[str, typer.Option(help="Pictures a class, 1 or 2 or both.")] = "1,2",
+    seeds: Annotated[str, typer.Option(help="Draws, with commas.")] = "1,2",
+    json: JsonOption = False,
+) -> None:
+    """
+    Teach the embedded tiny CLIP classes that it has never seen. Offline, under three minutes.
+
+    190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used here: it learns from one or
+    two pictures of each class (fluentflat, emojione) and is tested on styles drawn by others (fluent3d, notov1).
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants demo
+      hf-clip-variants demo --methods tip_adapter --shots 2 --seeds 1
+      hf-clip-variants predict --adapter clip-demo/adapters/tip_adapter_f/2-shot/seed-1 my-picture.png --top 3
+    """
+    data = f"emoji:{','.join(TRAINED_STYLES)}"
+    test_data = {style: f"emoji:{style}" for style in TESTED_STYLES}
+    if not json:
+        console().print("Loading …", style="dim")
+    run(
+        None, data, out, json, methods=_words(methods), shots=_numbers("shots", shots), seeds=_numbers("seeds", seeds),
+        test_data=test_data, templates="icons",
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""`hf-clip-variants evaluate`: accuracy on labelled pictures."""
+
+from typing import Annotated
+
+import typer
+
+from .output import JsonOption, console, machine_output, progress_bar, quiet_libraries
+from .predict import UNREADABLE
+
+
+SHOWN_CLASSES = 10
+
+
+def evaluate(
+    data: Annotated[
+        str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+    ],
+    adapter: Annotated[str | None, typer.Option(help="An adapter: folder or Hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="A classifier or any CLIP: folder or Hub id.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the data.", show_default="test where there is one")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Classes to choose from, with commas.", show_default="the model's, or the data's"),
+    ] = None,
+    templates: Annotated[
+        str | None, typer.Option(help="Prompt template, named set or file, for a model without its own.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Measure a model, with or without an adapter, on labelled pictures: accuracy, and that of each class.
+
+    Classes are matched by name. Pictures that cannot be read are listed and left out, and the exit code is 1.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants evaluate --adapter run/adapters/coop/16-shot/seed-1 --data pets/ --split test
+      hf-clip-variants evaluate --model openai/clip-vit-base-patch32 --templates pets --data pets/ --json
+    """
+    quiet_libraries()
+    from ..data.sources import load_images
+    from ..few_shot_data import align_classes
+    from ..few_shot_pictures import LivePictures, predict
+    from ..metrics.classification import accuracy, accuracy_by_class
+    from ..prediction import load_for_prediction
+
+    reading = {"image_column": image_column, "label_column": label_column}
+    options = {"on_error": "skip", "empty_classes": "warn", "progress": not json, **reading}
+    images = load_images(data, split, **options)
+    if split is None and images.split == "train" and "test" in images.available_splits:
+        images = images.load_split(split="test")
+    loaded = load_for_prediction(model, adapter, classes, templates, device, default_class_names=images.class_names)
+    images = align_classes(images, loaded.class_names, data)
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    pictures = LivePictures(base, images, loaded.processor)
+    with progress_bar("Classifying", len(pictures)) as advance:
+        predicted, _ = predict(loaded.model, pictures, batch_size, advance)
+    per_class = accuracy_by_class(predicted, pictures.labels, len(loaded.class_names))
+    result = {
+        "data": data,
+        "split": images.split,
+        "images": len(images),
+        "classes": len(loaded.class_names),
+        "accuracy": accuracy(predicted, pictures.labels),
+        "per_class": dict(zip(loaded.class_names, per_class, strict=True)),
+        "unreadable": [name for name, _ in images.skipped],
+    }
+    if json:
+        with machine_output() as emit:
+            emit(result)
+    else:
+        _print(result)
+    for name, reason in images.skipped:
+        console().print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if images.skipped:
+        raise typer.Exit(UNREADABLE)
+
+
+def _print(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(highlight=False)
+    split = f", split {result['split']}" if result["split"] else ""
+    out.print(
+        f"[bold]{100 * result['accuracy']:.1f} %[/bold] of {result['images']} pictures in {result['classes']} classes "
+        f"({result['data']}{split})"
+    )
+    measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)
+    table = Table(
+        "class", "accuracy, %", title=f"The {min(SHOWN_CLASSES, len(measured))} hardest classes", title_justify="left"
+    )
+    for value, name in measured[:SHOWN_CLASSES]:
+        table.add_row(name, f"{100 * value:.1f}")
+    out.print(table)

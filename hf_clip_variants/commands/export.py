@@ -1,0 +1,44 @@
+"""`hf-clip-variants export`: a folder that loads without this package."""
+
+from typing import Annotated
+
+import typer
+
+from .output import JsonOption, machine_output, quiet_libraries
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A classifier, or any CLIP: folder or Hub id.")],
+    folder: Annotated[str, typer.Argument(help="Where to write.")],
+    classes: Annotated[
+        str | None, typer.Option(help="Classes, with commas between them.", show_default="the model's own")
+    ] = None,
+    templates: Annotated[str | None, typer.Option(help="Prompt template, a named set, or a file.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Of the weights, as the Hub writes it: mit, cc-by-4.0, …")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Write a model folder that loads without this package (trust_remote_code).
+
+    Weights, classes and their text features, processor, tokenizer, the code that they need and a card. Adapters stay PEFT folders and need
+    no export.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants export run/base pets-classifier --license mit
+      hf-clip-variants export openai/clip-vit-base-patch32 animals --classes "cat, dog, fox" --templates general
+      hf-clip-variants push animals me/animals
+    """
+    quiet_libraries()
+    from ..hub import export_with_code
+    from ..prediction import load_for_prediction
+
+    with machine_output() as emit:
+        loaded = load_for_prediction(model, None, classes, templates, "cpu")
+        written = export_with_code(loaded.model, loaded.processor, folder, license=license)
+        if json:
+            emit({"folder": str(written), "classes": len(loaded.class_names)})
+    if not json:
+        typer.echo(written)

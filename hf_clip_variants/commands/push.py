@@ -1,0 +1,90 @@
+"""`hf-clip-variants push`: an adapter or a model on the Hub."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import JsonOption, machine_output, quiet_libraries
+
+
+def push(
+    folder: Annotated[str, typer.Argument(help="What was saved: RUN/adapters/…, or a classifier's folder.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: owner/name. Made if it does not exist.")],
+    with_base: Annotated[
+        bool,
+        typer.Option(
+            "--with-base", help="Put the adapter's classifier beside it: loads by one id, also in pipelines."
+        ),
+    ] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="Hub id of the CLIP that an adapter was trained on, when it was trained on a local copy."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Of the weights, as the Hub writes it: mit, cc-by-4.0, …")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Put an adapter or a model on the Hub, with a card that holds its measured results.
+
+    The token is that of `hf auth login` or HF_TOKEN. When it fails, everything is still in the folder: repeat the command.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants push run/adapters/tip_adapter_f/16-shot/seed-1 me/pets-tip-adapter --with-base --license mit
+      hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop --base-model openai/clip-vit-base-patch32
+      hf-clip-variants push run/base me/pets-zero-shot --private
+    """
+    quiet_libraries()
+    from .. import hub
+
+    card: dict[str, Any] = {} if license is None else {"license": license}
+    if with_base or license is not None:  # the card is written anew: with the results of the run
+        card |= measured(Path(folder))
+    base = run_of(Path(folder)) / "base" if with_base and run_of(Path(folder)) else None
+    try:
+        with machine_output() as emit:
+            commit = hub.push(
+                folder, repo_id, with_base=with_base, base=base, base_model=base_model, private=private or None, revision=revision,
+                create_pr=create_pr, commit_message=message, **card,
+            )  # fmt: skip
+            if json:
+                emit(
+                    {"repo_id": repo_id, "url": commit.commit_url, "commit": commit.oid, "pull_request": commit.pr_url}
+                )
+    except hub.PushError as error:
+        raise ConnectionError(str(error)) from error
+    if not json:
+        typer.echo(commit.pr_url or commit.commit_url)
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run folder that an adapter lies in."""
+    return next((parent for parent in folder.absolute().parents if (parent / "results.json").is_file()), None)
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """`results` and `recipe` of the card, from the run that the adapter lies in."""
+    run = run_of(folder)
+    if run is None:
+        return {}
+    from ..model_cards import accuracy_result
+
+    inside = folder.absolute().relative_to(run).as_posix()
+    results = json_module.loads((run / "results.json").read_text(encoding="utf-8"))
+    for record in results["runs"]:
+        if record["folder"] == inside:
+            details = {"shots": record["shots"], "seed": record["seed"]}
+            return {
+                "results": [accuracy_result(value, name, **details) for name, value in record["accuracy"].items()],
+                "recipe": record["hyperparameters"],
+                "description": f"{record['title']}, {record['shots']} pictures a class.",
+            }
+    return {}
