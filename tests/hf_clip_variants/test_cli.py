@@ -1,6 +1,5 @@
 """The command line's frame: listing, errors, exit codes, machine output. Each command has its own tests."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -47,11 +46,11 @@ def in_a_new_process(*arguments, **options):
 
 
 def test_help_lists_every_command_and_imports_none(run, monkeypatch):
-    imported = []
-    monkeypatch.setattr(importlib, "import_module", imported.append)
+    loaded = []
+    monkeypatch.setattr(cli, "load_command", loaded.append)
     for arguments in (["--help"], ["-h"]):
         code, out, err = run(*arguments)
-        assert code == 0 and err == "" and imported == []
+        assert code == 0 and err == "" and loaded == []
         for name, summary in cli.COMMANDS.items():
             assert f" {name} " in out and summary.split()[0] in out
         assert "hf-clip-variants demo" in out, "examples teach"
