@@ -247,7 +247,9 @@ def encode_prompts(
     """
     if not isinstance(text_model, CLIPTextModel):
         raise TypeError(f"text_model: expected transformers' CLIPTextModel, got {type(text_model).__name__}")
-    if inputs_embeds is not None and (inputs_embeds.ndim < 3 or inputs_embeds.shape[-3:-1] != input_ids.shape):
+    if inputs_embeds is not None and (
+        inputs_embeds.ndim not in (3, 4) or inputs_embeds.shape[-3:-1] != input_ids.shape
+    ):
         raise ValueError(
             f"inputs_embeds: expected shape ([batch,] *{tuple(input_ids.shape)}, width) to go with input_ids, got "
             f"{tuple(inputs_embeds.shape)}"
@@ -278,46 +280,55 @@ def encode_prompts(
     if why_own_layers(text_model) is not None:
         return _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk)
 
-    weight = text_model.final_layer_norm.weight
-    device, plan = weight.device, plan.to(weight.device)
+    plan = plan.to(text_model.final_layer_norm.weight.device)
     layer = text_model.encoder.layers[0]
-    checkpoint = checkpoint or (layer.gradient_checkpointing and layer.training)
-    if inputs_embeds is None and not plain_embeddings:
-        # A tuner's module may turn ids into embeddings that depend on the row: let it see the rows, positions included.
-        rows = text_model.embeddings(input_ids=input_ids[:, : plan.longest].to(device))
-        rows = F.pad(rows, (0, 0, 0, plan.prompts_shape[1] - plan.longest))
-        flat, positions_added = rows.flatten(0, 1)[None], True
-    elif inputs_embeds is not None:
-        flat, positions_added = inputs_embeds.to(weight).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1]), False
-    else:
-        flat, positions_added = None, False
-    token_ids = input_ids.to(device).flatten()[plan.token_index] if flat is None else None
-
+    checkpoint = (checkpoint or (layer.gradient_checkpointing and layer.training)) and torch.is_grad_enabled()
+    embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, plan, plain_embeddings)
+    trees, slots = plan.token_index.shape
     pooled = []
-    variants = 1 if flat is None else len(flat)
-    for trees in _chunks(len(plan.token_index), max_tokens_per_chunk // (plan.token_index.shape[1] * variants)):
-        # The tower's embeddings take at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
-        positions = plan.positions[trees].reshape(-1, 1)
-        if flat is None:
-            hidden = text_model.embeddings(input_ids=token_ids[trees].reshape(-1, 1), position_ids=positions)
-        else:
-            hidden = flat[:, plan.token_index[trees].flatten()].reshape(-1, 1, flat.shape[-1])
-            if not positions_added:
-                hidden = text_model.embeddings(inputs_embeds=hidden, position_ids=positions.repeat(variants, 1))
-        hidden = hidden.view(-1, plan.token_index.shape[1], hidden.shape[-1])
-        run = (text_model, hidden, plan.subtree_end[trees], plan.eos_slots[trees])
-        if checkpoint and torch.is_grad_enabled():
+    for chunk in _chunks(trees, max_tokens_per_chunk // (slots * embed.variants)):
+        run = (text_model, embed(chunk), plan.subtree_end[chunk], plan.eos_slots[chunk])
+        if checkpoint:
             # No dropout gets here (`why_own_layers`), so there is no random state to restore.
             output = checkpoint_activations(_run_trees, *run, use_reentrant=False, preserve_rng_state=False)
         else:
             output = _run_trees(*run)
-        pooled.append(output.unflatten(0, (variants, -1)))
+        pooled.append(output.unflatten(0, (embed.variants, -1)))
     pooled = torch.cat(pooled, dim=1).flatten(1, 2)[:, plan.row_of_prompt]
-    return (
-        pooled.view(*((1,) if inputs_embeds is None else inputs_embeds.shape[:-3]), *pooled.shape[1:])
-        if (inputs_embeds is not None and inputs_embeds.ndim > 3)
-        else pooled[0]
-    )
+    return pooled if inputs_embeds is not None and inputs_embeds.ndim == 4 else pooled[0]
+
+
+class _SlotEmbeddings:
+    """Slice of trees -> (variants * trees, T, width), positions added."""
+
+    def __init__(self, text_model, input_ids, inputs_embeds, plan, plain_embeddings):
+        weight = text_model.final_layer_norm.weight
+        self.embeddings, self.plan, self.variants = text_model.embeddings, plan, 1
+        self.ids = self.token_embeds = self.embeds = (
+            None  # one of them: ids, embeddings without, embeddings with positions
+        )
+        if inputs_embeds is not None:
+            self.token_embeds = inputs_embeds.to(weight).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1])
+            self.variants = len(self.token_embeds)
+        elif plain_embeddings:
+            self.ids = input_ids.to(weight.device).flatten()
+        else:
+            # A tuner's module may turn ids into embeddings that depend on the row: it sees the rows.
+            rows = self.embeddings(input_ids=input_ids[:, : plan.longest].to(weight.device))
+            self.embeds = F.pad(rows, (0, 0, 0, input_ids.shape[1] - plan.longest)).flatten(0, 1)
+
+    def __call__(self, trees: slice) -> torch.Tensor:
+        index, positions = self.plan.token_index[trees], self.plan.positions[trees]
+        # The tower's module takes at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
+        if self.ids is not None:
+            hidden = self.embeddings(input_ids=self.ids[index].view(-1, 1), position_ids=positions.reshape(-1, 1))
+        elif self.token_embeds is not None:
+            hidden = self.token_embeds[:, index.flatten()].reshape(-1, 1, self.token_embeds.shape[-1])
+            positions = positions.reshape(-1, 1).repeat(self.variants, 1)
+            hidden = self.embeddings(inputs_embeds=hidden, position_ids=positions)
+        else:
+            hidden = self.embeds[index]
+        return hidden.view(-1, index.shape[1], hidden.shape[-1])
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -403,25 +414,22 @@ def _is_intercepted(module: nn.Module) -> bool:
 
 def _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk):
     weight = text_model.final_layer_norm.weight
-    device = weight.device
-    ids = input_ids[:, : plan.longest].to(device)
+    ids = input_ids[:, : plan.longest].to(weight.device)
+    prompts = max_tokens_per_chunk // plan.longest
     if inputs_embeds is None:
-        rows = max_tokens_per_chunk // plan.longest
-        return torch.cat([text_model(ids[chunk]).pooler_output for chunk in _chunks(len(ids), rows)])
-    eos = plan.eos_positions.to(device)
-    embeds = inputs_embeds.to(weight)[..., : plan.longest, :]
-    variants = embeds.shape[:-3]
-    embeds, eos = embeds.flatten(0, -3), eos.repeat(variants.numel())
+        return torch.cat([text_model(ids[chunk]).pooler_output for chunk in _chunks(len(ids), prompts)])
+    embeds = inputs_embeds.to(weight)[..., : plan.longest, :].flatten(0, -3)
+    eos = plan.eos_positions.to(weight.device).repeat(len(embeds) // len(ids))
     pooled = []
-    for chunk in _chunks(len(embeds), max_tokens_per_chunk // plan.longest):
+    for chunk in _chunks(len(embeds), prompts):
         hidden = text_model.embeddings(inputs_embeds=embeds[chunk])
         mask = create_causal_mask(
             config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
         )
         hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
-        hidden = hidden[torch.arange(len(hidden), device=device), eos[chunk]]
+        hidden = hidden[torch.arange(len(hidden), device=weight.device), eos[chunk]]
         pooled.append(text_model.final_layer_norm(hidden))
-    return torch.cat(pooled).view(*variants, plan.prompts_shape[0], -1)
+    return torch.cat(pooled).view(*inputs_embeds.shape[:-2], -1)
 
 
 __all__ = ["PromptPlan", "encode_prompts", "plan_prompts", "why_own_layers"]
