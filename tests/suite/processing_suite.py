@@ -1,0 +1,70 @@
+"""transformers' own processor and image processor tests over every model of the registry that has one. See modeling_suite.py."""
+
+import shutil
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+# The package comes before tests/ on the path, see tests/conftest.py.
+from hf_clip_variants.registry import _load, methods
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin  # noqa: E402
+from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
+from tiny import tiny_tokenizer  # noqa: E402
+
+
+# "Class.test" or "test" -> why it cannot hold for ours.
+DESELECTED: dict[str, str] = {
+    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": "do_convert_rgb=False refuses what is not RGB, by name: CLIP takes no other",
+}
+
+
+class Tester(ImageProcessingTester):
+    def __init__(self, parent, **kwargs):
+        kwargs.setdefault("size", {"shortest_edge": 20})
+        kwargs.setdefault("crop_size", {"height": 18, "width": 18})
+        super().__init__(parent, **kwargs)
+
+    def _get_image_processing_classes(self):
+        return {backend: _load(reference) for backend, reference in self.parent.row.image_processors.items()}
+
+
+def make_test_classes(row):
+    class ImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
+        image_processor_tester_class = Tester
+
+    ImageProcessorTest.row = row
+
+    class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
+        processor_class = row.load("processor")
+
+        @classmethod
+        def _setup_image_processor(cls):
+            return _load(next(iter(row.image_processors.values())))()
+
+        @classmethod
+        def _setup_tokenizer(cls):
+            folder = tempfile.mkdtemp()
+            cls.addClassCleanup(shutil.rmtree, folder)
+            tiny_tokenizer().save_pretrained(folder)
+            return type(tiny_tokenizer()).from_pretrained(folder)  # its own: tests change it
+
+    return ImageProcessorTest, ProcessorTest
+
+
+for _row in methods("model"):
+    for _made, _part in zip(make_test_classes(_row), ("ImageProcessor", "Processor"), strict=True):
+        if (_part == "Processor" and not _row.processor) or not _row.image_processors:
+            continue
+        _made.__name__ = _made.__qualname__ = f"{_row.load('model').__name__}{_part}Suite"
+        _made.__module__ = __name__
+        for _name, _reason in DESELECTED.items():
+            _owner, _, _test = _name.rpartition(".")
+            if _owner in ("", _made.__name__) and hasattr(_made, _test):
+                setattr(_made, _test, unittest.skip(_reason)(getattr(_made, _test)))
+        globals()[_made.__name__] = _made
+del _made

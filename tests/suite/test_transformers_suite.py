@@ -1,0 +1,63 @@
+"""transformers' ModelTesterMixin, ProcessorTesterMixin and ImageProcessingTestMixin over every model of the registry.
+
+They need a package called `tests` that is theirs, hence a process of their own. Which tests are left out and why: `DESELECTED` in the suites.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from hf_clip_variants.registry import methods
+
+
+HERE = Path(__file__).parent
+# Tests without which a pass would mean little.
+ESSENTIAL = {
+    "modeling_suite": (
+        "test_config", "test_save_load", "test_from_pretrained_no_checkpoint", "test_init_weights_can_init_buffers", "test_can_be_initialized_on_meta", "test_model_outputs_equivalence",
+        "test_hidden_states_output", "test_attention_outputs", "test_training", "test_training_gradient_checkpointing",
+        "test_determinism", "test_batching_equivalence", "test_problem_types", "test_all_tensors_are_parameter_or_buffer",
+        "test_feed_forward_chunking", "test_retain_grad_hidden_states_attentions", "test_base_model_prefix_loads_base_weights",
+    ),
+    "processing_suite": (
+        "test_image_processor_from_and_save_pretrained", "test_image_processor_save_load_with_autoimageprocessor",
+        "test_call_pil", "test_call_numpy", "test_call_pytorch", "test_processor_from_and_save_pretrained",
+        "test_processor_with_multiple_inputs", "test_model_input_names",
+    ),
+}  # fmt: skip
+
+
+def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "pytest", str(HERE / f"{suite}.py"), "--noconftest", "-c", os.devnull, "-q"]
+    command += ["--rootdir", str(folder), "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
+    command += ["--show-capture=no", "--tb=short", f"--junitxml={report}"]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    results: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
+    if report.is_file():
+        for case in ElementTree.parse(report).iter("testcase"):
+            kinds = {child.tag for child in case}
+            kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+            results[kind].append(f"{case.get('classname', '').rsplit('.')[-1]}.{case.get('name')}")
+    return results, ran.stdout[-6000:] + ran.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("suite", ESSENTIAL)
+def test_transformers_own_tests_pass(suite, transformers_tests, tmp_path, record_property):
+    results, output = run(suite, transformers_tests, tmp_path / "report.xml")
+    counts = ", ".join(f"{len(names)} {kind}" for kind, names in results.items())
+    record_property("suite", f"transformers' own tests, {suite}: {counts}")
+    assert not results["failed"], f"{counts}\n{output}"
+    assert results["passed"], output
+    for row in methods("model"):
+        passed = {name.split(".")[1] for name in results["passed"] if name.startswith(row.load("model").__name__)}
+        missing = [name for name in ESSENTIAL[suite] if name not in passed]
+        assert not missing, f"{row.name}: did not run {missing}\n{output}"
