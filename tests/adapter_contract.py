@@ -263,7 +263,7 @@ class AdapterContract:
         for checkpointing in (False, True):
             base = trained_case.base().train()
             if checkpointing:
-                base.gradient_checkpointing_enable()
+                base.activation_checkpointing_enable()
             model = trained_case.model(base, seed=1)
             trained_case.loss(model).backward()
             gradients.append([p.grad for p in model.parameters() if p.grad is not None])

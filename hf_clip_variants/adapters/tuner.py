@@ -62,6 +62,8 @@ class TunerConfig(PeftConfig):
                 f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
                 f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
             )
+        if isinstance(self.class_names, str):
+            raise ValueError(f"class_names: {self.class_names!r} is one string, expected a list of names")
         if self.class_names is not None:
             self.class_names = list(self.class_names)
 

@@ -10,6 +10,7 @@ from .layer import sum_by_class
 # n validation images, N cached images, C classes, D joint width, b betas, a alphas
 
 _CHUNK_ELEMENTS = 1 << 24  # of the (N, n) affinities: 64 MB
+_CACHE_ELEMENTS = 1 << 20  # of the (a, n, C) logits: 4 MB
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,19 @@ def search_alpha_beta(
         truth = truth[:, None]
         true_zero_shot = zero_shot.gather(1, truth)[:, 0]
         others = zero_shot.scatter(1, truth, -torch.inf)
-        weights, logits = torch.empty_like(distance), torch.empty_like(others)
+        weights = torch.empty_like(distance)
+        # Several alphas at once while they stay in the processor's cache: one by one, a small problem would be all overhead.
+        several = max(_CACHE_ELEMENTS // others.numel(), 1)
+        logits = others.new_empty(min(several, len(alphas)), *others.shape)  # (a, n, C)
         for i, beta in enumerate(betas):
             torch.mul(distance, beta, out=weights).exp_()
             votes = sum_by_class(weights, key_labels, len(class_embeds)).t().contiguous()  # (n, C)
             true_votes = votes.gather(1, truth)[:, 0]
-            for j, alpha in enumerate(alphas):
-                best_other = torch.add(others, votes, alpha=alpha, out=logits).amax(dim=1)
-                correct[i, j] += (torch.add(true_zero_shot, true_votes, alpha=alpha) > best_other).sum()
+            for j in range(0, len(alphas), several):
+                alpha = zero_shot.new_tensor(alphas[j : j + several])
+                best_other = torch.addcmul(others, votes, alpha[:, None, None], out=logits[: len(alpha)]).amax(dim=2)
+                true = torch.addcmul(true_zero_shot, true_votes, alpha[:, None])
+                correct[i, j : j + several] += (true > best_other).sum(dim=1)
     counts = correct.flatten().tolist()
     best = counts.index(max(counts))  # the first: only strictly better pairs replace it
     accuracies = 100 * correct.cpu().double() / len(labels)

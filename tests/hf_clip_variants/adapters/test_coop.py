@@ -141,6 +141,11 @@ def test_class_specific_contexts_refuse_other_classes(tmp_path):
         PeftModel.from_pretrained(tiny_classifier(class_names=None), tmp_path)
     assert model.get_base_model().class_names == CLASS_NAMES
 
+    model.add_adapter("shared", CoOpConfig(num_context_tokens=4))
+    model.set_adapter("shared")
+    model.delete_adapter("default")
+    model.get_base_model().set_classes(swapped)  # nobody depends on the old ones any more
+
 
 def test_class_specific_needs_class_names():
     with pytest.raises(ValueError, match=r"class_names: class_specific=True needs them; pass CoOpConfig\(class_names"):
@@ -203,6 +208,7 @@ def test_start_of_text_is_read_from_the_prompts():
         ({"class_token_position": "start"}, "class_token_position: 'start', expected one of end, middle, front"),
         ({"context_init": " "}, "context_init: blank"),
         ({"context_init_ids": []}, "context_init_ids: empty"),
+        ({"class_names": "cat, dog"}, "class_names: 'cat, dog' is one string"),
         (
             {"context_init_ids": [1, 2], "num_context_tokens": 3},
             "num_context_tokens: 3, but context_init .* has 2 tokens",

@@ -4,13 +4,14 @@ import copy
 import pickle
 
 import pytest
+import torch
 from adapter_models import tiny_classifier
 from peft import LoraConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from tiny import tiny_pixels
 
 import hf_clip_variants
-from hf_clip_variants.adapters import CoOpConfig, load_adapter
+from hf_clip_variants.adapters import CoOpConfig, load_adapter, put_adapter
 from hf_clip_variants.adapters.registration import add_peft_type, register_all
 
 
@@ -66,6 +67,24 @@ def test_goes_together_with_lora():
     assert len({tuple(t.flatten().tolist()) for t in (plain, with_lora, both, with_coop)}) == 4
     base.set_adapter("lora")
     assert (base(pixel_values=tiny_pixels()).logits - with_lora).abs().max() < 1e-5
+
+
+def test_tensors_that_do_not_fit_leave_the_model_as_it_was():
+    base = tiny_classifier()
+    kinds = [type(m) for m in base.modules()]
+    wrong = {"prompt_embedder.clipv_coop_context": torch.zeros(3, 32)}
+    with pytest.raises(ValueError, match=r"has shape \[3, 32\], its configuration says \[2, 32\]"):
+        put_adapter(base, CoOpConfig(num_context_tokens=2), wrong)
+    assert [type(m) for m in base.modules()] == kinds and all(p.requires_grad for p in base.parameters())
+
+    right = {"prompt_embedder.clipv_coop_context": torch.ones(2, 32)}
+    model = put_adapter(base, CoOpConfig(num_context_tokens=2), right)
+    with pytest.raises(ValueError, match="has shape"):
+        put_adapter(model, CoOpConfig(num_context_tokens=2), wrong, "second")
+    assert list(model.peft_config) == ["default"]
+    put_adapter(model, CoOpConfig(num_context_tokens=2), right, "second")
+    model.set_adapter("second")
+    model(pixel_values=tiny_pixels())
 
 
 def test_load_adapter_needs_to_know_the_base(tmp_path):
