@@ -1,7 +1,7 @@
 """Anything that holds a picture, decoded: an upright RGB PIL image, or a (3, H, W) tensor for arrays.
 
-Rules that every image processor shares: EXIF orientation, transparency, bit depth, first frames, size limit, channel axis. All errors are
-`ValueError`s that say what came; the caller adds which image it was.
+Rules that every image processor shares: EXIF orientation, transparency, bit depth, first frames, size limit, channel
+axis. All errors are `ValueError`s that say what came; the caller adds which image it was.
 """
 
 import base64
@@ -40,7 +40,7 @@ class DecodingRules:
     Attributes:
         max_pixels: larger pictures are refused, files as soon as the header is read.
         background: RGB colour (0..255) behind transparent pixels.
-        keep_mode: PIL images (and uint8 arrays as PIL images) stay in their own mode, transparency and palette included.
+        keep_mode: PIL images (and uint8 arrays, as PIL images) keep their mode, transparency and palette included.
         convert_rgb: `False` refuses what is not RGB already.
         input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
         expect_0_255: the values are divided by 255 later, so a float picture within [0, 1] is a mistake.
@@ -75,23 +75,26 @@ def _flatten(images):
         yield images
 
 
-def decode_image(image, rules: DecodingRules = DecodingRules()) -> PIL.Image.Image | torch.Tensor:  # noqa: B008 (immutable)
+def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image | torch.Tensor:
     """Decode one picture.
 
-    Depth: 16-bit values are divided by 257; other integers must lie in 0..255. Transparency is blended on `rules.background`.
+    Depth: 16-bit values are divided by 257; other integers must lie in 0..255. Transparency is blended on
+    `rules.background`.
 
     Args:
-        image: a PIL image; an encoded file (its first frame) as bytes, a path, an http(s) or `data:` URL, base64 or an open binary file;
-            a NumPy array or a tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
-        rules: see `DecodingRules`.
+        image: a PIL image; an encoded file (its first frame) as bytes, a path, an http(s) or `data:` URL, base64 or an
+            open binary file; a NumPy array or a tensor (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels.
+        rules: `None` is `DecodingRules()`.
 
     Returns:
-        A PIL image in mode RGB (any 8-bit mode with `keep_mode`) or, for arrays, a (3, H, W) tensor: uint8, or float32/float64.
+        A PIL image in mode RGB (any 8-bit mode with `keep_mode`) or, for arrays, a (3, H, W) tensor: uint8, or
+        float32/float64.
 
     Raises:
-        ValueError: unreadable, truncated, more than `max_pixels`, empty, NaN or infinite, floats in [0, 1] where 0..255 are expected, or
-            an ambiguous channel axis.
+        ValueError: unreadable, truncated, more than `max_pixels`, empty, NaN or infinite, floats in [0, 1] where
+            0..255 are expected, or an ambiguous channel axis.
     """
+    rules = rules or DecodingRules()
     if isinstance(image, torch.Tensor | np.ndarray):
         return _decode_array(image, rules)
     if isinstance(image, PIL.Image.Image):
@@ -132,7 +135,7 @@ def _open(image):
     if hasattr(image, "read"):
         return io.BytesIO(image.read()), ""
     raise ValueError(
-        f"got {type(image).__name__}, expected a PIL image, an array, a tensor, a path, a URL or the bytes of an image file"
+        f"got {type(image).__name__}, expected a PIL image, an array, a tensor, a path, a URL or the bytes of a file"
     )
 
 
@@ -167,7 +170,8 @@ def _damaged(error: Exception, name: str) -> Exception:
 def _check_size(height: int, width: int, rules: DecodingRules, name: str = ""):
     if height * width > rules.max_pixels:
         raise ValueError(
-            f"{width} x {height} = {height * width} pixels{name}, more than max_pixels={rules.max_pixels}; resize it, or raise max_pixels"
+            f"{width} x {height} = {height * width} pixels{name}, more than max_pixels={rules.max_pixels}; resize it, "
+            "or raise max_pixels"
         )
     if height * width == 0:
         raise ValueError(f"empty image{name}: {width} x {height} pixels")
@@ -268,7 +272,8 @@ def _channels_first(pixels: torch.Tensor, input_data_format: str | None) -> torc
         first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
         if first and last:
             raise ValueError(
-                f"shape {shape}: the channels may be first or last; pass input_data_format='channels_first' or 'channels_last'"
+                f"shape {shape}: the channels may be first or last; pass input_data_format='channels_first' or "
+                "'channels_last'"
             )
         if not first and not last:
             raise ValueError(f"shape {shape}: neither the first nor the last axis has 1, 3 or 4 channels")
@@ -309,7 +314,7 @@ def _check_float(pixels: torch.Tensor, rules: DecodingRules):
 
 
 def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
-    """(4, H, W) on the background. The operations are those of transformers' `convert_to_rgb`, so that the values are equal bit by bit."""
+    """(4, H, W) on the background, by the operations of transformers' `convert_to_rgb`: equal to it bit by bit."""
     dtype = pixels.dtype
     highest = 255.0 if pixels.is_floating_point() and rules.expect_0_255 else 1.0
     if not pixels.is_floating_point():

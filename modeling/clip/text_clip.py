@@ -1,7 +1,7 @@
 """Text for CLIP: the official cleaning, tokenisation that user text cannot break, and the official vocabulary.
 
-Official pipeline (openai/CLIP `simple_tokenizer.py`): `ftfy.fix_text`, HTML unescaping twice, white space, lower case, byte-level BPE.
-transformers' `CLIPTokenizer` lacks the first two steps: `clean_text` adds them.
+Official pipeline (openai/CLIP `simple_tokenizer.py`): `ftfy.fix_text`, HTML unescaping twice, white space, lower case,
+byte-level BPE. transformers' `CLIPTokenizer` lacks the first two steps: `clean_text` adds them.
 """
 
 import gzip
@@ -39,7 +39,7 @@ def _ftfy():
         import ftfy
     except ImportError:
         logger.warning(
-            "ftfy is not installed: clean_text repairs no wrongly decoded text (the rest is as the official cleaning); "
+            "ftfy is not installed: clean_text repairs no wrongly decoded text (all else is as in the official one); "
             "pip install ftfy"
         )
         return None
@@ -49,8 +49,9 @@ def _ftfy():
 def clean_text(text: str) -> str:
     """The official cleaning before tokenisation: mend Unicode, unescape HTML twice, collapse white space, lower-case.
 
-    Needs `ftfy` to equal the official code. Without it the result is **approximate**: quotes, ligatures, character width, control
-    characters and NFC are done here, wrongly decoded text ("schÃ¶n") stays as it is, and a warning is logged once.
+    Needs `ftfy` to equal the official code. Without it the result is **approximate**: quotes, ligatures, character
+    width, control characters and NFC are done here, wrongly decoded text ("schÃ¶n") stays as it is, and a warning is
+    logged once.
 
     Python's `lower()` knows the Greek final sigma, which the lower-casing inside `CLIPTokenizer` does not.
 
@@ -79,20 +80,21 @@ def tokenize_texts(
 ) -> list[list[int]]:
     """Token ids of user text, one list a text, with SOS and EOS and without padding.
 
-    Whatever users type is text: special tokens written out (`<|endoftext|>`) become ordinary tokens, so the row's only EOS is its last
-    id. (The official tokenizer and a bare `CLIPTokenizer` make them the real special ids, which moves the pooled position.)
+    Whatever users type is text: special tokens written out (`<|endoftext|>`) become ordinary tokens, so the row's only
+    EOS is its last id. (The official tokenizer and a bare `CLIPTokenizer` make them the real special ids, which moves
+    the pooled position.)
 
     Args:
         tokenizer: any fast transformers tokenizer.
         texts: a list of strings.
-        max_length: longest row, SOS and EOS included; `None` is the tokenizer's `model_max_length`. Longer texts are cut, EOS is
-            kept, and one warning names the first of them.
+        max_length: longest row, SOS and EOS included; `None` is the tokenizer's `model_max_length`. Longer texts are
+            cut, EOS is kept, and one warning names the first of them.
         clean: apply `clean_text` first.
         what: the argument's name for messages.
 
     Raises:
-        ValueError: a single string instead of a list, no text, a text that is no string, blank (also after cleaning) or holds a lone
-            surrogate; the message names the index.
+        ValueError: a single string instead of a list, no text, a text that is no string, blank (also after cleaning)
+            or holds a lone surrogate; the message names the index.
 
     Example:
 
@@ -120,7 +122,8 @@ def encode_texts(
 ):
     """`tokenizer(texts, **kwargs)` with the checks and promises of `tokenize_texts`; returns its `BatchEncoding`.
 
-    Use it where masks, padding or tensors are wanted (`padding=True, return_tensors="pt"`); nothing is cut unless `truncation` is passed.
+    Use it where masks, padding or tensors are wanted (`padding=True, return_tensors="pt"`); nothing is cut unless
+    `truncation` is passed.
     """
     texts = check_texts(texts, what, clean)
     if max_length is None and tokenizer.model_max_length < 1_000_000:  # transformers writes 1e30 where it is unknown
@@ -165,15 +168,16 @@ def _warn_of_truncation(encoded, texts: list[str], what: str, max_length: int):
     cut = [index for index, encoding in enumerate(encoded.encodings or ()) if encoding.overflowing]
     if cut:
         others = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
+        name = f"{what}[{cut[0]}]"
         shown = texts[cut[0]] if len(texts[cut[0]]) <= 60 else texts[cut[0]][:57] + "..."
         warnings.warn(
-            f"{what}[{cut[0]}]: {shown!r} is longer than {max_length} tokens and was cut, keeping the end token{others}",
+            f"{name}: {shown!r} is longer than {max_length} tokens and was cut, keeping the end token{others}",
             stacklevel=4,
         )
 
 
 def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
-    """A tokenizer may still emit EOS inside a text, as its unknown token or as an added token that it does not call special."""
+    """A tokenizer may still emit EOS inside a text: as its unknown token, or as an added token not called special."""
     eos = tokenizer.eos_token_id
     for index, encoding in enumerate(encoded.encodings or ()):
         ids = encoding.ids
@@ -181,8 +185,8 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             token == eos and not special for token, special in zip(ids, encoding.special_tokens_mask, strict=True)
         ):
             raise ValueError(
-                f"{what}[{index}]: {texts[index]!r} contains the end token {tokenizer.eos_token!r} (or characters that this "
-                "tokenizer knows only as that token)"
+                f"{what}[{index}]: {texts[index]!r} contains the end token {tokenizer.eos_token!r} (or characters "
+                "that this tokenizer knows only as that token)"
             )
 
 
@@ -190,8 +194,9 @@ def official_tokenizer(source: str | Path | None = None) -> CLIPTokenizer:
     """OpenAI's CLIP tokenizer as a transformers `CLIPTokenizer`, from whatever is at hand.
 
     Args:
-        source: a Hub id, a folder, or a `bpe_simple_vocab_16e6.txt.gz`. `None` takes, in this order, the Hub cache's copy of
-            `openai/clip-vit-base-patch32`, the vocabulary inside an installed open_clip (the same tokens; no network), the Hub.
+        source: a Hub id, a folder, or a `bpe_simple_vocab_16e6.txt.gz`. `None` takes, in this order, the Hub cache's
+            copy of `openai/clip-vit-base-patch32`, the vocabulary inside an installed open_clip (the same tokens, no
+            network), the Hub.
 
     Raises:
         OSError: nothing could be read; the message says what was tried.
@@ -225,8 +230,9 @@ def official_tokenizer(source: str | Path | None = None) -> CLIPTokenizer:
         return _checked(CLIPTokenizer.from_pretrained(OFFICIAL_TOKENIZER))
     except Exception as error:
         raise OSError(
-            f"source: no CLIP tokenizer found. {OFFICIAL_TOKENIZER} is neither cached nor reachable ({error}), and open_clip, which "
-            f"ships {_BPE_FILE}, is not installed. Pass a folder, another Hub id or the path of that file, or pip install open_clip_torch"
+            f"source: no CLIP tokenizer found. {OFFICIAL_TOKENIZER} is neither cached nor reachable ({error}), and "
+            f"open_clip, which ships {_BPE_FILE}, is not installed. Pass a folder, another Hub id or the path of that "
+            "file, or pip install open_clip_torch"
         ) from error
 
 
@@ -243,7 +249,7 @@ def _open_clip_bpe_file() -> Path | None:
 
 
 def _byte_symbols() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the order of the official vocabulary: printable bytes first."""
+    """GPT-2's printable stand-ins for the 256 bytes in the official vocabulary's order: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return [chr(byte) for byte in printable] + [chr(256 + rank) for rank in range(len(others))]

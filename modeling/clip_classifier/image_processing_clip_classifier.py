@@ -1,4 +1,4 @@
-"""Image processor of `CLIPClassifier`: transformers' `CLIPImageProcessor`, bit by bit, faster, and safe on any picture."""
+"""Image processor of `CLIPClassifier`: transformers' `CLIPImageProcessor` bit by bit, faster, safe on any picture."""
 
 import math
 
@@ -22,7 +22,8 @@ from transformers.processing_utils import ImagesKwargs
 from ..image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
 
 
-# A resized picture larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400 at 224 pixels).
+# A resized picture larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
+# at 224 pixels).
 _LARGEST_RESIZED_BYTES = 64 * 2**20
 
 
@@ -37,34 +38,40 @@ class CLIPClassifierImageProcessorKwargs(ImagesKwargs, total=False):
 
 class CLIPClassifierImageProcessor(TorchvisionBackend):
     r"""
-    Pictures of any kind to `pixel_values`: resize the shortest edge (antialiased bicubic), crop the centre, rescale, normalise.
+    Pictures of any kind to `pixel_values`: resize the shortest edge (antialiased bicubic), crop the centre, rescale,
+    normalise.
 
-    The default path equals transformers' `CLIPImageProcessor` bit by bit and is 2 to 4 times faster: pictures stay in the
-    interleaved layout that torchvision's uint8 kernel is fast on, and are reduced one by one, so a batch never holds more than one
-    full-size picture. With `resample_backend="pil"` the result equals OpenAI's own transform bit by bit instead (antialiasing by Pillow, which
-    differs by a grey level or so, and OpenAI's rounding of odd crop offsets); prefer it to reproduce published numbers.
+    The default path equals transformers' `CLIPImageProcessor` bit by bit and is 2 to 5 times faster: pictures stay in
+    the interleaved layout that torchvision's uint8 kernel is fast on, and are reduced one by one, so a batch never
+    holds more than one full-size picture. With `resample_backend="pil"` the result equals OpenAI's own transform bit
+    by bit instead (antialiasing by Pillow, which differs by a grey level or so, and OpenAI's rounding of odd crop
+    offsets); prefer it to reproduce published numbers.
 
-    Accepted: PIL images of every mode, paths, URLs, encoded bytes, NumPy arrays and tensors, mixed as you like, nested or not; each
-    gives the same as alone. EXIF orientation is applied to all of them, first frames are taken, 16-bit pictures are scaled to 8 bit.
+    Accepted: PIL images of every mode, paths, URLs, encoded bytes, NumPy arrays and tensors, mixed as you like, nested
+    or not; each gives the same as alone. EXIF orientation is applied to all of them, first frames are taken, 16-bit
+    pictures are scaled to 8 bit.
 
     Args:
-        do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean, image_std,
-            do_convert_rgb, do_pad, pad_size: as in `CLIPImageProcessor`. `do_convert_rgb=False` refuses pictures that are not RGB.
+        do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean,
+            image_std, do_convert_rgb, do_pad, pad_size: as in `CLIPImageProcessor`; but `do_convert_rgb=False` refuses
+            pictures that are not RGB.
         resample_backend (`str`, defaults to `"torchvision"`):
             `"torchvision"` or `"pil"`, see above.
         convert_rgb_last (`bool`, defaults to `False`):
-            Convert to RGB after the crop, as OpenAI does: transparency is dropped, not blended, and palettes are resized by the nearest
-            pixel. Needs `resample_backend="pil"`.
+            Convert to RGB after the crop, as OpenAI does: transparency is dropped, not blended, and palettes are
+            resized by the nearest pixel. Needs `resample_backend="pil"`.
         background (`tuple[int, int, int]`, defaults to white):
             Colour behind transparent pixels. White is transformers' rule.
         max_pixels (`int`, defaults to 178956970):
-            Larger pictures raise. The default is where Pillow gives up; for encoded files Pillow's own limit stays in force.
+            Larger pictures raise. The default is where Pillow gives up; for encoded files Pillow's own limit stays in
+            force.
 
     `preprocess(images, return_tensors="pt")` gives `pixel_values` (B, 3, crop height, crop width) float32.
 
     Raises:
-        ValueError: `images: no images`; `images[7]: ...` for a picture that is missing, truncated, too large, empty, not finite, has floats
-            in [0, 1] although `do_rescale`, or whose channel axis is ambiguous (`input_data_format` settles that).
+        ValueError: `images: no images`; `images[7]: ...` for a picture that is missing, truncated, too large, empty,
+            not finite, has floats in [0, 1] although `do_rescale`, or whose channel axis is ambiguous
+            (`input_data_format` settles that).
 
     Example:
 
@@ -126,8 +133,8 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             raise ValueError(f"resample_backend: {resample_backend!r}, expected 'torchvision' or 'pil'")
         if convert_rgb_last and resample_backend != "pil":
             raise ValueError(
-                f"convert_rgb_last=True needs resample_backend='pil' (only Pillow resizes palettes and transparency as OpenAI does), "
-                f"got {resample_backend!r}"
+                "convert_rgb_last=True needs resample_backend='pil' (only Pillow resizes palettes and transparency as "
+                f"OpenAI does), got {resample_backend!r}"
             )
         if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
             raise ValueError(f"background: {background!r}, expected three integers in 0..255")
@@ -135,7 +142,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             raise ValueError(f"max_pixels: {max_pixels}, expected at least 1")
 
     def fetch_images(self, image_url_or_urls):
-        """Pass through: pictures are read one by one in `preprocess`, which can then name the one that cannot be read."""
+        """Pass through: `preprocess` reads pictures one by one, and can then name the one that cannot be read."""
         return image_url_or_urls
 
     def _preprocess_image_like_inputs(self, images, device=None, return_tensors=None, **options) -> BatchFeature:
@@ -219,7 +226,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     def _affine(
         device, resample_backend, do_rescale, rescale_factor, do_normalize, image_mean, image_std, **unused
     ) -> tuple[float | None, torch.Tensor | None, torch.Tensor | None]:
-        """(divisor, mean, std), any of them None, of x / divisor, minus mean, divided by std: the order of operations decides the last bit.
+        """(divisor, mean, std), any of them None, of (x / divisor - mean) / std: the order decides the last bit.
 
         transformers folds the rescaling into mean and std; OpenAI (ToTensor, Normalize) divides by 255 first.
         """
@@ -288,8 +295,9 @@ def _is_accelerator(device) -> bool:
 def _interleaved(image: PIL.Image.Image) -> torch.Tensor:
     """(3 or 4, H, W) uint8 of an RGB picture, channels innermost, the layout of torchvision's fast kernel.
 
-    Pillow keeps RGB in four bytes a pixel and hands that memory out through Arrow: nothing is copied, and resizing the fourth channel along
-    is free. Pictures in several memory blocks (above 16 MB) and installations without pyarrow take the copy.
+    Pillow keeps RGB in four bytes a pixel and hands that memory out through Arrow: nothing is copied, and resizing the
+    fourth channel along is free. Pictures in several memory blocks (above 16 MB) and installations without pyarrow
+    take the copy.
     """
     if hasattr(image, "__arrow_c_array__"):
         try:

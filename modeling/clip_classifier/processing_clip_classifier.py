@@ -19,20 +19,20 @@ class CLIPClassifierProcessor(ProcessorMixin):
     r"""
     A `CLIPClassifierImageProcessor` and a CLIP tokenizer in one; `CLIPProcessor` with safe text.
 
-    Text goes through `encode_texts`: special tokens that users type stay text, long text is cut before the end token with one warning,
-    blanks and broken Unicode raise. What `save_pretrained` writes carries the first rule to every tokenizer loaded from it (as
-    `split_special_tokens`), because transformers' zero-shot pipeline calls the tokenizer without its processor. The pipeline does not truncate:
-    there, labels beyond the model's length reach the model.
+    Text goes through `encode_texts`: special tokens that users type stay text, long text is cut before the end token
+    with one warning, blanks and broken Unicode raise. What `save_pretrained` writes carries the first rule to every
+    tokenizer loaded from it (as `split_special_tokens`), because transformers' zero-shot pipeline calls the tokenizer
+    without its processor. The pipeline does not truncate: there, labels beyond the model's length reach the model.
 
     Args:
         image_processor ([`CLIPClassifierImageProcessor`]).
         tokenizer: any fast tokenizer; CLIP's for CLIP.
         clean_text (`bool`, defaults to `False`):
-            Clean text as OpenAI does (`modeling/clip/text_clip.py`: Unicode repair, HTML, white space) before tokenising. Needs ftfy to be
-            exact. Saved in processor_config.json.
+            Clean text as OpenAI does (`modeling/clip/text_clip.py`: Unicode repair, HTML, white space) before
+            tokenising. Needs ftfy to be exact. Saved in processor_config.json.
 
-    `processor(images=None, text=None, **kwargs)` returns `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask` (N, L). Keyword
-    arguments are those of both parts (`return_tensors="pt"`, `padding`, `max_length`, ...).
+    `processor(images=None, text=None, **kwargs)` returns `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask`
+    (N, L). Keyword arguments are those of both parts (`return_tensors="pt"`, `padding`, `max_length`, ...).
 
     Raises:
         ValueError: neither images nor text; or as in the two parts, naming `images[7]` or `text[7]`.
@@ -90,7 +90,7 @@ class CLIPClassifierProcessor(ProcessorMixin):
         return BatchFeature(inputs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """As in transformers; the saved tokenizer takes special tokens typed by users as text, this object's stays as it was."""
+        """As in transformers; but the saved tokenizer (not this object's) takes special tokens in text as text."""
         tokenizer, name = self.tokenizer, "split_special_tokens"
         before, was_given = tokenizer.split_special_tokens, name in tokenizer.init_kwargs
         tokenizer.split_special_tokens = tokenizer.init_kwargs[name] = True

@@ -1,4 +1,4 @@
-"""The image processor: equal to its two references, the same for every way to hand over a picture, and safe on all of them."""
+"""The image processor: equal to its two references, the same for every form of a picture, and safe on all of them."""
 
 import base64
 import functools
@@ -446,7 +446,7 @@ def test_bad_options(options, message):
 
 
 @pytest.mark.parametrize("processor", [OURS, PIL], ids=["torchvision", "pil"])
-@pytest.mark.parametrize("size", [(7, 60), (60, 7), (1, 90), (3, 200), (50, 301), (301, 50), (40, 170)], ids=str)
+@pytest.mark.parametrize("size", [(7, 60), (60, 7), (1, 90), (3, 200), (50, 301), (32, 67), (67, 32)], ids=str)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_band_is_what_the_whole_would_give(processor, size, dtype, monkeypatch):
     image = np.array(picture(*size).filter(ImageFilter.BoxBlur(1)), dtype)

@@ -1,4 +1,4 @@
-"""Cleaning, safe tokenisation and the official vocabulary (their equality with OpenAI's: tests/parity/test_clip_tokenizer.py)."""
+"""Cleaning, safe tokenisation and the official vocabulary (equality with OpenAI's: tests/parity)."""
 
 import time
 import warnings
@@ -40,6 +40,7 @@ def word_tokenizer(**special):
     ("raw", "clean"),
     [
         (" Tom &amp;amp;  Jerry\n", "tom & jerry"),
+        ("&amp;amp;amp; x", "& x"),
         ("“curly” ‘quotes’", "\"curly\" 'quotes'"),
         ("ﬁne ｆｕｌｌ　ｗｉｄｔｈ", "fine full width"),
         ("Cafe\u0301", "café"),
