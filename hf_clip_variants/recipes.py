@@ -220,7 +220,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "clip_adapter": _TINY_VIEWS | {
         "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-2, "momentum": 0.0, "schedule": "cosine", "warmup_epochs": 0,
-        "epochs": 100, "drop_last": False, "ratio": 0.6, "ratio_candidates": (),
+        "epochs": 200, "batch_size": 512, "drop_last": False, "ratio": 0.6, "ratio_candidates": (),
     },
     "tip_adapter": _TINY_VIEWS | {"cache_views": 1, "alpha": 80.0, "beta": 5.5},
     "tip_adapter_f": _TINY_VIEWS | {"cache_views": 1, "init_alpha": 20.0, "init_beta": 5.5, "alpha": 80.0, "beta": 5.5, "epochs": 20},

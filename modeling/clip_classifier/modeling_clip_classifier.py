@@ -68,7 +68,6 @@ class ClassPrompts:
     template_ids: torch.Tensor  # (C, T, L) int: SOS, template with the name in it, EOS, padded with EOS
     tail_ids: torch.Tensor  # (C, S) int: name, ".", EOS, padded with EOS
     tail_name_lengths: torch.Tensor  # (C,) int: tokens of the name alone
-    bos_token_id: int
     eos_token_id: int
 
 
@@ -340,7 +339,6 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self.prompt_ids,
             self.tail_ids,
             self.tail_name_lengths,
-            self.config.text_config.bos_token_id,
             self.eos_token_id,
         )
 
@@ -353,7 +351,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             prompts.input_ids,
             inputs_embeds=prompts.inputs_embeds,
             plan=self._plan(tower, prompts),
-            checkpoint=self.training and self.is_gradient_checkpointing,
+            checkpoint=self.training and self.is_activation_checkpointing,
         )
         features = self.family.project_text(self.clip, pooled)
         return ensemble_prompts(features.unflatten(0, (-1, prompts.prompts_per_class)))
