@@ -338,13 +338,13 @@ def save_all_at_once(saved, save, save_directory, *args, push_to_hub: bool = Fal
     }
     stem = ".".join(filter(None, ("model", kwargs.get("variant"))))
     weights = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
-    bytes_needed = None
-    if hasattr(saved, "num_parameters") and not getattr(saved, "_hf_peft_config_loaded", False):
+    bytes_needed, is_model = None, hasattr(saved, "num_parameters")
+    if is_model and not getattr(saved, "_hf_peft_config_loaded", False):
         bytes_needed = sum(t.nbytes for t in (kwargs.get("state_dict") or saved.state_dict()).values())
     with staged_folder(save_directory, bytes_needed=bytes_needed, replaces=weights) as stage:
         written = save(str(stage), **kwargs)
         if saved._auto_class is None:
-            for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+            for name in ("config.json",) if is_model else ("processor_config.json", "preprocessor_config.json"):
                 _without_auto_map(stage / name)
     if push_to_hub:
         upload.setdefault("repo_id", Path(save_directory).name)

@@ -13,7 +13,7 @@ def _without_kernels(values: dict) -> dict:
     return {
         name: _without_kernels(value) if isinstance(value, dict) else value
         for name, value in values.items()
-        if name.lstrip("_").removesuffix("_internal") not in ("attn_implementation", "experts_implementation")
+        if str(name).lstrip("_").removesuffix("_internal") not in ("attn_implementation", "experts_implementation")
     }
 
 

@@ -3,14 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import FakeHub, hub_in_this_process
-from safetensors.torch import save_file
+from fake_hub import hub_in_this_process
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.hub import PLACEHOLDER_ID, PushError, accuracy_result, export_with_code, model_card, push
@@ -62,35 +59,6 @@ def snippet_of(readme: str) -> str:
 
 
 # ---- code
-
-
-@pytest.mark.slow
-def test_exported_code_loads_saves_and_pushes_where_the_package_is_missing(tmp_path, classifier, processor):
-    folder = export_with_code(classifier, processor, tmp_path / "export", license="mit", repo_id="alice/coded")
-    assert classifier._auto_class is None and type(processor)._auto_class is None
-    assert "auto_map" not in classifier.config.to_dict()
-    picture = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
-    processed = processor(images=picture.numpy(), return_tensors="pt").pixel_values
-    expected = {
-        "pixel_values": tiny_pixels(),
-        "logits": logits_of(classifier),
-        "picture": picture,
-        "processed": processed,
-    }
-    save_file(expected, tmp_path / "expected.safetensors")
-    (tmp_path / "snippet.py").write_text(snippet_of((folder / "README.md").read_text()))
-    with FakeHub() as hub:
-        hub.create("alice/coded", folder)
-        ran = subprocess.run(
-            [sys.executable, str(HERE / "without_package.py"), str(folder), "alice/coded", str(tmp_path)],
-            env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
-    passed = [line.removeprefix("passed: ") for line in ran.stdout.splitlines() if line.startswith("passed: ")]
-    assert passed == [
-        "refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "new classes", "snippet",
-    ]  # fmt: skip
 
 
 def test_saving_what_was_loaded_from_an_export_drops_its_auto_map(tmp_path, classifier, processor):

@@ -1,0 +1,306 @@
+"""The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_hub import FakeHub, hub_in_this_process
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
+from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
+
+from hf_clip_variants.registry import Method, method
+
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A tiny instance of a method. Everything is made when it is asked for, by functions."""
+
+    name: str  # of the registry's row
+    config: Callable[[], Any]  # a configuration that is nowhere the default
+    inputs: Callable[[int], dict[str, torch.Tensor]]  # batch size -> inputs with labels
+    backbone: Callable[[], Any]  # the transformers model whose checkpoints load into it
+    processor: Callable[[], Any] | None = None
+    bad_values: tuple[tuple[dict, str], ...] = ()  # configuration arguments -> what the error says
+    output: str = "logits"
+    auto_class: str = "AutoModel"  # the one that the tests load by
+    untrained: tuple[str, ...] = ()  # parameters that rightly get no gradient
+
+    @property
+    def row(self) -> Method:
+        return method(self.name)
+
+    def make(self, seed: int = 0):
+        torch.manual_seed(seed)
+        return self.row.load("model")(self.config()).eval()
+
+    def run(self, model, **inputs) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**(inputs or self.inputs(4)))[self.output]
+
+
+def _classifier_config():
+    clip = tiny_clip_config().to_dict()
+    config = method("clip_classifier").load("config")
+    return config(
+        **{name: clip[name] for name in ("text_config", "vision_config", "projection_dim")},
+        id2label=dict(enumerate(CLASS_NAMES)), label2id={name: i for i, name in enumerate(CLASS_NAMES)},
+        templates=["a photo of a {}.", "{}!"], prompt_length=7, tail_length=3,
+    )  # fmt: skip
+
+
+def _classifier_processor():
+    from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
+
+    images = CLIPClassifierImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    return CLIPClassifierProcessor(images, tiny_tokenizer())
+
+
+CASES = {
+    case.name: case
+    for case in (
+        ModelCase(
+            name="clip_classifier",
+            config=_classifier_config,
+            inputs=lambda batch: {
+                "pixel_values": tiny_pixels(batch),
+                "labels": torch.arange(batch) % len(CLASS_NAMES),
+            },
+            backbone=tiny_clip,
+            processor=_classifier_processor,
+            auto_class="AutoModelForImageClassification",
+            bad_values=(
+                ({"templates": ["no place for the name"]}, "templates: 'no place for the name'"),
+                ({"prompt_length": 0}, "prompt_length: 0"),
+                ({"tail_length": "3"}, "tail_length"),
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"vision_config": {"patch_size": 32, "image_size": 24}}, "patch_size: 32"),
+                ({"text_config": {"hidden_size": 10**9, "num_attention_heads": 4}}, "hidden_size: 1000000000"),
+                ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
+                (
+                    {"vision_config": {"hidden_size": 40, "num_attention_heads": 3}},
+                    "num_attention_heads|divisible|multiple",
+                ),
+            ),
+        ),
+    )
+}
+
+
+class ModelContract:
+    """Each test takes `case`, a `ModelCase`."""
+
+    # ---- configuration
+
+    def test_configuration_round_trip(self, case, tmp_path):
+        config = case.config()
+        config.save_pretrained(tmp_path)
+        loaded = type(config).from_pretrained(tmp_path)
+        assert loaded.to_dict() == config.to_dict() | {
+            "transformers_version": loaded.to_dict()["transformers_version"]
+        }
+        assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
+        assert copy.deepcopy(config).to_dict() == config.to_dict()
+        assert loaded.model_type == case.row.model_type
+        default = type(config)()
+        assert default.to_diff_dict().keys() < config.to_diff_dict().keys() | {"transformers_version"}
+
+    def test_bad_configuration_values_are_named(self, case):
+        good = case.config().to_dict()
+        for values, said in case.bad_values:
+            merged = good | {
+                name: good[name] | value if isinstance(value, dict) and isinstance(good.get(name), dict) else value
+                for name, value in values.items()
+            }
+            with pytest.raises((StrictDataclassError, ValueError), match=said):
+                type(case.config()).from_dict(merged)
+
+    # ---- initialisation and files
+
+    def test_from_pretrained_leaves_nothing_uninitialised(self, case, tmp_path):
+        case.backbone().save_pretrained(tmp_path)
+        model = case.row.load("model").from_pretrained(tmp_path)
+        state = model.state_dict()
+        assert state and not any(tensor.is_meta for tensor in state.values())
+        for name, tensor in model.named_buffers():
+            assert not tensor.is_meta, name
+        for name, tensor in state.items():
+            assert torch.isfinite(tensor.float()).all() and tensor.float().abs().max() < 1e4, name
+        with torch.device("meta"):
+            empty = case.row.load("model")(case.config())
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        again = case.row.load("model").from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+        assert {t.dtype for t in again.parameters()} == {torch.bfloat16}
+
+    def test_what_is_saved_is_what_is_loaded(self, case, tmp_path):
+        model = case.make()
+        expected = case.run(model)
+        model.save_pretrained(tmp_path)
+        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        saved = model.state_dict()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
+        assert torch.equal(case.run(loaded), expected)
+        assert not any(module.training for module in loaded.modules())
+
+    def test_backbone_and_model_load_each_others_files(self, case, tmp_path):
+        backbone = case.backbone()
+        backbone.save_pretrained(tmp_path / "backbone")
+        model = case.row.load("model").from_pretrained(tmp_path / "backbone")
+        weights = backbone.state_dict()
+        for name, tensor in getattr(model, model.base_model_prefix).state_dict().items():
+            assert torch.equal(tensor, weights[name]), name
+        model.save_pretrained(tmp_path / "model")
+        back, info = type(backbone).from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in back.state_dict().items())
+
+    # ---- forward
+
+    def test_tuple_and_dictionary_agree(self, case):
+        model = case.make()
+        with torch.no_grad():
+            named, plain = model(**case.inputs(3)), model(**case.inputs(3), return_dict=False)
+        assert isinstance(plain, tuple) and len(plain) == len(named.to_tuple())
+        for one, two in zip(plain, named.to_tuple(), strict=True):
+            assert torch.equal(one, two)
+        assert torch.equal(plain[0], named.loss), "the loss comes first"
+
+    def test_eager_and_sdpa_agree(self, case):
+        model = case.make()
+        outputs = []
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            outputs.append(case.run(model))
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+    def test_each_row_of_a_batch_stands_alone(self, case):
+        model, inputs = case.make(), case.inputs(5)
+        together = case.run(model, **inputs)
+        for row in range(5):
+            alone = case.run(model, **{name: value[row : row + 1] for name, value in inputs.items()})
+            torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-5, atol=1e-5)
+
+    def test_bfloat16_is_near_float32(self, case):
+        model = case.make()
+        exact = case.run(model)
+        model = model.to(torch.bfloat16)
+        rough = case.run(model)
+        assert rough.dtype == torch.bfloat16
+        torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        loss = model.train()(**case.inputs(4)).loss
+        loss.backward()
+        assert torch.isfinite(loss) and all(
+            torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
+        )
+
+    # ---- training
+
+    def test_gradients_reach_every_parameter(self, case):
+        model = case.make().train()
+        model(**case.inputs(4)).loss.backward()
+        without = {name for name, p in model.named_parameters() if p.grad is None}
+        assert without == set(case.untrained)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert sum(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None) > 0.9 * len(
+            list(model.parameters())
+        )
+
+    def test_activation_checkpointing_changes_no_gradient(self, case):
+        gradients = []
+        for checkpointing in (False, True):
+            model = case.make().train()
+            if checkpointing:
+                model.activation_checkpointing_enable()
+                assert model.is_gradient_checkpointing
+            model(**case.inputs(4)).loss.backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters()})
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+    def test_trainer_accumulates_and_resumes_to_the_same_weights(self, case, tmp_path):
+        from transformers import Trainer, TrainingArguments
+
+        inputs = case.inputs(16)
+        data = [{name: value[i] for name, value in inputs.items()} for i in range(16)]
+
+        def train(folder, batch, accumulation, resume=None, steps=4):
+            arguments = TrainingArguments(
+                str(tmp_path / folder), max_steps=steps, per_device_train_batch_size=batch, save_steps=2, use_cpu=True,
+                gradient_accumulation_steps=accumulation, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant",
+                train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, max_grad_norm=1e9, logging_steps=1,
+            )  # fmt: skip
+            trainer = Trainer(case.make(), arguments, train_dataset=data)
+            trainer.train(resume_from_checkpoint=resume)
+            losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            return trainer.model.state_dict(), losses
+
+        once, losses = train("once", 8, 1)
+        twice, losses_twice = train("twice", 4, 2)
+        assert losses == pytest.approx(losses_twice, rel=1e-4), "the loss is not scaled by the accumulation"
+        start = case.make().state_dict()
+        moved = max((once[name] - start[name]).abs().max().item() for name in once if once[name].is_floating_point())
+        assert moved > 1e-4
+        names = [name for name, _ in case.make().named_parameters()]
+        for name in names:
+            torch.testing.assert_close(twice[name], once[name], rtol=1e-3, atol=1e-3 * moved, msg=name)
+        resumed, losses_resumed = train("once", 8, 1, resume=str(tmp_path / "once" / "checkpoint-2"))
+        assert losses_resumed == losses and all(torch.equal(resumed[name], once[name]) for name in names)
+
+    # ---- sharing
+
+    @pytest.mark.hub
+    def test_pushed_and_pulled_it_is_the_same(self, case, tmp_path):
+        import transformers
+
+        auto = getattr(transformers, case.auto_class)
+        model = case.make()
+        expected = case.run(model)
+        with hub_in_this_process(tmp_path / "home") as hub:
+            model.push_to_hub("alice/model")
+            loaded = auto.from_pretrained("alice/model")
+            assert type(loaded) is type(model) and torch.equal(case.run(loaded), expected)
+            if case.processor:
+                case.processor().push_to_hub("alice/model")
+                processor = transformers.AutoProcessor.from_pretrained("alice/model")
+                assert processor.to_dict() == case.processor().to_dict()
+            assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["alice/model"].files)
+
+    @pytest.mark.hub
+    @pytest.mark.slow
+    def test_exported_code_runs_where_the_package_is_missing(self, case, tmp_path):
+        from hf_clip_variants.hub import export_with_code
+
+        model, processor = case.make(), case.processor and case.processor()
+        folder = export_with_code(model, processor, tmp_path / "export", license="mit", repo_id="alice/coded")
+        assert model._auto_class is None and (processor is None or type(processor)._auto_class is None)
+        assert "auto_map" not in model.config.to_dict()
+        expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
+        expected["output"] = case.run(model)
+        if processor is not None:
+            expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
+            expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+        save_file(expected, tmp_path / "expected.safetensors")
+        readme = (folder / "README.md").read_text()
+        (tmp_path / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])
+        with FakeHub() as hub:
+            hub.create("alice/coded", folder)
+            ran = subprocess.run(
+                [sys.executable, str(HERE / "without_package.py"), str(folder), "alice/coded", case.auto_class, case.output],
+                env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+                cwd=tmp_path, capture_output=True, text=True, timeout=280,
+            )  # fmt: skip
+        assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+        passed = [line.removeprefix("passed: ") for line in ran.stdout.splitlines() if line.startswith("passed: ")]
+        steps = ["refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "snippet"]
+        assert [step for step in passed if step in steps] == steps
