@@ -224,7 +224,13 @@ def push(
         "create_pr": create_pr,
         "commit_message": commit_message or f"Upload {place.name}",
     }
-    commit = _upload(place, changed, repo_id, private, token, options)
+    try:
+        commit = _upload(place, changed, repo_id, private, token, options)
+    except PushError:
+        raise  # the folder is what the error is about
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary else None
+        raise
     if temporary:
         shutil.rmtree(temporary, ignore_errors=True)
     return commit

@@ -168,6 +168,19 @@ def test_a_folder_that_cannot_be_moved_is_filled_file_by_file(tmp_path, monkeypa
     assert content(target) == {"a.txt": b"two", "c.txt": b"kept"} and strays(tmp_path) == []
 
 
+def test_what_is_saved_into_a_stage_is_part_of_it(tmp_path, model_class):
+    target = tmp_path / "both"
+    make(model_class, 1.0).save_pretrained(target)
+    before = content(target)
+    with pytest.raises(RuntimeError, match="after the model"):
+        with staged_folder(target) as folder:
+            make(model_class, 2.0).save_pretrained(folder)
+            make(model_class, 2.0).save_pretrained(folder / "inner")
+            assert {"config.json", "model.safetensors", "inner"} == {p.name for p in folder.iterdir()}
+            raise RuntimeError("after the model")
+    assert content(target) == before and strays(tmp_path) == []
+
+
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "model").write_text("")
     with pytest.raises(NotADirectoryError, match="model: expected a folder"):
