@@ -513,6 +513,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             attentions=attentions,
         )
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """transformers' deprecated name, which PEFT still reads at each `get_peft_model`, without the warning."""
+        return self.is_activation_checkpointing
+
     def get_input_embeddings(self) -> nn.Module:
         return self.family.text_tower(self.clip).embeddings.token_embedding
 
