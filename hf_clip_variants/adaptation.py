@@ -189,6 +189,7 @@ def adapt(
             run.record(record, order=[(c.method, c.shots, c.seed) for c in cells])
             shutil.rmtree(session.unfinished(cell), ignore_errors=True)
             bars.advance(bar)
+        shutil.rmtree(run.path / "unfinished", ignore_errors=True)
         run.results["status"] = "finished"
         run.write()
         if report:

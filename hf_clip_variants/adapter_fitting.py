@@ -316,6 +316,9 @@ def _own_config_fields(config_class: type[TunerConfig]) -> set[str]:
     return {f.name for f in dataclasses.fields(config_class)} - inherited - filled
 
 
+_TRAINING_FIELDS = {f.name for f in dataclasses.fields(Recipe)} - {"augmentation"}
+
+
 def apply_overrides(
     method: FewShotMethod, values: Recipe, overrides: Mapping[str, Any]
 ) -> tuple[Recipe, dict[str, Any]]:
@@ -324,6 +327,8 @@ def apply_overrides(
     Raises ValueError for a name that is neither; the message lists those that are.
     """
     in_recipe = {f.name for f in dataclasses.fields(values)} - {"method", "few_shot_protocol", "seeds"}
+    if not values.epochs:  # and stays without training: epochs=20 for all methods is not meant for this one
+        in_recipe -= _TRAINING_FIELDS
     in_config = _own_config_fields(method.config_class) - in_recipe
     unknown = sorted(set(overrides) - in_recipe - in_config)
     if unknown:
@@ -382,9 +387,23 @@ def fit_adapter(
     Example:
 
     ```python
-    shots = Shots(CachedPictures(views), CachedPictures(plain))
-    fitted = fit_adapter(classifier, "tip_adapter", shots)
-    fitted.model.save_pretrained("my-adapter")
+    >>> import torch
+    >>> from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
+    >>> from hf_clip_variants.adapter_fitting import Shots, fit_adapter
+    >>> from hf_clip_variants.data import compute_features, load_emoji
+    >>> from hf_clip_variants.few_shot_pictures import CachedPictures
+
+    >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two pictures each
+    >>> classifier = CLIPClassifier.from_pretrained(
+    ...     embedded_model(), class_names=train.class_names, templates="icons", dtype=torch.float32
+    ... )
+    >>> processor = CLIPClassifierProcessor.from_clip(embedded_model())
+    >>> encode = lambda pixels: classifier.get_image_features(pixels).pooler_output
+    >>> pictures = CachedPictures(compute_features(encode, train, processor, progress=False))
+    >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(pictures, pictures), overrides={"augmentation": "none"})
+    >>> fitted.validation.kind, fitted.model(**pictures.batch(torch.arange(2), 0)).logits.argmax(1).tolist()
+    ('cross-validation', [0, 1])
+
     ```
     """
     row = few_shot_method(method)
@@ -408,16 +427,14 @@ def fit_adapter(
     return FittedAdapter(model, fit.validation, _used_values(fit) | config | chosen, fit.curve, fit.seconds, trained)
 
 
-_WITHOUT_TRAINING = ("augmentation", "cache_views", "search_scale", "search_step", "epochs")
-
-
 def _used_values(fit: Fit) -> dict[str, Any]:
     """The recipe's values that had a part in this fit."""
     used = {name: value for name, value in fit.recipe.to_dict().items() if value is not None}
     for name in ("method", "few_shot_protocol", "seeds"):
         del used[name]
     if not fit.recipe.epochs:
-        used = {name: used[name] for name in _WITHOUT_TRAINING if name in used}
+        without = _TRAINING_FIELDS | {"init_alpha", "init_beta"}
+        used = {name: value for name, value in used.items() if name not in without}
     if fit.validation.kind == "none":
         used = {k: v for k, v in used.items() if not k.startswith("search_") and k != "ratio_candidates"}
     return used

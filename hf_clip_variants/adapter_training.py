@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .few_shot_pictures import Pictures
 
-class TrainingInputs(Protocol):
-    """What a batch is made from; `CachedViews` and `PictureViews` in `adapter_fitting.py`."""
 
-    labels: torch.Tensor  # (N,) int64
+logger = logging.getLogger(__name__)
 
-    def batch(self, rows: torch.Tensor, view: int) -> dict[str, torch.Tensor]:
-        """Keyword arguments of the model's forward for pictures `rows`, each in its augmented view number `view`."""
+SAVE_EVERY_SECONDS = 60.0  # a kill loses at most so much of a training
 
 
 class TrainingState:
-    """Where a training stands, in one file that is replaced as a whole at most every `every_seconds`.
+    """Where a training stands, in one file that is replaced as a whole at most every `SAVE_EVERY_SECONDS`.
 
     Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: a training that goes on from it ends as
     one that was never interrupted. The learning rate and the order of batches are functions of the epoch and need no state.
     """
 
-    def __init__(self, path: str | os.PathLike, every_seconds: float = 60.0):
+    def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.every_seconds = every_seconds
         self._saved = time.monotonic()
 
     def save(self, curve: list[float], parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        if time.monotonic() - self._saved < self.every_seconds:
+        if time.monotonic() - self._saved < SAVE_EVERY_SECONDS:
             return
         tensors = {f"parameter.{index}": p.detach().clone() for index, p in enumerate(parameters)}
         for index, values in optimizer.state_dict()["state"].items():
@@ -52,16 +49,21 @@ class TrainingState:
         """Fills parameters and optimiser in place; the losses of the epochs done, `[]` where there is nothing to go on from."""
         if not self.path.is_file():
             return []
-        with safe_open(self.path, "pt", device=str(parameters[0].device)) as file:
-            curve = json.loads(file.metadata()["curve"])
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                kind, index, *key = name.split(".")
-                if kind == "optimizer":
-                    state.setdefault(int(index), {})[key[0]] = file.get_tensor(name)
-            with torch.no_grad():
-                for index, parameter in enumerate(parameters):
-                    parameter.copy_(file.get_tensor(f"parameter.{index}"))
+        try:
+            with safe_open(self.path, "pt") as file:
+                curve = json.loads(file.metadata()["curve"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError) as error:
+            logger.warning("%s: ignored, the training starts anew (%s)", self.path, error)
+            return []
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, index, *key = name.split(".")
+            if kind == "optimizer":
+                state.setdefault(int(index), {})[key[0]] = tensor
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters):
+                parameter.copy_(tensors[f"parameter.{index}"])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return curve
 
@@ -81,7 +83,7 @@ def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool)
 
 def train_adapter(
     model: torch.nn.Module,
-    inputs: TrainingInputs,
+    inputs: Pictures,
     make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
     learning_rate_at: Callable[[int, int, int], float],
     *,
@@ -138,11 +140,11 @@ def train_adapter(
             total += loss.item() * len(rows)
             seen += len(rows)
         curve.append(total / seen)
-        if state is not None and epoch + 1 < epochs:
+        if state is not None:
             state.save(curve, parameters, optimizer)
         if on_epoch is not None:
             on_epoch(epoch + 1, curve[-1])
     return curve
 
 
-__all__ = ["TrainingInputs", "TrainingState", "batches", "train_adapter"]
+__all__ = ["TrainingState", "batches", "train_adapter"]

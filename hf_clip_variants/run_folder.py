@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,11 @@ class RunFolder:
                 "version": VERSION, "status": "running", "settings": settings, "fingerprint": fingerprint, "environment": {},
                 "model": {}, "data": {}, "zero_shot": None, "runs": [], "seconds": 0.0,
             }  # fmt: skip
+            self.write()  # first of all: what is in the folder from now on belongs to this run
         else:
             self._check_same(settings, fingerprint)
 
     def _read(self) -> dict[str, Any] | None:
-        for left in self.path.glob(".tmp-results.json-*"):  # of a process that was killed
-            left.unlink(missing_ok=True)
         try:
             results = json.loads(self.results_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -125,9 +125,16 @@ class RunFolder:
         except Timeout:
             raise ValueError(f"out: another process is working in {self.path}") from None
         try:
+            self._remove_leftovers()
             yield
         finally:
             lock.release()
+
+    def _remove_leftovers(self) -> None:
+        """What killed processes were writing: files and folders aside, that were to be renamed."""
+        for pattern in (".tmp-*", ".new-*", ".features-*.tmp"):
+            for path in [*self.path.glob(pattern), *self.path.glob(f"[!.]*/**/{pattern}")]:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @property
     def base(self) -> Path:
