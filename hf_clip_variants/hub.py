@@ -1,6 +1,7 @@
 """Sharing: folders with code that load without this package, model cards, and a push that loses nothing when it fails."""
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .code_export import TRAVELS, travelling_code
-from .model_cards import PLACEHOLDER_ID, accuracy_result, describe, model_card
+from .model_cards import PLACEHOLDER_ID, accuracy_result, card_arguments, describe, model_card
 from .registry import methods
 from .saving import staged_folder
 
@@ -184,6 +185,15 @@ def push(
     push("runs/pets/adapters/tip_adapter", "me/pets-tip-adapter", with_base=True, license="mit")
     ```
     """
+    told: dict[str, Any] = {}  # by the card that is there already
+    if isinstance(folder_or_model, (str, Path)) and (Path(folder_or_model) / "README.md").is_file():
+        told = card_arguments((Path(folder_or_model) / "README.md").read_text(encoding="utf-8"))
+    flags = {
+        "--base-model": base_model,
+        "--license": card.get("license"),
+        "--private": private,
+        "--revision": revision,
+    }
     if with_base and isinstance(folder_or_model, (str, Path)):
         from .adapters.loading import load_adapter
 
@@ -191,9 +201,8 @@ def push(
             raise ValueError(f"with_base: {folder_or_model} is not an adapter (no {_ADAPTER_CONFIG})")
         folder_or_model = load_adapter(folder_or_model, _load_base(base))
     temporary = None
-    if isinstance(folder_or_model, (str, Path)):
-        place = Path(folder_or_model).absolute()
-    else:
+    in_memory = not isinstance(folder_or_model, (str, Path))
+    if in_memory:
         if folder is None:
             temporary = Path(tempfile.mkdtemp(prefix="hf-clip-variants-"))
         place = (temporary / repo_id.split("/")[-1]) if temporary else Path(folder).absolute()
@@ -202,30 +211,16 @@ def push(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True) if temporary else None
             raise
-    is_complete = (place / "config.json").is_file()
-    changed: dict[str, bytes] = {}
-    if (place / _ADAPTER_CONFIG).is_file():
-        changed[_ADAPTER_CONFIG] = _shared_adapter_config(place, repo_id if is_complete else base_model)
-        card.setdefault("with_base", is_complete)
-    readme = place / "README.md"
-    known = {} if base_model is None else {"base_model": base_model}
-    if card.keys() - {"with_base"} or not readme.is_file() or _DEFAULT_CARD in readme.read_text(encoding="utf-8"):
-        describe(place)
-        card.setdefault(
-            "with_code", (place / "config.json").is_file() and "auto_map" in _read_json(place / "config.json")
-        )
-        changed["README.md"] = str(model_card(place, repo_id=repo_id, **known, **card)).encode()
-        if not isinstance(folder_or_model, (str, Path)):
-            readme.write_bytes(changed["README.md"])
     else:
-        changed["README.md"] = readme.read_text(encoding="utf-8").replace(PLACEHOLDER_ID, repo_id).encode()
+        place = Path(folder_or_model).absolute()
+    changed = _changed_files(place, repo_id, base_model, told, card, rewrite=in_memory)
     options = {
         "revision": revision,
         "create_pr": create_pr,
         "commit_message": commit_message or f"Upload {place.name}",
     }
     try:
-        commit = _upload(place, changed, repo_id, private, token, options)
+        commit = _upload(place, changed, repo_id, private, token, options, flags)
     except PushError:
         raise  # the folder is what the error is about
     except BaseException:
@@ -234,6 +229,26 @@ def push(
     if temporary:
         shutil.rmtree(temporary, ignore_errors=True)
     return commit
+
+
+def _changed_files(
+    place: Path, repo_id: str, base_model: str | None, told: dict, card: dict, rewrite: bool
+) -> dict[str, bytes]:
+    """What goes to the Hub other than it lies in the folder: the adapter's base, and the card."""
+    changed: dict[str, bytes] = {}
+    readme, config = place / "README.md", place / "config.json"
+    both = config.is_file() and (place / _ADAPTER_CONFIG).is_file()
+    if (place / _ADAPTER_CONFIG).is_file():
+        changed[_ADAPTER_CONFIG] = _shared_adapter_config(place, repo_id if both else base_model)
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else _DEFAULT_CARD
+    if not (rewrite or card or base_model or _DEFAULT_CARD in text):
+        return changed | {"README.md": text.replace(PLACEHOLDER_ID, repo_id).encode()}
+    arguments = {**told, **card, "with_base": both, "repo_id": repo_id}
+    arguments.setdefault("with_code", config.is_file() and "auto_map" in _read_json(config))
+    changed["README.md"] = str(model_card(place, base_model=base_model, **arguments)).encode()
+    if rewrite:
+        readme.write_bytes(changed["README.md"])
+    return changed
 
 
 def _read_json(path: Path) -> dict:
@@ -331,7 +346,9 @@ def _files_to_push(place: Path) -> Iterator[Path]:
             yield path
 
 
-def _upload(place: Path, changed: dict, repo_id: str, private: bool | None, token: str | None, options: dict):
+def _upload(
+    place: Path, changed: dict, repo_id: str, private: bool | None, token: str | None, options: dict, flags: dict
+):
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HFValidationError
 
@@ -356,7 +373,7 @@ def _upload(place: Path, changed: dict, repo_id: str, private: bool | None, toke
         message = (
             f"push to {repo_id} failed: {status}{reason or type(error).__name__}{_advice(error)}\n"
             f"Nothing is lost, everything is in {place}. Try again with:\n"
-            f"  hf-clip-variants push {_quoted(place)} {repo_id}"
+            f"  {_command(place, repo_id, flags)}"
         )
         raise PushError(message, place, repo_id) from None  # the original's text could hold the token
 
@@ -378,10 +395,11 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
+def _command(place: Path, repo_id: str, flags: dict) -> str:
+    words = ["hf-clip-variants", "push", str(place), repo_id]
+    for name, value in flags.items():
+        words += [] if not value else [name] if value is True else [name, str(value)]
+    return shlex.join(words)
 
 
 __all__ = ["PLACEHOLDER_ID", "PushError", "accuracy_result", "export_with_code", "model_card", "push"]

@@ -119,9 +119,8 @@ def _cell(text: Any) -> str:
 
 def _citation(row: Method) -> str:
     surname = "".join(filter(str.isalnum, row.title.lower()))
-    authors = getattr(row.paper, "authors", None)
     lines = [f"@article{{{surname}{row.paper.year},", f"  title = {{{row.paper.title}}},"]
-    lines += [f"  author = {{{authors}}},"] if authors else []
+    lines += [f"  author = {{{row.paper.authors}}},"] if row.paper.authors else []
     lines += [f"  journal = {{arXiv preprint arXiv:{row.paper.arxiv}}},", f"  year = {{{row.paper.year}}},"]
     return "\n".join([*lines, f"  url = {{{row.paper.url}}}", "}"])
 
@@ -149,6 +148,19 @@ def _snippet(
     return _PIPELINE.format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )
+
+
+def card_arguments(readme: str) -> dict[str, Any]:
+    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`. Empty for other cards."""
+    if "hf-clip-variants" not in readme:
+        return {}
+    data = ModelCard(readme, ignore_metadata_errors=True).data
+    table = re.search(r"^## Training\n\n\| setting \| value \|\n\|---\|---\|\n((?:\|.*\|\n)*)", readme, re.MULTILINE)
+    rows = [re.split(r"(?<!\\)\|", line)[1:3] for line in table[1].splitlines()] if table else []
+    recipe = dict([cell.strip().replace("\\|", "|").replace("&lt;", "<") for cell in cells] for cells in rows)
+    found = {"results": data.eval_results, "recipe": recipe, "license": data.license}
+    found |= {"datasets": data.datasets, "tags": set(data.tags or ()) - {"custom_code"}}
+    return {name: value for name, value in found.items() if value}
 
 
 def model_card(
@@ -195,16 +207,19 @@ def model_card(
     is_adapter = row.kind == "adapter"
     if is_adapter:
         base_model = base_model or values.get("base_model_name_or_path")
+        if base_model and Path(base_model).exists():  # a path of this machine is nobody else's business
+            base_model = Path(base_model).name
         names, templates = values.get("class_names") or [], values.get("templates") or []
     else:
         labels = values.get("id2label") or {}
         names = [name for _, name in sorted(labels.items(), key=lambda item: int(item[0]))]
         templates = values.get("templates") or []
         names = names if templates else []
+    where = "the CLIP classifier in this repository" if with_base else _code(base_model)
     what = f"for {len(names)} classes" if names else "for classes of your choice"
     if is_adapter:
         title = f"{row.title} {what}"
-        summary = f"An adapter by [{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) on {_code(base_model)}."
+        summary = f"An adapter by [{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) on {where}."
     else:
         title = f"CLIP classifier {what}"
         summary = (
@@ -226,7 +241,7 @@ def model_card(
         license=license,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-classification" if is_adapter else row.task,
-        base_model=base_model if base_model and not Path(base_model).exists() else None,
+        base_model=base_model if base_model and base_model.count("/") == 1 else None,
         base_model_relation="adapter" if is_adapter and not with_base else None,
         datasets=list(datasets) or None,
         tags=sorted({"clip", "hf-clip-variants", row.name, *tags, *(["custom_code"] if with_code else [])}),
@@ -251,4 +266,4 @@ def model_card(
     )
 
 
-__all__ = ["PLACEHOLDER_ID", "accuracy_result", "describe", "model_card"]
+__all__ = ["PLACEHOLDER_ID", "accuracy_result", "card_arguments", "describe", "model_card"]

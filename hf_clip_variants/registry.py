@@ -21,6 +21,7 @@ class Paper:
     title: str
     arxiv: str
     year: int  # of the first version on arXiv
+    authors: str = ""  # as BibTeX wants them
 
     @property
     def url(self) -> str:
@@ -135,7 +136,13 @@ _METHODS = (
         name="clip_classifier",
         kind="model",
         title="CLIP",
-        paper=Paper("Learning Transferable Visual Models From Natural Language Supervision", "2103.00020", 2021),
+        paper=Paper(
+            "Learning Transferable Visual Models From Natural Language Supervision",
+            "2103.00020",
+            2021,
+            "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini and "
+            "Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya",
+        ),
         code=OfficialCode("openai/CLIP", "MIT"),
         task="zero-shot-image-classification",
         summary="No pictures, only names: zero-shot classification with prompt templates. Every adapter sits on it.",
@@ -155,7 +162,12 @@ _METHODS = (
         name="coop",
         kind="adapter",
         title="CoOp",
-        paper=Paper("Learning to Prompt for Vision-Language Models", "2109.01134", 2021),
+        paper=Paper(
+            "Learning to Prompt for Vision-Language Models",
+            "2109.01134",
+            2021,
+            "Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei",
+        ),
         code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
         task="image-classification",
         summary="Learns the words around the class name. A few kilobytes; unified contexts still take new class names.",
@@ -167,7 +179,12 @@ _METHODS = (
         name="clip_adapter",
         kind="adapter",
         title="CLIP-Adapter",
-        paper=Paper("CLIP-Adapter: Better Vision-Language Models with Feature Adapters", "2110.04544", 2021),
+        paper=Paper(
+            "CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
+            "2110.04544",
+            2021,
+            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and Li, Hongsheng and Qiao, Yu",
+        ),
         code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
         task="image-classification",
         summary="A small bottleneck on CLIP's features. Trains in seconds on cached features; works on a plain CLIPModel.",
@@ -179,7 +196,12 @@ _METHODS = (
         name="tip_adapter",
         kind="adapter",
         title="Tip-Adapter",
-        paper=Paper("Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", "2207.09519", 2022),
+        paper=Paper(
+            "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
+            "2207.09519",
+            2022,
+            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu and Li, Hongsheng",
+        ),
         code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
         task="image-classification",
         summary="The first to try with 1 to 16 pictures a class: no training, or a short one of the cache (Tip-Adapter-F).",

@@ -214,7 +214,7 @@ def test_an_adapter_and_its_base_in_one_repository(hub, classifier, processor, t
     files = hub.repos[repo_id].files
     assert len(hub.repos[repo_id].branches["main"]) == 2, "one commit"
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == repo_id
-    assert str(tmp_path).encode() not in b"".join(files.values())
+    assert str(tmp_path.parent).encode() not in b"".join(files.values()), "no path of this machine"
     model = AutoModelForImageClassification.from_pretrained(repo_id)
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
     model = load_adapter(repo_id)
@@ -271,6 +271,32 @@ def test_an_adapter_alone_names_a_base_that_others_have(hub, classifier, process
     run_snippet(readme, tmp_path)
 
 
+def test_a_card_written_before_the_push_keeps_its_results(hub, classifier, processor, clip_folder, tmp_path):
+    import yaml
+
+    adapted = make_adapter(classifier, "tip_adapter")
+    adapted.save_pretrained(tmp_path / "adapter")
+    results = [accuracy_result(0.5, "toy", shots=2, seed=1), accuracy_result(0.25, "other")]
+    recipe = {"alpha": 1.5, "a|b": "<c>"}
+    card = model_card(adapted, results=results, recipe=recipe, license="mit", datasets=["me/toy"], tags=["x"])
+    card.save(tmp_path / "adapter" / "README.md")
+    assert PLACEHOLDER_ID in str(card) and str(clip_folder.parent) not in str(card)
+    base = type(classifier).from_pretrained(clip_folder, class_names=CLASS_NAMES)
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    push(tmp_path / "adapter", "alice/both", with_base=True, base=tmp_path / "base")
+    push(tmp_path / "adapter", "alice/alone", base_model="openai/tiny-clip")
+    for repo_id in ("alice/both", "alice/alone"):
+        readme = hub.repos[repo_id].files["README.md"].decode()
+        metadata = yaml.safe_load(readme.split("---")[1])
+        values = {m["value"] for r in metadata["model-index"][0]["results"] for m in r["metrics"]}
+        assert values == {0.5, 0.25} and metadata["license"] == "mit" and metadata["datasets"] == ["me/toy"]
+        assert "| toy | test | accuracy | 50.0 % | shots 2, seed 1 |" in readme
+        assert "| alpha | 1.5 |\n| a\\|b | &lt;c> |" in readme
+        assert "x" in metadata["tags"] and PLACEHOLDER_ID not in readme and repo_id in snippet_of(readme)
+    assert "base_model: openai/tiny-clip" in readme
+
+
 def test_a_saved_classifier_is_pushed_with_the_card_that_lies_there(hub, classifier, processor, tmp_path):
     folder = tmp_path / "pets"
     classifier.save_pretrained(folder)
@@ -311,6 +337,9 @@ def test_a_failed_push_keeps_everything_and_says_how_to_go_on(hub, classifier, p
     assert secret not in everything
     hub.faults.clear()
     push(folder, "alice/pets")  # what the message says
+    hub.fault("POST /api/models/alice/pets/(commit|preupload)", status=403, times=50)
+    with pytest.raises(PushError, match=r"alice/pets --license mit --private --revision v2"):
+        push(folder, "alice/pets", license="mit", private=True, revision="v2")
     assert "model.safetensors" in hub.repos["alice/pets"].files
 
 
