@@ -26,7 +26,8 @@ class AtomicTrainer(Trainer):
     Args:
         save_on_error (`str`, defaults to `"raise"`):
             What to do when a checkpoint cannot be written, because the disk is full or gone: `"raise"` stops the training with an OSError naming
-            the folder and the bytes needed, `"warn"` goes on without that checkpoint. Earlier checkpoints are untouched either way.
+            the folder and the bytes needed, `"warn"` goes on without that checkpoint (one process only: the others would wait for it). Earlier
+            checkpoints are untouched either way.
         **kwargs:
             `Trainer`'s.
 
@@ -38,6 +39,8 @@ class AtomicTrainer(Trainer):
         if save_on_error not in ("raise", "warn"):
             raise ValueError(f"save_on_error: expected 'raise' or 'warn', got {save_on_error!r}")
         super().__init__(*args, **kwargs)
+        if save_on_error == "warn" and self.args.world_size > 1:
+            raise ValueError(f"save_on_error: 'warn' needs one process, there are {self.args.world_size}; use 'raise'")
         self.save_on_error = save_on_error
         self._stage: Path | None = None  # run folder of the checkpoint that is being written
         self._pushes: list[str] = []

@@ -153,6 +153,17 @@ class ModelContract:
         assert torch.equal(case.run(loaded), expected)
         assert not any(module.training for module in loaded.modules())
 
+    def test_every_placement_loads_or_says_why_not(self, case, tmp_path):
+        model = case.make()
+        expected = case.run(model)
+        model.save_pretrained(tmp_path)
+        for options in ({"device_map": "auto"}, {"device_map": {"": "cpu"}}, {"low_cpu_mem_usage": True}):
+            loaded = type(model).from_pretrained(tmp_path, **options)
+            assert not any(tensor.is_meta for tensor in loaded.state_dict().values()), options
+            torch.testing.assert_close(case.run(loaded), expected, rtol=0, atol=1e-5)
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device"):
+            type(model).from_pretrained(tmp_path)
+
     def test_backbone_and_model_load_each_others_files(self, case, tmp_path):
         backbone = case.backbone()
         backbone.save_pretrained(tmp_path / "backbone")
