@@ -51,6 +51,23 @@ with torch.inference_mode():
     print(model(**inputs).logits_per_image.softmax(-1))"""
 
 
+_PROMPTS_ON_CLIP = """\
+import torch
+from hf_clip_variants import load_adapter
+from hf_clip_variants.adapters.coop.layer import coop_prompt_ids
+from PIL import Image
+from transformers import AutoProcessor
+
+model = load_adapter("{repo_id}")  # brings its base model, {base_model}
+processor = AutoProcessor.from_pretrained("{base_model}")
+picture = Image.new("RGB", (224, 224), "orange")  # yours
+names = {names}
+prompts = coop_prompt_ids(processor.tokenizer, names, {num_context_tokens}, "{class_token_position}")
+with torch.inference_mode():
+    logits = model(input_ids=prompts, **processor(images=picture, return_tensors="pt")).logits_per_image
+print(names[logits.argmax(-1)])"""
+
+
 def accuracy_result(value: float, dataset: str, *, split: str = "test", **details: Any) -> EvalResult:
     """An accuracy (0 to 1) as the Hub's metadata wants it; `details` (shots=4, seeds=3, ...) go to the table.
 
@@ -142,8 +159,13 @@ def _snippet(
     row: Method, values: Mapping, repo_id: str, base_model: str | None, with_code: bool, with_base: bool
 ) -> str:
     if row.kind == "adapter" and not with_base:
-        on_clip = (values.get("auto_mapping") or {}).get("base_model_class") == "CLIPModel"
-        return (_ADAPTER_ON_CLIP if on_clip else _ADAPTER).format(repo_id=repo_id, base_model=base_model)
+        if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
+            return _ADAPTER.format(repo_id=repo_id, base_model=base_model)
+        learns_prompts = "num_context_tokens" in values
+        names = values.get("class_names") or ["cat", "dog"]
+        fields = {name: values.get(name) for name in ("num_context_tokens", "class_token_position")}
+        template = _PROMPTS_ON_CLIP if learns_prompts else _ADAPTER_ON_CLIP
+        return template.format(repo_id=repo_id, base_model=base_model, names=names, **fields)
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
     return _PIPELINE.format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""

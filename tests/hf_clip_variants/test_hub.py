@@ -271,6 +271,29 @@ def test_an_adapter_alone_names_a_base_that_others_have(hub, classifier, process
     run_snippet(readme, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["coop", "clip_adapter"])
+def test_an_adapter_on_a_plain_clip_model(hub, processor, clip_folder, tmp_path, kind):
+    from transformers import CLIPModel
+
+    from hf_clip_variants import load_adapter
+
+    hub.create("openai/tiny-clip", clip_folder)
+    adapted = make_adapter(CLIPModel.from_pretrained(clip_folder), kind)
+    push(adapted, f"alice/{kind}", base_model="openai/tiny-clip")
+    files = hub.repos[f"alice/{kind}"].files
+    assert set(files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    inputs = {
+        "input_ids": torch.tensor([[4036, *[4036] * 2 * (kind == "coop"), 5, 4037]]),
+        "pixel_values": tiny_pixels(),
+    }
+    with torch.inference_mode():
+        expected = adapted(**inputs).logits_per_image
+        torch.testing.assert_close(
+            load_adapter(f"alice/{kind}")(**inputs).logits_per_image, expected, rtol=0, atol=1e-5
+        )
+    run_snippet(files["README.md"].decode(), tmp_path)
+
+
 def test_a_card_written_before_the_push_keeps_its_results(hub, classifier, processor, clip_folder, tmp_path):
     import yaml
 

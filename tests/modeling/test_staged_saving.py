@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from killing import file_size_limit, run_and_kill
-from tiny import tiny_clip
+from tiny import tiny_clip, tiny_tokenizer
 
 from hf_clip_variants.modeling import staged_saving
 from hf_clip_variants.modeling.staged_saving import StagedSaving, staged_folder, swap_in
@@ -64,6 +64,25 @@ def test_killed_at_any_write_the_folder_is_old_or_new_and_never_mixed(tmp_path, 
             weight = model_class.from_pretrained(target).text_projection.weight
             assert torch.equal(weight, torch.full_like(weight, 2.0 if found == after else 1.0))
     assert seen == {False, True}, "no kill before, or none after, the swap: the loop did not cover it"
+
+
+def test_killed_while_saving_a_processor_the_old_one_is_whole(tmp_path):
+    from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
+
+    processors = [
+        CLIPClassifierProcessor(CLIPClassifierImageProcessor(max_pixels=n), tiny_tokenizer()) for n in (1000, 2000)
+    ]
+    target = tmp_path / "model"
+    processors[1].save_pretrained(target)
+    after = content(target)
+    processors[0].save_pretrained(target)
+    before = content(target)
+    assert before != after
+    writes = run_and_kill(lambda: processors[1].save_pretrained(target), tmp_path)
+    for nth in range(1, writes + 1, 3):
+        processors[0].save_pretrained(target)
+        assert run_and_kill(lambda: processors[1].save_pretrained(target), tmp_path, nth) == -9
+        assert content(target) in (before, after)
 
 
 def test_killed_while_saving_for_the_first_time_nothing_is_there(tmp_path, model_class):
