@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 TINY_PARAMETERS = (
     20_000_000  # below, the "tiny" recipes are the default: the published ones are for models ten times as large
 )
+TEST_FEATURES = "Test features"
 VIEW_SEED = 0  # of augmented views: the same for all cells, so that features serve all of them
 
 
@@ -303,6 +304,7 @@ class _Session:
             "train_images": len(self.train),
             "skipped": [name for name, _ in self.draws.skipped],
             "seconds_per_view": results["data"].get("seconds_per_view", 0.0),
+            "encoded_views": results["data"].get("encoded_views", 0),  # of training pictures, for all cells together
             "test_sets": {
                 t.name: {
                     "images": len(t.images), "unreadable": [name for name, _ in t.images.skipped], "source": absolute_source(t.source),
@@ -312,7 +314,7 @@ class _Session:
             },
         }  # fmt: skip
         for t in self.test_sets:
-            features = self._features(t.images, f"Test features: {t.name}")
+            features = self._features(t.images, TEST_FEATURES)
             self._tests[t.name] = CachedPictures(features, device=self.device)
         if results["zero_shot"] is None:
             start = time.perf_counter()
@@ -338,6 +340,8 @@ class _Session:
             progress=progress, num_workers=workers,
         )  # fmt: skip
         self.bars.remove_task(bar)
+        if computed and title != TEST_FEATURES:
+            self.run.results["data"]["encoded_views"] += views * computed
         if computed:
             self.run.results["data"]["seconds_per_view"] = (time.perf_counter() - start) / (views * computed)
         return features
@@ -368,7 +372,7 @@ class _Session:
             "method": cell.method, "title": method.title, "shots": cell.shots, "seed": cell.seed, "accuracy": {}, "per_class": {},
             "validation": {"kind": "none", "accuracy": None}, "hyperparameters": {}, "trained_parameters": 0, "adapter_bytes": 0,
             "seconds": {"features": 0.0, "train": 0.0, "search": 0.0, "test": 0.0}, "folder": None, "predictions": None,
-            "train_indices": list(split.train), "curve": [], "error": None,
+            "train_indices": list(split.train), "curve": [], "passes_at_every_step": 0, "error": None,
         }  # fmt: skip
         bar = self.bars.add_task("training", total=None)
 
@@ -399,6 +403,8 @@ class _Session:
             record |= {
                 "validation": {"kind": fitted.validation.kind, "accuracy": fitted.validation.accuracy},
                 "hyperparameters": fitted.hyperparameters, "trained_parameters": fitted.trained_parameters, "curve": fitted.curve,
+                # Of the image tower, had it run whenever a training asked for a picture.
+                "passes_at_every_step": len(split.train) * (values.epochs + getattr(values, "cache_views", 0)),
             }  # fmt: skip
             record["folder"] = self.run.adapter_folder(cell.method, cell.shots, cell.seed)
             record["adapter_bytes"] = self._save_adapter(fitted.model, record)
@@ -460,7 +466,9 @@ class _Session:
         base_model = None if Path(self.model).exists() else self.model
         with staged_folder(self.run.path / record["folder"], keep_others=False) as stage:
             model.save_pretrained(str(stage))
-            card = model_card(model, base_model=base_model, results=results, recipe=record["hyperparameters"])
+            recipe_rows = {"method": record["title"], "shots": record["shots"], "seed": record["seed"]}
+            recipe_rows |= record["hyperparameters"]
+            card = model_card(model, base_model=base_model, results=results, recipe=recipe_rows, weights=stage)
             card.save(stage / "README.md")
             return (stage / "adapter_model.safetensors").stat().st_size
 

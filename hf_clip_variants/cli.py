@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "Classify files, folders or standard input; CSV or JSON lines.",
     "push": "Put an adapter or a model on the Hub, with a card that holds its measured results.",
     "export": "Write a model folder that loads without this package (trust_remote_code).",
+    "verify": "Check weights against the hashes in their card.",
 }
 
 # What the user can mend. Anything else is a bug and keeps its traceback.

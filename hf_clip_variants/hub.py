@@ -118,7 +118,7 @@ def export_with_code(
             _name_processor_classes(processor, stage)
         for name, source in code.items():
             (stage / name).write_bytes(source)
-        model_card(model, license=license, with_code=True, **card).save(stage / "README.md")
+        model_card(model, license=license, with_code=True, weights=stage, **card).save(stage / "README.md")
     return target
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .registry import Method, methods
+from .verification import weight_hashes
 
 
 PLACEHOLDER_ID = "YOUR_NAME/THIS_REPOSITORY"  # in cards made before the repository is known; `hub.push` replaces it
@@ -199,6 +200,7 @@ def model_card(
     adapter_name: str = "default",
     with_code: bool = False,
     with_base: bool = False,
+    weights: str | Path | None = None,
 ) -> ModelCard:
     """A card for a classifier or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training, citation.
 
@@ -214,6 +216,7 @@ def model_card(
         adapter_name: which adapter of a `PeftModel`.
         with_code: the repository holds the code (`export_with_code`).
         with_base: the repository of an adapter holds its base, too.
+        weights: the folder whose weight files' SHA-256 the card records, for `verification.verify`. Default: `model`, if that is a folder.
 
     Raises:
         ValueError: `model` is none of this package's.
@@ -259,7 +262,9 @@ def model_card(
     shown = ", ".join(_code(name) for name in names[:_CLASSES_SHOWN])
     if len(names) > _CLASSES_SHOWN:
         shown += f" and {len(names) - _CLASSES_SHOWN} more, in the configuration."
+    weights = weights or (model if isinstance(model, (str, Path)) else None)
     data = ModelCardData(
+        sha256=(weight_hashes(weights) or None) if weights else None,
         license=license,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-classification" if is_adapter else row.task,

@@ -535,12 +535,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         templates: str | Path | Sequence[str] | None = None,
         tokenizer=None,
         output_loading_info: bool = False,
+        check_finite: bool = False,
         **kwargs,
     ):
         """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus `set_classes(class_names, templates, tokenizer)`.
 
         A checkpoint that lacks weights is an error (transformers would leave random layers), unless `output_loading_info=True`: then the
-        caller has the list.
+        caller has the list. `check_finite` reads all weights and makes NaN or infinity an error that names the tensor.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -550,6 +551,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: not a whole CLIP checkpoint, {len(missing)} weights are missing: {missing[:5]}"
             )
+        if check_finite:
+            for name, tensor in model.state_dict().items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise ValueError(f"{pretrained_model_name_or_path}: {name} has NaN or infinite values")
         if tokenizer is not None:
             model.tokenizer = tokenizer
         if class_names is not None or templates is not None:

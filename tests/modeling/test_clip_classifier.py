@@ -292,6 +292,15 @@ def test_missing_weights_are_an_error_not_a_random_layer(classifier, tmp_path):
         CLIPClassifier.from_pretrained(tmp_path)
 
 
+def test_check_finite_names_the_broken_tensor(classifier, tmp_path):
+    with torch.no_grad():
+        classifier.clip.visual_projection.weight[0, 0] = torch.nan
+    classifier.save_pretrained(tmp_path)
+    CLIPClassifier.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="clip.visual_projection.weight has NaN"):
+        CLIPClassifier.from_pretrained(tmp_path, check_finite=True)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

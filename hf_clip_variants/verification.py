@@ -1,0 +1,98 @@
+"""Are these still the weights that were published? Compares a folder's or repository's weights with the hashes in its model card.
+
+safetensors notices a file that was cut, not a flipped bit; the Hub checks sizes. The card (`model_cards.model_card`) holds the SHA-256 of every weight
+file, written when the folder was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+_CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One weight file: `"ok"`, `"changed"` (another hash), `"missing"`, `"not recorded"` (the card does not know it), `"not finite"`
+    (as recorded, but with NaN or infinite numbers) or `"damaged"` (not a safetensors file)."""
+
+    file: str
+    status: Literal["ok", "changed", "missing", "not recorded", "not finite", "damaged"]
+    detail: str = ""
+
+
+def weight_hashes(folder: str | Path) -> dict[str, str]:
+    """File name -> SHA-256 (hex) of each safetensors file in a folder, sorted by name."""
+    hashes = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _local_folder(path_or_id: str | Path, revision: str | None) -> Path:
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(path_or_id), revision=revision, allow_patterns=["*.safetensors", _CARD]))
+
+
+def _fault_inside(path: Path) -> FileCheck | None:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    return FileCheck(path.name, "not finite", name)
+    except SafetensorError as error:
+        return FileCheck(path.name, "damaged", str(error))
+    return None
+
+
+def verify(path_or_id: str | Path, revision: str | None = None) -> list[FileCheck]:
+    """Checks every weight file of a folder or Hub repository against its card, and its numbers for NaN and infinity.
+
+    Raises ValueError when there is no card or it records no hashes (it was not written by this package), OSError when a repository cannot be
+    reached.
+
+    Example:
+
+    ```python
+    for check in verify("clip-demo/adapters/tip_adapter/2-shot/seed-1"):
+        print(check.file, check.status)
+    ```
+    """
+    from huggingface_hub import ModelCard
+
+    folder = _local_folder(path_or_id, revision)
+    readme = folder / _CARD
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    recorded = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("sha256")
+    if not isinstance(recorded, dict) or not recorded:
+        raise ValueError(
+            f"path_or_id: {path_or_id} has no hashes to compare with: its {_CARD} records no sha256 of weight files"
+        )
+    found = weight_hashes(folder)
+    checks = []
+    for name in sorted({*recorded, *found}):
+        if name not in found:
+            checks.append(FileCheck(name, "missing"))
+        elif name not in recorded:
+            checks.append(FileCheck(name, "not recorded", found[name]))
+        elif found[name] != recorded[name]:
+            checks.append(FileCheck(name, "changed", f"sha256 {found[name]}, recorded {recorded[name]}"))
+        else:
+            checks.append(_fault_inside(folder / name) or FileCheck(name, "ok"))
+    return checks
+
+
+__all__ = ["FileCheck", "verify", "weight_hashes"]
