@@ -11,6 +11,7 @@ from typing import Unpack
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
 from transformers import initialization as init
@@ -117,6 +118,17 @@ def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
     if features.shape[1] == 1:
         return features[:, 0]
     return unit_norm(unit_norm(features).mean(dim=1))
+
+
+def _damaged_file(source) -> Path | str:
+    """The first file of a folder that is no safetensors file; what was asked for where it is not a folder."""
+    for path in sorted(Path(source).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError:
+            return path
+    return source
 
 
 def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
@@ -543,9 +555,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         A checkpoint that lacks weights is an error (transformers would leave random layers), unless `output_loading_info=True`: then the
         caller has the list. `check_finite` reads all weights and makes NaN or infinity an error that names the tensor.
         """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            path = _damaged_file(pretrained_model_name_or_path)
+            raise OSError(f"{path}: not a valid safetensors file ({error}). Re-download the checkpoint") from error
         missing = sorted(info["missing_keys"]) if pretrained_model_name_or_path is not None else []
         if missing and not output_loading_info:
             raise ValueError(

@@ -292,6 +292,15 @@ def test_missing_weights_are_an_error_not_a_random_layer(classifier, tmp_path):
         CLIPClassifier.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [lambda c: c[:-100], lambda c: b"", lambda c: b"x" * 100, lambda c: c + b"abc"])
+def test_a_damaged_file_is_named(classifier, tmp_path, damage):
+    classifier.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(OSError, match=rf"{path}: not a valid safetensors file \(.+\). Re-download"):
+        CLIPClassifier.from_pretrained(tmp_path)
+
+
 def test_check_finite_names_the_broken_tensor(classifier, tmp_path):
     with torch.no_grad():
         classifier.clip.visual_projection.weight[0, 0] = torch.nan
