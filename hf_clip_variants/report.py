@@ -282,6 +282,7 @@ def write_report(run_folder: str | Path) -> Path:
         rows=_table_rows(runs, test_sets, zero_shot),
         test_sets=test_sets,
         chosen=chosen,
+        towers=_tower_work(results["data"], runs),
         failed=[run for run in results["runs"] if run.get("error")],
         several_seeds=len(results["settings"]["seeds"]) > 1,
     )
@@ -290,6 +291,15 @@ def write_report(run_folder: str | Path) -> Path:
     temporary.write_text(page, encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def _tower_work(data: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """How often the image tower ran on training pictures, and how often it would have without cached features; None if it is not known."""
+    passes = sum(run.get("passes_at_every_step", 0) for run in runs)
+    encoded, seconds = data.get("encoded_views", 0), data.get("seconds_per_view", 0.0)
+    if not (passes and encoded):
+        return None
+    return {"encoded": encoded, "seconds": encoded * seconds, "passes": passes, "seconds_then": passes * seconds}
 
 
 def _pictures(folder: Path, results: dict[str, Any], chosen: dict[str, Any], test_set: str):

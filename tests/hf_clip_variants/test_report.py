@@ -124,6 +124,19 @@ def test_unfinished_failed_and_pictureless_runs_are_said_so(tmp_path):
     assert "unfinished" in page and "CoOp, 1 shots, seed 1 failed: out of memory" in page and "No pictures:" in page
 
 
+def test_the_work_that_cached_features_saved_is_reported(tmp_path):
+    results = make_run_folder(tmp_path, shots=(1,), seeds=(1,), methods=("coop",), test_sets=("fluent3d",))
+    assert "frozen image tower" not in write_report(tmp_path).read_text(encoding="utf-8"), "not known"
+    results["data"] |= {"encoded_views": 380, "seconds_per_view": 0.1}
+    results["runs"][0]["passes_at_every_step"] = 38_000
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    page = " ".join(write_report(tmp_path).read_text(encoding="utf-8").split())
+    assert (
+        "ran on 380 training pictures (38 s)" in page
+        and "would have been 38,000 (63 min 20 s at the same speed)" in page
+    )
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(ValueError, match="has no results.json"):
         write_report(tmp_path)
