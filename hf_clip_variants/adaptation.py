@@ -286,7 +286,8 @@ class _Session:
         from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 
         processor = CLIPClassifierProcessor.from_clip(self.model)
-        with staged_folder(self.run.base) as stage:
+        weights = sum(tensor.nbytes for tensor in classifier.state_dict().values())
+        with staged_folder(self.run.base, bytes_needed=weights) as stage:
             classifier.save_pretrained(stage)
             processor.save_pretrained(stage)
 

@@ -135,7 +135,8 @@ class Fit:
 
     def attach(self, config: TunerConfig) -> PeftModel:
         """A new adapter on the classifier; its random numbers depend on the seed alone."""
-        with torch.random.fork_rng():
+        device = self.classifier.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             return get_peft_model(self.classifier, config).eval()
 
@@ -348,7 +349,7 @@ def apply_overrides(
 
 def views_needed(values: Recipe) -> int:
     """How many augmented views of a picture a recipe uses."""
-    return max(values.views, getattr(values, "cache_views", 1))
+    return max(values.views if values.epochs else 1, getattr(values, "cache_views", 1))
 
 
 def fit_adapter(

@@ -195,6 +195,11 @@ def print_results(results: dict[str, Any], out: str) -> None:
     over = f"Means over {seeds} seeds; " if seeds > 1 else ""
     pictures = ", ".join(f"{name} {about['images']}" for name, about in results["data"]["test_sets"].items())
     screen.print(f"{over}test pictures: {pictures}. {results['seconds']:.0f} s in all.", style="dim")
+    passes = sum(record["passes_at_every_step"] for record in results["runs"])
+    if encoded := results["data"]["encoded_views"]:
+        screen.print(
+            f"The frozen image tower ran on {encoded:,} training pictures instead of {passes:,}.", style="dim"
+        )
     if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
         screen.print("Without test data, the pictures that no draw took are the test.", style="dim")
     screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ def push(
     ] = False,
     base_model: Annotated[
         str | None,
-        typer.Option(help="Hub id of the CLIP that an adapter was trained on, when it was trained on a local copy."),
+        typer.Option(help="Hub id of the CLIP that an adapter was trained on.", show_default="that of the run"),
     ] = None,
     license: Annotated[
         str | None, typer.Option(help="Of the weights, as the Hub writes it: mit, cc-by-4.0, …")
@@ -45,10 +45,11 @@ def push(
     quiet_libraries()
     from .. import hub
 
-    card: dict[str, Any] = {} if license is None else {"license": license}
-    if with_base or license is not None:  # the card is written anew: with the results of the run
-        card |= measured(Path(folder))
-    base = run_of(Path(folder)) / "base" if with_base and run_of(Path(folder)) else None
+    run = run_of(Path(folder))
+    base = run / "base" if with_base and run else None  # the run may have been moved since its adapters were saved
+    if run and base_model is None and not with_base:
+        base_model = hub_model_of(run)
+    card = {} if license is None else {"license": license}
     try:
         with machine_output() as emit:
             commit = hub.push(
@@ -65,26 +66,12 @@ def push(
         typer.echo(commit.pr_url or commit.commit_url)
 
 
+def hub_model_of(run: Path) -> str | None:
+    """The CLIP that a run started from, if others can load it, too. Its adapters carry their classes and templates themselves."""
+    model = json_module.loads((run / "results.json").read_text(encoding="utf-8"))["settings"]["model"]
+    return None if Path(model).is_absolute() or Path(model).exists() else model
+
+
 def run_of(folder: Path) -> Path | None:
     """The run folder that an adapter lies in."""
     return next((parent for parent in folder.absolute().parents if (parent / "results.json").is_file()), None)
-
-
-def measured(folder: Path) -> dict[str, Any]:
-    """`results` and `recipe` of the card, from the run that the adapter lies in."""
-    run = run_of(folder)
-    if run is None:
-        return {}
-    from ..model_cards import accuracy_result
-
-    inside = folder.absolute().relative_to(run).as_posix()
-    results = json_module.loads((run / "results.json").read_text(encoding="utf-8"))
-    for record in results["runs"]:
-        if record["folder"] == inside:
-            details = {"shots": record["shots"], "seed": record["seed"]}
-            return {
-                "results": [accuracy_result(value, name, **details) for name, value in record["accuracy"].items()],
-                "recipe": record["hyperparameters"],
-                "description": f"{record['title']}, {record['shots']} pictures a class.",
-            }
-    return {}

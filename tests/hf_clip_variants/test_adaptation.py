@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from few_shot_runs import CONCEPTS, adapter_files, comparable, results_of, save_pictures, save_tiny_clip
+from killing import file_size_limit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -162,6 +163,21 @@ def test_order_and_company_do_not_matter(finished, clip, pictures, tmp_path):
     assert len(weights) == 2 and all(alone[name] == together[name] for name in weights)
 
 
+def test_towers_at_every_step_give_the_same_adapters(finished, clip, pictures, tmp_path):
+    methods = ["tip_adapter_f", "clip_adapter", "coop"]
+    results = adapt(clip, str(pictures), tmp_path / "run", **settings(*methods, shots=[2], cache_features=False))
+    cached = {r["folder"]: r for r in results_of(finished)["runs"]}
+    for record in results["runs"]:
+        one, two = (
+            load_file(run / record["folder"] / "adapter_model.safetensors") for run in (finished, tmp_path / "run")
+        )
+        assert all(torch.allclose(one[name].float(), two[name].float(), atol=1e-5) for name in one)
+        assert record["curve"] == pytest.approx(cached[record["folder"]]["curve"], abs=1e-5)
+        assert record["validation"] == cached[record["folder"]]["validation"]
+        assert record["accuracy"] == cached[record["folder"]]["accuracy"]
+    assert results["data"]["encoded_views"] == 0 and results_of(finished)["data"]["encoded_views"] == (2 + 1) * 12
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -260,6 +276,14 @@ def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, p
     with pytest.raises(OSError, match="No space left"):
         adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
     assert results_of(tmp_path / "run")["runs"] == []
+
+
+def test_when_the_disk_is_full_the_message_names_the_file_and_the_run_goes_on_later(clip, pictures, tmp_path):
+    with file_size_limit(100_000), pytest.raises(OSError) as error:
+        adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
+    assert str(tmp_path / "run") in str(error.value) and "bytes are needed" in str(error.value)
+    results = adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
+    assert results["status"] == "finished" and len(results["runs"]) == 2
 
 
 def test_without_a_test_split_what_was_not_drawn_is_the_test(clip, tmp_path):

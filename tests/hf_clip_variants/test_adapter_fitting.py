@@ -83,7 +83,9 @@ def test_every_method_fits_and_leaves_the_classifier_as_it_was(method):
     random_state = torch.get_rng_state()
 
     overrides = short(method) | (
-        {"learning_rate": 0.01, "optimizer": "adamw", "schedule": "cosine"} if method == "clip_adapter" else {}
+        {"learning_rate": 0.01, "optimizer": "adamw", "schedule": "cosine", "epochs": 30}
+        if method == "clip_adapter"
+        else {}
     )
     fitted = fit_adapter(classifier, method, shots, overrides=overrides, seed=3)
     assert torch.equal(torch.get_rng_state(), random_state), "the global generator is neither read nor moved"
@@ -91,7 +93,7 @@ def test_every_method_fits_and_leaves_the_classifier_as_it_was(method):
     assert not torch.equal(fitted.model(**shots.plain.batch(torch.arange(4), 0)).logits, expected)
     if method in TRAINED:
         assert fitted.curve[-1] < fitted.curve[0]
-        assert fitted.hyperparameters["epochs"] == 3 and fitted.hyperparameters["learning_rate"] == (
+        assert fitted.hyperparameters["epochs"] == overrides["epochs"] and fitted.hyperparameters["learning_rate"] == (
             overrides.get("learning_rate") or recipe(method, 2).learning_rate
         )
     first = tensors_of(fitted)
@@ -139,7 +141,7 @@ def test_cached_features_give_what_towers_at_every_step_give(method, augmentatio
     )
     plain = compute_features(encode, pictures, processor, progress=False)
     live = LivePictures(classifier, pictures, processor, augmentation, views, view_seed=4, seed=1)
-    overrides = short(method, augmentation=augmentation) | {"views": views}
+    overrides = short(method, augmentation=augmentation) | ({"views": views} if method in TRAINED else {})
     outcomes = []
     for shots in (
         Shots(CachedPictures(features, seed=1), CachedPictures(plain)),
@@ -190,7 +192,7 @@ def slow_grid(fit_on: Shots, queries, class_embeds, values) -> torch.Tensor:
 def test_tip_adapter_chooses_the_first_best_pair_on_validation_pictures(kind):
     classifier, shots = tiny_classifier(), shots_of(3, views=2)
     split = cached(2, seed=5) if kind == "split" else None
-    overrides = {"search_scale": [9.0, 40.0], "search_step": [7, 11], "cache_views": 2, "views": 2}
+    overrides = {"search_scale": [9.0, 40.0], "search_step": [7, 11], "cache_views": 2}
     values, _ = apply_overrides(few_shot_method("tip_adapter"), recipe("tip_adapter", 3), overrides)
     class_embeds = classifier(image_features=torch.randn(1, WIDTH)).text_embeds.detach()
     right = sum(slow_grid(fold.shots, fold.queries, class_embeds, values) for fold in validation_folds(shots, split))
@@ -411,3 +413,22 @@ def test_a_method_is_one_function_and_one_row(monkeypatch):
         tiny_classifier(), "text_adapter", shots_of(1), recipe_values=recipe("clip_adapter", 1), overrides=SHORT
     )
     assert len(fitted.curve) == 3 and fitted.curve[-1] < fitted.curve[0]
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_adapters_one_after_the_other_do_not_see_each_others_class_features(class_specific):
+    """Equally many updates of tensors of equal shape: the classifier's cache of class features must tell them apart."""
+    classifier, overrides = (
+        tiny_classifier(),
+        SHORT | {"learning_rate": 0.5, "class_specific": class_specific, "context_init": "a photo of a"},
+    )
+    asked = cached(1, seed=7)
+    for count in (1, 2, 1):
+        fitted = fit_adapter(
+            classifier, "coop", shots_of(count), overrides=overrides | {"batch_size": 100}, seed=count
+        )
+        alone = fit_adapter(
+            tiny_classifier(), "coop", shots_of(count), overrides=overrides | {"batch_size": 100}, seed=count
+        )
+        assert torch.equal(predict(fitted.model, asked)[1], predict(alone.model, asked)[1])
+        fitted.unload()

@@ -84,6 +84,8 @@ def test_adapt_prints_a_table_and_where_everything_is(adapted):
     results = results_of(folder)
     means = [r["accuracy"]["test"] for r in results["runs"] if (r["method"], r["shots"]) == ("tip_adapter", 2)]
     assert len(means) == 2 and f"{50 * sum(means):.1f}" in lines["Tip-Adapter2"]
+    # 12 pictures, plain; Tip-Adapter asks for each once, CLIP-Adapter five times, at (6 + 12) * 2 seeds
+    assert "ran on 12 training pictures instead of 216." in out
     assert "Means over 2 seeds" in out and str(folder / "report.html") in out.replace("\n", "")
     assert (folder / "report.html").is_file() and results["settings"]["profile"] == "tiny"
 
@@ -138,6 +140,26 @@ def test_overrides_of_the_command_line():
 
 
 # ----------------------------------------------------------------------------------------------------------- predict
+
+
+def test_a_reader_that_goes_away_gives_141_in_silence(clip, pictures):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [
+        sys.executable,
+        "-m",
+        "hf_clip_variants.cli",
+        "predict",
+        "--model",
+        str(clip),
+        "--classes",
+        "cat,dog",
+        str(pictures / "test"),
+    ]
+    process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (141, b"")
 
 
 def test_predict_with_an_adapter(run, adapted, pictures):
@@ -340,6 +362,16 @@ def test_push_sends_the_measured_results(run, adapted, monkeypatch):
         "pull_request": None,
     }
     assert calls.pop()[1]["base_model"] == "openai/clip"
+
+    adapted_hub = folder.with_name("from-the-hub")
+    shutil.copytree(folder, adapted_hub)
+    results = results_of(folder)
+    results["settings"]["model"] = "openai/clip-vit-base-patch32"
+    (adapted_hub / "results.json").write_text(json.dumps(results))
+    run("push", adapted_hub / record["folder"], "me/x")
+    assert calls.pop()[1]["base_model"] == "openai/clip-vit-base-patch32", "others can load that one"
+    run("push", folder / record["folder"], "me/x")
+    assert calls.pop()[1]["base_model"] is None, "a folder of this machine"
 
     def refuse(*arguments, **options):
         raise hub.PushError("403: try again with\n  hf-clip-variants push x me/x", folder, "me/x")
