@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 TINY_PARAMETERS = (
     20_000_000  # below, the "tiny" recipes are the default: the published ones are for models ten times as large
 )
-TEST_FEATURES = "Test features"
 VIEW_SEED = 0  # of augmented views: the same for all cells, so that features serve all of them
 
 
@@ -275,6 +274,10 @@ class _Session:
 
         self.processor = AutoProcessor.from_pretrained(run.base)
         self._key = fingerprint(self.classifier.clip)
+        self._views = {"none": 1}  # augmentation -> as many views as any method with it wants
+        for (method, _), (values, _) in recipes.items():
+            if values.augmentation != "none" and not few_shot_method(method).trains_image_tower:
+                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), views_needed(values))
         self._tests: dict[str, CachedPictures] = {}
         self._shots: dict[str, Features] = {}
 
@@ -305,7 +308,8 @@ class _Session:
             "train_images": len(self.train),
             "skipped": [name for name, _ in self.draws.skipped],
             "seconds_per_view": results["data"].get("seconds_per_view", 0.0),
-            "encoded_views": results["data"].get("encoded_views", 0),  # of training pictures, for all cells together
+            # Of training pictures, for all cells together.
+            "encoded_views": len(self.draws.rows) * sum(self._views.values()) if self.cache_features else 0,
             "test_sets": {
                 t.name: {
                     "images": len(t.images), "unreadable": [name for name, _ in t.images.skipped], "source": absolute_source(t.source),
@@ -315,7 +319,7 @@ class _Session:
             },
         }  # fmt: skip
         for t in self.test_sets:
-            features = self._features(t.images, TEST_FEATURES)
+            features = self._features(t.images, f"Test features: {t.name}")
             self._tests[t.name] = CachedPictures(features, device=self.device)
         if results["zero_shot"] is None:
             start = time.perf_counter()
@@ -341,8 +345,6 @@ class _Session:
             progress=progress, num_workers=workers,
         )  # fmt: skip
         self.bars.remove_task(bar)
-        if computed and title != TEST_FEATURES:
-            self.run.results["data"]["encoded_views"] += views * computed
         if computed:
             self.run.results["data"]["seconds_per_view"] = (time.perf_counter() - start) / (views * computed)
         return features
@@ -443,8 +445,7 @@ class _Session:
     def _drawn_features(self, augmentation: str) -> Features:
         """Features of every drawn picture, in as many views as any method with this augmentation wants."""
         if augmentation not in self._shots:
-            wanted = [views_needed(v) for v, _ in self.recipes.values() if v.augmentation == augmentation]
-            views = 1 if augmentation == "none" else max(wanted)
+            views = self._views[augmentation]
             images = self.train.select(self.draws.rows)
             title = f"Features of {len(images)} pictures" + (f" in {views} views" if views > 1 else "")
             self._shots[augmentation] = self._features(images, title, views, augmentation)
