@@ -25,6 +25,7 @@ import json
 import platform
 import random
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -211,8 +212,8 @@ def as_table(results: list[dict]) -> str:
     )
 
 
-def write_results(path: Path, results: list[dict]):
-    """Writes .jsonl and .md; lines of rows that were not measured now are kept."""
+def write_results(path: Path, results: list[dict], arguments: list[str]):
+    """Writes .jsonl and .md; lines of rows that were not measured now are kept. `arguments` are of the command, for the record."""
     measured = {r["row"] for r in results}
     lines = path.with_suffix(".jsonl")
     old = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
@@ -220,7 +221,9 @@ def write_results(path: Path, results: list[dict]):
     merged.sort(key=lambda r: list(ROWS).index(r["row"]))
     lines.parent.mkdir(parents=True, exist_ok=True)
     lines.write_text("".join(json.dumps(r) + "\n" for r in merged))
-    path.with_suffix(".md").write_text("# Speed\n\n`python scripts/benchmark_speed.py`\n\n" + as_table(merged))
+    path.with_suffix(".md").write_text(
+        f"# Speed\n\n`{shlex.join(['python', 'scripts/benchmark_speed.py', *arguments])}`\n\n" + as_table(merged)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         for result in found:
             print(table_line(result), flush=True)
         if options.out:
-            write_results(options.out, results)
+            write_results(options.out, results, sys.argv[1:] if arguments is None else arguments)
     print("\n" + as_table(results))
     return 1 if any(r["ok"] is False for r in results) else 0
 
