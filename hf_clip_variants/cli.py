@@ -101,9 +101,6 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done, 1 an error that was printed in one line, 2 wrong usage, 130 Ctrl-C, 141 the reader of our output went away;
     a command may add its own.
     """
-    # Before torch is loaded. OpenMP's threads otherwise spin while they wait, and on a machine that does something else as well the
-    # thousands of tiny steps of an adapter's training then take four times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(arguments)
     try:
