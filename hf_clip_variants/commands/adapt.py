@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import JsonOption, console, machine_output, quiet_libraries
+from .output import JsonOption, console, machine_output, prepare_libraries
 
 
 FAILED = 1  # exit code when a method failed
@@ -104,7 +104,7 @@ def adapt(
 
 def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) -> None:
     """Adapt, print the results, and exit as the command does."""
-    quiet_libraries()
+    prepare_libraries()
     use_all_cores()
     from .. import embedded_model
     from ..adaptation import adapt

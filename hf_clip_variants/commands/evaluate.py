@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, console, machine_output, progress_bar, quiet_libraries
+from .output import JsonOption, console, machine_output, prepare_libraries, progress_bar
 from .predict import UNREADABLE
 
 
@@ -45,7 +45,7 @@ def evaluate(
       hf-clip-variants evaluate --adapter run/adapters/coop/16-shot/seed-1 --data pets/ --split test
       hf-clip-variants evaluate --model openai/clip-vit-base-patch32 --templates pets --data pets/ --json
     """
-    quiet_libraries()
+    prepare_libraries()
     from ..data.sources import load_images
     from ..few_shot_data import align_classes
     from ..few_shot_pictures import LivePictures, predict

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, machine_output, quiet_libraries
+from .output import JsonOption, machine_output, prepare_libraries
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
       hf-clip-variants export openai/clip-vit-base-patch32 animals --classes "cat, dog, fox" --templates general
       hf-clip-variants push animals me/animals
     """
-    quiet_libraries()
+    prepare_libraries()
     from ..hub import export_with_code
     from ..prediction import load_for_prediction
 

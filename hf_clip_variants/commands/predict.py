@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TextIO
 
 import typer
 
-from .output import JsonOption, console, machine_output, quiet_libraries
+from .output import JsonOption, console, machine_output, prepare_libraries
 
 
 UNREADABLE = 1  # exit code when a picture could not be read
@@ -49,7 +49,7 @@ def predict(
       hf-clip-variants predict --model openai/clip-vit-base-patch32 --classes "cat, dog, fox" *.jpg --top 3
       find . -name '*.png' | hf-clip-variants predict --model my-classifier --json > predictions.jsonl
     """
-    quiet_libraries()
+    prepare_libraries()
     from ..prediction import classify, find_pictures, load_for_prediction
 
     if not inputs and sys.stdin.isatty():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, machine_output, quiet_libraries
+from .output import JsonOption, machine_output, prepare_libraries
 
 
 def push(
@@ -42,7 +42,7 @@ def push(
       hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop --base-model openai/clip-vit-base-patch32
       hf-clip-variants push run/base me/pets-zero-shot --private
     """
-    quiet_libraries()
+    prepare_libraries()
     from .. import hub
 
     run = run_of(Path(folder))

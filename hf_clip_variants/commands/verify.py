@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, machine_output, quiet_libraries
+from .output import JsonOption, machine_output, prepare_libraries
 
 
 def verify(
@@ -23,7 +23,7 @@ def verify(
       hf-clip-variants verify clip-demo/adapters/tip_adapter/2-shot/seed-1
       hf-clip-variants verify me/pets-tip-adapter --revision main --json
     """
-    quiet_libraries()
+    prepare_libraries()
     from ..verification import verify as check_files
 
     with machine_output() as emit:
