@@ -14,6 +14,8 @@ from .registry import method, methods
 
 
 if TYPE_CHECKING:
+    from .adaptation import adapt
+    from .adapter_fitting import fit_adapter
     from .adapters.clip_adapter.config import CLIPAdapterConfig
     from .adapters.coop.config import CoOpConfig
     from .adapters.loading import load_adapter
@@ -36,8 +38,10 @@ __all__ = [
     "CLIPClassifierProcessor",
     "CoOpConfig",
     "TipAdapterConfig",
+    "adapt",
     "embedded_model",
     "export_with_code",
+    "fit_adapter",
     "load_adapter",
     "load_images",
     "method",
@@ -45,6 +49,8 @@ __all__ = [
 ]
 
 _SOURCES = {
+    "adapt": "hf_clip_variants.adaptation",
+    "fit_adapter": "hf_clip_variants.adapter_fitting",
     "embedded_model": "hf_clip_variants.data.emoji",
     "export_with_code": "hf_clip_variants.hub",
     "load_adapter": "hf_clip_variants.adapters.loading",
