@@ -3,6 +3,7 @@
 python train_adapters.py OUT BATCH_SIZE_OF_EACH_PROCESS
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer  # noqa: E4
 
 
 def main(out: Path, batch_size: int):
-    state = PartialState()
+    state = PartialState(cpu=True)
+    assert state.num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each process thinks that it is alone"
     clip_folder = out / "clip"
     if state.is_main_process:
         tiny_clip().save_pretrained(clip_folder)
