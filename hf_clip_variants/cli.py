@@ -15,7 +15,7 @@ PROGRAM = "hf-clip-variants"
 
 # name -> one line for the list. The command is the function `name` in hf_clip_variants/commands/<name>.py.
 COMMANDS = {
-    "demo": "Teach the embedded tiny CLIP classes that it has never seen. Offline, under three minutes.",
+    "demo": "Teach the embedded tiny CLIP classes that it has never seen. Offline, about a minute.",
     "methods": "List the methods: when to use each, its paper, its licence.",
     "adapt": "Teach a CLIP your classes from a few pictures of each, and report what it gained.",
     "evaluate": "Measure a model, with or without an adapter, on labelled pictures.",

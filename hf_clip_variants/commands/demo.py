@@ -21,7 +21,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """
-    Teach the embedded tiny CLIP classes that it has never seen. Offline, under three minutes.
+    Teach the embedded tiny CLIP classes that it has never seen. Offline, about a minute.
 
     190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used here: it learns from one or
     two pictures of each class (fluentflat, emojione) and is tested on styles drawn by others (fluent3d, notov1).
