@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 
 if TYPE_CHECKING:
     import torch
+
+Protocol = Literal["few_shot", "base_to_new", "cross_dataset"]
 
 
 @dataclass(frozen=True)
@@ -171,15 +173,17 @@ _ALIASES = {
 } | {re.sub("[^a-z0-9]", "", name): name for name in DATASETS}  # fmt: skip
 
 
-def _coop(shots: int, dataset: str | None) -> Recipe:
+def _coop(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
     epochs = 50 if dataset == "imagenet" or shots == 1 else 100 if shots <= 4 else 200
+    # What CoCoOp's paper compares itself with on new classes: four tokens that start as words.
+    context = {} if protocol == "few_shot" else {"num_context_tokens": None, "context_init": "a photo of a"}
     return CoOpRecipe(
         "coop", "sgd", 2e-3, 5e-4, epochs, 32, "coop", "coop", epochs, "coop", (1, 2, 3),
-        momentum=0.9, warmup_epochs=1, drop_last=True,
+        momentum=0.9, warmup_epochs=1, drop_last=True, **context,
     )  # fmt: skip
 
 
-def _clip_adapter(shots: int, dataset: str | None) -> Recipe:
+def _clip_adapter(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
     # The paper's text says lr 1e-5, the repository says "CoOp's ImageNet command": the latter can be run.
     return CLIPAdapterRecipe(
         "clip_adapter", "sgd", 2e-3, 5e-4, 50, 32, "coop", "coop", 50, "coop", (1, 2, 3),
@@ -187,7 +191,7 @@ def _clip_adapter(shots: int, dataset: str | None) -> Recipe:
     )  # fmt: skip
 
 
-def _tip_adapter_f(shots: int, dataset: str | None) -> Recipe:
+def _tip_adapter_f(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
     scale, alpha, epochs = _TIP_ADAPTER.get(dataset, _TIP_ADAPTER_OTHER)
     return TipAdapterRecipe(
         "tip_adapter_f", "adamw", 1e-3, 1e-2, epochs, 256, "cosine", "tip", epochs, "tip", (1,),
@@ -196,8 +200,8 @@ def _tip_adapter_f(shots: int, dataset: str | None) -> Recipe:
     )  # fmt: skip
 
 
-def _tip_adapter(shots: int, dataset: str | None) -> Recipe:
-    published = _tip_adapter_f(shots, dataset)
+def _tip_adapter(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
+    published = _tip_adapter_f(shots, dataset, protocol)
     return replace(published, method="tip_adapter", epochs=0, views=published.cache_views)
 
 
@@ -226,9 +230,16 @@ TINY: dict[str, dict[str, Any]] = {
     "tip_adapter_f": _TINY_VIEWS | {"cache_views": 1, "init_alpha": 20.0, "init_beta": 5.5, "alpha": 80.0, "beta": 5.5, "epochs": 20},
 }  # fmt: skip
 
+# On top of that where classes come that were not trained on.
+TINY_NEW_CLASSES: dict[str, dict[str, Any]] = {"coop": {"class_specific": False}}
+
 
 def recipe(
-    method: str, shots: int = 16, dataset: str | None = None, profile: Literal["published", "tiny"] = "published"
+    method: str,
+    shots: int = 16,
+    dataset: str | None = None,
+    profile: Literal["published", "tiny"] = "published",
+    protocol: Protocol = "few_shot",
 ) -> Recipe:
     """The recipe of `method` for `shots` pictures a class.
 
@@ -237,9 +248,11 @@ def recipe(
         shots (`int`): pictures a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train alike at any.
         dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None` for any other data.
         profile (`str`): "published", or "tiny": changed for models as small as the embedded one.
+        protocol (`str`): what the adapter is for: "few_shot" (the classes that it learns), "base_to_new" (also classes that it has not seen) or
+            "cross_dataset" (other data sets, domains included). Some papers train differently for each.
 
     Raises:
-        ValueError: an unknown method, data set or profile; shots < 1.
+        ValueError: an unknown method, data set, profile or protocol; shots < 1.
 
     Example:
 
@@ -264,5 +277,10 @@ def recipe(
                 f"dataset: got {dataset!r}; want one of {', '.join(DATASETS)}, or None for data of your own"
             )
         dataset = known
-    published = _PUBLISHED[method](shots, dataset)
-    return replace(published, **TINY[method]) if profile == "tiny" else published
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol: got {protocol!r}; want one of {', '.join(get_args(Protocol))}")
+    published = _PUBLISHED[method](shots, dataset, protocol)
+    if profile == "published":
+        return published
+    changes = TINY[method] | (TINY_NEW_CLASSES.get(method, {}) if protocol != "few_shot" else {})
+    return replace(published, **changes)
