@@ -10,10 +10,12 @@ Prompts are therefore packed as *trees*: one token sequence holds many prompts, 
 all matrix products stay large, and nothing is padded to the longest prompt. In the last layer only EOS tokens ask a query.
 Compared with 77 padded tokens a prompt this is 10-20x less work (`scripts/benchmark_speed.py`, rows `class_embeddings` and `coop_step`).
 
-Not for bidirectional text towers (SigLIP, Chinese-CLIP, AltCLIP): there later tokens change earlier ones. The caller decides that.
+Not for bidirectional text towers (SigLIP, Chinese-CLIP, AltCLIP): there later tokens change earlier ones. `encode_rows` runs them whole, with the
+same ways to learn prompts; `backbones.py` decides which of the two a family takes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -68,14 +70,13 @@ class PromptPlan:
 
 
 def plan_prompts(
-    input_ids: torch.Tensor, eos_token_id: int, shared_prefix: int | Literal["auto"] = "auto"
+    input_ids: torch.Tensor, eos_token_id: int | None, shared_prefix: int | Literal["auto"] = "auto"
 ) -> PromptPlan:
     """Find each prompt's EOS and what the prompts share.
 
     Args:
         input_ids: (N, L) integer ids; whatever follows a prompt's EOS is ignored.
-        eos_token_id: `text_model.eos_token_id`. As in transformers, 2 means "the position of the largest id" (old CLIP configurations);
-            any other value means its first occurrence.
+        eos_token_id: its first occurrence ends a prompt. None: the position of the largest id does. `pooled_token(text_model)` says which.
         shared_prefix: `"auto"` shares every common beginning, found by comparing ids (right when equal ids mean equal embeddings). A
             number states that the first so many tokens of *all* prompts are the same and nothing after them is, whatever the ids.
 
@@ -111,8 +112,13 @@ def plan_prompts(
     return _pack(order, lengths, shared, starts, tuple(input_ids.shape), eos_positions, shared_prefix)
 
 
-def _eos_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
-    if eos_token_id == 2:
+def pooled_token(text_model: nn.Module) -> int | None:
+    """The id whose first occurrence `text_model` pools; None where it pools the largest id (`CLIPTextModel` with an EOS of 2, as of 2022)."""
+    return None if isinstance(text_model, CLIPTextModel) and text_model.eos_token_id == 2 else text_model.eos_token_id
+
+
+def _eos_positions(ids: np.ndarray, eos_token_id: int | None) -> np.ndarray:
+    if eos_token_id is None:
         return ids.argmax(axis=1)
     is_eos = ids == eos_token_id
     missing = np.flatnonzero(~is_eos.any(axis=1))
@@ -207,6 +213,10 @@ def encode_prompts(
     input_ids: torch.Tensor,
     inputs_embeds: torch.Tensor | None = None,
     *,
+    prefix_embeds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    deep_prompts: Mapping[int, torch.Tensor] | None = None,
+    deep_start: int = 1,
     shared_prefix: int | Literal["auto"] | None = None,
     plan: PromptPlan | None = None,
     max_tokens_per_chunk: int = 16384,
@@ -219,14 +229,19 @@ def encode_prompts(
     computation (see `why_own_layers`), prompts are only trimmed to the longest and the model's own layers run.
 
     Args:
-        text_model: a transformers `CLIPTextModel`.
-        input_ids: (N, L) ids; with `inputs_embeds` they only say where EOS is and which prefix is shared.
-        inputs_embeds: (N, L, width) or (B, N, L, width) *token* embeddings to use instead of the ids' (B variants of all prompts, e.g. one
-            per image); positions are added here. The result is then (N, width) or (B, N, width).
+        text_model: a transformers `CLIPTextModel` or `MetaClip2TextModel`.
+        input_ids: (N, L) ids; where embeddings are given they only say where EOS is and which prefix is shared.
+        inputs_embeds: (N, L, width) *token* embeddings to use instead of the ids' (B, N, L, width: B variants of all prompts); positions are
+            added here. The result is then (N, width) or (B, N, width).
+        prefix_embeds: (P, width) or (B, P, width) token embeddings of the first P tokens of all prompts, in B variants (one per image, say):
+            the cheap way to B variants, as nothing of size B x N x L exists.
+        position_ids: (L,) position of each token of a prompt. Default: 0..L-1.
+        deep_prompts: layer -> (n, width): what stands at tokens `deep_start`.. before that layer (0: before the first), instead of the states there.
+        deep_start: see `deep_prompts`.
         shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids need not mean equal
             embeddings. A number with `inputs_embeds` states that the first so many embeddings of all prompts are the same tensor: they
             are read from row 0, and their whole gradient goes there (for CoOp's shared context: 1 + number of context vectors).
-        plan: `plan_prompts(input_ids, text_model.eos_token_id, shared_prefix)`, made beforehand for ids that do not change.
+        plan: `plan_prompts(input_ids, pooled_token(text_model), shared_prefix)`, made beforehand for ids that do not change.
         max_tokens_per_chunk: tokens run at once; bounds memory without gradients, and with them under `checkpoint`.
         checkpoint: recompute each chunk in the backward pass (one more forward) instead of keeping its activations. Also on when gradient
             checkpointing is enabled on the model.
@@ -245,8 +260,7 @@ def encode_prompts(
         >>> torch.allclose(encode_prompts(text_model, ids), text_model(ids).pooler_output, atol=1e-5)
         True
     """
-    if not isinstance(text_model, CLIPTextModel):
-        raise TypeError(f"text_model: expected transformers' CLIPTextModel, got {type(text_model).__name__}")
+    classes = _tower_classes(text_model)
     if inputs_embeds is not None and (
         inputs_embeds.ndim not in (3, 4) or inputs_embeds.shape[-3:-1] != input_ids.shape
     ):
@@ -254,12 +268,14 @@ def encode_prompts(
             f"inputs_embeds: expected shape ([batch,] *{tuple(input_ids.shape)}, width) to go with input_ids, got "
             f"{tuple(inputs_embeds.shape)}"
         )
-    plain_embeddings = type(text_model.embeddings) is CLIPTextEmbeddings and not _is_intercepted(text_model.embeddings)
+    _check_prefix(prefix_embeds, inputs_embeds, input_ids)
+    embeddings = text_model.embeddings
+    plain_embeddings = type(embeddings) is classes["TextEmbeddings"] and not _is_intercepted(embeddings)
     ids_tell_embeddings = inputs_embeds is None and plain_embeddings
     if plan is None:
         if shared_prefix is None:
             shared_prefix = "auto" if ids_tell_embeddings else 0
-        plan = plan_prompts(input_ids, text_model.eos_token_id, shared_prefix)
+        plan = plan_prompts(input_ids, pooled_token(text_model), shared_prefix)
     elif plan.prompts_shape != tuple(input_ids.shape):
         raise ValueError(f"plan: made for input_ids of shape {plan.prompts_shape}, got {tuple(input_ids.shape)}")
     elif shared_prefix is not None and shared_prefix != plan.shared_prefix:
@@ -269,25 +285,35 @@ def encode_prompts(
             raise ValueError(
                 'shared_prefix: "auto" compares ids, which do not determine inputs_embeds; say how many tokens are shared'
             )
-        plan = plan_prompts(input_ids, text_model.eos_token_id, 0)
+        plan = plan_prompts(input_ids, pooled_token(text_model), 0)
     max_positions = text_model.config.max_position_embeddings
-    if plan.longest > max_positions:
+    if plan.longest > max_positions and position_ids is None:
         row = int(plan.eos_positions.argmax())
         raise ValueError(
             f"input_ids: row {row} has {plan.longest} tokens, the text tower takes {max_positions}; truncate, keeping EOS"
         )
+    layers = text_model.encoder.layers
+    deep_prompts = _checked_deep_prompts(deep_prompts, len(layers))
+    checkpoint = (checkpoint or (layers[0].gradient_checkpointing and layers[0].training)) and torch.is_grad_enabled()
 
     if why_own_layers(text_model) is not None:
-        return _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk)
+        trimmed = slice(0, plan.longest)
+        return encode_rows(
+            lambda ids, embeds, positions: own_layers(text_model, ids, embeds, positions), input_ids[:, trimmed],
+            None if inputs_embeds is None else inputs_embeds[..., trimmed, :], layers=layers, token_embedding=embeddings.token_embedding,
+            prefix_embeds=prefix_embeds, position_ids=None if position_ids is None else position_ids[trimmed], deep_prompts=deep_prompts,
+            deep_start=deep_start, max_tokens_per_chunk=max_tokens_per_chunk, checkpoint=checkpoint,
+        )  # fmt: skip
 
     plan = plan.to(text_model.final_layer_norm.weight.device)
-    layer = text_model.encoder.layers[0]
-    checkpoint = (checkpoint or (layer.gradient_checkpointing and layer.training)) and torch.is_grad_enabled()
-    embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, plan, plain_embeddings)
+    embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings)
     trees, slots = plan.token_index.shape
     pooled = []
     for chunk in _chunks(trees, max_tokens_per_chunk // (slots * embed.variants)):
-        run = (text_model, embed(chunk), plan.subtree_end[chunk], plan.eos_slots[chunk])
+        deep = {
+            layer: _DeepPrompt(prompt, plan.positions[chunk], deep_start) for layer, prompt in deep_prompts.items()
+        }
+        run = (text_model, embed(chunk), plan.subtree_end[chunk], plan.eos_slots[chunk], deep)
         if checkpoint:
             # No dropout gets here (`why_own_layers`), so there is no random state to restore.
             output = checkpoint_activations(_run_trees, *run, use_reentrant=False, preserve_rng_state=False)
@@ -295,40 +321,120 @@ def encode_prompts(
             output = _run_trees(*run)
         pooled.append(output.unflatten(0, (embed.variants, -1)))
     pooled = torch.cat(pooled, dim=1).flatten(1, 2)[:, plan.row_of_prompt]
-    return pooled if inputs_embeds is not None and inputs_embeds.ndim == 4 else pooled[0]
+    return pooled if _has_variants(inputs_embeds, prefix_embeds) else pooled[0]
+
+
+def _tower_classes(text_model: nn.Module) -> dict[str, type]:
+    """The classes that the text tower and its parts must be of, for their insides to be known."""
+    if isinstance(text_model, CLIPTextModel):
+        return _CLIP_CLASSES
+    if type(text_model).__module__ == "transformers.models.metaclip_2.modeling_metaclip_2":
+        from transformers.models.metaclip_2 import modeling_metaclip_2 as metaclip
+
+        if isinstance(text_model, metaclip.MetaClip2TextModel):
+            return {name: getattr(metaclip, f"MetaClip2{name}") for name in _CLIP_CLASSES}
+    raise TypeError(
+        f"text_model: expected transformers' CLIPTextModel or MetaClip2TextModel, got {type(text_model).__name__}"
+    )
+
+
+_CLIP_CLASSES = {
+    "TextEmbeddings": CLIPTextEmbeddings, "Encoder": CLIPEncoder, "EncoderLayer": CLIPEncoderLayer, "Attention": CLIPAttention,
+}  # fmt: skip
+
+
+def _has_variants(inputs_embeds: torch.Tensor | None, prefix_embeds: torch.Tensor | None) -> bool:
+    return (inputs_embeds is not None and inputs_embeds.ndim == 4) or (
+        prefix_embeds is not None and prefix_embeds.ndim == 3
+    )
+
+
+def _check_prefix(prefix_embeds, inputs_embeds, input_ids: torch.Tensor):
+    if prefix_embeds is None:
+        return
+    if inputs_embeds is not None and inputs_embeds.ndim == 4:
+        raise ValueError(
+            "prefix_embeds, inputs_embeds: variants are given twice; give inputs_embeds as (prompts, tokens, width)"
+        )
+    if prefix_embeds.ndim not in (2, 3) or prefix_embeds.shape[-2] > input_ids.shape[1]:
+        raise ValueError(
+            f"prefix_embeds: expected shape ([variants,] at most {input_ids.shape[1]} tokens, width), got {tuple(prefix_embeds.shape)}"
+        )
+
+
+def _checked_deep_prompts(deep_prompts: Mapping[int, torch.Tensor] | None, num_layers: int) -> dict[int, torch.Tensor]:
+    deep_prompts = dict(deep_prompts or {})
+    for layer, prompt in deep_prompts.items():
+        if not 0 <= layer < num_layers or prompt.ndim != 2:
+            raise ValueError(
+                f"deep_prompts[{layer}]: expected (tokens, width) for one of {num_layers} layers, got shape {tuple(prompt.shape)}"
+            )
+    return deep_prompts
+
+
+class _DeepPrompt:
+    """What stands at some tokens before a layer. `columns` (G, T): the token that each slot holds."""
+
+    def __init__(self, prompt: torch.Tensor, columns: torch.Tensor, start: int):
+        place = columns - start
+        self.inside = ((place >= 0) & (place < len(prompt)))[..., None]  # (G, T, 1)
+        self.states = prompt[place.clamp(0, len(prompt) - 1)]  # (G, T, width)
+
+    def put_into(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(variants * G, T, width), the slots of the prompt overwritten."""
+        split = hidden.unflatten(0, (-1, len(self.inside)))
+        return torch.where(self.inside, self.states.to(hidden.dtype), split).flatten(0, 1)
 
 
 class _SlotEmbeddings:
     """Slice of trees -> (variants * trees, T, width), positions added."""
 
-    def __init__(self, text_model, input_ids, inputs_embeds, plan, plain_embeddings):
+    def __init__(self, text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings):
         weight = text_model.final_layer_norm.weight
         self.embeddings, self.plan, self.variants = text_model.embeddings, plan, 1
-        self.ids = self.token_embeds = self.embeds = (
-            None  # one of them: ids, embeddings without, embeddings with positions
+        self.position_ids = None if position_ids is None else position_ids.to(weight.device)
+        # one of them: ids, embeddings without, embeddings with positions
+        self.ids = self.token_embeds = self.embeds = None
+        self.prefix = (
+            None if prefix_embeds is None else prefix_embeds.to(weight).reshape(-1, *prefix_embeds.shape[-2:])
         )
         if inputs_embeds is not None:
             self.token_embeds = inputs_embeds.to(weight).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1])
             self.variants = len(self.token_embeds)
-        elif plain_embeddings:
+        elif plain_embeddings or prefix_embeds is not None:
             self.ids = input_ids.to(weight.device).flatten()
         else:
             # A tuner's module may turn ids into embeddings that depend on the row: it sees the rows.
             rows = self.embeddings(input_ids=input_ids[:, : plan.longest].to(weight.device))
             self.embeds = F.pad(rows, (0, 0, 0, input_ids.shape[1] - plan.longest)).flatten(0, 1)
+        if self.prefix is not None:
+            self.variants = len(self.prefix)
 
     def __call__(self, trees: slice) -> torch.Tensor:
-        index, positions = self.plan.token_index[trees], self.plan.positions[trees]
+        index, columns = self.plan.token_index[trees], self.plan.positions[trees]
+        positions = columns if self.position_ids is None else self.position_ids[columns]
         # The tower's module takes at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
-        if self.ids is not None:
-            hidden = self.embeddings(input_ids=self.ids[index].view(-1, 1), position_ids=positions.reshape(-1, 1))
-        elif self.token_embeds is not None:
-            hidden = self.token_embeds[:, index.flatten()].reshape(-1, 1, self.token_embeds.shape[-1])
-            positions = positions.reshape(-1, 1).repeat(self.variants, 1)
-            hidden = self.embeddings(inputs_embeds=hidden, position_ids=positions)
-        else:
+        if self.embeds is not None:
             hidden = self.embeds[index]
+        elif self.token_embeds is None and self.prefix is None:
+            hidden = self.embeddings(input_ids=self.ids[index].view(-1, 1), position_ids=positions.reshape(-1, 1))
+        else:
+            if self.token_embeds is not None:
+                hidden = self.token_embeds[:, index.flatten()]
+            else:
+                hidden = self.embeddings.token_embedding(self.ids[index.flatten()])[None]
+            if self.prefix is not None:
+                hidden = self._put_prefix(hidden, columns.flatten())
+            hidden = hidden.reshape(-1, 1, hidden.shape[-1])
+            hidden = self.embeddings(
+                inputs_embeds=hidden, position_ids=positions.reshape(-1, 1).repeat(self.variants, 1)
+            )
         return hidden.view(-1, index.shape[1], hidden.shape[-1])
+
+    def _put_prefix(self, hidden: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(1, S, width) of S slots -> (variants, S, width)."""
+        last = self.prefix.shape[1] - 1
+        return torch.where((columns <= last)[:, None], self.prefix[:, columns.clamp(max=last)], hidden)
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -336,7 +442,7 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _run_trees(text_model, hidden, subtree_end, eos_slots):
+def _run_trees(text_model, hidden, subtree_end, eos_slots, deep: dict[int, _DeepPrompt]):
     """hidden (variants * G, T, width), subtree_end (G, T), eos_slots (G, E) -> (variants * G, E, width)."""
     trees, slots = subtree_end.shape
     variants = len(hidden) // trees
@@ -350,10 +456,13 @@ def _run_trees(text_model, hidden, subtree_end, eos_slots):
     eos_slots = eos_slots.repeat(variants, 1)
     batch = torch.arange(len(hidden), device=hidden.device)[:, None]
 
-    *layers, last = text_model.encoder.layers
-    for layer in layers:
-        hidden = _run_layer(layer, hidden, mask)
-    hidden = _run_layer(last, hidden, mask[batch, 0, eos_slots][:, None], queries=(batch, eos_slots))
+    layers = text_model.encoder.layers
+    for number, layer in enumerate(layers):
+        if number in deep:
+            hidden = deep[number].put_into(hidden)
+        if number < len(layers) - 1:
+            hidden = _run_layer(layer, hidden, mask)
+    hidden = _run_layer(layers[-1], hidden, mask[batch, 0, eos_slots][:, None], queries=(batch, eos_slots))
     return text_model.final_layer_norm(hidden)
 
 
@@ -386,15 +495,16 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
     if _is_intercepted(text_model):
         return "the text model has a hook or a patched forward"
     # Exactly the modules whose own `forward` is not called here; all others are called and may be anything.
-    bypassed = [(text_model.encoder, CLIPEncoder)]
+    classes = _tower_classes(text_model)
+    bypassed = [(text_model.encoder, classes["Encoder"])]
     for layer in text_model.encoder.layers:
-        bypassed += [(layer, CLIPEncoderLayer), (getattr(layer, "self_attn", None), CLIPAttention)]
+        bypassed += [(layer, classes["EncoderLayer"]), (getattr(layer, "self_attn", None), classes["Attention"])]
     for module, kind in bypassed:
         if type(module) is not kind:
             return f"a {kind.__name__} was replaced by a {type(module).__name__}"
         if _is_intercepted(module):
             return f"a {kind.__name__} has a hook or a patched forward"
-        if kind is CLIPAttention and module.training and module.dropout > 0:
+        if kind is classes["Attention"] and module.training and module.dropout > 0:
             return "attention dropout is on"
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in text_model.modules()):
         return "dropout is on"
@@ -412,24 +522,109 @@ def _is_intercepted(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)
 
 
-def _run_own_layers(text_model, input_ids, inputs_embeds, plan, max_tokens_per_chunk):
-    weight = text_model.final_layer_norm.weight
-    ids = input_ids[:, : plan.longest].to(weight.device)
-    prompts = max_tokens_per_chunk // plan.longest
-    if inputs_embeds is None:
-        return torch.cat([text_model(ids[chunk]).pooler_output for chunk in _chunks(len(ids), prompts)])
-    embeds = inputs_embeds.to(weight)[..., : plan.longest, :].flatten(0, -3)
-    eos = plan.eos_positions.to(weight.device).repeat(len(embeds) // len(ids))
+def own_layers(
+    text_model: nn.Module,
+    input_ids: torch.Tensor,
+    inputs_embeds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(N, L) ids -> (N, width) pooled by the causal tower's own layers; `inputs_embeds` (N, L, width) and `position_ids` (L,) as above."""
+    if inputs_embeds is None and position_ids is None:
+        return text_model(input_ids).pooler_output
+    position_ids = None if position_ids is None else position_ids[None]
+    text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+    hidden = text_model.embeddings(**text, position_ids=position_ids)
+    mask = create_causal_mask(
+        config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+    )
+    hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+    token = pooled_token(text_model)
+    eos = input_ids.argmax(dim=1) if token is None else (input_ids == token).int().argmax(dim=1)
+    return text_model.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eos])
+
+
+def encode_rows(
+    run: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor],
+    input_ids: torch.Tensor,
+    inputs_embeds: torch.Tensor | None = None,
+    *,
+    layers: nn.ModuleList,
+    token_embedding: nn.Module,
+    prefix_embeds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    deep_prompts: Mapping[int, torch.Tensor] | None = None,
+    deep_start: int = 1,
+    max_tokens_per_chunk: int = 16384,
+    checkpoint: bool = False,
+) -> torch.Tensor:
+    """`encode_prompts` for any tower: whole rows, some at a time, through `run(input_ids, inputs_embeds, position_ids)` -> (rows, width).
+
+    Args as there; `layers` are the tower's, for `deep_prompts`, and `token_embedding` its table, for `prefix_embeds`. While it runs, `layers` have
+    hooks where there are deep prompts: one call at a time.
+    """
+    _check_prefix(prefix_embeds, inputs_embeds, input_ids)
+    deep_prompts = _checked_deep_prompts(deep_prompts, len(layers))
+    has_variants = _has_variants(inputs_embeds, prefix_embeds)
+    weight = next(token_embedding.parameters())
+    ids = input_ids.to(weight.device)
+    positions = None if position_ids is None else position_ids.to(weight.device)
+    variants = 1
+    if prefix_embeds is not None:
+        prefix_embeds = prefix_embeds.to(weight).reshape(-1, *prefix_embeds.shape[-2:])
+        variants = len(prefix_embeds)
+        inputs_embeds = token_embedding(ids) if inputs_embeds is None else inputs_embeds
+    elif inputs_embeds is not None and inputs_embeds.ndim == 4:
+        variants = len(inputs_embeds)
+
+    def run_rows(rows: torch.Tensor) -> torch.Tensor:
+        which, prompt = rows // len(ids), rows % len(ids)
+        embeds = None
+        if inputs_embeds is not None and inputs_embeds.ndim == 4:
+            embeds = inputs_embeds[which, prompt].to(weight.dtype)
+        elif inputs_embeds is not None:
+            embeds = inputs_embeds[prompt].to(weight.dtype)
+        if prefix_embeds is not None:
+            embeds = torch.cat([prefix_embeds[which], embeds[:, prefix_embeds.shape[1] :]], dim=1)
+        with _standing_before(layers, deep_prompts, deep_start):
+            return run(ids[prompt], embeds, positions)
+
     pooled = []
-    for chunk in _chunks(len(embeds), prompts):
-        hidden = text_model.embeddings(inputs_embeds=embeds[chunk])
-        mask = create_causal_mask(
-            config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-        )
-        hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
-        hidden = hidden[torch.arange(len(hidden), device=weight.device), eos[chunk]]
-        pooled.append(text_model.final_layer_norm(hidden))
-    return torch.cat(pooled).view(*inputs_embeds.shape[:-2], -1)
+    for chunk in _chunks(variants * len(ids), max_tokens_per_chunk // ids.shape[1]):
+        rows = torch.arange(chunk.start, min(chunk.stop, variants * len(ids)), device=weight.device)
+        if checkpoint and torch.is_grad_enabled():
+            pooled.append(checkpoint_activations(run_rows, rows, use_reentrant=False))
+        else:
+            pooled.append(run_rows(rows))
+    pooled = torch.cat(pooled)
+    return pooled.unflatten(0, (variants, -1)) if has_variants else pooled
 
 
-__all__ = ["PromptPlan", "encode_prompts", "plan_prompts", "why_own_layers"]
+@contextmanager
+def _standing_before(layers: nn.ModuleList, deep_prompts: dict[int, torch.Tensor], start: int) -> Iterator[None]:
+    """Within it, `layers[i]` sees `deep_prompts[i]` at tokens `start`.. of its input."""
+
+    def hook(prompt):
+        def overwrite(module, arguments):
+            hidden, *others = arguments
+            states = prompt.to(hidden).expand(len(hidden), -1, -1)
+            return torch.cat([hidden[:, :start], states, hidden[:, start + len(prompt) :]], dim=1), *others
+
+        return overwrite
+
+    handles = [layers[number].register_forward_pre_hook(hook(prompt)) for number, prompt in deep_prompts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+__all__ = [
+    "PromptPlan",
+    "encode_prompts",
+    "encode_rows",
+    "own_layers",
+    "plan_prompts",
+    "pooled_token",
+    "why_own_layers",
+]

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from hf_clip_variants.modeling.backbones import family_of, fingerprint, same_backbone
+from hf_clip_variants.modeling.backbones import FAMILIES, family_of, fingerprint, same_backbone
 
 from .registration import add_peft_type
 
@@ -113,22 +113,27 @@ def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
 
 
 class Base:
-    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain `CLIPModel`."""
+    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain dual encoder of any family in `modeling/backbones.py`."""
 
     def __init__(self, model: nn.Module, peft_type: str):
-        from transformers import CLIPModel
-
         config = getattr(model, "config", None)
+        model_type = getattr(config, "model_type", None)
         self.model = model
-        self.is_classifier = getattr(config, "model_type", None) == _CLASSIFIER and hasattr(model, "prompt_embedder")
-        if not self.is_classifier and not isinstance(model, CLIPModel):
+        self.is_classifier = model_type == _CLASSIFIER and hasattr(model, "prompt_embedder")
+        if not self.is_classifier and not (
+            model_type in FAMILIES and isinstance(model, FAMILIES[model_type].model_class())
+        ):
             raise ValueError(
-                f"model: {peft_type} works on CLIPClassifier and CLIPModel, got {type(model).__name__}"
-                + (f" (model_type {config.model_type!r})" if hasattr(config, "model_type") else "")
+                f"model: {peft_type} works on CLIPClassifier and on CLIPModel and its like, got {type(model).__name__}"
+                + (f" (model_type {model_type!r})" if model_type else "")
             )
         self.clip = model.clip if self.is_classifier else model
-        self.family = family_of(config.backbone_model_type if self.is_classifier else config.model_type)
+        self.family = family_of(config.backbone_model_type if self.is_classifier else model_type)
         self.widths: dict[str, int] = self.family.widths(config)
+
+    def path(self, name: str) -> str:
+        """A module's name in the dual encoder -> its name in the model."""
+        return f"clip.{name}" if self.is_classifier else name
 
     @property
     def class_names(self) -> list[str] | None:

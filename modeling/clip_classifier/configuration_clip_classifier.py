@@ -1,9 +1,9 @@
-"""Configuration of `CLIPClassifier`: a CLIP configuration plus the classes and the templates."""
+"""Configuration of `CLIPClassifier`: a dual encoder's configuration plus the classes and the templates."""
 
 from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig
+from transformers import CLIPConfig, PreTrainedConfig
 
 from ..backbones import family_of
 
@@ -22,9 +22,12 @@ class CLIPClassifierConfig(CLIPConfig):
     r"""
     A `CLIPConfig` (every field sits where CLIP has it, so a plain CLIP checkpoint loads) and what is classified.
 
-    Class names are `id2label`, as everywhere in transformers; `class_names` reads them in order.
+    Class names are `id2label`, as everywhere in transformers; `class_names` reads them in order. `text_config` and `vision_config` are of the
+    backbone's family; `projection_dim` is the joint width, whatever the family calls it.
 
     Args:
+        backbone_model_type (`str`, defaults to `"clip"`):
+            The family of the dual encoder, one of `modeling/backbones.py`. Read from the checkpoint that is loaded.
         templates (`list[str]`, defaults to `[]`):
             Prompt templates, each with one `{}`. Empty: no classes were set yet (`CLIPClassifier.set_classes`).
         prompt_length (`int`, defaults to 2):
@@ -44,19 +47,34 @@ class CLIPClassifierConfig(CLIPConfig):
     """
 
     model_type = "clipv-clip_classifier"
-    backbone_model_type = "clip"  # the family in modeling/backbones.py
 
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    backbone_model_type: str = "clip"
     templates: list[str] = field(default_factory=list)
     prompt_length: int = 2
     tail_length: int = 1
 
+    def __post_init__(self, **kwargs):
+        family = family_of(self.backbone_model_type)
+        for part in ("text_config", "vision_config"):
+            values = getattr(self, part)
+            if not isinstance(values, PreTrainedConfig) and f"{part}_dict" not in kwargs:  # the latter: CLIP's of 2022
+                values = {k: v for k, v in (values or {}).items() if k != "model_type"}
+                setattr(self, part, family.sub_config_class(part)(**values))
+        super().__post_init__(**kwargs)
+        self.projection_dim = family.joint_width(self)
+
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only, towers are CLIP's."""
+        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only, towers are the family's."""
+        backbone = config_dict.get("backbone_model_type", "clip")
+        family = family_of(backbone)
         for part in ("text_config", "vision_config"):
-            kind = (config_dict.get(part) or {}).get("model_type", "clip")
-            if kind not in ("clip", f"clip_{part.removesuffix('_config')}_model"):
-                raise ValueError(f"{part}.model_type: {kind!r}, expected 'clip_{part.removesuffix('_config')}_model'")
+            expected = family.sub_config_class(part).model_type
+            kind = (config_dict.get(part) or {}).get("model_type", expected)
+            if kind not in (backbone, expected):
+                raise ValueError(f"{part}.model_type: {kind!r}, expected {expected!r}")
         return super().from_dict(_without_kernels(config_dict), **kwargs)
 
     @property
@@ -70,7 +88,7 @@ class CLIPClassifierConfig(CLIPConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             family_of(model_type)
-            config_dict = config_dict | {"model_type": cls.model_type}
+            config_dict = config_dict | {"model_type": cls.model_type, "backbone_model_type": model_type}
         return config_dict, kwargs
 
     def validate_lengths(self):
@@ -92,7 +110,9 @@ class CLIPClassifierConfig(CLIPConfig):
                 if not 0 < value <= 1_000_000:
                     raise ValueError(f"{part}.{name}: {value} is outside 1..1000000")
         vision = self.vision_config
-        if isinstance(getattr(vision, "patch_size", None), int) and isinstance(vision.image_size, int):
+        if isinstance(getattr(vision, "patch_size", None), int) and isinstance(
+            getattr(vision, "image_size", None), int
+        ):
             if not 0 < vision.patch_size <= vision.image_size:
                 raise ValueError(
                     f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"

@@ -5,7 +5,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, CLIPModel, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..backbones import family_of
 from ..clip.text_clip import tokenize_texts
-from ..prompt_encoding import encode_prompts, plan_prompts
+from ..prompt_encoding import plan_prompts, pooled_token
 from ..prompts import format_prompts, resolve_class_names, resolve_templates
 from ..staged_saving import StagedSaving
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
-# B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, W text width, D joint width
+# B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, P prefix tokens, n deep tokens, W text width, D joint width
 
 _LABEL_SETS_KEPT = 16  # label sets whose class features stay in memory
 
@@ -45,7 +45,7 @@ class CLIPClassifierOutput(ModelOutput):
         image_embeds (`torch.FloatTensor` of shape `(B, D)`):
             Unit-norm image embeddings.
         text_embeds (`torch.FloatTensor` of shape `(C, D)`):
-            Unit-norm class embeddings.
+            Unit-norm class embeddings; `(B, C, D)` under an adapter that makes prompts from each image (CoCoOp).
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             The image tower's.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -64,28 +64,51 @@ class CLIPClassifierOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The classes as token ids: what a prompt embedder makes prompts from."""
+    """The classes as token ids: what a prompt embedder makes prompts from. S0 start tokens: 1 (SOS, [CLS]) or, for SigLIP, none."""
 
-    template_ids: torch.Tensor  # (C, T, L) int: SOS, template with the name in it, EOS, padded with EOS
-    tail_ids: torch.Tensor  # (C, S) int: name, ".", EOS, padded with EOS
+    template_ids: torch.Tensor  # (C, T, L) int: start, template with the name in it, end, padding
+    tail_ids: torch.Tensor  # (C, S) int: name, full stop, end, padding
     tail_name_lengths: torch.Tensor  # (C,) int: tokens of the name alone
-    eos_token_id: int
+    padding_id: int
+    num_start_tokens: int = 1  # S0
+    max_length: int = 77  # tokens that a prompt may have
+
+    @property
+    def start_ids(self) -> torch.Tensor:
+        """(C, S0): what stands before the words, read from the prompts (configurations of 2022 say that SOS is 0)."""
+        return self.template_ids[:, 0, : self.num_start_tokens]
+
+    def placeholders(self, count: int) -> torch.Tensor:
+        """(C, count) ids where learned vectors go: neither end nor padding, so that pooling is not disturbed."""
+        return self.template_ids[:, 0, :1].expand(-1, count)
 
 
 @dataclass(frozen=True)
 class EmbeddedPrompts:
-    """Prompts ready for the text tower."""
+    """Prompts ready for the text tower; see `encode_prompts` in `prompt_encoding.py`."""
 
-    input_ids: torch.Tensor  # (N, L) int: where EOS is, and (without inputs_embeds) the tokens themselves
+    input_ids: torch.Tensor  # (N, L) int: where the end is, and (where no embeddings are given) the tokens themselves
     inputs_embeds: torch.Tensor | None = None  # (N, L, W) token embeddings, positions not yet added
     prompts_per_class: int = 1  # T: consecutive rows that are averaged to one class
     shared_prefix: int | None = None  # leading positions that are the same in all rows; None: found from the ids
+    prefix_embeds: torch.Tensor | None = None  # (P, W), or (B, P, W) for each image its own: of the first P tokens
+    position_ids: torch.Tensor | None = None  # (L,) where positions are not 0..L-1
+    deep_prompts: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> (n, W) behind the start tokens
+    max_tokens_per_chunk: int | None = None  # run so many tokens at once, and in training compute them twice
+    num_start_tokens: int = 1  # S0: where deep prompts begin
 
 
 class PromptEmbedder(nn.Module):
-    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context vectors instead."""
+    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context vectors instead.
 
-    def forward(self, prompts: ClassPrompts, embeddings: nn.Module) -> EmbeddedPrompts:
+    `token_embedding` is the text tower's table; `image_embeds` (B, D) of unit norm come only where `depends_on_images`.
+    """
+
+    depends_on_images = False  # True: classes have features for each image (CoCoOp), and nothing can be kept
+
+    def forward(
+        self, prompts: ClassPrompts, token_embedding: nn.Module, image_embeds: torch.Tensor | None = None
+    ) -> EmbeddedPrompts:
         return EmbeddedPrompts(prompts.template_ids.flatten(0, 1), prompts_per_class=prompts.template_ids.shape[1])
 
 
@@ -97,11 +120,13 @@ class FeatureAdapter(nn.Module):
 
 
 class LogitHead(nn.Module):
-    """Hook: (B, D) and (C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's vote."""
+    """Hook: (B, D) and (C, D) or (B, C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's vote."""
 
     def forward(
         self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor
     ) -> torch.Tensor:
+        if class_embeds.dim() == 3:
+            return logit_scale * (class_embeds @ image_embeds[:, :, None])[..., 0]
         return logit_scale * image_embeds @ class_embeds.t()
 
 
@@ -111,13 +136,13 @@ def unit_norm(features: torch.Tensor) -> torch.Tensor:
 
 
 def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
-    """(C, T, D) text features of T templates -> (C, D) class features: normalise, mean over templates, normalise (Radford et al. 2021).
+    """(…, C, T, D) text features of T templates -> (…, C, D) class features: normalise, mean over templates, normalise (Radford et al. 2021).
 
     One template is passed through un-normalised, so that a text adapter sees what the projection gave.
     """
-    if features.shape[1] == 1:
-        return features[:, 0]
-    return unit_norm(unit_norm(features).mean(dim=1))
+    if features.shape[-2] == 1:
+        return features[..., 0, :]
+    return unit_norm(unit_norm(features).mean(dim=-2))
 
 
 def _damaged_file(source) -> Path | str:
@@ -144,7 +169,11 @@ class CLIPClassifierPreTrainedModel(StagedSaving, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
+    _no_split_modules = [
+        "CLIPEncoderLayer",
+        "CLIPTextEmbeddings",
+        "CLIPVisionEmbeddings",
+    ]  # other families bring their own
     _keys_to_ignore_on_load_missing = [  # a plain CLIP checkpoint knows no classes
         "prompt_ids", "tail_ids", "tail_name_lengths", "class_features", "class_features_ready",
     ]  # fmt: skip
@@ -187,7 +216,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def __init__(self, config: CLIPClassifierConfig):
         super().__init__(config)
         self.family = family_of(config.backbone_model_type)
-        self.clip = CLIPModel._from_config(config)
+        self.clip = self.family.model_class()._from_config(self.family.model_config(config))
         self.prompt_embedder = PromptEmbedder()
         self.image_feature_adapter = FeatureAdapter()
         self.text_feature_adapter = FeatureAdapter()
@@ -203,17 +232,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
     def _placeholder_prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompts "SOS <class index> EOS": a model made from a configuration alone can run."""
-        config, eos = self.config, self.eos_token_id
+        config, eos = self.config, self.padding_id
         last = config.text_config.vocab_size - 1
         prompts = torch.full((config.num_labels, max(len(config.templates), 1), config.prompt_length), min(eos, last))
-        prompts[..., 0] = min(config.text_config.bos_token_id, last)
+        prompts[..., 0] = min(config.text_config.bos_token_id or 0, last)
         if config.prompt_length > 2:
             prompts[..., 1] = (torch.arange(config.num_labels) % max(min(last, eos), 1))[:, None]
         tails = torch.full((config.num_labels, config.tail_length), eos)
         return prompts.int(), tails.int(), torch.zeros(config.num_labels, dtype=torch.int32)
 
     def _register_prompts(self, prompt_ids: torch.Tensor, tail_ids: torch.Tensor, tail_name_lengths: torch.Tensor):
-        device, dtype = self.clip.logit_scale.device, self.clip.text_projection.weight.dtype
+        device, dtype = self.clip.logit_scale.device, self.clip.logit_scale.dtype
         self.register_buffer("prompt_ids", prompt_ids.to(device))
         self.register_buffer("tail_ids", tail_ids.to(device))
         self.register_buffer("tail_name_lengths", tail_name_lengths.to(device))
@@ -240,10 +269,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.config.class_names
 
     @property
-    def eos_token_id(self) -> int:
-        """The id at which the text tower pools; configurations of 2022 say 2 and mean the highest id."""
-        text = self.config.text_config
-        return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    def padding_id(self) -> int:
+        """What prompts are filled up with: CLIP's end token, other families' padding token."""
+        return self.family.padding_id(self.config)
 
     @property
     def tokenizer(self):
@@ -271,17 +299,20 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         templates: str | Path | Sequence[str] | None = None,
         tokenizer=None,
     ) -> "CLIPClassifier":
-        """Names the classes, in label order, and the templates (default: those already set, else `"a photo of a {}."`).
+        """Names the classes, in label order, and the templates (default: those already set, else the family's, `"a photo of a {}."`).
 
         Templates may be one string, a list, a file or a named set (`modeling/prompts.py`). Class features are computed at the next forward.
         Raises ValueError for empty, blank or repeated names and bad templates, and while an adapter is on the model that depends on
         the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
-        templates = resolve_templates(templates if templates is not None else self.config.templates or None)
+        if templates is None:
+            templates = self.config.templates or self.family.default_template
+        templates = resolve_templates(templates)
         if tokenizer is not None:
             self._tokenizer = tokenizer
-        positions = self.config.text_config.max_position_embeddings
+        positions = self.family.context_length(self.config)
+        start = self.family.num_start_tokens
         spoken = [name.replace("_", " ") for name in names]
 
         def tokenize(texts, what):
@@ -290,11 +321,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         prompts = tokenize(format_prompts(names, templates), "class prompts")
         with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
             warnings.simplefilter("ignore", UserWarning)
-            tails = tokenize([f"{name}." for name in spoken], "class_names")
+            tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
             alone = tokenize(spoken, "class_names")
-        prompt_ids = _pad_rows(prompts, self.eos_token_id).view(len(names), len(templates), -1)
-        tail_ids = _pad_rows([row[1:] for row in tails], self.eos_token_id)
-        name_lengths = torch.tensor([min(len(a) - 2, len(t) - 2) for a, t in zip(alone, tails, strict=True)])
+        prompt_ids = _pad_rows(prompts, self.padding_id).view(len(names), len(templates), -1)
+        tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
+        special = start + 1
+        name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])
         return self.set_prompt_ids(prompt_ids, tail_ids, name_lengths, names, templates)
 
     def set_prompt_ids(
@@ -348,43 +380,45 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def class_prompts(self) -> ClassPrompts:
         """The classes as token ids."""
         return ClassPrompts(
-            self.prompt_ids,
-            self.tail_ids,
-            self.tail_name_lengths,
-            self.eos_token_id,
-        )
+            self.prompt_ids, self.tail_ids, self.tail_name_lengths, self.padding_id,
+            self.family.num_start_tokens, self.family.context_length(self.config),
+        )  # fmt: skip
 
     # ---- class features: (C, D), before the text adapter
 
     def _encode(self, prompts: EmbeddedPrompts) -> torch.Tensor:
-        tower = self.family.text_tower(self.clip)
-        pooled = encode_prompts(
-            tower,
-            prompts.input_ids,
-            inputs_embeds=prompts.inputs_embeds,
-            plan=self._plan(tower, prompts),
-            checkpoint=self.training and self.is_activation_checkpointing,
-        )
-        features = self.family.project_text(self.clip, pooled)
-        return ensemble_prompts(features.unflatten(0, (-1, prompts.prompts_per_class)))
+        """(C, D), or (B, C, D) where prompts differ from image to image."""
+        training = self.training and self.is_activation_checkpointing
+        chunk = {}
+        if prompts.max_tokens_per_chunk is not None:
+            chunk, training = {"max_tokens_per_chunk": prompts.max_tokens_per_chunk}, True
+        features = self.family.encode_text(
+            self.clip, prompts.input_ids, plan=self._plan(prompts), inputs_embeds=prompts.inputs_embeds, prefix_embeds=prompts.prefix_embeds,
+            position_ids=prompts.position_ids, deep_prompts=prompts.deep_prompts, deep_start=prompts.num_start_tokens, checkpoint=training,
+            **chunk,
+        )  # fmt: skip
+        return ensemble_prompts(features.unflatten(-2, (-1, prompts.prompts_per_class)))
 
-    def _plan(self, tower: nn.Module, prompts: EmbeddedPrompts):
+    def _plan(self, prompts: EmbeddedPrompts):
         """How the prompts share work; planned once for the same ids, because a training step asks for it each time."""
+        if not self.family.text_is_causal:
+            return None
         ids, shared_prefix = prompts.input_ids, prompts.shared_prefix
         if shared_prefix is None:
             shared_prefix = "auto" if prompts.inputs_embeds is None else 0
         planned_ids, planned_prefix, plan = self._last_plan
         same = plan is not None and planned_prefix == shared_prefix and planned_ids.shape == ids.shape
         if not (same and planned_ids.device == ids.device and torch.equal(planned_ids, ids)):
-            plan = plan_prompts(ids, tower.eos_token_id, shared_prefix)
+            plan = plan_prompts(ids, pooled_token(self.family.text_tower(self.clip)), shared_prefix)
             self._last_plan = (ids.detach().clone(), shared_prefix, plan)
         return plan
 
-    def _encode_classes(self) -> torch.Tensor:
+    def _encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         if not self.config.templates:
             raise ValueError("class_names: no classes are set; call set_classes([...]) or pass input_ids")
-        embeddings = self.family.text_tower(self.clip).embeddings
-        return self._encode(self.prompt_embedder(self.class_prompts, embeddings))
+        return self._encode(
+            self.prompt_embedder(self.class_prompts, self.family.token_embedding_of(self.clip), image_embeds)
+        )
 
     def _text_side(self) -> tuple[nn.Module, ...]:
         return (*self.family.text_modules(self.clip), self.prompt_embedder)
@@ -412,8 +446,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """(C, D) class features before the text adapter and normalisation; of the stored classes, or of prompts (C, L) given as ids.
 
         Computed once and kept while nothing that they depend on changes (a label set each, so threads with different labels do not
-        disturb each other); recomputed with gradient in training when something that they depend on is trained.
+        disturb each other); recomputed with gradient in training when something that they depend on is trained. ValueError for stored classes
+        whose prompts depend on the images (CoCoOp): `forward` computes those, as (B, C, D).
         """
+        if input_ids is None and self.prompt_embedder.depends_on_images:
+            raise ValueError(
+                "class features: the adapter makes prompts from each image; call the model with pixel_values or image_features"
+            )
         if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
             if self.training and any(
                 p.requires_grad for m in self.family.text_modules(self.clip) for p in m.parameters()
@@ -455,18 +494,22 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     # ---- inference and training
 
     def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
-        """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what `forward(image_features=...)` takes."""
-        self._check_pixels(pixel_values)
-        return self.clip.get_image_features(
-            pixel_values=pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what `forward(image_features=...)` takes.
+
+        For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²) patches.
+        """
+        self._check_pixels(pixel_values, patches_allowed=kwargs.get("spatial_shapes") is not None)
+        return self.family.image_features(
+            self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def _check_pixels(self, pixel_values: torch.Tensor):
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4:
+    def _check_pixels(self, pixel_values: torch.Tensor, patches_allowed: bool = False):
+        dimensions = 3 if patches_allowed and self.family.masks_patches else 4
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != dimensions:
             got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
             raise ValueError(f"pixel_values: expected [batch, 3, H, W], got {got}")
         if not pixel_values.is_floating_point():
@@ -506,11 +549,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             raise ValueError(
                 f"image_features: expected [batch, {self.config.projection_dim}], got {list(image_features.shape)}"
             )
-        class_features = self.get_class_features(input_ids)
         image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
+        if input_ids is None and self.prompt_embedder.depends_on_images:
+            class_features = self._encode_classes(image_embeds)
+        else:
+            class_features = self.get_class_features(input_ids)
         class_embeds = unit_norm(self.text_feature_adapter(class_features)).to(image_embeds.device)
         scale = self.family.logit_scale(self.clip).to(image_embeds.device)
         logits = self.logit_head(image_embeds, class_embeds, scale)
+        bias = self.family.logit_bias(self.clip)
+        if bias is not None:
+            logits = logits + bias.to(logits)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
@@ -530,11 +579,21 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """transformers' deprecated name, which PEFT still reads at each `get_peft_model`, without the warning."""
         return self.is_activation_checkpointing
 
+    def train(self, mode: bool = True):
+        """As in torch, but a frozen text tower with dropout (BERT's) stays in eval mode: noise in what is not trained helps nobody."""
+        super().train(mode)
+        if mode and self.family.text_has_dropout:
+            tower = self.family.text_tower(self.clip)
+            if not any(p.requires_grad for p in tower.parameters()):
+                tower.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
-        return self.family.text_tower(self.clip).embeddings.token_embedding
+        return self.family.token_embedding_of(self.clip)
 
     def set_input_embeddings(self, value: nn.Module):
-        self.family.text_tower(self.clip).embeddings.token_embedding = value
+        parent, _, name = self.family.token_embedding.rpartition(".")
+        setattr(self.clip.get_submodule(parent), name, value)
 
     # ---- loading and saving
 
@@ -583,7 +642,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """`PreTrainedModel.save_pretrained`, with class features that belong to the weights saved beside them."""
-        if self.config.templates and not kwargs.get("state_dict") and self.device.type != "meta":
+        own_prompts = self.config.templates and not self.prompt_embedder.depends_on_images
+        if own_prompts and not kwargs.get("state_dict") and self.device.type != "meta":
             with torch.no_grad():
                 self.get_class_features()
         super().save_pretrained(save_directory, *args, **kwargs)

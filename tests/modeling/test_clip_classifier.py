@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierConfig
+from hf_clip_variants.modeling import backbones
 from hf_clip_variants.modeling.clip_classifier import modeling_clip_classifier
 
 
@@ -37,13 +38,13 @@ def classifier(clip_folder):
 def text_calls(monkeypatch):
     """Counts how often prompts are encoded."""
     calls = []
-    original = modeling_clip_classifier.encode_prompts
+    original = backbones.encode_prompts
 
     def counting(*args, **kwargs):
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(modeling_clip_classifier, "encode_prompts", counting)
+    monkeypatch.setattr(backbones, "encode_prompts", counting)
     return calls
 
 
@@ -226,7 +227,7 @@ def test_many_classes_one_class_and_long_names(classifier):
     with pytest.warns(UserWarning, match="word word") as warned:
         classifier.set_classes(["word " * 120, "cat"], "a photo of a {}.")
     assert len(warned) == 1
-    assert classifier.prompt_ids.shape[-1] == 32 and (classifier.prompt_ids == classifier.eos_token_id).any(-1).all()
+    assert classifier.prompt_ids.shape[-1] == 32 and (classifier.prompt_ids == classifier.padding_id).any(-1).all()
     assert classifier(tiny_pixels(1)).logits.isfinite().all()
 
 

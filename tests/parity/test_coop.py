@@ -58,7 +58,7 @@ def test_classifier_equals_official_code(coop):
             model = _adapter(coop, base, kind, position, plain_clip=False)
             embedder = base.prompt_embedder
             assert isinstance(embedder, PromptEmbedderWithContext)
-            embedded = embedder(base.class_prompts, base.clip.text_model.embeddings)
+            embedded = embedder(base.class_prompts, base.clip.text_model.embeddings.token_embedding)
             compare(f"{position}.{kind}.prompts", embedded.inputs_embeds, tolerance=1e-6)
             compare(f"{position}.{kind}.text_features", base.get_class_features())
             output = model(pixel_values=coop.inputs["pixel_values"], labels=labels)
@@ -74,7 +74,7 @@ def test_classifier_equals_official_code(coop):
     zero_shot = base(pixel_values=coop.inputs["pixel_values"]).logits
     model = get_peft_model(base, CoOpConfig(context_init="a photo of a", context_init_ids=words))
     compare("words_init.ctx", base.prompt_embedder.clipv_coop_context["default"], tolerance=0)
-    embedded = base.prompt_embedder(base.class_prompts, base.clip.text_model.embeddings)
+    embedded = base.prompt_embedder(base.class_prompts, base.clip.text_model.embeddings.token_embedding)
     compare("words_init.prompts", embedded.inputs_embeds, tolerance=1e-6)
     logits = model(pixel_values=coop.inputs["pixel_values"]).logits
     compare("words_init.logits", logits)

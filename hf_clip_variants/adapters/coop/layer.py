@@ -4,22 +4,24 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from ..learned_prompts import check_prompt_length, initial_vectors
 from ..tuner import TunerLayer
 from .config import ClassTokenPosition, CoOpConfig
 
 
 # C classes, M context tokens, S tail tokens (name, ".", EOS, padding), d text width; a prompt has 1 + M + S tokens
 
-_INIT_STD = 0.02
-
 
 def splice_order(
-    num_context_tokens: int, tail_length: int, name_lengths: torch.Tensor, position: ClassTokenPosition
+    num_context_tokens: int,
+    tail_length: int,
+    name_lengths: torch.Tensor,
+    position: ClassTokenPosition,
+    num_start_tokens: int = 1,
 ) -> torch.Tensor:
-    """(C, 1 + M + S) int64: which token of `[SOS, context, tail]` stands at each place of the prompt.
+    """(C, S0 + M + S) int64: which token of `[start, context, tail]` stands at each place of the prompt.
 
     end: SOS, context, name, rest. middle: SOS, first M // 2 of the context, name, others, rest. front: SOS, name, context, rest.
     All are of one length, so EOS is at the same place in the three of them (Zhou et al. 2022, section 3.1).
@@ -29,14 +31,15 @@ def splice_order(
         tail_length: S.
         name_lengths: (C,) tokens of each class name, the first of its tail.
         position: of the class name.
+        num_start_tokens: S0, one (SOS) or none.
     """
-    before = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
-    place = torch.arange(1 + num_context_tokens + tail_length, device=name_lengths.device)
+    before = num_start_tokens + {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
+    place = torch.arange(num_start_tokens + num_context_tokens + tail_length, device=name_lengths.device)
     name_lengths = name_lengths.long()[:, None]  # (C, 1)
-    first_name = 1 + num_context_tokens  # where names start in [SOS, context, tail]
-    in_name = (place > before) & (place <= before + name_lengths)
-    in_rest_of_context = (place > before + name_lengths) & (place <= num_context_tokens + name_lengths)
-    order = torch.where(in_name, place - before - 1 + first_name, place)
+    first_name = num_start_tokens + num_context_tokens  # where names start in [start, context, tail]
+    in_name = (place >= before) & (place < before + name_lengths)
+    in_rest_of_context = (place >= before + name_lengths) & (place < first_name + name_lengths)
+    order = torch.where(in_name, place - before + first_name, place)
     return torch.where(in_rest_of_context, place - name_lengths, order)
 
 
@@ -50,14 +53,14 @@ def splice(
     """Prompts of SOS, context and class names; works on token ids and on token embeddings alike.
 
     Args:
-        start: (C, 1) ids or (C, 1, d) embeddings of SOS.
+        start: (C, S0) ids or (C, S0, d) embeddings of what stands before the words: SOS, or nothing.
         context: (M,) or (M, d) for all classes, (C, M) or (C, M, d) for each its own.
         tails: (C, S) or (C, S, d): name, ".", EOS, padding.
         name_lengths: (C,) tokens of each name.
         position: "end", "middle" or "front".
 
     Returns:
-        (C, 1 + M + S) or (C, 1 + M + S, d), in the dtype of `tails`.
+        (C, S0 + M + S) or (C, S0 + M + S, d), in the dtype of `tails`.
 
     Example:
 
@@ -71,17 +74,19 @@ def splice(
     tokens = torch.cat([start.to(tails.dtype), context.to(tails.dtype), tails], dim=1)
     if position == "end":
         return tokens
-    order = splice_order(context.shape[1], tails.shape[1], name_lengths, position)
+    order = splice_order(context.shape[1], tails.shape[1], name_lengths, position, start.shape[1])
     if tokens.dim() == 3:
         order = order[..., None].expand(-1, -1, tokens.shape[-1])
     return tokens.gather(1, order)
 
 
-def shared_prefix_length(num_context_tokens: int, position: ClassTokenPosition, class_specific: bool) -> int:
+def shared_prefix_length(
+    num_context_tokens: int, position: ClassTokenPosition, class_specific: bool, num_start_tokens: int = 1
+) -> int:
     """Leading tokens that are one and the same in all prompts: at least SOS."""
     if class_specific or position == "front":
-        return 1
-    return 1 + (num_context_tokens if position == "end" else num_context_tokens // 2)
+        return num_start_tokens
+    return num_start_tokens + (num_context_tokens if position == "end" else num_context_tokens // 2)
 
 
 def fill_placeholders(
@@ -148,15 +153,6 @@ def coop_prompt_ids(
     return splice(starts, torch.full((num_context_tokens,), start), tail_ids, name_lengths, class_token_position)
 
 
-def check_prompt_length(num_context_tokens: int, tail_length: int, positions: int) -> None:
-    length = 1 + num_context_tokens + tail_length
-    if length > positions:
-        raise ValueError(
-            f"num_context_tokens: {num_context_tokens} context tokens and the longest class name make a prompt of {length} tokens, the "
-            f"text tower takes {positions}"
-        )
-
-
 class CoOpLayer(TunerLayer):
     """Holds the context vectors; subclasses put them into prompts."""
 
@@ -169,24 +165,19 @@ class CoOpLayer(TunerLayer):
 
     def update_layer(self, adapter_name: str, config: CoOpConfig) -> None:
         """Makes a context: of the words in `config`, or random."""
-        token_embedding = self._anchor[0].weight
-        shape = config.context_shape(token_embedding.shape[1])
-        context = torch.empty(shape, dtype=torch.float32, device=token_embedding.device)
-        if config.context_init_ids is None:
-            nn.init.normal_(context, std=_INIT_STD)
-        else:
-            ids = torch.tensor(config.context_init_ids, device=token_embedding.device)
-            context.copy_(F.embedding(ids, token_embedding.detach()).expand(shape))
+        token_embedding = self._anchor[0]
+        shape = config.context_shape(token_embedding.weight.shape[1])
         self.configs[adapter_name] = config
+        context = initial_vectors(shape, token_embedding, config.context_init_ids)
         self.clipv_coop_context[adapter_name] = nn.Parameter(context)
 
 
 class PromptEmbedderWithContext(CoOpLayer):
     """Wraps the classifier's `prompt_embedder`: class prompts become SOS, context, name instead of templates."""
 
-    def forward(self, prompts, embeddings: nn.Module):
-        """`prompts`: ClassPrompts of C classes; `embeddings`: the text tower's. Returns EmbeddedPrompts of C rows."""
-        embedded = self.base_layer(prompts, embeddings)
+    def forward(self, prompts, token_embedding: nn.Module, image_embeds: torch.Tensor | None = None):
+        """`prompts`: ClassPrompts of C classes; `token_embedding`: the text tower's. Returns EmbeddedPrompts of C rows."""
+        embedded = self.base_layer(prompts, token_embedding, image_embeds)
         name = self.active_name()
         if name is None:
             return embedded
@@ -196,19 +187,17 @@ class PromptEmbedderWithContext(CoOpLayer):
             raise ValueError(
                 f"class_names: {len(tail_ids)} classes, but adapter {name!r} has contexts of {len(context)} (class_specific=True)"
             )
-        check_prompt_length(config.num_context_tokens, tail_ids.shape[1], embeddings.position_embedding.num_embeddings)
-        # Read from the prompts: configurations of 2022 say that SOS is 0.
-        start_ids = prompts.template_ids[:, 0, :1]
-        placeholders = start_ids.expand(-1, config.num_context_tokens)
+        start_ids, placeholders = prompts.start_ids, prompts.placeholders(config.num_context_tokens)
+        starts = start_ids.shape[1]
+        check_prompt_length(config.num_context_tokens, tail_ids.shape[1], prompts.max_length, starts)
         layout = (name_lengths, config.class_token_position)
-        token_embedding = embeddings.token_embedding
         return dataclasses.replace(
             embedded,
             input_ids=splice(start_ids, placeholders, tail_ids, *layout),
             inputs_embeds=splice(token_embedding(start_ids), context, token_embedding(tail_ids), *layout),
             prompts_per_class=1,
             shared_prefix=shared_prefix_length(
-                config.num_context_tokens, config.class_token_position, config.class_specific
+                config.num_context_tokens, config.class_token_position, config.class_specific, starts
             ),
         )
 

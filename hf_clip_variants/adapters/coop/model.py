@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..learned_prompts import check_token_ids, words_to_ids
 from ..tuner import Base, Tuner
 from .config import CoOpConfig
 from .layer import CoOpLayer, PromptEmbedderWithContext, TextEmbeddingsWithContext
@@ -16,8 +17,14 @@ class CoOpModel(Tuner):
 
     @classmethod
     def targets(cls, config: CoOpConfig, base: Base) -> dict[str, nn.Module]:
-        anchor = base.family.text_tower(base.clip).get_input_embeddings()
-        return {"prompt_embedder" if base.is_classifier else "text_model.embeddings": anchor}
+        anchor = base.family.token_embedding_of(base.clip)
+        if base.is_classifier:
+            return {"prompt_embedder": anchor}
+        if not base.family.text_is_causal:
+            raise ValueError(
+                f"model: CLIPV_COOP finds its placeholders in CLIP's prompts, not in those of {type(base.model).__name__}; use CLIPClassifier"
+            )
+        return {base.family.text_embeddings: anchor}
 
     @classmethod
     def fill_config(cls, config: CoOpConfig, base: Base) -> None:
@@ -29,17 +36,8 @@ class CoOpModel(Tuner):
         if config.class_specific and config.class_names is None:
             config.class_names = base.class_names
         if config.context_init is not None and config.context_init_ids is None:
-            if not base.is_classifier:
-                raise ValueError(
-                    f"context_init: {config.context_init!r} needs a tokenizer, which a CLIPModel does not have; pass "
-                    "context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
-                )
-            words = config.context_init.replace("_", " ").strip()
-            config.set_context_ids(base.model.tokenizer(words, add_special_tokens=False).input_ids)
-        vocabulary = base.family.text_tower(base.clip).get_input_embeddings().num_embeddings
-        for token in config.context_init_ids or []:
-            if not 0 <= token < vocabulary:
-                raise ValueError(f"context_init_ids: {token} is outside the vocabulary of {vocabulary} tokens")
+            config.set_context_ids(words_to_ids(config, base, config.context_init))
+        check_token_ids("context_init_ids", config.context_init_ids, base)
 
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> CoOpLayer:
         layer_class = PromptEmbedderWithContext if name == "prompt_embedder" else TextEmbeddingsWithContext

@@ -56,7 +56,7 @@ def test_stated_prefix_is_shared_and_end_of_text_stays_where_it_is(position, cla
     model = tiny_classifier()
     config = CoOpConfig(num_context_tokens=5, class_token_position=position, class_specific=class_specific)
     get_peft_model(model, config)
-    prompts = model.prompt_embedder(model.class_prompts, model.clip.text_model.embeddings)
+    prompts = model.prompt_embedder(model.class_prompts, model.clip.text_model.embeddings.token_embedding)
     assert prompts.prompts_per_class == 1
     assert prompts.shared_prefix == shared_prefix_length(5, position, class_specific)
     shared = prompts.inputs_embeds[:, : prompts.shared_prefix]
@@ -64,8 +64,8 @@ def test_stated_prefix_is_shared_and_end_of_text_stays_where_it_is(position, cla
     assert not torch.equal(
         prompts.inputs_embeds[0, prompts.shared_prefix], prompts.inputs_embeds[1, prompts.shared_prefix]
     )
-    end = (prompts.input_ids == model.eos_token_id).int().argmax(dim=1)
-    assert end.tolist() == (1 + 5 + (model.tail_ids == model.eos_token_id).int().argmax(dim=1)).tolist()
+    end = (prompts.input_ids == model.padding_id).int().argmax(dim=1)
+    assert end.tolist() == (1 + 5 + (model.tail_ids == model.padding_id).int().argmax(dim=1)).tolist()
 
 
 def test_words_start_at_zero_shot_clip():

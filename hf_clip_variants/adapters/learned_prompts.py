@@ -1,0 +1,55 @@
+"""What all prompt learners share: where vectors start from, and whether a prompt is short enough."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .tuner import Base, TunerConfig
+
+
+INIT_STD = 0.02  # of vectors that do not start as words (Zhou et al. 2022)
+
+
+def initial_vectors(
+    shape: tuple[int, ...], token_embedding: nn.Module, token_ids: list[int] | None = None
+) -> torch.Tensor:
+    """float32 vectors of `shape` (…, M, d): embeddings of M tokens, or N(0, 0.02²) without `token_ids`."""
+    weight = token_embedding.weight
+    vectors = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    if token_ids is None:
+        return nn.init.normal_(vectors, std=INIT_STD)
+    ids = torch.tensor(token_ids, device=weight.device)
+    return vectors.copy_(F.embedding(ids, weight.detach()).expand(shape))
+
+
+def check_prompt_length(num_tokens: int, tail_length: int, max_length: int, num_start_tokens: int = 1) -> None:
+    """ValueError when start, `num_tokens` before the name and the longest name with its end are more than the text tower takes."""
+    length = num_start_tokens + num_tokens + tail_length
+    if length > max_length:
+        raise ValueError(
+            f"num_context_tokens: {num_tokens} context tokens and the longest class name make a prompt of {length} tokens, the "
+            f"text tower takes {max_length}"
+        )
+
+
+def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
+    """Token ids of `config.context_init` by the classifier's tokenizer. ValueError on a plain dual encoder, which has none."""
+    if not base.is_classifier:
+        raise ValueError(
+            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have; pass "
+            "context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
+        )
+    return base.model.tokenizer(words.replace("_", " ").strip(), add_special_tokens=False).input_ids
+
+
+def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
+    """ValueError for an id that the base's vocabulary does not have."""
+    vocabulary = base.family.token_embedding_of(base.clip).num_embeddings
+    for token in ids or []:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"{argument}: {token} is outside the vocabulary of {vocabulary} tokens")
+
+
+__all__ = ["INIT_STD", "check_prompt_length", "check_token_ids", "initial_vectors", "words_to_ids"]

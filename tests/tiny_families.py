@@ -1,0 +1,253 @@
+"""Small models of the six CLIP families that transformers has, each with a tokenizer and a processor of its own kind: random weights, no network."""
+
+import math
+import string
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
+
+
+FAMILIES = ("clip", "metaclip_2", "chinese_clip", "altclip", "siglip", "siglip2")
+SIGLIP_FAMILIES = ("siglip", "siglip2")
+
+_MODELS = {
+    "clip": "CLIP", "metaclip_2": "MetaClip2", "chinese_clip": "ChineseCLIP", "altclip": "AltCLIP", "siglip": "Siglip", "siglip2": "Siglip2",
+}  # fmt: skip
+_CHINESE_NAMES = ["猫", "金毛犬", "跑车", "森林", "红苹果"]
+_CHINESE_CHARACTERS = "一张的照片图猫狗金毛犬跑车森林红苹果绿蓝黄黑白色大小个只辆棵树花草鸟鱼马牛羊人手画像素描卡通标志上下左右中天地水火山海月日星"
+_WORDS = ("a", "an", "photo", "of", "the", "picture", "image", "emoji", "cat", "dog", "golden", "retriever", "sports", "car", "forest", "red", "apple")  # fmt: skip
+_SPACE = "▁"
+_CONTEXT = 32
+_SIGLIP_CONTEXT = 16
+_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_VISION = {
+    "hidden_size": 40,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+}
+
+
+def family_class_names(model_type: str) -> list[str]:
+    """Five names that the family's tiny tokenizer knows: Chinese ones for `chinese_clip`."""
+    return list(_CHINESE_NAMES if _known(model_type) == "chinese_clip" else CLASS_NAMES)
+
+
+def tiny_dual_encoder(model_type: str, seed: int = 0):
+    """A random float32 model of transformers' own class in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8, joint width 24.
+
+    The SigLIP families' joint width is the vision tower's, 40: their image feature has no projection. `clip` is `tiny.tiny_clip(seed)`.
+    """
+    if _known(model_type) == "clip":
+        return tiny_clip(seed)
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{_MODELS[model_type]}Model")(tiny_family_config(model_type)).eval()
+    _spread_out(model)
+    return model
+
+
+def tiny_family_config(model_type: str):
+    """The configuration of `tiny_dual_encoder`; vocabulary and token ids are those of `tiny_family_tokenizer`."""
+    if _known(model_type) == "clip":
+        return tiny_clip(0).config
+    tokenizer = tiny_family_tokenizer(model_type)
+    siglip = model_type in SIGLIP_FAMILIES
+    text = _TEXT | {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "max_position_embeddings": _SIGLIP_CONTEXT if siglip else _CONTEXT,
+    }
+    vision = dict(_VISION) | ({"num_patches": 9} if model_type == "siglip2" else {"image_size": 24})
+    outer = {} if siglip else {"projection_dim": 24}
+    text |= {
+        "metaclip_2": {"projection_dim": 24},
+        "chinese_clip": {},
+        # XLM-R's positions begin behind the padding id.
+        "altclip": {"project_dim": 28, "max_position_embeddings": _CONTEXT + tokenizer.pad_token_id + 1},
+        "siglip": {"projection_size": vision["hidden_size"]},
+        "siglip2": {"projection_size": vision["hidden_size"]},
+    }[model_type]
+    config_class = getattr(transformers, f"{_MODELS[model_type]}Config")
+    return config_class(text_config=text, vision_config=vision | outer, **outer)
+
+
+@cache
+def tiny_family_tokenizer(model_type: str):
+    """The family's kind of tokenizer over a vocabulary of a few hundred tokens (`clip`: the embedded model's).
+
+    `siglip` and `siglip2` want `padding="max_length"`, and return no attention mask, like the released ones.
+    """
+    return {
+        "clip": tiny_tokenizer,
+        "metaclip_2": _xlm_roberta_tokenizer,
+        "chinese_clip": _bert_tokenizer,
+        "altclip": _xlm_roberta_tokenizer,
+        "siglip": _siglip_tokenizer,
+        "siglip2": _siglip2_tokenizer,
+    }[_known(model_type)]()
+
+
+def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """What the family's text tower takes for `texts` (default: the class names), padded as the family was trained."""
+    padding = "max_length" if model_type in SIGLIP_FAMILIES else True
+    tokenizer = tiny_family_tokenizer(model_type)
+    texts = family_class_names(model_type) if texts is None else texts
+    return dict(tokenizer(texts, padding=padding, truncation=True, return_tensors="pt"))
+
+
+def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What the family's image tower takes for `batch` random pictures: `pixel_values` (B, 3, 24, 24).
+
+    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd pictures are 2 x 3 patches, the rest is padding.
+    """
+    pixels = tiny_pixels(batch, seed)
+    if _known(model_type) != "siglip2":
+        return {"pixel_values": pixels}
+    patches = pixels.reshape(batch, 3, 3, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(batch, 9, 192)
+    shapes = torch.tensor([[3, 3], [2, 3]])[torch.arange(batch) % 2]
+    mask = (torch.arange(9) < shapes.prod(1, keepdim=True)).int()
+    return {"pixel_values": patches * mask[..., None], "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def tiny_family_processor(model_type: str):
+    """The family's processor for 24 px, with the settings of its released checkpoints.
+
+    `Siglip2Processor` overrides its parts with 64 tokens, 16 px and 256 patches, which the tiny model does not have: call its parts, or pass
+    `max_length=16, patch_size=8, max_num_patches=9`.
+    """
+    tokenizer = tiny_family_tokenizer(model_type)
+    square, edge = {"height": 24, "width": 24}, {"shortest_edge": 24}
+    if _known(model_type) == "siglip2":
+        return transformers.Siglip2Processor(
+            transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=9), tokenizer
+        )
+    if model_type == "siglip":
+        return transformers.SiglipProcessor(transformers.SiglipImageProcessor(size=square), tokenizer)
+    if model_type == "chinese_clip":
+        pictures = transformers.ChineseCLIPImageProcessor(size=square, crop_size=square, do_center_crop=False)
+        return transformers.ChineseCLIPProcessor(pictures, tokenizer)
+    processor_class = transformers.AltCLIPProcessor if model_type == "altclip" else transformers.CLIPProcessor
+    return processor_class(transformers.CLIPImageProcessor(size=edge, crop_size=square), tokenizer)
+
+
+def save_tiny_family(model_type: str, folder: str | Path, seed: int = 0) -> Path:
+    """`folder` as a user's checkpoint: model, tokenizer and processor, which the Auto classes load."""
+    tiny_dual_encoder(model_type, seed).save_pretrained(folder)
+    tiny_family_processor(model_type).save_pretrained(folder)
+    return Path(folder)
+
+
+def _known(model_type: str) -> str:
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type={model_type!r}: expected one of {', '.join(FAMILIES)}")
+    return model_type
+
+
+def _spread_out(model) -> None:
+    """Larger matrices, so that two prompts have clearly different features; SigLIP's temperature and bias as at the start of its training."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("text_model.", "vision_model.")) and parameter.dim() > 1:
+                parameter.mul_(_wanted_std(name, parameter[0].numel()) / parameter.std())
+            elif name.endswith(".bias"):
+                parameter.normal_(std=0.05)
+        if hasattr(model, "logit_bias"):
+            model.logit_scale.fill_(math.log(10))
+            model.logit_bias.fill_(-10)
+            # Most positions are padding: at full size it would drown the words at the last position, which is the text's feature.
+            model.text_model.embeddings.token_embedding.weight[model.config.text_config.pad_token_id].mul_(0.1)
+
+
+def _wanted_std(name: str, fan_in: int) -> float:
+    if "word_embeddings" in name or "token_embedding" in name:
+        return 0.5
+    if "position_embedding" in name or "token_type_embeddings" in name:
+        return 0.1
+    mixes_tokens = any(part in name for part in ("v_proj", "value", "out_proj", "attention.output"))
+    return (3.0 if mixes_tokens else 1.5) / math.sqrt(fan_in)
+
+
+def _pieces() -> list[str]:
+    """Words, and every character alone and after a space: enough to spell any ASCII text, and the Chinese names."""
+    characters = string.ascii_letters + string.digits + string.punctuation + "。，" + _CHINESE_CHARACTERS
+    return [
+        _SPACE,
+        *(_SPACE + word for word in _WORDS if len(word) > 1),
+        *(_SPACE + c for c in characters),
+        *characters,
+    ]
+
+
+def _unigrams(special: list[str]) -> list[tuple[str, float]]:
+    # Long pieces are likelier than the characters that spell them.
+    return [(token, 0.0) for token in special] + [(piece, -10.0 + 0.5 * len(piece)) for piece in _pieces()]
+
+
+def _xlm_roberta_tokenizer():
+    vocabulary = [*_unigrams(["<s>", "<pad>", "</s>", "<unk>"]), ("<mask>", 0.0)]
+    return transformers.XLMRobertaTokenizer(vocab=vocabulary, model_max_length=_CONTEXT)
+
+
+def _bert_tokenizer():
+    characters = string.ascii_lowercase + string.digits
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens += [*string.punctuation, *"。，、", *characters, *("##" + c for c in characters), *_CHINESE_CHARACTERS]
+    tokens += [word for word in _WORDS if len(word) > 1]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    assert len(vocabulary) == len(tokens), "a token twice"
+    return transformers.BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=_CONTEXT)
+
+
+def _siglip_tokenizer():
+    """SiglipTokenizer needs sentencepiece; this is what its Rust conversion does: no punctuation, lower case, unigrams, `</s>` at the end and as padding."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import Unigram
+
+    vocabulary = _unigrams(["<pad>", "</s>", "<unk>"])
+    backend = Tokenizer(Unigram(vocab=vocabulary, unk_id=2, byte_fallback=False))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(f"[{''.join(chr(92) + c for c in string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=_SIGLIP_CONTEXT,
+        model_input_names=["input_ids"], padding_side="right",
+    )  # fmt: skip
+
+
+def _siglip2_tokenizer():
+    from tokenizers import processors
+
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += list(dict.fromkeys(piece.removeprefix(_SPACE) or _SPACE for piece in _pieces() if len(piece) < 3))
+    merges = []
+    for word in _WORDS:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in tokens:
+                tokens.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    merges += [(_SPACE, word) for word in _WORDS]
+    tokens += [_SPACE + word for word in _WORDS]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    assert len(vocabulary) == len(tokens), "a token twice"
+    tokenizer = transformers.Siglip2Tokenizer(
+        vocab=vocabulary, merges=merges, model_max_length=_SIGLIP_CONTEXT, model_input_names=["input_ids"], padding_side="right",
+    )  # fmt: skip
+    # The class adds no <eos>; in a released checkpoint tokenizer.json does.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    return tokenizer
