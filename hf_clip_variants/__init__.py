@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from .adaptation import adapt
     from .adapter_fitting import fit_adapter
     from .adapters.clip_adapter.config import CLIPAdapterConfig
+    from .adapters.cocoop.config import CoCoOpConfig
     from .adapters.coop.config import CoOpConfig
+    from .adapters.ivlp.config import IVLPConfig
     from .adapters.loading import load_adapter
+    from .adapters.maple.config import MaPLeConfig
     from .adapters.tip_adapter.config import TipAdapterConfig
+    from .adapters.vpt.config import VPTConfig
     from .data.emoji import embedded_model
     from .data.sources import load_images
     from .hub import export_with_code
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
     from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
     from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+    from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
+    from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone, CLIPResNetModel, CLIPResNetVisionModel
 
 __version__ = "0.1.0.dev0"
 
@@ -36,8 +42,17 @@ __all__ = [
     "CLIPClassifierConfig",
     "CLIPClassifierImageProcessor",
     "CLIPClassifierProcessor",
+    "CLIPResNetBackbone",
+    "CLIPResNetConfig",
+    "CLIPResNetModel",
+    "CLIPResNetVisionConfig",
+    "CLIPResNetVisionModel",
+    "CoCoOpConfig",
     "CoOpConfig",
+    "IVLPConfig",
+    "MaPLeConfig",
     "TipAdapterConfig",
+    "VPTConfig",
     "adapt",
     "embedded_model",
     "export_with_code",

@@ -308,19 +308,23 @@ def encode_prompts(
     plan = plan.to(text_model.final_layer_norm.weight.device)
     embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings)
     trees, slots = plan.token_index.shape
+    variants_at_once = min(embed.variants, max(1, max_tokens_per_chunk // slots))
     pooled = []
-    for chunk in _chunks(trees, max_tokens_per_chunk // (slots * embed.variants)):
-        deep = {
-            layer: _DeepPrompt(prompt, plan.positions[chunk], deep_start) for layer, prompt in deep_prompts.items()
-        }
-        run = (text_model, embed(chunk), plan.subtree_end[chunk], plan.eos_slots[chunk], deep)
-        if checkpoint:
-            # No dropout gets here (`why_own_layers`), so there is no random state to restore.
-            output = checkpoint_activations(_run_trees, *run, use_reentrant=False, preserve_rng_state=False)
-        else:
-            output = _run_trees(*run)
-        pooled.append(output.unflatten(0, (embed.variants, -1)))
-    pooled = torch.cat(pooled, dim=1).flatten(1, 2)[:, plan.row_of_prompt]
+    for variants in _chunks(embed.variants, variants_at_once):
+        of_variants = []
+        for chunk in _chunks(trees, max_tokens_per_chunk // (slots * variants_at_once)):
+            deep = {
+                layer: _DeepPrompt(prompt, plan.positions[chunk], deep_start) for layer, prompt in deep_prompts.items()
+            }
+            run = (text_model, embed(chunk, variants), plan.subtree_end[chunk], plan.eos_slots[chunk], deep)
+            if checkpoint:
+                # No dropout gets here (`why_own_layers`), so there is no random state to restore.
+                output = checkpoint_activations(_run_trees, *run, use_reentrant=False, preserve_rng_state=False)
+            else:
+                output = _run_trees(*run)
+            of_variants.append(output.unflatten(0, (-1, len(plan.subtree_end[chunk]))))
+        pooled.append(torch.cat(of_variants, dim=1))
+    pooled = torch.cat(pooled).flatten(1, 2)[:, plan.row_of_prompt]
     return pooled if _has_variants(inputs_embeds, prefix_embeds) else pooled[0]
 
 
@@ -387,7 +391,7 @@ class _DeepPrompt:
 
 
 class _SlotEmbeddings:
-    """Slice of trees -> (variants * trees, T, width), positions added."""
+    """Slice of trees, slice of variants -> (variants * trees, T, width), positions added."""
 
     def __init__(self, text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings):
         weight = text_model.final_layer_norm.weight
@@ -410,7 +414,7 @@ class _SlotEmbeddings:
         if self.prefix is not None:
             self.variants = len(self.prefix)
 
-    def __call__(self, trees: slice) -> torch.Tensor:
+    def __call__(self, trees: slice, variants: slice) -> torch.Tensor:
         index, columns = self.plan.token_index[trees], self.plan.positions[trees]
         positions = columns if self.position_ids is None else self.position_ids[columns]
         # The tower's module takes at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
@@ -420,21 +424,22 @@ class _SlotEmbeddings:
             hidden = self.embeddings(input_ids=self.ids[index].view(-1, 1), position_ids=positions.reshape(-1, 1))
         else:
             if self.token_embeds is not None:
-                hidden = self.token_embeds[:, index.flatten()]
+                which = variants if len(self.token_embeds) > 1 else slice(None)
+                hidden = self.token_embeds[which][:, index.flatten()]
             else:
                 hidden = self.embeddings.token_embedding(self.ids[index.flatten()])[None]
             if self.prefix is not None:
-                hidden = self._put_prefix(hidden, columns.flatten())
+                hidden = self._put_prefix(hidden, self.prefix[variants], columns.flatten())
+            position_ids = positions.reshape(-1, 1).repeat(len(hidden), 1)
             hidden = hidden.reshape(-1, 1, hidden.shape[-1])
-            hidden = self.embeddings(
-                inputs_embeds=hidden, position_ids=positions.reshape(-1, 1).repeat(self.variants, 1)
-            )
+            hidden = self.embeddings(inputs_embeds=hidden, position_ids=position_ids)
         return hidden.view(-1, index.shape[1], hidden.shape[-1])
 
-    def _put_prefix(self, hidden: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _put_prefix(hidden: torch.Tensor, prefix: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """(1, S, width) of S slots -> (variants, S, width)."""
-        last = self.prefix.shape[1] - 1
-        return torch.where((columns <= last)[:, None], self.prefix[:, columns.clamp(max=last)], hidden)
+        last = prefix.shape[1] - 1
+        return torch.where((columns <= last)[:, None], prefix[:, columns.clamp(max=last)], hidden)
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

@@ -26,8 +26,10 @@ class Fixture:
         return self.meta.get("hparams", self.meta.get("hyperparameters", {}))[key]
 
     def backbone_state_dict(self) -> dict[str, torch.Tensor]:
-        """The frozen CLIP of an adapter fixture, under the official names."""
-        return {k.removeprefix("clip."): v for k, v in self.state_dict.items() if k.startswith("clip.")}
+        """The frozen CLIP of an adapter fixture, under the official names; some keep their prompts inside it."""
+        return {
+            k.removeprefix("clip."): v for k, v in self.state_dict.items() if k.startswith("clip.") and "VPT" not in k
+        }
 
     def text_eos_token_id(self) -> int:
         return self.hparam("vocab_size") - 1

@@ -8,12 +8,19 @@ Importing this package imports PEFT and makes it know them.
 import peft  # noqa: F401
 
 from .clip_adapter.config import CLIPAdapterConfig
+from .cocoop.config import CoCoOpConfig
 from .coop.config import CoOpConfig
+from .ivlp.config import IVLPConfig
 from .loading import load_adapter, put_adapter
+from .maple.config import MaPLeConfig
 from .registration import register_all
 from .tip_adapter.config import TipAdapterConfig
+from .vpt.config import VPTConfig
 
 
 register_all()
 
-__all__ = ["CLIPAdapterConfig", "CoOpConfig", "TipAdapterConfig", "load_adapter", "put_adapter"]
+__all__ = [
+    "CLIPAdapterConfig", "CoCoOpConfig", "CoOpConfig", "IVLPConfig", "MaPLeConfig", "TipAdapterConfig", "VPTConfig", "load_adapter",
+    "put_adapter",
+]  # fmt: skip

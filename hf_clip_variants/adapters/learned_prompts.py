@@ -35,13 +35,25 @@ def check_prompt_length(num_tokens: int, tail_length: int, max_length: int, num_
 
 
 def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
-    """Token ids of `config.context_init` by the classifier's tokenizer. ValueError on a plain dual encoder, which has none."""
-    if not base.is_classifier:
+    """Token ids of `config.context_init` by the classifier's tokenizer, or by the one beside a plain dual encoder's checkpoint.
+
+    Raises ValueError where there is none.
+    """
+    words = words.replace("_", " ").strip()
+    if base.is_classifier:
+        return base.model.tokenizer(words, add_special_tokens=False).input_ids
+    source = getattr(base.model.config, "_name_or_path", None)
+    try:
+        if not source:
+            raise OSError("the model was not loaded from a checkpoint")
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(source)(words, add_special_tokens=False).input_ids
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have; pass "
+            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have ({error}); pass "
             "context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
-        )
-    return base.model.tokenizer(words.replace("_", " ").strip(), add_special_tokens=False).input_ids
+        ) from error
 
 
 def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:

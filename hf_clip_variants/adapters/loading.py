@@ -15,6 +15,7 @@ from .registration import register_all
 from .tuner import TunerConfig, check_adapter_tensors
 
 
+_PEFT_PREFIX = "base_model.model."
 _CONFIG_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "endpoint")
 
@@ -147,6 +148,7 @@ def put_adapter(
     else:
         model = PeftModel(base, config, adapter_name)
     try:
+        tensors = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     except Exception:
         model.delete_adapter(adapter_name) if wrapped else model.unload()

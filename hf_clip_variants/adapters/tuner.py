@@ -1,6 +1,7 @@
 """What our tuners share over PEFT's `BaseTuner`: one base model contract, checks before anything is touched, strict loading."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -83,7 +84,11 @@ class TunerConfig(PeftConfig):
 
 def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor], origin: str = "adapter") -> None:
     """Raises ValueError unless `tensors` are exactly those that `config` describes, in name and shape."""
+    saved_whole = tuple(f"{name}." for name in getattr(config, "modules_to_save", None) or ())
     found = {name.removeprefix(_PEFT_PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {
+        name: shape for name, shape in found.items() if not name.startswith(saved_whole)
+    }  # PEFT's, shapes as the base's
     expected = config.adapter_tensors()
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
@@ -96,6 +101,33 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)}")
+
+
+def without_prefixes(
+    state_dict: Mapping[str, torch.Tensor], prefixes: tuple[str, ...] = ("module.", "prompt_learner.")
+) -> dict[str, torch.Tensor]:
+    """An official state dict's names without what wrappers put before them."""
+    tensors = {}
+    for name, tensor in state_dict.items():
+        for prefix in prefixes:
+            name = name.removeprefix(prefix)
+        tensors[name] = tensor
+    return tensors
+
+
+def check_keys(tensors: Mapping[str, torch.Tensor], expected: set[str]) -> None:
+    """Raises ValueError unless an official state dict has exactly the keys that a converter knows."""
+    missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
+    faults = [f"{len(n)} {kind} keys: {n[:5]}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
+    if faults:
+        raise ValueError(f"state_dict: {'; '.join(faults)}")
+
+
+def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The tensor in float32. Raises ValueError for one with NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name}: not finite")
+    return tensor.detach().float().contiguous()
 
 
 def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
@@ -221,7 +253,10 @@ class Tuner(BaseTuner):
 
     tuner_layer_cls = TunerLayer
     target_module_mapping: dict[str, list[str]] = {}
-    tensor_width: ClassVar[str]  # the backbone width that the adapter's tensors have; nothing overrides a mismatch
+    tensor_widths: ClassVar[
+        tuple[str, ...]
+    ]  # the backbone widths that the adapter's tensors have; nothing overrides a mismatch
+    base_class: ClassVar[type[Base]] = Base
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, *args, **kwargs):
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
@@ -248,6 +283,7 @@ class Tuner(BaseTuner):
         """Method-specific checks, then method-specific fields."""
 
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> TunerLayer:
+        """`name` is the target's in the model."""
         raise NotImplementedError
 
     # ---- PEFT's hooks
@@ -255,7 +291,7 @@ class Tuner(BaseTuner):
     def _check_new_adapter_config(self, config: TunerConfig) -> None:
         """The first thing that `inject_adapter` does, for a first adapter and for any other."""
         super()._check_new_adapter_config(config)
-        base = Base(self.model, config.peft_type_name)
+        base = self.base_class(self.model, config.peft_type_name)
         self._check_base(config, base)
         self.fill_config(config, base)
         config.target_modules = sorted(self.targets(config, base))
@@ -274,7 +310,7 @@ class Tuner(BaseTuner):
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)
-            if ours != theirs and (name == self.tensor_width or not config.allow_other_backbone):
+            if ours != theirs and (name in self.tensor_widths or not config.allow_other_backbone):
                 what = "width" if name.endswith("width") else "depth"
                 raise ValueError(f"adapter expects {what} {ours}, backbone has {theirs} ({name})")
         if config.backbone_fingerprint is not None and not config.allow_other_backbone:
@@ -299,8 +335,8 @@ class Tuner(BaseTuner):
         if isinstance(target, self.tuner_layer_cls):
             layer = target
         else:
-            anchors = self.targets(peft_config, Base(self.model, peft_config.peft_type_name))
-            layer = self._wrap(target, target_name, anchors[current_key])
+            anchors = self.targets(peft_config, self.base_class(self.model, peft_config.peft_type_name))
+            layer = self._wrap(target, current_key, anchors[current_key])
             self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config)
 
@@ -329,5 +365,6 @@ def _describe(config: TunerConfig) -> str:
 
 
 __all__ = [
-    "FORMAT_VERSION", "Base", "Tuner", "TunerConfig", "TunerLayer", "check_adapter_tensors", "check_class_names",
+    "FORMAT_VERSION", "Base", "Tuner", "TunerConfig", "TunerLayer", "check_adapter_tensors", "check_class_names", "check_keys", "finite",
+    "without_prefixes",
 ]  # fmt: skip

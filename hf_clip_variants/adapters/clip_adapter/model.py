@@ -12,7 +12,7 @@ class CLIPAdapterModel(Tuner):
 
     prefix = "clipv_clip_adapter_"
     tuner_layer_cls = CLIPAdapterLayer
-    tensor_width = "joint width"
+    tensor_widths = ("joint width",)
 
     @classmethod
     def targets(cls, config: CLIPAdapterConfig, base: Base) -> dict[str, nn.Module]:

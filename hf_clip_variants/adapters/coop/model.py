@@ -13,7 +13,7 @@ class CoOpModel(Tuner):
 
     prefix = "clipv_coop_"
     tuner_layer_cls = CoOpLayer
-    tensor_width = "text width"
+    tensor_widths = ("text width",)
 
     @classmethod
     def targets(cls, config: CoOpConfig, base: Base) -> dict[str, nn.Module]:

@@ -20,7 +20,7 @@ class TipAdapterModel(Tuner):
 
     prefix = "clipv_tip_adapter_"
     tuner_layer_cls = TipAdapterLayer
-    tensor_width = "joint width"
+    tensor_widths = ("joint width",)
 
     @classmethod
     def targets(cls, config: TipAdapterConfig, base: Base) -> dict[str, nn.Module]:

@@ -1,0 +1,100 @@
+"""Configuration of CoCoOp."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..tuner import TunerConfig
+from ..vpt.config import check_count
+
+
+@dataclass
+class CoCoOpConfig(TunerConfig):
+    """CoCoOp (Zhou et al. 2022, arXiv 2203.05557): CoOp's context, shifted for each image by a small network on its feature.
+
+    For a `CLIPClassifier`. It loses less than CoOp on classes that were not trained on, and the text tower runs once for each image and class: prefer
+    `CoOpConfig` where the classes stay, `MaPLeConfig` where the image tower may be touched, too.
+
+    Args:
+        num_context_tokens (`int`, *optional*): How many vectors are trained, M. Default: as many as `context_init` has tokens, or 4.
+        context_init (`str`, *optional*): Words that the context starts from. None: N(0, 0.02²).
+        context_init_ids (`list[int]`, *optional*): Their token ids. Filled from the classifier's tokenizer.
+        meta_reduction (`int`): The network's hidden width is the joint width divided by this.
+        text_chunk_size (`int`, *optional*): So many tokens go through the text tower at once, and training computes them a second time instead of
+            keeping what lies between: any batch then fits, for a third more time. None: everything is kept.
+
+    Raises:
+        ValueError: for values outside these, and where words and `num_context_tokens` disagree.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants.adapters import CoCoOpConfig
+
+    >>> CoCoOpConfig(context_init_ids=[320, 1125, 539, 320]).num_context_tokens
+    4
+    ```
+    """
+
+    peft_type_name: ClassVar[str] = "CLIPV_COCOOP"
+
+    num_context_tokens: int | None = field(
+        default=None,
+        metadata={"help": "How many context vectors are trained: 4, or as many as `context_init` has tokens."},
+    )
+    context_init: str | None = field(
+        default="a photo of a", metadata={"help": "Words that the context starts from; None: random."}
+    )
+    context_init_ids: list[int] | None = field(
+        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+    )
+    meta_reduction: int = field(
+        default=16, metadata={"help": "The network's hidden width is the joint width divided by this."}
+    )
+    text_chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens at once in the text tower, computed twice in training: less memory."}
+    )
+    allow_other_backbone: bool = field(
+        default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for argument in ("num_context_tokens", "text_chunk_size"):
+            if getattr(self, argument) is not None:
+                check_count(argument, getattr(self, argument))
+        check_count("meta_reduction", self.meta_reduction)
+        if self.context_init is not None and not self.context_init.replace("_", " ").strip():
+            raise ValueError("context_init: blank, expected words or None")
+        if self.context_init_ids is not None:
+            self.set_context_ids(self.context_init_ids)
+        elif self.num_context_tokens is None and self.context_init is None:
+            self.num_context_tokens = 4
+
+    def set_context_ids(self, ids: list[int]) -> None:
+        """Makes the context start from these tokens. ValueError if there are others than `num_context_tokens` of them."""
+        ids = [int(i) for i in ids]
+        if self.num_context_tokens not in (None, len(ids)) or not ids:
+            raise ValueError(
+                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has {len(ids)} tokens; "
+                "leave num_context_tokens out, or set context_init=None"
+            )
+        self.context_init_ids, self.num_context_tokens = ids, len(ids)
+
+    def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
+        width, joint = self.backbone_widths["text width"], self.backbone_widths["joint width"]
+        hidden = self.hidden_width(joint)
+        tensors = {
+            "context": (self.num_context_tokens, width),
+            "linear1.weight": (hidden, joint),
+            "linear1.bias": (hidden,),
+            "linear2.weight": (width, hidden),
+            "linear2.bias": (width,),
+        }
+        return {f"prompt_embedder.clipv_cocoop_{name}": shape for name, shape in tensors.items()}
+
+    def hidden_width(self, joint_width: int) -> int:
+        """Of the network; at least 1."""
+        return max(1, joint_width // self.meta_reduction)
+
+
+__all__ = ["CoCoOpConfig"]

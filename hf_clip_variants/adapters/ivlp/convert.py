@@ -1,0 +1,59 @@
+"""Official IVLP files (`IVLP` trainer of muzairkhattak/multimodal-prompt-learning) -> an adapter."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..tuner import finite
+from ..vpt.convert import stacked, vision_prompts
+from .config import IVLPConfig
+
+
+_TEXT_LAYER = re.compile(r"^(?:text_encoder\.|clip\.)?transformer\.resblocks\.(\d+)\.VPT_shallow$")
+
+
+def convert_ivlp(
+    state_dict: Mapping[str, torch.Tensor], *, context_init_ids: Sequence[int] | None = None, plain_clip: bool = False
+) -> tuple[IVLPConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors for `put_adapter`, float32.
+
+    Args:
+        state_dict: from `official.read_state_dict("VLPromptLearner/model.pth.tar-5")`: the whole model. `prompt_learner.ctx` (n, d),
+            `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where pictures have prompts, `image_encoder.VPT` and
+            `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter; CLIP and the classes' token embeddings are not read.
+        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the learned ones are part of
+            the prompts. They are in no file; None: it began with random vectors.
+        plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
+
+    Raises:
+        ValueError: no context, layers left out, prompts of different shapes or not finite.
+    """
+    context = state_dict.get("prompt_learner.ctx")
+    if context is None or context.dim() != 2:
+        got = "none" if context is None else f"shape {list(context.shape)}"
+        raise ValueError(
+            f"state_dict: expected prompt_learner.ctx of shape (n, d), got {got} ({len(state_dict)} keys)"
+        )
+    deep = {int(match[1]): tensor for name, tensor in state_dict.items() if (match := _TEXT_LAYER.match(name))}
+    text = stacked(context, deep, "VPT_shallow")
+    has_vision = any(name.endswith(("image_encoder.VPT", "visual.VPT")) for name in state_dict)
+    vision = vision_prompts(state_dict) if has_vision else None
+    config = IVLPConfig(
+        num_text_tokens=text.shape[1],
+        text_depth=len(text),
+        num_vision_tokens=vision.shape[1] if has_vision else 2,
+        vision_depth=len(vision) if has_vision else 0,
+        context_init=None,
+        context_init_ids=list(context_init_ids) if context_init_ids is not None else None,
+    )
+    prefix, home = ("", "text_model.embeddings.token_embedding") if plain_clip else ("clip.", "prompt_embedder")
+    tensors = {f"{home}.clipv_ivlp_context": finite(text[0], "ctx")}
+    if len(text) > 1:
+        tensors[f"{home}.clipv_ivlp_text_prompts"] = text[1:].contiguous()
+    if has_vision:
+        tensors[f"{prefix}vision_model.embeddings.clipv_ivlp_vision_prompts"] = vision
+    return config, tensors
+
+
+__all__ = ["convert_ivlp"]

@@ -1,0 +1,57 @@
+"""The PEFT tuner of IVLP."""
+
+from torch import nn
+
+from ..text_prompts import fill_text_config, text_targets
+from ..tuner import Base, Tuner
+from ..visual_prompts import visual_targets
+from .config import IVLPConfig
+from .layer import IVLPLayer, IVLPPromptEmbedder, IVLPTextLayer, IVLPTokenEmbedding, IVLPVisionHome, IVLPVisionLayer
+
+
+class IVLPModel(Tuner):
+    """Made by `get_peft_model(base, IVLPConfig(...))`; base: a `CLIPClassifier` or a plain dual encoder with a transformer for pictures."""
+
+    prefix = "clipv_ivlp_"
+    tuner_layer_cls = IVLPLayer
+    tensor_widths = ("text width", "image width")
+
+    @classmethod
+    def targets(cls, config: IVLPConfig, base: Base) -> dict[str, nn.Module]:
+        text_depth, vision_depth = _depths(config, base)
+        token_embedding = base.family.token_embedding_of(base.clip)
+        text = text_targets(base, text_depth, "maple") if text_depth else []
+        vision = visual_targets(base, vision_depth)
+        anchors = dict.fromkeys(text, token_embedding)
+        return anchors | dict.fromkeys(vision, base.model.get_submodule(vision[0]) if vision else None)
+
+    @classmethod
+    def fill_config(cls, config: IVLPConfig, base: Base) -> None:
+        config.text_depth, config.vision_depth = _depths(config, base)
+        if config.text_depth:
+            fill_text_config(config, base, config.num_text_tokens)
+
+    def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> IVLPLayer:
+        base = Base(self.model, self.prefix)
+        family, starts = base.family, base.family.num_start_tokens
+        vision_home = base.path(family.vision_embeddings)
+        if name == "prompt_embedder":
+            return IVLPPromptEmbedder(target, anchor)
+        if name == family.token_embedding:
+            return IVLPTokenEmbedding(target, anchor, starts)
+        if name == vision_home:
+            return IVLPVisionHome(target, anchor, family.patch_norm is not None, base.widths["image width"])
+        index = int(name.rpartition(".")[2])
+        if name.startswith(f"{base.path(family.vision_layers)}."):
+            return IVLPVisionLayer(target, anchor, self.model, vision_home, index, base.widths["image layers"])
+        return IVLPTextLayer(target, anchor, self.model, family.token_embedding, index, starts)
+
+
+def _depths(config: IVLPConfig, base: Base) -> tuple[int, int]:
+    return tuple(
+        base.widths[f"{tower} layers"] if depth == "all" else depth
+        for tower, depth in (("text", config.text_depth), ("image", config.vision_depth))
+    )
+
+
+__all__ = ["IVLPModel"]

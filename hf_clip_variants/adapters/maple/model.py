@@ -1,0 +1,62 @@
+"""The PEFT tuner of MaPLe."""
+
+from torch import nn
+
+from ..text_prompts import fill_text_config, text_targets
+from ..tuner import Base, Tuner
+from ..visual_prompts import visual_targets
+from .config import MaPLeConfig
+from .layer import (
+    MaPLeLayer,
+    MaPLePromptEmbedder,
+    MaPLeTextLayer,
+    MaPLeTokenEmbedding,
+    MaPLeVisionHome,
+    MaPLeVisionLayer,
+)
+
+
+class MaPLeModel(Tuner):
+    """Made by `get_peft_model(base, MaPLeConfig(...))`; base: a `CLIPClassifier` or a plain dual encoder with a transformer for pictures."""
+
+    prefix = "clipv_maple_"
+    tuner_layer_cls = MaPLeLayer
+    tensor_widths = ("text width", "image width")
+
+    @classmethod
+    def targets(cls, config: MaPLeConfig, base: Base) -> dict[str, nn.Module]:
+        depth = _depth(config, base)
+        vision = visual_targets(base, depth)
+        text = text_targets(base, depth, config.text_prompt_style)
+        anchors = dict.fromkeys(text, base.family.token_embedding_of(base.clip))
+        return anchors | dict.fromkeys(vision, base.model.get_submodule(vision[0]))
+
+    @classmethod
+    def fill_config(cls, config: MaPLeConfig, base: Base) -> None:
+        config.prompt_depth = _depth(config, base)
+        fill_text_config(config, base, config.num_prompt_tokens if config.text_prompt_style == "maple" else 0)
+
+    def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> MaPLeLayer:
+        base = Base(self.model, self.prefix)
+        family, starts = base.family, base.family.num_start_tokens
+        vision_home = base.path(family.vision_embeddings)
+        text_home = "prompt_embedder" if base.is_classifier else family.token_embedding
+        if name == "prompt_embedder":
+            return MaPLePromptEmbedder(target, anchor)
+        if name == family.token_embedding:
+            return MaPLeTokenEmbedding(target, anchor, starts)
+        if name == vision_home:
+            widths = (base.widths["text width"], base.widths["image width"])
+            return MaPLeVisionHome(target, anchor, family.patch_norm is not None, widths, self.model, text_home)
+        index = int(name.rpartition(".")[2])
+        if name.startswith(f"{base.path(family.vision_layers)}."):
+            return MaPLeVisionLayer(target, anchor, self.model, vision_home, index, base.widths["image layers"])
+        return MaPLeTextLayer(target, anchor, self.model, text_home, index, starts)
+
+
+def _depth(config: MaPLeConfig, base: Base) -> int:
+    layers = min(base.widths["text layers"], base.widths["image layers"])
+    return layers if config.prompt_depth == "all" else config.prompt_depth
+
+
+__all__ = ["MaPLeModel"]

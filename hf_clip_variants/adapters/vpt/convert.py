@@ -1,0 +1,151 @@
+"""Official VPT files -> an adapter: the CLIP variant's whole models, and the original's prompts, whole models and ViTs."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from ..tuner import check_keys, finite, without_prefixes
+from .config import VPTConfig
+
+
+_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.VPT_shallow")
+
+
+def convert_vpt(
+    state_dict: Mapping[str, torch.Tensor], *, plain_clip: bool = False
+) -> tuple[VPTConfig, dict[str, torch.Tensor]]:
+    """VPT on CLIP (`VPT` trainer of muzairkhattak/multimodal-prompt-learning) -> configuration and tensors for `put_adapter`, float32.
+
+    Args:
+        state_dict: from `official.read_state_dict("…/model.pth.tar-5")`: the whole model, of which `image_encoder.VPT` (n, d) and
+            `image_encoder.transformer.resblocks.{i}.VPT_shallow` (n, d) are the adapter. The rest is CLIP and is not read.
+        plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
+
+    Raises:
+        ValueError: no prompts, prompts of different shapes, a layer left out, or text prompts (an IVLP file).
+    """
+    if text := [name for name in state_dict if "VPT" in name and not _is_vision(name)]:
+        raise ValueError(f"state_dict: {text[0]} is a text prompt; use convert_ivlp")
+    prompts = vision_prompts(state_dict)
+    config = VPTConfig(num_prompt_tokens=prompts.shape[1], prompt_depth=len(prompts))
+    home = ("" if plain_clip else "clip.") + "vision_model.embeddings"
+    return config, {f"{home}.clipv_vpt_prompts": prompts}
+
+
+def _is_vision(name: str) -> bool:
+    return name.startswith(("image_encoder.", "visual.", "clip.visual."))
+
+
+def vision_prompts(state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """`VPT` and `VPT_shallow` of an official model's image tower -> (J, n, d) float32."""
+    tensors = {name: tensor for name, tensor in state_dict.items() if "VPT" in name and _is_vision(name)}
+    first = [tensor for name, tensor in tensors.items() if name.endswith((".VPT", "visual.VPT"))]
+    deep = {int(match[1]): tensor for name, tensor in tensors.items() if (match := _LAYER.search(name))}
+    if len(first) != 1:
+        raise ValueError(f"state_dict: expected one image_encoder.VPT, got {len(first)} among {len(state_dict)} keys")
+    return stacked(first[0], deep, "VPT_shallow")
+
+
+def stacked(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: str) -> torch.Tensor:
+    """Prompts (n, d) of layer 0 and of layers 1..J-1 -> (J, n, d) float32. ValueError for gaps and for different shapes."""
+    if sorted(deep) != list(range(1, len(deep) + 1)):
+        raise ValueError(f"state_dict: {what} of layers {sorted(deep)}, expected 1 to {len(deep)}")
+    prompts = [first, *(deep[layer] for layer in sorted(deep))]
+    shapes = sorted({tuple(p.shape) for p in prompts})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"state_dict: prompts of shapes {shapes}, expected one shape (n, d)")
+    return finite(torch.stack([p.detach().float() for p in prompts]), what)
+
+
+# ---- the original on ViT (KMnP/vpt)
+
+_ENCODER = "enc.transformer."
+_VIT_LAYER = {
+    "attention_norm": "layernorm_before", "ffn_norm": "layernorm_after", "attn.query": "attention.q_proj", "attn.key": "attention.k_proj",
+    "attn.value": "attention.v_proj", "attn.out": "attention.o_proj", "ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2",
+}  # fmt: skip
+
+
+def convert_vpt_vit(state_dict: Mapping[str, torch.Tensor]) -> tuple[VPTConfig, dict[str, torch.Tensor]]:
+    """The original's prompts and head -> configuration and tensors for `put_adapter` on a `ViTForImageClassification`.
+
+    Args:
+        state_dict: a run's whole model (`enc.transformer.prompt_embeddings` (1, n, q), `…deep_prompt_embeddings` (J - 1, n, q), `…prompt_proj`,
+            `head.last_layer`), or its `prompt_ep{N}.pth` as tensors (`shallow_prompt`, `deep_prompt`), which has neither projection nor head.
+    """
+    names = {
+        "prompts": (f"{_ENCODER}prompt_embeddings", "shallow_prompt"),
+        "deep": (f"{_ENCODER}deep_prompt_embeddings", "deep_prompt"),
+    }
+    found = {
+        part: next((state_dict[name] for name in options if name in state_dict), None)
+        for part, options in names.items()
+    }
+    if found["prompts"] is None:
+        raise ValueError(
+            f"state_dict: expected {' or '.join(names['prompts'])}, got {sorted(state_dict)[:5]} ({len(state_dict)} keys)"
+        )
+    prompts = torch.cat([t.detach().float() for t in found.values() if t is not None])
+    if prompts.dim() != 3:
+        raise ValueError(f"state_dict: prompts of shape {list(prompts.shape)}, expected (layers, n, q)")
+    projection = {part: state_dict.get(f"{_ENCODER}prompt_proj.{part}") for part in ("weight", "bias")}
+    head = {part: state_dict.get(f"head.last_layer.{part}") for part in ("weight", "bias")}
+    config = VPTConfig.original(
+        num_prompt_tokens=prompts.shape[1],
+        prompt_depth=len(prompts),
+        projection_dim=None if projection["weight"] is None else projection["weight"].shape[1],
+        modules_to_save=None if head["weight"] is None else ["classifier"],
+    )
+    tensors = {"vit.embeddings.clipv_vpt_prompts": finite(prompts, "prompt_embeddings")}
+    for name, part in (("vit.embeddings.clipv_vpt_projection", projection), ("classifier", head)):
+        tensors |= {f"{name}.{k}": v.detach().float() for k, v in part.items() if v is not None}
+    return config, tensors
+
+
+def vit_from_official(
+    state_dict: Mapping[str, torch.Tensor], *, num_attention_heads: int
+) -> ViTForImageClassification:
+    """The frozen ViT of an original VPT model, with its head, as transformers' class; strict.
+
+    Args:
+        state_dict: `enc.transformer.*` and `head.last_layer.*`; prompts in it are left out.
+        num_attention_heads: not to be told from the weights.
+    """
+    weights = {
+        name.removeprefix(_ENCODER): tensor
+        for name, tensor in without_prefixes(state_dict).items()
+        if not name.startswith(tuple(f"{_ENCODER}{p}" for p in ("prompt_", "deep_prompt_")))
+    }
+    depth = len({name.split(".")[2] for name in weights if name.startswith("encoder.layer.")})
+    table = {
+        "embeddings.cls_token": "vit.embeddings.cls_token",
+        "embeddings.position_embeddings": "vit.embeddings.position_embeddings",
+        **{
+            f"embeddings.patch_embeddings.{p}": f"vit.embeddings.patch_embeddings.projection.{p}"
+            for p in ("weight", "bias")
+        },
+        **{f"encoder.encoder_norm.{p}": f"vit.layernorm.{p}" for p in ("weight", "bias")},
+        **{f"head.last_layer.{p}": f"classifier.{p}" for p in ("weight", "bias")},
+        **{
+            f"encoder.layer.{i}.{theirs}.{p}": f"vit.layers.{i}.{ours}.{p}"
+            for i in range(depth)
+            for theirs, ours in _VIT_LAYER.items()
+            for p in ("weight", "bias")
+        },
+    }
+    check_keys(weights, set(table))
+    patches = weights["embeddings.patch_embeddings.weight"]
+    grid = round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    config = ViTConfig(
+        hidden_size=patches.shape[0], num_hidden_layers=depth, num_attention_heads=num_attention_heads, patch_size=patches.shape[-1],
+        image_size=grid * patches.shape[-1], intermediate_size=weights["encoder.layer.0.ffn.fc1.weight"].shape[0], layer_norm_eps=1e-6,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=len(weights["head.last_layer.weight"]),
+    )  # fmt: skip
+    model = ViTForImageClassification(config)
+    model.load_state_dict({ours: weights[theirs].float() for theirs, ours in table.items()})
+    return model.eval()
+
+
+__all__ = ["convert_vpt", "convert_vpt_vit", "stacked", "vision_prompts", "vit_from_official"]

@@ -1,0 +1,97 @@
+"""The PEFT tuner of VPT."""
+
+from torch import nn
+
+from hf_clip_variants.modeling.backbones import CLIPFamily
+
+from ..tuner import Base, Tuner
+from ..visual_prompts import check_position, visual_targets
+from .config import VPTConfig
+from .layer import VPTEncoderLayer, VPTHome, VPTLayer
+
+
+class _ViT(CLIPFamily):
+    """A plain vision transformer: transformers' `ViTModel`, or a model with a head around it."""
+
+    model_type = "vit"
+    vision_embeddings, vision_layers = "embeddings", "layers"
+    patch_norm = None
+
+    @classmethod
+    def widths(cls, config) -> dict[str, int]:
+        return {"image width": config.hidden_size, "image layers": config.num_hidden_layers}
+
+
+class _CLIPVision(CLIPFamily):
+    """CLIP's image tower alone: `CLIPVisionModel`, or with its projection."""
+
+    model_type = "clip_vision_model"
+    vision_embeddings, vision_layers = "embeddings", "encoder.layers"
+
+    @classmethod
+    def widths(cls, config) -> dict[str, int]:
+        return {"image width": config.hidden_size, "image layers": config.num_hidden_layers}
+
+
+_TOWERS = {tower.model_type: tower for tower in (_ViT, _CLIPVision)}
+
+
+class VisionBase(Base):
+    """`Base`, or an image tower alone: VPT needs no text."""
+
+    def __init__(self, model: nn.Module, peft_type: str):
+        config = getattr(model, "config", None)
+        tower = _TOWERS.get(getattr(config, "model_type", None))
+        if tower is None:
+            super().__init__(model, peft_type)
+            self.vision_config = self.clip.config.vision_config
+            return
+        self.model = self.clip = model
+        self.is_classifier, self.family, self.vision_config = False, tower, config
+        self.widths = tower.widths(config)
+        # The tower is the model, or one level down in it: vit, vision_model.
+        inside = [f"{name}." for name, _ in model.named_children() if name in ("vit", "vision_model")]
+        self.prefix = inside[0] if inside else ""
+
+    def path(self, name: str) -> str:
+        return self.prefix + name if hasattr(self, "prefix") else super().path(name)
+
+
+class VPTModel(Tuner):
+    """Made by `get_peft_model(base, VPTConfig(...))`; wraps the image tower's embeddings and layers.
+
+    `base`: a `CLIPClassifier`, a plain dual encoder with a transformer for pictures, `CLIPVisionModel(WithProjection)`, `ViTModel` or
+    `ViTForImageClassification`.
+    """
+
+    prefix = "clipv_vpt_"
+    tuner_layer_cls = VPTLayer
+    tensor_widths = ("image width",)
+    base_class = VisionBase
+
+    @classmethod
+    def targets(cls, config: VPTConfig, base: VisionBase) -> dict[str, nn.Module]:
+        names = visual_targets(base, _depth(config, base), config.normalize_first)
+        anchor = base.model.get_submodule(names[0])
+        return dict.fromkeys(names, anchor)
+
+    @classmethod
+    def fill_config(cls, config: VPTConfig, base: VisionBase) -> None:
+        check_position(config.prompt_position, base.family)
+        config.prompt_depth = _depth(config, base)
+
+    def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> VPTLayer:
+        base = self.base_class(self.model, self.__class__.__name__)
+        home = base.path(base.family.vision_embeddings)
+        if name == home:
+            patch_size, width = base.vision_config.patch_size, base.widths["image width"]
+            return VPTHome(target, anchor, base.family.patch_norm is not None, patch_size, width)
+        index, count = int(name.rpartition(".")[2]), base.widths["image layers"]
+        return VPTEncoderLayer(target, anchor, self.model, home, index, count)
+
+
+def _depth(config: VPTConfig, base: Base) -> int:
+    return base.widths["image layers"] if config.prompt_depth == "all" else config.prompt_depth
+
+
+__all__ = ["VPTModel"]

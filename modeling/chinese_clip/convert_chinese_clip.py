@@ -1,0 +1,163 @@
+"""Weights of OFA-Sys/Chinese-CLIP ↔ transformers' `ChineseCLIPModel`, for the models with a Vision Transformer.
+
+The state dict comes from `hf_clip_variants.official.read_state_dict` (which takes `module.` off); this file reads no files. The image tower is OpenAI's
+and converts as in `clip/convert_clip.py`. Everything but the number of attention heads follows from the shapes: heads are 64 wide, in the ViT-H image tower 80.
+
+Training with flash attention saves other names (`attn.Wqkv` in the image tower, `attention.self.Wqkv` and `attention.self.out_proj` in the text tower); both
+kinds are read, `to_official` writes the usual one.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from transformers import ChineseCLIPConfig, ChineseCLIPModel
+
+from ..clip.convert_clip import (
+    VISION_SHAPES,
+    NameTable,
+    attention_heads,
+    count_layers,
+    fail_if_any,
+    infer_vision_config,
+    layer_names,
+    rename_from_official,
+    rename_to_official,
+    shapes_of,
+    vision_names,
+)
+
+
+_NAME = "Chinese-CLIP"
+_WORDS = "bert.embeddings.word_embeddings.weight"
+_POSITIONS = "bert.embeddings.position_embeddings.weight"
+_TYPES = "bert.embeddings.token_type_embeddings.weight"
+_BLOCK = "bert.encoder.layer.{i}."
+_HIDDEN = _BLOCK.format(i=0) + "intermediate.dense.weight"
+_EMBEDDINGS = {
+    name: name.replace("bert.", "text_model.", 1)
+    for name in (_WORDS, _POSITIONS, _TYPES, "bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias")
+}
+_OUTER = {"logit_scale": "logit_scale", "text_projection": "text_projection.weight"} | _EMBEDDINGS
+_SAME_IN_BOTH = {
+    f"{part}.{kind}": f"{part}.{kind}"
+    for part in ("attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
+    for kind in ("weight", "bias")
+}
+_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+_LAYER = _SAME_IN_BOTH | {
+    f"{part}.{kind}": f"{part}.{kind}" for part in (*_QKV, "attention.output.dense") for kind in ("weight", "bias")
+}
+_FLASH_LAYER = _SAME_IN_BOTH | {
+    name: ours
+    for kind in ("weight", "bias")
+    for name, ours in {
+        f"attention.self.Wqkv.{kind}": tuple(f"{part}.{kind}" for part in _QKV),
+        f"attention.self.out_proj.{kind}": f"attention.output.dense.{kind}",
+    }.items()
+}
+
+
+def chinese_clip_from_official(
+    state_dict: Mapping[str, torch.Tensor], *, text_heads: int | None = None, vision_heads: int | None = None
+) -> ChineseCLIPModel:
+    """A `ChineseCLIPModel` with the weights of an official checkpoint: float32, on the CPU, in eval mode.
+
+    Image features equal the official `encode_image`, text features `encode_text`, if the text comes with its attention mask.
+
+    Args:
+        state_dict: the names of `clip_cn_*.pt` or of a training run with flash attention, any float dtype. A BERT pooler in it is unused, as officially.
+        text_heads, vision_heads: attention heads; default `width // 64`, 16 for an image tower of width 1280 (ViT-H).
+
+    Raises:
+        ValueError: names or shapes are not those of a Chinese-CLIP with a Vision Transformer, or a weight is not finite.
+
+    Example:
+
+        >>> from hf_clip_variants.official import read_state_dict
+        >>> model = chinese_clip_from_official(read_state_dict("clip_cn_vit-b-16.pt"))  # doctest: +SKIP
+    """
+    config = ChineseCLIPConfig(
+        **infer_chinese_clip_config(state_dict, text_heads=text_heads, vision_heads=vision_heads)
+    )
+    weights = convert_chinese_clip_state_dict(state_dict, config)
+    model = ChineseCLIPModel(config)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def infer_chinese_clip_config(
+    state_dict: Mapping[str, torch.Tensor], *, text_heads: int | None = None, vision_heads: int | None = None
+) -> dict:
+    """The keyword arguments of `ChineseCLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an official state dict.
+
+    Arguments as for `chinese_clip_from_official`; only shapes are read, so tensors may be on the meta device.
+
+    Raises:
+        ValueError: the image tower is a CLIP-ResNet, a name that the shapes are read from is missing, a patch grid that is not square, heads that do not
+            divide the width.
+    """
+    weights = _usual_names(state_dict)
+    shapes = shapes_of(weights, [*VISION_SHAPES, _WORDS, _POSITIONS, _TYPES, _HIDDEN, "text_projection"], of=_NAME)
+    vocab_size, text_width = shapes[_WORDS]
+    projection_dim = shapes["text_projection"][1]
+    return {
+        "projection_dim": projection_dim,
+        "text_config": {
+            "vocab_size": vocab_size,
+            "hidden_size": text_width,
+            "intermediate_size": shapes[_HIDDEN][0],
+            "num_hidden_layers": count_layers(weights, "bert.encoder.layer."),
+            "num_attention_heads": attention_heads("text_heads", text_heads, text_width),
+            "max_position_embeddings": shapes[_POSITIONS][0],
+            "type_vocab_size": shapes[_TYPES][0],
+        },
+        "vision_config": infer_vision_config(weights, shapes, vision_heads) | {"projection_dim": projection_dim},
+    }
+
+
+def convert_chinese_clip_state_dict(
+    state_dict: Mapping[str, torch.Tensor], config: ChineseCLIPConfig
+) -> dict[str, torch.Tensor]:
+    """An official state dict under `ChineseCLIPModel`'s names, in float32. Strict: every weight of `ChineseCLIPModel(config)` once, no other.
+
+    Raises:
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
+    """
+    with torch.device("meta"):
+        expected = ChineseCLIPModel(config).state_dict()
+    weights = _usual_names(state_dict)
+    flash = any(".attention.self.Wqkv." in name for name in weights)
+    return rename_from_official(weights, _name_table(config, _FLASH_LAYER if flash else _LAYER), expected, of=_NAME)
+
+
+def to_official(state_dict: Mapping[str, torch.Tensor], config: ChineseCLIPConfig) -> dict[str, torch.Tensor]:
+    """The inverse of `convert_chinese_clip_state_dict`: `ChineseCLIPModel`'s weights under the official names, dtypes as they are.
+
+    Raises:
+        ValueError: missing names, or names that `ChineseCLIPModel(config)` does not have.
+    """
+    return rename_to_official(state_dict, _name_table(config, _LAYER), of=_NAME)
+
+
+def _name_table(config: ChineseCLIPConfig, text_layer: NameTable) -> NameTable:
+    """All official names of a model, each with its one or three names here."""
+    depth = config.text_config.num_hidden_layers
+    text = layer_names(_BLOCK, "text_model.encoder.layer.{i}.", depth, text_layer)
+    return _OUTER | text | vision_names(config.vision_config.num_hidden_layers)
+
+
+def _usual_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without BERT's pooler, and the image tower's attention as `torch.nn.MultiheadAttention` names it. A CLIP-ResNet is refused here, by name."""
+    if any(name.startswith("visual.layer1.") for name in state_dict):
+        raise ValueError(
+            f"{_NAME} state dict: the image tower is a CLIP-ResNet (visual.layer1…, as in clip_cn_rn50.pt), which ChineseCLIPModel does not have: "
+            "take a ViT checkpoint"
+        )
+    names = {
+        name: name.replace(".attn.Wqkv.", ".attn.in_proj_")
+        for name in state_dict
+        if not name.startswith("bert.pooler.")
+    }
+    twice = [name for name, usual in names.items() if usual != name and usual in names]
+    fail_if_any("also there as attn.in_proj_", twice, _NAME)
+    return {usual: state_dict[name] for name, usual in names.items()}

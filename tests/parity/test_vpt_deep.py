@@ -1,0 +1,15 @@
+"""VPT on CLIP (several layers) equals the official code; `tests/vpt_parity.py` says what is compared."""
+
+import pytest
+from vpt_parity import check_classifier, check_plain_clip_model
+
+
+pytestmark = pytest.mark.parity
+
+
+def test_plain_clip_model_equals_official_code():
+    check_plain_clip_model("vpt_deep")
+
+
+def test_classifier_equals_official_code():
+    check_classifier("vpt_deep")

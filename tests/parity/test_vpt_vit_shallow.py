@@ -1,0 +1,16 @@
+"""The original VPT on ViT (first layer) equals KMnP/vpt; `tests/vpt_parity.py` says what is compared."""
+
+import pytest
+from vpt_parity import check_vit, initial_bound
+
+
+pytestmark = pytest.mark.parity
+
+
+def test_vit_equals_official_code():
+    check_vit("vpt_vit_shallow")
+
+
+def test_initial_range_is_the_official_one():
+    bound, prompts = initial_bound("vpt_vit_shallow")
+    assert prompts.abs().max() <= bound and prompts.abs().max() > 0.99 * bound
