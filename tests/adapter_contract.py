@@ -22,6 +22,7 @@ from hf_clip_variants.adapters.registration import register_all
 
 JOINT_WIDTH = 24  # of tests/tiny.py
 LABELS = torch.tensor([0, 1, 2, 3])
+_WIDTH_THAT_MATTERS = {"coop": "text", "cocoop": "text", "maple": "text", "ivlp": "text", "vpt": "image"}
 
 
 @dataclass
@@ -63,9 +64,11 @@ class Case:
     def batch(self, pixel_values=None) -> dict:
         batch = {"pixel_values": tiny_pixels() if pixel_values is None else pixel_values}
         if self.plain_clip:
-            tokens = self.config().num_context_tokens if self.method == "coop" else 1
-            batch["input_ids"] = coop_prompt_ids(tiny_tokenizer(), CLASS_NAMES, tokens, max_length=32)
-            if self.method != "coop":
+            config, tokens = self.config(), 0
+            for name in ("num_context_tokens", "num_prompt_tokens", "num_text_tokens"):  # VPT's are none of text
+                tokens = getattr(config, name, tokens) if self.method != "vpt" else 0
+            batch["input_ids"] = coop_prompt_ids(tiny_tokenizer(), CLASS_NAMES, tokens or 1, max_length=32)
+            if not tokens:
                 batch["input_ids"] = batch["input_ids"][:, 1:]
         return batch
 
@@ -304,16 +307,11 @@ class AdapterContract:
 
     def test_other_width_names_both(self, case: Case, tmp_path):
         case.model().save_pretrained(tmp_path)
-        width = (
-            {"text_config": {"hidden_size": 48}}
-            if case.method == "coop"
-            else {"vision_config": {"num_hidden_layers": 2}}
-        )
-        wanted = (
-            r"width 32, backbone has 48 \(text width\)"
-            if case.method == "coop"
-            else r"depth 3, backbone has 2 \(image layers\)"
-        )
+        width, wanted = {
+            "text": ({"text_config": {"hidden_size": 48}}, r"width 32, backbone has 48 \(text width\)"),
+            "image": ({"vision_config": {"hidden_size": 48}}, r"width 40, backbone has 48 \(image width\)"),
+            "depth": ({"vision_config": {"num_hidden_layers": 2}}, r"depth 3, backbone has 2 \(image layers\)"),
+        }[_WIDTH_THAT_MATTERS.get(case.method, "depth")]
         base = case.base(**width)
         with pytest.raises(ValueError, match=f"adapter expects {wanted}"):
             load_adapter(tmp_path, base)
@@ -372,14 +370,15 @@ class AdapterContract:
             set_peft_model_state_dict(model, state)
 
     def test_unsupported_models_are_refused(self, case: Case):
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPTextModelWithProjection
 
-        vision = CLIPVisionModelWithProjection(tiny_clip().config.vision_config)
+        text = CLIPTextModelWithProjection(tiny_clip().config.text_config)
         with pytest.raises(
-            ValueError, match="works on CLIPClassifier and on CLIPModel and its like, got CLIPVisionModelWithProjection"
+            ValueError,
+            match="works on CLIPClassifier and on CLIPModel and its like, got CLIPTextModelWithProjection",
         ):
-            get_peft_model(vision, case.config())
-        assert not any("clipv_" in name for name in vision.state_dict())
+            get_peft_model(text, case.config())
+        assert not any("clipv_" in name for name in text.state_dict())
         with pytest.raises(ValueError, match="task_type"):
             type(case.config())(task_type="FEATURE_EXTRACTION")
 

@@ -223,6 +223,9 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             if reason := _why_classes_are_fixed(config):
                 check_class_names(config.class_names, class_names, f"adapter {name!r} {reason}")
 
+    def _all_available_adapter_names(self) -> list[str]:
+        return sorted(self.configs)  # PEFT's own looks for tensors, and a layer need not have any
+
     def delete_adapter(self, adapter_name: str) -> None:
         self.configs.pop(adapter_name, None)
         super().delete_adapter(adapter_name)

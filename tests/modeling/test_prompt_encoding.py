@@ -452,5 +452,7 @@ def test_bad_arguments_are_named(text_model):
         ValueError, match=r"inputs_embeds: expected shape \(\[batch,\] \*\(3, 6\), width\).*got \(3, 5, 32\)"
     ):
         encode_prompts(text_model, ids, torch.zeros(3, 5, WIDTH))
-    with pytest.raises(TypeError, match="text_model: expected transformers' CLIPTextModel or MetaClip2TextModel, got Linear"):
+    with pytest.raises(
+        TypeError, match="text_model: expected transformers' CLIPTextModel or MetaClip2TextModel, got Linear"
+    ):
         encode_prompts(nn.Linear(2, 2), ids)

@@ -16,6 +16,11 @@ class CLIPAdapterModel(Tuner):
 
     @classmethod
     def targets(cls, config: CLIPAdapterConfig, base: Base) -> dict[str, nn.Module]:
+        projections = {"image": base.family.visual_projection, "text": base.family.text_projection}
+        if not base.is_classifier and (bare := [m for m in config.modalities if projections[m] is None]):
+            raise ValueError(
+                f"model: CLIPV_CLIP_ADAPTER sits on projections, and {type(base.model).__name__} has none for {bare[0]}; use CLIPClassifier"
+            )
         anchors = {
             "image": base.family.image_modules(base.clip)[-1],
             "text": base.family.text_modules(base.clip)[-1],

@@ -13,7 +13,15 @@ from peft import PeftModel
 from tiny import CLASS_NAMES, tiny_tokenizer
 
 import hf_clip_variants
-from hf_clip_variants.adapters import CLIPAdapterConfig, CoOpConfig, TipAdapterConfig
+from hf_clip_variants.adapters import (
+    CLIPAdapterConfig,
+    CoCoOpConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    TipAdapterConfig,
+    VPTConfig,
+)
 
 
 def _clip_adapter_shapes(*targets, learnable=False):
@@ -27,7 +35,82 @@ _PROJECTIONS = _clip_adapter_shapes("visual_projection", "text_projection")
 _CACHE = {"logit_head.clipv_tip_adapter_keys": [10, 24], "logit_head.clipv_tip_adapter_labels": [10]}
 _CONTEXT = "prompt_embedder.clipv_coop_context"
 
+
+def _shapes(prefix, **shapes):
+    """{"<prefix><name>": shape}, `__` for the dots of a parameter's own name."""
+    return {f"{prefix}{name.replace('__', '.')}": shape for name, shape in shapes.items()}
+
+
+_COCOOP = _shapes(
+    "prompt_embedder.clipv_cocoop_",
+    context=[4, 32], linear1__weight=[6, 24], linear1__bias=[6], linear2__weight=[32, 6], linear2__bias=[32],
+)  # fmt: skip
+_VISION, _TOKENS = "vision_model.embeddings.clipv_", "text_model.embeddings.token_embedding.clipv_"
+
+
+def _maple_shapes(count=2, depth=2, projections=2, plain_clip=False):
+    text, vision = (_TOKENS, _VISION) if plain_clip else ("prompt_embedder.clipv_", f"clip.{_VISION}")
+    return _shapes(f"{text}maple_", context=[count, 32], text_prompts=[depth - 1, count, 32]) | _shapes(
+        f"{vision}maple_projection_", weight=[projections, 40, 32], bias=[projections, 40]
+    )
+
+
+def _ivlp_shapes(text=2, text_depth=2, vision=3, vision_depth=3, plain_clip=False):
+    home, images = (_TOKENS, _VISION) if plain_clip else ("prompt_embedder.clipv_", f"clip.{_VISION}")
+    shapes = _shapes(f"{home}ivlp_", context=[text, 32], text_prompts=[text_depth - 1, text, 32])
+    return shapes | (_shapes(f"{images}ivlp_", vision_prompts=[vision_depth, vision, 40]) if vision_depth else {})
+
+
+_VPT = f"clip.{_VISION}vpt_"
+
+
+def _trained(method, config, shapes, plain_clip=False):
+    return Case(method, config, shapes, tuple(shapes), plain_clip)
+
+
 CASES = {
+    "cocoop": _trained("cocoop", lambda: CoCoOpConfig(meta_reduction=4), _COCOOP),
+    "cocoop_computed_twice": _trained(
+        "cocoop", lambda: CoCoOpConfig(meta_reduction=4, text_chunk_size=8, context_init=None), _COCOOP
+    ),
+    "maple": _trained("maple", lambda: MaPLeConfig(prompt_depth=2), _maple_shapes()),
+    "maple_vpt_deep": _trained(
+        "maple",
+        lambda: MaPLeConfig(
+            num_prompt_tokens=3, prompt_depth="all", share_projection=True, text_prompt_style="vpt_deep"
+        ),
+        _maple_shapes(count=3, projections=1),
+    ),
+    "maple_on_clip": _trained(
+        "maple",
+        lambda: MaPLeConfig(prompt_depth=2, context_init=None),
+        _maple_shapes(plain_clip=True),
+        plain_clip=True,
+    ),
+    "vpt": _trained("vpt", lambda: VPTConfig(num_prompt_tokens=3), _shapes(_VPT, prompts=[3, 3, 40])),
+    "vpt_shallow": _trained(
+        "vpt",
+        lambda: VPTConfig(prompt_depth=1, prompt_position="after_cls", normalize_first=False),
+        _shapes(_VPT, prompts=[1, 8, 40]),
+    ),
+    "vpt_projected": _trained(
+        "vpt",
+        lambda: VPTConfig(num_prompt_tokens=3, prompt_depth=2, projection_dim=7, init="uniform_patch"),
+        _shapes(_VPT, prompts=[2, 3, 7], projection__weight=[40, 7], projection__bias=[40]),
+    ),
+    "vpt_on_clip": _trained(
+        "vpt", lambda: VPTConfig(num_prompt_tokens=3), _shapes(f"{_VISION}vpt_", prompts=[3, 3, 40]), plain_clip=True
+    ),
+    "ivlp": _trained("ivlp", lambda: IVLPConfig(num_vision_tokens=3), _ivlp_shapes()),
+    "ivlp_text_alone": _trained(
+        "ivlp", lambda: IVLPConfig(num_text_tokens=4, vision_depth=0), _ivlp_shapes(text=4, vision_depth=0)
+    ),
+    "ivlp_on_clip": _trained(
+        "ivlp",
+        lambda: IVLPConfig(num_vision_tokens=3, context_init=None),
+        _ivlp_shapes(plain_clip=True),
+        plain_clip=True,
+    ),
     "coop": Case("coop", lambda: CoOpConfig(num_context_tokens=4), {_CONTEXT: [4, 32]}, (_CONTEXT,)),
     "coop_class_specific": Case(
         "coop",

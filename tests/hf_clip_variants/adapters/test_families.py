@@ -1,0 +1,243 @@
+"""Every adapter on every family of dual encoders: works, or says why not. The families' tiny models are in `tests/tiny_families.py`."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from tiny import tiny_pixels
+from tiny_families import (
+    FAMILIES,
+    SIGLIP_FAMILIES,
+    family_class_names,
+    save_tiny_family,
+    tiny_dual_encoder,
+    tiny_family_inputs,
+    tiny_family_pixels,
+)
+
+import hf_clip_variants
+from hf_clip_variants import CLIPClassifier
+from hf_clip_variants.adapters import (
+    CLIPAdapterConfig,
+    CoCoOpConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    TipAdapterConfig,
+    VPTConfig,
+    load_adapter,
+)
+from hf_clip_variants.modeling.backbones import family_of
+
+
+ADAPTERS = {
+    "coop": lambda: CoOpConfig(num_context_tokens=2, class_token_position="middle"),
+    "coop_words": lambda: CoOpConfig(context_init="a photo"),
+    "cocoop": lambda: CoCoOpConfig(num_context_tokens=2, context_init=None, meta_reduction=4),
+    "maple": lambda: MaPLeConfig(prompt_depth=2, context_init="a photo of"),
+    "maple_vpt_deep": lambda: MaPLeConfig(prompt_depth=2, context_init="a photo of", text_prompt_style="vpt_deep"),
+    "vpt": lambda: VPTConfig(num_prompt_tokens=3),
+    "vpt_shallow": lambda: VPTConfig(num_prompt_tokens=3, prompt_depth=1, normalize_first=False),
+    "ivlp": lambda: IVLPConfig(context_init="a photo of"),
+    "clip_adapter": lambda: CLIPAdapterConfig(modality="both"),
+    "tip_adapter": lambda: TipAdapterConfig(trainable_keys=True),
+}
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model_type(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model_type, tmp_path_factory):
+    return save_tiny_family(model_type, tmp_path_factory.mktemp(model_type))
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request) -> str:
+    return request.param
+
+
+def classifier_of(checkpoint, model_type, class_names=None, **kwargs) -> CLIPClassifier:
+    names = class_names or family_class_names(model_type)
+    return CLIPClassifier.from_pretrained(checkpoint, class_names=names, **kwargs).eval()
+
+
+def adapted(adapter: str, base: CLIPClassifier, seed: int = 0) -> PeftModel:
+    torch.manual_seed(seed)
+    model = get_peft_model(base, ADAPTERS[adapter]())
+    if adapter == "tip_adapter":
+        features = torch.randn(10, base.config.projection_dim, generator=torch.Generator().manual_seed(seed))
+        model.build_cache(features, torch.arange(10) % 5)
+    return model
+
+
+def test_the_table_has_every_adapter():
+    kinds = {config().peft_type.value for config in ADAPTERS.values()}
+    assert kinds == {row.peft_type for row in hf_clip_variants.methods("adapter")}
+
+
+def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpoint):
+    base = classifier_of(checkpoint, model_type)
+    pixels = tiny_family_pixels(model_type)
+    with torch.no_grad():
+        before = base(**pixels).logits
+    model = adapted(adapter, base)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable and all("clipv_" in name for name in trainable)
+    optimizer = torch.optim.Adam(trainable.values(), lr=0.02)
+    losses = []
+    for _ in range(12):
+        loss = model(**pixels, labels=LABELS).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        if len(losses) == 1:
+            assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainable.values())
+            assert all(p.grad is None for name, p in model.named_parameters() if name not in trainable)
+        optimizer.step()
+    assert min(losses[-3:]) < losses[0]
+    with model.disable_adapter(), torch.no_grad():
+        assert torch.equal(model(**pixels).logits, before)
+    unloaded = model.unload()
+    with torch.no_grad():
+        assert torch.equal(unloaded(**pixels).logits, before)
+
+
+def test_pictures_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
+    names = family_class_names(model_type)
+    model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
+    pixels = tiny_family_pixels(model_type)
+    with torch.no_grad():
+        together = model(**pixels).logits
+        alone = torch.cat([model(**{k: v[i : i + 1] for k, v in pixels.items()}).logits for i in range(4)])
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=2e-4)
+        reason = model.peft_config["default"].why_classes_are_fixed()
+        if reason is None:
+            classifier = model.base_model.model
+            classifier.set_classes(names[::-1][:3])  # other names, other lengths of the longest prompt
+            torch.testing.assert_close(model(**pixels).logits, together[:, [4, 3, 2]], rtol=1e-4, atol=2e-4)
+            classifier.set_classes(names)
+        half = model.to(torch.bfloat16)(**{k: v.bfloat16() if v.is_floating_point() else v for k, v in pixels.items()})
+        assert half.logits.isfinite().all()
+        assert (half.logits.float() - together).abs().max() < 0.1 * together.abs().max()
+
+
+def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
+    model = adapted(adapter, classifier_of(checkpoint, model_type), seed=1).eval()
+    model.save_pretrained(tmp_path)
+    pixels = tiny_family_pixels(model_type)
+    again = PeftModel.from_pretrained(classifier_of(checkpoint, model_type), tmp_path)
+    strict = load_adapter(tmp_path)  # builds the base from the adapter's own record
+    expected = get_peft_model_state_dict(model)
+    with torch.no_grad():
+        logits = model(**pixels).logits
+        for other in (again, strict):
+            found = get_peft_model_state_dict(other)
+            assert list(found) == list(expected) and all(torch.equal(found[k], expected[k]) for k in expected)
+            torch.testing.assert_close(other(**pixels).logits, logits, rtol=0, atol=1e-4)
+
+
+def test_other_picture_sizes(adapter, model_type, checkpoint):
+    model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
+    with torch.no_grad():
+        logits = model(pixel_values=tiny_pixels(2, size=32), interpolate_pos_encoding=True).logits
+    assert logits.shape == (2, 5) and logits.isfinite().all()
+
+
+PLAIN = {
+    "vpt": FAMILIES,
+    "maple": FAMILIES,
+    "ivlp": FAMILIES,
+    "clip_adapter": ("clip", "metaclip_2", "chinese_clip", "altclip"),
+    "coop": ("clip", "metaclip_2"),
+}
+REFUSALS = {
+    "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
+    "tip_adapter": "CLIPV_TIP_ADAPTER adds to logits.*use CLIPClassifier",
+    "coop": "CLIPV_COOP finds its placeholders in CLIP's prompts.*use CLIPClassifier",
+    "clip_adapter": "CLIPV_CLIP_ADAPTER sits on projections.*use CLIPClassifier",
+    "maple_vpt_deep": "'vpt_deep' inserts tokens.*use CLIPClassifier",
+}
+
+
+def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
+    """The same adapters on transformers' own model, with the same result as on a classifier where prompts are the same."""
+    base = tiny_dual_encoder(model_type)
+    config = ADAPTERS[adapter]()
+    if getattr(config, "context_init", None) is not None:  # a model in memory has no tokenizer
+        count = 2 if adapter == "coop_words" else 3
+        config = dataclasses.replace(config, context_init=None, context_init_ids=[5, 6, 7][:count])
+    kind = adapter.removesuffix("_shallow").removesuffix("_words")
+    if model_type not in PLAIN.get(kind, ()):
+        with pytest.raises(ValueError, match=REFUSALS[kind]):
+            get_peft_model(base, config)
+        assert not any("clipv_" in name for name in base.state_dict())
+        return
+    texts = [f"a photo of {name}" for name in family_class_names(model_type)]
+    inputs = tiny_family_pixels(model_type) | tiny_family_inputs(model_type, texts)
+    if adapter.startswith("coop"):
+        inputs["input_ids"] = torch.cat([inputs["input_ids"][:, :1]] * 2 + [inputs["input_ids"]], dim=1)
+        inputs.pop("attention_mask", None)
+    with torch.no_grad():
+        before = base(**inputs).logits_per_image
+    model = get_peft_model(base, config)
+    logits = model(**inputs).logits_per_image
+    F.cross_entropy(logits, LABELS).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with model.disable_adapter(), torch.no_grad():
+        assert torch.equal(base(**inputs).logits_per_image, before)
+
+
+def test_maple_on_a_plain_model_equals_it_on_a_classifier(model_type, checkpoint):
+    """Two ways to the same prompts: modules around layers, and prompts that the encoder is told of."""
+    classifier = classifier_of(checkpoint, model_type, templates=["a photo of {}"])
+    model = adapted("maple", classifier)
+    tensors = {
+        name.removeprefix("base_model.model."): tensor for name, tensor in get_peft_model_state_dict(model).items()
+    }
+    family, plain = family_of(model_type), tiny_dual_encoder(model_type)
+    words = model.peft_config["default"].context_init_ids
+    on_plain = get_peft_model(plain, MaPLeConfig(prompt_depth=2, context_init=None, context_init_ids=words))
+    renamed = {
+        name.removeprefix("clip.").replace("prompt_embedder.", f"{family.token_embedding}."): tensor
+        for name, tensor in tensors.items()
+    }
+    set_peft_model_state_dict(on_plain, renamed)
+    # The classifier's prompts: start, words, name, full stop, end.
+    prompts = classifier.prompt_embedder(
+        classifier.class_prompts, family.token_embedding_of(classifier.clip)
+    ).input_ids.long()
+    starts = family.num_start_tokens
+    prompts[:, starts : starts + len(words)] = torch.tensor(words)
+    if model_type in SIGLIP_FAMILIES:
+        padding = classifier.config.text_config.max_position_embeddings - prompts.shape[1]
+        prompts = F.pad(prompts, (0, padding), value=family.padding_id(classifier.config))
+    inputs = {"input_ids": prompts}
+    if not family.text_is_causal and model_type not in SIGLIP_FAMILIES:
+        inputs["attention_mask"] = (prompts != family.padding_id(classifier.config)).long()
+    pixels = tiny_family_pixels(model_type)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            on_plain(**pixels, **inputs).logits_per_image, model(**pixels).logits, rtol=1e-4, atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("family", SIGLIP_FAMILIES)
+def test_class_token_methods_are_refused_without_a_class_token(family):
+    with pytest.raises(ValueError, match=f"'after_cls' needs a class token, which '{family}' does not have"):
+        get_peft_model(tiny_dual_encoder(family), VPTConfig(prompt_position="after_cls"))
+
+
+@pytest.mark.parametrize("config", [VPTConfig(prompt_depth=4), MaPLeConfig(prompt_depth=3), IVLPConfig(text_depth=5)])
+def test_more_layers_than_a_tower_has_are_refused(config):
+    base = tiny_dual_encoder("clip")  # text 2 layers, vision 3
+    if hasattr(config, "context_init"):
+        config.context_init = None
+    with pytest.raises(ValueError, match=r"prompt_depth: \d, but the (text|image) tower has \d layers"):
+        get_peft_model(base, config)
+    assert not any("clipv_" in name for name in base.state_dict())
