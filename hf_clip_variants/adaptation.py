@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from .adapter_fitting import (
+    FAST_METHODS,
     FEW_SHOT_METHODS,
     Shots,
     apply_overrides,
@@ -33,7 +34,6 @@ from .few_shot_pictures import CachedPictures, LivePictures, Pictures, predict
 from .metrics.classification import accuracy, accuracy_by_class
 from .modeling.backbones import fingerprint
 from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from .modeling.prompts import resolve_templates
 from .recipes import Recipe, recipe
 from .run_folder import RunFolder, digest
 from .saving import staged_folder, write_atomically
@@ -67,7 +67,7 @@ def adapt(
     data: str,
     out: str | os.PathLike,
     *,
-    methods: Sequence[str] = tuple(FEW_SHOT_METHODS),
+    methods: Sequence[str] = FAST_METHODS,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (1, 2, 3),
     test_data: Mapping[str, str] | None = None,
@@ -92,10 +92,10 @@ def adapt(
         data: what `load_images` reads. Shots are drawn from its train split; validation is done on its validation split, or else by
             cross-validation over the shots.
         out: the run folder.
-        methods: names in `FEW_SHOT_METHODS`.
+        methods: names in `FEW_SHOT_METHODS`. CoCoOp, MaPLe, VPT and IVLP are not among the default ones: they take hours where those take minutes.
         shots, seeds: every method is fitted for every pair.
         test_data: name -> source. Default: the data's test split, or else the pictures that no draw took.
-        templates: prompt templates: one, a list, a file or a named set.
+        templates: prompt templates: one, a list, a file or a named set. Default: the model family's, `"a photo of a {}."`.
         overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it, `{"coop.epochs": 10}` for one.
         profile: "published" or "tiny" recipes; default: by the size of the model.
         benchmark: use the values published for this data set (`recipes.DATASETS`).
@@ -139,7 +139,7 @@ def adapt(
         logger.warning("%s: %s", data, remark)
 
     classifier = CLIPClassifier.from_pretrained(
-        model, class_names=list(train.class_names), templates=resolve_templates(templates), dtype=torch.float32
+        model, class_names=list(train.class_names), templates=templates, dtype=torch.float32
     )
     profile = profile or ("tiny" if classifier.clip.num_parameters() < TINY_PARAMETERS else "published")
     recipes = {  # unknown names are an error now, not after an hour
@@ -296,12 +296,12 @@ class _Session:
 
     def prepare(self) -> None:
         """Environment, facts about model and data, test features and zero-shot results."""
-        results, vision = self.run.results, self.classifier.config.vision_config
+        results = self.run.results
         results["environment"] = _environment(self.device)
         results["model"] = {
             "name": Path(self.model).name if Path(self.model).exists() else self.model,
             "parameters": self.classifier.clip.num_parameters(),
-            "image_size": vision.image_size,
+            "image_size": self.classifier.family.image_size(self.classifier.config),
         }
         results["data"] = {
             "class_names": list(self.train.class_names),
@@ -350,12 +350,19 @@ class _Session:
         return features
 
     def _test(
-        self, model: torch.nn.Module, file: str, extra: Mapping[str, torch.Tensor] | None = None
+        self,
+        model: torch.nn.Module,
+        file: str,
+        extra: Mapping[str, torch.Tensor] | None = None,
+        own_tower: bool = False,
     ) -> dict[str, Any]:
-        """Accuracies on every test set; predictions go to `file`."""
+        """Accuracies on every test set; predictions go to `file`. `own_tower`: the adapter changes image features, so cached ones are not its."""
         tensors, scores, per_class = dict(extra or {}), {}, {}
+        images = {t.name: t.images for t in self.test_sets}
         for name, pictures in self._tests.items():
-            predicted, confidence = predict(model, pictures)
+            if own_tower:
+                pictures = LivePictures(self.classifier, images[name], self.processor)
+            predicted, confidence = predict(model, pictures, batch_size=64 if own_tower else 1024)
             tensors |= {f"{name}.predicted": predicted, f"{name}.confidence": confidence}
             scores[name] = accuracy(predicted, pictures.labels)
             per_class[name] = accuracy_by_class(predicted, pictures.labels, len(self.train.class_names))
@@ -391,15 +398,15 @@ class _Session:
             validation = None
             if split.validation:
                 rows = torch.tensor([self.draws.validation_rows.index(row) for row in split.validation])
-                validation = self._validation_pictures().select(rows)
+                validation = self._validation_pictures(method.trains_image_tower).select(rows)
             fitted = fit_adapter(
                 self.classifier, cell.method, shots, validation, recipe_values=values, overrides=self.overrides[cell.method],
                 seed=cell.seed, state_folder=self.unfinished(cell), on_epoch=on_epoch,
             )  # fmt: skip
             start = time.perf_counter()
             file = self.run.predictions_file(cell.method, cell.shots, cell.seed)
-            record |= self._test(fitted.model, file) | {"predictions": file}
-            views = views_needed(values) * len(split.train)
+            record |= self._test(fitted.model, file, own_tower=method.trains_image_tower) | {"predictions": file}
+            views = 0 if method.trains_image_tower else views_needed(values) * len(split.train)
             record["seconds"] = {
                 "features": self.run.results["data"]["seconds_per_view"] * views, **fitted.seconds, "test": time.perf_counter() - start,
             }  # fmt: skip
@@ -451,7 +458,10 @@ class _Session:
             self._shots[augmentation] = self._features(images, title, views, augmentation)
         return self._shots[augmentation]
 
-    def _validation_pictures(self) -> Pictures:
+    def _validation_pictures(self, own_tower: bool = False) -> Pictures:
+        if own_tower:
+            images = self.validation.select(self.draws.validation_rows)
+            return LivePictures(self.classifier, images, self.processor)
         if "validation" not in self._shots:
             images = self.validation.select(self.draws.validation_rows)
             self._shots["validation"] = self._features(images, "Validation features")

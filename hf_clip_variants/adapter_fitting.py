@@ -14,11 +14,12 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from .adapter_training import TrainingState, train_adapter
-from .adapters import CLIPAdapterConfig, CoOpConfig, TipAdapterConfig
+from .adapters import CLIPAdapterConfig, CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, TipAdapterConfig, VPTConfig
 from .adapters.tuner import TunerConfig
 from .data.few_shot import MAX_VALIDATION_SHOTS
 from .few_shot_pictures import CachedPictures, Pictures, predict
 from .metrics.classification import accuracy
+from .modeling.backbones import CLIPFamily
 from .recipes import Recipe, recipe
 from .registry import method as registry_row
 
@@ -159,6 +160,16 @@ class Fit:
             state=state, on_epoch=None if report is None else lambda done, loss: report(label, done, self.recipe.epochs),
         )  # fmt: skip
 
+    @property
+    def context_init(self) -> str | None:
+        """The recipe's words to start from; the published "a photo of a" in the language of the model's family."""
+        words, family = self.recipe.context_init, self.classifier.family
+        return (
+            family.default_context
+            if words == CLIPFamily.default_context and "context_init" not in self.asked
+            else words
+        )
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -267,7 +278,7 @@ def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
 
 def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """CoOp: train the context through the frozen text tower."""
-    words, tokens = fit.recipe.context_init, fit.recipe.num_context_tokens
+    words, tokens = fit.context_init, fit.recipe.num_context_tokens
     if words is not None and "num_context_tokens" not in fit.asked:
         tokens = None  # as many as the words have
     config = CoOpConfig(
@@ -275,6 +286,46 @@ def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     )
     model, _ = fit.train_best([config])
     return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
+
+
+def fit_cocoop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """CoCoOp: train the context and the network that shifts it, through the frozen text tower."""
+    words, tokens = fit.context_init, fit.recipe.num_context_tokens
+    if words is not None and "num_context_tokens" not in fit.asked:
+        tokens = None
+    model, _ = fit.train_best([CoCoOpConfig(num_context_tokens=tokens, context_init=words, **fit.config)])
+    return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
+
+
+def fit_maple(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """MaPLe: train prompts of both towers through both."""
+    values = fit.recipe
+    config = MaPLeConfig(
+        num_prompt_tokens=values.num_prompt_tokens, prompt_depth=values.prompt_depth, context_init=fit.context_init, **fit.config
+    )  # fmt: skip
+    model, _ = fit.train_best([config])
+    return model, {"prompt_depth": model.peft_config["default"].prompt_depth}
+
+
+def fit_vpt(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """VPT: train prompts of the image tower against the fixed class embeddings."""
+    config = VPTConfig(
+        num_prompt_tokens=fit.recipe.num_prompt_tokens, prompt_depth=fit.recipe.prompt_depth, **fit.config
+    )
+    model, _ = fit.train_best([config])
+    return model, {"prompt_depth": model.peft_config["default"].prompt_depth}
+
+
+def fit_ivlp(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
+    """IVLP: train prompts of both towers, each its own."""
+    values = fit.recipe
+    config = IVLPConfig(
+        num_text_tokens=values.num_text_tokens, num_vision_tokens=values.num_vision_tokens, text_depth=values.text_depth,
+        vision_depth=values.vision_depth, context_init=fit.context_init, **fit.config,
+    )  # fmt: skip
+    model, _ = fit.train_best([config])
+    used = model.peft_config["default"]
+    return model, {"text_depth": used.text_depth, "vision_depth": used.vision_depth}
 
 
 @dataclass(frozen=True)
@@ -299,8 +350,14 @@ FEW_SHOT_METHODS: dict[str, FewShotMethod] = {
         FewShotMethod("tip_adapter_f", "tip_adapter", fit_tip_adapter, registry_row("tip_adapter").title + "-F"),
         FewShotMethod("clip_adapter", "clip_adapter", fit_clip_adapter, registry_row("clip_adapter").title),
         FewShotMethod("coop", "coop", fit_coop, registry_row("coop").title),
+        FewShotMethod("cocoop", "cocoop", fit_cocoop, registry_row("cocoop").title),
+        FewShotMethod("maple", "maple", fit_maple, registry_row("maple").title, trains_image_tower=True),
+        FewShotMethod("vpt", "vpt", fit_vpt, registry_row("vpt").title, trains_image_tower=True),
+        FewShotMethod("ivlp", "ivlp", fit_ivlp, registry_row("ivlp").title, trains_image_tower=True),
     )
 }
+# What `adapt` does unless told otherwise: minutes without a GPU. The others run a tower at every step.
+FAST_METHODS = ("tip_adapter", "tip_adapter_f", "clip_adapter", "coop")
 
 
 def few_shot_method(name: str) -> FewShotMethod:
@@ -455,6 +512,6 @@ def _take_off(classifier: torch.nn.Module) -> None:
 
 
 __all__ = [
-    "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "apply_overrides",
+    "FAST_METHODS", "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "apply_overrides",
     "few_shot_method", "fit_adapter", "validation_folds", "views_needed",
 ]  # fmt: skip

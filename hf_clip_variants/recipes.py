@@ -1,8 +1,8 @@
 """The published training recipe of each adapter method, by shots and data set.
 
 `recipe("coop", shots=16)` is what the paper's code runs; change what you like with `dataclasses.replace`. Sources: CoOp's repository
-(KaiyangZhou/CoOp, configs and scripts), Tip-Adapter's (gaopengcuhk/Tip-Adapter, configs), CLIP-Adapter's, which ships no configuration and
-points to CoOp's ImageNet command.
+(KaiyangZhou/CoOp, configs and scripts; CoCoOp, too), Tip-Adapter's (gaopengcuhk/Tip-Adapter, configs), CLIP-Adapter's, which ships no configuration
+and points to CoOp's ImageNet command, and MaPLe's (muzairkhattak/multimodal-prompt-learning, configs; VPT on CLIP and IVLP, too).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Recipe:
     """How an adapter is trained.
 
     Attributes:
-        method (`str`): "coop", "clip_adapter", "tip_adapter" or "tip_adapter_f".
+        method (`str`): one of `METHODS`.
         optimizer (`str`): "sgd" or "adamw".
         learning_rate, weight_decay, momentum, adam_epsilon (`float`): the optimiser's.
         epochs (`int`): 0 for what is not trained.
@@ -98,6 +98,42 @@ class CoOpRecipe(Recipe):
     num_context_tokens: int | None = 16
     context_init: str | None = None
     class_specific: bool = False
+
+
+@dataclass(frozen=True)
+class CoCoOpRecipe(Recipe):
+    """CoCoOp's, with the settings of the context that go with it (fields of `CoCoOpConfig`)."""
+
+    num_context_tokens: int | None = None
+    context_init: str | None = "a photo of a"
+
+
+@dataclass(frozen=True)
+class MaPLeRecipe(Recipe):
+    """MaPLe's, with the settings that go with it (fields of `MaPLeConfig`)."""
+
+    num_prompt_tokens: int = 2
+    prompt_depth: int | str = 9
+    context_init: str | None = "a photo of a"
+
+
+@dataclass(frozen=True)
+class VPTRecipe(Recipe):
+    """VPT's on CLIP, with the settings that go with it (fields of `VPTConfig`)."""
+
+    num_prompt_tokens: int = 8
+    prompt_depth: int | str = "all"
+
+
+@dataclass(frozen=True)
+class IVLPRecipe(Recipe):
+    """IVLP's, with the settings that go with it (fields of `IVLPConfig`)."""
+
+    num_text_tokens: int = 2
+    num_vision_tokens: int = 2
+    text_depth: int | str = "all"
+    vision_depth: int | str = "all"
+    context_init: str | None = "a photo of a"
 
 
 @dataclass(frozen=True)
@@ -183,6 +219,34 @@ def _coop(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
     )  # fmt: skip
 
 
+def _cocoop(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
+    return CoCoOpRecipe(
+        "cocoop", "sgd", 2e-3, 5e-4, 10, 1, "coop", "coop", 10, "coop", (1, 2, 3), momentum=0.9, warmup_epochs=1
+    )
+
+
+def _prompts_in_both_towers(recipe_class, method: str, learning_rate: float, epochs: int = 5, **settings) -> Recipe:
+    """The trainers of MaPLe's repository share everything but the learning rate."""
+    return recipe_class(
+        method, "sgd", learning_rate, 5e-4, epochs, 4, "coop", "coop", epochs, "coop", (1, 2, 3),
+        momentum=0.9, warmup_epochs=1, drop_last=True, **settings,
+    )  # fmt: skip
+
+
+def _maple(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
+    if protocol == "cross_dataset":
+        return _prompts_in_both_towers(MaPLeRecipe, "maple", 2.6e-3, epochs=2, prompt_depth=3)
+    return _prompts_in_both_towers(MaPLeRecipe, "maple", 3.5e-3)
+
+
+def _vpt(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
+    return _prompts_in_both_towers(VPTRecipe, "vpt", 2.5e-3)
+
+
+def _ivlp(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
+    return _prompts_in_both_towers(IVLPRecipe, "ivlp", 3.5e-3)
+
+
 def _clip_adapter(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
     # The paper's text says lr 1e-5, the repository says "CoOp's ImageNet command": the latter can be run.
     return CLIPAdapterRecipe(
@@ -207,6 +271,10 @@ def _tip_adapter(shots: int, dataset: str | None, protocol: Protocol) -> Recipe:
 
 _PUBLISHED = {
     "coop": _coop,
+    "cocoop": _cocoop,
+    "maple": _maple,
+    "vpt": _vpt,
+    "ivlp": _ivlp,
     "clip_adapter": _clip_adapter,
     "tip_adapter": _tip_adapter,
     "tip_adapter_f": _tip_adapter_f,
@@ -217,11 +285,19 @@ METHODS = tuple(_PUBLISHED)
 # do not carry over. Each entry replaces fields of the published recipe. Found on emoji of objects and of travel and places, none of which is
 # in the embedded set; what was tried is in the README of each method. Augmented views gained nothing there, hence one plain view.
 _TINY_VIEWS = {"augmentation": "none", "views": 1}
+_TINY_PROMPTS = _TINY_VIEWS | {
+    "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0, "momentum": 0.0, "schedule": "cosine", "warmup_epochs": 0, "epochs": 10,
+    "batch_size": 32, "drop_last": False,
+}  # fmt: skip
 TINY: dict[str, dict[str, Any]] = {
     "coop": _TINY_VIEWS | {
         "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0, "momentum": 0.0, "schedule": "cosine", "warmup_epochs": 0,
         "epochs": 40, "batch_size": 512, "drop_last": False, "num_context_tokens": None, "context_init": "an emoji of", "class_specific": True,
     },
+    "cocoop": _TINY_PROMPTS | {"batch_size": 16, "learning_rate": 2e-3, "epochs": 4, "context_init": "an emoji of"},
+    "maple": _TINY_PROMPTS | {"context_init": "an emoji of", "prompt_depth": 3},
+    "vpt": _TINY_PROMPTS | {"num_prompt_tokens": 4},
+    "ivlp": _TINY_PROMPTS | {"context_init": "an emoji of"},
     "clip_adapter": _TINY_VIEWS | {
         "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-2, "momentum": 0.0, "schedule": "cosine", "warmup_epochs": 0,
         "epochs": 200, "batch_size": 512, "drop_last": False, "ratio": 0.6, "ratio_candidates": (),

@@ -30,6 +30,7 @@ class CLIPFamily:
     text_is_causal = True  # states up to EOS do not see what follows: prompts may be trimmed and share prefixes
     num_start_tokens = 1  # before the words: SOS, [CLS]; context vectors come after them
     default_template = "a photo of a {}."
+    default_context = "a photo of a"  # words that learned contexts start from
     full_stop = "."  # prompt learners end their prompts with it
     text_has_dropout = False
     text_embeddings = "text_model.embeddings"
@@ -203,6 +204,7 @@ class ChineseCLIPFamily(_WholeRows):
     module = "transformers.models.chinese_clip"
     prefix = "ChineseCLIP"
     default_template = "一张{}的照片。"
+    default_context = "一张"
     full_stop = "。"
     text_has_dropout = True
     token_embedding = "text_model.embeddings.word_embeddings"

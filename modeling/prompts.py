@@ -41,6 +41,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "actions": ("a photo of a person doing {}.", "a frame of a video of someone doing {}.", "an example of {}."),
     "scenes": ("a photo of a {}.", "a photo taken in a {}.", "a wide view of a {}."),
     "digits": ("a photo of the number {}.", "the handwritten digit {}.", "a sign showing the number {}."),
+    "chinese": ("一张{}的照片。", "{}的照片", "一张{}的图片", "一张{}的特写照片", "一张模糊的{}的照片", "一幅{}的画"),
     "icons": ("an emoji of {}", "{}", "a picture of {}", "an icon of {}"),
 }
 

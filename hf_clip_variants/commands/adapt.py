@@ -16,7 +16,7 @@ def adapt(
     data: Annotated[
         str,
         typer.Option(
-            help="Pictures to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set or emoji:<style>."
+            help="Pictures to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
         ),
     ],
     model: Annotated[
@@ -26,7 +26,10 @@ def adapt(
         str, typer.Option(help="The run folder. Repeat a command with the same one to go on after an interruption.")
     ] = "run",
     methods: Annotated[
-        str, typer.Option(help="Methods, with commas; `hf-clip-variants methods` tells about them.")
+        str,
+        typer.Option(
+            help="Methods, with commas, or all. cocoop, maple, vpt and ivlp run a tower at every step: minutes become hours."
+        ),
     ] = ("tip_adapter,tip_adapter_f,clip_adapter,coop"),
     shots: Annotated[str, typer.Option(help="Pictures a class, with commas.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Each seed draws other pictures; results are means over them.")] = "1,2,3",
@@ -85,7 +88,7 @@ def adapt(
     from ..few_shot_data import parse_test_data
 
     arguments = {
-        "methods": _words(methods),
+        "methods": method_names(methods),
         "shots": _numbers("shots", shots),
         "seeds": _numbers("seeds", seeds),
         "test_data": parse_test_data(test_data or []),
@@ -132,6 +135,13 @@ def use_all_cores() -> None:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def method_names(text: str) -> list[str]:
+    """`"all"`, or names with commas."""
+    from ..adapter_fitting import FEW_SHOT_METHODS
+
+    return list(FEW_SHOT_METHODS) if text.strip() == "all" else _words(text)
 
 
 def _words(text: str) -> list[str]:

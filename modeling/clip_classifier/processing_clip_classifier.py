@@ -2,7 +2,7 @@
 
 import os
 
-from transformers import CLIPProcessor
+from transformers import AutoProcessor
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
@@ -17,7 +17,7 @@ class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
 
 class CLIPClassifierProcessor(ProcessorMixin):
     r"""
-    A `CLIPClassifierImageProcessor` and a CLIP tokenizer in one; `CLIPProcessor` with safe text.
+    A `CLIPClassifierImageProcessor` and the dual encoder's tokenizer in one; `CLIPProcessor` with safe text.
 
     Text goes through `encode_texts`: special tokens that users type stay text, long text is cut before the end token
     with one warning, blanks and broken Unicode raise. What `save_pretrained` writes carries the first rule to every
@@ -58,18 +58,26 @@ class CLIPClassifierProcessor(ProcessorMixin):
         self.clean_text = clean_text
 
     @classmethod
-    def from_clip(cls, processor: CLIPProcessor | str | os.PathLike, clean_text: bool = False, **image_kwargs):
-        """A `CLIPProcessor`, or the folder or Hub id of one, as ours: same settings, same tokenizer.
+    def from_clip(cls, processor: ProcessorMixin | str | os.PathLike, clean_text: bool = False, **image_kwargs):
+        """The processor of a dual encoder, or the folder or Hub id of one, as ours: same settings, same tokenizer.
+
+        Pictures of SigLIP 2 become squares of as many patches as it takes at most, because batches here have one size; use its own processor
+        (and pass what it returns to the model) to keep their shapes.
 
         Args:
-            processor: what `CLIPProcessor.from_pretrained` takes, or its result.
+            processor: a `CLIPProcessor` or the like, or what `AutoProcessor.from_pretrained` takes.
             clean_text: see the class.
             image_kwargs: settings of the image processor to change, such as `resample_backend="pil"`.
         """
         if isinstance(processor, str | os.PathLike):
-            processor = CLIPProcessor.from_pretrained(processor)
+            processor = AutoProcessor.from_pretrained(processor)
         known = CLIPClassifierImageProcessor.valid_kwargs.__annotations__
-        settings = {name: value for name, value in processor.image_processor.to_dict().items() if name in known}
+        values = processor.image_processor.to_dict()
+        settings = {name: value for name, value in values.items() if name in known and value is not None}
+        settings.setdefault("do_center_crop", False)  # SigLIP's knows no crop, and the default of ours is CLIP's
+        if values.get("max_num_patches") is not None:
+            side = values["patch_size"] * int(values["max_num_patches"] ** 0.5)
+            settings["size"] = {"height": side, "width": side}
         return cls(CLIPClassifierImageProcessor(**settings | image_kwargs), processor.tokenizer, clean_text=clean_text)
 
     def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:

@@ -26,7 +26,8 @@ from hf_clip_variants.recipes import recipe
 
 CLASSES, WIDTH = len(CLASS_NAMES), 24
 SHORT = {"epochs": 3, "batch_size": 4}
-TRAINED = ("tip_adapter_f", "clip_adapter", "coop")
+TRAINED = tuple(name for name in FEW_SHOT_METHODS if name != "tip_adapter")
+ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.trains_image_tower)
 
 
 def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedPictures:
@@ -49,9 +50,24 @@ def tensors_of(fitted) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(fitted.model).items()}
 
 
+def shots_for(method: str, classifier, count: int) -> Shots:
+    """Features, or real pictures for what trains the image tower."""
+    if method in ON_FEATURES:
+        return shots_of(count)
+    styles = ["fluentflat", "emojione"][:count]
+    pictures = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
+    live = LivePictures(classifier, pictures, tiny_processor())
+    return Shots(live, live)
+
+
+def tiny_processor() -> CLIPClassifierImageProcessor:
+    return CLIPClassifierImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+
+
 def short(method: str, **more) -> dict:
     grid = {"search_scale": [9.0, 9.0], "search_step": [5, 5]} if "tip" in method else {}
-    return grid | (SHORT if method in TRAINED else {}) | more
+    depth = {"prompt_depth": 2} if method == "maple" else {}
+    return grid | depth | (SHORT if method in TRAINED else {}) | more
 
 
 def test_where_to_validate():
@@ -76,7 +92,8 @@ def test_where_to_validate():
 
 @pytest.mark.parametrize("method", FEW_SHOT_METHODS)
 def test_every_method_fits_and_leaves_the_classifier_as_it_was(method):
-    classifier, shots = tiny_classifier(), shots_of(2)
+    classifier = tiny_classifier()
+    shots = shots_for(method, classifier, 2)
     before = classifier.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
     expected = classifier(**shots.plain.batch(torch.arange(4), 0)).logits
@@ -84,7 +101,7 @@ def test_every_method_fits_and_leaves_the_classifier_as_it_was(method):
 
     overrides = short(method) | (
         {"learning_rate": 0.01, "optimizer": "adamw", "schedule": "cosine", "epochs": 30}
-        if method == "clip_adapter"
+        if method not in ("tip_adapter", "tip_adapter_f", "coop")
         else {}
     )
     fitted = fit_adapter(classifier, method, shots, overrides=overrides, seed=3)
@@ -127,11 +144,11 @@ def pictures():
 
 
 @pytest.mark.parametrize("augmentation", ["none", "tip"])
-@pytest.mark.parametrize("method", FEW_SHOT_METHODS)
+@pytest.mark.parametrize("method", ON_FEATURES)
 def test_cached_features_give_what_towers_at_every_step_give(method, augmentation, pictures):
     views = 1 if augmentation == "none" else 3
     classifier = tiny_classifier(class_names=list(pictures.class_names))
-    processor = CLIPClassifierImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor = tiny_processor()
 
     def encode(pixels):
         return classifier.get_image_features(pixels).pooler_output
@@ -213,7 +230,8 @@ def test_tip_adapter_chooses_the_first_best_pair_on_validation_pictures(kind):
 
 @pytest.mark.parametrize("method", FEW_SHOT_METHODS)
 def test_with_one_shot_and_no_split_nothing_is_searched(method):
-    fitted = fit_adapter(tiny_classifier(), method, shots_of(1), overrides=short(method))
+    classifier = tiny_classifier()
+    fitted = fit_adapter(classifier, method, shots_for(method, classifier, 1), overrides=short(method))
     assert fitted.validation.kind == "none" and fitted.validation.accuracy is None and fitted.seconds["search"] == 0
     values, config = recipe(method, 1), fitted.model.peft_config["default"]
     if "tip" in method:
@@ -289,7 +307,8 @@ def test_wrong_values_are_named(method, overrides, words):
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_failed_fit_leaves_the_classifier_as_it_was(method, monkeypatch):
-    classifier, shots = tiny_classifier(), shots_of(2)
+    classifier = tiny_classifier()
+    shots = shots_for(method, classifier, 2)
     expected = classifier(**shots.plain.batch(torch.arange(4), 0)).logits
 
     def fail(*arguments, **options):
@@ -297,7 +316,7 @@ def test_a_failed_fit_leaves_the_classifier_as_it_was(method, monkeypatch):
 
     monkeypatch.setattr("hf_clip_variants.adapter_fitting.train_adapter", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        fit_adapter(classifier, method, shots)
+        fit_adapter(classifier, method, shots, overrides=short(method))
     monkeypatch.undo()
     assert torch.equal(classifier(**shots.plain.batch(torch.arange(4), 0)).logits, expected)
     assert not any("clipv_" in name for name in classifier.state_dict())
@@ -326,9 +345,16 @@ def test_the_order_of_batches():
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_training_that_was_interrupted_ends_as_if_it_never_was(method, tmp_path, monkeypatch):
-    shots, overrides = shots_of(2, views=2), {"epochs": 6, "batch_size": 4, "views": 2, "warmup_epochs": 1}
+    overrides = {"epochs": 6, "batch_size": 4, "views": 2, "warmup_epochs": 1}
     overrides |= {"ratio": 0.5} if method == "clip_adapter" else {"alpha": 2.0, "beta": 3.0} if "tip" in method else {}
-    whole = fit_adapter(tiny_classifier(), method, shots, overrides=overrides, seed=2)
+    overrides |= {"prompt_depth": 2} if method == "maple" else {}
+
+    def fit(**more):
+        classifier = tiny_classifier()
+        shots = shots_of(2, views=2) if method in ON_FEATURES else shots_for(method, classifier, 2)
+        return fit_adapter(classifier, method, shots, overrides=overrides, seed=2, **more)
+
+    whole = fit()
     monkeypatch.setattr(training_module, "SAVE_EVERY_SECONDS", 0.0)
 
     def interrupt(label, done, epochs):
@@ -336,15 +362,10 @@ def test_a_training_that_was_interrupted_ends_as_if_it_never_was(method, tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_adapter(
-            tiny_classifier(), method, shots, overrides=overrides, seed=2, state_folder=tmp_path, on_epoch=interrupt
-        )
+        fit(state_folder=tmp_path, on_epoch=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["final.safetensors"]
     epochs = []
-    resumed = fit_adapter(
-        tiny_classifier(), method, shots, overrides=overrides, seed=2, state_folder=tmp_path,
-        on_epoch=lambda label, done, total: epochs.append(done),
-    )  # fmt: skip
+    resumed = fit(state_folder=tmp_path, on_epoch=lambda label, done, total: epochs.append(done))
     assert epochs == [5, 6] and resumed.curve == whole.curve
     one, two = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -391,12 +412,10 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
 
 
-def test_pictures_that_change_the_tower_cannot_be_cached(monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setitem(FEW_SHOT_METHODS, "coop", replace(FEW_SHOT_METHODS["coop"], trains_image_tower=True))
+@pytest.mark.parametrize("method", sorted(set(FEW_SHOT_METHODS) - set(ON_FEATURES)))
+def test_pictures_that_change_the_tower_cannot_be_cached(method):
     with pytest.raises(ValueError, match="image tower"):
-        fit_adapter(tiny_classifier(), "coop", shots_of(1))
+        fit_adapter(tiny_classifier(), method, shots_of(1))
 
 
 def test_a_method_is_one_function_and_one_row(monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
+from hf_clip_variants.adapter_fitting import FEW_SHOT_METHODS
 from hf_clip_variants.recipes import DATASETS, METHODS, TINY, coop_lr_schedule, recipe
 
 
@@ -82,8 +83,43 @@ def test_optimisers_have_the_recipes_settings():
     assert replace(recipe("coop"), schedule="constant").learning_rate_at(3) == 2e-3
 
 
+def test_prompts_in_both_towers_as_published():
+    maple = recipe("maple", 16)
+    assert [round(maple.learning_rate_at(epoch), 6) for epoch in range(5)] == [
+        1e-05,
+        0.0035,
+        0.003166,
+        0.002291,
+        0.001209,
+    ]
+    assert (maple.batch_size, maple.num_prompt_tokens, maple.prompt_depth, maple.context_init) == (
+        4,
+        2,
+        9,
+        "a photo of a",
+    )
+    transfer = recipe("maple", 16, "imagenet", protocol="cross_dataset")
+    assert (transfer.prompt_depth, transfer.learning_rate, transfer.epochs) == (3, 2.6e-3, 2)
+    assert (recipe("vpt").learning_rate, recipe("ivlp").learning_rate, recipe("vpt").num_prompt_tokens) == (
+        2.5e-3,
+        3.5e-3,
+        8,
+    )
+    cocoop = recipe("cocoop", 16)
+    assert (cocoop.batch_size, cocoop.epochs, cocoop.learning_rate_at(0), cocoop.context_init) == (
+        1,
+        10,
+        1e-5,
+        "a photo of a",
+    )
+    assert recipe("coop", 16, protocol="base_to_new").context_init == "a photo of a"
+    assert recipe("coop", 16).context_init is None and recipe("coop", 16).num_context_tokens == 16
+    with pytest.raises(ValueError, match="protocol: got 'base'; want one of few_shot, base_to_new, cross_dataset"):
+        recipe("coop", 16, protocol="base")
+
+
 def test_names_and_overrides():
-    assert len(DATASETS) == 11 and METHODS == ("coop", "clip_adapter", "tip_adapter", "tip_adapter_f")
+    assert len(DATASETS) == 11 and set(METHODS) == set(FEW_SHOT_METHODS)
     for spelling in ("FGVC-Aircraft", "fgvc_aircraft", "aircraft"):
         assert recipe("tip_adapter_f", dataset=spelling).init_alpha == 5
     for method in METHODS:
@@ -93,7 +129,7 @@ def test_names_and_overrides():
     with pytest.raises(FrozenInstanceError):
         recipe("coop").epochs = 3
     for bad, message in (
-        ({"method": "maple"}, "method: got 'maple'; want one of coop"),
+        ({"method": "mapel"}, "method: got 'mapel'; want one of coop"),
         ({"dataset": "imagnet"}, "dataset: got 'imagnet'; want one of caltech101"),
         ({"shots": 0}, "shots: got 0"),
         ({"profile": "large"}, "profile: got 'large'"),

@@ -90,7 +90,9 @@ def test_embeddings_instead_of_ids_and_prompts_of_any_length(model_type):
             check(family.encode_text(model, torch.nn.functional.pad(ids, (0, 3), value=padding)))
         variants = torch.stack([embeds[0, :2], embeds[0, :2]])
         check(family.encode_text(model, ids, position_ids=torch.arange(longest)))
-        if model_type not in SIGLIP_FAMILIES:  # all prompts start alike there: SOS or [CLS], and a word of the template
+        if (
+            model_type not in SIGLIP_FAMILIES
+        ):  # all prompts start alike there: SOS or [CLS], and a word of the template
             check(family.encode_text(model, ids, prefix_embeds=variants), torch.stack([expected, expected]))
 
 
