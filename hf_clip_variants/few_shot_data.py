@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .data.coop_layout import PREFIX as COOP_PREFIX
 from .data.few_shot import FewShotSplit, sample_few_shot
 from .data.image_set import ImageSet, name_some
 from .data.sources import load_images
@@ -55,6 +56,8 @@ def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
 
 def absolute_source(source: str) -> str:
     """A path as it is from any working folder; other sources as they are."""
+    if source.startswith(COOP_PREFIX):
+        return COOP_PREFIX + str(Path(source.removeprefix(COOP_PREFIX)).expanduser().absolute())
     return (
         str(Path(source).expanduser().absolute())
         if not source.startswith("emoji") and Path(source).expanduser().exists()

@@ -35,7 +35,9 @@ class PushError(RuntimeError):
 def _row_of(model: Any):
     reference = f"{type(model).__module__}.{type(model).__name__}"
     for row in methods("model"):
-        if reference in (f"{module}.{name}" for name, module in row.exports.items()):
+        if reference in {
+            f"hf_clip_variants.{path}".replace(":", ".") for path in (row.model, *row.auto_classes.values())
+        }:
             return row
     return None
 
@@ -52,6 +54,8 @@ def _refuse_to_export(model: Any):
         raise ValueError(
             f"model: {name} was loaded with its code, save_pretrained and push_to_hub take the code along"
         )
+    if module.startswith(TRAVELS + "."):
+        raise ValueError(f"model: {name} is a part of a model; export the whole, whose files it loads, too")
     raise ValueError(f"model: {name} ({module}) is not a model of this package, save_pretrained is enough for it")
 
 

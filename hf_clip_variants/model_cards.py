@@ -25,6 +25,14 @@ classify = pipeline("image-classification", model="{repo_id}"{arguments})
 picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print(classify(picture, top_k=3))"""
 
+_ZERO_SHOT_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="{repo_id}"{arguments})
+picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(classify(picture, candidate_labels=["a cat", "a dog"]))"""
+
 _ADAPTER = """\
 import torch
 from hf_clip_variants import load_adapter
@@ -168,7 +176,8 @@ def _snippet(
         template = _PROMPTS_ON_CLIP if learns_prompts else _ADAPTER_ON_CLIP
         return template.format(repo_id=repo_id, base_model=base_model, names=names, **fields)
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
-    return _PIPELINE.format(
+    names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
+    return (_PIPELINE if names_its_classes else _ZERO_SHOT_PIPELINE).format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )
 
@@ -202,10 +211,10 @@ def model_card(
     with_base: bool = False,
     weights: str | Path | None = None,
 ) -> ModelCard:
-    """A card for a classifier or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training, citation.
+    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training, citation.
 
     Args:
-        model: a `CLIPClassifier`, a `PeftModel` with an adapter of ours, or the folder that one of them was saved to.
+        model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved to.
         repo_id: where it will be; `hub.push` fills it in later if left out.
         base_model: id of the CLIP that it is made from. Default for adapters: what their configuration says.
         license: of the weights, as the Hub writes it ("mit", "cc-by-4.0").
@@ -245,6 +254,10 @@ def model_card(
     if is_adapter:
         title = f"{row.title} {what}"
         summary = f"An adapter by [{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) on {where}."
+    elif "AutoModelForImageClassification" not in row.auto_classes:
+        title = row.title
+        summary = f"[{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year})"
+        summary += f", made from {_code(base_model)}." if base_model else "."
     else:
         title = f"CLIP classifier {what}"
         summary = (

@@ -294,7 +294,7 @@ TINY: dict[str, dict[str, Any]] = {
         "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0, "momentum": 0.0, "schedule": "cosine", "warmup_epochs": 0,
         "epochs": 40, "batch_size": 512, "drop_last": False, "num_context_tokens": None, "context_init": "an emoji of", "class_specific": True,
     },
-    "cocoop": _TINY_PROMPTS | {"batch_size": 16, "learning_rate": 2e-3, "epochs": 4, "context_init": "an emoji of"},
+    "cocoop": _TINY_PROMPTS | {"learning_rate": 0.01, "epochs": 4, "context_init": "an emoji of"},
     "maple": _TINY_PROMPTS | {"context_init": "an emoji of", "prompt_depth": 3},
     "vpt": _TINY_PROMPTS | {"num_prompt_tokens": 4},
     "ivlp": _TINY_PROMPTS | {"context_init": "an emoji of"},
@@ -307,7 +307,7 @@ TINY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # On top of that where classes come that were not trained on.
-TINY_NEW_CLASSES: dict[str, dict[str, Any]] = {"coop": {"class_specific": False}}
+TINY_NEW_CLASSES: dict[str, dict[str, Any]] = {"coop": {"class_specific": False, "learning_rate": 0.03}}
 
 
 def recipe(

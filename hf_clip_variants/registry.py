@@ -39,6 +39,22 @@ class OfficialCode:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """
+    A part of a model that is of use alone, with a configuration of its own.
+
+    Args:
+        name: suffix of the configuration's `model_type`, behind the method's name.
+        config: the configuration class.
+        auto_classes: Auto class -> class, as in `Method`.
+    """
+
+    name: str
+    config: str
+    auto_classes: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
 class Method:
     """
     One method: what it is, where it comes from and which classes implement it.
@@ -52,6 +68,7 @@ class Method:
         config: the configuration class.
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
         processor, image_processors: models only. `image_processors` is keyed by transformers' back-end name.
+        towers: models only, parts that the Auto classes know as well.
         layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
     """
 
@@ -67,6 +84,7 @@ class Method:
     auto_classes: dict[str, str] = field(default_factory=dict, hash=False)
     processor: str | None = None
     image_processors: dict[str, str] = field(default_factory=dict, hash=False)
+    towers: tuple[Tower, ...] = ()
     layer: str | None = None
     tuner: str | None = None
 
@@ -89,6 +107,8 @@ class Method:
     def exports(self) -> dict[str, str]:
         """Public class name -> module: what `hf_clip_variants` offers of this method."""
         references = [self.config, self.model, self.processor, *self.image_processors.values()]
+        for tower in self.towers:
+            references += [tower.config, *tower.auto_classes.values()]
         return {name: module for module, name in (_split(reference) for reference in references if reference)}
 
     def load(self, part: str) -> type:
@@ -130,19 +150,21 @@ def _load(reference: str) -> type:
 
 
 _CLIP_CLASSIFIER = "modeling.clip_classifier.modeling_clip_classifier:CLIPClassifier"
+_CLIP_PAPER = Paper(
+    "Learning Transferable Visual Models From Natural Language Supervision",
+    "2103.00020",
+    2021,
+    "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini and "
+    "Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya",
+)
+_CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 
 _METHODS = (
     Method(
         name="clip_classifier",
         kind="model",
         title="CLIP",
-        paper=Paper(
-            "Learning Transferable Visual Models From Natural Language Supervision",
-            "2103.00020",
-            2021,
-            "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini and "
-            "Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya",
-        ),
+        paper=_CLIP_PAPER,
         code=OfficialCode("openai/CLIP", "MIT"),
         task="zero-shot-image-classification",
         summary="No pictures, only names: zero-shot classification with prompt templates. Every adapter sits on it.",
@@ -157,6 +179,28 @@ _METHODS = (
         image_processors={
             "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
         },
+    ),
+    Method(
+        name="clip_resnet",
+        kind="model",
+        title="CLIP-ResNet",
+        paper=_CLIP_PAPER,
+        code=OfficialCode("openai/CLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="CLIP with a ResNet image tower (RN50 to RN50x64): for work built on it, and for maps of four resolutions.",
+        config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetConfig",
+        model=_CLIP_RESNET + "Model",
+        auto_classes={
+            "AutoModel": _CLIP_RESNET + "Model",
+            "AutoModelForZeroShotImageClassification": _CLIP_RESNET + "Model",
+        },
+        towers=(
+            Tower(
+                name="vision",
+                config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetVisionConfig",
+                auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
+            ),
+        ),
     ),
     Method(
         name="coop",
@@ -174,6 +218,74 @@ _METHODS = (
         config="adapters.coop.config:CoOpConfig",
         layer="adapters.coop.layer:CoOpLayer",
         tuner="adapters.coop.model:CoOpModel",
+    ),
+    Method(
+        name="cocoop",
+        kind="adapter",
+        title="CoCoOp",
+        paper=Paper(
+            "Conditional Prompt Learning for Vision-Language Models",
+            "2203.05557",
+            2022,
+            "Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei",
+        ),
+        code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
+        task="image-classification",
+        summary="CoOp's words, shifted for each picture: loses less on classes that were not trained on. Any batch size here.",
+        config="adapters.cocoop.config:CoCoOpConfig",
+        layer="adapters.cocoop.layer:CoCoOpLayer",
+        tuner="adapters.cocoop.model:CoCoOpModel",
+    ),
+    Method(
+        name="maple",
+        kind="adapter",
+        title="MaPLe",
+        paper=Paper(
+            "MaPLe: Multi-modal Prompt Learning",
+            "2210.03117",
+            2022,
+            "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
+        ),
+        code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
+        task="image-classification",
+        summary="Learned tokens in several layers of both towers, coupled: for classes that were and were not trained on.",
+        config="adapters.maple.config:MaPLeConfig",
+        layer="adapters.maple.layer:MaPLePromptEmbedder",
+        tuner="adapters.maple.model:MaPLeModel",
+    ),
+    Method(
+        name="vpt",
+        kind="adapter",
+        title="VPT",
+        paper=Paper(
+            "Visual Prompt Tuning",
+            "2203.12119",
+            2022,
+            "Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan, Bharath and Lim, Ser-Nam",
+        ),
+        code=OfficialCode("KMnP/vpt", "CC-BY-NC-4.0"),
+        task="image-classification",
+        summary="Learned tokens beside the patches, shallow or deep; on CLIP's image tower or on a plain ViT with a new head.",
+        config="adapters.vpt.config:VPTConfig",
+        layer="adapters.vpt.layer:VPTHome",
+        tuner="adapters.vpt.model:VPTModel",
+    ),
+    Method(
+        name="ivlp",
+        kind="adapter",
+        title="IVLP",
+        paper=Paper(
+            "MaPLe: Multi-modal Prompt Learning",
+            "2210.03117",
+            2022,
+            "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
+        ),
+        code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
+        task="image-classification",
+        summary="Learned tokens in both towers, not coupled; or in the text tower alone (deep language prompting).",
+        config="adapters.ivlp.config:IVLPConfig",
+        layer="adapters.ivlp.layer:IVLPPromptEmbedder",
+        tuner="adapters.ivlp.model:IVLPModel",
     ),
     Method(
         name="clip_adapter",
@@ -222,7 +334,7 @@ def methods(kind: Literal["model", "adapter"] | None = None) -> list[Method]:
     >>> import hf_clip_variants
 
     >>> [method.name for method in hf_clip_variants.methods("adapter")]
-    ['coop', 'clip_adapter', 'tip_adapter']
+    ['coop', 'cocoop', 'maple', 'vpt', 'ivlp', 'clip_adapter', 'tip_adapter']
     ```
     """
     if kind not in (None, "model", "adapter"):
@@ -255,22 +367,33 @@ def register() -> None:
     after_import("peft", _register_adapters)
 
 
-def _register_configs(module) -> None:
+def _configs() -> list[tuple[str, str, dict[str, str]]]:
+    """Of every model and every tower: model type, configuration class, Auto classes."""
+    found = []
     for row in methods("model"):
-        register_lazily(module.CONFIG_MAPPING, row.model_type, lambda row=row: (row.model_type, row.load("config")))
+        found.append((row.model_type, row.config, row.auto_classes))
+        found += [(f"{row.model_type}_{tower.name}", tower.config, tower.auto_classes) for tower in row.towers]
+    return found
+
+
+def _register_configs(module) -> None:
+    for model_type, config, _ in _configs():
+        register_lazily(
+            module.CONFIG_MAPPING, model_type, lambda kind=model_type, config=config: (kind, _load(config))
+        )
 
 
 def _register_models(module) -> None:
-    for row in methods("model"):
-        for auto_class in row.auto_classes:
+    for _, config, auto_classes in _configs():
+        for auto_class, reference in auto_classes.items():
             mapping = getattr(module, auto_class)._model_mapping
-            _register_for_config(mapping, row, lambda row=row, auto_class=auto_class: row.load(auto_class))
+            _register_for_config(mapping, config, lambda reference=reference: _load(reference))
 
 
 def _register_processors(module) -> None:
     for row in methods("model"):
         if row.processor:
-            _register_for_config(module.PROCESSOR_MAPPING, row, lambda row=row: row.load("processor"))
+            _register_for_config(module.PROCESSOR_MAPPING, row.config, lambda row=row: row.load("processor"))
 
 
 def _register_image_processors(module) -> None:
@@ -278,13 +401,13 @@ def _register_image_processors(module) -> None:
         if row.image_processors:
             _register_for_config(
                 module.IMAGE_PROCESSOR_MAPPING,
-                row,
+                row.config,
                 lambda row=row: {backend: _load(reference) for backend, reference in row.image_processors.items()},
             )
 
 
-def _register_for_config(mapping, row: Method, load_value) -> None:
-    register_lazily(mapping, ".".join(_split(row.config)), lambda: (row.load("config"), load_value()))
+def _register_for_config(mapping, config: str, load_value) -> None:
+    register_lazily(mapping, ".".join(_split(config)), lambda: (_load(config), load_value()))
 
 
 def _register_adapters(module) -> None:

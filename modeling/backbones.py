@@ -32,7 +32,9 @@ class CLIPFamily:
     default_template = "a photo of a {}."
     default_context = "a photo of a"  # words that learned contexts start from
     full_stop = "."  # prompt learners end their prompts with it
-    text_has_dropout = False
+    eval_when_frozen: tuple[
+        str, ...
+    ] = ()  # towers that compute something else in training mode: dropout, batch normalisation
     text_embeddings = "text_model.embeddings"
     token_embedding = "text_model.embeddings.token_embedding"
     text_layers = "text_model.encoder.layers"
@@ -167,6 +169,24 @@ class CLIPFamily:
         return tuple(model.get_submodule(name) for name in names)
 
 
+class CLIPResNetFamily(CLIPFamily):
+    """`CLIPResNetModel`: CLIP with a ResNet for pictures, whose attention pooling is the projection."""
+
+    model_type = "clipv-clip_resnet"
+    has_class_token = False
+    vision_layers = patch_norm = visual_projection = None
+    eval_when_frozen = ("vision_model",)
+
+    @classmethod
+    def _load(cls, name: str) -> type:
+        if name == "TextConfig":
+            return super()._load(name)
+        from .clip_resnet import configuration_clip_resnet, modeling_clip_resnet
+
+        module = modeling_clip_resnet if name == "Model" else configuration_clip_resnet
+        return getattr(module, f"CLIPResNet{name}")
+
+
 class MetaCLIP2Family(CLIPFamily):
     """`MetaClip2Model`: CLIP with a multilingual vocabulary; the first EOS is pooled whatever its id."""
 
@@ -206,7 +226,7 @@ class ChineseCLIPFamily(_WholeRows):
     default_template = "一张{}的照片。"
     default_context = "一张"
     full_stop = "。"
-    text_has_dropout = True
+    eval_when_frozen = ("text_model",)
     token_embedding = "text_model.embeddings.word_embeddings"
     text_layers = "text_model.encoder.layer"
 
@@ -228,7 +248,7 @@ class AltCLIPFamily(_WholeRows):
     model_type = "altclip"
     module = "transformers.models.altclip"
     prefix = "AltCLIP"
-    text_has_dropout = True
+    eval_when_frozen = ("text_model",)
     text_embeddings = "text_model.roberta.embeddings"
     token_embedding = "text_model.roberta.embeddings.word_embeddings"
     text_layers = "text_model.roberta.encoder.layers"
@@ -331,7 +351,15 @@ def _as_patches(pixel_values: torch.Tensor, patch_size: int) -> tuple[torch.Tens
 FAMILIES = MappingProxyType(
     {
         family.model_type: family
-        for family in (CLIPFamily, MetaCLIP2Family, ChineseCLIPFamily, AltCLIPFamily, SiglipFamily, Siglip2Family)
+        for family in (
+            CLIPFamily,
+            CLIPResNetFamily,
+            MetaCLIP2Family,
+            ChineseCLIPFamily,
+            AltCLIPFamily,
+            SiglipFamily,
+            Siglip2Family,
+        )  # fmt: skip
     }
 )
 
@@ -364,12 +392,12 @@ def fingerprint(model: nn.Module) -> str:
     """What a saved adapter remembers of its backbone: SHA-256 over parameter names and shapes, and values sampled from 3 tensors.
 
     The values are compared with a tolerance (`same_backbone`), so that a base loaded in bfloat16 is still itself. Adapter layers that wrap
-    the model are looked through: the fingerprint is that of the base weights.
+    the model are looked through, also around modules that are saved with an adapter: the fingerprint is that of the base weights.
     """
     state = {
-        name.replace(".base_layer", ""): parameter
+        name.replace(".base_layer", "").replace(".original_module", ""): parameter
         for name, parameter in model.named_parameters()
-        if "clipv_" not in name and "lora_" not in name
+        if not any(part in name for part in ("clipv_", "lora_", ".modules_to_save."))
     }
     state = dict(sorted(state.items()))
     digest = hashlib.sha256("\n".join(f"{n} {tuple(t.shape)}" for n, t in state.items()).encode()).hexdigest()[:16]
@@ -391,6 +419,6 @@ def same_backbone(ours: str, theirs: str) -> bool:
 
 
 __all__ = [
-    "FAMILIES", "AltCLIPFamily", "CLIPFamily", "ChineseCLIPFamily", "MetaCLIP2Family", "Siglip2Family", "SiglipFamily", "family_of",
+    "FAMILIES", "AltCLIPFamily", "CLIPFamily", "CLIPResNetFamily", "ChineseCLIPFamily", "MetaCLIP2Family", "Siglip2Family", "SiglipFamily", "family_of",
     "fingerprint", "same_backbone",
 ]  # fmt: skip

@@ -1,11 +1,12 @@
 """The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ class ModelCase:
     name: str  # of the registry's row
     config: Callable[[], Any]  # a configuration that is nowhere the default
     inputs: Callable[[int], dict[str, torch.Tensor]]  # batch size -> inputs with labels
-    backbone: Callable[[], Any]  # the transformers model whose checkpoints load into it
+    backbone: Callable[[], Any] | None = None  # the transformers model whose checkpoints load into it
+    towers: dict[str, str] = field(default_factory=dict)  # attribute -> public class that loads this model's files
     processor: Callable[[], Any] | None = None
     bad_values: tuple[tuple[dict, str], ...] = ()  # configuration arguments -> what the error says
     output: str = "logits"
     auto_class: str = "AutoModel"  # the one that the tests load by
     untrained: tuple[str, ...] = ()  # parameters that rightly get no gradient
+    by_row: tuple[str, ...] = ()  # outputs that have a row an input, default `output`
+    loss_options: dict[str, Any] = field(default_factory=dict)  # further arguments of forward that give a loss
+    loss_is_of_the_batch: bool = False  # contrastive: halves of a batch have other losses than the whole
+    prepare: Callable[[Any], None] | None = None  # for a new model whose initial weights would hide errors
 
     @property
     def row(self) -> Method:
@@ -42,7 +48,13 @@ class ModelCase:
 
     def make(self, seed: int = 0):
         torch.manual_seed(seed)
-        return self.row.load("model")(self.config()).eval()
+        model = self.row.load("model")(self.config()).eval()
+        if self.prepare:
+            self.prepare(model)
+        return model
+
+    def loss(self, model, inputs) -> torch.Tensor:
+        return model(**inputs, **self.loss_options).loss
 
     def run(self, model, **inputs) -> torch.Tensor:
         with torch.no_grad():
@@ -59,10 +71,33 @@ def _classifier_config():
     )  # fmt: skip
 
 
-def _classifier_processor():
+def _resnet_config():
+    config = method("clip_resnet").load("config")
+    text = tiny_clip_config(text_config={"projection_dim": 20}).text_config.to_dict()
+    vision = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 8, "image_size": 64}
+    return config(text_config=text, vision_config=vision, projection_dim=20, logit_scale_init_value=2.0)
+
+
+def _resnet_inputs(batch: int):
+    ids = torch.randint(0, 4036, (batch, 7), generator=torch.Generator().manual_seed(1))
+    ids[:, 0], ids[:, 6] = 4036, 4037
+    ids[1::2, 5] = 4037
+    return {"pixel_values": tiny_pixels(batch, size=64), "input_ids": ids}
+
+
+def _with_open_branches(model):
+    """Blocks of a new ResNet are their shortcuts (the last normalisation's scale is 0), and running statistics trivial."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            tensor.normal_(std=0.1)
+
+
+def _classifier_processor(size: int = 24):
     from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
 
-    images = CLIPClassifierImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    images = CLIPClassifierImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return CLIPClassifierProcessor(images, tiny_tokenizer())
 
 
@@ -93,8 +128,48 @@ CASES = {
                 ),
             ),
         ),
+        ModelCase(
+            name="clip_resnet",
+            config=_resnet_config,
+            inputs=_resnet_inputs,
+            towers={
+                "vision_model": "hf_clip_variants.CLIPResNetVisionModel",
+                "text_model": "transformers.CLIPTextModel",
+            },
+            processor=lambda: _classifier_processor(64),
+            output="logits_per_image",
+            by_row=("image_embeds", "text_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+            prepare=_with_open_branches,
+            bad_values=(
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"projection_dim": 24}, "vision_config.projection_dim: 20, expected projection_dim \\(24\\)"),
+                ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value: nan"),
+                ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
+                ({"vision_config": {"hidden_size": 100}}, "hidden_size: 100 is not a multiple of 32"),
+                ({"vision_config": {"num_attention_heads": 3}}, "num_attention_heads: 3 does not divide"),
+                ({"vision_config": {"depths": [1, 1, 1]}}, "depths: \\[1, 1, 1\\], expected four"),
+                ({"vision_config": {"depths": [1, -1, 1, 1]}}, "depths: \\[1, -1, 1, 1\\]"),
+                ({"vision_config": {"image_size": 50}}, "image_size: 50 is not a multiple of 32"),
+                ({"vision_config": {"freeze_batch_norm": "no"}}, "freeze_batch_norm"),
+                (
+                    {"vision_config": {"model_type": "clip_vision_model"}},
+                    "vision_config.model_type: 'clip_vision_model'",
+                ),
+                (
+                    {"text_config": {"model_type": "bert"}},
+                    "text_config.model_type: 'bert', expected 'clip_text_model'",
+                ),
+                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
+        ),
     )
 }
+
+
+def _flat(values) -> list[torch.Tensor]:
+    return [values] if isinstance(values, torch.Tensor) else [tensor for value in values for tensor in _flat(value)]
 
 
 class ModelContract:
@@ -113,7 +188,7 @@ class ModelContract:
         assert copy.deepcopy(config).to_dict() == config.to_dict()
         assert loaded.model_type == case.row.model_type
         default = type(config)()
-        assert default.to_diff_dict().keys() < config.to_diff_dict().keys() | {"transformers_version"}
+        assert default.to_diff_dict().keys() <= config.to_diff_dict().keys() | {"transformers_version"}
 
     def test_bad_configuration_values_are_named(self, case):
         good = case.config().to_dict()
@@ -128,8 +203,18 @@ class ModelContract:
     # ---- initialisation and files
 
     def test_from_pretrained_leaves_nothing_uninitialised(self, case, tmp_path):
-        case.backbone().save_pretrained(tmp_path)
-        model = case.row.load("model").from_pretrained(tmp_path)
+        load = case.row.load("model").from_pretrained
+        if case.backbone:
+            case.backbone().save_pretrained(tmp_path)
+            model = load(tmp_path)
+        else:  # a file that holds next to nothing
+            case.make().save_pretrained(tmp_path)
+            name, tensor = next(iter(case.make().state_dict().items()))
+            save_file({name: tensor}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+            model, info = load(tmp_path, output_loading_info=True)
+            assert len(info["missing_keys"]) == len(model.state_dict()) - 1
+            with pytest.raises(ValueError, match="weights are missing"):
+                load(tmp_path)
         state = model.state_dict()
         assert state and not any(tensor.is_meta for tensor in state.values())
         for name, tensor in model.named_buffers():
@@ -139,7 +224,7 @@ class ModelContract:
         with torch.device("meta"):
             empty = case.row.load("model")(case.config())
         assert all(tensor.is_meta for tensor in empty.state_dict().values())
-        again = case.row.load("model").from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+        again, _ = load(tmp_path, dtype=torch.bfloat16, device_map="cpu", output_loading_info=True)
         assert {t.dtype for t in again.parameters()} == {torch.bfloat16}
 
     def test_what_is_saved_is_what_is_loaded(self, case, tmp_path):
@@ -165,6 +250,18 @@ class ModelContract:
             type(model).from_pretrained(tmp_path)
 
     def test_backbone_and_model_load_each_others_files(self, case, tmp_path):
+        if case.towers:
+            model = case.make()
+            model.save_pretrained(tmp_path / "whole")
+            for attribute, reference in case.towers.items():
+                module, _, name = reference.rpartition(".")
+                tower = getattr(importlib.import_module(module), name).from_pretrained(tmp_path / "whole")
+                weights = model.get_submodule(attribute).state_dict()
+                assert weights.keys() == tower.state_dict().keys()
+                for key, tensor in tower.state_dict().items():
+                    assert torch.equal(tensor, weights[key]), f"{attribute}.{key}"
+        if not case.backbone:
+            return
         backbone = case.backbone()
         backbone.save_pretrained(tmp_path / "backbone")
         model = case.row.load("model").from_pretrained(tmp_path / "backbone")
@@ -181,9 +278,10 @@ class ModelContract:
     def test_tuple_and_dictionary_agree(self, case):
         model = case.make()
         with torch.no_grad():
-            named, plain = model(**case.inputs(3)), model(**case.inputs(3), return_dict=False)
+            inputs = case.inputs(3) | case.loss_options
+            named, plain = model(**inputs), model(**inputs, return_dict=False)
         assert isinstance(plain, tuple) and len(plain) == len(named.to_tuple())
-        for one, two in zip(plain, named.to_tuple(), strict=True):
+        for one, two in zip(_flat(plain), _flat(named.to_tuple()), strict=True):
             assert torch.equal(one, two)
         assert torch.equal(plain[0], named.loss), "the loss comes first"
 
@@ -197,10 +295,12 @@ class ModelContract:
 
     def test_each_row_of_a_batch_stands_alone(self, case):
         model, inputs = case.make(), case.inputs(5)
-        together = case.run(model, **inputs)
-        for row in range(5):
-            alone = case.run(model, **{name: value[row : row + 1] for name, value in inputs.items()})
-            torch.testing.assert_close(alone, together[row : row + 1], rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            together = model(**inputs)
+            for row in range(5):
+                alone = model(**{name: value[row : row + 1] for name, value in inputs.items()})
+                for name in case.by_row or (case.output,):
+                    torch.testing.assert_close(alone[name], together[name][row : row + 1], rtol=1e-5, atol=1e-5)
 
     def test_bfloat16_is_near_float32(self, case):
         model = case.make()
@@ -209,7 +309,7 @@ class ModelContract:
         rough = case.run(model)
         assert rough.dtype == torch.bfloat16
         torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
-        loss = model.train()(**case.inputs(4)).loss
+        loss = case.loss(model.train(), case.inputs(4))
         loss.backward()
         assert torch.isfinite(loss) and all(
             torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
@@ -219,7 +319,7 @@ class ModelContract:
 
     def test_gradients_reach_every_parameter(self, case):
         model = case.make().train()
-        model(**case.inputs(4)).loss.backward()
+        case.loss(model, case.inputs(4)).backward()
         without = {name for name, p in model.named_parameters() if p.grad is None}
         assert without == set(case.untrained)
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -228,22 +328,27 @@ class ModelContract:
         )
 
     def test_activation_checkpointing_changes_no_gradient(self, case):
-        gradients = []
+        gradients, statistics = [], []
         for checkpointing in (False, True):
             model = case.make().train()
             if checkpointing:
                 model.activation_checkpointing_enable()
                 assert model.is_gradient_checkpointing
-            model(**case.inputs(4)).loss.backward()
+            case.loss(model, case.inputs(4)).backward()
             gradients.append({name: p.grad for name, p in model.named_parameters()})
+            statistics.append({name: b for name, b in model.named_buffers() if b.is_floating_point()})
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        for name, buffer in statistics[0].items():
+            torch.testing.assert_close(statistics[1][name], buffer, rtol=1e-5, atol=1e-6, msg=name)
 
     def test_trainer_accumulates_and_resumes_to_the_same_weights(self, case, tmp_path):
-        from transformers import Trainer, TrainingArguments
+        from transformers import Trainer, TrainingArguments, default_data_collator
 
-        inputs = case.inputs(16)
-        data = [{name: value[i] for name, value in inputs.items()} for i in range(16)]
+        # Where halves have losses of their own, they are the same four pairs.
+        different, whole = (4, 4) if case.loss_is_of_the_batch else (16, 8)
+        inputs = case.inputs(different)
+        data = [{name: value[i % different] for name, value in inputs.items()} for i in range(16)]
 
         def train(folder, batch, accumulation, resume=None, steps=4):
             arguments = TrainingArguments(
@@ -251,12 +356,13 @@ class ModelContract:
                 gradient_accumulation_steps=accumulation, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant",
                 train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, max_grad_norm=1e9, logging_steps=1,
             )  # fmt: skip
-            trainer = Trainer(case.make(), arguments, train_dataset=data)
+            collator = lambda rows: default_data_collator(rows) | case.loss_options  # noqa: E731
+            trainer = Trainer(case.make(), arguments, train_dataset=data, data_collator=collator)
             trainer.train(resume_from_checkpoint=resume)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             return trainer.model.state_dict(), losses
 
-        once, losses = train("once", 8, 1)
+        once, losses = train("once", whole, 1)
         twice, losses_twice = train("twice", 4, 2)
         assert losses == pytest.approx(losses_twice, rel=1e-4), "the loss is not scaled by the accumulation"
         start = case.make().state_dict()
@@ -265,7 +371,7 @@ class ModelContract:
         names = [name for name, _ in case.make().named_parameters()]
         for name in names:
             torch.testing.assert_close(twice[name], once[name], rtol=1e-3, atol=1e-3 * moved, msg=name)
-        resumed, losses_resumed = train("once", 8, 1, resume=str(tmp_path / "once" / "checkpoint-2"))
+        resumed, losses_resumed = train("once", whole, 1, resume=str(tmp_path / "once" / "checkpoint-2"))
         assert losses_resumed == losses and all(torch.equal(resumed[name], once[name]) for name in names)
 
     # ---- sharing

@@ -10,7 +10,8 @@ import transformers
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
 
-FAMILIES = ("clip", "metaclip_2", "chinese_clip", "altclip", "siglip", "siglip2")
+RESNET = "clipv-clip_resnet"  # ours
+FAMILIES = ("clip", RESNET, "metaclip_2", "chinese_clip", "altclip", "siglip", "siglip2")
 SIGLIP_FAMILIES = ("siglip", "siglip2")
 
 _MODELS = {
@@ -45,6 +46,12 @@ def tiny_dual_encoder(model_type: str, seed: int = 0):
     if _known(model_type) == "clip":
         return tiny_clip(seed)
     torch.manual_seed(seed)
+    if model_type == RESNET:
+        from hf_clip_variants import CLIPResNetModel
+
+        model = CLIPResNetModel(tiny_family_config(model_type)).eval()
+        _train_batch_norms(model.vision_model)
+        return model
     model = getattr(transformers, f"{_MODELS[model_type]}Model")(tiny_family_config(model_type)).eval()
     _spread_out(model)
     return model
@@ -54,6 +61,12 @@ def tiny_family_config(model_type: str):
     """The configuration of `tiny_dual_encoder`; vocabulary and token ids are those of `tiny_family_tokenizer`."""
     if _known(model_type) == "clip":
         return tiny_clip(0).config
+    if model_type == RESNET:
+        from hf_clip_variants import CLIPResNetConfig
+
+        vision = {"hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 32}
+        text = tiny_clip(0).config.text_config.to_dict()
+        return CLIPResNetConfig(text_config=text, vision_config=vision | {"projection_dim": 24}, projection_dim=24)
     tokenizer = tiny_family_tokenizer(model_type)
     siglip = model_type in SIGLIP_FAMILIES
     text = _TEXT | {
@@ -85,6 +98,7 @@ def tiny_family_tokenizer(model_type: str):
     """
     return {
         "clip": tiny_tokenizer,
+        RESNET: tiny_tokenizer,
         "metaclip_2": _xlm_roberta_tokenizer,
         "chinese_clip": _bert_tokenizer,
         "altclip": _xlm_roberta_tokenizer,
@@ -106,13 +120,18 @@ def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[s
 
     `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd pictures are 2 x 3 patches, the rest is padding.
     """
-    pixels = tiny_pixels(batch, seed)
+    pixels = tiny_pixels(batch, seed, size=family_image_size(model_type))
     if _known(model_type) != "siglip2":
         return {"pixel_values": pixels}
     patches = pixels.reshape(batch, 3, 3, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(batch, 9, 192)
     shapes = torch.tensor([[3, 3], [2, 3]])[torch.arange(batch) % 2]
     mask = (torch.arange(9) < shapes.prod(1, keepdim=True)).int()
     return {"pixel_values": patches * mask[..., None], "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def family_image_size(model_type: str) -> int:
+    """Pixels of a side: a ResNet's are multiples of 32."""
+    return 32 if model_type == RESNET else 24
 
 
 def tiny_family_processor(model_type: str):
@@ -122,7 +141,8 @@ def tiny_family_processor(model_type: str):
     `max_length=16, patch_size=8, max_num_patches=9`.
     """
     tokenizer = tiny_family_tokenizer(model_type)
-    square, edge = {"height": 24, "width": 24}, {"shortest_edge": 24}
+    size = family_image_size(model_type)
+    square, edge = {"height": size, "width": size}, {"shortest_edge": size}
     if _known(model_type) == "siglip2":
         return transformers.Siglip2Processor(
             transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=9), tokenizer
@@ -141,6 +161,17 @@ def save_tiny_family(model_type: str, folder: str | Path, seed: int = 0) -> Path
     tiny_dual_encoder(model_type, seed).save_pretrained(folder)
     tiny_family_processor(model_type).save_pretrained(folder)
     return Path(folder)
+
+
+@torch.no_grad()
+def _train_batch_norms(tower):
+    """As after some training: new ones give all pictures the same feature, because new residual branches are zero."""
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.3)
+            module.running_var.uniform_(0.05, 0.2)
+            module.running_mean.normal_(0, 0.3)
 
 
 def _known(model_type: str) -> str:

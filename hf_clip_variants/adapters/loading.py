@@ -59,16 +59,28 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
+def _class_called(name: str) -> type[nn.Module]:
+    """A model class of transformers or of ours. ValueError for any other name: a file does not choose what is imported."""
+    import transformers
+
+    import hf_clip_variants
+
+    found = next((getattr(m, name) for m in (transformers, hf_clip_variants) if hasattr(m, name)), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(
+            f"base: the adapter was made on a {name!r}, which is no model of transformers or hf_clip_variants; pass base=..."
+        )
+    return found
+
+
 def _build_base(config: TunerConfig, base_class: str | None) -> nn.Module:
     name = config.base_model_name_or_path
     if not name:
         raise ValueError(
             "base: the adapter does not say what it was trained on (base_model_name_or_path is empty); pass base=..."
         )
-    if base_class == "CLIPModel":
-        from transformers import CLIPModel
-
-        return CLIPModel.from_pretrained(name, revision=config.revision)
+    if base_class not in (None, "CLIPClassifier"):
+        return _class_called(base_class).from_pretrained(name, revision=config.revision)
     from hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 
     classes = {"class_names": config.class_names, "templates": config.templates} if config.class_names else {}

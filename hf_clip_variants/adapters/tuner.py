@@ -306,6 +306,7 @@ class Tuner(BaseTuner):
 
     def _check_base(self, config: TunerConfig, base: Base) -> None:
         targets = sorted(self.targets(config, base))
+        self._refuse_on_top_of_others(config, targets)
         if config.target_modules is not None and sorted(config.target_modules) != targets:
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} it would wrap "
@@ -331,6 +332,20 @@ class Tuner(BaseTuner):
                     f"class_names: the adapter {reason}, but the classifier has no classes; call set_classes({config.class_names[:3]}...)"
                 )
             check_class_names(config.class_names, base.class_names, f"the adapter {reason}")
+
+    def _refuse_on_top_of_others(self, config: TunerConfig, targets: list[str]) -> None:
+        """ValueError when another kind of adapter of ours is at a target, around it or in it: each would undo what the other does there."""
+        ours = {name: module for name, module in self.model.named_modules() if isinstance(module, TunerLayer)}
+        for name, module in ours.items():
+            place, kinds = name.replace(".base_layer", ""), {c.peft_type.value for c in module.configs.values()}
+            if not kinds - {config.peft_type.value} or not any(
+                f"{target}.".startswith(f"{place}.") or f"{place}.".startswith(f"{target}.") for target in targets
+            ):
+                continue
+            raise ValueError(
+                f"model: {config.peft_type.value} goes where the model has {', '.join(sorted(kinds))} already ({place}), and they cannot share a "
+                "place; use delete_adapter, unload() or another copy of the model"
+            )
 
     def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None

@@ -143,15 +143,15 @@ def visual_targets(base: Base, depth: int, normalize_first: bool = True) -> list
     Raises ValueError for a tower that is no transformer, and for more layers than it has.
     """
     family, layers = base.family, base.widths.get("image layers")
+    if depth == 0:
+        return []
     if family.vision_layers is None:
         raise ValueError(
             f"model: visual prompts need a vision transformer, and the image tower of {type(base.clip).__name__} is none (model_type "
             f"{family.model_type!r}); use CoOp, CoCoOp, CLIP-Adapter or Tip-Adapter"
         )
-    if not 0 <= depth <= layers:
+    if not 0 < depth <= layers:
         raise ValueError(f"prompt_depth: {depth}, but the image tower has {layers} layers")
-    if not depth:
-        return []
     wrapped = {*range(1, depth), layers - 1}
     if family.masks_patches:  # each layer gets the mask
         wrapped = set(range(layers))

@@ -1,4 +1,4 @@
-"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset` or the embedded emoji."""
+"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout or the embedded emoji."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def load_images(
             - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line, or without
               one in just that order;
             - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
-            - `"emoji"` or `"emoji:<style>[,<style>]"`: the embedded set (`load_emoji`); write `./emoji` for a folder of that name;
+            - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
+            - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for a folder of that name;
             - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version).
         split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the train split
             where there are splits.
@@ -154,8 +155,10 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
             f"source: got {type(source).__name__}; want a path, a Hub id, a list of Parquet files or a Dataset"
         )
     text = os.fspath(source)
-    if text == "emoji" or text.startswith("emoji:"):
+    if re.match(r"emoji($|[:@])", text):
         return _from_emoji(text)
+    if text.startswith("coop:"):
+        return _from_coop(text)
     path = Path(text).expanduser()
     if path.is_dir():
         return _from_folder(path, columns)
@@ -180,8 +183,9 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
 def _from_emoji(text: str) -> dict[str, dict[str, Any]]:
     from .emoji import load_emoji
 
+    text, at, groups = text.partition("@")
     _, colon, styles = text.partition(":")
-    images = load_emoji([s.strip() for s in styles.split(",") if s.strip()] if colon else None)
+    images = load_emoji(_listed(styles) if colon else None, _listed(groups) if at else None)
     names = list(images.class_names)
     return {
         "": {
@@ -191,6 +195,20 @@ def _from_emoji(text: str) -> dict[str, dict[str, Any]]:
             "ids": images.ids,
         }
     }
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _from_coop(text: str) -> dict[str, dict[str, Any]]:
+    from .coop_layout import read_coop_folder
+
+    parts = {}
+    for split, listed in read_coop_folder(text).items():
+        part = _from_paths([str(listed.root / path) for path in listed.paths], listed.labels, listed.paths)
+        parts[split] = part | {"names": listed.names, "marks": listed.marks}
+    return parts
 
 
 def _from_hub(repo_id, columns, name, revision) -> dict[str, dict[str, Any]]:
@@ -471,6 +489,9 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class_names: name {position} is {name!r}; want text that is not blank")
     names = [tidy_class_name(name, clean) for name in raw]
+    if class_names is None:
+        marks = next((part["marks"] for part in parts.values() if "marks" in part), [""] * len(names))
+        names = [name + mark for name, mark in zip(names, marks, strict=True)]
     owner: dict[str, str] = {}
     for name, before in zip(names, raw, strict=True):
         if name in owner:

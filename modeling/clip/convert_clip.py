@@ -6,6 +6,8 @@ The state dict comes from `hf_clip_variants.official.read_state_dict`; this file
   have wider heads and are recognised by their width;
 - the activation: OpenAI's weights (and open_clip's `-quickgelu` ones) were trained with `quick_gelu`, most other open_clip weights with `gelu`;
 - the token ids: start of text is `vocab_size - 2`, end of text `vocab_size - 1`, as in CLIP's tokenizer.
+
+Converters of other checkpoints with one of CLIP's towers build on the names without an underscore: a table of names, and strict renaming by it.
 """
 
 import math
@@ -15,7 +17,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 
-# Official name -> CLIPModel name. `{i}` is a layer; the attention's joint input projection and the transposed matrices are listed apart.
+# Official name -> the name in transformers, or the three that a joint projection is split into.
+NameTable = dict[str, str | tuple[str, ...]]
+
+# The layers, their joint projections and the transposed matrices are listed apart.
 _OUTER = {
     "logit_scale": "logit_scale",
     "text_projection": "text_projection.weight",
@@ -23,6 +28,8 @@ _OUTER = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+_VISION = {
     "visual.proj": "visual_projection.weight",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -31,10 +38,6 @@ _OUTER = {
     "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-}
-_TOWERS = {
-    "transformer.resblocks.{i}.": "text_model.encoder.layers.{i}.",
-    "visual.transformer.resblocks.{i}.": "vision_model.encoder.layers.{i}.",
 }
 _LAYER = {
     f"{official}.{kind}": f"{ours}.{kind}"
@@ -47,6 +50,16 @@ _JOINT = {
     f"attn.in_proj_{kind}": tuple(f"self_attn.{part}_proj.{kind}" for part in ("q", "k", "v"))
     for kind in ("weight", "bias")
 }
+_TEXT = "transformer.resblocks.{i}."
+_VISUAL = "visual.transformer.resblocks.{i}."
+# What `infer_text_config` and `infer_vision_config` read.
+TEXT_SHAPES = [
+    "positional_embedding",
+    "token_embedding.weight",
+    "text_projection",
+    _TEXT.format(i=0) + "mlp.c_fc.weight",
+]
+VISION_SHAPES = ["visual.conv1.weight", "visual.positional_embedding", _VISUAL.format(i=0) + "mlp.c_fc.weight"]
 _TRANSPOSED = {"text_projection", "visual.proj"}
 # Stored beside the weights, not weights: sizes (OpenAI) and the causal mask (old open_clip).
 _STRAY = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
@@ -102,54 +115,15 @@ def infer_clip_config(
         ValueError: another architecture (CLIP-ResNet, a timm or Hugging Face tower), a name that the shapes are read from is missing, a patch grid that is
             not square, heads that do not divide the width.
     """
-    weights = _native_names(state_dict)
-    needed = [
-        "visual.conv1.weight",
-        "visual.positional_embedding",
-        "positional_embedding",
-        "token_embedding.weight",
-        "text_projection",
-    ]
-    needed += [tower.format(i=0) + "mlp.c_fc.weight" for tower in _TOWERS]
-    _fail_if_any("missing", [name for name in needed if name not in weights])
-    shapes = {name: tuple(weights[name].shape) for name in needed}
-    _check_rank(shapes)
-
-    vision_width, _, _, patch = shapes["visual.conv1.weight"]
-    positions = shapes["visual.positional_embedding"][0] - 1
-    grid = math.isqrt(max(positions, 0))
-    if grid < 1 or grid * grid != positions:
-        raise ValueError(
-            f"visual.positional_embedding: {positions} patch positions, expected a square number (and one for the class)"
-        )
-    vocab_size, text_width = shapes["token_embedding.weight"]
-    projection_dim = shapes["text_projection"][1]
+    weights = _vision_transformer(state_dict)
+    shapes = shapes_of(weights, VISION_SHAPES + TEXT_SHAPES)
+    text = infer_text_config(weights, shapes, text_heads) | {"hidden_act": hidden_act}
+    shared = {"hidden_act": hidden_act, "projection_dim": text["projection_dim"]}
     return {
-        "projection_dim": projection_dim,
-        "text_config": {
-            "vocab_size": vocab_size,
-            "hidden_size": text_width,
-            "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-            "num_hidden_layers": _count_layers(weights, "transformer.resblocks."),
-            "num_attention_heads": _heads("text_heads", text_heads, text_width, {}),
-            "max_position_embeddings": shapes["positional_embedding"][0],
-            "projection_dim": projection_dim,
-            "hidden_act": hidden_act,
-            "bos_token_id": vocab_size - 2,
-            "eos_token_id": vocab_size - 1,
-            "pad_token_id": vocab_size - 1,
-        },
-        "vision_config": {
-            "hidden_size": vision_width,
-            "intermediate_size": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-            "num_hidden_layers": _count_layers(weights, "visual.transformer.resblocks."),
-            "num_attention_heads": _heads("vision_heads", vision_heads, vision_width, _VISION_HEADS),
-            "image_size": patch * grid,
-            "patch_size": patch,
-            "projection_dim": projection_dim,
-            "hidden_act": hidden_act,
-        },
-    }  # fmt: skip
+        "projection_dim": text["projection_dim"],
+        "text_config": text,
+        "vision_config": infer_vision_config(weights, shapes, vision_heads) | shared,
+    }
 
 
 def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
@@ -158,25 +132,78 @@ def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIP
     Raises:
         ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
     """
-    weights = _native_names(state_dict)
-    renamed = _name_table(config)
-    _fail_if_any("missing", [name for name in renamed if name not in weights])
-    _fail_if_any("unexpected", [name for name in weights if name not in renamed])
-
     with torch.device("meta"):
-        expected = to_official(CLIPModel(config).state_dict(), config)
-    weights["logit_scale"] = _as_scalar(weights["logit_scale"])
+        model = CLIPModel(config)
+    return rename_from_official(_vision_transformer(state_dict), _name_table(config), model.state_dict())
+
+
+def to_official(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
+    """The inverse of `convert_clip_state_dict`: `CLIPModel`'s weights under the names of OpenAI and open_clip, dtypes as they are.
+
+    Raises:
+        ValueError: missing names, or names that `CLIPModel(config)` does not have.
+    """
+    return rename_to_official(state_dict, _name_table(config))
+
+
+def _name_table(config: CLIPConfig) -> NameTable:
+    """All official names of a model, each with its one or three names here."""
+    return text_names(config.text_config.num_hidden_layers) | vision_names(config.vision_config.num_hidden_layers)
+
+
+def text_names(num_layers: int) -> NameTable:
+    """Official names of the text tower, its projection and the temperature -> those of `CLIPModel`."""
+    return _OUTER | layer_names(_TEXT, "text_model.encoder.layers.{i}.", num_layers)
+
+
+def vision_names(num_layers: int) -> NameTable:
+    """Official names of the Vision Transformer and its projection -> those of `CLIPModel`, which other dual encoders in transformers share."""
+    return _VISION | layer_names(_VISUAL, "vision_model.encoder.layers.{i}.", num_layers)
+
+
+def layer_names(official: str, ours: str, num_layers: int, one_layer: NameTable | None = None) -> NameTable:
+    """The table of `num_layers` layers; `{i}` in the two prefixes is the layer. `one_layer`: the names behind them, default those of CLIP's blocks."""
+    table: NameTable = {}
+    for i in range(num_layers):
+        for name, our_name in (one_layer or _LAYER | _JOINT).items():
+            prefix = ours.format(i=i)
+            table[official.format(i=i) + name] = (
+                tuple(prefix + part for part in our_name) if isinstance(our_name, tuple) else prefix + our_name
+            )
+    return table
+
+
+def rename_from_official(
+    weights: Mapping[str, torch.Tensor],
+    table: NameTable,
+    expected: Mapping[str, torch.Tensor],
+    *,
+    of: str = "CLIP",
+) -> dict[str, torch.Tensor]:
+    """`weights` under our names, floats in float32; joint projections are split, `text_projection` and `visual.proj` transposed.
+
+    Args:
+        weights: official names, exactly those of `table`.
+        expected: the state dict of our model, for its shapes; may be on the meta device.
+        of: what the checkpoint is, for messages.
+
+    Raises:
+        ValueError: missing or unexpected names, other shapes, NaN or infinite weights: the first five and how many.
+    """
+    fail_if_any("missing", [name for name in table if name not in weights], of)
+    fail_if_any("unexpected", [name for name in weights if name not in table], of)
     wrong = [
         f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
+        for name, tensor in rename_to_official(expected, table, of=of).items()
         if weights[name].shape != tensor.shape
     ]
-    _fail_if_any("of the wrong shape", wrong)
-    _fail_if_any("not finite", [name for name in renamed if not _is_finite(weights[name])])
+    fail_if_any("of the wrong shape", wrong, of)
+    fail_if_any("not finite", [name for name in table if not _is_finite(weights[name])], of)
 
     converted: dict[str, torch.Tensor] = {}
-    for name, ours in renamed.items():
-        tensor = weights[name].detach().to(torch.float32)
+    for name, ours in table.items():
+        tensor = weights[name].detach()
+        tensor = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         tensor = tensor.t().contiguous() if name in _TRANSPOSED else tensor
         if isinstance(ours, tuple):
             # Copies: a view would keep the joint matrix alive, and safetensors refuses to save shared memory.
@@ -186,73 +213,137 @@ def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIP
     return converted
 
 
-def to_official(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
-    """The inverse of `convert_clip_state_dict`: `CLIPModel`'s weights under the names of OpenAI and open_clip, dtypes as they are.
+def rename_to_official(
+    state_dict: Mapping[str, torch.Tensor], table: NameTable, *, of: str = "CLIP"
+) -> dict[str, torch.Tensor]:
+    """The inverse of `rename_from_official`, dtypes as they are.
 
     Raises:
-        ValueError: missing names, or names that `CLIPModel(config)` does not have.
+        ValueError: missing or unexpected names.
     """
-    renamed = _name_table(config)
-    ours = [name for value in renamed.values() for name in (value if isinstance(value, tuple) else (value,))]
-    _fail_if_any("missing", [name for name in ours if name not in state_dict])
-    _fail_if_any("unexpected", [name for name in state_dict if name not in set(ours)])
+    ours = [name for value in table.values() for name in (value if isinstance(value, tuple) else (value,))]
+    fail_if_any("missing", [name for name in ours if name not in state_dict], of)
+    fail_if_any("unexpected", [name for name in state_dict if name not in set(ours)], of)
     official: dict[str, torch.Tensor] = {}
-    for name, value in renamed.items():
+    for name, value in table.items():
         tensor = torch.cat([state_dict[part] for part in value]) if isinstance(value, tuple) else state_dict[value]
         official[name] = tensor.t().contiguous() if name in _TRANSPOSED else tensor
     return official
 
 
-def _name_table(config: CLIPConfig) -> dict[str, str | tuple[str, ...]]:
-    """All official names of a model, each with its one or three names here."""
-    table: dict[str, str | tuple[str, ...]] = dict(_OUTER)
-    depths = (config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers)
-    for (official, ours), depth in zip(_TOWERS.items(), depths, strict=True):
-        for i in range(depth):
-            for name, our_name in (_LAYER | _JOINT).items():
-                prefix = ours.format(i=i)
-                table[official.format(i=i) + name] = (
-                    tuple(prefix + part for part in our_name) if isinstance(our_name, tuple) else prefix + our_name
-                )
-    return table
+def shapes_of(
+    weights: Mapping[str, torch.Tensor], names: list[str], *, of: str = "CLIP"
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that a configuration is read from: of matrices, and of convolutions.
+
+    Raises:
+        ValueError: a name is missing, or a tensor has another number of dimensions, or an empty one.
+    """
+    fail_if_any("missing", [name for name in names if name not in weights], of)
+    shapes = {name: tuple(weights[name].shape) for name in names}
+    wrong = [f"{n} {s}" for n, s in shapes.items() if len(s) != (4 if n.endswith("conv1.weight") else 2) or 0 in s]
+    fail_if_any("of the wrong shape", wrong, of)
+    return shapes
 
 
-def _native_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without open_clip's `text.` prefix and the stray entries. Other architectures are refused here, by name."""
+def infer_text_config(
+    weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], text_heads: int | None
+) -> dict:
+    """The sizes of the text tower, as `CLIPTextConfig` names them; `shapes` has those of `TEXT_SHAPES`.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+    """
+    vocab_size, width = shapes["token_embedding.weight"]
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": width,
+        "intermediate_size": shapes[_TEXT.format(i=0) + "mlp.c_fc.weight"][0],
+        "num_hidden_layers": count_layers(weights, "transformer.resblocks."),
+        "num_attention_heads": attention_heads("text_heads", text_heads, width),
+        "max_position_embeddings": shapes["positional_embedding"][0],
+        "projection_dim": shapes["text_projection"][1],
+        "bos_token_id": vocab_size - 2,
+        "eos_token_id": vocab_size - 1,
+        "pad_token_id": vocab_size - 1,
+    }
+
+
+def infer_vision_config(
+    weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], vision_heads: int | None
+) -> dict:
+    """The sizes of the Vision Transformer, as `CLIPVisionConfig` names them; `shapes` has those of `VISION_SHAPES`.
+
+    Raises:
+        ValueError: a patch grid that is not square, heads that do not divide the width.
+    """
+    width, _, _, patch = shapes["visual.conv1.weight"]
+    positions = shapes["visual.positional_embedding"][0] - 1
+    grid = math.isqrt(max(positions, 0))
+    if grid < 1 or grid * grid != positions:
+        raise ValueError(
+            f"visual.positional_embedding: {positions} patch positions, expected a square number (and one for the class)"
+        )
+    return {
+        "hidden_size": width,
+        "intermediate_size": shapes[_VISUAL.format(i=0) + "mlp.c_fc.weight"][0],
+        "num_hidden_layers": count_layers(weights, "visual.transformer.resblocks."),
+        "num_attention_heads": attention_heads("vision_heads", vision_heads, width, _VISION_HEADS),
+        "image_size": patch * grid,
+        "patch_size": patch,
+    }
+
+
+def _vision_transformer(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`native_names` of a checkpoint that `CLIPModel` can hold."""
     if any(name.startswith("visual.layer1.") for name in state_dict):
         raise ValueError(
             "the image tower is a CLIP-ResNet (visual.layer1…): it needs the model clip_resnet, not CLIPModel"
         )
+    return native_names(state_dict)
+
+
+def native_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without open_clip's `text.` prefix and the stray entries, the temperature 0-dim.
+
+    Raises:
+        ValueError: towers that are not CLIP's own, or SigLIP's `logit_bias`.
+    """
     for prefix, tower in {"visual.trunk.": "timm image", "text.transformer.embeddings.": "Hugging Face text"}.items():
         if any(name.startswith(prefix) for name in state_dict):
             raise ValueError(
-                f"the checkpoint has a {tower} tower ({prefix}…): only CLIP's own Vision Transformer can be converted"
+                f"the checkpoint has a {tower} tower ({prefix}…): only CLIP's own towers can be converted"
             )
     if "logit_bias" in state_dict:
         raise ValueError(
-            "the checkpoint has a logit_bias (it was trained with SigLIP's loss), which CLIPModel cannot hold"
+            "the checkpoint has a logit_bias (it was trained with SigLIP's loss), which CLIP's models cannot hold"
         )
     names = {name.removeprefix("text."): name for name in state_dict}
     if len(names) != len(state_dict):
         raise ValueError("CLIP state dict: the same weight with and without the prefix `text.`")
-    return {short: state_dict[name] for short, name in names.items() if short not in _STRAY}
-
-
-def _as_scalar(tensor: torch.Tensor) -> torch.Tensor:
-    """open_clip can store the temperature as one element, for FSDP; CLIPModel has none but a 0-dim parameter."""
-    return tensor.reshape(()) if tensor.shape == (1,) else tensor
+    weights = {short: state_dict[name] for short, name in names.items() if short not in _STRAY}
+    if "logit_scale" in weights and weights["logit_scale"].shape == (1,):
+        # open_clip can store the temperature as one element, for FSDP.
+        weights["logit_scale"] = weights["logit_scale"].reshape(())
+    return weights
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     return tensor.is_meta or bool(torch.isfinite(tensor).all())
 
 
-def _count_layers(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
+def count_layers(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-def _heads(argument: str, heads: int | None, width: int, known: Mapping[int, int]) -> int:
+def attention_heads(argument: str, heads: int | None, width: int, known: Mapping[int, int] | None = None) -> int:
+    """`heads` if given, else `known[width]`, else heads of 64.
+
+    Raises:
+        ValueError: they do not divide the width; the text starts with `argument`.
+    """
     if heads is None:
+        known = known or {}
         if width % 64 and width not in known:
             raise ValueError(
                 f"{argument}: the width {width} is not a multiple of 64, say how many heads the model has"
@@ -263,12 +354,8 @@ def _heads(argument: str, heads: int | None, width: int, known: Mapping[int, int
     return heads
 
 
-def _check_rank(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [f"{n} {s}" for n, s in shapes.items() if len(s) != (4 if n == "visual.conv1.weight" else 2) or 0 in s]
-    _fail_if_any("of the wrong shape", wrong)
-
-
-def _fail_if_any(what: str, names: list[str]) -> None:
+def fail_if_any(what: str, names: list[str], of: str = "CLIP") -> None:
+    """A ValueError that counts `names` and shows the first five, if there are any."""
     if names:
         more = "" if len(names) <= 5 else ", …"
-        raise ValueError(f"CLIP state dict: {len(names)} {what}: {', '.join(names[:5])}{more}")
+        raise ValueError(f"{of} state dict: {len(names)} {what}: {', '.join(names[:5])}{more}")

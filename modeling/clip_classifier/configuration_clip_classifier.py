@@ -6,15 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..backbones import family_of
-
-
-def _without_kernels(values: dict) -> dict:
-    """transformers takes a repository's name in these fields and loads compiled code from there."""
-    return {
-        name: _without_kernels(value) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if str(name).lstrip("_").removesuffix("_internal") not in ("attn_implementation", "experts_implementation")
-    }
+from ..untrusted_config import check_tower_types, without_kernels
 
 
 @strict
@@ -70,12 +62,11 @@ class CLIPClassifierConfig(CLIPConfig):
         """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only, towers are the family's."""
         backbone = config_dict.get("backbone_model_type", "clip")
         family = family_of(backbone)
-        for part in ("text_config", "vision_config"):
-            expected = family.sub_config_class(part).model_type
-            kind = (config_dict.get(part) or {}).get("model_type", expected)
-            if kind not in (backbone, expected):
-                raise ValueError(f"{part}.model_type: {kind!r}, expected {expected!r}")
-        return super().from_dict(_without_kernels(config_dict), **kwargs)
+        parts = {
+            part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
+        }
+        check_tower_types(config_dict, parts)
+        return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property
     def class_names(self) -> list[str]:
@@ -106,7 +97,7 @@ class CLIPClassifierConfig(CLIPConfig):
             if not hasattr(config, "hidden_size"):
                 continue  # still a dict: the base class turns it into a configuration
             for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
-                value = getattr(config, name)
+                value = getattr(config, name, 1)  # a ResNet has no intermediate_size
                 if not 0 < value <= 1_000_000:
                     raise ValueError(f"{part}.{name}: {value} is outside 1..1000000")
         vision = self.vision_config

@@ -423,6 +423,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def _text_side(self) -> tuple[nn.Module, ...]:
         return (*self.family.text_modules(self.clip), self.prompt_embedder)
 
+    def _adapters_on_text(self) -> bool:
+        """Whether PEFT layers are on the text side; read without importing peft, which is slow and optional for inference."""
+        modules = (m for module in self._text_side() for m in module.modules())
+        return any(isinstance(getattr(m, "_disable_adapters", None), bool) for m in modules)
+
     def _text_state(self) -> tuple:
         """A value that changes when class features would: in-place updates, adapter switches, merged weights (one value of each matrix)."""
         parameters = [p for module in self._text_side() for p in module.parameters()]
@@ -458,9 +463,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 p.requires_grad for m in self.family.text_modules(self.clip) for p in m.parameters()
             ):
                 self.class_features_ready.fill_(False)
+                self._ready_state = None
             return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
-        if torch.compiler.is_compiling():  # one eager forward has filled the cache
-            return self.class_features if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        if not torch.compiler.is_compiling():
+            return self._kept_class_features(input_ids)
+        if input_ids is not None:
+            return self._encode(EmbeddedPrompts(input_ids))
+        if self._ready_state is not None and not self._adapters_on_text():
+            return self.class_features
+        return torch.compiler.disable(self._kept_class_features)(None)  # what a graph cannot know: adapters' features
+
+    def _kept_class_features(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         state = self._text_state()
         labels = None
         if input_ids is not None:
@@ -580,12 +593,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.is_activation_checkpointing
 
     def train(self, mode: bool = True):
-        """As in torch, but a frozen text tower with dropout (BERT's) stays in eval mode: noise in what is not trained helps nobody."""
+        """As in torch, but a frozen tower with dropout or batch normalisation stays in eval mode: noise in what is not trained helps nobody."""
         super().train(mode)
-        if mode and self.family.text_has_dropout:
-            tower = self.family.text_tower(self.clip)
-            if not any(p.requires_grad for p in tower.parameters()):
-                tower.eval()
+        if mode:
+            for tower in map(self.clip.get_submodule, self.family.eval_when_frozen):
+                if not any(p.requires_grad for p in tower.parameters()):
+                    tower.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -636,7 +649,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             if class_names is None and not model.config.templates:
                 raise ValueError("templates: given without class_names, and the checkpoint has no classes")
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
-        else:
+        elif model.device.type != "meta" and model.class_features_ready:
             model._ready_state = model._text_state()
         return (model, info) if output_loading_info else model
 

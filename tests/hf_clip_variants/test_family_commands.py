@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import FAMILIES, family_class_names, save_tiny_family, tiny_dual_encoder, tiny_family_processor
+from tiny_families import (
+    FAMILIES,
+    RESNET,
+    family_class_names,
+    family_image_size,
+    save_tiny_family,
+    tiny_dual_encoder,
+    tiny_family_processor,
+)
 from transformers import AutoProcessor
 
 from hf_clip_variants import CLIPClassifierProcessor, cli
@@ -40,7 +48,8 @@ def test_pictures_are_prepared_as_the_family_does(model_type):
     theirs, pictures = tiny_family_processor(model_type), [picture(0), picture(1)]
     ours = CLIPClassifierProcessor.from_clip(theirs)
     pixels = ours(images=pictures, return_tensors="pt").pixel_values
-    assert pixels.shape == (2, 3, 24, 24)
+    size = family_image_size(model_type)
+    assert pixels.shape == (2, 3, size, size)
     if model_type != "siglip2":
         expected = theirs.image_processor(pictures, return_tensors="pt").pixel_values
         assert torch.equal(pixels, expected)
@@ -113,8 +122,9 @@ def test_other_families_adapt(model_type, run, tmp_path):
         "1",
         "--json",
     ]
-    code, out, err = run(
-        *arguments, "--methods", "coop,maple,tip_adapter", "--set", "epochs=2", "--set", "maple.prompt_depth=2"
-    )
+    methods = "coop,tip_adapter,cocoop" if model_type == RESNET else "coop,maple,tip_adapter"
+    arguments += ["--methods", methods, "--set", "epochs=2"]
+    arguments += ["--set", "maple.prompt_depth=2"] if "maple" in methods else []
+    code, out, err = run(*arguments)
     assert code == 0, err
     assert [record["error"] for record in json.loads(out)["runs"]] == [None] * 3

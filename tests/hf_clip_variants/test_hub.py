@@ -127,6 +127,17 @@ def test_a_card_of_somebody_elses_model_is_refused(tmp_path):
         model_card(tmp_path)
 
 
+def test_a_model_without_classes_of_its_own_is_shown_with_labels_of_yours(tmp_path):
+    from common import CASES
+
+    model = CASES["clip_resnet"].make()
+    text = str(model_card(model, repo_id="alice/rn", base_model="open/rn50"))
+    assert "# CLIP-ResNet" in text and 'pipeline("zero-shot-image-classification", model="alice/rn")' in text
+    assert "made from `open/rn50`" in text and "candidate_labels=" in text and "## Classes" not in text
+    with pytest.raises(ValueError, match="CLIPResNetVisionModel is a part of a model; export the whole"):
+        export_with_code(model.vision_model, None, tmp_path)
+
+
 # ---- push
 
 

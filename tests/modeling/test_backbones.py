@@ -55,7 +55,8 @@ def test_classifier_equals_the_familys_own_forward(model_type, checkpoint, tmp_p
     again = CLIPClassifier.from_pretrained(tmp_path).eval()
     assert again.config.backbone_model_type == model_type and again.class_names == classifier.class_names
     with torch.no_grad():
-        assert torch.equal(again(**pixels).logits, found.logits)
+        # Weights read by memory map lie elsewhere in memory, which moves convolutions by a rounding.
+        torch.testing.assert_close(again(**pixels).logits, found.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_labels_of_transformers_pipeline_are_encoded_as_the_family_does(model_type, checkpoint):
@@ -159,5 +160,7 @@ def test_fingerprint_knows_the_weights_in_any_dtype_and_no_others():
 
 
 def test_unknown_family_is_an_error_that_lists_the_known():
-    with pytest.raises(ValueError, match="'bert' is not supported, expected one of clip, metaclip_2, chinese_clip"):
+    with pytest.raises(
+        ValueError, match="'bert' is not supported, expected one of clip, clipv-clip_resnet, metaclip_2"
+    ):
         family_of("bert")

@@ -7,12 +7,14 @@ import unittest
 from unittest.mock import patch
 
 import torch
+from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import require_torch
 
-from hf_clip_variants.registry import methods
+from hf_clip_variants import CLIPResNetBackbone, CLIPResNetVisionConfig, CLIPResNetVisionModel
+from hf_clip_variants.registry import _load, methods
 
 
 # What cannot hold for our models, each with its reason. "Class.test" or "test" -> reason.
@@ -35,11 +37,11 @@ class CLIPClassifierTester:
     seq_length = encoder_seq_length = key_length = (30 // 5) ** 2 + 1
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
 
-    def __init__(self, parent, row):
-        self.parent, self.row = parent, row
+    def __init__(self, parent, config_class):
+        self.parent, self.config_class = parent, config_class
 
     def get_config(self):
-        return self.row.load("config")(
+        return self.config_class(
             text_config=TEXT, vision_config=VISION, projection_dim=24, num_labels=self.num_labels,
             templates=["a photo of a {}.", "the {}."], prompt_length=6, tail_length=3,
         )  # fmt: skip
@@ -69,43 +71,202 @@ class ClassifierSuite(ModelTesterMixin):
         return self.model_tester.get_config(), self.model_tester.text_inputs()
 
 
-TESTERS = {"clip_classifier": (CLIPClassifierTester, ClassifierSuite)}
+class CLIPResNetVisionTester:
+    """Recorded are four stages of maps and one attention, of one query."""
+
+    batch_size, is_training, num_attention_heads, hidden_size = (
+        3,
+        True,
+        4,
+        256,
+    )  # no num_hidden_layers: four stages are not "few"
+    config_fields = {"hidden_size": 64, "num_attention_heads": 1}
+    maps = [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+
+    def __init__(self, parent, config_class):
+        self.parent, self.config_class = parent, config_class
+
+    def get_config(self):
+        return self.config_class(
+            hidden_size=256, depths=[1, 2, 1, 1], num_attention_heads=4, image_size=64, projection_dim=24,
+            out_features=["stage2", "stage4"],
+        )  # fmt: skip
+
+    def prepare_config_and_inputs(self):
+        return self.get_config(), floats_tensor([self.batch_size, 3, 64, 64])
+
+    def prepare_config_and_inputs_for_common(self):
+        config, pixel_values = self.prepare_config_and_inputs()
+        return config, {"pixel_values": pixel_values}
 
 
-def make_test_class(row):
-    tester_class, suite = TESTERS[row.name]
+class TowerSuite(ModelTesterMixin):
+    has_attentions = True
+    test_resize_embeddings = False  # there is no vocabulary
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config)
+            self.assertIs(model.get_input_embeddings(), model.conv1)
+
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            config.output_hidden_states = by_config
+            for model_class in self.all_model_classes:
+                with torch.no_grad():
+                    outputs = model_class(config).eval()(
+                        **inputs, **({} if by_config else {"output_hidden_states": True})
+                    )
+                maps = [tuple(one.shape[1:]) for one in outputs.hidden_states]
+                self.assertEqual(maps, self.model_tester.maps)
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            config.output_attentions = by_config
+            for model_class in self.all_model_classes:
+                model = model_class._from_config(config, attn_implementation="eager").eval()
+                with torch.no_grad():
+                    outputs = model(**inputs, **({} if by_config else {"output_attentions": True}))
+                self.assertEqual([tuple(one.shape) for one in outputs.attentions], [(3, 4, 1, 5)])
+                torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(3, 4, 1))
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0]._from_config(config, attn_implementation="eager")
+        outputs = model(**inputs, output_hidden_states=True, output_attentions=True)
+        kept = [*outputs.hidden_states, *(outputs.attentions or ())]
+        for tensor in kept:
+            tensor.retain_grad()
+        result = outputs.pooler_output if self.has_attentions else outputs.feature_maps[-1]
+        result.flatten()[0].backward()
+        for tensor in kept:
+            self.assertIsNotNone(tensor.grad)
+
+
+class BackboneSuite(BackboneTesterMixin, TowerSuite):
+    has_attentions = False
+    test_stages_by_configuration = BackboneTesterMixin.test_config
+    test_attention_outputs = ModelTesterMixin.test_attention_outputs  # which sees that there are none
+
+
+class CLIPResNetTester(CLIPClassifierTester):
+    """Both towers; recorded are the text tower's states, where transformers looks at one."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24}
+
+    def __init__(self, parent, config_class):
+        super().__init__(parent, config_class)
+        self.vision_model_tester = CLIPResNetVisionTester(parent, CLIPResNetVisionConfig)
+
+    def get_config(self):
+        return self.config_class(
+            text_config=TEXT, vision_config=self.vision_model_tester.get_config(), projection_dim=24
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        _, pixel_values = self.vision_model_tester.prepare_config_and_inputs()
+        return self.get_config(), {"pixel_values": pixel_values} | self.text_inputs() | {"return_loss": True}
+
+
+class DualEncoderSuite(ModelTesterMixin):
+    _is_composite = True
+    has_attentions = True
+    test_resize_embeddings = False  # as for CLIPModel: the vocabulary is the text tower's affair
+    additional_model_inputs = ["pixel_values"]
+
+    def _run(self, by_config, **options):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for part in (config.text_config, config.vision_config) if by_config else ():
+            for name, value in options.items():
+                setattr(part, name, value)
+        model = self.all_model_classes[0]._from_config(config, attn_implementation="eager")
+        return model(**inputs, **({} if by_config else options))
+
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_hidden_states=True)
+            maps = [tuple(one.shape[1:]) for one in outputs.vision_model_output.hidden_states]
+            self.assertEqual(maps, CLIPResNetVisionTester.maps)
+            self.assertEqual([one.shape for one in outputs.text_model_output.hidden_states], 3 * [(3, 8, 32)])
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_attentions=True)
+            self.assertEqual([tuple(one.shape) for one in outputs.vision_model_output.attentions], [(3, 4, 1, 5)])
+            self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
+
+    def test_retain_grad_hidden_states_attentions(self):
+        outputs = self._run(False, output_hidden_states=True, output_attentions=True)
+        towers = (outputs.vision_model_output, outputs.text_model_output)
+        kept = [tensor for tower in towers for tensor in (*tower.hidden_states, *tower.attentions)]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.loss.backward()
+        for tensor in kept:
+            self.assertIsNotNone(tensor.grad)
+
+    def _image_features_get_expected_num_attentions(self, model_tester=None):
+        return 1
+
+    def _image_features_get_expected_num_hidden_states(self, model_tester=None):
+        return 5
+
+
+# Of each row: the tester, the tests, the classes they are about and their configuration.
+TESTERS = {
+    "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
+    "clip_resnet": [
+        (CLIPResNetTester, DualEncoderSuite),
+        (CLIPResNetVisionTester, TowerSuite, CLIPResNetVisionModel),
+        (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
+    ],
+}
+
+
+def make_test_class(row, tester_class, suite, model_class=None):
+    """`model_class`: a tower of the row; without it, the whole model under all its Auto classes."""
+    config_class = model_class.config_class if model_class else row.load("config")
+    auto_classes = row.auto_classes
+    for tower in row.towers:
+        auto_classes = tower.auto_classes if model_class and _load(tower.config) is config_class else auto_classes
 
     class Test(suite, unittest.TestCase):
-        all_model_classes = tuple({row.load(part) for part in ("model", *row.auto_classes)})
+        all_model_classes = (
+            (model_class,) if model_class else tuple({row.load(part) for part in ("model", *row.auto_classes)})
+        )
         pipeline_model_mapping: dict = {}
+        config_class = model_class.config_class if model_class else row.load("config")
 
         @classmethod
         def setUpClass(cls):
             super().setUpClass()
             # The mixin reads from these tables which models take labels; ours are registered elsewhere.
-            names = {row.model_type: row.load("model").__name__}
-            for auto_class in row.auto_classes:
+            for auto_class, reference in auto_classes.items():
+                names = {config_class.model_type: reference.split(":")[1]}
                 mapping = getattr(modeling_auto, auto_class)._model_mapping._model_mapping
                 table = patch.dict(mapping, names)
                 table.start()
                 cls.addClassCleanup(table.stop)
 
         def setUp(self):
-            self.model_tester = tester_class(self, row)
+            self.model_tester = tester_class(self, config_class)
             self.config_tester = ConfigTester(
-                self, config_class=row.load("config"), has_text_modality=False, **tester_class.config_fields
+                self, config_class=config_class, has_text_modality=False, **tester_class.config_fields
             )
 
         def test_config(self):
             self.config_tester.run_common_tests()
 
-    Test.__name__ = Test.__qualname__ = f"{row.load('model').__name__}Suite"
+    Test.__name__ = Test.__qualname__ = f"{(model_class or row.load('model')).__name__}Suite"
     Test.__module__ = __name__
     return require_torch(Test)
 
 
-for _row in methods("model"):
-    _test_class = make_test_class(_row)
+for _test_class in [make_test_class(row, *testers) for row in methods("model") for testers in TESTERS[row.name]]:
     for _name in DESELECTED:
         _owner, _, _test = _name.rpartition(".")
         if _owner in ("", _test_class.__name__) and hasattr(_test_class, _test):

@@ -46,12 +46,12 @@ class VisionBase(Base):
             super().__init__(model, peft_type)
             self.vision_config = self.clip.config.vision_config
             return
-        self.model = self.clip = model
         self.is_classifier, self.family, self.vision_config = False, tower, config
         self.widths = tower.widths(config)
-        # The tower is the model, or one level down in it: vit, vision_model.
-        inside = [f"{name}." for name, _ in model.named_children() if name in ("vit", "vision_model")]
-        self.prefix = inside[0] if inside else ""
+        # The tower is the model, or one level down in it. A head is not part of the backbone: each run starts it anew.
+        inside = [name for name, _ in model.named_children() if name in ("vit", "vision_model")]
+        self.prefix = f"{inside[0]}." if inside else ""
+        self.model, self.clip = model, getattr(model, inside[0]) if inside else model
 
     def path(self, name: str) -> str:
         return self.prefix + name if hasattr(self, "prefix") else super().path(name)

@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from tiny import tiny_pixels
 from tiny_families import (
     FAMILIES,
+    RESNET,
     SIGLIP_FAMILIES,
     family_class_names,
     save_tiny_family,
@@ -45,6 +46,8 @@ ADAPTERS = {
     "tip_adapter": lambda: TipAdapterConfig(trainable_keys=True),
 }
 LABELS = torch.tensor([0, 1, 2, 3])
+IN_THE_IMAGE_TOWER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
+WITH_A_TRANSFORMER = tuple(name for name in FAMILIES if name != RESNET)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -58,7 +61,9 @@ def checkpoint(model_type, tmp_path_factory):
 
 
 @pytest.fixture(params=ADAPTERS)
-def adapter(request) -> str:
+def adapter(request, model_type) -> str:
+    if model_type == RESNET and request.param in IN_THE_IMAGE_TOWER:
+        pytest.skip("a ResNet has no place for visual prompts; test_visual_prompts_in_a_resnet_are_refused")
     return request.param
 
 
@@ -145,16 +150,17 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
 def test_other_picture_sizes(adapter, model_type, checkpoint):
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     with torch.no_grad():
-        logits = model(pixel_values=tiny_pixels(2, size=32), interpolate_pos_encoding=True).logits
+        larger = tiny_pixels(2, size=64 if model_type == RESNET else 32)
+        logits = model(pixel_values=larger, interpolate_pos_encoding=True).logits
     assert logits.shape == (2, 5) and logits.isfinite().all()
 
 
 PLAIN = {
-    "vpt": FAMILIES,
-    "maple": FAMILIES,
-    "ivlp": FAMILIES,
+    "vpt": WITH_A_TRANSFORMER,
+    "maple": WITH_A_TRANSFORMER,
+    "ivlp": WITH_A_TRANSFORMER,
     "clip_adapter": ("clip", "metaclip_2", "chinese_clip", "altclip"),
-    "coop": ("clip", "metaclip_2"),
+    "coop": ("clip", RESNET, "metaclip_2"),
 }
 REFUSALS = {
     "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
@@ -193,8 +199,33 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
         assert torch.equal(base(**inputs).logits_per_image, before)
 
 
+@pytest.mark.parametrize("adapter", IN_THE_IMAGE_TOWER)
+def test_visual_prompts_in_a_resnet_are_refused(adapter, tmp_path):
+    """Before anything is touched; text prompts alone work."""
+    classifier = classifier_of(save_tiny_family(RESNET, tmp_path), RESNET)
+    for base in (classifier, classifier.clip):
+        with pytest.raises(ValueError, match="visual prompts need a vision transformer.*use CoOp, CoCoOp"):
+            get_peft_model(base, ADAPTERS[adapter]())
+        assert not any("clipv_" in name for name in base.state_dict())
+    model = get_peft_model(classifier, IVLPConfig(vision_depth=0))
+    assert model(**tiny_family_pixels(RESNET)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("adapter", ["coop", "tip_adapter"])
+def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, tmp_path):
+    model = adapted(adapter, classifier_of(save_tiny_family(RESNET, tmp_path), RESNET))
+    statistics = [b.clone() for name, b in model.named_buffers() if "running" in name]
+    before = model.eval()(**tiny_family_pixels(RESNET)).logits
+    after = model.train()(**tiny_family_pixels(RESNET)).logits
+    torch.testing.assert_close(after, before)
+    kept = [b for name, b in model.named_buffers() if "running" in name]
+    assert all(torch.equal(a, b) for a, b in zip(statistics, kept, strict=True))
+
+
 def test_maple_on_a_plain_model_equals_it_on_a_classifier(model_type, checkpoint):
     """Two ways to the same prompts: modules around layers, and prompts that the encoder is told of."""
+    if model_type == RESNET:
+        pytest.skip("no visual prompts")
     classifier = classifier_of(checkpoint, model_type, templates=["a photo of {}"])
     model = adapted("maple", classifier)
     tensors = {

@@ -1,0 +1,557 @@
+"""CLIP with a ResNet image tower (RN50 to RN50x64): the tower, the dual encoder, and a backbone of stage maps.
+
+Names inside the tower are the official ones. Attention pooling projects into the joint space, so there is no
+`visual_projection`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from transformers import CLIPTextModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPOutput, eager_attention_forward
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ..checked_loading import CheckedLoading
+from ..contrastive_loss import contrastive_loss, unit_rows
+from ..staged_saving import StagedSaving
+from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
+
+
+# B images, N texts, L tokens, w width of the stem, C = 32w channels of the last map, S x S its size, D joint width
+
+_EXPANSION = 4
+
+
+# ---- batch normalisation
+
+
+def _convolve(hidden_state: torch.Tensor, convolution: nn.Module, norm: nn.Module) -> torch.Tensor:
+    """Convolution and normalisation; as one, where `fuse_batch_norm` was called and the weight wants no gradient."""
+    folded = getattr(convolution, "folded_weight", None)
+    if folded is None or norm.training or (torch.is_grad_enabled() and convolution.weight.requires_grad):
+        return norm(convolution(hidden_state))
+    return F.conv2d(hidden_state, folded, convolution.folded_bias, convolution.stride, convolution.padding)
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d):
+    """Puts the product of both beside the convolution's weight, computed in float32, in no state dict."""
+    norm_tensors = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    wide = [value.detach().float() if isinstance(value, torch.Tensor) else value for value in norm_tensors]
+    weight, bias = fuse_conv_bn_weights(convolution.weight.detach().float(), None, *wide)
+    dtype = convolution.weight.dtype
+    weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+    convolution.register_buffer("folded_weight", weight, persistent=False)
+    convolution.register_buffer("folded_bias", bias.detach().to(dtype), persistent=False)
+
+
+def _unfold(convolution: nn.Module):
+    for name in ("folded_weight", "folded_bias"):
+        if name in convolution._buffers:
+            delattr(convolution, name)
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation inside `module` uses the batch's statistics again, but does not count them twice."""
+    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+# ---- blocks
+
+
+class CLIPResNetBranchNorm(nn.BatchNorm2d):
+    """The last one of a block's branch. Its scale starts at 0, so that a new block is its shortcut.
+
+    A class of its own, because transformers initialises only modules that have parameters themselves: not the block.
+    """
+
+
+class CLIPResNetBottleneck(GradientCheckpointingLayer):
+    """1 x 1, 3 x 3 and 1 x 1 convolution and a shortcut: (B, in, H, W) -> (B, 4 planes, H / stride, W / stride).
+
+    No convolution has a stride: average pooling after the second one, and before the shortcut's, shrinks the map.
+    """
+
+    def __init__(self, in_channels: int, planes: int, stride: int):
+        super().__init__()
+        out_channels = planes * _EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
+        self.bn3 = CLIPResNetBranchNorm(out_channels)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.ModuleDict(
+                {"0": nn.Conv2d(in_channels, out_channels, 1, bias=False), "1": nn.BatchNorm2d(out_channels)}
+            )
+        self._runs = False
+
+    def convolutions(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each convolution with the normalisation behind it."""
+        yield from ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+        if self.downsample is not None:
+            yield self.downsample["0"], self.downsample["1"]
+
+    def __call__(self, *args, **kwargs) -> torch.Tensor:
+        self._runs = True
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._runs = False
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        # Activation checkpointing calls forward again in the backward pass, and not through __call__.
+        again = self.gradient_checkpointing and self.training and not self._runs
+        with _statistics_kept(self) if again else contextlib.nullcontext():
+            return self._forward(hidden_state)
+
+    def _forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        shortcut = hidden_state
+        if self.downsample is not None:
+            shortcut = _convolve(self.avgpool(hidden_state), self.downsample["0"], self.downsample["1"])
+        hidden_state = F.relu(_convolve(hidden_state, self.conv1, self.bn1), inplace=True)
+        hidden_state = F.relu(_convolve(hidden_state, self.conv2, self.bn2), inplace=True)
+        hidden_state = _convolve(self.avgpool(hidden_state), self.conv3, self.bn3)
+        return F.relu(hidden_state + shortcut, inplace=True)
+
+
+class CLIPResNetStage(nn.Sequential):
+    """Bottleneck blocks of one width; the first one shrinks the map by `stride`."""
+
+    def __init__(self, in_channels: int, planes: int, depth: int, stride: int):
+        blocks = [CLIPResNetBottleneck(in_channels, planes, stride)]
+        blocks += [CLIPResNetBottleneck(planes * _EXPANSION, planes, 1) for _ in range(depth - 1)]
+        super().__init__(*blocks)
+
+
+class CLIPResNetAttentionPool(nn.Module):
+    """Attention of the mean over a map to the mean and the map's pixels, then the projection: (B, C, H, W) -> (B, D).
+
+    Positions are learned, index 0 is the mean's. The second result are the weights, (B, heads, 1, 1 + H W), where the
+    implementation returns them.
+    """
+
+    def __init__(self, config: CLIPResNetVisionConfig):
+        super().__init__()
+        self.config = config
+        self.grid_size = config.grid_size
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.positional_embedding = nn.Parameter(torch.empty(config.grid_size**2 + 1, config.hidden_size))
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.c_proj = nn.Linear(config.hidden_size, config.projection_dim)
+
+    def interpolated_positions(self, height: int, width: int) -> torch.Tensor:
+        """(1 + height * width, C): the grid's positions resized (bicubic, antialiased), the mean's as it is."""
+        positions = self.positional_embedding
+        if (height, width) == (self.grid_size, self.grid_size):
+            return positions
+        grid = positions[1:].float().unflatten(0, (self.grid_size, self.grid_size)).permute(2, 0, 1)
+        grid = F.interpolate(grid[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([positions[:1], grid[0].flatten(1).t().to(positions.dtype)])
+
+    def forward(self, feature_map: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        height, width = feature_map.shape[-2:]
+        tokens = feature_map.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.interpolated_positions(height, width)
+
+        def heads(states: torch.Tensor) -> torch.Tensor:
+            return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        query, key, value = self.q_proj(tokens[:, :1]), self.k_proj(tokens), self.v_proj(tokens)
+        pooled, weights = attend(self, heads(query), heads(key), heads(value), None, scaling=self.scaling, **kwargs)
+        return self.c_proj(pooled.flatten(1)), weights
+
+
+# ---- models
+
+
+class CLIPResNetPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
+    config: CLIPResNetConfig
+    base_model_prefix = "clip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = _supports_attention_backend = True
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPResNetBottleneck", "CLIPResNetAttentionPool"]
+    _can_record_outputs = {"hidden_states": CLIPResNetStage, "attentions": CLIPResNetAttentionPool}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        factor = self.config.initializer_factor
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            init.uniform_(module.weight, -(factor * fan_in**-0.5), factor * fan_in**-0.5)
+        elif isinstance(module, CLIPResNetBranchNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, CLIPResNetAttentionPool):
+            std = factor * module.config.hidden_size**-0.5
+            init.normal_(module.positional_embedding, std=std)
+            for projection in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
+                init.normal_(projection.weight, std=std)
+        elif isinstance(module, CLIPResNetModel):
+            init.normal_(module.text_projection.weight, std=factor * module.config.text_config.hidden_size**-0.5)
+            init.constant_(module.logit_scale, module.config.logit_scale_init_value)
+
+
+class CLIPResNetTower(CLIPResNetPreTrainedModel):
+    """The convolutions: what `CLIPResNetVisionModel` and `CLIPResNetBackbone` have in common."""
+
+    config: CLIPResNetVisionConfig
+    base_model_prefix = "vision_model"  # where it sits in a whole model, whose checkpoints then load
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _input_embed_layer = "conv1"
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+
+    def __init__(self, config: CLIPResNetVisionConfig):
+        super().__init__(config)
+        width = config.width
+        self.conv1 = nn.Conv2d(config.num_channels, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        first, *others = config.depths
+        self.layer1 = CLIPResNetStage(width, width, first, stride=1)
+        for index, depth in enumerate(others, start=1):
+            planes = width * 2**index
+            self.add_module(f"layer{index + 1}", CLIPResNetStage(planes * _EXPANSION // 2, planes, depth, stride=2))
+
+    @property
+    def stages(self) -> list[CLIPResNetStage]:
+        """`layer1` to `layer4`."""
+        return [self.get_submodule(f"layer{index + 1}") for index in range(len(self.config.depths))]
+
+    def convolutions(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each convolution with the batch normalisation behind it."""
+        yield from ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+        for stage in self.stages:
+            for block in stage:
+                yield from block.convolutions()
+
+    def fuse_batch_norm(self) -> "CLIPResNetTower":
+        """For inference: one convolution in the place of each convolution and its normalisation, in `channels_last`.
+
+        The products lie beside the weights and are used in eval mode where no gradient of the weights is wanted; they
+        are in no state dict, and nothing that is saved or trained changes. They cost the memory of the convolutions a
+        second time. `train()`, loading weights and `unfuse_batch_norm()` drop them; after changing weights in place,
+        call this again. Returns the model, in eval mode.
+        """
+        self.eval()
+        for convolution, norm in self.convolutions():
+            if type(convolution) is nn.Conv2d:  # an adapter's wrapper has more to add before the normalisation
+                _fold(convolution, norm)
+        return self
+
+    def unfuse_batch_norm(self) -> "CLIPResNetTower":
+        """Drops what `fuse_batch_norm` made."""
+        for convolution, _ in self.convolutions():
+            _unfold(convolution)
+        return self
+
+    def train(self, mode: bool = True) -> "CLIPResNetTower":
+        super().train(mode)
+        if mode:
+            self.unfuse_batch_norm()
+            if self.config.freeze_batch_norm:
+                for _, norm in self.convolutions():
+                    norm.eval()
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.unfuse_batch_norm()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, 3, H, W) -> the maps of stem and stages, (B, w, H / 4, W / 4) to (B, C, H / 32, W / 32)."""
+        hidden_state = pixel_values.to(self.conv1.weight.dtype)
+        if "folded_weight" in self.conv1._buffers:
+            hidden_state = hidden_state.contiguous(memory_format=torch.channels_last)
+        for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            hidden_state = F.relu(_convolve(hidden_state, convolution, norm), inplace=True)
+        maps = [self.avgpool(hidden_state)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return tuple(maps)
+
+    def _check_pixels(self, pixel_values: torch.Tensor):
+        channels = self.config.num_channels
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+            got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"pixel_values: expected [batch, {channels}, H, W], got {got}")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
+            )
+        if min(pixel_values.shape[2:]) < 32:
+            height, width = pixel_values.shape[2:]
+            raise ValueError(f"pixel_values: pictures of {height} x {width}, expected at least 32 x 32")
+
+
+class CLIPResNetVisionModel(CLIPResNetTower):
+    r"""
+    The image tower of CLIP-ResNet (Radford et al. 2021): a ResNet with three convolutions in its stem, average pooling
+    in the place of strided convolutions, and attention pooling that projects into the joint space.
+
+    Loads its own checkpoints and those of a whole [`CLIPResNetModel`].
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPResNetVisionConfig, CLIPResNetVisionModel
+
+    >>> config = CLIPResNetVisionConfig(
+    ...     hidden_size=256, depths=[1, 1, 1, 1], num_attention_heads=4, image_size=64, projection_dim=48
+    ... )
+    >>> model = CLIPResNetVisionModel(config).eval()
+    >>> outputs = model(torch.randn(2, 3, 64, 64), output_hidden_states=True)
+    >>> outputs.pooler_output.shape, outputs.last_hidden_state.shape
+    (torch.Size([2, 48]), torch.Size([2, 4, 256]))
+    >>> [tuple(stage.shape[1:]) for stage in outputs.hidden_states]
+    [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+    ```
+    """
+
+    def __init__(self, config: CLIPResNetVisionConfig):
+        super().__init__(config)
+        self.attnpool = CLIPResNetAttentionPool(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values: (B, 3, H, W), normalised; `config.image_size` high and wide.
+            interpolate_pos_encoding: accept other sizes, by resizing the positions of the attention pooling.
+
+        Returns `pooler_output` (B, D), the image's feature in the joint space, un-normalised; `last_hidden_state` (B,
+        H W / 1024, C), the pixels of the last map in rows; `hidden_states`, the maps of stem and stages; `attentions`,
+        one tensor (B, heads, 1, 1 + H W / 1024), with `attn_implementation="eager"`.
+        """
+        self._check_pixels(pixel_values)
+        size, (height, width) = self.config.image_size, pixel_values.shape[2:]
+        if not interpolate_pos_encoding and (height, width) != (size, size):
+            raise ValueError(
+                f"pixel_values: pictures of {height} x {width}, the model was trained on {size} x {size}; pass "
+                "interpolate_pos_encoding=True"
+            )
+        feature_map = self._maps(pixel_values)[-1]
+        pooled, _ = self.attnpool(feature_map, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=feature_map.flatten(2).transpose(1, 2), pooler_output=pooled
+        )
+
+
+class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
+    r"""
+    The maps of CLIP-ResNet's stages, for detection and segmentation. `out_features` (or `out_indices`) picks among
+    `stem`, `stage1`, …, `stage4`: 4, 4, 8, 16 and 32 times smaller than the picture. Any picture of at least 32 x 32
+    pixels.
+
+    Loads checkpoints of a whole [`CLIPResNetModel`] and of its tower; it has no attention pooling.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPResNetBackbone, CLIPResNetVisionConfig
+
+    >>> config = CLIPResNetVisionConfig(
+    ...     hidden_size=256, depths=[1, 1, 1, 1], num_attention_heads=4, out_features=["stage2", "stage4"]
+    ... )
+    >>> model = CLIPResNetBackbone(config).eval()
+    >>> model.channels, [tuple(one.shape) for one in model(torch.randn(1, 3, 96, 64)).feature_maps]
+    ([64, 256], [(1, 64, 12, 8), (1, 256, 3, 2)])
+    ```
+    """
+
+    has_attentions = False
+    _can_record_outputs = {}  # all maps are at hand anyway
+    _keys_to_ignore_on_load_unexpected = [*CLIPResNetTower._keys_to_ignore_on_load_unexpected, r"attnpool\."]
+
+    def __init__(self, config: CLIPResNetVisionConfig):
+        super().__init__(config)
+        self.num_features = config.stage_channels
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+
+        Returns `feature_maps` of `out_features`, and `hidden_states`, those of all stages, with
+        `output_hidden_states=True`.
+        """
+        self._check_pixels(pixel_values)
+        maps = self._maps(pixel_values)
+        chosen = tuple(one for name, one in zip(self.stage_names, maps, strict=True) if name in self.out_features)
+        return BackboneOutput(feature_maps=chosen, hidden_states=maps)
+
+
+class CLIPResNetModel(CLIPResNetPreTrainedModel):
+    r"""
+    CLIP with a ResNet image tower (Radford et al. 2021): `CLIPModel`'s interface and outputs, without
+    `visual_projection`.
+
+    Prefer `CLIPModel` with a Vision Transformer for accuracy; this one for what was built on RN50 and its relatives,
+    and for feature maps of several resolutions. `modeling/clip_resnet/convert_clip_resnet.py` reads official weights.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPResNetConfig, CLIPResNetModel
+
+    >>> tower = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 64}
+    >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
+    >>> model = CLIPResNetModel(CLIPResNetConfig(text_config=text, vision_config=tower, projection_dim=48)).eval()
+    >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])
+    >>> model(pixel_values=torch.randn(2, 3, 64, 64), input_ids=ids).logits_per_image.shape
+    torch.Size([2, 3])
+    ```
+    """
+
+    _can_record_outputs = {}  # the towers record theirs
+
+    def __init__(self, config: CLIPResNetConfig):
+        super().__init__(config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.vision_model = CLIPResNetVisionModel._from_config(config.vision_config)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
+        self.post_init()
+        # What the tower need not load of a whole model, a whole model does not know.
+        self._keys_to_ignore_on_load_unexpected -= set(CLIPResNetTower._keys_to_ignore_on_load_unexpected)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.embeddings.token_embedding = value
+
+    def fuse_batch_norm(self) -> "CLIPResNetModel":
+        """`fuse_batch_norm` of the image tower; returns the model, in eval mode."""
+        self.eval()
+        self.vision_model.fuse_batch_norm()
+        return self
+
+    def unfuse_batch_norm(self) -> "CLIPResNetModel":
+        """`unfuse_batch_norm` of the image tower."""
+        self.vision_model.unfuse_batch_norm()
+        return self
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `CLIPModel`'s: (N, L) ids -> the text tower's output; `pooler_output` (N, D) is the projected feature."""
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is in the joint space, un-normalised."""
+        return self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CLIPOutput:
+        r"""
+        Args:
+            input_ids: (N, L); the first end token ends a text.
+            pixel_values: (B, 3, H, W), normalised.
+            attention_mask, position_ids: (N, L), for the text tower.
+            return_loss: CLIP's contrastive loss, with picture i and text i a pair; needs N = B.
+            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+
+        Returns `loss`, `logits_per_image` (B, N), `logits_per_text` (N, B), unit-norm `text_embeds` (N, D) and
+        `image_embeds` (B, D), and both towers' outputs.
+        """
+        if input_ids is None or pixel_values is None:
+            missing = "input_ids" if input_ids is None else "pixel_values"
+            raise ValueError(f"{missing}: missing; for one modality call get_image_features or get_text_features")
+        vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        image_embeds = unit_rows(vision.pooler_output.float()).to(vision.pooler_output.dtype)
+        text_embeds = unit_rows(text.pooler_output.float()).to(text.pooler_output.dtype).to(image_embeds.device)
+        logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
+        loss = None
+        if return_loss:
+            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False)
+        return CLIPOutput(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.t(),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+
+__all__ = ["CLIPResNetBackbone", "CLIPResNetModel", "CLIPResNetPreTrainedModel", "CLIPResNetVisionModel"]

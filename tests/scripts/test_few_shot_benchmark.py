@@ -1,0 +1,296 @@
+"""The benchmark script does each cell once: whoever runs it, how often it is killed, and however many processes share the work."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from coop_folders import save_zhou
+from few_shot_runs import save_pictures, save_tiny_clip
+
+from hf_clip_variants.adapter_fitting import FEW_SHOT_METHODS
+from hf_clip_variants.protocols import PROTOCOLS
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "few_shot_benchmark.py"
+FAST = ["--profile", "tiny", "--templates", "icons"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.delenv("RANK", raising=False)
+    threads = torch.get_num_threads()
+    import few_shot_benchmark
+
+    yield few_shot_benchmark
+    torch.set_num_threads(threads)
+    sys.modules.pop("few_shot_benchmark", None)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A CLIP, a data set with splits, and one that is undivided."""
+    folder = tmp_path_factory.mktemp("sources")
+    data = save_pictures(folder / "icons", {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
+    return (
+        str(save_tiny_clip(folder / "clip")),
+        str(data),
+        str(save_pictures(folder / "few", {"": ["notov1"]}, ("owl", "dog", "pizza"))),
+    )
+
+
+def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_shot,base_to_new"):
+    """Two epochs for what is trained: 18 cells in seconds."""
+    model, data, _ = sources
+    trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
+    return [
+        "--out", str(out), "--models", model, "--data", data, "--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2",
+        *FAST, *trained, *more,
+    ]  # fmt: skip
+
+
+def records_of(out):
+    return [json.loads(line) for path in sorted(out.glob("cells-*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def comparable(out):
+    """What two runs must agree in, by cell."""
+    left_out = ("seconds", "environment")
+    found = {}
+    for record in records_of(out):
+        key = tuple(record[name] for name in ("protocol", "data", "model", "method", "shots", "seed"))
+        assert key not in found, "a cell was done twice"
+        found[key] = {name: value for name, value in record.items() if name not in left_out}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory):
+    """A run from beginning to end, in a process of its own."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    done = launch([sys.executable], arguments(sources, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def launch(launcher, options, **kwargs):
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, str(SCRIPT), *options], capture_output=True, text=True, env=environment, timeout=250, **kwargs
+    )
+
+
+def test_every_cell_has_a_line_with_what_it_was_made_of(whole, sources):
+    records = records_of(whole)
+    assert len(records) == 2 * (1 + 2 * 2 * 2)
+    for record in records:
+        assert set(record["tests"]) == ({"icons"} if record["protocol"] == "few_shot" else {"base", "new"})
+        assert (
+            record["settings"]["data"] == sources[1]
+            and record["settings"]["model"] == sources[0]
+            and record["contents"]["data"]
+        )
+        assert record["environment"]["torch"] and record["environment"]["device"] and record["seconds"]["test"] > 0
+        if record["method"] == "coop":
+            assert record["hyperparameters"]["epochs"] == 2 and record["settings"]["overrides"] == {"epochs": 2}
+    table = (whole / "table.md").read_text()
+    assert (
+        "### Few-shot accuracy" in table and "| method | shots | Base | New | HM |" in table and "missing" not in table
+    )
+    assert sorted(path.name for path in whole.glob("*.png")) == ["base_to_new.png", "few_shot.png"]
+
+
+def test_the_same_command_again_does_nothing(script, whole, sources, capsys, monkeypatch):
+    before = {path: path.read_bytes() for path in whole.glob("cells-*")}
+    (whole / "table.md").unlink()
+    monkeypatch.setattr(script, "load_task", None)  # nothing is even read
+    assert script.main(arguments(sources, whole)) == 0
+    assert f"nothing to do: all 18 cells are in {whole} already" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in whole.glob("cells-*")} == before and (whole / "table.md").exists()
+
+
+def test_a_further_method_or_seed_adds_its_cells_and_keeps_the_others(script, whole, sources, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = (out / "cells-0.jsonl").read_bytes()
+    assert script.main(arguments(sources, out, methods="tip_adapter,coop,tip_adapter_f", protocols="few_shot")) == 0
+    after = (out / "cells-0.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert [json.loads(line)["method"] for line in after[len(before) :].splitlines()] == ["tip_adapter_f"] * 4
+    assert "Tip-Adapter-F" in (out / "table.md").read_text() and "Base-to-new" in (out / "table.md").read_text()
+
+
+def test_other_settings_in_the_same_folder_are_named(script, whole, sources, capsys):
+    before = (whole / "cells-0.jsonl").read_bytes()
+    for change, match in (
+        (["--templates", "a {}"], 'templates was ["an emoji of {}"'),
+        (["--profile", "published"], 'profile was "tiny", now "published"'),
+        (["--set", "coop.epochs=3"], 'coop, 1, 1 with other settings: overrides was {"epochs": 2}, now {"epochs": 3}'),
+        (["--tests", f"icons={sources[1]}"], "tests was {}, now {"),
+    ):
+        assert script.main(arguments(sources, whole, *change)) == 2
+        assert match in capsys.readouterr().err
+    assert (whole / "cells-0.jsonl").read_bytes() == before
+
+
+def test_other_pictures_behind_the_same_settings_are_noticed(script, sources, tmp_path, capsys):
+    data = shutil.copytree(sources[1], tmp_path / "icons")
+    command = arguments((sources[0], str(data), None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
+    assert script.main(command) == 0
+    shutil.copy(data / "test" / "owl" / "notov1.png", data / "test" / "dog" / "notov1.png")
+    assert script.main([*command, "--seeds", "1,2,3"]) == 2
+    assert "but the pictures of test icons changed; choose another folder" in capsys.readouterr().err
+
+
+def test_a_method_that_fails_lets_the_others_go_on_and_is_tried_again(script, sources, tmp_path, capsys, monkeypatch):
+    from dataclasses import replace
+
+    def broken(fit):
+        raise RuntimeError("out of luck")
+
+    command = arguments(sources, tmp_path, protocols="few_shot")
+    with monkeypatch.context() as patch:
+        patch.setitem(FEW_SHOT_METHODS, "tip_adapter", replace(FEW_SHOT_METHODS["tip_adapter"], fit=broken))
+        assert script.main(command) == 1
+    said = capsys.readouterr().err
+    assert "few_shot, icons: tip_adapter, 1 shot, seed 1 failed: RuntimeError: out of luck" in said
+    assert (
+        "4 cells failed, repeat the command" in said and "4 cells are missing" in (tmp_path / "table.md").read_text()
+    )
+    assert {record["method"] for record in records_of(tmp_path)} == {"zero_shot", "coop"}
+    assert script.main(command) == 0 and len(comparable(tmp_path)) == 9
+
+
+def test_transfer_to_targets_and_domains(script, sources, tmp_path):
+    pets = f"coop:{save_zhou(tmp_path, 'oxford_pets')}"
+    command = [
+        "--out", str(tmp_path / "out"), "--models", sources[0], "--data", sources[1], "--methods", "tip_adapter", "--shots", "2", "--seeds", "1",
+        "--targets", pets, "--domains", f"few={sources[2]}", *FAST,
+    ]  # fmt: skip
+    assert script.main(command) == 0
+    records = {(r["protocol"], r["method"]): r["tests"] for r in records_of(tmp_path / "out")}
+    assert {protocol for protocol, _ in records} == set(PROTOCOLS), "all that have sources"
+    cross, domains = records["cross_dataset", "tip_adapter"], records["domain_generalisation", "tip_adapter"]
+    assert cross["icons"]["part"] == "source" and cross["oxford_pets"]["accuracy"] is None
+    assert domains["few"]["accuracy"] is not None and (domains["few"]["pictures"], domains["few"]["classes"]) == (3, 3)
+    assert "| method | source: icons | oxford_pets |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_datasets_and_undivided_folders_are_read(script, sources, tmp_path):
+    from datasets import DatasetDict
+
+    from hf_clip_variants.data import load_images
+
+    train = load_images(sources[1])
+    DatasetDict(train=train.dataset, test=train.load_split(split="test").dataset).save_to_disk(str(tmp_path / "hub"))
+    undivided = save_pictures(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    command = arguments((sources[0], "", None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
+    place = command.index("--data")
+    command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={undivided}"]
+    assert script.main(command) == 0
+    tests = {record["data"]: record["tests"] for record in records_of(tmp_path / "out")}
+    assert tests["hub"]["hub"]["pictures"] == 12 and tests["mine"]["mine"]["pictures"] in (6, 12)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--protocols", "zero"], "protocols: got 'zero'; want some of few_shot, base_to_new, cross_dataset"),
+        (["--protocols", "cross_dataset"], "cross_dataset: got no --targets; want the data sets to test on"),
+        (["--methods", "magic"], "method: got 'magic'; want one of tip_adapter"),
+        (["--set", "epoch=1"], "has no 'epoch'"),
+        (["--seeds", "1,x"], "seeds: got '1,x'; want whole numbers"),
+        (["--seeds", "1,1"], "something is given twice"),
+        (["--data", "no/such/folder/x"], "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(script, sources, tmp_path, capsys, change, message):
+    assert script.main([*arguments(sources, tmp_path / "out"), *change]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.glob("out/*.jsonl"))
+
+
+def test_the_emoji_are_the_default_and_sources_without_data_are_refused(script, tmp_path, capsys):
+    options = script.parser().parse_args(["--out", str(tmp_path)])
+    plans = script.make_plans(options)
+    assert [plan.protocol for plan in plans] == [
+        "few_shot",
+        "base_to_new",
+        "cross_dataset",
+        "cross_dataset",
+        "domain_generalisation",
+    ]
+    assert all(script.shots_of(plan, options) == [1, 2] for plan in plans)
+    assert script.main(["--out", str(tmp_path), "--targets", "x"]) == 2
+    assert "--targets: got it without --data" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    assert "coop:$DATA/oxford_pets" in capsys.readouterr().out
+
+
+def test_a_small_run_trains_one_epoch_where_there_is_something_to_train(script):
+    assert script.one_epoch(["tip_adapter", "coop", "tip_adapter_f"]) == {"coop.epochs": 1, "tip_adapter_f.epochs": 1}
+
+
+def test_processes_share_the_cells_whenever_each_of_them_starts(script, sources, tmp_path):
+    """One after the other, as when one is slow: the second sees lines of the first and still takes its own cells only."""
+    options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
+    assert script.benchmark(options, "x", rank=0, world=2) == 0
+    assert "2 cells are missing" in (tmp_path / "table.md").read_text()
+    assert script.benchmark(options, "x", rank=1, world=2) == 0
+    assert len(comparable(tmp_path)) == 5 and "missing" not in (tmp_path / "table.md").read_text()
+    assert [len((tmp_path / f"cells-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [3, 2]
+
+
+@pytest.mark.slow
+def test_killed_and_called_again_it_does_what_is_missing(sources, whole, tmp_path):
+    out = tmp_path / "out"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments(sources, out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "cells-0.jsonl").exists() or len(records_of_whole_lines(out)) < 4:
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = (out / "cells-0.jsonl").read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    assert 4 <= kept.count(b"\n") < 18
+    with open(out / "cells-0.jsonl", "ab") as file:
+        file.write(b'{"protocol": "few_shot", "da')  # as if it had been killed while writing
+    done = launch([sys.executable], arguments(sources, out))
+    assert done.returncode == 0, done.stderr
+    assert f"{18 - len(kept.splitlines())} of 18 cells to do" in done.stderr
+    assert (out / "cells-0.jsonl").read_bytes().startswith(kept), "what was done is not done again"
+    assert comparable(out) == comparable(whole)
+
+
+def records_of_whole_lines(out):
+    return (out / "cells-0.jsonl").read_bytes().split(b"\n")[:-1]
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_cells_of_one(sources, whole, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = launch(launcher, arguments(sources, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "out"
+    assert comparable(out) == comparable(whole)
+    assert [len((out / f"cells-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [9, 9]
+    first, second = (
+        path.read_text().split("## ", 1)[1].split("cells, ")[0] for path in (out / "table.md", whole / "table.md")
+    )
+    assert first == second and "missing" not in (out / "table.md").read_text()
+    assert "[process 1] 9 of 18 cells to do" in done.stderr
