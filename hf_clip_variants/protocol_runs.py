@@ -85,7 +85,8 @@ class ProtocolRunner:
         self.profile = profile or ("tiny" if self.classifier.clip.num_parameters() < TINY_PARAMETERS else "published")
         self._key = fingerprint(self.classifier.clip)
         self._views = {"none": 1}
-        for values in (self.recipe(t.plan, m, k) for t in tasks for m in methods for k in shots):
+        cached = [m for m in methods if not few_shot_method(m).trains_image_tower]
+        for values in (self.recipe(t.plan, m, k) for t in tasks for m in cached for k in shots):
             if values.augmentation != "none":
                 self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), views_needed(values))
         self._tasks = tuple(tasks)  # kept alive: sets are known by their id()
@@ -158,7 +159,8 @@ class ProtocolRunner:
     def _name_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
         if self._named != (tuple(class_names), tuple(templates)):
             self._named = None
-            self.classifier.set_classes(list(class_names), list(templates))
+            family = self.classifier.family
+            self.classifier.set_classes(list(class_names), list(templates) or family.default_template)
             self._named = tuple(class_names), tuple(templates)
 
     def _examine(

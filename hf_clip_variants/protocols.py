@@ -80,8 +80,8 @@ def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str)
     return tuple(place[name] for name in class_names)
 
 
-def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str]:
-    """The prompts of a source's classes: those given, or CoOp's for its data sets, "icons" for emoji, else "a photo of a {}."
+def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
+    """The prompts of a source's classes: those given, or CoOp's for its data sets, "icons" for emoji; None: the model family's own.
 
     >>> templates_for("coop:DATA/dtd")
     ['{} texture.']
@@ -90,7 +90,7 @@ def templates_for(source: str, given: str | Sequence[str] | None = None) -> list
         given = "icons"
     if given is None and (layout := coop_layout(source)) is not None:
         given = layout.template
-    return resolve_templates(given)
+    return None if given is None else resolve_templates(given)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Exam:
         of (`str`): name of the test set.
         images ([`ImageSet`]), rows (`np.ndarray`): the pictures; of one set, so that features serve several exams.
         labels (`np.ndarray`): (N,) int64, into `class_names`.
-        class_names (`tuple[str, ...]`), templates (`tuple[str, ...]`): what is chosen among, and how prompts say it.
+        class_names (`tuple[str, ...]`), templates (`tuple[str, ...]`): what is chosen among, and how prompts say it; () as the model's family does.
         columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: they are not trained ones.
     """
 
@@ -291,7 +291,7 @@ def load_task(
         ("draws", plan.data, tests_itself, tuple(shots), tuple(seeds)),
         lambda: draw_shots(train, validation, sorted(set(shots)), list(seeds)),
     )
-    names, own_templates = tuple(train.class_names), tuple(templates_for(plan.data, templates))
+    names, own_templates = tuple(train.class_names), tuple(templates_for(plan.data, templates) or ())
     if plan.tests:
         tests = {
             name: once(
@@ -327,7 +327,7 @@ def load_task(
         columns = (
             columns_among(images.class_names, names, source) if plan.protocol == "domain_generalisation" else None
         )
-        target_templates = own_templates if columns is not None else templates_for(source, templates)
+        target_templates = own_templates if columns is not None else templates_for(source, templates) or ()
         exams.append(_whole(name, "target", images, target_templates, columns))
     if len({exam.name for exam in exams}) < len(exams):
         raise ValueError(

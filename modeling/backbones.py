@@ -65,15 +65,8 @@ class CLIPFamily:
 
     @classmethod
     def model_config(cls, config):
-        """The family's own configuration with the towers of `config` (a classifier's, or one of the family)."""
-        values = {"text_config": config.text_config, "vision_config": config.vision_config}
-        for name in ("projection_dim", "logit_scale_init_value", "initializer_factor"):
-            if hasattr(cls._load("Config"), name) and getattr(config, name, None) is not None:
-                values[name] = getattr(config, name)
-        own = cls._load("Config")(**values)
-        own._attn_implementation_internal = getattr(config, "_attn_implementation_internal", None)
-        own.dtype = getattr(config, "dtype", None)
-        return own
+        """What the dual encoder of a classifier is made from: the classifier's configuration itself, so that settings reach both."""
+        return config
 
     @staticmethod
     def joint_width(config) -> int:
@@ -181,10 +174,10 @@ class CLIPResNetFamily(CLIPFamily):
     def _load(cls, name: str) -> type:
         if name == "TextConfig":
             return super()._load(name)
-        from .clip_resnet import configuration_clip_resnet, modeling_clip_resnet
+        from .clip_resnet.configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
+        from .clip_resnet.modeling_clip_resnet import CLIPResNetModel
 
-        module = modeling_clip_resnet if name == "Model" else configuration_clip_resnet
-        return getattr(module, f"CLIPResNet{name}")
+        return {"Model": CLIPResNetModel, "Config": CLIPResNetConfig, "VisionConfig": CLIPResNetVisionConfig}[name]
 
 
 class MetaCLIP2Family(CLIPFamily):
@@ -252,6 +245,15 @@ class AltCLIPFamily(_WholeRows):
     text_embeddings = "text_model.roberta.embeddings"
     token_embedding = "text_model.roberta.embeddings.word_embeddings"
     text_layers = "text_model.roberta.encoder.layers"
+
+    @classmethod
+    def model_config(cls, config):
+        """Its own, because transformers renames the weights of old checkpoints by the configuration's `model_type`."""
+        names = ("text_config", "vision_config", "projection_dim", "logit_scale_init_value", "initializer_factor")
+        own = cls._load("Config")(**{name: getattr(config, name) for name in names})
+        own._attn_implementation_internal = getattr(config, "_attn_implementation_internal", None)
+        own.dtype = config.dtype
+        return own
 
     @staticmethod
     def context_length(config) -> int:

@@ -263,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, required=True, help="folder of results; the same one to go on after an interruption")
     add("--protocols", help=f"with commas: {', '.join(PROTOCOLS)}; default: those that the sources allow")
-    add("--methods", help="with commas; default: every few-shot method (`hf-clip-variants methods` tells about them)")
+    add("--methods", help="with commas; default: every one; CoCoOp, MaPLe, VPT and IVLP take hours on real data")
     add(
         "--models",
         nargs="+",
@@ -291,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", help="each draws other pictures; default: 1,2,3")
     add(
         "--templates",
-        help="prompt, named set or file for all classes; default: CoOp's for its data sets, icons for emoji, else a photo of a {}.",
+        help="prompt, named set or file for all classes; default: CoOp's for its data sets, icons for emoji, else the CLIP's",
     )
     add("--profile", choices=("published", "tiny"), help="recipes; default: by the size of the CLIP")
     add(

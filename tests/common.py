@@ -362,6 +362,7 @@ class ModelContract:
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             return trainer.model.state_dict(), losses
 
+        assert case.make().accepts_loss_kwargs is False, "else the loss is scaled where the batch has labels"
         once, losses = train("once", whole, 1)
         twice, losses_twice = train("twice", 4, 2)
         assert losses == pytest.approx(losses_twice, rel=1e-4), "the loss is not scaled by the accumulation"

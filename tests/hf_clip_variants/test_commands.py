@@ -404,7 +404,7 @@ def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
     assert set(baseline) == {"fluent3d", "notov1"} and min(baseline.values()) > 0.4, "a real model"
     mean = {r["method"]: sum(r["accuracy"].values()) / 2 for r in results["runs"]}
     zero_shot = sum(baseline.values()) / 2
-    assert set(mean) == {"tip_adapter", "tip_adapter_f", "clip_adapter", "coop"}
+    assert set(mean) == {"tip_adapter", "tip_adapter_f", "clip_adapter", "coop", "vpt"}
     for method, value in mean.items():
         assert value > zero_shot + (0.02 if method != "coop" else 0.0), (method, value, zero_shot)
     for record in results["runs"]:  # the better ones, on each style alone

@@ -13,7 +13,16 @@ from peft import get_peft_model
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 
-from hf_clip_variants import CLIPAdapterConfig, CLIPClassifier, CoOpConfig, TipAdapterConfig
+from hf_clip_variants import (
+    CLIPAdapterConfig,
+    CLIPClassifier,
+    CoCoOpConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    TipAdapterConfig,
+    VPTConfig,
+)
 
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -35,6 +44,10 @@ def main(out: Path, batch_size: int):
         "coop": CoOpConfig(num_context_tokens=3),
         "clip_adapter": CLIPAdapterConfig(modality="both"),
         "tip_adapter_f": TipAdapterConfig(trainable_keys=True),
+        "cocoop": CoCoOpConfig(meta_reduction=4),
+        "maple": MaPLeConfig(prompt_depth=2),
+        "vpt": VPTConfig(num_prompt_tokens=2),
+        "ivlp": IVLPConfig(),
     }
     for name, config in configs.items():
         torch.manual_seed(0)

@@ -203,7 +203,7 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
 def test_visual_prompts_in_a_resnet_are_refused(adapter, tmp_path):
     """Before anything is touched; text prompts alone work."""
     classifier = classifier_of(save_tiny_family(RESNET, tmp_path), RESNET)
-    for base in (classifier, classifier.clip):
+    for base in (classifier, tiny_dual_encoder(RESNET)):
         with pytest.raises(ValueError, match="visual prompts need a vision transformer.*use CoOp, CoCoOp"):
             get_peft_model(base, ADAPTERS[adapter]())
         assert not any("clipv_" in name for name in base.state_dict())

@@ -145,14 +145,14 @@ def test_a_few_shot_run_and_its_report_read_the_layout(tmp_path):
     from hf_clip_variants import adapt
 
     data = f"coop:{save_zhou(tmp_path, 'oxford_pets')}"
+    few = {
+        "methods": ["tip_adapter"],
+        "shots": [1],
+        "seeds": [1],
+        "overrides": {"augmentation": "none", "search_step": [4, 4]},
+    }
     results = adapt(
-        save_tiny_clip(tmp_path / "clip"),
-        data,
-        tmp_path / "run",
-        methods=["tip_adapter"],
-        shots=[1],
-        seeds=[1],
-        progress=False,
+        save_tiny_clip(tmp_path / "clip"), data, tmp_path / "run", profile="published", progress=False, **few
     )
     assert results["data"]["test_sets"]["test"]["images"] == 6 and results["runs"][0]["validation"]["kind"] == "split"
     assert "american bulldog" in (tmp_path / "run" / "report.html").read_text()

@@ -80,6 +80,11 @@ def test_as_a_source():
     assert load_images("emoji").class_names == images.class_names
     with pytest.raises(ValueError, match="styles: got .'nokia'."):
         load_images("emoji:nokia")
+    food = load_images("emoji:notov1,fluent3d@food-drink")
+    assert food.class_names == load_emoji("notov1", "food-drink").class_names and len(food) == 2 * 88
+    assert len(load_images("emoji@animals-nature")) == 4 * 102
+    with pytest.raises(ValueError, match="groups: got .'flags'."):
+        load_images("emoji:notov1@flags")
     # The files are ordinary Parquet data sets too.
     plain = load_images(Path(FOLDER) / "notov1.parquet", label_column="name")
     assert set(plain.class_names) == {name.replace("_", " ") for name in images.class_names}
