@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .adapters.maple.config import MaPLeConfig
     from .adapters.tip_adapter.config import TipAdapterConfig
     from .adapters.vpt.config import VPTConfig
+    from .conversion import convert_checkpoint
     from .data.emoji import embedded_model
     from .data.sources import load_images
     from .hub import export_with_code
@@ -54,6 +55,7 @@ __all__ = [
     "TipAdapterConfig",
     "VPTConfig",
     "adapt",
+    "convert_checkpoint",
     "embedded_model",
     "export_with_code",
     "fit_adapter",
@@ -65,6 +67,7 @@ __all__ = [
 
 _SOURCES = {
     "adapt": "hf_clip_variants.adaptation",
+    "convert_checkpoint": "hf_clip_variants.conversion",
     "fit_adapter": "hf_clip_variants.adapter_fitting",
     "embedded_model": "hf_clip_variants.data.emoji",
     "export_with_code": "hf_clip_variants.hub",

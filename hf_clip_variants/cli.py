@@ -20,6 +20,7 @@ COMMANDS = {
     "adapt": "Teach a CLIP your classes from a few pictures of each, and report what it gained.",
     "evaluate": "Measure a model, with or without an adapter, on labelled pictures.",
     "predict": "Classify files, folders or standard input; CSV or JSON lines.",
+    "convert": "Turn an official checkpoint into a folder for from_pretrained; nothing in it is run.",
     "push": "Put an adapter or a model on the Hub, with a card that holds its measured results.",
     "export": "Write a model folder that loads without this package (trust_remote_code).",
     "verify": "Check weights against the hashes in their card.",

@@ -13,6 +13,7 @@ import mmap
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,14 @@ from .restricted_pickle import (
 )
 
 
-__all__ = ["UnsafeCheckpointError", "read_checkpoint", "read_state_dict", "unwrap_state_dict"]
+__all__ = [
+    "Contents",
+    "UnsafeCheckpointError",
+    "read_checkpoint",
+    "read_contents",
+    "read_state_dict",
+    "unwrap_state_dict",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +93,29 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         return {name: source.tensor(spec) for name, spec in chosen.items()}
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint file holds.
+
+    Attributes:
+        weights: as `read_state_dict` gives them; a file that is a single tensor has it under the name `""`.
+        dropped: names of the entries beside them that are no weights.
+        never_built: classes of the objects that were not built.
+    """
+
+    weights: dict[str, torch.Tensor]
+    dropped: list[str] = field(default_factory=list)
+    never_built: list[str] = field(default_factory=list)
+
+
+def read_contents(path: str | Path) -> Contents:
+    """`read_state_dict` for those who report what was dropped themselves: nothing is logged. Raises as it does, but takes single tensors."""
+    with _open(path) as (tree, source):
+        chosen, dropped = ({"": tree}, []) if _is_tensor(tree) else _unwrap(tree, str(path))
+        weights = {name: source.tensor(spec) for name, spec in chosen.items()}
+        return Contents(weights, [str(name) for name in dropped], sorted(source.inert))
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """Everything plain in a checkpoint file: tensors, numbers, strings, lists, tuples, dictionaries. Raises as `read_state_dict` does.
 
@@ -108,6 +139,17 @@ def unwrap_state_dict(
     Raises:
         ValueError: no tensors by name in `checkpoint`, or two names become one without their prefixes.
     """
+    state_dict, dropped = _unwrap(checkpoint, origin)
+    if dropped or never_built:
+        objects = f"; never built: {_listing(sorted(never_built))}" if never_built else ""
+        logger.warning(
+            "%s: kept %d tensors, dropped %s%s", origin, len(state_dict), _listing(dropped) or "nothing else", objects
+        )
+    return state_dict
+
+
+def _unwrap(checkpoint: Any, origin: str) -> tuple[dict[str, Any], list]:
+    """The state dict, and the names of everything around it."""
     if not isinstance(checkpoint, Mapping):
         kind = "a single tensor" if _is_tensor(checkpoint) else f"a {type(checkpoint).__name__}"
         raise ValueError(f"{origin}: expected a dictionary of named tensors, got {kind}: use read_checkpoint")
@@ -134,12 +176,7 @@ def unwrap_state_dict(
         raise ValueError(
             f"{origin}: no state dict found; the top level holds {_listing(list(checkpoint)) or 'nothing'}"
         )
-    if dropped or never_built:
-        objects = f"; never built: {_listing(sorted(never_built))}" if never_built else ""
-        logger.warning(
-            "%s: kept %d tensors, dropped %s%s", origin, len(state_dict), _listing(dropped) or "nothing else", objects
-        )
-    return state_dict
+    return state_dict, dropped
 
 
 def _is_tensor(value: Any) -> bool:

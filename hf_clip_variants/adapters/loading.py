@@ -160,6 +160,7 @@ def put_adapter(
     else:
         model = PeftModel(base, config, adapter_name)
     try:
+        check_adapter_tensors(config, tensors)
         tensors = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     except Exception:

@@ -27,7 +27,7 @@ class TextPromptShape:
 
     count: n learned tokens a layer. depth: J layers; 0: no text prompts. style: "maple": they stand in the place of the first words, with those
     words' positions; "vpt_deep": they are inserted before the words, without positions, and no word moves. word_ids: of the words that the
-    context starts from; () for random vectors.
+    prompts begin with ("maple": the context starts from the first of them); () for none.
     """
 
     count: int
@@ -61,13 +61,13 @@ class TextPromptHome(TunerLayer):
         return self.context[adapter_name] if layer == 0 else self.deep[adapter_name][layer - 1]
 
     def make_text_prompts(self, adapter_name: str) -> None:
-        """New tensors for an adapter: words or N(0, 0.02²) in layer 0, N(0, 0.02²) behind it."""
+        """New tensors for an adapter: the words that they replace in layer 0, N(0, 0.02²) where there are none and behind it."""
         shape = self.shape_of(adapter_name)
         if not shape.depth:
             return
         token_embedding = self._anchor[0]
         width = token_embedding.weight.shape[1]
-        ids = list(shape.word_ids[: shape.count]) or None
+        ids = None if shape.style == "vpt_deep" else list(shape.word_ids[: shape.count]) or None
         self.context[adapter_name] = nn.Parameter(initial_vectors((shape.count, width), token_embedding, ids))
         if shape.depth > 1:
             deep = initial_vectors((shape.depth - 1, shape.count, width), token_embedding)
@@ -142,7 +142,11 @@ class TextPromptLayer(TunerLayer):
 
 
 def put_prompts(hidden: torch.Tensor, prompts: torch.Tensor, start: int) -> torch.Tensor:
-    """(N, L, d), (n, d) -> (N, L, d) with tokens `start` .. `start + n` overwritten. ValueError for rows that are too short."""
+    """(N, L, d), (n, d) -> (N, L, d) with tokens `start` .. `start + n` overwritten. ValueError for rows that are too short.
+
+    >>> put_prompts(torch.tensor([[[0.0], [1.0], [2.0], [3.0]]]), torch.tensor([[9.0]]), 1).flatten().tolist()
+    [0.0, 9.0, 2.0, 3.0]
+    """
     if hidden.shape[1] < start + len(prompts) + 1:
         raise ValueError(
             f"input_ids: rows of {hidden.shape[1]} tokens have no place for {len(prompts)} learned ones; write as many words, "

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_clip_variants.modeling.backbones import FAMILIES, family_of, fingerprint, same_backbone
@@ -84,13 +85,16 @@ class TunerConfig(PeftConfig):
 
 def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor], origin: str = "adapter") -> None:
     """Raises ValueError unless `tensors` are exactly those that `config` describes, in name and shape."""
-    saved_whole = tuple(f"{name}." for name in getattr(config, "modules_to_save", None) or ())
     found = {name.removeprefix(_PEFT_PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
-    found = {
-        name: shape for name, shape in found.items() if not name.startswith(saved_whole)
-    }  # PEFT's, shapes as the base's
+    # Modules that are saved as a whole are PEFT's; their shapes follow from the base.
+    of_module = {
+        module: [name for name in found if f".{module}." in f".{name}"]
+        for module in getattr(config, "modules_to_save", None) or ()
+    }
+    found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
     expected = config.adapter_tensors()
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
         faults = [
             f"{len(names)} {kind} tensors: {', '.join(names[:5])}"
@@ -361,6 +365,13 @@ class Tuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own looks for `.weight`, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
+
+    def unload(self) -> nn.Module:
+        """The base model as it was. PEFT's own would leave the active adapter's copies of `modules_to_save` in it."""
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module._active_adapter = []
+        return super().unload()
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(_merge_error(self.peft_config, self.tuner_layer_cls.merge_refusal))

@@ -23,7 +23,12 @@ PromptPosition = Literal["end", "after_cls"]
 
 
 def insert_prompts(hidden: torch.Tensor, prompts: torch.Tensor, position: PromptPosition) -> torch.Tensor:
-    """(B, N, d) and (B, n, d) -> (B, N + n, d): prompts at the end, or behind the class token."""
+    """(B, N, d) and (B, n, d) -> (B, N + n, d): prompts at the end, or behind the class token.
+
+    >>> hidden, prompts = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[[9.0]]])
+    >>> insert_prompts(hidden, prompts, "after_cls").flatten().tolist()
+    [0.0, 9.0, 1.0, 2.0]
+    """
     prompts = prompts.to(hidden)
     if position == "end":
         return torch.cat([hidden, prompts], dim=1)
@@ -41,6 +46,9 @@ def extend_mask(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
     """A padding mask of N tokens -> of N + n, the new ones seen by all and seeing what all see.
 
     (B, 1, N, N) bool (True: seen) or additive (0: seen), the same for every query; or (B, N) with 1 for what is seen.
+
+    >>> extend_mask(torch.tensor([[1, 1, 0]]), 2).tolist()
+    [[1, 1, 0, 1, 1]]
     """
     if mask is None:
         return None

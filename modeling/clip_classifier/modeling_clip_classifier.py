@@ -403,6 +403,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """How the prompts share work; planned once for the same ids, because a training step asks for it each time."""
         if not self.family.text_is_causal:
             return None
+        if torch.compiler.is_compiling():  # planning is NumPy's, and kept from call to call
+            return torch.compiler.disable(self._plan)(prompts)
         ids, shared_prefix = prompts.input_ids, prompts.shared_prefix
         if shared_prefix is None:
             shared_prefix = "auto" if prompts.inputs_embeds is None else 0

@@ -191,9 +191,8 @@ def test_plans_that_make_no_sense_are_refused(plan, match):
 
 def test_prompts_are_the_data_sets_own():
     assert templates_for("coop:DATA/fgvc_aircraft") == ["a photo of a {}, a type of aircraft."]
-    assert templates_for("emoji:notov1@food-drink")[0] == "an emoji of {}" and templates_for("pets/") == [
-        "a photo of a {}."
-    ]
+    assert templates_for("emoji:notov1@food-drink")[0] == "an emoji of {}"
+    assert templates_for("pets/") is None, "the model family's"
     assert templates_for("coop:DATA/dtd", "a {}") == ["a {}"]
 
 
@@ -384,6 +383,17 @@ def test_methods_that_train_the_image_tower_are_tested_through_it(emoji_folder, 
             assert torch.equal(model.eval()(pixel_values=pixels).logits.argmax(1), predicted)
         assert accuracies(record)[exam.name] == (predicted.numpy() == exam.labels).mean()
     assert accuracies(runner.zero_shot(task)) == accuracies(before), "and CLIP is as it was"
+
+
+def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, tiny_clip_folder):
+    save_pictures(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
+    plan = zhou_plan(tmp_path, "cross_dataset", targets={"target": str(tmp_path / "target")})
+    task = load_task(plan, [1], [1])
+    runner = ProtocolRunner(tiny_clip_folder, tmp_path / "work", [task], ["tip_adapter"], [1])
+    runner.zero_shot(task)
+    assert runner.classifier.class_names == ["dog", "owl"] and runner.classifier.config.templates == [
+        "a photo of a {}."
+    ]
 
 
 def test_recipes_are_those_of_the_protocol_and_the_data_set(tmp_path, tiny_clip_folder):

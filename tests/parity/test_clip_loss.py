@@ -1,7 +1,8 @@
-"""CLIP's contrastive loss on one process against the paper's formula."""
+"""CLIP's loss against the paper's formula on one process, and open_clip's and SLIP's losses on real processes."""
 
 import pytest
 import torch
+from contrastive_runs import run_ranks
 from parity_fixtures import assert_close, load_fixture
 
 from hf_clip_variants.modeling.contrastive_loss import block_gradients, contrastive_loss, log_normalizers, unit_rows
@@ -35,13 +36,67 @@ def test_each_direction(fixture, chunk_size):
     assert_close((columns - diagonal).mean(), fixture.outputs["single.loss_text"], "loss_text")
 
 
-def test_every_single_process_output_is_compared(fixture):
-    compared = {"loss", "d_image", "d_text", "d_logit_scale", "logits_per_image", "loss_image", "loss_text"}
-    assert {k.removeprefix("single.") for k in fixture.outputs if k.startswith("single.")} == compared
+GRADIENTS = ("d_image", "d_text", "d_logit_scale")
+# official loss -> (our mode, what is equal on each rank, what is equal as the mean over ranks)
+OFFICIAL = {
+    "openclip.local0_grad1": ("exact", ("loss", *GRADIENTS), ()),
+    # Each rank's own share instead of the whole: a DDP step is the same.
+    "openclip.local1_grad1": ("exact", ("d_image", "d_text"), ("loss", "d_logit_scale")),
+    "openclip.local0_grad0": ("open_clip", ("loss", *GRADIENTS), ()),
+    "openclip.local1_grad0": ("slip", ("loss", *GRADIENTS), ()),
+    "slip_clip": ("slip", ("loss", "acc", *GRADIENTS), ()),
+}
+
+
+@pytest.fixture(scope="module")
+def ranks(fixture, tmp_path_factory):
+    world_size, batch = fixture.meta["world_size"], fixture.meta["per_rank_batch"]
+    names = {"image": "image_raw", "text": "text_raw", "logit_scale": "logit_scale_param"}
+    inputs = {ours: fixture.inputs[theirs] for ours, theirs in names.items()} | {"logit_bias": torch.zeros(1)}
+    found = run_ranks(tmp_path_factory.mktemp("ranks"), world_size, inputs, counts=[[batch] * world_size])
+    prefix = "-".join([str(batch)] * world_size)
+    return [{k.removeprefix(f"{prefix}.softmax."): v for k, v in tensors.items()} for tensors, _ in found]
+
+
+@pytest.mark.parametrize("official", OFFICIAL)
+def test_each_rank_has_the_official_loss_and_gradients(fixture, ranks, official):
+    mode, on_each, on_average = OFFICIAL[official]
+    for name in on_each:
+        for rank, tensors in enumerate(ranks):
+            ours = 100 * tensors[f"{mode}.accuracy"] if name == "acc" else tensors[f"{mode}.{name}"]
+            assert_close(ours, fixture.outputs[f"{official}.rank{rank}.{name}"], f"{name} of rank {rank}")
+    for name in on_average:
+        expected = torch.stack([fixture.outputs[f"{official}.rank{rank}.{name}"] for rank in range(len(ranks))])
+        assert_close(ranks[0][f"{mode}.{name}"], expected.mean(0), name)
+
+
+@pytest.mark.parametrize("mode", ["exact", "open_clip", "slip"])
+def test_the_mean_over_ranks_is_the_loss_of_one_process(fixture, ranks, mode):
+    losses = torch.stack([tensors[f"{mode}.loss"] for tensors in ranks])
+    assert_close(losses.mean(), fixture.outputs["single.loss"], mode)
+
+
+@pytest.mark.parametrize("mode, factor", [("exact", lambda ranks: 1), ("open_clip", lambda ranks: 1 / ranks)])
+def test_gradients_after_ddps_average(fixture, ranks, mode, factor):
+    for name in ("d_image", "d_text"):
+        average = torch.cat([tensors[f"{mode}.{name}"] for tensors in ranks]) / len(ranks)
+        assert_close(average, factor(len(ranks)) * fixture.outputs[f"single.{name}"], name)
+    average = torch.stack([tensors[f"{mode}.d_logit_scale"] for tensors in ranks]).mean(0)
+    assert_close(average, fixture.outputs["single.d_logit_scale"], "d_logit_scale")
+
+
+def test_every_output_is_compared(fixture):
+    compared = {"loss", *GRADIENTS, "logits_per_image", "loss_image", "loss_text"}
+    expected = {f"single.{name}" for name in compared}
+    for official, (_, on_each, on_average) in OFFICIAL.items():
+        expected |= {
+            f"{official}.rank{r}.{n}" for r in range(fixture.meta["world_size"]) for n in on_each + on_average
+        }
+    assert set(fixture.outputs) == expected
 
 
 def test_rectangular_blocks_add_up_to_the_whole(fixture):
-    """What one rank will own: some rows, all columns."""
+    """What one rank owns: some rows, all columns."""
     image, text = unit_rows(fixture.inputs["image_raw"]), unit_rows(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, 2)

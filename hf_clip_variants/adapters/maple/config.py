@@ -25,7 +25,8 @@ class MaPLeConfig(TunerConfig):
         context_init_ids (`list[int]`, *optional*): Their token ids. Filled from the classifier's tokenizer.
         share_projection (`bool`): One linear map for all layers, the paper's smaller variant, instead of one each.
         text_prompt_style (`str`): `"maple"`: learned tokens replace the first words and carry their positions, as published; `"vpt_deep"`: as VPT
-            does it with pictures, they are inserted before the words, without positions, and every word stays where it was. On a `CLIPClassifier` only.
+            does it with pictures, they start random and are inserted before the words, without positions, and every word stays what and where it
+            was. On a `CLIPClassifier` only.
 
     Raises:
         ValueError: for values outside these.

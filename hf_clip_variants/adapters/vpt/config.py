@@ -81,7 +81,11 @@ class VPTConfig(TunerConfig):
 
     @classmethod
     def original(cls, **changes) -> "VPTConfig":
-        """The paper's own on a ViT: behind the class token, its initial range, a new head (`classifier`) trained with the prompts."""
+        """The paper's own on a ViT: behind the class token, its initial range, a new head (`classifier`) trained with the prompts.
+
+        >>> VPTConfig.original(num_prompt_tokens=10).modules_to_save
+        ['classifier']
+        """
         settings = {"prompt_position": "after_cls", "init": "uniform_patch", "modules_to_save": ["classifier"]}
         return cls(**settings | {"num_prompt_tokens": 50, "normalize_first": False} | changes)
 
