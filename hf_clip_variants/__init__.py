@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .conversion import convert_checkpoint
     from .data.emoji import embedded_model
     from .data.sources import load_images
+    from .exact_loss import ExactContrastiveLoss
     from .hub import export_with_code
     from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
     from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
@@ -50,6 +51,7 @@ __all__ = [
     "CLIPResNetVisionModel",
     "CoCoOpConfig",
     "CoOpConfig",
+    "ExactContrastiveLoss",
     "IVLPConfig",
     "MaPLeConfig",
     "TipAdapterConfig",
@@ -67,6 +69,7 @@ __all__ = [
 
 _SOURCES = {
     "adapt": "hf_clip_variants.adaptation",
+    "ExactContrastiveLoss": "hf_clip_variants.exact_loss",
     "convert_checkpoint": "hf_clip_variants.conversion",
     "fit_adapter": "hf_clip_variants.adapter_fitting",
     "embedded_model": "hf_clip_variants.data.emoji",

@@ -68,8 +68,11 @@ def make_classifier(clip):
 
 
 @cache
-def make_clip(small: bool, vision: bool = False):
-    """A random `CLIPModel`: ViT-B's text tower and, where `vision`, ViT-B/32's image tower; else one that only has the right shape."""
+def make_clip(small: bool, vision: bool = False, patch_size: int = 32, vision_layers: int = 1):
+    """A random `CLIPModel`: ViT-B's text tower and, where `vision`, ViT-B's image tower; else one that only has the right shape.
+
+    `vision_layers`: of the one that only has the right shape.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     sizes = vit_b_text(small)
@@ -77,9 +80,12 @@ def make_clip(small: bool, vision: bool = False):
         "hidden_size": sizes["width"], "intermediate_size": 4 * sizes["width"], "num_hidden_layers": sizes["layers"],
         "num_attention_heads": sizes["heads"], "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
     }  # fmt: skip
-    tiny = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tiny = {
+        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": vision_layers, "num_attention_heads": 1, "image_size": 64,
+    }  # fmt: skip
+    image = (tiny if small or not vision else {}) | {"patch_size": patch_size}
     torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=tiny if small or not vision else {}, projection_dim=512)
+    config = CLIPConfig(text_config=text, vision_config=image, projection_dim=512)
     return CLIPModel(config).eval().requires_grad_(False)
 
 
@@ -269,8 +275,8 @@ def tip_f_epoch(small: bool) -> Row:
 
     from hf_clip_variants import TipAdapterConfig
 
-    classes, shots, batch, alpha, beta = 4 if small else 25, 4, 32, 1.17, 1.0
-    clip = make_clip(small, vision=True)
+    classes, shots, batch, alpha, beta = 4 if small else 10, 4, 32, 1.17, 1.0
+    clip = make_clip(small, vision=True, patch_size=16)
     classifier = make_classifier(clip).set_classes(imagenet_class_names()[:classes])
     size = clip.config.vision_config.image_size
     pixels = torch.randn(classes * shots, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -308,7 +314,7 @@ def tip_f_epoch(small: bool) -> Row:
         return keys.detach()
 
     return Row(
-        f"{classes} classes x {shots} shots, ViT-B/32 image tower, batch {batch}, fp32",
+        f"{classes} classes x {shots} shots, ViT-B/16 image tower, batch {batch}, fp32",
         {OURS: ours, "official, towers every step": official},
         {"official, towers every step": 50},
         error=relative_error,

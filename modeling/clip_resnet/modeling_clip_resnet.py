@@ -542,7 +542,9 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
         logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
         loss = None
         if return_loss:
-            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False)
+            # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
+            gather = "exact" if self.training else "none"
+            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False, gather=gather)
         return CLIPOutput(
             loss=loss,
             logits_per_image=logits_per_image,

@@ -1,0 +1,280 @@
+"""Rows of `benchmark_speed.py` for prompts in both towers and for features: each step against the official way of computing the same step.
+
+"Official" is written here in plain words on the same weights: towers at every step, 77 tokens a prompt, the published batch size.
+"""
+
+import copy
+
+import torch
+from speed_rows import (
+    OURS,
+    Row,
+    imagenet_class_names,
+    largest_relative_error,
+    make_classifier,
+    make_clip,
+    relative_error,
+)
+from torch.nn import functional as F
+
+
+def _prompts(names: list[str], words: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K, 77) ids of "words name." and (K,) places of the end tokens."""
+    from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
+
+    texts = [f"{words} {name.replace('_', ' ')}." for name in names]
+    ids = official_tokenizer()(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    return ids, (ids == 49407).int().argmax(1)
+
+
+def _run_text(clip, embeds: torch.Tensor, ends: torch.Tensor, deep: torch.Tensor | None = None) -> torch.Tensor:
+    """(K, 77, d) token embeddings -> (K, e) unit-norm features, the whole tower over all tokens; `deep` (J - 1, n, d) at tokens 1..n."""
+    tower = clip.text_model
+    mask = torch.full((77, 77), float("-inf")).triu(1)[None, None]
+    hidden = embeds + tower.embeddings.position_embedding.weight
+    for number, layer in enumerate(tower.encoder.layers):
+        if deep is not None and 0 < number <= len(deep):
+            prompt = deep[number - 1].expand(len(hidden), -1, -1)
+            hidden = torch.cat([hidden[:, :1], prompt, hidden[:, 1 + prompt.shape[1] :]], dim=1)
+        hidden = layer(hidden, mask)
+    pooled = tower.final_layer_norm(hidden)[torch.arange(len(ends)), ends]
+    return F.normalize(clip.text_projection(pooled), dim=-1)
+
+
+def _image_embeds(clip, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return F.normalize(clip.get_image_features(pixels).pooler_output, dim=-1)
+
+
+def _pixels(clip, count: int) -> torch.Tensor:
+    size = clip.config.vision_config.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class _CoCoOp:
+    """Our model and the official step on the same weights."""
+
+    def __init__(self, small: bool, classes: int, pictures: int, text_chunk_size: int | None = None):
+        from peft import get_peft_model
+
+        from hf_clip_variants.adapters import CoCoOpConfig
+
+        self.clip = make_clip(small, vision=True, patch_size=16)
+        names = imagenet_class_names()[:classes]
+        config = CoCoOpConfig(text_chunk_size=text_chunk_size)
+        torch.manual_seed(0)
+        self.model = get_peft_model(make_classifier(self.clip).set_classes(names), config).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.context, self.weight1, self.bias1, self.weight2, self.bias2 = (
+            p.detach().clone().requires_grad_() for p in self.parameters
+        )
+        self.pixels = _pixels(self.clip, pictures)
+        self.labels = torch.arange(pictures) % classes
+        with torch.no_grad():
+            self.features = self.clip.get_image_features(self.pixels).pooler_output
+        ids, self.ends = _prompts(names, "a photo of a")
+        self.embeds = self.clip.text_model.embeddings.token_embedding(ids)
+
+    def ours(self):
+        for p in self.parameters:
+            p.grad = None
+        loss = self.model(image_features=self.features, labels=self.labels).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in self.parameters)]
+
+    def official(self, image_given: bool, only: int | None = None):
+        """Batch size 1, as published; gradients of several pictures are averaged."""
+        own = (self.context, self.weight1, self.bias1, self.weight2, self.bias2)
+        for p in own:
+            p.grad = None
+        rows = range(len(self.pixels)) if only is None else [only]
+        total = torch.zeros(())
+        for row in rows:
+            if image_given:
+                image = F.normalize(self.features[row : row + 1], dim=-1)
+            else:
+                image = _image_embeds(self.clip, self.pixels[row : row + 1])
+            shift = F.linear(F.relu(F.linear(image, self.weight1, self.bias1)), self.weight2, self.bias2)
+            context = (self.context + shift).expand(len(self.embeds), -1, -1)
+            spliced = torch.cat([self.embeds[:, :1], context, self.embeds[:, 1 + context.shape[1] :]], dim=1)
+            logits = self.clip.logit_scale.exp() * image @ _run_text(self.clip, spliced, self.ends).T
+            loss = F.cross_entropy(logits, self.labels[row : row + 1]) / len(rows)
+            loss.backward()
+            total = total + loss.detach()
+        return [total, *(p.grad for p in own)]
+
+
+def cocoop_step(small: bool) -> Row:
+    """The published step: one picture, 50 classes."""
+    step = _CoCoOp(small, classes=5 if small else 50, pictures=1)
+    every, given = "official, towers every step", "official, image features given"
+    return Row(
+        "1 picture, 50 classes, 4 context tokens, ours from cached image features, ViT-B/16, fp32",
+        {OURS: step.ours, every: lambda: step.official(False), given: lambda: step.official(True)},
+        {every: 10, given: 10},
+        error=largest_relative_error,
+        tolerance=2e-5,  # gradients of the network pass a sum over all classes
+        weights=(step.clip,),
+        kept_target=8,
+        peak=True,
+    )
+
+
+def cocoop_batch_8(small: bool) -> Row:
+    """Eight pictures at once against eight steps of one: the same mean loss and gradients."""
+    step = _CoCoOp(small, classes=5 if small else 25, pictures=2 if small else 8)
+    given = "official, 8 steps of 1 picture"
+    return Row(
+        "8 pictures, 25 classes, image features given, ViT-B text tower, fp32",
+        {OURS: step.ours, given: lambda: step.official(True)},
+        {given: 10},
+        error=largest_relative_error,
+        tolerance=2e-5,
+    )
+
+
+def cocoop_memory(small: bool, text_chunk_size: int | None = None) -> Row:
+    """What a step of eight pictures keeps, against the official step of one."""
+    step = _CoCoOp(small, 5 if small else 50, 2 if small else 8, text_chunk_size)
+    one = "official, 1 step of 1 picture"
+    how = "computed twice (text_chunk_size=2048)" if text_chunk_size else "kept"
+    return Row(
+        f"8 pictures, ours {how}, against 1 of the official, 50 classes, image features given; 8x the pictures: times are not alike",
+        {OURS: step.ours, one: lambda: step.official(True, only=0)},
+        {one: 0.8 if text_chunk_size else 1.2},
+        weights=(step.clip,),
+        kept_target=8 if text_chunk_size else 1,
+        peak=True,
+    )
+
+
+def cocoop_memory_chunked(small: bool) -> Row:
+    return cocoop_memory(small, text_chunk_size=2048)
+
+
+def maple_step(small: bool) -> Row:
+    """The whole step, both towers forward and backward."""
+    from peft import get_peft_model
+
+    from hf_clip_variants.adapters import MaPLeConfig
+
+    classes, pictures, depth, count = (5, 2, 2, 2) if small else (100, 4, 9, 2)
+    clip, names = make_clip(small, vision=True, patch_size=16, vision_layers=2), imagenet_class_names()[:classes]
+    torch.manual_seed(0)
+    wrapped = copy.deepcopy(clip)  # the tuner puts modules around its layers
+    model = get_peft_model(
+        make_classifier(wrapped).set_classes(names), MaPLeConfig(prompt_depth=depth, num_prompt_tokens=count)
+    ).train()
+    parameters = {
+        name.split("clipv_maple_")[1].split(".")[0]: p for name, p in model.named_parameters() if p.requires_grad
+    }
+    own = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    pixels, labels = _pixels(clip, pictures), torch.arange(pictures) % classes
+    ids, ends = _prompts(names, "a photo of a")
+    embeds = clip.text_model.embeddings.token_embedding(ids)
+
+    def ours():
+        for p in parameters.values():
+            p.grad = None
+        loss = model(pixel_values=pixels, labels=labels).loss
+        loss.backward()
+        return [loss.detach(), *(parameters[name].grad for name in sorted(parameters))]
+
+    def official():
+        for p in own.values():
+            p.grad = None
+        context, deep = own["context"], own["text_prompts"]
+        visual = [
+            F.linear(prompt, weight, bias)
+            for prompt, weight, bias in zip(
+                [context, *deep], own["projection_weight"], own["projection_bias"], strict=True
+            )
+        ]
+        spliced = [embeds[:, :1], context.expand(len(ids), -1, -1), embeds[:, 1 + count :]]
+        text = _run_text(clip, torch.cat(spliced, dim=1), ends, deep)
+        tower = clip.vision_model
+        hidden = torch.cat([tower.embeddings(pixels), visual[0].expand(pictures, -1, -1)], dim=1)
+        hidden = tower.pre_layrnorm(hidden)
+        for number, layer in enumerate(tower.encoder.layers):
+            if 0 < number < depth:
+                hidden = torch.cat([hidden[:, :-count], visual[number].expand(pictures, -1, -1)], dim=1)
+            hidden = layer(hidden, None)
+        image = F.normalize(clip.visual_projection(tower.post_layernorm(hidden[:, 0])), dim=-1)
+        loss = F.cross_entropy(clip.logit_scale.exp() * image @ text.T, labels)
+        loss.backward()
+        return [loss.detach(), *(own[name].grad for name in sorted(own))]
+
+    return Row(
+        f"{pictures} pictures, {classes} classes, depth {depth}, 2 tokens, both towers ViT-B/16, fp32",
+        {OURS: ours, "official, 77 tokens": official},
+        {"official, 77 tokens": 3.5},
+        error=largest_relative_error,
+        tolerance=5e-5,
+        weights=(clip, wrapped),
+        kept_target=3,
+        peak=True,
+    )
+
+
+def clip_adapter_epoch(small: bool) -> Row:
+    """Two steps of CLIP-Adapter: both towers at every step, against features computed once."""
+    from peft import get_peft_model
+
+    from hf_clip_variants.adapters import CLIPAdapterConfig
+
+    classes, pictures, batch = (4, 4, 2) if small else (10, 16, 8)
+    clip, names = make_clip(small, vision=True, patch_size=16), imagenet_class_names()[:classes]
+    torch.manual_seed(0)
+    model = get_peft_model(make_classifier(clip).set_classes(names), CLIPAdapterConfig())
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start, ratio = [p.detach().clone() for p in parameters], model.peft_config["default"].ratio
+    pixels, labels = _pixels(clip, pictures), torch.arange(pictures) % classes
+    ids, ends = _prompts(names, "a photo of a")
+    with torch.no_grad():
+        features = torch.cat([clip.get_image_features(part).pooler_output for part in pixels.split(batch)])
+
+    def train(parameters, logits_of):
+        optimizer = torch.optim.SGD(parameters, lr=1e-2)
+        for rows in torch.arange(pictures).split(batch):
+            loss = F.cross_entropy(logits_of(rows), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in parameters])
+
+    def ours():
+        with torch.no_grad():
+            for p, value in zip(parameters, start, strict=True):
+                p.copy_(value)
+        return train(parameters, lambda rows: model(image_features=features[rows]).logits)
+
+    def official():
+        down, up = own = [value.clone().requires_grad_() for value in start]
+
+        def logits(rows):
+            with torch.no_grad():
+                image = clip.get_image_features(pixels[rows]).pooler_output
+                text = _run_text(clip, clip.text_model.embeddings.token_embedding(ids), ends)
+            adapted = F.relu(F.linear(F.relu(F.linear(image, down)), up))
+            image = F.normalize(ratio * adapted + (1 - ratio) * image, dim=-1)
+            return clip.logit_scale.exp() * image @ text.T
+
+        return train(own, logits)
+
+    return Row(
+        f"{pictures} pictures in batches of {batch}, {classes} classes, ViT-B/16, fp32",
+        {OURS: ours, "official, towers every step": official},
+        {"official, towers every step": 50},
+        error=relative_error,
+        tolerance=1e-4,
+    )
+
+
+ADAPTER_ROWS = {
+    "cocoop_step": cocoop_step,
+    "cocoop_batch_8": cocoop_batch_8,
+    "cocoop_memory": cocoop_memory,
+    "cocoop_memory_chunked": cocoop_memory_chunked,
+    "maple_step": maple_step,
+    "clip_adapter_epoch": clip_adapter_epoch,
+}
