@@ -39,12 +39,12 @@ def official_file(fixture) -> dict[str, torch.Tensor]:
 
 def compare_gradients(fixture, model, compare):
     vision = trained(model, "clipv_ivlp_vision_prompts").grad
-    text = trained(model, "clipv_ivlp_text_prompts").grad
     compare("grad.prompt_learner.ctx", trained(model, "clipv_ivlp_context").grad)
     compare("grad.image_encoder.VPT", vision[0])
     for i in range(1, fixture.hparam("PROMPT_DEPTH_VISION")):
         compare(f"grad.image_encoder.transformer.resblocks.{i}.VPT_shallow", vision[i])
     for i in range(1, fixture.hparam("PROMPT_DEPTH_TEXT")):
+        text = trained(model, "clipv_ivlp_text_prompts").grad
         compare(f"grad.text_encoder.transformer.resblocks.{i}.VPT_shallow", text[i - 1])
 
 
