@@ -11,13 +11,13 @@ from typing import Unpack
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..backbones import family_of
+from ..checked_loading import CheckedLoading
 from ..clip.text_clip import tokenize_texts
 from ..prompt_encoding import plan_prompts, pooled_token
 from ..prompts import format_prompts, resolve_class_names, resolve_templates
@@ -145,23 +145,12 @@ def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
     return unit_norm(unit_norm(features).mean(dim=-2))
 
 
-def _damaged_file(source) -> Path | str:
-    """The first file of a folder that is no safetensors file; what was asked for where it is not a folder."""
-    for path in sorted(Path(source).glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError:
-            return path
-    return source
-
-
 def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     length = max(len(row) for row in rows)
     return torch.tensor([list(row) + [padding] * (length - len(row)) for row in rows], dtype=torch.int32)
 
 
-class CLIPClassifierPreTrainedModel(StagedSaving, PreTrainedModel):
+class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     config: CLIPClassifierConfig
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
@@ -621,30 +610,16 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         templates: str | Path | Sequence[str] | None = None,
         tokenizer=None,
         output_loading_info: bool = False,
-        check_finite: bool = False,
         **kwargs,
     ):
         """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus `set_classes(class_names, templates, tokenizer)`.
 
-        A checkpoint that lacks weights is an error (transformers would leave random layers), unless `output_loading_info=True`: then the
-        caller has the list. `check_finite` reads all weights and makes NaN or infinity an error that names the tensor.
+        A checkpoint that lacks weights or has a damaged file is an error, and `check_finite=True` is taken: see `CheckedLoading`.
         """
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-        except SafetensorError as error:
-            path = _damaged_file(pretrained_model_name_or_path)
-            raise OSError(f"{path}: not a valid safetensors file ({error}). Re-download the checkpoint") from error
-        missing = sorted(info["missing_keys"]) if pretrained_model_name_or_path is not None else []
-        if missing and not output_loading_info:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: not a whole CLIP checkpoint, {len(missing)} weights are missing: {missing[:5]}"
-            )
-        if check_finite:
-            for name, tensor in model.state_dict().items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{pretrained_model_name_or_path}: {name} has NaN or infinite values")
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=output_loading_info, **kwargs
+        )
+        model, info = loaded if output_loading_info else (loaded, None)
         if tokenizer is not None:
             model.tokenizer = tokenizer
         if class_names is not None or templates is not None:
