@@ -126,7 +126,7 @@ def adapt(
         for k in _counts("shots", shots)
         for s in _distinct("seeds", seeds)
     ]
-    by_method = _overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
+    by_method = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     train, validation = load_training(str(data), reading)
@@ -213,7 +213,7 @@ def _counts(argument: str, values: Sequence[int]) -> list[int]:
     return list(values)
 
 
-def _overrides_by_method(methods: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def overrides_by_method(methods: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`{"epochs": 5, "coop.epochs": 9}` -> what applies to each method. ValueError for a name that none of them has."""
     chosen: dict[str, dict[str, Any]] = {m: {} for m in methods}
     for name, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # the specific ones last
@@ -297,7 +297,7 @@ class _Session:
     def prepare(self) -> None:
         """Environment, facts about model and data, test features and zero-shot results."""
         results = self.run.results
-        results["environment"] = _environment(self.device)
+        results["environment"] = describe_environment(self.device)
         results["model"] = {
             "name": Path(self.model).name if Path(self.model).exists() else self.model,
             "parameters": self.classifier.clip.num_parameters(),
@@ -485,7 +485,7 @@ class _Session:
             return (stage / "adapter_model.safetensors").stat().st_size
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> dict[str, Any]:
     names = ("torch", "transformers", "peft")
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

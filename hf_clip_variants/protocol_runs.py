@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from .adaptation import TINY_PARAMETERS, VIEW_SEED, _environment, _overrides_by_method
+from .adaptation import TINY_PARAMETERS, VIEW_SEED, describe_environment, overrides_by_method
 from .adapter_fitting import FewShotMethod, Shots, apply_overrides, few_shot_method, fit_adapter, views_needed
 from .data.features import Features, compute_features
 from .data.image_set import ImageSet
@@ -78,7 +78,7 @@ class ProtocolRunner:
     ):
         self.folder, self.on_epoch = Path(folder), on_epoch
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._overrides = _overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
+        self._overrides = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)
         self.processor = CLIPClassifierProcessor.from_clip(str(model))
@@ -153,7 +153,7 @@ class ProtocolRunner:
     def _record(self, method, title, tests, seconds, shots=0, seed=0) -> dict[str, Any]:
         return {
             "method": method, "title": title, "shots": shots, "seed": seed, "tests": tests, "profile": self.profile,
-            "seconds": {part: round(value, 3) for part, value in seconds.items()}, "environment": _environment(self.device),
+            "seconds": {part: round(value, 3) for part, value in seconds.items()}, "environment": describe_environment(self.device),
         }  # fmt: skip
 
     def _name_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> None:

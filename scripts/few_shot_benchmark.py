@@ -344,7 +344,7 @@ def one_epoch(methods: list[str]) -> dict[str, Any]:
 
 def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world: int = 1) -> int:
     """Exit code: 0, or 1 when a method failed."""
-    from hf_clip_variants.adaptation import _overrides_by_method
+    from hf_clip_variants.adaptation import overrides_by_method
     from hf_clip_variants.adapter_fitting import FEW_SHOT_METHODS, few_shot_method
     from hf_clip_variants.protocol_results import ResultLines
 
@@ -352,7 +352,7 @@ def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world: i
     options.overrides = parse_overrides(options.set or [])
     if options.small:
         options.overrides = one_epoch(methods) | options.overrides
-    overrides = _overrides_by_method(methods, options.overrides)
+    overrides = overrides_by_method(methods, options.overrides)
     plans = make_plans(options)
     cells = make_cells(plans, options, methods)
     if len({cell.key for cell in cells}) < len(cells):

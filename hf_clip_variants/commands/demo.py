@@ -29,7 +29,7 @@ def demo(
     Teach the embedded tiny CLIP classes that it has never seen. Offline, about two minutes.
 
     190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used here: it learns from one or
-    two pictures of each class (fluentflat, emojione) and is tested on styles drawn by others (fluent3d, notov1).
+    two pictures of each class (fluentflat, emojione) and is tested on two other styles (fluent3d by the designer of fluentflat, notov1 by another).
 
     \b
     [bold]Examples[/bold]

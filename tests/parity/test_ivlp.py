@@ -70,7 +70,8 @@ def test_converter_is_strict(ivlp):
     official = official_file(ivlp)
     with pytest.raises(ValueError, match="expected prompt_learner.ctx of shape"):
         convert_ivlp({k: v for k, v in official.items() if k != "prompt_learner.ctx"})
-    with pytest.raises(ValueError, match=r"VPT_shallow of layers \[2.*expected 1 to"):
-        convert_ivlp({k: v for k, v in official.items() if "text_encoder.transformer.resblocks.1.VPT" not in k})
+    gap = {"text_encoder.transformer.resblocks.99.VPT_shallow": official["prompt_learner.ctx"]}
+    with pytest.raises(ValueError, match=r"VPT_shallow of layers \[.*99\], expected 1 to"):
+        convert_ivlp(official | gap)
     with pytest.raises(ValueError, match="ctx: not finite|VPT_shallow: not finite"):
         convert_ivlp(official | {"prompt_learner.ctx": official["prompt_learner.ctx"] * torch.nan})
