@@ -17,7 +17,8 @@ METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
 
 @pytest.fixture(scope="module")
 def accuracies() -> dict[str, tuple[float, float]]:
-    """Method -> accuracy among base classes and among new classes; "zero_shot" is CLIP with the words that contexts start from."""
+    """Method -> accuracy among base classes, among new classes, and on the pictures that were learned; "zero_shot" is CLIP with the words that
+    contexts start from."""
     every = load_emoji("notov1").class_names
     names = list(every[:: len(every) // CLASSES][:CLASSES])
     halves = names[: CLASSES // 2], names[CLASSES // 2 :]
@@ -36,19 +37,22 @@ def accuracies() -> dict[str, tuple[float, float]]:
             return LivePictures(classifier, images, processor)
         return CachedPictures(compute_features(encode, images, processor, progress=False))
 
-    def accuracy(model, half, live):
+    def accuracy(model, half, live, styles=TESTED_STYLES):
         classifier.set_classes(half)
-        asked = pictures(TESTED_STYLES, half, live)
+        asked = pictures(styles, half, live)
         return (predict(model, asked, 128)[0] == asked.labels).float().mean().item()
 
-    found = {"zero_shot": tuple(accuracy(classifier, half, False) for half in halves)}
+    def accuracies_of(model, live):
+        return *(accuracy(model, half, live) for half in halves), accuracy(model, halves[0], live, TRAINED_STYLES)
+
+    found = {"zero_shot": accuracies_of(classifier, False)}
     for method in METHODS:
         live = FEW_SHOT_METHODS[method].trains_image_tower
         classifier.set_classes(halves[0])
         shots = pictures(TRAINED_STYLES, halves[0], live)
         values = recipe(method, 2, profile="tiny", protocol="base_to_new")
         fitted = fit_adapter(classifier, method, Shots(shots, shots), recipe_values=values, seed=1)
-        found[method] = tuple(accuracy(fitted.model, half, live) for half in halves)
+        found[method] = accuracies_of(fitted.model, live)
         fitted.unload()
     return found
 
@@ -64,11 +68,19 @@ def test_a_context_that_is_fitted_to_some_classes_loses_others(accuracies):
 def test_the_others_lose_less_on_new_classes(method, accuracies):
     """CoCoOp by conditioning on the picture; MaPLe, VPT and IVLP because the towers learn, too. The harmonic mean follows."""
 
-    def harmonic(pair):
-        return 2 * pair[0] * pair[1] / sum(pair)
+    def harmonic(found):
+        base, new, _ = found
+        return 2 * base * new / (base + new)
 
     assert accuracies[method][1] > accuracies["coop"][1] + 0.02, accuracies
     assert harmonic(accuracies[method]) > harmonic(accuracies["coop"]), accuracies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_shown_is_learned(method, accuracies):
+    """Also where other styles gain nothing: README.md, "The papers' protocols"."""
+    assert accuracies[method][2] > accuracies["zero_shot"][2] + 0.03, accuracies
 
 
 @pytest.mark.slow
