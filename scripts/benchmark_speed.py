@@ -216,7 +216,13 @@ def as_table(results: list[dict]) -> str:
 
 
 def write_results(path: Path, results: list[dict], arguments: list[str]):
-    """Writes .jsonl and .md; lines of rows that were not measured now are kept. `arguments` are of the command, for the record."""
+    """Writes .jsonl and .md; lines of rows that were not measured now are kept. `arguments` are of the command, for the record.
+
+    The table is of several commands that differ in `--rows`: the one that would make all of it is recorded.
+    """
+    if "--rows" in arguments:
+        place = arguments.index("--rows")
+        arguments = arguments[:place] + arguments[place + 2 :]
     measured = {r["row"] for r in results}
     lines = path.with_suffix(".jsonl")
     old = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
