@@ -216,6 +216,52 @@ def maple_step(small: bool) -> Row:
     )
 
 
+def maple_text(small: bool) -> Row:
+    """The text part of that step alone: prompts in nine layers -> class features -> gradients of the text side."""
+    from peft import get_peft_model
+
+    from hf_clip_variants.adapters import MaPLeConfig
+
+    classes, depth, count = (5, 2, 2) if small else (100, 9, 2)
+    clip, names = make_clip(small, vision=True, patch_size=16, vision_layers=2), imagenet_class_names()[:classes]
+    torch.manual_seed(0)
+    classifier = make_classifier(copy.deepcopy(clip)).set_classes(names)
+    model = get_peft_model(classifier, MaPLeConfig(prompt_depth=depth, num_prompt_tokens=count)).train()
+    context, deep = (
+        next(p for name, p in model.named_parameters() if part in name)
+        for part in ("clipv_maple_context", "clipv_maple_text_prompts")
+    )
+    own_context, own_deep = (p.detach().clone().requires_grad_() for p in (context, deep))
+    ids, ends = _prompts(names, "a photo of a")
+    embeds = clip.text_model.embeddings.token_embedding(ids)
+    image = F.normalize(torch.randn(4, 512, generator=torch.Generator().manual_seed(0)), dim=-1)
+    labels = torch.arange(4) % classes
+
+    def finish(text, parameters):
+        for p in parameters:
+            p.grad = None
+        loss = F.cross_entropy(clip.logit_scale.exp() * image @ text.T, labels)
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in parameters)]
+
+    def ours():
+        return finish(F.normalize(classifier.get_class_features(), dim=-1), (context, deep))
+
+    def official():
+        spliced = [embeds[:, :1], own_context.expand(len(ids), -1, -1), embeds[:, 1 + count :]]
+        return finish(_run_text(clip, torch.cat(spliced, dim=1), ends, own_deep), (own_context, own_deep))
+
+    return Row(
+        f"text part of it: {classes} classes, depth {depth}, 2 tokens, ViT-B text tower, fp32",
+        {OURS: ours, "official, 77 tokens": official},
+        {"official, 77 tokens": 9},
+        error=largest_relative_error,
+        tolerance=5e-5,
+        weights=(clip, classifier.clip),
+        kept_target=8,
+    )
+
+
 def clip_adapter_epoch(small: bool) -> Row:
     """Two steps of CLIP-Adapter: both towers at every step, against features computed once."""
     from peft import get_peft_model
@@ -276,5 +322,6 @@ ADAPTER_ROWS = {
     "cocoop_memory": cocoop_memory,
     "cocoop_memory_chunked": cocoop_memory_chunked,
     "maple_step": maple_step,
+    "maple_text": maple_text,
     "clip_adapter_epoch": clip_adapter_epoch,
 }
