@@ -1,12 +1,14 @@
-"""What all prompt learners share: where vectors start from, and whether a prompt is short enough."""
+"""What all prompt learners share: where vectors start from, whether a prompt is short enough, and checks of their settings and files."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .tuner import Base, TunerConfig
+from .tuner import Base, TunerConfig, finite
 
 
 INIT_STD = 0.02  # of vectors that do not start as words (Zhou et al. 2022)
@@ -64,4 +66,31 @@ def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
             raise ValueError(f"{argument}: {token} is outside the vocabulary of {vocabulary} tokens")
 
 
-__all__ = ["INIT_STD", "check_prompt_length", "check_token_ids", "initial_vectors", "words_to_ids"]
+def check_count(argument: str, value: int, least: int = 1) -> None:
+    """ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}: {value!r}, expected a whole number of at least {least}")
+
+
+def check_depth(argument: str, value: int | str, least: int = 1) -> None:
+    """ValueError unless `value` is a number of layers or "all"."""
+    if value != "all":
+        if isinstance(value, str):
+            raise ValueError(f"{argument}: {value!r}, expected a number of layers or 'all'")
+        check_count(argument, value, least)
+
+
+def stack_layers(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: str) -> torch.Tensor:
+    """Prompts (n, d) of layer 0 and of layers 1..J-1 -> (J, n, d) float32. ValueError for gaps and for different shapes."""
+    if sorted(deep) != list(range(1, len(deep) + 1)):
+        raise ValueError(f"state_dict: {what} of layers {sorted(deep)}, expected 1 to {len(deep)}")
+    prompts = [first, *(deep[layer] for layer in sorted(deep))]
+    shapes = sorted({tuple(p.shape) for p in prompts})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"state_dict: prompts of shapes {shapes}, expected one shape (n, d)")
+    return finite(torch.stack([p.detach().float() for p in prompts]), what)
+
+
+__all__ = [
+    "INIT_STD", "check_count", "check_depth", "check_prompt_length", "check_token_ids", "initial_vectors", "stack_layers", "words_to_ids",
+]  # fmt: skip

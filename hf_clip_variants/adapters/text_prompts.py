@@ -37,21 +37,24 @@ class TextPromptShape:
 
 
 class TextPromptHome(TunerLayer):
-    """Holds the context (n, d) of layer 0 and the prompts (J - 1, n, d) of the layers behind it, in two parameter dictionaries of subclasses."""
+    """Holds the context (n, d) of layer 0 and the prompts (J - 1, n, d) of the layers behind it; `adapter_layer_names` of subclasses name both."""
 
-    context_name: str
-    deep_name: str
+    def __init__(self, base_layer: nn.Module, anchor: nn.Module):
+        super().__init__(base_layer, anchor)
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
 
     def shape_of(self, adapter_name: str) -> TextPromptShape:
-        raise NotImplementedError
+        """`text_shape` of the adapter's configuration."""
+        return self.configs[adapter_name].text_shape
 
     @property
     def context(self) -> nn.ParameterDict:
-        return getattr(self, self.context_name)
+        return getattr(self, self.adapter_layer_names[0])
 
     @property
     def deep(self) -> nn.ParameterDict:
-        return getattr(self, self.deep_name)
+        return getattr(self, self.adapter_layer_names[1])
 
     def has_text_prompts(self, adapter_name: str | None) -> bool:
         return adapter_name is not None and self.shape_of(adapter_name).depth > 0
@@ -60,8 +63,9 @@ class TextPromptHome(TunerLayer):
         """(n, d) prompts of `layer`."""
         return self.context[adapter_name] if layer == 0 else self.deep[adapter_name][layer - 1]
 
-    def make_text_prompts(self, adapter_name: str) -> None:
+    def update_layer(self, adapter_name: str, config: TunerConfig) -> None:
         """New tensors for an adapter: the words that they replace in layer 0, N(0, 0.02²) where there are none and behind it."""
+        self.configs[adapter_name] = config
         shape = self.shape_of(adapter_name)
         if not shape.depth:
             return
@@ -174,6 +178,25 @@ def text_targets(base: Base, depth: int, style: TextPromptStyle) -> list[str]:
     return [family.token_embedding] + [f"{family.text_layers}.{i}" for i in range(1, depth)]
 
 
+def text_home(target_modules: list[str]) -> str:
+    """The wrapped module that holds the text prompts: the classifier's prompt embedder, or a token embedding."""
+    (home,) = [
+        name
+        for name in target_modules
+        if name.split(".")[-1] in ("prompt_embedder", "token_embedding", "word_embeddings")
+    ]
+    return home
+
+
+def text_tensors(config: TunerConfig, count: int, depth: int, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the text side's tensors."""
+    home, width = text_home(config.target_modules), config.backbone_widths["text width"]
+    tensors = {f"{home}.{prefix}_context": (count, width)}
+    if depth > 1:
+        tensors[f"{home}.{prefix}_text_prompts"] = (depth - 1, count, width)
+    return tensors
+
+
 def fill_text_config(config: TunerConfig, base: Base, count: int) -> None:
     """`config.context_init` -> `config.context_init_ids`. ValueError where there is no tokenizer, and for fewer words than learned tokens."""
     if config.context_init is not None and config.context_init_ids is None:
@@ -199,5 +222,5 @@ def check_style(style: str) -> None:
 
 __all__ = [
     "TextPromptEmbedder", "TextPromptHome", "TextPromptLayer", "TextPromptShape", "TextPromptStyle", "TextPromptTokenEmbedding",
-    "check_enough_words", "check_style", "fill_text_config", "put_prompts", "text_targets",
+    "check_enough_words", "check_style", "fill_text_config", "put_prompts", "text_targets", "text_tensors",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ after the last layer they are taken off, so that whatever comes next (pooling he
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +71,7 @@ class VisualPromptShape:
 
 
 class VisualPromptHome(TunerLayer):
-    """Wraps a vision tower's embeddings. Subclasses hold tensors and say what the prompts are.
+    """Wraps a vision tower's embeddings. Subclasses hold tensors and say what the prompts are (`prompts_of`).
 
     Args:
         base_layer, anchor: see `TunerLayer`.
@@ -81,13 +82,13 @@ class VisualPromptHome(TunerLayer):
         super().__init__(base_layer, anchor)
         self.has_patch_norm = has_patch_norm
 
+    @abstractmethod
     def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         """(B, n, d) prompts of `layer`."""
-        raise NotImplementedError
 
     def shape_of(self, adapter_name: str) -> VisualPromptShape:
-        """How many prompts, in how many layers, where."""
-        raise NotImplementedError
+        """How many prompts, in how many layers, where: `vision_shape` of the adapter's configuration."""
+        return self.configs[adapter_name].vision_shape
 
     def goes_in_here(self, adapter_name: str) -> bool:
         """Whether the first prompts are normalised with the patches."""
@@ -168,6 +169,12 @@ def visual_targets(base: Base, depth: int, normalize_first: bool = True) -> list
     return [base.path(family.vision_embeddings)] + [base.path(f"{family.vision_layers}.{i}") for i in sorted(wrapped)]
 
 
+def visual_home(target_modules: list[str]) -> str:
+    """The wrapped module that holds the visual prompts: the image tower's embeddings."""
+    (home,) = [name for name in target_modules if name.split(".")[-1] == "embeddings" and "text_model" not in name]
+    return home
+
+
 def check_position(position: str, family) -> None:
     """ValueError for an unknown position, and for "after_cls" where there is no class token."""
     if position not in ("end", "after_cls"):
@@ -180,5 +187,5 @@ def check_position(position: str, family) -> None:
 
 __all__ = [
     "PromptPosition", "VisualPromptHome", "VisualPromptLayer", "VisualPromptShape", "check_position", "extend_mask", "insert_prompts",
-    "remove_prompts", "visual_targets",
+    "remove_prompts", "visual_home", "visual_targets",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..learned_prompts import check_count
 from ..tuner import TunerConfig
-from ..vpt.config import check_count
 
 
 @dataclass

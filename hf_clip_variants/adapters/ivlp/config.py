@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..text_prompts import TextPromptShape, check_enough_words
+from ..learned_prompts import check_count, check_depth
+from ..text_prompts import TextPromptShape, check_enough_words, text_tensors
 from ..tuner import TunerConfig
-from ..visual_prompts import VisualPromptShape
-from ..vpt.config import check_count, check_depth, visual_home
+from ..visual_prompts import VisualPromptShape, visual_home
 
 
 @dataclass
@@ -85,23 +85,4 @@ class IVLPConfig(TunerConfig):
         return tensors
 
 
-def text_home(target_modules: list[str]) -> str:
-    """The wrapped module that holds the text prompts: the classifier's prompt embedder, or a token embedding."""
-    (home,) = [
-        name
-        for name in target_modules
-        if name.split(".")[-1] in ("prompt_embedder", "token_embedding", "word_embeddings")
-    ]
-    return home
-
-
-def text_tensors(config: TunerConfig, count: int, depth: int, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the text side's tensors."""
-    home, width = text_home(config.target_modules), config.backbone_widths["text width"]
-    tensors = {f"{home}.{prefix}_context": (count, width)}
-    if depth > 1:
-        tensors[f"{home}.{prefix}_text_prompts"] = (depth - 1, count, width)
-    return tensors
-
-
-__all__ = ["IVLPConfig", "text_home", "text_tensors"]
+__all__ = ["IVLPConfig"]

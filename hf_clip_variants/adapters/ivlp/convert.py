@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..learned_prompts import stack_layers
 from ..tuner import finite
-from ..vpt.convert import stacked, vision_prompts
+from ..vpt.convert import vision_prompts
 from .config import IVLPConfig
 
 
@@ -36,7 +37,7 @@ def convert_ivlp(
             f"state_dict: expected prompt_learner.ctx of shape (n, d), got {got} ({len(state_dict)} keys)"
         )
     deep = {int(match[1]): tensor for name, tensor in state_dict.items() if (match := _TEXT_LAYER.match(name))}
-    text = stacked(context, deep, "VPT_shallow")
+    text = stack_layers(context, deep, "VPT_shallow")
     has_vision = any(name.endswith(("image_encoder.VPT", "visual.VPT")) for name in state_dict)
     vision = vision_prompts(state_dict) if has_vision else None
     config = IVLPConfig(

@@ -6,13 +6,11 @@ from torch import nn
 from ..learned_prompts import INIT_STD
 from ..text_prompts import (
     TextPromptEmbedder,
-    TextPromptHome,
     TextPromptLayer,
-    TextPromptShape,
     TextPromptTokenEmbedding,
 )
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer, VisualPromptShape
+from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import IVLPConfig
 
 
@@ -22,20 +20,8 @@ class IVLPLayer(TunerLayer):
     merge_refusal = "it adds tokens, which no weight can hold"
 
 
-class _IVLPText(TextPromptHome, IVLPLayer):
+class _IVLPText(IVLPLayer):
     adapter_layer_names = ("clipv_ivlp_context", "clipv_ivlp_text_prompts")
-    context_name, deep_name = adapter_layer_names
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.clipv_ivlp_context, self.clipv_ivlp_text_prompts = nn.ParameterDict(), nn.ParameterDict()
-
-    def update_layer(self, adapter_name: str, config: IVLPConfig) -> None:
-        self.configs[adapter_name] = config
-        self.make_text_prompts(adapter_name)
-
-    def shape_of(self, adapter_name: str) -> TextPromptShape:
-        return self.configs[adapter_name].text_shape
 
 
 class IVLPPromptEmbedder(_IVLPText, TextPromptEmbedder):
@@ -65,9 +51,6 @@ class IVLPVisionHome(VisualPromptHome, IVLPLayer):
         prompts = torch.empty(shape, dtype=torch.float32, device=self.adapter_device)
         self.configs[adapter_name] = config
         self.clipv_ivlp_vision_prompts[adapter_name] = nn.Parameter(nn.init.normal_(prompts, std=INIT_STD))
-
-    def shape_of(self, adapter_name: str) -> VisualPromptShape:
-        return self.configs[adapter_name].vision_shape
 
     def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         return self.clipv_ivlp_vision_prompts[adapter_name][layer].expand(batch_size, -1, -1)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..ivlp.config import text_tensors
-from ..text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, check_style
+from ..learned_prompts import check_count, check_depth
+from ..text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, check_style, text_tensors
 from ..tuner import TunerConfig
-from ..visual_prompts import VisualPromptShape
-from ..vpt.config import check_count, check_depth, visual_home
+from ..visual_prompts import VisualPromptShape, visual_home
 
 
 @dataclass

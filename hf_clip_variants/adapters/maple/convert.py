@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..learned_prompts import stack_layers
 from ..tuner import check_keys, finite
-from ..vpt.convert import stacked
 from .config import MaPLeConfig
 
 
@@ -39,7 +39,7 @@ def convert_maple(
     kept = {"ctx", "proj.weight", "proj.bias"} | {f"compound_prompts_text.{layer - 1}" for layer in deep}
     kept |= {f"compound_prompt_projections.{layer - 1}.{part}" for layer in deep for part in ("weight", "bias")}
     check_keys({name: tensor for name, tensor in tensors.items() if name not in _DROPPED}, kept)
-    text = stacked(tensors["ctx"], deep, "compound_prompts_text")
+    text = stack_layers(tensors["ctx"], deep, "compound_prompts_text")
     projection = {}
     for part in ("weight", "bias"):
         parts = [tensors[f"proj.{part}"]]

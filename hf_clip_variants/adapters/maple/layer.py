@@ -6,13 +6,11 @@ from torch import nn
 
 from ..text_prompts import (
     TextPromptEmbedder,
-    TextPromptHome,
     TextPromptLayer,
-    TextPromptShape,
     TextPromptTokenEmbedding,
 )
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer, VisualPromptShape
+from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import MaPLeConfig
 
 
@@ -22,20 +20,8 @@ class MaPLeLayer(TunerLayer):
     merge_refusal = "it adds tokens, which no weight can hold"
 
 
-class _MaPLeText(TextPromptHome, MaPLeLayer):
+class _MaPLeText(MaPLeLayer):
     adapter_layer_names = ("clipv_maple_context", "clipv_maple_text_prompts")
-    context_name, deep_name = adapter_layer_names
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.clipv_maple_context, self.clipv_maple_text_prompts = nn.ParameterDict(), nn.ParameterDict()
-
-    def update_layer(self, adapter_name: str, config: MaPLeConfig) -> None:
-        self.configs[adapter_name] = config
-        self.make_text_prompts(adapter_name)
-
-    def shape_of(self, adapter_name: str) -> TextPromptShape:
-        return self.configs[adapter_name].text_shape
 
 
 class MaPLePromptEmbedder(_MaPLeText, TextPromptEmbedder):
@@ -86,9 +72,6 @@ class MaPLeVisionHome(VisualPromptHome, MaPLeLayer):
             parameters[adapter_name] = nn.Parameter(
                 torch.stack([getattr(linear, part).detach() for linear in linears])
             )
-
-    def shape_of(self, adapter_name: str) -> VisualPromptShape:
-        return self.configs[adapter_name].vision_shape
 
     def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         weight = self.clipv_maple_projection_weight[adapter_name]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from ..learned_prompts import check_count, check_depth
 from ..tuner import TunerConfig
-from ..visual_prompts import PromptPosition
+from ..visual_prompts import PromptPosition, VisualPromptShape, visual_home
 
 
 PromptInit = Literal["normal", "uniform_patch"]
@@ -89,6 +90,10 @@ class VPTConfig(TunerConfig):
         settings = {"prompt_position": "after_cls", "init": "uniform_patch", "modules_to_save": ["classifier"]}
         return cls(**settings | {"num_prompt_tokens": 50, "normalize_first": False} | changes)
 
+    @property
+    def vision_shape(self) -> VisualPromptShape:
+        return VisualPromptShape(self.num_prompt_tokens, self.prompt_depth, self.prompt_position, self.normalize_first)
+
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         home = visual_home(self.target_modules)
         width = self.backbone_widths["image width"]
@@ -100,24 +105,4 @@ class VPTConfig(TunerConfig):
         return tensors
 
 
-def visual_home(target_modules: list[str]) -> str:
-    """The wrapped module that holds the visual prompts: the image tower's embeddings."""
-    (home,) = [name for name in target_modules if name.split(".")[-1] == "embeddings" and "text_model" not in name]
-    return home
-
-
-def check_count(argument: str, value: int, least: int = 1) -> None:
-    """ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{argument}: {value!r}, expected a whole number of at least {least}")
-
-
-def check_depth(argument: str, value: int | str, least: int = 1) -> None:
-    """ValueError unless `value` is a number of layers or "all"."""
-    if value != "all":
-        if isinstance(value, str):
-            raise ValueError(f"{argument}: {value!r}, expected a number of layers or 'all'")
-        check_count(argument, value, least)
-
-
-__all__ = ["PromptInit", "VPTConfig", "check_count", "check_depth", "visual_home"]
+__all__ = ["PromptInit", "VPTConfig"]

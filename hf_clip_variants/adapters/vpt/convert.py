@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..learned_prompts import stack_layers
 from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
 
@@ -45,18 +46,7 @@ def vision_prompts(state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
     deep = {int(match[1]): tensor for name, tensor in tensors.items() if (match := _LAYER.search(name))}
     if len(first) != 1:
         raise ValueError(f"state_dict: expected one image_encoder.VPT, got {len(first)} among {len(state_dict)} keys")
-    return stacked(first[0], deep, "VPT_shallow")
-
-
-def stacked(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: str) -> torch.Tensor:
-    """Prompts (n, d) of layer 0 and of layers 1..J-1 -> (J, n, d) float32. ValueError for gaps and for different shapes."""
-    if sorted(deep) != list(range(1, len(deep) + 1)):
-        raise ValueError(f"state_dict: {what} of layers {sorted(deep)}, expected 1 to {len(deep)}")
-    prompts = [first, *(deep[layer] for layer in sorted(deep))]
-    shapes = sorted({tuple(p.shape) for p in prompts})
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ValueError(f"state_dict: prompts of shapes {shapes}, expected one shape (n, d)")
-    return finite(torch.stack([p.detach().float() for p in prompts]), what)
+    return stack_layers(first[0], deep, "VPT_shallow")
 
 
 # ---- the original on ViT (KMnP/vpt)
@@ -148,4 +138,4 @@ def vit_from_official(
     return model.eval()
 
 
-__all__ = ["convert_vpt", "convert_vpt_vit", "stacked", "vision_prompts", "vit_from_official"]
+__all__ = ["convert_vpt", "convert_vpt_vit", "vision_prompts", "vit_from_official"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..learned_prompts import INIT_STD
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer, VisualPromptShape
+from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import VPTConfig
 
 
@@ -58,12 +58,6 @@ class VPTHome(VisualPromptHome, VPTLayer):
             projection = nn.Linear(width, self.width, device=self.adapter_device, dtype=torch.float32)
             nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out")
             self.clipv_vpt_projection[adapter_name] = projection
-
-    def shape_of(self, adapter_name: str) -> VisualPromptShape:
-        config = self.configs[adapter_name]
-        return VisualPromptShape(
-            config.num_prompt_tokens, config.prompt_depth, config.prompt_position, config.normalize_first
-        )
 
     def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         prompts = self.clipv_vpt_prompts[adapter_name][layer]
