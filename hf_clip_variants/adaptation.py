@@ -413,8 +413,10 @@ class _Session:
             record |= {
                 "validation": {"kind": fitted.validation.kind, "accuracy": fitted.validation.accuracy},
                 "hyperparameters": fitted.hyperparameters, "trained_parameters": fitted.trained_parameters, "curve": fitted.curve,
-                # Of the image tower, had it run whenever a training asked for a picture.
-                "passes_at_every_step": len(split.train) * (values.epochs + getattr(values, "cache_views", 0)),
+                # Of the frozen image tower, had it run whenever a training asked for a picture. One that is trained does run.
+                "passes_at_every_step": 0
+                if method.trains_image_tower
+                else len(split.train) * (values.epochs + getattr(values, "cache_views", 0)),
             }  # fmt: skip
             record["folder"] = self.run.adapter_folder(cell.method, cell.shots, cell.seed)
             record["adapter_bytes"] = self._save_adapter(fitted.model, record)

@@ -159,6 +159,13 @@ _CLIP_PAPER = Paper(
 )
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 
+_MAPLE = Paper(
+    "MaPLe: Multi-modal Prompt Learning",
+    "2210.03117",
+    2022,
+    "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
+)
+
 _METHODS = (
     Method(
         name="clip_classifier",
@@ -240,12 +247,7 @@ _METHODS = (
         name="maple",
         kind="adapter",
         title="MaPLe",
-        paper=Paper(
-            "MaPLe: Multi-modal Prompt Learning",
-            "2210.03117",
-            2022,
-            "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
-        ),
+        paper=_MAPLE,
         code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
         task="image-classification",
         summary="Learned tokens in several layers of both towers, coupled: for classes that were and were not trained on.",
@@ -274,12 +276,7 @@ _METHODS = (
         name="ivlp",
         kind="adapter",
         title="IVLP",
-        paper=Paper(
-            "MaPLe: Multi-modal Prompt Learning",
-            "2210.03117",
-            2022,
-            "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
-        ),
+        paper=_MAPLE,
         code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
         task="image-classification",
         summary="Learned tokens in both towers, not coupled; or in the text tower alone (deep language prompting).",

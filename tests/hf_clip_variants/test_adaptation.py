@@ -92,7 +92,8 @@ def test_the_folder_holds_what_the_contract_says(finished, clip, pictures):
         card = (adapter / "README.md").read_text(encoding="utf-8")
         assert f"{100 * record['accuracy']['test']:.1f} %" in card and f"shots {record['shots']}" in card
         assert all(value >= 0 for value in record["seconds"].values())
-        assert (record["seconds"]["features"] > 0) == (not FEW_SHOT_METHODS[record["method"]].trains_image_tower)
+        frozen = not FEW_SHOT_METHODS[record["method"]].trains_image_tower
+        assert (record["seconds"]["features"] > 0) == (record["passes_at_every_step"] > 0) == frozen
         assert record["validation"]["kind"] == (
             "cross-validation" if record["shots"] > 1 and record["method"] in SEARCHED else "none"
         )

@@ -8,7 +8,7 @@ from official_files import dassl, fixture_tokenizer, learner, plain, whole_model
 from parity_fixtures import assert_close, load_fixture
 from safetensors.torch import save_file
 
-from hf_clip_variants import cli, convert_checkpoint, load_adapter
+from hf_clip_variants import convert_checkpoint, load_adapter
 from hf_clip_variants.prediction import load_for_prediction
 from hf_clip_variants.verification import verify
 
@@ -102,18 +102,6 @@ def bases(tmp_path_factory):
         return fixture, made[case.fixture_name]
 
     return base
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(argument) for argument in arguments])
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def prepared(case, bases, tmp_path):

@@ -17,18 +17,6 @@ from hf_clip_variants import cli, embedded_model
 from hf_clip_variants.commands.adapt import parse_overrides
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(argument) for argument in arguments])
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))

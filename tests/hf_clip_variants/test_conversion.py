@@ -15,7 +15,7 @@ from parity_fixtures import assert_close, load_fixture
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
-from hf_clip_variants import cli, convert_checkpoint
+from hf_clip_variants import convert_checkpoint
 from hf_clip_variants.official import UnsafeCheckpointError
 
 
@@ -44,18 +44,6 @@ def letters(tmp_path_factory):
         return place if place.exists() else letters_tokenizer(size, place)
 
     return folder
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(argument) for argument in arguments])
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 def expected_file(fixture, path, **more):

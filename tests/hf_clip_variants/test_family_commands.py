@@ -17,17 +17,7 @@ from tiny_families import (
 )
 from transformers import AutoProcessor
 
-from hf_clip_variants import CLIPClassifierProcessor, cli
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            cli.main([str(argument) for argument in arguments])
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
+from hf_clip_variants import CLIPClassifierProcessor
 
 
 def picture(seed: int) -> Image.Image:
@@ -41,6 +31,10 @@ def save_classes(folder, names, count: int = 3):
         for number in range(count):
             picture(10 * index + number).save(folder / name / f"{number}.png")
     return folder
+
+
+def adapt_once(clip, data, out) -> list:
+    return ["adapt", "--model", clip, "--data", data, "--out", out, "--shots", "1", "--seeds", "1", "--json"]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -69,20 +63,7 @@ def test_chinese_class_names_from_the_command_line(run, tmp_path):
     names = family_class_names("chinese_clip")
     clip = save_tiny_family("chinese_clip", tmp_path / "clip")
     data = save_classes(tmp_path / "图片", names)
-    arguments = [
-        "adapt",
-        "--model",
-        clip,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        "--shots",
-        "1",
-        "--seeds",
-        "1",
-        "--json",
-    ]
+    arguments = adapt_once(clip, data, tmp_path / "run")
     code, out, err = run(*arguments, "--methods", "all", "--set", "epochs=2", "--set", "maple.prompt_depth=2")
     assert code == 0, err
     results = json.loads(out)
@@ -108,20 +89,7 @@ def test_chinese_class_names_from_the_command_line(run, tmp_path):
 def test_other_families_adapt(model_type, run, tmp_path):
     clip = save_tiny_family(model_type, tmp_path / "clip")
     data = save_classes(tmp_path / "pictures", family_class_names(model_type))
-    arguments = [
-        "adapt",
-        "--model",
-        clip,
-        "--data",
-        data,
-        "--out",
-        tmp_path / "run",
-        "--shots",
-        "1",
-        "--seeds",
-        "1",
-        "--json",
-    ]
+    arguments = adapt_once(clip, data, tmp_path / "run")
     methods = "coop,tip_adapter,cocoop" if model_type == RESNET else "coop,maple,tip_adapter"
     arguments += ["--methods", methods, "--set", "epochs=2"]
     arguments += ["--set", "maple.prompt_depth=2"] if "maple" in methods else []

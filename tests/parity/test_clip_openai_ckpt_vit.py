@@ -1,10 +1,8 @@
 """A checkpoint as OpenAI ships it (mixed float16 and float32, stray keys): nothing but shapes tells the architecture."""
 
 import pytest
-import torch
-from parity_fixtures import assert_close, load_fixture
-from safetensors.torch import load_file
-from torch.nn import functional as F
+from openai_checkpoint_parity import check_features_logits_and_loss, common_hyper_parameters
+from parity_fixtures import load_fixture
 
 from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
 from hf_clip_variants.official import read_state_dict
@@ -24,37 +22,14 @@ def model(fixture):
 
 
 def test_hyper_parameters_from_shapes(fixture, model):
-    expected = fixture.meta["hparams_expected"]
-    text, vision = model.config.text_config, model.config.vision_config
-    assert {
-        "embed_dim": model.config.projection_dim,
-        "image_resolution": vision.image_size,
+    vision = model.config.vision_config
+    own = {
         "vision_layers": vision.num_hidden_layers,
         "vision_width": vision.hidden_size,
         "vision_patch_size": vision.patch_size,
-        "context_length": text.max_position_embeddings,
-        "vocab_size": text.vocab_size,
-        "transformer_width": text.hidden_size,
-        "transformer_heads": text.num_attention_heads,
-        "transformer_layers": text.num_hidden_layers,
-    } == expected
+    }
+    assert common_hyper_parameters(model) | own == fixture.meta["hparams_expected"]
 
 
 def test_features_logits_and_loss(fixture, model):
-    stored = load_file(fixture.folder / "state_dict.safetensors")
-    assert torch.float16 in {tensor.dtype for tensor in stored.values()}, "the fixture is meant to be mixed precision"
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    images, texts = fixture.inputs["image"], fixture.inputs["text"]
-    with torch.no_grad():
-        outputs = model(pixel_values=images, input_ids=texts)
-        n = min(len(images), len(texts))
-        square, labels = outputs.logits_per_image[:n, :n], torch.arange(n)
-        actual = {
-            "image_features": model.get_image_features(pixel_values=images).pooler_output,
-            "text_features": model.get_text_features(input_ids=texts).pooler_output,
-            "logits_per_image": outputs.logits_per_image,
-            "logits_per_text": outputs.logits_per_text,
-            "loss_first_n_square": (F.cross_entropy(square, labels) + F.cross_entropy(square.t(), labels)) / 2,
-        }
-    for name, expected in fixture.outputs.items():
-        assert_close(actual[name], expected, name)
+    check_features_logits_and_loss(fixture, model)
