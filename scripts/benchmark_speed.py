@@ -8,7 +8,7 @@
 How: ours and its peers run in one process, on one thread, in random order within each round, after one round of warm-up whose
 outputs must agree. A ratio is peer time / our time; reported is the median over rounds with the smallest and largest. The clock is CPU
 time, which other programs disturb least. "Kept" are the bytes that autograd holds for the backward pass, "peak" is the growth of the
-resident set in a fresh process. Weights are random: neither speed nor equality depends on them. Wrong outputs, or a median more than 20 %
+resident set in a fresh process (at least 1 MB in ratios). Weights are random: neither speed nor equality depends on them. Wrong outputs, or a median more than 20 %
 below its target, make the exit code 1.
 
 To add a row, see `speed_rows.py`.
@@ -43,6 +43,7 @@ from torch import nn
 
 
 ROWS |= ADAPTER_ROWS | LOSS_ROWS
+PEAK_ROUNDS = 3
 SLACK = 0.8  # of the target: medians move by some percent from run to run
 
 
@@ -62,6 +63,7 @@ class Result:
     ok: bool | None  # None: sizes too small to judge the speed
     kept_mb: tuple[float, float] | None = None  # ours, peer
     peak_mb: tuple[float, float] | None = None
+    peak_ratio: tuple[float, float, float] | None = None  # peer / ours: median, lowest, highest
     machine: dict = field(default_factory=dict)
 
 
@@ -70,7 +72,7 @@ class WrongResult(AssertionError):
 
 
 def measure(
-    name: str, row: Row, rounds: int, peaks: dict[str, float] | None = None, judge: bool = True
+    name: str, row: Row, rounds: int, peaks: dict[str, list[float]] | None = None, judge: bool = True
 ) -> list[Result]:
     outputs = {case: run() for case, run in row.cases.items()}  # the warm-up
     errors = {peer: row.error(outputs[OURS], outputs[peer]) if row.error else None for peer in row.targets}
@@ -104,7 +106,9 @@ def measure(
             if judge and row.kept_target is not None:
                 result.ok &= kept[peer] >= row.kept_target * kept[OURS]
         if peaks:
-            result.peak_mb = (peaks[OURS], peaks[peer])
+            ratios = [p / max(o, 1.0) for p, o in zip(peaks[peer], peaks[OURS], strict=True)]
+            result.peak_mb = (statistics.median(peaks[OURS]), statistics.median(peaks[peer]))
+            result.peak_ratio = (statistics.median(ratios), min(ratios), max(ratios))
         results.append(result)
     return results
 
@@ -168,12 +172,17 @@ def machine() -> dict:
 # ---- Report
 
 
-COLUMNS = ("row", "peer", "peer / ours", "target", "ours", "peer time", "max error", "kept MB", "peak MB", "")
+COLUMNS = (
+    "row", "peer", "time, peer / ours", "target", "ours", "peer time", "max error", "kept MB", "peak MB", "peak, peer / ours", "",
+)  # fmt: skip
 
 
 def table_line(result: dict) -> str:
     def pair(values):
         return f"{values[0]:.3g} / {values[1]:.3g}" if values else ""
+
+    def spread(values):
+        return f"**{values[0]:.1f}** [{values[1]:.1f}, {values[2]:.1f}]" if values else ""
 
     def seconds(value):
         return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.1f} ms"
@@ -188,6 +197,7 @@ def table_line(result: dict) -> str:
         "" if result["max_error"] is None else f"{result['max_error']:.0e}",
         pair(result["kept_mb"]),
         pair(result["peak_mb"]),
+        spread(result.get("peak_ratio")),
         {True: "met" if result["ratio"] >= result["target"] else "within 20 %", False: "MISSED", None: "not judged"}[
             result["ok"]
         ],
@@ -241,7 +251,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument(
-        "--memory", action="store_true", help="also measure peak memory, each case in a process of its own"
+        "--memory",
+        action="store_true",
+        help=f"also measure peak memory, each case in {PEAK_ROUNDS} processes of its own",
     )
     parser.add_argument("--out", type=Path, help="path without suffix: writes .jsonl and .md")
     parser.add_argument("--peak-of", nargs=2, metavar=("ROW", "CASE"), help=argparse.SUPPRESS)
@@ -261,7 +273,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = []
     for name in rows:
         row = ROWS[name](options.small)
-        peaks = {c: peak_mb(name, c, options.small) for c in row.cases} if row.peak and options.memory else None
+        peaks = None
+        if row.peak and options.memory:
+            peaks = {c: [peak_mb(name, c, options.small) for _ in range(PEAK_ROUNDS)] for c in row.cases}
         found = [vars(result) for result in measure(name, row, options.rounds, peaks, not options.small)]
         results += found
         for result in found:

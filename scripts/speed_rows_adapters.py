@@ -313,6 +313,7 @@ def clip_adapter_epoch(small: bool) -> Row:
         {"official, towers every step": 50},
         error=relative_error,
         tolerance=1e-4,
+        peak=True,
     )
 
 

@@ -81,6 +81,14 @@ def test_kept_bytes_count_each_activation_once_and_no_weight(benchmark):
     assert result.kept_mb == (400 / 2**20, 400 / 2**20) and not result.ok
 
 
+def test_peaks_are_compared_process_by_process(benchmark):
+    peaks = {"ours": [10.0, 20.0, 0.2], "peer": [40.0, 40.0, 6.0]}
+    (result,) = benchmark.measure("toy", row(benchmark, [1.0], [3.0]), rounds=1, peaks=peaks)
+    assert result.peak_mb == (10.0, 40.0)
+    assert result.peak_ratio == (4.0, 2.0, 6.0), "median, lowest, highest; less than 1 MB counts as 1"
+    assert "**4.0** [2.0, 6.0]" in benchmark.table_line(vars(result))
+
+
 def test_peak_growth_sees_what_is_freed_again(benchmark):
     def touch_64_mb():
         with mmap.mmap(
