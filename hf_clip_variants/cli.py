@@ -13,12 +13,14 @@ from typer.core import TyperCommand, TyperGroup
 
 PROGRAM = "hf-clip-variants"
 
-# name -> one line for the list. The command is the function `name` in hf_clip_variants/commands/<name>.py.
+# name -> one line for the list. The command is the function `name` in hf_clip_variants/commands/<name>.py, with _ for -.
 COMMANDS = {
     "demo": "Teach the embedded tiny CLIP classes that it has never seen. Offline, about a minute.",
     "methods": "List the methods: when to use each, its paper, its licence.",
     "adapt": "Teach a CLIP your classes from a few pictures of each, and report what it gained.",
     "evaluate": "Measure a model, with or without an adapter, on labelled pictures.",
+    "linear-probe": "Measure frozen image features: a linear classifier on them, as in CLIP's paper.",
+    "knn": "Measure frozen image features: a vote of the nearest neighbours. Nothing is trained.",
     "predict": "Classify files, folders or standard input; CSV or JSON lines.",
     "convert": "Turn an official checkpoint into a folder for from_pretrained; nothing in it is run.",
     "push": "Put an adapter or a model on the Hub, with a card that holds its measured results.",
@@ -54,7 +56,8 @@ class LazyCommands(TyperGroup):
 
 
 def load_command(name: str) -> TyperCommand:
-    function = getattr(importlib.import_module(f"hf_clip_variants.commands.{name}"), name)
+    module = name.replace("-", "_")
+    function = getattr(importlib.import_module(f"hf_clip_variants.commands.{module}"), module)
     application = typer.Typer(add_completion=False, rich_markup_mode="rich")
     application.command(name)(function)
     return typer.main.get_command(application)

@@ -89,14 +89,20 @@ def load_labelled(
     source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
 ) -> ImageSet:
     """A validation or test set; pictures that cannot be read are left out and listed in `skipped`."""
+    return align_classes(read_labelled(source, class_names, split, reading), class_names, source)
+
+
+def read_labelled(
+    source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
+) -> ImageSet:
+    """The same with the class list of the source; `class_names` name integer labels that have no names of their own."""
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
     try:
-        images = load_images(source, split, **options)
+        return load_images(source, split, **options)
     except ValueError as error:
         if "without names" not in str(error) or options.get("class_names") is not None:
             raise
-        images = load_images(source, split, **options | {"class_names": list(class_names)})
-    return align_classes(images, class_names, source)
+        return load_images(source, split, **options | {"class_names": list(class_names)})
 
 
 def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
@@ -226,5 +232,5 @@ def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Pat
 
 __all__ = [
     "HELD_OUT", "Draws", "TestSet", "absolute_source", "align_classes", "draw_shots", "load_labelled", "load_test_sets", "load_training",
-    "parse_test_data", "reload_test_set",
+    "parse_test_data", "read_labelled", "reload_test_set",
 ]  # fmt: skip

@@ -6,6 +6,9 @@ from types import ModuleType
 
 EXTRAS = {  # importable name -> extra in pyproject.toml
     "ftfy": "text",
+    "sklearn": "probe",
+    "soundfile": "audio",
+    "soxr": "audio",
 }
 
 

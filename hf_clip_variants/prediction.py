@@ -77,7 +77,7 @@ def load_for_prediction(
     if not base.config.templates:
         raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
     loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
-    return Loaded(loaded, _processor_of(base), list(base.class_names))
+    return Loaded(loaded, load_processor(base.config._name_or_path), list(base.class_names))
 
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
@@ -88,9 +88,14 @@ def _has_classes(source) -> bool:
     return bool(getattr(AutoConfig.from_pretrained(source), "templates", None))
 
 
-def _load_classifier(source, class_names, templates) -> CLIPClassifier:
+def check_model_folder(source: str | os.PathLike) -> None:
+    """OSError for a path that exists and holds no saved model; what does not exist may be a Hub id."""
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
+
+
+def _load_classifier(source, class_names, templates) -> CLIPClassifier:
+    check_model_folder(source)
     return CLIPClassifier.from_pretrained(source, class_names=class_names, templates=templates)
 
 
@@ -115,8 +120,8 @@ def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
     return None, None  # set later, so that an adapter can refuse
 
 
-def _processor_of(base: CLIPClassifier) -> Any:
-    source = base.config._name_or_path
+def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
+    """Ours, with the settings of whatever processor `source` has."""
     processor = AutoProcessor.from_pretrained(source)
     if not isinstance(processor, CLIPClassifierProcessor):
         processor = CLIPClassifierProcessor.from_clip(processor)
@@ -191,4 +196,12 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
         yield from finish(batch)
 
 
-__all__ = ["Loaded", "Prediction", "classify", "find_pictures", "load_for_prediction"]
+__all__ = [
+    "Loaded",
+    "Prediction",
+    "check_model_folder",
+    "classify",
+    "find_pictures",
+    "load_for_prediction",
+    "load_processor",
+]

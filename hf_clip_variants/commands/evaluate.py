@@ -1,5 +1,6 @@
 """`hf-clip-variants evaluate`: accuracy on labelled pictures."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -77,14 +78,20 @@ def evaluate(
         with machine_output() as emit:
             emit(result)
     else:
-        _print(result)
-    for name, reason in images.skipped:
+        print_accuracy(result)
+    report_unreadable(images.skipped)
+
+
+def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
+    """Name the pictures that were left out, and exit as a command does when there are any."""
+    for name, reason in skipped:
         console().print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
-    if images.skipped:
+    if skipped:
         raise typer.Exit(UNREADABLE)
 
 
-def _print(result: dict) -> None:
+def print_accuracy(result: dict) -> None:
+    """The accuracy and the hardest classes."""
     from rich.console import Console
     from rich.table import Table
 

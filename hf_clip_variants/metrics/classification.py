@@ -30,6 +30,17 @@ def accuracy_by_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes
     return [c / n if n else None for c, n in zip(correct.tolist(), count.tolist(), strict=True)]
 
 
+def mean_class_accuracy(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
+    """The mean of `accuracy_by_class` over the classes that have pictures: every class counts the same, large or small.
+
+    >>> import torch
+    >>> mean_class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
+    0.75
+    """
+    measured = [value for value in accuracy_by_class(predicted, labels, num_classes) if value is not None]
+    return sum(measured) / len(measured)
+
+
 def _check(predicted: torch.Tensor, labels: torch.Tensor) -> None:
     if predicted.shape != labels.shape or not len(labels):
         raise ValueError(
@@ -37,4 +48,4 @@ def _check(predicted: torch.Tensor, labels: torch.Tensor) -> None:
         )
 
 
-__all__ = ["accuracy", "accuracy_by_class"]
+__all__ = ["accuracy", "accuracy_by_class", "mean_class_accuracy"]

@@ -15,6 +15,7 @@ NEVER = [
     "open_clip",
     "datasets",
     "scipy",
+    "sklearn",
     "matplotlib",
     "pycocotools",
     "ftfy",

@@ -1,0 +1,88 @@
+"""`hf-clip-variants linear-probe`: a linear classifier on frozen image features."""
+
+from typing import Annotated
+
+import typer
+
+from . import probing
+from .output import JsonOption, console, prepare_libraries
+
+
+def linear_probe(
+    model: probing.Model,
+    train: probing.Train,
+    test: probing.Test = None,
+    train_split: probing.TrainSplit = None,
+    test_split: probing.TestSplit = None,
+    features: probing.Kind = "tower",
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="L2 strength λ, which is 1/C of scikit-learn.", show_default="searched on held-out training pictures"
+        ),
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of every class that the strength is searched on.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the draw of the held-out pictures.")] = 0,
+    max_iterations: Annotated[int, typer.Option(min=1, help="Of L-BFGS.")] = 1000,
+    image_column: probing.ImageColumn = None,
+    label_column: probing.LabelColumn = None,
+    batch_size: probing.BatchSize = 64,
+    device: probing.Device = None,
+    dtype: probing.Dtype = "float32",
+    cache: probing.Cache = None,
+    out: probing.Out = None,
+    json: JsonOption = False,
+) -> None:
+    """
+    Measure frozen image features by a linear classifier on them: accuracy on test pictures, and its mean over classes.
+
+    Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and 10^6 on a part
+    of the training pictures, then fitted on all. Needs scikit-learn: pip install "hf-clip-variants\\[probe]". Pictures that cannot be
+    read are listed and left out, and the exit code is 1.
+
+    \b
+    [bold]Examples[/bold]
+      hf-clip-variants linear-probe openai/clip-vit-base-patch32 --train pets/
+      hf-clip-variants linear-probe my-slip --train emoji:fluentflat,emojione --test emoji:notov1 --json
+      hf-clip-variants linear-probe google/vit-base-patch16-224 --train cifar10 --strength 3.16 --out vit.json
+    """
+    prepare_libraries()
+    from ..optional_dependencies import require
+
+    require("sklearn", "linear-probe")  # before all pictures are decoded
+
+    def check(labels):
+        from ..probes import check_linear_probe
+
+        check_linear_probe(labels, strength, held_out, max_iterations)
+
+    def probe(trained, tested, device):
+        from ..probes import linear_probe as fit
+
+        found = fit(
+            trained.features[0], trained.labels, tested.features[0],
+            strength=strength, held_out=held_out, seed=seed, max_iterations=max_iterations,
+        )  # fmt: skip
+        if not found.converged:
+            console().print(
+                f"L-BFGS did not converge in {found.iterations} iterations; raise --max-iterations or --strength",
+                style="yellow",
+            )
+        searched = [{"strength": s, "accuracy": a} for s, a in found.validation.items()]
+        return found.predicted, {
+            "strength": found.strength,
+            "converged": found.converged,
+            "iterations": found.iterations,
+            "held_out": found.validation_size,
+            "searched": searched,
+        }
+
+    def remark(result) -> str:
+        how = f"found on {result['held_out']} held-out pictures" if result["searched"] else "given"
+        return f"L2 strength {result['strength']:.3g} ({how}), {result['iterations']} iterations of L-BFGS."
+
+    probing.run_probe(
+        check, probe, remark, model=model, train=train, test=test, train_split=train_split, test_split=test_split, features=features,
+        image_column=image_column, label_column=label_column, batch_size=batch_size, device=device, dtype=dtype,
+        cache=cache, out=out, json=json,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""What `linear-probe` and `knn` share: options, features of two sets of pictures, the result and how it is shown."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from .evaluate import print_accuracy, report_unreadable
+from .output import machine_output, progress_bar
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..data.features import Features
+
+
+# What the probe adds to the result, from training and test features: predictions and numbers of its own.
+Probe = Callable[["Features", "Features", "torch.device"], tuple["torch.Tensor", dict[str, Any]]]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A dual encoder or an image model that AutoModel loads: folder or Hub id.", show_default=False
+    ),
+]
+Train = Annotated[
+    str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+]
+Test = Annotated[str | None, typer.Option(help="Likewise.", show_default="the training data's test split")]
+TrainSplit = Annotated[str | None, typer.Option(help="Of the training data.", show_default="train where there is one")]
+TestSplit = Annotated[str | None, typer.Option(help="Of the test data.", show_default="test where there is one")]
+Kind = Annotated[
+    Literal["tower", "projected"],
+    typer.Option(
+        help="What the image tower pools, before the projection, or the embedding that is compared with text.",
+    ),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.", show_default="found by its type")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(help="Keep the features in this folder: the next probe of the same model and pictures reads them."),
+]
+Out = Annotated[str | None, typer.Option(help="Write the result to this file, as JSON.")]
+
+
+def run_probe(
+    check: Callable[["torch.Tensor"], None],
+    probe: Probe,
+    remark: Callable[[dict[str, Any]], str],
+    *,
+    model: str,
+    train: str,
+    test: str | None,
+    train_split: str | None,
+    test_split: str | None,
+    features: str,
+    image_column: str | None,
+    label_column: str | None,
+    batch_size: int,
+    device: str | None,
+    dtype: str,
+    cache: str | None,
+    out: str | None,
+    json: bool,
+) -> None:
+    """Measure, print, write, and exit as the command does.
+
+    `check` refuses training labels before anything is encoded; `remark` is a line for eyes about the result.
+    """
+    from pathlib import Path
+
+    import torch
+
+    from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
+    from ..probe_features import load_image_encoder, load_probe_pictures
+    from ..run_folder import write_json
+
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"out: {out} is a folder; want a file")
+    reading = {"image_column": image_column, "label_column": label_column, "progress": not json}
+    sets = load_probe_pictures(train, test, train_split, test_split, reading)
+    check(torch.from_numpy(sets[0].labels.copy()))
+    encoder = load_image_encoder(model, features, device, getattr(torch, dtype))
+    found = []
+    for title, images in zip(("Training pictures", "Test pictures"), sets, strict=True):
+        with progress_bar(title, len(images)) as advance:
+            found.append(
+                encoder.features_of(images, batch_size, cache, lambda done, total, advance=advance: advance(done))
+            )
+    predicted, numbers = probe(*found, encoder.device)
+    trained, tested = sets
+    names, labels = tested.class_names, found[1].labels
+    result = {
+        "model": model,
+        "features": features,
+        "pooling": encoder.pooling,
+        "width": found[0].features.shape[2],
+        "data": train if test is None else test,
+        "split": tested.split,
+        "images": len(tested),
+        "classes": len(names),
+        "accuracy": accuracy(predicted, labels),
+        "mean_per_class": mean_class_accuracy(predicted, labels, len(names)),
+        "per_class": dict(zip(names, accuracy_by_class(predicted, labels, len(names)), strict=True)),
+        **numbers,
+        "unreadable": [name for name, _ in tested.skipped],
+        "train": {
+            "data": train,
+            "split": trained.split,
+            "images": len(trained),
+            "unreadable": [name for name, _ in trained.skipped],
+        },
+    }
+    if out is not None:
+        write_json(Path(out), result)
+    if json:
+        with machine_output() as emit:
+            emit(result)
+    else:
+        print_accuracy(result)
+        typer.echo(
+            f"Mean over classes {100 * result['mean_per_class']:.1f} %; {result['train']['images']} training pictures, "
+            f"{features} features of width {result['width']} ({encoder.pooling} pooling).\n{remark(result)}"
+        )
+    report_unreadable([*trained.skipped, *tested.skipped])
