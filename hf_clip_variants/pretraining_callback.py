@@ -1,0 +1,51 @@
+"""What contrastive pre-training does after each step of the optimiser."""
+
+import math
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import TrainerCallback
+
+
+class PretrainingCallback(TrainerCallback):
+    """After each step of the optimiser: `logit_scale` back into [0, ln 100], and the momentum encoder a step after the weights, in
+    models that have one ([`SLIPForPreTraining`] with MoCo v3 or BYOL).
+
+    Once a step, whatever the gradient accumulation; what it changes is in the checkpoint, so that a resumed training goes on as it
+    would have. Any model with a `logit_scale`.
+
+    Args:
+        max_logit_scale (`float`): logarithm of the largest scale of the logits.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants import PretrainingCallback
+
+    >>> callbacks = [PretrainingCallback()]  # Trainer(model, arguments, collator, data, callbacks=callbacks)
+    ```
+    """
+
+    def __init__(self, max_logit_scale: float = math.log(100)):
+        if not 0 < max_logit_scale < math.inf:
+            raise ValueError(f"max_logit_scale: got {max_logit_scale}, expected a number > 0")
+        self.max_logit_scale = max_logit_scale
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, progress: float):
+        """For loops without `Trainer`. `progress`: share of all steps that are done, 0 to 1."""
+        model = extract_model_from_parallel(model)
+        if not hasattr(model, "logit_scale"):
+            raise ValueError(
+                f"model: {type(model).__name__} has no logit_scale, PretrainingCallback is for contrastive models"
+            )
+        model.logit_scale.clamp_(0, self.max_logit_scale)
+        if hasattr(model, "update_momentum_encoder"):
+            model.update_momentum_encoder(progress)
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.after_step(model, min(1.0, (state.global_step + 1) / max(1, state.max_steps)))  # it is counted later
+
+
+__all__ = ["PretrainingCallback"]

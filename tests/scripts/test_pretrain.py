@@ -1,0 +1,289 @@
+"""scripts/pretrain.py as people run it: the smoke test, interruptions, processes, other data, wrong arguments."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_clip_variants.data.emoji import FOLDER
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+DATA = [str(FOLDER / "notov1.parquet"), "--text-columns", "name", "--augment", "icons"]
+SMALL = ["--data", *DATA, "--image-size", "32", "--workers", "0", "--log-every", "1"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    threads = torch.get_num_threads()
+    import pretrain
+
+    yield pretrain
+    torch.set_num_threads(threads)
+    sys.modules.pop("pretrain", None)
+
+
+def run_of(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def losses(out):
+    return [entry["loss"] for entry in run_of(out)["log"] if "loss" in entry]
+
+
+def start(*arguments, launcher=(), **environment):
+    command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr[-3000:]
+    return stdout
+
+
+@pytest.mark.slow
+def test_the_smoke_test_trains_evaluates_and_saves_what_loads(tmp_path):
+    """The README's first command."""
+    began = time.monotonic()
+    printed = finish(start("--smoke", "--out", tmp_path / "run"))
+    assert time.monotonic() - began < 60
+    assert "fluent3d_top1" in printed and "pairs a second" in printed
+    from transformers import pipeline
+
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "run" / "model"))
+    found = classify(Image.new("RGB", (64, 64), "red"), candidate_labels=["apple", "frog"])
+    assert {each["label"] for each in found} == {"apple", "frog"}
+    run = run_of(tmp_path / "run")
+    assert run["command"].startswith("python scripts/pretrain.py --smoke") and len(losses(tmp_path / "run")) == 4
+    assert set(run["metrics"]) == {"eval_fluent3d_top1", "eval_fluent3d_top5"}
+
+
+@pytest.mark.parametrize(
+    "more, cls",
+    [
+        (["--method", "clip", "--arch", "ViT-mini"], "CLIPModel"),
+        (["--method", "clip", "--arch", "RN-mini", "--augment-on", "device"], "CLIPResNetModel"),
+        (["--method", "slip", "--arch", "ViT-mini", "--set", "ssl_mlp_dim=32"], "SLIPModel"),
+        (
+            ["--method", "slip", "--arch", "RN-mini", "--augment", "published", "--set", "ssl_objective=byol"],
+            "SLIPModel",
+        ),
+        (["--method", "clip", "--arch", "ViT-mini", "--augment", "published", "--stream"], "CLIPModel"),
+        (
+            ["--method", "clip", "--arch", "ViT-mini", "--micro-batch-size", "3", "--bf16", "--checkpointing"],
+            "CLIPModel",
+        ),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else value,
+)
+def test_every_method_trains_and_is_saved_as_users_load_it(more, cls, script, tmp_path, capsys):
+    from transformers import AutoModel, AutoProcessor
+
+    out = tmp_path / "run"
+    arguments = [
+        *SMALL,
+        *more,
+        "--steps",
+        "3",
+        "--batch-size",
+        "8",
+        "--eval",
+        "emoji:fluent3d",
+        "--eval-templates",
+        "icons",
+        "--out",
+        str(out),
+    ]
+    assert script.main(arguments) == 0, capsys.readouterr().err
+    model, processor = AutoModel.from_pretrained(out / "model"), AutoProcessor.from_pretrained(out / "model")
+    assert type(model).__name__ == cls
+    inputs = processor(images=Image.new("RGB", (40, 30)), text=["a", "b"], return_tensors="pt", padding=True)
+    assert model(**inputs).logits_per_image.shape == (1, 2)
+    assert len(losses(out)) == 3 and all(np.isfinite(losses(out)))
+    if cls == "SLIPModel":
+        from hf_clip_variants import SLIPForPreTraining
+
+        assert {"clip_loss", "ssl_loss"} <= set(run_of(out)["log"][0])
+        whole = SLIPForPreTraining.from_pretrained(out / "pretraining")
+        assert torch.equal(whole.logit_scale, model.logit_scale)
+
+
+def sounds(path, count=12):
+    """Tones with pictures and names, as a Parquet file."""
+    import datasets
+
+    rows = {"image": [], "audio": [], "caption": []}
+    for number in range(count):
+        picture, sound = io.BytesIO(), io.BytesIO()
+        Image.new("RGB", (40, 40), (20 * number, 255 - 20 * number, 90)).save(picture, "png")
+        with wave.open(sound, "wb") as file:
+            file.setparams((1, 2, 22050, 0, "NONE", "none"))
+            tone = 12000 * np.sin(2 * np.pi * (200 + 100 * number) * np.arange(11025) / 22050)
+            file.writeframes(tone.astype("<i2").tobytes())
+        rows["image"].append({"bytes": picture.getvalue(), "path": None})
+        rows["audio"].append({"bytes": sound.getvalue(), "path": f"{number}.wav"})
+        rows["caption"].append(f"tone {number}")
+    features = datasets.Features({
+        "image": datasets.Image(), "caption": datasets.Value("string"),
+        "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+    })  # fmt: skip
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_audioclip_learns_to_hear_on_a_trained_clip(script, tmp_path, capsys):
+    """A CLIP-ResNet first; then a sound tower on it, the rest frozen; retrieval in every direction among rows kept out of training."""
+    from transformers import AutoModel, AutoProcessor
+
+    sounds(tmp_path / "sounds.parquet")
+    data, clip, out = str(tmp_path / "sounds.parquet"), tmp_path / "clip", tmp_path / "run"
+    common = ["--data", data, "--augment", "crops", "--steps", "2", "--batch-size", "4", "--workers", "0"]
+    assert script.main([*common, "--arch", "RN-mini", "--image-size", "32", "--out", str(clip)]) == 0
+    ear = json.dumps(
+        {
+            "hidden_size": 128,
+            "depths": [1, 1, 1, 1],
+            "groups": 1,
+            "width_per_group": 64,
+            "n_fft": 256,
+            "win_length": 200,
+        }
+    )
+    arguments = [
+        *common, "--method", "audioclip", "--init", str(clip / "model"), "--set", f"audio_config={ear}", "--set", 'frozen_modalities=["image","text"]',
+        "--seconds", "0.5", "--hold-out", "0.34", "--held-out", f"tones={data}", "--out", str(out),
+    ]  # fmt: skip
+    assert script.main(arguments) == 0, capsys.readouterr().err
+    model = AutoModel.from_pretrained(out / "model")
+    assert type(model).__name__ == "AudioCLIPModel"
+    assert type(AutoProcessor.from_pretrained(out / "model")).__name__ == "AudioCLIPProcessor"
+    trained = model.state_dict()
+    assert all(
+        torch.equal(trained[name], value)
+        for name, value in AutoModel.from_pretrained(clip / "model").state_dict().items()
+    )
+    found = run_of(out)["metrics"]
+    parts = ("text", "image", "audio")
+    assert {name.split("_recall")[0] for name in found if name.endswith("recall_at_1")} == {
+        f"eval_{which}_{a}_to_{b}"
+        for which in ("tones", "unseen", "seen_augmented")
+        for a in parts
+        for b in parts
+        if a != b
+    }
+    assert found["eval_unseen_audio_to_text_recall_at_5"] == 1, "four rows of twelve"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_batch_of_both(tmp_path):
+    arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "3", "--eval", "emoji:fluent3d"]
+    finish(start(*arguments, "--batch-size", "16", "--out", tmp_path / "one"))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finish(
+        start(*arguments, "--batch-size", "8", "--out", tmp_path / "two", launcher=launcher, ACCELERATE_USE_CPU="true")
+    )
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+    one, two = run_of(tmp_path / "one")["metrics"], run_of(tmp_path / "two")["metrics"]
+    assert two == pytest.approx(one, abs=0.02) and run_of(tmp_path / "two")["settings"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_command(tmp_path, script):
+    arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "6", "--save-every", "2", "--batch-size", "8"]
+    assert script.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    process = start(*arguments, "--out", tmp_path / "killed")
+    while not list((tmp_path / "killed").glob("checkpoint-*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model").exists()
+    finish(start(*arguments, "--out", tmp_path / "killed"))
+    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
+def test_a_finished_run_is_not_done_again_and_another_one_is_refused(script, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "1", "--batch-size", "4"]
+    assert script.main([*arguments, *out]) == 0
+    before = (tmp_path / "run" / "run.json").read_text()
+    assert script.main([*arguments, *out]) == 0
+    assert "finished already" in capsys.readouterr().err and (tmp_path / "run" / "run.json").read_text() == before
+    assert script.main([*arguments, "--lr", "0.5", *out]) == 2
+    assert "holds a run with lr=0.001, this one has 0.5" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    assert script.main([*arguments, "--out", str(tmp_path / "other")]) == 2
+    assert "holds no run.json" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_saved_model(script, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert script.main([*SMALL, "--arch", "ViT-mini", "--steps", "1", "--batch-size", "4", "--out", str(first)]) == 0
+    data = [word for word in SMALL if word not in ("--image-size", "32")]
+    arguments = [
+        *data,
+        "--steps",
+        "1",
+        "--batch-size",
+        "4",
+        "--lr",
+        "1e-12",
+        "--warmup",
+        "0",
+        "--init",
+        str(first / "model"),
+        "--out",
+        str(second),
+    ]
+    assert script.main(arguments) == 0, capsys.readouterr().err
+    from transformers import AutoModel
+
+    one, two = (AutoModel.from_pretrained(folder / "model").state_dict() for folder in (first, second))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "data: got none"),
+        (["--data", "x"], "arch: got none"),
+        (["--data", "x", "--arch", "ViT-mini"], "steps: got steps=None and epochs=None"),
+        (["--data", "x", "--arch", "ViT-mini", "--steps", "1", "--epochs", "1"], "want one of them"),
+        (["--data", "x", "--arch", "ViT-mini", "--steps", "0"], "steps: got 0"),
+        (["--data", "nowhere.parquet", "--arch", "ViT-mini", "--steps", "1"], "no such file"),
+        (["--data", *DATA, "--arch", "ViT-huge", "--steps", "1"], "architecture: got 'ViT-huge'; want one of ViT-mini"),
+        (["--data", *DATA, "--arch", "ViT-mini", "--method", "audioclip", "--steps", "1"], "want one of CLIP's ResNets"),
+        (["--data", *DATA, "--arch", "ViT-mini", "--steps", "1", "--set", "projection"], "set: got 'projection'; want NAME=VALUE"),
+        (["--data", *DATA, "--arch", "ViT-mini", "--init", "x", "--steps", "1"], "init: a trained model has"),
+        (["--data", DATA[0], "--text-columns", "title", "--arch", "ViT-mini", "--steps", "1"], "no column 'title'"),
+        (["--data", *DATA[:3], "--augment-on", "device", "--arch", "ViT-mini", "--steps", "1"], "want --augment crops"),
+        (["--data", *DATA, "--stream", "--distinct", "hexcode", "--arch", "ViT-mini", "--steps", "1"], "a stream is one source"),
+        (["--data", *DATA, "--stream", "--arch", "ViT-mini", "--epochs", "1"], "a stream does not tell its length"),
+        (["--data", *DATA, "--arch", "ViT-mini", "--method", "slip", "--micro-batch-size", "2", "--steps", "1"], "batch normalisation"),
+        (["--data", *DATA, "--arch", "ViT-mini", "--steps", "1", "--held-out", "a=emoji.parquet"], "no such file"),
+        (["--data", *DATA, "--stream", "--hold-out", "0.5", "--arch", "ViT-mini", "--steps", "1"], "hold_out: rows can be held out of"),
+        (["--data", *DATA, "--hold-out", "1.5", "--arch", "ViT-mini", "--steps", "1"], "hold_out: got 1.5"),
+        (["--smoke", "--method", "audioclip"], "AudioCLIP needs pictures with sounds"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named_and_leave_no_files(arguments, message, script, tmp_path, capsys):
+    assert script.main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
