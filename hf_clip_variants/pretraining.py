@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class PretrainTrainer(AtomicTrainer):
         micro_batch_size (`int`, *optional*): pairs encoded at once; the loss is still that of the whole batch (GradCache, see
             `modeling/gradient_cache.py`). Not together with gradient accumulation.
         eval_dataset: [`ZeroShotSet`]s and [`RetrievalSet`]s.
+        schedule (*optional*): step -> share of the learning rate, instead of `lr_scheduler_type`; see `learning_rate.py`.
         **kwargs: `AtomicTrainer`'s; `processing_class` is the processor that evaluation takes.
     """
 
@@ -92,6 +93,7 @@ class PretrainTrainer(AtomicTrainer):
         views_on_device: PairViews | None = None,
         micro_batch_size: int | None = None,
         eval_dataset: Sequence[ZeroShotSet | RetrievalSet] | None = None,
+        schedule: Callable[[int], float] | None = None,
         **kwargs,
     ):
         super().__init__(*args, eval_dataset=list(eval_dataset) if eval_dataset else None, **kwargs)
@@ -101,6 +103,7 @@ class PretrainTrainer(AtomicTrainer):
                 "the batch is cut anyway"
             )
         self.views_on_device, self.micro_batch_size = views_on_device, micro_batch_size
+        self.schedule = schedule
         self._first_step = 0
         self._parts: dict[str, list[torch.Tensor]] = {}
         if not hasattr(
@@ -149,6 +152,12 @@ class PretrainTrainer(AtomicTrainer):
             id(p) for group in weight_decay_groups(model, 1.0) if group["weight_decay"] for p in group["params"]
         }
         return [name for name, parameter in model.named_parameters() if id(parameter) in decayed]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer = None):
+        if self.schedule is not None and self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.schedule)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

@@ -25,6 +25,7 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--lr", type=float, help="default: the paper's; 1e-3 for mini and tiny CLIP and SLIP")
     add("--min-lr", type=float, default=0.0, help="what the cosine schedule ends with; SLIP's authors: 1e-5")
+    add("--schedule", choices=("cosine", "slip"), default="cosine", help="slip: its authors', from 1e-6 up and down to 1e-5; default: %(default)s")  # fmt: skip
     add("--warmup", type=int, help="steps; default: a tenth of all, 2000 at most")
     add("--weight-decay", type=float, help="of matrices; default: the paper's")
     add("--bf16", action="store_true")
@@ -413,6 +415,7 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     from hf_clip_variants.exact_loss import ExactContrastiveLoss
+    from hf_clip_variants.learning_rate import warmup_cosine
     from hf_clip_variants.pretraining import PretrainTrainer
     from hf_clip_variants.saving import last_complete_checkpoint
 
@@ -445,9 +448,12 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "save_strategy": "steps", "save_steps": options.save_every or max(1, steps // 10),
         "eval_strategy": "steps" if sets and options.eval_every else "no", "eval_steps": options.eval_every,
     }  # fmt: skip
+    schedule = None
+    if options.schedule == "slip":
+        schedule = partial(warmup_cosine, peak=options.lr, num_steps=steps, warmup_steps=arguments["warmup_steps"])
     trainer = PretrainTrainer(
         model, TrainingArguments(**{**arguments, **further}), collator, data, processing_class=processor, eval_dataset=sets,
-        views_on_device=views, micro_batch_size=options.micro_batch_size,
+        views_on_device=views, micro_batch_size=options.micro_batch_size, schedule=schedule,
         callbacks=[ExactContrastiveLoss()] if type(model).__name__ == "CLIPModel" and not options.micro_batch_size else [],
     )  # fmt: skip
     first = trainer.is_world_process_zero()

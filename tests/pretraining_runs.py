@@ -43,6 +43,7 @@ def trainer(
     exact=True,
     micro_batch_size=None,
     world_size=1,
+    schedule=None,
     trainer_class=PretrainTrainer,
     **options,
 ):
@@ -58,7 +59,7 @@ def trainer(
     return trainer_class(
         model if model is not None else clip(), TrainingArguments(str(out), **arguments | options),
         PairCollator(tiny_tokenizer(), 32, None if on_device else views), data, processing_class=processor(),
-        views_on_device=views if on_device else None, eval_dataset=sets, micro_batch_size=micro_batch_size,
+        views_on_device=views if on_device else None, eval_dataset=sets, micro_batch_size=micro_batch_size, schedule=schedule,
         callbacks=[ExactContrastiveLoss()] if exact else [],
     )  # fmt: skip
 

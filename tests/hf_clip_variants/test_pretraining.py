@@ -3,6 +3,7 @@
 import copy
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pretraining_runs import clip, losses, still_clip, trainer, zero_shot_set
 from hf_clip_variants.data.emoji import FOLDER, load_emoji
 from hf_clip_variants.data.pair_batches import PairDataset
 from hf_clip_variants.data.pairs import open_pairs
+from hf_clip_variants.learning_rate import warmup_cosine
 from hf_clip_variants.pretraining import RetrievalSet, retrieval_of_pairs, zero_shot_accuracy
 
 
@@ -95,6 +97,19 @@ def test_other_ways_to_train_work(options, tmp_path):
     run = trainer(tmp_path, steps=2, **options)
     run.train()
     assert all(0 < loss < 6 for loss in losses(run))
+
+
+def test_a_schedule_of_ones_own_sets_the_learning_rate_and_resumes(tmp_path):
+    schedule = partial(warmup_cosine, peak=1e-3, num_steps=6, warmup_steps=2)
+    run = trainer(tmp_path, schedule=schedule)
+    run.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = trainer(tmp_path, schedule=schedule)
+    resumed.train(resume_from_checkpoint=True)
+    for each in (run, resumed):
+        rates = [entry["learning_rate"] for entry in each.state.log_history if "learning_rate" in entry]
+        assert rates == pytest.approx([1e-3 * schedule(step) for step in range(6)])
+    assert losses(run) == losses(resumed)
 
 
 def test_zero_shot_accuracy_is_that_of_the_classifier(tmp_path):
