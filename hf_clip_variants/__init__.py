@@ -29,16 +29,29 @@ if TYPE_CHECKING:
     from .data.sources import load_images
     from .exact_loss import ExactContrastiveLoss
     from .hub import export_with_code
+    from .modeling.audioclip.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
+    from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
+    from .modeling.audioclip.modeling_audioclip import AudioCLIPAudioModel, AudioCLIPModel
+    from .modeling.audioclip.processing_audioclip import AudioCLIPProcessor
     from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
     from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
     from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
     from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
     from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
     from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone, CLIPResNetModel, CLIPResNetVisionModel
+    from .modeling.slip.configuration_slip import SLIPConfig
+    from .modeling.slip.modeling_slip import SLIPForPreTraining, SLIPModel
+    from .pretraining_callback import PretrainingCallback
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AudioCLIPAudioConfig",
+    "AudioCLIPAudioModel",
+    "AudioCLIPConfig",
+    "AudioCLIPFeatureExtractor",
+    "AudioCLIPModel",
+    "AudioCLIPProcessor",
     "CLIPAdapterConfig",
     "CLIPClassifier",
     "CLIPClassifierConfig",
@@ -54,6 +67,10 @@ __all__ = [
     "ExactContrastiveLoss",
     "IVLPConfig",
     "MaPLeConfig",
+    "PretrainingCallback",
+    "SLIPConfig",
+    "SLIPForPreTraining",
+    "SLIPModel",
     "TipAdapterConfig",
     "VPTConfig",
     "adapt",
@@ -70,6 +87,7 @@ __all__ = [
 _SOURCES = {
     "adapt": "hf_clip_variants.adaptation",
     "ExactContrastiveLoss": "hf_clip_variants.exact_loss",
+    "PretrainingCallback": "hf_clip_variants.pretraining_callback",
     "convert_checkpoint": "hf_clip_variants.conversion",
     "fit_adapter": "hf_clip_variants.adapter_fitting",
     "embedded_model": "hf_clip_variants.data.emoji",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .official import printable
 
 
-MODELS = ("clip", "clip_resnet", "chinese_clip")
+MODELS = ("clip", "clip_resnet", "slip", "chinese_clip", "audioclip")
 ADAPTERS = ("coop", "cocoop", "maple", "vpt", "ivlp", "clip_adapter", "tip_adapter")
 
 _SHOWN = 5
@@ -33,10 +33,12 @@ _ANY_PROMPTS = r".*\.VPT(_shallow)?$"
 SIGNATURES = {
     "clip": Signature(
         (r"visual\.", r"(text\.)?(text_projection|token_embedding|transformer)"),
-        (r"visual\.layer1\.", r"bert\.", _CONTEXT, _ANY_PROMPTS),
+        (r"visual\.layer1\.", r"bert\.", r"image_projection$", _CONTEXT, _ANY_PROMPTS),
     ),
-    "clip_resnet": Signature((r"visual\.layer1\.",), (r"bert\.", _CONTEXT)),
+    "clip_resnet": Signature((r"visual\.layer1\.",), (r"bert\.", r"audio\.", _CONTEXT)),
+    "slip": Signature((r"visual\.blocks\.\d+\.attn\.qkv\.", r"image_(projection$|mlp\.)"), (_CONTEXT,)),
     "chinese_clip": Signature((r"visual\.", r"bert\.")),
+    "audioclip": Signature((r"visual\.layer1\.", r"audio\.fbsp\.")),
     "coop": Signature((_CONTEXT,), (_META_NET, _COUPLING, _ANY_PROMPTS)),
     "cocoop": Signature((_CONTEXT, _META_NET)),
     "maple": Signature((_CONTEXT, _COUPLING)),
@@ -49,6 +51,7 @@ SIGNATURES = {
 
 _ELSEWHERE = {
     r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the folder with its config.json.",
+    r"fbsp\.m$": "This is AudioCLIP's sound tower alone: audio_tower_from_official in hf_clip_variants.modeling.audioclip.convert_audioclip takes it.",
     r"enc\.transformer\.|shallow_prompt$": "This is VPT on a ViT (KMnP/vpt): convert_vpt_vit in hf_clip_variants.adapters.vpt.convert takes it.",
 }
 

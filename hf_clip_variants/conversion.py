@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 
 from .checkpoint_kinds import ADAPTERS, MODELS, check_method, detect_method
 from .official import Contents, printable, read_contents
@@ -32,11 +32,14 @@ _OPTIONS = {
     **dict.fromkeys(("tokenizer", "dtype", "vision_heads", "text_heads"), MODELS),
     **dict.fromkeys(("activation", "open_clip_config"), ("clip", "clip_resnet")),
     **dict.fromkeys(("base", "class_names", "templates"), ADAPTERS),
+    "keep_head": ("slip",),
     "class_token_position": ("coop",),
     "context_init": ("maple", "ivlp"),
     "ratio": ("clip_adapter",),
     **dict.fromkeys(("alpha", "beta", "values"), ("tip_adapter",)),
 }
+# ImageNet's mean and deviation, bilinear.
+_SLIP_IMAGES = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}
 _CHINESE_TOKENIZER = "OFA-Sys/chinese-clip-vit-base-patch16"
 _NO_TOKENIZER = "none"
 # What a saved model consists of: all of it goes when something else takes its place.
@@ -52,6 +55,8 @@ _INPUTS = {
     "input_ids": "input_ids",
     "text": "input_ids",
     "attention_mask": "attention_mask",
+    "input_features": "input_features",
+    "audio": "input_features",
 }
 _PROMPTS = {
     "en": ["a photo of a cat", "a diagram", "two dogs on a beach"],
@@ -100,7 +105,7 @@ def convert_checkpoint(
     overwrite: bool = False,
     **options: Any,
 ) -> Conversion:
-    """Converts an official checkpoint: OpenAI's and open_clip's CLIP, Chinese-CLIP, and the files of the adapters.
+    """Converts an official checkpoint: OpenAI's and open_clip's CLIP, SLIP, Chinese-CLIP, AudioCLIP, and the files of the adapters.
 
     Sizes follow from the shapes, and names must fit exactly. Nothing in the file is run.
 
@@ -109,8 +114,9 @@ def convert_checkpoint(
         out: the folder to write. One that is not empty is an error, unless it holds the same conversion, which is then done again.
         method: one of `SIGNATURES` in `checkpoint_kinds.py`. Default: told from the names in the file.
         compare: load what was written and compare its outputs with those of the model in memory; they must be equal, but for rounding.
-        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`) and official outputs (`image_features`,
-            `text_features`, `logits_per_image`, `logits_per_text`; for adapters `logits`, `image_features`, `text_features`), to be met.
+        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`, `input_features`) and official outputs
+            (`image_features`, `text_features`, `logits_per_image`, `logits_per_text`; AudioCLIP also `audio_features`, `logits_per_audio`;
+            for adapters `logits`, `image_features`, `text_features`), to be met.
         overwrite: replace the model that `out` holds; files that belong to no model stay.
 
     Options of models:
@@ -119,6 +125,7 @@ def convert_checkpoint(
         vision_heads, text_heads: attention heads, where they are not 64 wide.
         activation: `"quick_gelu"` or `"gelu"`, which no weights tell. Default: open_clip's configuration, else `"quick_gelu"`, with a note unless the file
             is OpenAI's.
+        keep_head: SLIP; write the model with its self-supervised head, which is of use for going on with the training only.
         open_clip_config: open_clip's configuration of the model. Default: `open_clip_config.json` beside a file called `open_clip*`.
 
     Options of adapters:
@@ -247,21 +254,23 @@ def _convert_model(
         )
     tokenizer = _tokenizer(method, model.config, options.get("tokenizer"))
     if tokenizer is None:
-        notes.append("without a tokenizer: AutoProcessor gives the image processor alone")
+        alone = "feature extractor" if method == "audioclip" else "image processor"
+        notes.append(f"without a tokenizer: AutoProcessor gives the {alone} alone")
     processor = _processor(method, model.config.vision_config.image_size, tokenizer, image_settings)
     model.save_pretrained(stage)
     processor.save_pretrained(stage)
-    if method == "clip_resnet":
+    if method in ("clip_resnet", "slip", "audioclip"):
         from .model_cards import model_card
 
         model_card(model, weights=stage).save(stage / "README.md")
-    dropped = contents.dropped + contents.never_built + _unused(method, contents.weights)
+    dropped = contents.dropped + contents.never_built + _unused(method, contents.weights, options)
     difference = differences = None
     if compare or wanted:
         inputs, official = wanted or (_example(method, model, processor, tokenizer), {})
         before = _outputs(model, inputs)
         differences = _check_expected(before, official, dtype) if wanted else None
-        loaded = AutoModel.from_pretrained(stage).eval()
+        auto_class = AutoModelForPreTraining if options.get("keep_head") else AutoModel
+        loaded = auto_class.from_pretrained(stage).eval()
         if method == "chinese_clip":  # transformers 5.23 zeroes this row on loading; it is masked everywhere
             for each in (model, loaded):
                 each.text_model.embeddings.word_embeddings.weight.data[model.config.text_config.pad_token_id] = 0
@@ -280,6 +289,15 @@ def _build_model(method: str, weights, file: Path, options) -> tuple[PreTrainedM
         from .modeling.chinese_clip.convert_chinese_clip import chinese_clip_from_official
 
         return chinese_clip_from_official(weights, **heads), {}, []
+    if method == "slip":
+        from .modeling.slip.convert_slip import slip_from_official
+
+        return slip_from_official(weights, with_head=options.get("keep_head", False), **heads), _SLIP_IMAGES, []
+    if method == "audioclip":
+        from .modeling.audioclip.convert_audioclip import audioclip_from_official
+
+        notes = ["the hop of the spectrogram and how it is scaled are the published ones: no weights tell"]
+        return audioclip_from_official(weights, **heads), {}, notes
     if method == "clip":
         from .modeling.clip.convert_clip import clip_from_official as from_official
         from .modeling.clip.convert_clip import infer_clip_config as infer
@@ -309,10 +327,14 @@ def _build_model(method: str, weights, file: Path, options) -> tuple[PreTrainedM
     return model, image_settings, notes
 
 
-def _unused(method: str, weights: Mapping[str, torch.Tensor]) -> list[str]:
+def _unused(method: str, weights: Mapping[str, torch.Tensor], options: Mapping[str, Any]) -> list[str]:
     """What the converters of models leave out."""
+    if method == "slip":
+        return [name for name in weights if name.startswith("image_mlp.") and not options.get("keep_head")]
     if method == "chinese_clip":
         return [name for name in weights if name.startswith("bert.pooler.")]
+    if method == "audioclip":
+        return [name for name in weights if name == "audio.fbsp.bias"]
     from .modeling.clip.convert_clip import native_names
 
     kept = native_names(weights)
@@ -371,7 +393,8 @@ def _chinese_tokenizer(source: str | Path | None):
 
 
 def _processor(method: str, image_size: int, tokenizer, settings: Mapping[str, Any]):
-    """OpenAI's preprocessing at the model's size, or Chinese-CLIP's, which squashes; the image processor alone without a tokenizer."""
+    """OpenAI's preprocessing at the model's size, or Chinese-CLIP's, which squashes; the image processor (AudioCLIP: the feature extractor)
+    alone without a tokenizer."""
     from transformers import ChineseCLIPImageProcessor, ChineseCLIPProcessor, CLIPImageProcessor, CLIPProcessor
 
     square = {"height": image_size, "width": image_size}
@@ -381,6 +404,12 @@ def _processor(method: str, image_size: int, tokenizer, settings: Mapping[str, A
     image_processor = CLIPImageProcessor(
         **{"size": {"shortest_edge": image_size}, "crop_size": square} | dict(settings)
     )
+    if method == "audioclip":
+        from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
+        from .modeling.audioclip.processing_audioclip import AudioCLIPProcessor
+
+        sounds = AudioCLIPFeatureExtractor()
+        return sounds if tokenizer is None else AudioCLIPProcessor(image_processor, tokenizer, sounds)
     return image_processor if tokenizer is None else CLIPProcessor(image_processor, tokenizer)
 
 
@@ -398,7 +427,11 @@ def _sizes(config) -> dict[str, Any]:
     sizes = {"projection_dim": config.projection_dim}
     sizes |= {f"vision.{name}": getattr(vision, name) for name in wanted if getattr(vision, name, None) is not None}
     names = (*wanted[3:], "max_position_embeddings", "vocab_size", "hidden_act")
-    return sizes | {f"text.{name}": getattr(text, name) for name in names}
+    sizes |= {f"text.{name}": getattr(text, name) for name in names}
+    if (audio := getattr(config, "audio_config", None)) is not None:
+        names = ("n_fft", "win_length", "hop_length", "hidden_size", "depths", "groups", "width_per_group")
+        sizes |= {f"audio.{name}": getattr(audio, name) for name in names}
+    return sizes
 
 
 # ---- adapters
@@ -442,7 +475,13 @@ def _picture(size: int) -> torch.Tensor:
 
 
 def _example(method: str, model, processor, tokenizer) -> dict[str, torch.Tensor]:
-    """A random picture, always the same, and prompts; random tokens without a tokenizer."""
+    """A random picture, always the same, and prompts; random tokens without a tokenizer; noise where there is a tower for sounds."""
+    noise = 5000 * torch.randn(2, 1, 22050, generator=torch.Generator().manual_seed(0))
+    sounds = {"input_features": noise} if method == "audioclip" else {}
+    return sounds | _example_of_clip(method, model, processor, tokenizer)
+
+
+def _example_of_clip(method: str, model, processor, tokenizer) -> dict[str, torch.Tensor]:
     config = model.config
     size = config.vision_config.image_size
     if tokenizer is not None:
@@ -468,6 +507,11 @@ def _outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
     )
     found = {}
+    if "input_features" in inputs and hasattr(base, "get_audio_features"):
+        sounds = inputs["input_features"]
+        found["audio_features"] = base.get_audio_features(input_features=sounds).pooler_output
+        if "input_ids" in text:
+            found["logits_per_audio"] = base(input_features=sounds, **text).logits_per_audio
     if pixels is not None:
         found["image_features"] = base.get_image_features(pixel_values=pixels).pooler_output
     if hasattr(base, "get_class_features"):
@@ -479,7 +523,7 @@ def _outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     elif "input_ids" in text:
         found["text_features"] = base.get_text_features(**text).pooler_output
         if pixels is not None:
-            output = model(pixel_values=pixels, **text)
+            output = model(pixel_values=pixels, **text, return_loss=False)
             found |= {"logits_per_image": output.logits_per_image, "logits_per_text": output.logits_per_text}
     return {name: tensor.float() for name, tensor in found.items()}
 
@@ -536,6 +580,7 @@ def _read_expected(path: Path, method: str) -> tuple[dict[str, torch.Tensor], di
     outputs = {name: tensor for name, tensor in tensors.items() if name not in _INPUTS}
     known = ["image_features", "text_features"]
     known += ["logits_per_image", "logits_per_text"] if method in MODELS else ["logits"]
+    known += ["audio_features", "logits_per_audio"] if method == "audioclip" else []
     if unknown := sorted(outputs.keys() - set(known)):
         raise ValueError(
             f"expected: {path} has {', '.join(unknown[:5])} ({len(unknown)}), expected {', '.join(known)}"

@@ -109,7 +109,7 @@ def export_with_code(
     from . import __version__
 
     parts = [model, model.config, processor]
-    parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer")]
+    parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
     code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__)
     target = Path(folder)
     with staged_folder(target) as stage:
@@ -127,13 +127,15 @@ def export_with_code(
 
 
 def _name_processor_classes(processor: Any, folder: Path) -> None:
-    image_processor = getattr(processor, "image_processor", None)
+    nested = {"image_processor": "AutoImageProcessor", "feature_extractor": "AutoFeatureExtractor"}
 
     def add(values: dict) -> None:
         if _is_travelling(processor):
             values["auto_map"] = {"AutoProcessor": _reference(processor)}
-        if _is_travelling(image_processor) and "image_processor" in values:
-            values["image_processor"]["auto_map"] = {"AutoImageProcessor": _reference(image_processor)}
+        for name, auto_class in nested.items():
+            part = getattr(processor, name, None)
+            if _is_travelling(part) and name in values:
+                values[name]["auto_map"] = {auto_class: _reference(part)}
 
     _edit_json(folder / "processor_config.json", add)
     tokenizer = getattr(processor, "tokenizer", None)

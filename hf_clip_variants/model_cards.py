@@ -33,6 +33,14 @@ classify = pipeline("zero-shot-image-classification", model="{repo_id}"{argument
 picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print(classify(picture, candidate_labels=["a cat", "a dog"]))"""
 
+_ZERO_SHOT_AUDIO_PIPELINE = """\
+{imports}import numpy as np
+from transformers import pipeline
+
+classify = pipeline("zero-shot-audio-classification", model="{repo_id}"{arguments})
+sound = np.sin(np.arange(220500) / 20)  # yours: samples between -1 and 1, 44100 a second
+print(classify(sound, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
+
 _ADAPTER = """\
 import torch
 from hf_clip_variants import load_adapter
@@ -177,7 +185,9 @@ def _snippet(
         return template.format(repo_id=repo_id, base_model=base_model, names=names, **fields)
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
-    return (_PIPELINE if names_its_classes else _ZERO_SHOT_PIPELINE).format(
+    hears = row.task == "zero-shot-audio-classification"
+    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if hears else _ZERO_SHOT_PIPELINE
+    return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )
 

@@ -67,7 +67,8 @@ class Method:
         summary: when to use it, in one line.
         config: the configuration class.
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
-        processor, image_processors: models only. `image_processors` is keyed by transformers' back-end name.
+        processor, image_processors, feature_extractor: models only. `image_processors` is keyed by transformers' back-end name;
+            `feature_extractor` is for sounds.
         towers: models only, parts that the Auto classes know as well.
         layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
     """
@@ -84,6 +85,7 @@ class Method:
     auto_classes: dict[str, str] = field(default_factory=dict, hash=False)
     processor: str | None = None
     image_processors: dict[str, str] = field(default_factory=dict, hash=False)
+    feature_extractor: str | None = None
     towers: tuple[Tower, ...] = ()
     layer: str | None = None
     tuner: str | None = None
@@ -106,13 +108,14 @@ class Method:
     @property
     def exports(self) -> dict[str, str]:
         """Public class name -> module: what `hf_clip_variants` offers of this method."""
-        references = [self.config, self.model, self.processor, *self.image_processors.values()]
+        references = [self.config, self.model, self.processor, *self.image_processors.values(), self.feature_extractor]
+        references += self.auto_classes.values()
         for tower in self.towers:
             references += [tower.config, *tower.auto_classes.values()]
         return {name: module for module, name in (_split(reference) for reference in references if reference)}
 
     def load(self, part: str) -> type:
-        """Import and return one class: `part` is `config`, `model`, `processor`, `layer`, `tuner` or the name of an Auto class."""
+        """Import and return one class: `part` is one of `_PARTS` or the name of an Auto class."""
         reference = self.auto_classes.get(part) or (getattr(self, part) if part in _PARTS else None)
         if reference is None:
             known = [name for name in _PARTS if getattr(self, name)] + list(self.auto_classes)
@@ -136,7 +139,7 @@ class Method:
         }
 
 
-_PARTS = ("config", "model", "processor", "layer", "tuner")
+_PARTS = ("config", "model", "processor", "feature_extractor", "layer", "tuner")
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -158,6 +161,7 @@ _CLIP_PAPER = Paper(
     "Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya",
 )
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
+_AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
 _MAPLE = Paper(
     "MaPLe: Multi-modal Prompt Learning",
@@ -165,6 +169,8 @@ _MAPLE = Paper(
     2022,
     "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
 )
+
+_SLIP = "modeling.slip.modeling_slip:SLIP"
 
 _METHODS = (
     Method(
@@ -206,6 +212,56 @@ _METHODS = (
                 name="vision",
                 config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetVisionConfig",
                 auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
+            ),
+        ),
+    ),
+    Method(
+        name="slip",
+        kind="model",
+        title="SLIP",
+        paper=Paper(
+            "SLIP: Self-supervision meets Language-Image Pre-training",
+            "2112.12750",
+            2021,
+            "Mu, Norman and Kirillov, Alexander and Wagner, David and Xie, Saining",
+        ),
+        code=OfficialCode("facebookresearch/SLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="Pre-training: CLIP's loss plus SimCLR, MoCo v3, BYOL or SimSiam; better features from the same pictures.",
+        config="modeling.slip.configuration_slip:SLIPConfig",
+        model=_SLIP + "Model",
+        auto_classes={
+            "AutoModel": _SLIP + "Model",
+            "AutoModelForZeroShotImageClassification": _SLIP + "Model",
+            "AutoModelForPreTraining": _SLIP + "ForPreTraining",
+        },
+    ),
+    Method(
+        name="audioclip",
+        kind="model",
+        title="AudioCLIP",
+        paper=Paper(
+            "AudioCLIP: Extending CLIP to Image, Text and Audio",
+            "2106.13043",
+            2021,
+            'Guzhov, Andrey and Raue, Federico and Hees, J{\\"o}rn and Dengel, Andreas',
+        ),
+        code=OfficialCode("AndreyGuzhov/AudioCLIP", "MIT"),
+        task="zero-shot-audio-classification",
+        summary="Sounds, pictures and texts in one space: names sounds without examples, finds pictures by sound and back.",
+        config="modeling.audioclip.configuration_audioclip:AudioCLIPConfig",
+        model=_AUDIOCLIP + "Model",
+        auto_classes={
+            "AutoModel": _AUDIOCLIP + "Model",
+            "AutoModelForZeroShotImageClassification": _AUDIOCLIP + "Model",
+        },
+        processor="modeling.audioclip.processing_audioclip:AudioCLIPProcessor",
+        feature_extractor="modeling.audioclip.feature_extraction_audioclip:AudioCLIPFeatureExtractor",
+        towers=(
+            Tower(
+                name="audio",
+                config="modeling.audioclip.configuration_audioclip:AudioCLIPAudioConfig",
+                auto_classes={"AutoModel": _AUDIOCLIP + "AudioModel"},
             ),
         ),
     ),
@@ -361,6 +417,7 @@ def register() -> None:
     after_import("transformers.models.auto.modeling_auto", _register_models)
     after_import("transformers.models.auto.processing_auto", _register_processors)
     after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
+    after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
     after_import("peft", _register_adapters)
 
 
@@ -400,6 +457,14 @@ def _register_image_processors(module) -> None:
                 module.IMAGE_PROCESSOR_MAPPING,
                 row.config,
                 lambda row=row: {backend: _load(reference) for backend, reference in row.image_processors.items()},
+            )
+
+
+def _register_feature_extractors(module) -> None:
+    for row in methods("model"):
+        if row.feature_extractor:
+            _register_for_config(
+                module.FEATURE_EXTRACTOR_MAPPING, row.config, lambda row=row: row.load("feature_extractor")
             )
 
 

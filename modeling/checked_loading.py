@@ -46,7 +46,7 @@ class CheckedLoading:
             raise OSError(
                 f"{damaged_file(source)}: not a valid safetensors file ({error}). Re-download the checkpoint"
             ) from error
-        missing = sorted(info["missing_keys"]) if source is not None else []
+        missing = sorted(model._accept_missing(set(info["missing_keys"]))) if source is not None else []
         if missing and not output_loading_info:
             raise ValueError(
                 f"{source}: not a whole {cls.__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
@@ -56,6 +56,12 @@ class CheckedLoading:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(f"{source}: {name} has NaN or infinite values")
         return (model, info) if output_loading_info else model
+
+    def _accept_missing(self, missing: set[str]) -> set[str]:
+        """Of the weights that a checkpoint lacks, those without which the model is not whole; a class with parts that may be
+        new overrides this, and finishes their initialisation.
+        """
+        return missing
 
 
 __all__ = ["CheckedLoading", "damaged_file"]

@@ -1,4 +1,4 @@
-"""What a config.json from the Hub may not decide: which code runs."""
+"""What a config.json from the Hub may not decide: which code runs, and how much memory is asked for."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +13,17 @@ def without_kernels(values: Mapping) -> dict:
     }
 
 
+LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
+
+
+def check_range(config: object, part: str, names: Sequence[str]):
+    """ValueError if an attribute of `config` is not in 1..`LARGEST`; `part` comes before its name in the text."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or not 0 < value <= LARGEST:
+            raise ValueError(f"{part}{name}: {value} is outside 1..{LARGEST}")
+
+
 def check_tower_types(values: Mapping, known: Mapping[str, Sequence[str]]):
     """ValueError if a nested configuration of `values` says another `model_type` than one of `known[part]`; saying
     none is fine."""
@@ -23,4 +34,4 @@ def check_tower_types(values: Mapping, known: Mapping[str, Sequence[str]]):
             raise ValueError(f"{part}.model_type: {kind!r}, expected {types[0]!r}")
 
 
-__all__ = ["check_tower_types", "without_kernels"]
+__all__ = ["LARGEST", "check_range", "check_tower_types", "without_kernels"]

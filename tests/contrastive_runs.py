@@ -95,10 +95,11 @@ def train_by_trainer(out, batch_size, exact, accumulation=1):
 # ---- Several processes
 
 
-def run_ranks(folder, world_size, inputs=None, **task):
+def run_ranks(folder, world_size, inputs=None, program=PROGRAM, **task):
     """What each rank found: a list of (tensors, messages).
 
     Args:
+        program: what to run, by default `contrastive_ranks.py`, which the others are for.
         inputs: tensors image, text, logit_scale, logit_bias of the whole batch: every form and gather mode on them.
         counts: lists of pairs on each rank. steps: names of ways to train. trainer, failures: whether to.
     """
@@ -109,7 +110,7 @@ def run_ranks(folder, world_size, inputs=None, **task):
     (folder / "task.json").write_text(json.dumps(task))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
     result = subprocess.run(
-        [*launcher, str(PROGRAM), str(folder), str(folder / "task.json")],
+        [*launcher, str(program), str(folder), str(folder / "task.json")],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

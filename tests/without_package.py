@@ -43,6 +43,11 @@ def check(model, processor, step):
     if processor is not None:
         pixels = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
         torch.testing.assert_close(pixels, expected["processed"], rtol=0, atol=1e-5)
+        if "sound" in expected:
+            extractor = processor.feature_extractor
+            assert "transformers_modules" in type(extractor).__module__
+            heard = extractor(expected["sound"], sampling_rate=extractor.sampling_rate, return_tensors="pt")
+            torch.testing.assert_close(heard.input_features, expected["heard"])
     print("passed:", step, flush=True)
 
 

@@ -24,7 +24,7 @@ def convert(
     method: Annotated[
         str | None,
         typer.Option(
-            help="clip, clip_resnet, chinese_clip, coop, cocoop, maple, vpt, ivlp, clip_adapter or tip_adapter.",
+            help="clip, clip_resnet, slip, chinese_clip, audioclip, coop, cocoop, maple, vpt, ivlp, clip_adapter or tip_adapter.",
             show_default="told from the names in the file",
         ),
     ] = None,
@@ -57,6 +57,14 @@ def convert(
     text_heads: Annotated[
         int | None, typer.Option(help="Attention heads.", show_default="width / 64", rich_help_panel=_MODEL)
     ] = None,
+    keep_head: Annotated[
+        bool,
+        typer.Option(
+            "--keep-head",
+            help="SLIP: with its self-supervised head, to go on with the training.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="The CLIP that the adapter was trained on: folder or Hub id.", rich_help_panel=_ADAPTER),
@@ -112,7 +120,7 @@ def convert(
     json: JsonOption = False,
 ) -> None:
     """
-    Convert an official checkpoint: OpenAI's and open_clip's CLIP, Chinese-CLIP, and files of the adapters.
+    Convert an official checkpoint: OpenAI's and open_clip's CLIP, SLIP, Chinese-CLIP, and files of the adapters.
 
     Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names must fit exactly, and when anything
     fails nothing is written.
@@ -129,7 +137,7 @@ def convert(
     with machine_output() as emit:
         result = convert_checkpoint(
             file, out, method, compare=compare, expected=expected, overwrite=overwrite, tokenizer=tokenizer, dtype=dtype, activation=activation,
-            open_clip_config=open_clip_config, vision_heads=vision_heads, text_heads=text_heads, base=base, class_names=_names(classes), templates=templates,
+            open_clip_config=open_clip_config, vision_heads=vision_heads, text_heads=text_heads, keep_head=keep_head or None, base=base, class_names=_names(classes), templates=templates,
             class_token_position=position, context_init=context_init, ratio=ratio, alpha=alpha, beta=beta, values=values,
         )  # fmt: skip
         if json:

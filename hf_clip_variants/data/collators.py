@@ -74,3 +74,26 @@ class ImageTextCollator:
         texts = _column(rows, [self.text_column], type(self).__name__)
         batch = self.processor(images=images, text=texts, padding=True, truncation=True, return_tensors="pt")
         return {**batch, "return_loss": True}
+
+
+class TwoViewsCollator:
+    """Rows of [`TwoViews`] and a text -> what [`SLIPForPreTraining`] takes; texts as in [`ImageTextCollator`].
+
+    Args:
+        tokenizer: a tokenizer, or a processor that holds one.
+        text_column (`str`): default "text".
+    """
+
+    def __init__(self, tokenizer: Any, text_column: str = "text"):
+        self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.text_column = text_column
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, Any]:
+        names = ("pixel_values", "pixel_values_aug1", "pixel_values_aug2")
+        pixels = {name: torch.stack(_column(rows, [name], type(self).__name__)) for name in names}
+        texts = _column(rows, [self.text_column], type(self).__name__)
+        return {
+            **self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt"),
+            **pixels,
+            "return_loss": True,
+        }

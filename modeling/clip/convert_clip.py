@@ -60,7 +60,7 @@ TEXT_SHAPES = [
     _TEXT.format(i=0) + "mlp.c_fc.weight",
 ]
 VISION_SHAPES = ["visual.conv1.weight", "visual.positional_embedding", _VISUAL.format(i=0) + "mlp.c_fc.weight"]
-_TRANSPOSED = {"text_projection", "visual.proj"}
+_TRANSPOSED = {"text_projection", "visual.proj", "image_projection"}  # the last is SLIP's
 # Stored beside the weights, not weights: sizes (OpenAI) and the causal mask (old open_clip).
 _STRAY = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 # open_clip's models whose vision heads are not 64 wide (80, 88, 104, 112): ViT-H-14, ViT-g-14, ViT-bigG-14, ViT-e-14.
@@ -180,7 +180,7 @@ def rename_from_official(
     *,
     of: str = "CLIP",
 ) -> dict[str, torch.Tensor]:
-    """`weights` under our names, floats in float32; joint projections are split, `text_projection` and `visual.proj` transposed.
+    """`weights` under our names, floats in float32; joint projections are split, those into the joint space transposed.
 
     Args:
         weights: official names, exactly those of `table`.
@@ -232,16 +232,17 @@ def rename_to_official(
 
 
 def shapes_of(
-    weights: Mapping[str, torch.Tensor], names: list[str], *, of: str = "CLIP"
+    weights: Mapping[str, torch.Tensor], names: list[str], *, of: str = "CLIP", dims: Mapping[str, int] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that a configuration is read from: of matrices, and of convolutions.
+    """The shapes that a configuration is read from: of matrices, of convolutions, and of what has `dims[name]` dimensions.
 
     Raises:
         ValueError: a name is missing, or a tensor has another number of dimensions, or an empty one.
     """
     fail_if_any("missing", [name for name in names if name not in weights], of)
     shapes = {name: tuple(weights[name].shape) for name in names}
-    wrong = [f"{n} {s}" for n, s in shapes.items() if len(s) != (4 if n.endswith("conv1.weight") else 2) or 0 in s]
+    dims = {name: 4 if name.endswith("conv1.weight") else 2 for name in names} | dict(dims or {})
+    wrong = [f"{n} {s}" for n, s in shapes.items() if len(s) != dims[n] or 0 in s]
     fail_if_any("of the wrong shape", wrong, of)
     return shapes
 

@@ -76,7 +76,12 @@ def clean_text(text: str) -> str:
 
 
 def tokenize_texts(
-    tokenizer, texts: Sequence[str], max_length: int | None = None, clean: bool = False, what: str = "candidate_labels"
+    tokenizer,
+    texts: Sequence[str],
+    max_length: int | None = None,
+    clean: bool = False,
+    what: str = "candidate_labels",
+    slip_truncation: bool = False,
 ) -> list[list[int]]:
     """Token ids of user text, one list a text, with SOS and EOS and without padding.
 
@@ -91,6 +96,8 @@ def tokenize_texts(
             cut, EOS is kept, and one warning names the first of them.
         clean: apply `clean_text` first.
         what: the argument's name for messages.
+        slip_truncation: cut long texts as SLIP's code does, end token and all. Models then pool at the start token, and all
+            long texts have one embedding: for comparison with SLIP's numbers only.
 
     Raises:
         ValueError: a single string instead of a list, no text, a text that is no string, blank (also after cleaning)
@@ -105,6 +112,9 @@ def tokenize_texts(
     [[49406, 320, 1125, 539, 320, 2368, 49407]]
     ```
     """
+    if slip_truncation:
+        whole = encode_texts(tokenizer, texts, clean=clean, what=what, return_attention_mask=False, verbose=False)
+        return [ids[: max_length or tokenizer.model_max_length] for ids in whole["input_ids"]]
     encoded = encode_texts(
         tokenizer, texts, max_length=max_length, clean=clean, what=what, truncation=True, return_attention_mask=False
     )

@@ -7,18 +7,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ..untrusted_config import check_tower_types, without_kernels
+from ..untrusted_config import check_range, check_tower_types, without_kernels
 
 
-_LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
 _REDUCTION = 32  # how many times smaller than the picture the last map is, and how many times wider than the stem
-
-
-def _check_range(config: PreTrainedConfig, part: str, names: tuple[str, ...]):
-    for name in names:
-        value = getattr(config, name)
-        if value is None or not 0 < value <= _LARGEST:
-            raise ValueError(f"{part}{name}: {value} is outside 1..{_LARGEST}")
 
 
 @strict
@@ -115,7 +107,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_sizes(self):
         names = ("hidden_size", "num_attention_heads", "num_channels", "image_size", "projection_dim")
-        _check_range(self, "", names)
+        check_range(self, "", names)
         for name in ("hidden_size", "image_size"):
             if getattr(self, name) % _REDUCTION:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a multiple of {_REDUCTION}")
@@ -195,8 +187,8 @@ class CLIPResNetConfig(PreTrainedConfig):
         if not isinstance(text, PreTrainedConfig) or not isinstance(vision, PreTrainedConfig):
             return  # still dicts: the base class turns them into configurations
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-        _check_range(text, "text_config.", (*names, "max_position_embeddings"))
-        _check_range(self, "", ("projection_dim",))
+        check_range(text, "text_config.", (*names, "max_position_embeddings"))
+        check_range(self, "", ("projection_dim",))
         if vision.projection_dim != self.projection_dim:
             raise ValueError(
                 f"vision_config.projection_dim: {vision.projection_dim}, expected projection_dim "

@@ -18,13 +18,13 @@ from transformers.backbone_utils import BackboneMixin, filter_output_hidden_stat
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.clip.modeling_clip import CLIPOutput, eager_attention_forward
+from transformers.models.clip.modeling_clip import eager_attention_forward
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..checked_loading import CheckedLoading
-from ..contrastive_loss import contrastive_loss, unit_rows
+from ..dual_encoder import DualEncoder, check_pixels
 from ..staged_saving import StagedSaving
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 
@@ -86,7 +86,30 @@ class CLIPResNetBranchNorm(nn.BatchNorm2d):
     """
 
 
-class CLIPResNetBottleneck(GradientCheckpointingLayer):
+class BatchNormBlock(GradientCheckpointingLayer):
+    """A block with batch normalisation, which counts a batch once also under activation checkpointing. Subclasses have
+    `_forward` in the place of `forward`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._runs = False
+
+    def __call__(self, *args, **kwargs) -> torch.Tensor:
+        self._runs = True
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._runs = False
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        # Activation checkpointing calls forward again in the backward pass, and not through __call__.
+        again = self.gradient_checkpointing and self.training and not self._runs
+        with _statistics_kept(self) if again else contextlib.nullcontext():
+            return self._forward(hidden_state)
+
+
+class CLIPResNetBottleneck(BatchNormBlock):
     """1 x 1, 3 x 3 and 1 x 1 convolution and a shortcut: (B, in, H, W) -> (B, 4 planes, H / stride, W / stride).
 
     No convolution has a stride: average pooling after the second one, and before the shortcut's, shrinks the map.
@@ -107,26 +130,12 @@ class CLIPResNetBottleneck(GradientCheckpointingLayer):
             self.downsample = nn.ModuleDict(
                 {"0": nn.Conv2d(in_channels, out_channels, 1, bias=False), "1": nn.BatchNorm2d(out_channels)}
             )
-        self._runs = False
 
     def convolutions(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         """Each convolution with the normalisation behind it."""
         yield from ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
         if self.downsample is not None:
             yield self.downsample["0"], self.downsample["1"]
-
-    def __call__(self, *args, **kwargs) -> torch.Tensor:
-        self._runs = True
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            self._runs = False
-
-    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        # Activation checkpointing calls forward again in the backward pass, and not through __call__.
-        again = self.gradient_checkpointing and self.training and not self._runs
-        with _statistics_kept(self) if again else contextlib.nullcontext():
-            return self._forward(hidden_state)
 
     def _forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
         shortcut = hidden_state
@@ -233,7 +242,7 @@ class CLIPResNetTower(CLIPResNetPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "conv1"
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$"]
+    _keys_to_ignore_on_load_unexpected = [r"^(text|audio)_model\.", r"^text_projection\.", r"^logit_scale(_ai|_at)?$"]
 
     def __init__(self, config: CLIPResNetVisionConfig):
         super().__init__(config)
@@ -309,14 +318,7 @@ class CLIPResNetTower(CLIPResNetPreTrainedModel):
         return tuple(maps)
 
     def _check_pixels(self, pixel_values: torch.Tensor):
-        channels = self.config.num_channels
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
-            got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"pixel_values: expected [batch, {channels}, H, W], got {got}")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
-            )
+        check_pixels(pixel_values, self.config.num_channels)
         if min(pixel_values.shape[2:]) < 32:
             height, width = pixel_values.shape[2:]
             raise ValueError(f"pixel_values: pictures of {height} x {width}, expected at least 32 x 32")
@@ -431,7 +433,7 @@ class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
         return BackboneOutput(feature_maps=chosen, hidden_states=maps)
 
 
-class CLIPResNetModel(CLIPResNetPreTrainedModel):
+class CLIPResNetModel(DualEncoder, CLIPResNetPreTrainedModel):
     r"""
     CLIP with a ResNet image tower (Radford et al. 2021): `CLIPModel`'s interface and outputs, without
     `visual_projection`.
@@ -466,12 +468,6 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
         # What the tower need not load of a whole model, a whole model does not know.
         self._keys_to_ignore_on_load_unexpected -= set(CLIPResNetTower._keys_to_ignore_on_load_unexpected)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.embeddings.token_embedding
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.text_model.embeddings.token_embedding = value
-
     def fuse_batch_norm(self) -> "CLIPResNetModel":
         """`fuse_batch_norm` of the image tower; returns the model, in eval mode."""
         self.eval()
@@ -483,77 +479,11 @@ class CLIPResNetModel(CLIPResNetPreTrainedModel):
         self.vision_model.unfuse_batch_norm()
         return self
 
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        """As `CLIPModel`'s: (N, L) ids -> the text tower's output; `pooler_output` (N, D) is the projected feature."""
-        outputs = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
-        )
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
-        return outputs
 
-    @can_return_tuple
-    def get_image_features(
-        self,
-        pixel_values: torch.FloatTensor,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is in the joint space, un-normalised."""
-        return self.vision_model(
-            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
-        )
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        return_loss: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> CLIPOutput:
-        r"""
-        Args:
-            input_ids: (N, L); the first end token ends a text.
-            pixel_values: (B, 3, H, W), normalised.
-            attention_mask, position_ids: (N, L), for the text tower.
-            return_loss: CLIP's contrastive loss, with picture i and text i a pair; needs N = B.
-            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
-
-        Returns `loss`, `logits_per_image` (B, N), `logits_per_text` (N, B), unit-norm `text_embeds` (N, D) and
-        `image_embeds` (B, D), and both towers' outputs.
-        """
-        if input_ids is None or pixel_values is None:
-            missing = "input_ids" if input_ids is None else "pixel_values"
-            raise ValueError(f"{missing}: missing; for one modality call get_image_features or get_text_features")
-        vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
-        text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = unit_rows(vision.pooler_output.float()).to(vision.pooler_output.dtype)
-        text_embeds = unit_rows(text.pooler_output.float()).to(text.pooler_output.dtype).to(image_embeds.device)
-        logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
-        loss = None
-        if return_loss:
-            # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
-            gather = "exact" if self.training else "none"
-            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False, gather=gather)
-        return CLIPOutput(
-            loss=loss,
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.t(),
-            text_embeds=text_embeds,
-            image_embeds=image_embeds,
-            text_model_output=text,
-            vision_model_output=vision,
-        )
-
-
-__all__ = ["CLIPResNetBackbone", "CLIPResNetModel", "CLIPResNetPreTrainedModel", "CLIPResNetVisionModel"]
+__all__ = [
+    "BatchNormBlock",
+    "CLIPResNetBackbone",
+    "CLIPResNetModel",
+    "CLIPResNetPreTrainedModel",
+    "CLIPResNetVisionModel",
+]

@@ -46,7 +46,7 @@ def test_a_row_is_complete(row):
         assert row.model and row.auto_classes and row.layer is row.tuner is row.peft_type is None
     else:
         assert row.layer and row.tuner and row.model is row.processor is row.model_type is None
-        assert not row.auto_classes and not row.image_processors
+        assert not row.auto_classes and not row.image_processors and row.feature_extractor is None
     hash(row)  # frozen all through
 
 
@@ -54,7 +54,7 @@ def test_a_row_is_complete(row):
 def test_every_class_of_a_row_lives_in_its_folder(row):
     folder = ROOT.parent / "modeling" if row.kind == "model" else ROOT / "adapters"
     assert (folder / row.name / "__init__.py").is_file()
-    references = [row.config, row.model, row.processor, row.layer, row.tuner]
+    references = [row.config, row.model, row.processor, row.feature_extractor, row.layer, row.tuner]
     references += [*row.auto_classes.values(), *row.image_processors.values()]
     references += [part for tower in row.towers for part in (tower.config, *tower.auto_classes.values())]
     for reference in filter(None, references):
@@ -175,6 +175,18 @@ def test_auto_classes_know_the_model(row, tmp_path):
         assert IMAGE_PROCESSOR_MAPPING[type(config)][backend] is image_processor
         image_processor().save_pretrained(tmp_path)
         assert type(AutoImageProcessor.from_pretrained(tmp_path)) is image_processor
+    if row.feature_extractor:
+        from transformers import AutoFeatureExtractor
+        from transformers.models.auto.feature_extraction_auto import (
+            FEATURE_EXTRACTOR_MAPPING,
+            feature_extractor_class_from_name,
+        )
+
+        feature_extractor = row.load("feature_extractor")
+        assert FEATURE_EXTRACTOR_MAPPING[type(config)] is feature_extractor
+        assert feature_extractor_class_from_name(feature_extractor.__name__) is feature_extractor
+        feature_extractor().save_pretrained(tmp_path)
+        assert type(AutoFeatureExtractor.from_pretrained(tmp_path)) is feature_extractor
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,19 @@ def test_rows(fixture, cases, tokenizer, name):
     assert torch.equal(padded, expected[plain])
 
 
+def test_rows_of_slip_are_cut_without_their_end_token(fixture, cases, tokenizer):
+    expected = fixture.outputs["slip_ids77"]
+    plain = [index for index, case in enumerate(cases) if is_plain(case)]
+    rows = tokenize_texts(
+        tokenizer, [cases[i]["text"] for i in plain], max_length=expected.shape[1], clean=True, slip_truncation=True
+    )
+    padded = torch.zeros(len(plain), expected.shape[1], dtype=torch.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    assert torch.equal(padded, expected[plain])
+    assert any(tokenizer.eos_token_id not in row for row in rows), "there is a long text"
+
+
 def test_special_tokens_in_text_are_text(cases, tokenizer):
     texts = [case["text"] for case in cases if any(token in case["cleaned"] for token in SPECIAL)]
     assert texts

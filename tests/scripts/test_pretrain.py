@@ -280,7 +280,6 @@ def test_training_goes_on_from_a_saved_model(script, tmp_path, capsys):
         (["--data", *DATA, "--arch", "ViT-mini", "--steps", "1", "--held-out", "a=emoji.parquet"], "no such file"),
         (["--data", *DATA, "--stream", "--hold-out", "0.5", "--arch", "ViT-mini", "--steps", "1"], "hold_out: rows can be held out of"),
         (["--data", *DATA, "--hold-out", "1.5", "--arch", "ViT-mini", "--steps", "1"], "hold_out: got 1.5"),
-        (["--smoke", "--method", "audioclip"], "AudioCLIP needs pictures with sounds"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_named_and_leave_no_files(arguments, message, script, tmp_path, capsys):

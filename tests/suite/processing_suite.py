@@ -7,7 +7,7 @@ import unittest
 from pathlib import Path
 
 # The package comes before tests/ on the path, see tests/conftest.py.
-from hf_clip_variants.registry import _load, methods
+from hf_clip_variants.registry import _load, method, methods
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -44,7 +44,13 @@ def make_test_classes(row):
 
         @classmethod
         def _setup_image_processor(cls):
-            return _load(next(iter(row.image_processors.values())))()
+            # Some methods take another one's.
+            images = row.image_processors or method("clip_classifier").image_processors
+            return _load(next(iter(images.values())))()
+
+        @classmethod
+        def _setup_feature_extractor(cls):
+            return row.load("feature_extractor")()
 
         @classmethod
         def _setup_tokenizer(cls):
@@ -53,12 +59,16 @@ def make_test_classes(row):
             tiny_tokenizer().save_pretrained(folder)
             return type(tiny_tokenizer()).from_pretrained(folder)  # its own: tests change it
 
+        def prepare_audio_inputs(self, batch_size=None):
+            """As `datasets` gives them: without sampling rate a sound is an error."""
+            return [{"array": sound, "sampling_rate": 44_100} for sound in super().prepare_audio_inputs(batch_size)]
+
     return ImageProcessorTest, ProcessorTest
 
 
 for _row in (row for row in methods("model") if row.processor):  # others use another method's
     for _made, _part in zip(make_test_classes(_row), ("ImageProcessor", "Processor"), strict=True):
-        if (_part == "Processor" and not _row.processor) or not _row.image_processors:
+        if _part == "ImageProcessor" and not _row.image_processors:
             continue
         _made.__name__ = _made.__qualname__ = f"{_row.load('model').__name__}{_part}Suite"
         _made.__module__ = __name__

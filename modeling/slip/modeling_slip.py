@@ -1,0 +1,386 @@
+"""SLIP: a dual encoder, and its pre-training with CLIP's loss and a self-supervised one on two views of each picture."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import nn
+from transformers import AutoModel, CLIPTextModel, PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
+
+from ..checked_loading import CheckedLoading
+from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
+from ..clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
+from ..contrastive_loss import contrastive_accuracy
+from ..dual_encoder import DualEncoder, check_pixels
+from ..rank_exchange import world_size
+from ..staged_saving import StagedSaving
+from .configuration_slip import WITH_MOMENTUM, WITH_PREDICTOR, SLIPConfig
+from .rank_batch_norm import RankBatchNorm1d
+from .self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
+
+
+logger = logging.get_logger(__name__)
+
+# B images, N texts, L tokens, F width of the image tower's feature, D joint width, E width of the projection head's output
+
+# What pre-training has and the dual encoder has not.
+_PRETRAINING_PARTS = ("ssl_projector", "ssl_predictor", "momentum_vision_model", "momentum_projector")
+
+
+def _image_tower(config) -> PreTrainedModel:
+    if config.model_type == CLIPResNetVisionConfig.model_type:
+        return CLIPResNetVisionModel._from_config(config)
+    if config.model_type == "vit":
+        return ViTModel._from_config(config, add_pooling_layer=False)
+    tower = AutoModel.from_config(config, trust_remote_code=False)
+    if tower.main_input_name != "pixel_values":
+        raise ValueError(f"vision_config.model_type: {config.model_type!r} is no image model")
+    return tower
+
+
+# ---- heads
+
+
+class SLIPHeadLinear(nn.Linear):
+    """A layer of a head. A class of its own, because its initialisation is PyTorch's and not the towers'."""
+
+
+class SLIPProjector(nn.Module):
+    """(R, F) -> (R, E): three layers, batch normalisation and ReLU behind the first two. One call is one batch of statistics."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
+        super().__init__()
+        self.layer1 = SLIPHeadLinear(in_dim, hidden_dim)
+        self.bn1 = RankBatchNorm1d(hidden_dim)
+        self.layer2 = SLIPHeadLinear(hidden_dim, hidden_dim)
+        self.bn2 = RankBatchNorm1d(hidden_dim)
+        self.layer3 = SLIPHeadLinear(hidden_dim, out_dim)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = self.bn1(self.layer1(features)).relu()
+        return self.layer3(self.bn2(self.layer2(hidden)).relu())
+
+
+class SLIPPredictor(nn.Module):
+    """(R, E) -> (R, E): two layers, batch normalisation and ReLU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.layer1 = SLIPHeadLinear(dim, hidden_dim)
+        self.bn1 = RankBatchNorm1d(hidden_dim)
+        self.layer2 = SLIPHeadLinear(hidden_dim, dim)
+
+    def forward(self, projection: torch.Tensor) -> torch.Tensor:
+        return self.layer2(self.bn1(self.layer1(projection)).relu())
+
+
+# ---- models
+
+
+class SLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
+    config: SLIPConfig
+    base_model_prefix = "slip"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _no_split_modules = [
+        "CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "ViTLayer", "ViTEmbeddings", "CLIPResNetBottleneck",
+        "CLIPResNetAttentionPool",
+    ]  # fmt: skip
+    _can_record_outputs = {}  # the towers record theirs
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, SLIPHeadLinear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, SLIPModel):
+            for projection in (module.visual_projection, module.text_projection):
+                init.normal_(projection.weight, std=self.config.initializer_factor * projection.in_features**-0.5)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, but under the names that the model has. By default it would write a Vision Transformer under those of
+        transformers 4, which `from_pretrained` reads and `Trainer`, when it resumes, does not.
+        """
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class SLIPModel(DualEncoder, SLIPPreTrainedModel):
+    r"""
+    The dual encoder of SLIP (Mu et al. 2021): `CLIPModel`'s interface and outputs, on any image tower.
+
+    Loads its own checkpoints and those of [`SLIPForPreTraining`], whose heads it leaves out; `modeling/slip/convert_slip.py`
+    reads official weights.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import SLIPConfig, SLIPModel
+
+    >>> tower = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "image_size": 32}
+    >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
+    >>> model = SLIPModel(SLIPConfig(text_config=text, vision_config=tower, projection_dim=48)).eval()
+    >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])
+    >>> model(pixel_values=torch.randn(2, 3, 32, 32), input_ids=ids).logits_per_image.shape
+    torch.Size([2, 3])
+    ```
+    """
+
+    def __init__(self, config: SLIPConfig):
+        super().__init__(config)
+        self.text_model = CLIPTextModel._from_config(config.text_config)
+        self.vision_model = _image_tower(config.vision_config)
+        self.visual_projection = nn.Linear(config.feature_dim, config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
+        self.post_init()
+        # The towers' lists of what they leave out of a whole model are not the whole's; what pre-training adds is left out.
+        self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in _PRETRAINING_PARTS}
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is the projected feature, un-normalised."""
+        if interpolate_pos_encoding:  # not every tower has positions
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self._run_tower(self.vision_model, pixel_values, "pixel_values", **kwargs)
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    @staticmethod
+    def _run_tower(
+        tower: PreTrainedModel, pixel_values: torch.Tensor, name: str, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """An image tower's output; `pooler_output` (B, F) is its feature: what it pools, its first token if it does not."""
+        check_pixels(pixel_values, getattr(tower.config, "num_channels", 3), name)
+        outputs = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True, **kwargs)
+        pooled = outputs.get("pooler_output")
+        outputs["pooler_output"] = outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+        return outputs
+
+
+@dataclass
+class SLIPForPreTrainingOutput(CLIPOutput):
+    """As `CLIPOutput`, and the parts of the loss. On several ranks losses are those of the whole batch, accuracies of this rank's rows.
+
+    Args:
+        loss (`torch.Tensor`): `clip_loss + ssl_scale * ssl_loss`; without views, in evaluation, `clip_loss`.
+        clip_loss, ssl_loss (`torch.Tensor`): without their weights.
+        clip_accuracy (`torch.Tensor`): share of the pictures whose own text is the nearest in the batch.
+        ssl_accuracy (`torch.Tensor`): share of the first views that find the second; SimCLR and MoCo v3.
+        aug1_embeds, aug2_embeds (`torch.Tensor`): (B, E), what the projection head gives for the views (behind a predictor, what it
+            gives), not normalised.
+    """
+
+    clip_loss: torch.Tensor | None = None
+    ssl_loss: torch.Tensor | None = None
+    clip_accuracy: torch.Tensor | None = None
+    ssl_accuracy: torch.Tensor | None = None
+    aug1_embeds: torch.Tensor | None = None
+    aug2_embeds: torch.Tensor | None = None
+
+
+class SLIPForPreTraining(SLIPModel):
+    r"""
+    SLIP in training: the dual encoder, and a projection head on the image tower's feature, with `config.ssl_objective` on it.
+    MoCo v3, BYOL and SimSiam add a predictor; MoCo v3 and BYOL momentum copies of tower and head, which take no gradient.
+
+    With `Trainer`, add `hf_clip_variants.PretrainingCallback`: after each step of the optimiser it keeps `logit_scale` in range and
+    calls `update_momentum_encoder`. `SLIPModel.from_pretrained` takes the trained dual encoder out of a saved folder, `dual_encoder`
+    out of the model in memory. From a folder of [`SLIPModel`], `from_pretrained` begins with new heads.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import SLIPConfig, SLIPForPreTraining
+
+    >>> tower = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "image_size": 32}
+    >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
+    >>> config = SLIPConfig(text_config=text, vision_config=tower, projection_dim=48, ssl_mlp_dim=32, ssl_emb_dim=16)
+    >>> model = SLIPForPreTraining(config).train()
+    >>> picture, view1, view2 = torch.randn(3, 2, 3, 32, 32)
+    >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407]])
+    >>> outputs = model(ids, picture, view1, view2)
+    >>> torch.equal(outputs.loss, outputs.clip_loss + outputs.ssl_loss), outputs.aug1_embeds.shape
+    (True, torch.Size([2, 16]))
+    ```
+    """
+
+    def __init__(self, config: SLIPConfig):
+        super().__init__(config)
+        self.ssl_projector = SLIPProjector(config.feature_dim, config.ssl_mlp_dim, config.ssl_emb_dim)
+        if config.ssl_objective in WITH_PREDICTOR:
+            self.ssl_predictor = SLIPPredictor(config.ssl_emb_dim, config.ssl_mlp_dim)
+        if config.ssl_objective in WITH_MOMENTUM:
+            self.momentum_vision_model = _image_tower(config.vision_config)
+            self.momentum_projector = SLIPProjector(config.feature_dim, config.ssl_mlp_dim, config.ssl_emb_dim)
+        self.post_init()
+        # A checkpoint may have what only another objective needs.
+        here = dict(self.named_children())
+        self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in _PRETRAINING_PARTS if part not in here}
+        for online, momentum in self._momentum_pairs():
+            momentum.requires_grad_(False)
+            momentum.load_state_dict(online.state_dict())
+        if config.ssl_scale == 0:  # DistributedDataParallel would wait for the gradients
+            for part in _PRETRAINING_PARTS:
+                if part in here:
+                    here[part].requires_grad_(False)
+        self._version_at_update: int | None = None
+
+    def _momentum_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """(online, momentum copy)"""
+        if self.config.ssl_objective in WITH_MOMENTUM:
+            yield self.vision_model, self.momentum_vision_model
+            yield self.ssl_projector, self.momentum_projector
+
+    def _accept_missing(self, missing: set[str]) -> set[str]:
+        """New heads, where a checkpoint has nothing of one; a new momentum copy is equal to what it copies."""
+        for part in _PRETRAINING_PARTS:
+            names = {name for name in self.state_dict() if name.startswith(part + ".")}
+            if names and names <= missing:
+                missing = missing - names
+                for online, momentum in self._momentum_pairs():
+                    if momentum is getattr(self, part):
+                        momentum.load_state_dict(online.state_dict())
+        return missing
+
+    @torch.no_grad()
+    def update_momentum_encoder(self, progress: float = 0.0):
+        """Moves the momentum copies towards the weights, copy <- m copy + (1 - m) weight; to be called once after each step of the
+        optimiser. Does nothing for objectives without them.
+
+        Args:
+            progress: share of the training that is done, 0 to 1; m = 1 - (1 - `ssl_momentum`) (1 + cos(pi `progress`)) / 2.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress: {progress}, expected a number in 0..1")
+        share = (1 - self.config.ssl_momentum) * (1 + math.cos(math.pi * progress)) / 2
+        for online, momentum in self._momentum_pairs():
+            for weight, copy in zip(online.parameters(), momentum.parameters(), strict=True):
+                copy.lerp_(weight, share)
+        self._version_at_update = self._weights_version()
+
+    def _weights_version(self) -> int:
+        return self.ssl_projector.layer3.weight._version
+
+    def _warn_of_a_standing_momentum_encoder(self):
+        if torch.compiler.is_compiling():
+            return
+        version = self._weights_version()
+        if self._version_at_update is None:
+            self._version_at_update = version
+        elif version != self._version_at_update:
+            logger.warning_once(
+                f"ssl_objective={self.config.ssl_objective!r}: the weights were changed and the momentum encoder was not. Call "
+                "update_momentum_encoder after each step of the optimiser, or give Trainer a PretrainingCallback."
+            )
+
+    def dual_encoder(self) -> SLIPModel:
+        """The model without heads. It shares its towers with this one; `.save_pretrained` saves it alone."""
+        with torch.device("meta"):
+            model = SLIPModel(self.config)
+        for name in ("text_model", "vision_model", "text_projection", "visual_projection", "logit_scale"):
+            setattr(model, name, getattr(self, name))
+        model.training = self.training
+        return model
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        pixel_values_aug1: torch.FloatTensor | None = None,
+        pixel_values_aug2: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool = True,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SLIPForPreTrainingOutput:
+        r"""
+        Args:
+            input_ids: (B, L), the text of each picture; the first end token ends it.
+            pixel_values: (B, 3, H, W), normalised: the view for the CLIP loss.
+            pixel_values_aug1, pixel_values_aug2: (B, 3, H, W), two augmented views of the same pictures, as
+                `hf_clip_variants.data.TwoViews` makes them. Needed in training, unless `ssl_scale` is 0.
+            attention_mask, position_ids: (B, L), for the text tower.
+            return_loss: False for embeddings and logits alone, as `SLIPModel`.
+            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+
+        Raises:
+            ValueError: inputs are missing or of other shapes, numbers of pictures differ, or a batch of one in training.
+        """
+        views = {"pixel_values_aug1": pixel_values_aug1, "pixel_values_aug2": pixel_values_aug2}
+        ssl = self._self_supervision(pixel_values, views, interpolate_pos_encoding) if return_loss else {}
+        outputs = super().forward(
+            input_ids, pixel_values, attention_mask, position_ids, return_loss, interpolate_pos_encoding, **kwargs
+        )
+        if return_loss:
+            gather = "exact" if self.training else "none"
+            accuracy = contrastive_accuracy(outputs.image_embeds, outputs.text_embeds, gather=gather)
+            ssl |= {"clip_loss": outputs.loss, "clip_accuracy": accuracy}
+            if "ssl_loss" in ssl:
+                outputs.loss = outputs.loss + self.config.ssl_scale * ssl["ssl_loss"]
+        return SLIPForPreTrainingOutput(**outputs, **ssl)
+
+    def _self_supervision(self, pixel_values, views: dict[str, torch.Tensor | None], interpolate: bool) -> dict:
+        """`ssl_loss` and what goes with it in the output; nothing where there is none to compute."""
+        absent = [name for name, view in views.items() if view is None]
+        if self.config.ssl_scale == 0 or (len(absent) == 2 and not self.training):
+            return {}
+        if absent:
+            raise ValueError(
+                f"{absent[0]}: missing; {self.config.ssl_objective} needs two views of each picture (TwoViews makes them). ssl_scale=0 "
+                "trains with the CLIP loss alone"
+            )
+        for name, view in views.items():
+            if pixel_values is not None and len(view) != len(pixel_values):
+                raise ValueError(f"{name}: {len(view)} pictures, pixel_values has {len(pixel_values)}")
+            if self.training and len(view) < 2 and world_size() == 1:
+                raise ValueError(f"{name}: {len(view)} picture, batch normalisation needs at least 2 in training")
+        options = {"interpolate_pos_encoding": True} if interpolate else {}
+
+        def project(tower, projector) -> list[torch.Tensor]:
+            # One after the other: each view is a batch of its own to batch normalisation.
+            return [
+                projector(self._run_tower(tower, view, name, **options).pooler_output) for name, view in views.items()
+            ]
+
+        objective, gather = self.config.ssl_objective, "exact" if self.training else "none"
+        embeds = projections = project(self.vision_model, self.ssl_projector)
+        if objective in WITH_PREDICTOR:
+            embeds = [self.ssl_predictor(each) for each in projections]
+        targets = projections
+        if objective in WITH_MOMENTUM:
+            if self.training:
+                self._warn_of_a_standing_momentum_encoder()
+            with torch.no_grad():
+                targets = project(self.momentum_vision_model, self.momentum_projector)
+        accuracy = None
+        if objective == "simclr":
+            loss, accuracy = simclr_loss(*embeds, self.config.ssl_temperature, gather=gather)
+        elif objective == "moco_v3":
+            loss, accuracy = moco_v3_loss(*embeds, *targets, self.config.ssl_temperature, gather=gather)
+        else:
+            loss = {"byol": byol_loss, "simsiam": simsiam_loss}[objective](*embeds, *targets, gather=gather)
+        return {"ssl_loss": loss, "ssl_accuracy": accuracy, "aug1_embeds": embeds[0], "aug2_embeds": embeds[1]}
+
+
+__all__ = ["SLIPForPreTraining", "SLIPForPreTrainingOutput", "SLIPModel", "SLIPPreTrainedModel"]
