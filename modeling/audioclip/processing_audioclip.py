@@ -1,0 +1,108 @@
+"""Processor of AudioCLIP: sounds, pictures and texts to model inputs."""
+
+from collections.abc import Sequence
+
+from transformers.image_processing_base import BatchFeature
+from transformers.processing_utils import ProcessingKwargs
+
+from ..clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
+
+
+class AudioCLIPProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"text_kwargs": {"padding": True, "truncation": False}}
+
+
+class AudioCLIPProcessor(CLIPClassifierProcessor):
+    r"""
+    An image processor, a tokenizer and a feature extractor in one. Pictures and texts as in `CLIPClassifierProcessor`; sounds as in
+    [`AudioCLIPFeatureExtractor`].
+
+    A text may be the labels of one sample, a list, which are joined by ", ". Underscores become spaces, as in the authors' data
+    sets. A text longer than the model reads is an error, as theirs; `truncation=True` cuts it.
+
+    Args:
+        image_processor: CLIP's, of this package or transformers'.
+        tokenizer: CLIP's.
+        feature_extractor ([`AudioCLIPFeatureExtractor`], *optional*): default: that of the published model.
+        clean_text (`bool`, defaults to `False`): see `CLIPClassifierProcessor`.
+
+    `processor(images=None, text=None, audio=None, sampling_rate=None, audio_kwargs=None, **kwargs)` returns `pixel_values` (B, 3, H,
+    W), `input_ids` and `attention_mask` (N, L), `input_features` (B, channels, samples). `padding`, `truncation` and `max_length` are
+    those of the text; what is for the sounds goes into `audio_kwargs`.
+
+    Raises:
+        ValueError: nothing given; or as in the parts, naming `images[7]`, `text[7]` or `audio[7]`.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from hf_clip_variants import AudioCLIPProcessor, CLIPClassifierImageProcessor
+    >>> from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
+
+    >>> processor = AudioCLIPProcessor(CLIPClassifierImageProcessor(), official_tokenizer())
+    >>> labels = [["dog_bark", "siren"], ["street_music"]]
+    >>> inputs = processor(text=labels, audio=np.zeros(44100), sampling_rate=44100, return_tensors="pt")
+    >>> {name: tuple(value.shape) for name, value in inputs.items()}
+    {'input_ids': (2, 6), 'attention_mask': (2, 6), 'input_features': (1, 1, 220500)}
+    ```
+    """
+
+    valid_processor_kwargs = AudioCLIPProcessorKwargs
+
+    def __init__(
+        self, image_processor=None, tokenizer=None, feature_extractor=None, clean_text: bool = False, **kwargs
+    ):
+        feature_extractor = AudioCLIPFeatureExtractor() if feature_extractor is None else feature_extractor
+        super().__init__(image_processor, tokenizer, clean_text, feature_extractor=feature_extractor, **kwargs)
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str | Sequence[str]] | None = None,
+        audio=None,
+        **kwargs,
+    ) -> BatchFeature:
+        if images is None and text is None and audio is None:
+            raise ValueError("images, text, audio: got none of them, expected at least one")
+        inputs, audio_kwargs = {}, {"sampling_rate": kwargs.pop("sampling_rate", None)}
+        audio_kwargs |= {"return_tensors": kwargs.get("return_tensors")} | dict(kwargs.pop("audio_kwargs", None) or {})
+        if images is not None or text is not None:
+            sentences = None if text is None else _sentences(text)
+            inputs |= super().__call__(images=images, text=sentences, **kwargs)
+            if text is not None:
+                self._check_lengths(sentences, inputs["input_ids"])
+        if audio is not None:
+            inputs |= self.feature_extractor(audio, **audio_kwargs)
+        return BatchFeature(inputs)
+
+    def _check_lengths(self, sentences: str | list[str], input_ids):
+        limit = self.tokenizer.model_max_length
+        row = input_ids if isinstance(input_ids[0], int) else input_ids[0]
+        if len(row) <= limit:
+            return
+        for index, sentence in enumerate([sentences] if isinstance(sentences, str) else sentences):
+            length = len(self.tokenizer(sentence, split_special_tokens=True).input_ids)
+            if length > limit:
+                raise ValueError(
+                    f"text[{index}]: {length} tokens, the model reads {limit}: {sentence[:60]!r}; shorten it or pass truncation=True"
+                )
+
+
+def _sentences(text: str | Sequence[str | Sequence[str]]) -> str | list[str]:
+    """Labels with spaces; those of one sample joined."""
+    if isinstance(text, str):
+        return text.replace("_", " ")
+    joined = []
+    for index, one in enumerate(text):
+        labels = [one] if isinstance(one, str) else one
+        if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, str) for label in labels):
+            raise ValueError(
+                f"text[{index}]: {one!r}, expected a string or the labels of one sample, a list of strings"
+            )
+        joined.append(", ".join(label.replace("_", " ") for label in labels))
+    return joined
+
+
+__all__ = ["AudioCLIPProcessor", "AudioCLIPProcessorKwargs"]
