@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_clip_variants.commands.adapt import parse_overrides
 from hf_clip_variants.commands.output import prepare_libraries
 from hf_clip_variants.few_shot_data import parse_test_data
 from hf_clip_variants.run_folder import digest, write_json
@@ -156,17 +157,7 @@ def _floats(text: str) -> list[float]:
 
 
 def assignments(option: str, words: list[str]) -> dict[str, Any]:
-    """`["a=1", "b=x"]` -> `{"a": 1, "b": "x"}`: JSON where it is JSON."""
-    values = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name.strip():
-            raise ValueError(f"{option}: got {word!r}; want NAME=VALUE")
-        try:
-            values[name.strip()] = json.loads(value)
-        except ValueError:
-            values[name.strip()] = value
-    return values
+    return parse_overrides(words, option, "NAME=VALUE")
 
 
 def complete(options: argparse.Namespace) -> None:

@@ -155,13 +155,15 @@ def _numbers(argument: str, text: str) -> list[int]:
         raise ValueError(f"{argument}: got {text!r}; want whole numbers with commas, such as 1,2,4") from None
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+def parse_overrides(
+    arguments: list[str], option: str = "set", wanted: str = "NAME=VALUE or METHOD.NAME=VALUE"
+) -> dict[str, Any]:
     """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON where it is, else text."""
     overrides = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"set: got {argument!r}; want NAME=VALUE or METHOD.NAME=VALUE")
+            raise ValueError(f"{option}: got {argument!r}; want {wanted}")
         try:
             overrides[name.strip()] = json_module.loads(value)
         except ValueError:

@@ -55,12 +55,17 @@ def wavelets(
     m, fb, fc = m[:, None], fb[:, None].clamp_min(_EPS), fc[:, None]
     x = fb * time / (m + _EPS)
     zero = x == 0
-    sinc = torch.where(zero, 1, torch.where(zero, 1, x).sin() / torch.where(zero, 1, x))
-    # In logarithms and angles: no 0 * log(0), which the product of complex numbers has.
-    amplitude = fb.sqrt() * (m * sinc.abs().clamp_min(torch.finfo(m.dtype).tiny).log()).exp()
-    amplitude = amplitude / math.sqrt(length) if normalized else amplitude
-    angle = math.pi * m * (sinc < 0) - fc * time
-    return torch.stack([amplitude * angle.cos(), amplitude * angle.sin()])
+    x = torch.where(zero, 1, x)
+    sinc = torch.where(zero, 1, x.sin() / x)
+    # In the official order of operations, which gives its very bits: a rounding error here may make another sample the largest of
+    # a pooling window, and gradients differ where none of the outputs does. Without its complex product, which has 0 * log(0).
+    magnitude = (sinc.abs() ** 2).clamp_min(torch.finfo(m.dtype).tiny) ** (0.5 * m)
+    phase = m * (math.pi * (sinc < 0))
+    power_real, power_imag = magnitude * phase.cos(), magnitude * phase.sin()
+    real, imag = (fc * time).cos(), -(fc * time).sin()
+    filters = torch.stack([power_real * real - power_imag * imag, power_real * imag + power_imag * real])
+    filters = fb.sqrt() * filters
+    return filters / length**0.5 if normalized else filters
 
 
 class _MaxNormGradients(torch.autograd.Function):
