@@ -126,6 +126,30 @@ def test_every_method_trains_and_is_saved_as_users_load_it(more, cls, script, tm
         assert torch.equal(whole.logit_scale, model.logit_scale)
 
 
+def test_finished_runs_are_probed_into_one_table(script, tmp_path, capsys):
+    import pretraining_table
+
+    probe = "food=emoji:fluentflat,emojione@food-drink=emoji:notov1@food-drink"
+    folders = [str(tmp_path / name) for name in ("one", "two")]
+    for folder, arch in zip(folders, ("ViT-mini", "RN-mini"), strict=True):
+        arguments = [*SMALL, "--arch", arch, "--steps", "1", "--batch-size", "4", "--eval", "emoji:fluent3d"]
+        assert script.main([*arguments, "--out", folder]) == 0
+    assert pretraining_table.main([*folders, "--probe", probe, "--out", str(tmp_path / "table")]) == 0
+    page = (tmp_path / "table" / "table.md").read_text()
+    assert "| one | 1 | 4 |" in page and "| two | 1 | 4 |" in page and "--arch RN-mini" in page
+    lines = [json.loads(line) for line in (tmp_path / "table" / "runs.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == ["one", "two"]
+    assert all(0 <= line["probes"]["food"][kind] <= 1 for line in lines for kind in ("linear", "nearest"))
+    assert lines[0]["probes"]["food"]["train_images"] == 176
+
+    for given, message in (
+        ([str(tmp_path)], "holds no finished run"),
+        ([*folders, "--probe", "food"], "want NAME=TRAIN=TEST"),
+    ):
+        assert pretraining_table.main([*given, "--out", str(tmp_path / "none")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def sounds(path, count=12):
     """Tones with pictures and names, as a Parquet file."""
     import datasets
@@ -189,6 +213,25 @@ def test_audioclip_learns_to_hear_on_a_trained_clip(script, tmp_path, capsys):
         if a != b
     }
     assert found["eval_unseen_audio_to_text_recall_at_5"] == 1, "four rows of twelve"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_rows_are_never_trained_on_and_the_same_for_every_seed(seed, script):
+    from argparse import Namespace
+
+    from hf_clip_variants.data.pair_batches import PairReader
+    from hf_clip_variants.data.pairs import open_pairs
+
+    pairs = open_pairs(FOLDER / "notov1.parquet", text_columns=["name"])
+    options = Namespace(hold_out=0.2, method="clip", seed=seed)
+    reader = PairReader(seed, 32, transform=lambda image, generator: {})
+    (left,), (unseen, seen) = script.hold_out(options, [pairs], reader, None, None)
+    names = [set(part.dataset["name"]) for part in (left, unseen.pairs, seen.pairs)]
+    assert len(names[1]) == len(names[2]) == 38 and len(names[0]) == 152
+    assert not names[0] & names[1] and names[2] <= names[0] and names[0] | names[1] == set(pairs.dataset["name"])
+    assert unseen.reader is None and seen.reader.seed != seed
+    (again,), _ = script.hold_out(Namespace(**vars(options) | {"seed": 7}), [pairs], reader, None, None)
+    assert again.dataset["name"][:] == left.dataset["name"][:]
 
 
 @pytest.mark.slow
