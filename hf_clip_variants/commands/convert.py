@@ -120,7 +120,7 @@ def convert(
     json: JsonOption = False,
 ) -> None:
     """
-    Convert an official checkpoint: OpenAI's and open_clip's CLIP, SLIP, Chinese-CLIP, and files of the adapters.
+    Convert an official checkpoint: OpenAI's and open_clip's CLIP, SLIP, AudioCLIP, Chinese-CLIP, and files of the adapters.
 
     Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names must fit exactly, and when anything
     fails nothing is written.

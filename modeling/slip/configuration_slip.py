@@ -15,6 +15,13 @@ OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")
 WITH_PREDICTOR = ("moco_v3", "byol", "simsiam")
 WITH_MOMENTUM = ("moco_v3", "byol")
 
+# Image models of transformers without parts of which their configuration says where they come from: some fetch what a nested
+# backbone names, and a file must not choose that.
+IMAGE_TOWERS = (
+    "vit", "deit", "vit_msn", "beit", "dinov2", "dinov2_with_registers", "swin", "swinv2", "convnext", "convnextv2", "resnet", "regnet",
+    "clip_vision_model", "siglip_vision_model", CLIPResNetVisionConfig.model_type,
+)  # fmt: skip
+
 _EPS = 1e-6  # of the layer norms of timm's Vision Transformer; transformers' default is another
 _SIZES = {
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12},  # 12 heads as in MoCo v3, not 6
@@ -35,8 +42,7 @@ class SLIPConfig(PreTrainedConfig):
             CLIP's text tower.
         vision_config (`dict` or a configuration of an image model):
             The image tower: `ViTConfig` by default (with `layer_norm_eps` 1e-6, where none is given), `CLIPVisionConfig`,
-            [`CLIPResNetVisionConfig`] or any other image model of transformers. A dictionary says which by its
-            `model_type`. The tower's feature is its pooled output; its first token where there is none.
+            [`CLIPResNetVisionConfig`] or another of `IMAGE_TOWERS`. A dictionary says which by its `model_type`. The tower's feature is its pooled output; its first token where there is none.
         projection_dim (`int`, defaults to 512):
             Width of the joint space of pictures and texts.
         logit_scale_init_value (`float`, defaults to 2.6592):
@@ -173,10 +179,12 @@ class SLIPConfig(PreTrainedConfig):
         vision = self.vision_config
         if not isinstance(vision, PreTrainedConfig):
             return
-        if hasattr(vision, "vocab_size") or not (hasattr(vision, "hidden_size") or hasattr(vision, "hidden_sizes")):
-            raise ValueError(f"vision_config.model_type: {vision.model_type!r} is no image model")
+        if vision.model_type not in IMAGE_TOWERS:
+            raise ValueError(
+                f"vision_config.model_type: {vision.model_type!r}, expected an image tower: {', '.join(IMAGE_TOWERS)}"
+            )
         if not 0 < self.feature_dim <= LARGEST:
             raise ValueError(f"vision_config: features of width {self.feature_dim}, expected 1..{LARGEST}")
 
 
-__all__ = ["OBJECTIVES", "WITH_MOMENTUM", "WITH_PREDICTOR", "SLIPConfig"]
+__all__ = ["IMAGE_TOWERS", "OBJECTIVES", "WITH_MOMENTUM", "WITH_PREDICTOR", "SLIPConfig"]

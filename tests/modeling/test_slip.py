@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from hf_clip_variants import PretrainingCallback, SLIPConfig, SLIPForPreTraining, SLIPModel
 from hf_clip_variants.modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
 from hf_clip_variants.modeling.contrastive_loss import contrastive_loss
+from hf_clip_variants.modeling.slip.configuration_slip import IMAGE_TOWERS
 from hf_clip_variants.modeling.slip.self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
 
 
@@ -351,9 +352,38 @@ class TestTowers:
     def test_what_is_no_image_tower_is_named(self):
         for kind in ("bert", "audio-spectrogram-transformer"):
             with pytest.raises(
-                (StrictDataclassError, ValueError), match=f"vision_config.model_type: '{kind}' is no image model"
+                (StrictDataclassError, ValueError),
+                match=f"vision_config.model_type: '{kind}', expected an image tower",
             ):
                 SLIPForPreTraining(slip_config(vision_config={"model_type": kind}))
+
+    def test_a_file_names_nothing_to_be_fetched(self, monkeypatch):
+        """A hybrid DPT builds what its nested backbone names, from the Hub."""
+        asked = []
+        monkeypatch.setattr("socket.socket.connect", lambda *address: asked.append(address))
+        evil = {"model_type": "timm_backbone", "backbone": "hf_hub:evil/repo", "use_pretrained_backbone": True}
+        tower = {
+            "model_type": "dpt",
+            "is_hybrid": True,
+            "backbone_config": evil,
+            "hidden_size": 24,
+            "num_attention_heads": 3,
+        }
+        for vision in (tower, evil, {"model_type": "timm_wrapper", "architecture": "hf_hub:evil/repo"}):
+            with pytest.raises((StrictDataclassError, ValueError), match="expected an image tower"):
+                SLIPModel(SLIPConfig.from_dict({"vision_config": vision}))
+        assert not asked
+
+    @pytest.mark.parametrize("kind", IMAGE_TOWERS)
+    def test_every_tower_that_is_offered_has_a_feature_of_the_width_it_says(self, kind):
+        """With its default sizes, on no device."""
+        config = slip_config(vision_config={"model_type": kind})
+        size = getattr(config.vision_config, "image_size", 224)
+        with torch.device("meta"):
+            model = SLIPModel(config)
+            pixels = torch.zeros(1, 3, size, size)
+            feature = model._run_tower(model.vision_model, pixels, "pixel_values").pooler_output
+        assert feature.shape == (1, config.feature_dim)
 
     def test_a_file_chooses_no_code(self, tmp_path):
         slip_model().save_pretrained(tmp_path)
