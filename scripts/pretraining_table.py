@@ -3,6 +3,8 @@
     python scripts/pretraining_table.py runs/clip-vit runs/slip-vit --out scripts/results/pretraining
     python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out table
 
+    python scripts/pretraining_table.py runs/audio-* --no-probes --out scripts/results/pretraining/audio
+
 Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image tower's features. OUT/runs.jsonl gets a line for each
 run, OUT/table.md the table and the commands.
 """
@@ -55,11 +57,11 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def describe(name: str, run: dict[str, Any], probes: dict[str, Any]) -> dict[str, Any]:
-    losses = [entry for entry in run["log"] if "loss" in entry]
+    last = ([entry for entry in run["log"] if "loss" in entry] or [{}])[-1]  # none in runs shorter than --log-every
     return {
         "run": name, "command": run["command"], "steps": run["steps"], "pairs": run["steps"] * run["settings"]["batch_size"],
         "seconds": run["seconds"], "device": run["device"], "threads": run["threads"], "torch": run["torch"],
-        "last_losses": {key: value for key, value in losses[-1].items() if key.endswith(("loss", "accuracy"))},
+        "last_losses": {key: value for key, value in last.items() if key.endswith(("loss", "accuracy"))},
         "metrics": run["metrics"], "probes": probes,
     }  # fmt: skip
 
@@ -84,10 +86,35 @@ def table(lines: list[dict[str, Any]], command: str) -> str:
         ]
         for line in lines
     ]  # fmt: skip
-    text = "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+    text = markdown(head, rows)
+    found = [row for line in lines for row in retrieval_rows(line)]
+    if found:
+        text += "\n\n" + markdown(
+            ["run", "rows", "query → gallery", "recall at 1", "at 5", "at 10", "median rank"], found
+        )
     commands = "\n".join(line["command"] for line in lines)
     machines = {f"{line['device']}, {line['threads']} thread(s), torch {line['torch']}" for line in lines}
-    return f"{text}\n\nAccuracies in %. Device: {'; '.join(sorted(machines))}.\n\n```\n{commands}\n{command}\n```\n"
+    return f"{text}\n\nAccuracies and recalls in %. Device: {'; '.join(sorted(machines))}.\n\n```\n{commands}\n{command}\n```\n"
+
+
+def retrieval_rows(line: dict[str, Any]) -> list[list[str]]:
+    """One row for each set and direction of `retrieval_of_pairs`."""
+    suffix = "_recall_at_1"
+    rows = []
+    for name in line["metrics"]:
+        if not name.endswith(suffix):
+            continue
+        stem = name.removesuffix(suffix)
+        rest, _, gallery = stem.removeprefix("eval_").partition("_to_")
+        rows_of, _, query = rest.rpartition("_")
+        recalls = [f"{100 * line['metrics'][f'{stem}_recall_at_{k}']:.1f}" for k in (1, 5, 10)]
+        rank = f"{line['metrics'][f'{stem}_median_rank']:.1f}"
+        rows.append([line["run"], rows_of.replace("_", " "), f"{query} → {gallery}", *recalls, rank])
+    return rows
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("runs", nargs="+", type=Path, help="output folders of pretrain.py")
     made.add_argument("--probe", action="append", metavar="NAME=TRAIN=TEST[=LABEL COLUMN]", help="may be repeated")
+    made.add_argument("--no-probes", action="store_true", help="what the runs measured, and nothing else")
     made.add_argument("--out", type=Path, required=True)
     options = made.parse_args(arguments)
     command = " ".join(
@@ -104,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         ]
     )
     try:
-        probes = [parse_probe(text) for text in options.probe or PROBES]
+        probes = [parse_probe(text) for text in ([] if options.no_probes else options.probe or PROBES)]
         runs = {folder.name: read_run(folder) for folder in options.runs}
         lines = [
             describe(name, run, {p["name"]: measure(folder / "model", p) for p in probes})

@@ -213,6 +213,11 @@ def test_audioclip_learns_to_hear_on_a_trained_clip(script, tmp_path, capsys):
         if a != b
     }
     assert found["eval_unseen_audio_to_text_recall_at_5"] == 1, "four rows of twelve"
+    import pretraining_table
+
+    assert pretraining_table.main([str(out), "--no-probes", "--out", str(tmp_path / "table")]) == 0
+    page = (tmp_path / "table" / "table.md").read_text()
+    assert "| run | unseen | audio → text | " in page and "| run | seen augmented | image → audio | " in page
 
 
 @pytest.mark.parametrize("seed", [0, 1])
