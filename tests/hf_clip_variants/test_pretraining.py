@@ -43,7 +43,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(stream, 
 @pytest.mark.parametrize(
     "changed", [{"on_device": True}, {"dataloader_num_workers": 1}], ids=["on the device", "a worker"]
 )
-def test_where_pictures_are_augmented_changes_nothing(changed, tmp_path):
+def test_where_pictures_are_augmented_changes_nothing(changed, tmp_path, monkeypatch):
+    # A worker imports anew, and on pytest's path tests/hf_clip_variants would come before the installed package.
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
     found = []
     for name, options in (("plain", {}), ("changed", changed)):
         run = trainer(tmp_path / name, steps=2, **options)
