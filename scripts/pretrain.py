@@ -1,7 +1,7 @@
 """Contrastive pre-training: CLIP with a ViT or a ResNet, SLIP, AudioCLIP; from scratch or from a checkpoint, on one CPU or many GPUs.
 
     python scripts/pretrain.py --smoke --out /tmp/smoke                              # a minute: shows that everything runs
-    python scripts/pretrain.py --data cc3m/{00000..00331}.tar --arch ViT-B/32 --epochs 32 --batch-size 512 --bf16 --workers 8 --out runs/b32
+    python scripts/pretrain.py --data "cc3m/*.tar" --arch ViT-B/32 --steps 180000 --batch-size 512 --bf16 --workers 8 --out runs/b32
     torchrun --nproc-per-node 8 scripts/pretrain.py --method slip --arch ViT-B/16 ... # or accelerate launch, with FSDP2 from its configuration
     python scripts/pretrain.py --method audioclip --arch RN50 --init runs/clip-rn50/model --data sounds.parquet --set frozen_modalities='["image","text"]' ...
 
@@ -226,8 +226,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     if options.method == "audioclip" and AutoConfig.from_pretrained(options.init).model_type == "clipv-clip_resnet":
         return hearing_clip(options.init, fields)
     cls = hf_clip_variants.SLIPForPreTraining if options.method == "slip" else AutoModel
-    config = AutoConfig.from_pretrained(options.init, **fields)
-    model = cls.from_pretrained(options.init, config=config, dtype=torch.float32)
+    model = cls.from_pretrained(options.init, dtype=torch.float32, **fields)
     return model, AutoProcessor.from_pretrained(options.init)
 
 
@@ -464,13 +463,14 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
         "save_strategy": "steps", "save_steps": options.save_every or max(1, steps // 10),
         "eval_strategy": "steps" if sets and options.eval_every else "no", "eval_steps": options.eval_every,
     }  # fmt: skip
+    own = type(model).__module__.startswith("hf_clip_variants.")  # exact over processes by themselves
     schedule = None
     if options.schedule == "slip":
         schedule = partial(warmup_cosine, peak=options.lr, num_steps=steps, warmup_steps=arguments["warmup_steps"])
     trainer = PretrainTrainer(
         model, TrainingArguments(**{**arguments, **further}), collator, data, processing_class=processor, eval_dataset=sets,
         views_on_device=views, micro_batch_size=options.micro_batch_size, schedule=schedule,
-        callbacks=[ExactContrastiveLoss()] if type(model).__name__ == "CLIPModel" and not options.micro_batch_size else [],
+        callbacks=[ExactContrastiveLoss()] if not own and not options.micro_batch_size else [],
     )  # fmt: skip
     first = trainer.is_world_process_zero()
     if first:

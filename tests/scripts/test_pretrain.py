@@ -307,6 +307,29 @@ def test_training_goes_on_from_a_saved_model(script, tmp_path, capsys):
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.parametrize("method", ["clip", "slip"])
+def test_a_trained_clip_is_where_either_method_begins(method, script, tmp_path, capsys):
+    from hf_clip_variants import embedded_model
+
+    data = [word for word in SMALL if word not in ("--image-size", "32")]
+    arguments = [
+        *data,
+        "--method",
+        method,
+        "--init",
+        str(embedded_model()),
+        "--steps",
+        "1",
+        "--batch-size",
+        "4",
+        "--lr",
+        "1e-7",
+    ]
+    evaluation = ["--eval", "emoji:fluent3d", "--eval-templates", "icons"]
+    assert script.main([*arguments, *evaluation, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    assert run_of(tmp_path / "run")["metrics"]["eval_fluent3d_top1"] == pytest.approx(0.495, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
