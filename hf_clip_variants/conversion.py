@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 
 from .checkpoint_kinds import ADAPTERS, MODELS, check_method, detect_method
+from .data.two_views import IMAGENET_MEAN, IMAGENET_STD
 from .official import Contents, printable, read_contents
 from .saving import staged_folder
 
@@ -38,8 +39,8 @@ _OPTIONS = {
     "ratio": ("clip_adapter",),
     **dict.fromkeys(("alpha", "beta", "values"), ("tip_adapter",)),
 }
-# ImageNet's mean and deviation, bilinear.
-_SLIP_IMAGES = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}
+# Bilinear.
+SLIP_IMAGES = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 2}
 _CHINESE_TOKENIZER = "OFA-Sys/chinese-clip-vit-base-patch16"
 _NO_TOKENIZER = "none"
 # What a saved model consists of: all of it goes when something else takes its place.
@@ -292,7 +293,7 @@ def _build_model(method: str, weights, file: Path, options) -> tuple[PreTrainedM
     if method == "slip":
         from .modeling.slip.convert_slip import slip_from_official
 
-        return slip_from_official(weights, with_head=options.get("keep_head", False), **heads), _SLIP_IMAGES, []
+        return slip_from_official(weights, with_head=options.get("keep_head", False), **heads), SLIP_IMAGES, []
     if method == "audioclip":
         from .modeling.audioclip.convert_audioclip import audioclip_from_official
 

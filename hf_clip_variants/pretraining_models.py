@@ -11,7 +11,6 @@ from .data.emoji import embedded_model
 
 METHODS = ("clip", "slip", "audioclip")
 CLIP_TOKENIZER = "openai/clip-vit-base-patch32"
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,9 @@ def image_processor(method: str, size: int):
     """SLIP's, bilinear with ImageNet's mean and deviation, or CLIP's, as square pictures of `size` pixels."""
     from transformers import CLIPImageProcessor
 
+    from .conversion import SLIP_IMAGES
+
     settings = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if method == "slip":
-        settings |= {"resample": 2, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+        settings |= SLIP_IMAGES
     return CLIPImageProcessor(**settings)
