@@ -14,8 +14,6 @@ from .registry import method, methods
 
 
 if TYPE_CHECKING:
-    from .adaptation import adapt
-    from .adapter_fitting import fit_adapter
     from .adapters.clip_adapter.config import CLIPAdapterConfig
     from .adapters.cocoop.config import CoCoOpConfig
     from .adapters.coop.config import CoOpConfig
@@ -24,11 +22,12 @@ if TYPE_CHECKING:
     from .adapters.maple.config import MaPLeConfig
     from .adapters.tip_adapter.config import TipAdapterConfig
     from .adapters.vpt.config import VPTConfig
-    from .conversion import convert_checkpoint
-    from .data.emoji import embedded_model
-    from .data.sources import load_images
-    from .exact_loss import ExactContrastiveLoss
-    from .hub import export_with_code
+    from .conversion.convert import convert_checkpoint
+    from .data.images.emoji import embedded_model
+    from .data.images.sources import load_images
+    from .few_shot.adapt import adapt
+    from .few_shot.fitting import fit_adapter
+    from .hub.export import export_with_code
     from .modeling.audioclip.configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
     from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExtractor
     from .modeling.audioclip.modeling_audioclip import AudioCLIPAudioModel, AudioCLIPModel
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
     from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone, CLIPResNetModel, CLIPResNetVisionModel
     from .modeling.slip.configuration_slip import SLIPConfig
     from .modeling.slip.modeling_slip import SLIPForPreTraining, SLIPModel
-    from .pretraining_callback import PretrainingCallback
+    from .training.callbacks import PretrainingCallback
+    from .training.exact_contrastive_loss import ExactContrastiveLoss
 
 __version__ = "0.1.0.dev0"
 
@@ -85,15 +85,15 @@ __all__ = [
 ]
 
 _SOURCES = {
-    "adapt": "hf_clip_variants.adaptation",
-    "ExactContrastiveLoss": "hf_clip_variants.exact_loss",
-    "PretrainingCallback": "hf_clip_variants.pretraining_callback",
-    "convert_checkpoint": "hf_clip_variants.conversion",
-    "fit_adapter": "hf_clip_variants.adapter_fitting",
-    "embedded_model": "hf_clip_variants.data.emoji",
-    "export_with_code": "hf_clip_variants.hub",
+    "adapt": "hf_clip_variants.few_shot.adapt",
+    "ExactContrastiveLoss": "hf_clip_variants.training.exact_contrastive_loss",
+    "PretrainingCallback": "hf_clip_variants.training.callbacks",
+    "convert_checkpoint": "hf_clip_variants.conversion.convert",
+    "fit_adapter": "hf_clip_variants.few_shot.fitting",
+    "embedded_model": "hf_clip_variants.data.images.emoji",
+    "export_with_code": "hf_clip_variants.hub.export",
     "load_adapter": "hf_clip_variants.adapters.loading",
-    "load_images": "hf_clip_variants.data.sources",
+    "load_images": "hf_clip_variants.data.images.sources",
 }
 _SOURCES |= {name: module for row in methods() for name, module in row.exports.items()}
 

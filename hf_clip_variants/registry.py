@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .auto_mappings import register_lazily
-from .post_import import after_import
+from .registration.auto_mappings import register_lazily
+from .registration.post_import import after_import
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from typing import Any
 from hf_clip_variants import embedded_model
 from hf_clip_variants.commands.adapt import _numbers, _words, parse_overrides, use_all_cores
 from hf_clip_variants.commands.output import prepare_libraries
-from hf_clip_variants.few_shot_data import absolute_source, parse_test_data
-from hf_clip_variants.protocols import PROTOCOLS, Plan, emoji_plans, load_task, templates_for
+from hf_clip_variants.few_shot.protocols import PROTOCOLS, Plan, emoji_plans, load_task, templates_for
+from hf_clip_variants.few_shot.splits import absolute_source, parse_test_data
 
 
 EPOCH_LINES_EVERY = 30.0  # seconds
@@ -168,7 +168,7 @@ def cell_settings(cell: Cell, options: argparse.Namespace, overrides: dict[str, 
 
 
 def check_same_settings(records: list[dict[str, Any]], settings: dict[tuple, dict[str, Any]], out: Path) -> None:
-    from hf_clip_variants.protocol_results import what_differs
+    from hf_clip_variants.few_shot.results import what_differs
 
     for record in records:
         now = settings.get(key_of(record))
@@ -193,9 +193,9 @@ def write_tables(lines, cells: list[Cell], command: str) -> str:
     """OUT/table.md and plots from everything that all processes have done; the table. The last process to come here writes the whole."""
     from filelock import FileLock
 
-    from hf_clip_variants.protocol_plots import plot
-    from hf_clip_variants.protocol_results import markdown
-    from hf_clip_variants.saving import write_atomically
+    from hf_clip_variants.few_shot.plots import plot
+    from hf_clip_variants.few_shot.results import markdown
+    from hf_clip_variants.files.atomic_writes import write_atomically
 
     with FileLock(lines.work / ".table.lock"):
         found = {key_of(record): record for record in lines.read()}
@@ -216,7 +216,7 @@ def write_tables(lines, cells: list[Cell], command: str) -> str:
 
 def run_cells(cells: list[Cell], everything: list[Cell], options, lines, settings, progress: Progress, device) -> int:
     """Runs `cells`; how many failed. `everything`: the whole command's cells, of which other processes do the others."""
-    from hf_clip_variants.protocol_runs import ZERO_SHOT, ProtocolRunner
+    from hf_clip_variants.few_shot.runner import ZERO_SHOT, ProtocolRunner
 
     seeds, reading, read = _numbers("seeds", options.seeds), parse_overrides(options.read or []), {}
     tasks, contents, failed = {}, {}, 0
@@ -337,16 +337,16 @@ def from_launcher(name: str, mpi: str | None = None, default: int = 0) -> int:
 
 def one_epoch(methods: list[str]) -> dict[str, Any]:
     """Overrides: one epoch for those of the methods that are trained."""
-    from hf_clip_variants.recipes import recipe
+    from hf_clip_variants.few_shot.recipes import recipe
 
     return {f"{m}.epochs": 1 for m in methods if recipe(m, 1).epochs}
 
 
 def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world: int = 1) -> int:
     """Exit code: 0, or 1 when a method failed."""
-    from hf_clip_variants.adaptation import overrides_by_method
-    from hf_clip_variants.adapter_fitting import FEW_SHOT_METHODS, few_shot_method
-    from hf_clip_variants.protocol_results import ResultLines
+    from hf_clip_variants.few_shot.adapt import overrides_by_method
+    from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS, few_shot_method
+    from hf_clip_variants.few_shot.results import ResultLines
 
     methods = [few_shot_method(m).name for m in (_words(options.methods) if options.methods else FEW_SHOT_METHODS)]
     options.overrides = parse_overrides(options.set or [])

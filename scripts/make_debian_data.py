@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from hf_clip_variants.saving import write_atomically
+from hf_clip_variants.files.atomic_writes import write_atomically
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from typing import Any
 
 from hf_clip_variants.commands.adapt import parse_overrides
 from hf_clip_variants.commands.output import prepare_libraries
-from hf_clip_variants.few_shot_data import parse_test_data
-from hf_clip_variants.run_folder import digest, write_json
+from hf_clip_variants.few_shot.run_folder import digest, write_json
+from hf_clip_variants.few_shot.splits import parse_test_data
 
 
 DEFAULTS = {  # learning rate, weight decay: the papers'; small pictures take a higher rate
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--method", choices=("clip", "slip", "audioclip"), default="clip")
     add(
         "--arch",
-        help="ViT-mini, RN-mini, ViT-tiny, RN-tiny, ViT-S/16, ViT-B/32, …, RN50, …; see pretraining_models.py",
+        help="ViT-mini, RN-mini, ViT-tiny, RN-tiny, ViT-S/16, ViT-B/32, …, RN50, …; see training/architectures.py",
     )
     add(
         "--init",
@@ -162,7 +162,7 @@ def assignments(option: str, words: list[str]) -> dict[str, Any]:
 
 def complete(options: argparse.Namespace) -> None:
     """Fills in what follows from other options; ValueError for those that do not go together."""
-    from hf_clip_variants.data.emoji import FOLDER
+    from hf_clip_variants.data.images.emoji import FOLDER
 
     if options.smoke:
         options.arch = options.arch or ("RN-mini" if options.method == "audioclip" else "ViT-mini")
@@ -213,7 +213,7 @@ def load_model(options: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 
     import hf_clip_variants
-    from hf_clip_variants.pretraining_models import new_model
+    from hf_clip_variants.training.architectures import new_model
 
     set_seed(options.seed)
     fields = assignments("set", options.set)
@@ -246,9 +246,9 @@ def make_data(
     options: argparse.Namespace, model: Any, processor: Any, rank: int, world: int
 ) -> tuple[Any, Any, Any, list]:
     """Training data, collator, the views that are made on the device, and the sets that were held out of the data."""
-    from hf_clip_variants.data.augmentation import output_size
-    from hf_clip_variants.data.batch_augmentation import AUGMENTATIONS_OF_BATCHES
-    from hf_clip_variants.data.pair_batches import PairCollator, PairDataset, PairReader, PairStream, PairViews
+    from hf_clip_variants.data.augmentation.batches import AUGMENTATIONS_OF_BATCHES
+    from hf_clip_variants.data.augmentation.views import output_size
+    from hf_clip_variants.data.pairs.batches import PairCollator, PairDataset, PairReader, PairStream, PairViews
 
     images = processor.image_processor
     size = output_size(images)[0]
@@ -292,8 +292,8 @@ def hold_out(options: argparse.Namespace, parts: list, reader: Any, views: Any, 
     """The rows that are left for training, and two sets for retrieval: rows that were held out, and as many seen ones under new augmentation."""
     import torch
 
-    from hf_clip_variants.data.augmentation import view_generator
-    from hf_clip_variants.pretraining import RetrievalSet
+    from hf_clip_variants.data.augmentation.views import view_generator
+    from hf_clip_variants.training.pretrain_trainer import RetrievalSet
 
     if len(parts) > 1 or parts[0].is_stream:
         raise ValueError("hold_out: rows can be held out of one source with an index; want one, without --stream")
@@ -315,10 +315,10 @@ def hold_out(options: argparse.Namespace, parts: list, reader: Any, views: Any, 
 def published_views(method: str, size: int, images: Any) -> Any:
     """(picture, generator) -> views, as the papers' code draws them from whole pictures."""
     if method == "slip":
-        from hf_clip_variants.data.two_views import TwoViews
+        from hf_clip_variants.data.augmentation.two_views import TwoViews
 
         return TwoViews(size, images.image_mean, images.image_std).views
-    from hf_clip_variants.data.pair_batches import CropView
+    from hf_clip_variants.data.pairs.batches import CropView
 
     return CropView(size, tuple(images.image_mean), tuple(images.image_std))
 
@@ -326,8 +326,8 @@ def published_views(method: str, size: int, images: Any) -> Any:
 def sound_reader(options: argparse.Namespace, processor: Any, train: bool) -> Any:
     if options.method != "audioclip":
         return None
-    from hf_clip_variants.data.audio_augmentation import SoundAugmentation
-    from hf_clip_variants.data.pair_batches import SoundReader
+    from hf_clip_variants.data.augmentation.sounds import SoundAugmentation
+    from hf_clip_variants.data.pairs.batches import SoundReader
 
     extractor = processor.feature_extractor
     length = round(options.seconds * extractor.sampling_rate)
@@ -335,7 +335,7 @@ def sound_reader(options: argparse.Namespace, processor: Any, train: bool) -> An
 
 
 def open_source(options: argparse.Namespace, source: str, stream: bool = False) -> Any:
-    from hf_clip_variants.data.pairs import open_pairs
+    from hf_clip_variants.data.pairs.sources import open_pairs
 
     return open_pairs(
         tones() if source == TONES else source, streaming=stream, image_column=options.image_column, text_columns=options.text_columns,
@@ -351,7 +351,7 @@ def tones(count: int = 64) -> Any:
     import datasets
     import numpy as np
 
-    from hf_clip_variants.data.emoji import load_emoji
+    from hf_clip_variants.data.images.emoji import load_emoji
 
     images = load_emoji("notov1").select(range(count))
     sounds = []
@@ -372,7 +372,7 @@ def tones(count: int = 64) -> Any:
 
 
 def templates_of(options: argparse.Namespace) -> tuple[str, ...]:
-    from hf_clip_variants.modeling.prompts import resolve_templates
+    from hf_clip_variants.modeling.dual_encoders.prompts import resolve_templates
 
     return tuple(resolve_templates(options.templates)) if options.templates else ("{}",)
 
@@ -386,8 +386,8 @@ def make_steps(options: argparse.Namespace, data: Any) -> int:
 
 
 def evaluation_sets(options: argparse.Namespace, processor: Any) -> list:
-    from hf_clip_variants.data.sources import load_images
-    from hf_clip_variants.pretraining import RetrievalSet, ZeroShotSet
+    from hf_clip_variants.data.images.sources import load_images
+    from hf_clip_variants.training.pretrain_trainer import RetrievalSet, ZeroShotSet
 
     templates = options.eval_templates or options.templates
     sets: list = []
@@ -429,10 +429,10 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
     import torch
     from transformers import TrainingArguments
 
-    from hf_clip_variants.exact_loss import ExactContrastiveLoss
-    from hf_clip_variants.learning_rate import warmup_cosine
-    from hf_clip_variants.pretraining import PretrainTrainer
-    from hf_clip_variants.saving import last_complete_checkpoint
+    from hf_clip_variants.files.atomic_writes import last_complete_checkpoint
+    from hf_clip_variants.training.exact_contrastive_loss import ExactContrastiveLoss
+    from hf_clip_variants.training.lr_schedules import warmup_cosine
+    from hf_clip_variants.training.pretrain_trainer import PretrainTrainer
 
     complete(options)
     settings = settings_of(options, int(os.environ.get("WORLD_SIZE", 1)))
@@ -515,7 +515,7 @@ def save(trainer: Any, options: argparse.Namespace) -> None:
     import torch
 
     from hf_clip_variants import SLIPModel
-    from hf_clip_variants.saving import staged_folder
+    from hf_clip_variants.files.atomic_writes import staged_folder
 
     trainer.save_trained(options.out / "pretraining")
     if trainer.is_world_process_zero():

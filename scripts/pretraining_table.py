@@ -32,9 +32,9 @@ def parse_probe(text: str) -> dict[str, str | None]:
 
 def measure(model: Path, probe: dict[str, str | None]) -> dict[str, float]:
     """Accuracies of the linear probe and of the nearest neighbour."""
+    from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_pictures
+    from hf_clip_variants.evaluation.probes import knn_classify, linear_probe
     from hf_clip_variants.metrics.classification import accuracy
-    from hf_clip_variants.probe_features import load_image_encoder, load_probe_pictures
-    from hf_clip_variants.probes import knn_classify, linear_probe
 
     reading = {"label_column": probe["label_column"]}
     sets = load_probe_pictures(probe["train"], probe["test"], reading=reading)

@@ -327,9 +327,9 @@ def tip_f_epoch(small: bool) -> Row:
 def features_cached(small: bool) -> Row:
     """A whole training on pictures, augmentation and decoding included: features of each view once, or pixels at every step."""
     from hf_clip_variants import CLIPClassifier, CLIPClassifierImageProcessor, embedded_model
-    from hf_clip_variants.adapter_fitting import Shots, fit_adapter
     from hf_clip_variants.data import compute_features, load_emoji
-    from hf_clip_variants.few_shot_pictures import CachedPictures, LivePictures
+    from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
+    from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures
 
     concepts, epochs, views = (4, 2, 1) if small else (32, 30, 4)
     pictures = load_emoji(["fluentflat", "emojione"], concepts=load_emoji("notov1").class_names[:concepts])

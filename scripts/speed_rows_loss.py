@@ -25,7 +25,7 @@ def loss_row(small: bool, batch: int, form: str):
     from open_clip.loss import ClipLoss, SigLipLoss
     from speed_rows import OURS, Row, largest_relative_error
 
-    from hf_clip_variants.modeling.contrastive_loss import contrastive_loss
+    from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
 
     batch, width = (128, 64) if small else (batch, 512)
     image, text = features(batch, width)
@@ -87,8 +87,8 @@ def gradient_cache(small: bool):
     from speed_rows import OURS, Row, largest_relative_error
     from transformers import CLIPConfig, CLIPModel
 
-    from hf_clip_variants.modeling.contrastive_loss import contrastive_loss
-    from hf_clip_variants.modeling.gradient_cache import backward_in_chunks
+    from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
+    from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
 
     torch.manual_seed(0)
     width = 64 if small else 256

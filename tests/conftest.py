@@ -1,8 +1,8 @@
-"""Shared test code (`tiny`, `parity_fixtures`, `fake_hub`, …) is imported by name."""
+"""Settings of the whole test session. Shared test code lies in `tests/support` and is imported by its plain name (`pythonpath` in pyproject.toml)."""
 
 import os
-import sys
-from pathlib import Path
+
+from paths import SUPPORT
 
 # The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace packages.
 import hf_clip_variants  # noqa: F401
@@ -10,4 +10,5 @@ import hf_clip_variants  # noqa: F401
 
 # Before anything imports torch: pytest runs one worker a core, and threads of all of them would fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.append(str(Path(__file__).parent))
+# For the programs that tests run as processes of their own.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))

@@ -2,12 +2,11 @@
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 
-ROOT = Path(__file__).parent.parent
 LIBRARY = {"hf_clip_variants": ROOT / "hf_clip_variants", "hf_clip_variants.modeling": ROOT / "modeling"}
 WITH_EXAMPLES = sorted(
     ".".join((package, *path.relative_to(folder).with_suffix("").parts))
@@ -25,7 +24,10 @@ class MarkdownParser(doctest.DocTestParser):
 
 
 def test_there_are_examples():
-    assert "hf_clip_variants.registry" in WITH_EXAMPLES and "hf_clip_variants.modeling.prompts" in WITH_EXAMPLES
+    assert (
+        "hf_clip_variants.registry" in WITH_EXAMPLES
+        and "hf_clip_variants.modeling.dual_encoders.prompts" in WITH_EXAMPLES
+    )
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

@@ -12,11 +12,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import hf_clip_variants
 
 
-ROOT = Path(__file__).parent.parent
 NOT_SOURCE = (".*", "__pycache__", "*.py[cod]", "*.egg-info", "build", "dist", "runs")
 
 

@@ -4,14 +4,13 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from hf_clip_variants.registry import methods
 
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCRIPT = ROOT / "scripts" / "make_readme_table.py"
 CI = ROOT / ".ci" / "run"

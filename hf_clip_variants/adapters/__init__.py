@@ -7,13 +7,13 @@ Importing this package imports PEFT and makes it know them.
 # First: the post-import hook of `import peft` comes back here, and must not find a tuner that is half imported.
 import peft  # noqa: F401
 
+from ..registration.peft_methods import register_all
 from .clip_adapter.config import CLIPAdapterConfig
 from .cocoop.config import CoCoOpConfig
 from .coop.config import CoOpConfig
 from .ivlp.config import IVLPConfig
 from .loading import load_adapter, put_adapter
 from .maple.config import MaPLeConfig
-from .registration import register_all
 from .tip_adapter.config import TipAdapterConfig
 from .vpt.config import VPTConfig
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .registration import register_all
+from ..registration.peft_methods import register_all
 from .tuner import TunerConfig, check_adapter_tensors
 
 

@@ -11,9 +11,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from hf_clip_variants.modeling.backbones import FAMILIES, family_of, fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.backbones import FAMILIES, family_of, fingerprint, same_backbone
 
-from .registration import add_peft_type
+from ..registration.peft_methods import add_peft_type
 
 
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
@@ -149,7 +149,7 @@ def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
 
 
 class Base:
-    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain dual encoder of any family in `modeling/backbones.py`."""
+    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain dual encoder of any family in `modeling/dual_encoders/backbones.py`."""
 
     def __init__(self, model: nn.Module, peft_type: str):
         config = getattr(model, "config", None)

@@ -85,7 +85,7 @@ def adapt(
       hf-clip-variants adapt --data emoji:fluentflat,emojione --test-data emoji:notov1 --shots 1,2 --out run
       hf-clip-variants adapt --data shoes/ --methods tip_adapter_f --shots 4 --seeds 1 --set epochs=50 --json
     """
-    from ..few_shot_data import parse_test_data
+    from ..few_shot.splits import parse_test_data
 
     arguments = {
         "methods": method_names(methods),
@@ -110,7 +110,7 @@ def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) ->
     prepare_libraries()
     use_all_cores()
     from .. import embedded_model
-    from ..adaptation import adapt
+    from ..few_shot.adapt import adapt
 
     with machine_output() as emit:
         results = adapt(model or embedded_model(), data, out, **arguments)
@@ -139,7 +139,7 @@ def use_all_cores() -> None:
 
 def method_names(text: str) -> list[str]:
     """`"all"`, or names with commas."""
-    from ..adapter_fitting import FEW_SHOT_METHODS
+    from ..few_shot.fitting import FEW_SHOT_METHODS
 
     return list(FEW_SHOT_METHODS) if text.strip() == "all" else _words(text)
 

@@ -132,7 +132,7 @@ def convert(
       hf-clip-variants convert model.pth.tar-50 coop --base clip-vit-b-32 --classes "cat, dog" --position middle
     """
     prepare_libraries()
-    from ..conversion import convert_checkpoint
+    from ..conversion.convert import convert_checkpoint
 
     with machine_output() as emit:
         result = convert_checkpoint(
@@ -154,7 +154,7 @@ def _names(classes: str | None) -> str | list[str] | None:
 
 
 def _print(result) -> None:
-    from ..official import printable  # the names are the file's own
+    from ..conversion.checkpoint_reader import printable  # the names are the file's own
 
     typer.echo(f"{result.kind}: {result.parameters:,} numbers, {result.dtype}, in {result.folder}")
     for name, size in result.sizes.items():

@@ -47,11 +47,11 @@ def evaluate(
       hf-clip-variants evaluate --model openai/clip-vit-base-patch32 --templates pets --data pets/ --json
     """
     prepare_libraries()
-    from ..data.sources import load_images
-    from ..few_shot_data import align_classes
-    from ..few_shot_pictures import LivePictures, predict
+    from ..data.images.sources import load_images
+    from ..evaluation.prediction import load_for_prediction
+    from ..few_shot.labelled_images import LivePictures, predict
+    from ..few_shot.splits import align_classes
     from ..metrics.classification import accuracy, accuracy_by_class
-    from ..prediction import load_for_prediction
 
     reading = {"image_column": image_column, "label_column": label_column}
     options = {"on_error": "skip", "empty_classes": "warn", "progress": not json, **reading}

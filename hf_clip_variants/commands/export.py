@@ -32,8 +32,8 @@ def export(
       hf-clip-variants push animals me/animals
     """
     prepare_libraries()
-    from ..hub import export_with_code
-    from ..prediction import load_for_prediction
+    from ..evaluation.prediction import load_for_prediction
+    from ..hub.export import export_with_code
 
     with machine_output() as emit:
         loaded = load_for_prediction(model, None, classes, templates, "cpu")

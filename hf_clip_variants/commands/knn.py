@@ -41,12 +41,12 @@ def knn(
     prepare_libraries()
 
     def check(labels):
-        from ..probes import check_knn
+        from ..evaluation.probes import check_knn
 
         check_knn(labels, k, temperature)
 
     def probe(trained, tested, device):
-        from ..probes import knn_classify
+        from ..evaluation.probes import knn_classify
 
         predicted = knn_classify(
             trained.features[0], trained.labels, tested.features[0], k=k, temperature=temperature, device=device

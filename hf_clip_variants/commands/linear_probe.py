@@ -52,12 +52,12 @@ def linear_probe(
     require("sklearn", "linear-probe")  # before all pictures are decoded
 
     def check(labels):
-        from ..probes import check_linear_probe
+        from ..evaluation.probes import check_linear_probe
 
         check_linear_probe(labels, strength, held_out, max_iterations)
 
     def probe(trained, tested, device):
-        from ..probes import linear_probe as fit
+        from ..evaluation.probes import linear_probe as fit
 
         found = fit(
             trained.features[0], trained.labels, tested.features[0],

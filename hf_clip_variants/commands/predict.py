@@ -50,7 +50,7 @@ def predict(
       find . -name '*.png' | hf-clip-variants predict --model my-classifier --json > predictions.jsonl
     """
     prepare_libraries()
-    from ..prediction import classify, find_pictures, load_for_prediction
+    from ..evaluation.prediction import classify, find_pictures, load_for_prediction
 
     if not inputs and sys.stdin.isatty():
         raise ValueError("inputs: name files or folders, or pipe paths in, a line each")

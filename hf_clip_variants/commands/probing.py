@@ -12,7 +12,7 @@ from .output import machine_output, progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from ..data.features import Features
+    from ..data.images.feature_cache import Features
 
 
 # What the probe adds to the result, from training and test features: predictions and numbers of its own.
@@ -76,9 +76,9 @@ def run_probe(
 
     import torch
 
+    from ..evaluation.image_encoder import load_image_encoder, load_probe_pictures
+    from ..few_shot.run_folder import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
-    from ..probe_features import load_image_encoder, load_probe_pictures
-    from ..run_folder import write_json
 
     if out is not None and Path(out).is_dir():
         raise ValueError(f"out: {out} is a folder; want a file")

@@ -24,7 +24,7 @@ def verify(
       hf-clip-variants verify me/pets-tip-adapter --revision main --json
     """
     prepare_libraries()
-    from ..verification import verify as check_files
+    from ..hub.verification import verify as check_files
 
     with machine_output() as emit:
         checks = check_files(source, revision)

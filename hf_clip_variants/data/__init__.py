@@ -6,43 +6,43 @@ from typing import TYPE_CHECKING
 
 
 _MODULE_OF = {
-    "Augmentation": "augmentation",
-    "AugmentedViews": "augmentation",
+    "Augmentation": "augmentation.views",
+    "AugmentedViews": "augmentation.views",
     "EpochCallback": "epoch_callback",
     "FeatureCollator": "collators",
-    "FeatureDataset": "features",
-    "FeatureStore": "features",
-    "Features": "features",
-    "FewShotSplit": "few_shot",
+    "FeatureDataset": "images.feature_cache",
+    "FeatureStore": "images.feature_cache",
+    "Features": "images.feature_cache",
+    "FewShotSplit": "few_shot_sampling",
     "ImageClassificationCollator": "collators",
-    "ImageSet": "image_set",
+    "ImageSet": "images.image_set",
     "ImageTextCollator": "collators",
-    "SoundAugmentation": "audio_augmentation",
-    "SoundCollator": "sounds",
-    "TwoViews": "two_views",
+    "SoundAugmentation": "augmentation.sounds",
+    "SoundCollator": "audio.sounds",
+    "TwoViews": "augmentation.two_views",
     "TwoViewsCollator": "collators",
-    "compute_features": "features",
-    "emoji_styles": "emoji",
-    "load_emoji": "emoji",
-    "load_images": "sources",
-    "load_sound": "sounds",
-    "sample_few_shot": "few_shot",
-    "split_base_new": "few_shot",
+    "compute_features": "images.feature_cache",
+    "emoji_styles": "images.emoji",
+    "load_emoji": "images.emoji",
+    "load_images": "images.sources",
+    "load_sound": "audio.sounds",
+    "sample_few_shot": "few_shot_sampling",
+    "split_base_new": "few_shot_sampling",
 }
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from .audio_augmentation import SoundAugmentation
-    from .augmentation import Augmentation, AugmentedViews
+    from .audio.sounds import SoundCollator, load_sound
+    from .augmentation.sounds import SoundAugmentation
+    from .augmentation.two_views import TwoViews
+    from .augmentation.views import Augmentation, AugmentedViews
     from .collators import FeatureCollator, ImageClassificationCollator, ImageTextCollator, TwoViewsCollator
-    from .emoji import emoji_styles, load_emoji
     from .epoch_callback import EpochCallback
-    from .features import FeatureDataset, Features, FeatureStore, compute_features
-    from .few_shot import FewShotSplit, sample_few_shot, split_base_new
-    from .image_set import ImageSet
-    from .sounds import SoundCollator, load_sound
-    from .sources import load_images
-    from .two_views import TwoViews
+    from .few_shot_sampling import FewShotSplit, sample_few_shot, split_base_new
+    from .images.emoji import emoji_styles, load_emoji
+    from .images.feature_cache import FeatureDataset, Features, FeatureStore, compute_features
+    from .images.image_set import ImageSet
+    from .images.sources import load_images
 
 
 def __getattr__(name: str):

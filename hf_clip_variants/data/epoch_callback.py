@@ -2,7 +2,7 @@
 
 from transformers import TrainerCallback
 
-from .features import FeatureDataset
+from .images.feature_cache import FeatureDataset
 
 
 class EpochCallback(TrainerCallback):

@@ -1,6 +1,6 @@
 """Official weights of AudioCLIP ↔ `AudioCLIPModel`, and those of its sound tower alone ↔ `AudioCLIPAudioModel`.
 
-The state dict comes from `hf_clip_variants.official.read_state_dict`; this file reads no files. CLIP's part converts as in
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. CLIP's part converts as in
 `clip_resnet/convert_clip_resnet.py`, names inside the sound tower are the official ones. Shapes tell everything but the heads (64 wide
 in the published models), the hop, and how a spectrogram is scaled and resized.
 """
@@ -56,7 +56,7 @@ def audioclip_from_official(
 
     Example:
 
-        >>> from hf_clip_variants.official import read_state_dict
+        >>> from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
         >>> model = audioclip_from_official(read_state_dict("AudioCLIP-Full-Training.pt"))  # doctest: +SKIP
     """
     values = infer_audioclip_config(state_dict, vision_heads=vision_heads, text_heads=text_heads, **audio)

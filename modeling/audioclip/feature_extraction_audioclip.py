@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
-from ..sound_decoding import decode_sound, resample
+from ..decoding.sound_decoding import decode_sound, resample
 
 
 _INT16 = 32768

@@ -16,12 +16,12 @@ from transformers.backbone_utils import filter_output_hidden_states
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from ..checked_loading import CheckedLoading
 from ..clip_resnet.modeling_clip_resnet import BatchNormBlock, CLIPResNetVisionModel
-from ..contrastive_loss import contrastive_loss, unit_rows
-from ..dual_encoder import DualEncoder
-from ..rank_exchange import world_size
-from ..staged_saving import StagedSaving
+from ..dual_encoders.dual_encoder import DualEncoder
+from ..loading_and_saving.checked_loading import CheckedLoading
+from ..loading_and_saving.staged_saving import StagedSaving
+from ..losses.contrastive_loss import contrastive_loss, unit_rows
+from ..losses.rank_exchange import world_size
 from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
 from .spectrogram_audioclip import AudioCLIPSpectrogram, window_function
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..rank_exchange import Ranks, world_size
+from ..losses.rank_exchange import Ranks, world_size
 from .configuration_audioclip import AudioCLIPAudioConfig
 
 

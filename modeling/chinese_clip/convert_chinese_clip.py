@@ -1,6 +1,6 @@
 """Weights of OFA-Sys/Chinese-CLIP ↔ transformers' `ChineseCLIPModel`, for the models with a Vision Transformer.
 
-The state dict comes from `hf_clip_variants.official.read_state_dict` (which takes `module.` off); this file reads no files. The image tower is OpenAI's
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict` (which takes `module.` off); this file reads no files. The image tower is OpenAI's
 and converts as in `clip/convert_clip.py`. Everything but the number of attention heads follows from the shapes: heads are 64 wide, in the ViT-H image tower 80.
 
 Training with flash attention saves other names (`attn.Wqkv` in the image tower, `attention.self.Wqkv` and `attention.self.out_proj` in the text tower); both
@@ -73,7 +73,7 @@ def chinese_clip_from_official(
 
     Example:
 
-        >>> from hf_clip_variants.official import read_state_dict
+        >>> from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
         >>> model = chinese_clip_from_official(read_state_dict("clip_cn_vit-b-16.pt"))  # doctest: +SKIP
     """
     config = ChineseCLIPConfig(

@@ -1,6 +1,6 @@
 """Weights of OpenAI's CLIP and of open_clip's native CLIP ↔ transformers' `CLIPModel`, for the Vision Transformer models.
 
-The state dict comes from `hf_clip_variants.official.read_state_dict`; this file reads no files. Everything but three things follows from the shapes:
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. Everything but three things follows from the shapes:
 
 - the number of attention heads: width / 64 in every OpenAI model; `vision_heads=`, `text_heads=` say otherwise. open_clip's ViT-H, g, G and e
   have wider heads and are recognised by their width;
@@ -88,7 +88,7 @@ def clip_from_official(
 
     Example:
 
-        >>> from hf_clip_variants.official import read_state_dict
+        >>> from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
         >>> model = clip_from_official(read_state_dict("ViT-B-32.pt"))  # doctest: +SKIP
     """
     config = CLIPConfig(

@@ -5,8 +5,8 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
-from ..backbones import family_of
-from ..untrusted_config import check_tower_types, without_kernels
+from ..dual_encoders.backbones import family_of
+from ..loading_and_saving.untrusted_config import check_tower_types, without_kernels
 
 
 @strict
@@ -19,7 +19,7 @@ class CLIPClassifierConfig(CLIPConfig):
 
     Args:
         backbone_model_type (`str`, defaults to `"clip"`):
-            The family of the dual encoder, one of `modeling/backbones.py`. Read from the checkpoint that is loaded.
+            The family of the dual encoder, one of `modeling/dual_encoders/backbones.py`. Read from the checkpoint that is loaded.
         templates (`list[str]`, defaults to `[]`):
             Prompt templates, each with one `{}`. Empty: no classes were set yet (`CLIPClassifier.set_classes`).
         prompt_length (`int`, defaults to 2):

@@ -19,7 +19,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
 
 
 # A resized picture larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from ..backbones import family_of
-from ..checked_loading import CheckedLoading
 from ..clip.text_clip import tokenize_texts
-from ..prompt_encoding import plan_prompts, pooled_token
-from ..prompts import format_prompts, resolve_class_names, resolve_templates
-from ..staged_saving import StagedSaving
+from ..dual_encoders.backbones import family_of
+from ..dual_encoders.prompt_encoding import plan_prompts, pooled_token
+from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates
+from ..loading_and_saving.checked_loading import CheckedLoading
+from ..loading_and_saving.staged_saving import StagedSaving
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
@@ -290,7 +290,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     ) -> "CLIPClassifier":
         """Names the classes, in label order, and the templates (default: those already set, else the family's, `"a photo of a {}."`).
 
-        Templates may be one string, a list, a file or a named set (`modeling/prompts.py`). Class features are computed at the next forward.
+        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class features are computed at the next forward.
         Raises ValueError for empty, blank or repeated names and bad templates, and while an adapter is on the model that depends on
         the old classes. Returns the model.
         """

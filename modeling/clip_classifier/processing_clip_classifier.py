@@ -7,7 +7,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from ..clip.text_clip import encode_texts
-from ..staged_saving import save_all_at_once
+from ..loading_and_saving.staged_saving import save_all_at_once
 from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 

@@ -1,6 +1,6 @@
 """Weights of OpenAI's and open_clip's CLIP with a ResNet image tower (RN50 to RN50x64) ↔ `CLIPResNetModel`.
 
-The state dict comes from `hf_clip_variants.official.read_state_dict`; this file reads no files. Names inside the image
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. Names inside the image
 tower are the official ones, the text tower converts as in `clip/convert_clip.py`. Everything but the heads (64 wide in
 every published model) and the text tower's activation follows from the shapes.
 """
@@ -56,7 +56,7 @@ def clip_resnet_from_official(
 
     Example:
 
-        >>> from hf_clip_variants.official import read_state_dict
+        >>> from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
         >>> model = clip_resnet_from_official(read_state_dict("RN50.pt"))  # doctest: +SKIP
     """
     config = CLIPResNetConfig(

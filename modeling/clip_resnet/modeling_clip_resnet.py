@@ -23,9 +23,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..checked_loading import CheckedLoading
-from ..dual_encoder import DualEncoder, check_pixels
-from ..staged_saving import StagedSaving
+from ..dual_encoders.dual_encoder import DualEncoder, check_pixels
+from ..loading_and_saving.checked_loading import CheckedLoading
+from ..loading_and_saving.staged_saving import StagedSaving
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 
 

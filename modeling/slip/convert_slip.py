@@ -1,6 +1,6 @@
 """Weights of the official SLIP ↔ `SLIPForPreTraining` and `SLIPModel`, for the Vision Transformers of the repository.
 
-The state dict comes from `hf_clip_variants.official.read_state_dict`, which strips `module.` and never builds the `args` beside the
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`, which strips `module.` and never builds the `args` beside the
 weights; this file reads no files. The repository has three kinds of models, told by their names:
 
 | classes | has | becomes |
@@ -83,7 +83,7 @@ def slip_from_official(
 
     Example:
 
-        >>> from hf_clip_variants.official import read_state_dict
+        >>> from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
         >>> model = slip_from_official(read_state_dict("slip_base_100ep.pt"))  # doctest: +SKIP
     """
     config = SLIPConfig(**infer_slip_config(state_dict, vision_heads=vision_heads, text_heads=text_heads))
@@ -184,7 +184,7 @@ def _check_architecture(state_dict: Mapping[str, torch.Tensor]):
     for start, what in {
         "visual.transformer.": "CLIP's own image tower: clip_from_official takes it",
         "visual.layer1.": "a CLIP-ResNet: clip_resnet_from_official takes it",
-        "module.": "names with `module.`: hf_clip_variants.official.read_state_dict removes it",
+        "module.": "names with `module.`: hf_clip_variants.conversion.checkpoint_reader.read_state_dict removes it",
     }.items():
         if any(name.startswith(start) for name in state_dict):
             raise ValueError(f"SLIP state dict: {start}…: {what}")

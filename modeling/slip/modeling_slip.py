@@ -13,13 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from ..checked_loading import CheckedLoading
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
-from ..contrastive_loss import contrastive_accuracy
-from ..dual_encoder import DualEncoder, check_pixels
-from ..rank_exchange import world_size
-from ..staged_saving import StagedSaving
+from ..dual_encoders.dual_encoder import DualEncoder, check_pixels
+from ..loading_and_saving.checked_loading import CheckedLoading
+from ..loading_and_saving.staged_saving import StagedSaving
+from ..losses.contrastive_loss import contrastive_accuracy
+from ..losses.rank_exchange import world_size
 from .configuration_slip import WITH_MOMENTUM, WITH_PREDICTOR, SLIPConfig
 from .rank_batch_norm import RankBatchNorm1d
 from .self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss

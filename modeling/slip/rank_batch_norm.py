@@ -4,7 +4,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from ..rank_exchange import world_size
+from ..losses.rank_exchange import world_size
 
 
 class _SumOverRanks(torch.autograd.Function):

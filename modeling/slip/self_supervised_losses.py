@@ -15,8 +15,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..contrastive_loss import unit_rows
-from ..rank_exchange import Ranks, meet
+from ..losses.contrastive_loss import unit_rows
+from ..losses.rank_exchange import Ranks, meet
 
 
 class _GatheredRows(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""The contract of models (tests/common.py) over the registry."""
+"""The contract of models (tests/support/model_contract.py) over the registry."""
 
 import pytest
-from common import CASES, ModelContract
+from model_contract import CASES, ModelContract
 
 from hf_clip_variants.registry import methods
 

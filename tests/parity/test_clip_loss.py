@@ -5,7 +5,12 @@ import torch
 from contrastive_runs import run_ranks
 from parity_fixtures import assert_close, load_fixture
 
-from hf_clip_variants.modeling.contrastive_loss import block_gradients, contrastive_loss, log_normalizers, unit_rows
+from hf_clip_variants.modeling.losses.contrastive_loss import (
+    block_gradients,
+    contrastive_loss,
+    log_normalizers,
+    unit_rows,
+)
 
 
 pytestmark = pytest.mark.parity

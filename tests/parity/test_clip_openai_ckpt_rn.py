@@ -4,8 +4,8 @@ import pytest
 from openai_checkpoint_parity import check_features_logits_and_loss, common_hyper_parameters
 from parity_fixtures import load_fixture
 
+from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
 from hf_clip_variants.modeling.clip_resnet.convert_clip_resnet import clip_resnet_from_official
-from hf_clip_variants.official import read_state_dict
 
 
 pytestmark = pytest.mark.parity

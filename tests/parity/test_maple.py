@@ -1,4 +1,4 @@
-"""MaPLe equals the official code (random context); `tests/maple_parity.py` says what is compared."""
+"""MaPLe equals the official code (random context); `tests/support/maple_parity.py` says what is compared."""
 
 import pytest
 from maple_parity import check_classifier, check_plain_clip_model

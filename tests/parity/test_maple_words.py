@@ -1,4 +1,4 @@
-"""MaPLe equals the official code (context that starts as words); `tests/maple_parity.py` says what is compared."""
+"""MaPLe equals the official code (context that starts as words); `tests/support/maple_parity.py` says what is compared."""
 
 import pytest
 from maple_parity import check_classifier, check_plain_clip_model

@@ -9,9 +9,9 @@ from parity_fixtures import assert_close, load_fixture
 from torch.nn import functional as F
 
 from hf_clip_variants import SLIPForPreTraining, SLIPModel
-from hf_clip_variants.learning_rate import warmup_cosine
 from hf_clip_variants.modeling.slip.convert_slip import slip_from_official, to_official, vit_from_official
-from hf_clip_variants.parameter_groups import weight_decay_groups
+from hf_clip_variants.training.lr_schedules import warmup_cosine
+from hf_clip_variants.training.parameter_groups import weight_decay_groups
 
 
 pytestmark = pytest.mark.parity

@@ -1,4 +1,4 @@
-"""VPT on CLIP (first layer) equals the official code; `tests/vpt_parity.py` says what is compared."""
+"""VPT on CLIP (first layer) equals the official code; `tests/support/vpt_parity.py` says what is compared."""
 
 import pytest
 from vpt_parity import check_classifier, check_plain_clip_model

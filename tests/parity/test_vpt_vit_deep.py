@@ -1,4 +1,4 @@
-"""The original VPT on ViT (all layers) equals KMnP/vpt; `tests/vpt_parity.py` says what is compared."""
+"""The original VPT on ViT (all layers) equals KMnP/vpt; `tests/support/vpt_parity.py` says what is compared."""
 
 import pytest
 from vpt_parity import check_vit, initial_bound

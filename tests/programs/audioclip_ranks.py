@@ -16,12 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 import hf_clip_variants  # noqa: F401  before tests/, which has a folder of that name
 
 
-sys.path.append(str(Path(__file__).parent.parent))
 BATCH = 6
 
 
 def main(out: Path):
-    from common import CASES
+    from model_contract import CASES
 
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     torch.set_num_threads(1)

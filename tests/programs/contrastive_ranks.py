@@ -15,11 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 
-from hf_clip_variants.modeling import rank_exchange
-from hf_clip_variants.modeling.contrastive_loss import contrastive_accuracy, contrastive_loss
+from hf_clip_variants.modeling.losses import rank_exchange
+from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_accuracy, contrastive_loss
 
 
-sys.path.append(str(Path(__file__).parent.parent))
 MODES = (
     ("softmax", "exact"),
     ("softmax", "none"),
@@ -72,8 +71,8 @@ def step(how, counts, loss_options):
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
-    from hf_clip_variants.exact_loss import ExactContrastiveLoss
-    from hf_clip_variants.modeling.gradient_cache import backward_in_chunks
+    from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
+    from hf_clip_variants.training.exact_contrastive_loss import ExactContrastiveLoss
 
     bare = model = step_model()
     if "cache" not in how:

@@ -16,10 +16,7 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
-from hf_clip_variants.pretraining import PretrainTrainer
-
-
-sys.path.append(str(Path(__file__).parent.parent))
+from hf_clip_variants.training.pretrain_trainer import PretrainTrainer
 
 
 class ShardedOnCPU:

@@ -18,9 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_clip_variants.modeling.slip.self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
 
 
-sys.path.append(str(Path(__file__).parent.parent))
-
-
 def own(tensor, counts):
     return tensor.split(counts)[dist.get_rank()].clone()
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from peft import get_peft_model
 from safetensors.torch import save_file
+from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer  # noqa: E402
 from transformers import Trainer, TrainingArguments
 
 from hf_clip_variants import (
@@ -23,10 +24,6 @@ from hf_clip_variants import (
     TipAdapterConfig,
     VPTConfig,
 )
-
-
-sys.path.append(str(Path(__file__).parent.parent))
-from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer  # noqa: E402
 
 
 def main(out: Path, batch_size: int):

@@ -3,13 +3,10 @@
 import json
 import mmap
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from paths import SCRIPTS
 
 
 @pytest.fixture

@@ -7,18 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from coop_folders import save_zhou
 from few_shot_runs import save_pictures, save_tiny_clip
+from paths import SCRIPTS
 
-from hf_clip_variants.adapter_fitting import FEW_SHOT_METHODS
-from hf_clip_variants.protocols import PROTOCOLS
+from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
+from hf_clip_variants.few_shot.protocols import PROTOCOLS
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "few_shot_benchmark.py"
+SCRIPT = SCRIPTS / "few_shot_benchmark.py"
 FAST = ["--profile", "tiny", "--templates", "icons"]
 
 

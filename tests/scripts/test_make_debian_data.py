@@ -5,17 +5,17 @@ import io
 import sys
 import tarfile
 import types
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from paths import SCRIPTS
 from PIL import Image
 
-from hf_clip_variants.data.pairs import open_pairs
+from hf_clip_variants.data.pairs.sources import open_pairs
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_debian_data.py"
+SCRIPT = SCRIPTS / "make_debian_data.py"
 OGG = b"OggS\x00 a croak"
 
 

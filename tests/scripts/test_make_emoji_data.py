@@ -6,17 +6,17 @@ import json
 import sys
 import tarfile
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from paths import SCRIPTS
 from PIL import Image
 
 from hf_clip_variants.data import load_images
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_emoji_data.py"
+SCRIPT = SCRIPTS / "make_emoji_data.py"
 EMOJI = [  # code point, label, emojibase group
     ("1F408-200D-2B1B", "black cat", 3), ("1F34B", "lemon", 4), ("2615", "hot beverage", 4), ("1F1E6", "regional indicator A", None),
     ("1F3FB", "light skin tone", 2), ("260E-FE0F", "telephone", 7),

@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 import wave
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paths import SCRIPTS
 from PIL import Image
 
-from hf_clip_variants.data.emoji import FOLDER
+from hf_clip_variants.data.images.emoji import FOLDER
 
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+SCRIPT = SCRIPTS / "pretrain.py"
 DATA = [str(FOLDER / "notov1.parquet"), "--text-columns", "name", "--augment", "icons"]
 SMALL = ["--data", *DATA, "--image-size", "32", "--workers", "0", "--log-every", "1"]
 
@@ -224,8 +224,8 @@ def test_audioclip_learns_to_hear_on_a_trained_clip(script, tmp_path, capsys):
 def test_held_out_rows_are_never_trained_on_and_the_same_for_every_seed(seed, script):
     from argparse import Namespace
 
-    from hf_clip_variants.data.pair_batches import PairReader
-    from hf_clip_variants.data.pairs import open_pairs
+    from hf_clip_variants.data.pairs.batches import PairReader
+    from hf_clip_variants.data.pairs.sources import open_pairs
 
     pairs = open_pairs(FOLDER / "notov1.parquet", text_columns=["name"])
     options = Namespace(hold_out=0.2, method="clip", seed=seed)

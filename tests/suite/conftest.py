@@ -25,7 +25,7 @@ STUBS = {
 
 def _fetch(folder: Path, version: str) -> None:
     """pip's ordinary way to a source distribution; RuntimeError with pip's last line if there is none to be had."""
-    from hf_clip_variants.saving import staged_folder
+    from hf_clip_variants.files.atomic_writes import staged_folder
 
     with staged_folder(folder) as stage:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]

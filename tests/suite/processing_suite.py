@@ -1,20 +1,15 @@
 """transformers' own processor and image processor tests over every model of the registry that has one. See modeling_suite.py."""
 
 import shutil
-import sys
 import tempfile
 import unittest
-from pathlib import Path
-
-# The package comes before tests/ on the path, see tests/conftest.py.
-from hf_clip_variants.registry import _load, method, methods
-
-
-sys.path.append(str(Path(__file__).parents[1]))
 
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin  # noqa: E402
 from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
 from tiny import tiny_tokenizer  # noqa: E402
+
+# The package comes before tests/ on the path, see tests/conftest.py.
+from hf_clip_variants.registry import _load, method, methods
 
 
 # "Class.test" or "test" -> why it cannot hold for ours.

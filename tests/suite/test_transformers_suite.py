@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from paths import SUPPORT
 
 from hf_clip_variants.registry import methods
 
@@ -32,7 +33,12 @@ ESSENTIAL = {
 
 
 def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "pytest", str(HERE / f"{suite}.py"), "--noconftest", "-c", os.devnull, "-q"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..learned_prompts import check_count
+from ..prompts.initial_vectors import check_count
 from ..tuner import TunerConfig
 
 

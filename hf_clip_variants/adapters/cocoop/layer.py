@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..learned_prompts import check_prompt_length, initial_vectors
+from ..prompts.initial_vectors import check_prompt_length, initial_vectors
 from ..tuner import TunerLayer
 from .config import CoCoOpConfig
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..learned_prompts import check_token_ids, words_to_ids
+from ..prompts.initial_vectors import check_token_ids, words_to_ids
 from ..tuner import Base, Tuner
 from .config import CoOpConfig
 from .layer import CoOpLayer, PromptEmbedderWithContext, TextEmbeddingsWithContext

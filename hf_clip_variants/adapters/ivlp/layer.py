@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from ..learned_prompts import INIT_STD
-from ..text_prompts import (
+from ..prompts.initial_vectors import INIT_STD
+from ..prompts.text_prompts import (
     TextPromptEmbedder,
     TextPromptLayer,
     TextPromptTokenEmbedding,
 )
+from ..prompts.visual_prompts import VisualPromptHome, VisualPromptLayer
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import IVLPConfig
 
 

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from ..text_prompts import fill_text_config, text_targets
+from ..prompts.text_prompts import fill_text_config, text_targets
+from ..prompts.visual_prompts import visual_targets
 from ..tuner import Base, Tuner
-from ..visual_prompts import visual_targets
 from .config import IVLPConfig
 from .layer import IVLPLayer, IVLPPromptEmbedder, IVLPTextLayer, IVLPTokenEmbedding, IVLPVisionHome, IVLPVisionLayer
 

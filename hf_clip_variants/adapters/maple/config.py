@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..learned_prompts import check_count, check_depth
-from ..text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, check_style, text_tensors
+from ..prompts.initial_vectors import check_count, check_depth
+from ..prompts.text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, check_style, text_tensors
+from ..prompts.visual_prompts import VisualPromptShape, visual_home
 from ..tuner import TunerConfig
-from ..visual_prompts import VisualPromptShape, visual_home
 
 
 @dataclass

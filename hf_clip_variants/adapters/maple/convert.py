@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..learned_prompts import stack_layers
+from ..prompts.initial_vectors import stack_layers
 from ..tuner import check_keys, finite
 from .config import MaPLeConfig
 

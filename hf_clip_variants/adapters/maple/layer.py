@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..text_prompts import (
+from ..prompts.text_prompts import (
     TextPromptEmbedder,
     TextPromptLayer,
     TextPromptTokenEmbedding,
 )
+from ..prompts.visual_prompts import VisualPromptHome, VisualPromptLayer
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import MaPLeConfig
 
 

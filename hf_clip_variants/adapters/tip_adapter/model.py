@@ -12,7 +12,7 @@ from .search import TipSearch, search_alpha_beta
 
 
 if TYPE_CHECKING:
-    from hf_clip_variants.data.features import Features
+    from hf_clip_variants.data.images.feature_cache import Features
 
 
 class TipAdapterModel(Tuner):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from ..learned_prompts import check_count, check_depth
+from ..prompts.initial_vectors import check_count, check_depth
+from ..prompts.visual_prompts import PromptPosition, VisualPromptShape, visual_home
 from ..tuner import TunerConfig
-from ..visual_prompts import PromptPosition, VisualPromptShape, visual_home
 
 
 PromptInit = Literal["normal", "uniform_patch"]

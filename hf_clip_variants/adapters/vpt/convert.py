@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from ..learned_prompts import stack_layers
+from ..prompts.initial_vectors import stack_layers
 from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..learned_prompts import INIT_STD
+from ..prompts.initial_vectors import INIT_STD
+from ..prompts.visual_prompts import VisualPromptHome, VisualPromptLayer
 from ..tuner import TunerLayer
-from ..visual_prompts import VisualPromptHome, VisualPromptLayer
 from .config import VPTConfig
 
 

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from hf_clip_variants.modeling.backbones import CLIPFamily
+from hf_clip_variants.modeling.dual_encoders.backbones import CLIPFamily
 
+from ..prompts.visual_prompts import check_position, visual_targets
 from ..tuner import Base, Tuner
-from ..visual_prompts import check_position, visual_targets
 from .config import VPTConfig
 from .layer import VPTEncoderLayer, VPTHome, VPTLayer
 

@@ -1,4 +1,4 @@
-"""Every adapter of the registry, on every base that it supports, keeps the contract of `tests/adapter_contract.py`."""
+"""Every adapter of the registry, on every base that it supports, keeps the contract of `tests/support/adapter_contract.py`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every adapter on every family of dual encoders: works, or says why not. The families' tiny models are in `tests/tiny_families.py`."""
+"""Every adapter on every family of dual encoders: works, or says why not. The families' tiny models are in `tests/support/tiny_families.py`."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ from hf_clip_variants.adapters import (
     VPTConfig,
     load_adapter,
 )
-from hf_clip_variants.modeling.backbones import family_of
+from hf_clip_variants.modeling.dual_encoders.backbones import family_of
 
 
 ADAPTERS = {

@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from hf_clip_variants.adapters import MaPLeConfig
 
 
-PATCHES = 9  # of tests/tiny.py: 24 px in patches of 8
+PATCHES = 9  # of tests/support/tiny.py: 24 px in patches of 8
 
 
 def maple(seed: int = 0, class_names=CLASS_NAMES, **config) -> PeftModel:

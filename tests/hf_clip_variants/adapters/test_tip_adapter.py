@@ -12,7 +12,7 @@ from hf_clip_variants.adapters.tip_adapter.convert import labels_from_one_hot
 from hf_clip_variants.adapters.tip_adapter.layer import cache_logits, make_keys
 from hf_clip_variants.adapters.tip_adapter.model import build_cache
 from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
-from hf_clip_variants.data.features import Features
+from hf_clip_variants.data.images.feature_cache import Features
 
 
 C, K, D = 5, 4, 24

@@ -23,7 +23,7 @@ from transformers import (
 from hf_clip_variants.adapters import VPTConfig, load_adapter, put_adapter
 
 
-PATCHES = 9  # of tests/tiny.py: 24 px in patches of 8
+PATCHES = 9  # of tests/support/tiny.py: 24 px in patches of 8
 
 
 def vpt(base=None, seed: int = 0, adapter_name: str = "default", **config) -> PeftModel:

@@ -1,0 +1,96 @@
+"""What all prompt learners share: where vectors start from, whether a prompt is short enough, and checks of their settings and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..tuner import Base, TunerConfig, finite
+
+
+INIT_STD = 0.02  # of vectors that do not start as words (Zhou et al. 2022)
+
+
+def initial_vectors(
+    shape: tuple[int, ...], token_embedding: nn.Module, token_ids: list[int] | None = None
+) -> torch.Tensor:
+    """float32 vectors of `shape` (…, M, d): embeddings of M tokens, or N(0, 0.02²) without `token_ids`."""
+    weight = token_embedding.weight
+    vectors = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    if token_ids is None:
+        return nn.init.normal_(vectors, std=INIT_STD)
+    ids = torch.tensor(token_ids, device=weight.device)
+    return vectors.copy_(F.embedding(ids, weight.detach()).expand(shape))
+
+
+def check_prompt_length(num_tokens: int, tail_length: int, max_length: int, num_start_tokens: int = 1) -> None:
+    """ValueError when start, `num_tokens` before the name and the longest name with its end are more than the text tower takes."""
+    length = num_start_tokens + num_tokens + tail_length
+    if length > max_length:
+        raise ValueError(
+            f"num_context_tokens: {num_tokens} context tokens and the longest class name make a prompt of {length} tokens, the "
+            f"text tower takes {max_length}"
+        )
+
+
+def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
+    """Token ids of `config.context_init` by the classifier's tokenizer, or by the one beside a plain dual encoder's checkpoint.
+
+    Raises ValueError where there is none.
+    """
+    words = words.replace("_", " ").strip()
+    if base.is_classifier:
+        return base.model.tokenizer(words, add_special_tokens=False).input_ids
+    source = getattr(base.model.config, "_name_or_path", None)
+    try:
+        if not source:
+            raise OSError("the model was not loaded from a checkpoint")
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(source)(words, add_special_tokens=False).input_ids
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have ({error}); pass "
+            "context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
+        ) from error
+
+
+def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
+    """ValueError for an id that the base's vocabulary does not have."""
+    vocabulary = base.family.token_embedding_of(base.clip).num_embeddings
+    for token in ids or []:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"{argument}: {token} is outside the vocabulary of {vocabulary} tokens")
+
+
+def check_count(argument: str, value: int, least: int = 1) -> None:
+    """ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{argument}: {value!r}, expected a whole number of at least {least}")
+
+
+def check_depth(argument: str, value: int | str, least: int = 1) -> None:
+    """ValueError unless `value` is a number of layers or "all"."""
+    if value != "all":
+        if isinstance(value, str):
+            raise ValueError(f"{argument}: {value!r}, expected a number of layers or 'all'")
+        check_count(argument, value, least)
+
+
+def stack_layers(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: str) -> torch.Tensor:
+    """Prompts (n, d) of layer 0 and of layers 1..J-1 -> (J, n, d) float32. ValueError for gaps and for different shapes."""
+    if sorted(deep) != list(range(1, len(deep) + 1)):
+        raise ValueError(f"state_dict: {what} of layers {sorted(deep)}, expected 1 to {len(deep)}")
+    prompts = [first, *(deep[layer] for layer in sorted(deep))]
+    shapes = sorted({tuple(p.shape) for p in prompts})
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise ValueError(f"state_dict: prompts of shapes {shapes}, expected one shape (n, d)")
+    return finite(torch.stack([p.detach().float() for p in prompts]), what)
+
+
+__all__ = [
+    "INIT_STD", "check_count", "check_depth", "check_prompt_length", "check_token_ids", "initial_vectors", "stack_layers", "words_to_ids",
+]  # fmt: skip

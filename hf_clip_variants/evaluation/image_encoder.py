@@ -1,0 +1,198 @@
+"""What the probes measure: the frozen features of any image tower, for labelled training and test pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+from ..data.images.feature_cache import Features, compute_features
+from ..data.images.image_set import ImageSet, name_some
+from ..data.images.sources import load_images
+from ..few_shot.splits import absolute_source, align_classes, read_labelled
+from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+from ..modeling.dual_encoders.backbones import FAMILIES, CLIPFamily, fingerprint
+from .prediction import check_model_folder, load_processor
+
+
+KINDS = ("tower", "projected")
+MANY_PICTURES = 256  # from here on processes that decode pay on a GPU
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """A frozen model as a function from pictures to features. Made by `load_image_encoder`.
+
+    Attributes:
+        encode: `pixel_values` (B, 3, H, W) on `device` -> (B, D), not normalised.
+        processor: its image processor.
+        key (`str`): says which weights and which features these are.
+        device (`torch.device`): of the model.
+        pooling (`str`): "own", or "class token" where the checkpoint has no weights for it.
+    """
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    processor: Any
+    key: str
+    device: torch.device
+    pooling: Literal["own", "class token"] = "own"
+
+    def features_of(
+        self,
+        images: ImageSet,
+        batch_size: int = 64,
+        cache_dir: str | os.PathLike | None = None,
+        progress: bool | Callable[[int, int], None] = True,
+    ) -> Features:
+        """[`Features`] of N pictures, `features` (1, N, D) float32 on the CPU; see `compute_features`."""
+        workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(images) > MANY_PICTURES else 0
+        return compute_features(
+            self.encode, images, self.processor, batch_size=batch_size, cache_dir=cache_dir,
+            key=None if cache_dir is None else self.key,  # with one, every file is read once more
+            progress=progress, device=self.device, num_workers=workers,
+        )  # fmt: skip
+
+
+def load_image_encoder(
+    source: str | os.PathLike,
+    features: Literal["tower", "projected"] = "tower",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ImageEncoder:
+    """The image side of a dual encoder, or a plain image model, in eval mode and frozen.
+
+    Args:
+        source: folder or Hub id of what `AutoModel` loads: a dual encoder (CLIP, SigLIP, …, `CLIPClassifier`), or an image model (ViT, DINOv2,
+            a ResNet, …).
+        features: "tower": what the image tower pools, before a projection, as CLIP's and SLIP's papers probe it; "projected": the
+            embedding that is compared with text. They are the same where there is no projection behind the pooling: SigLIP, CLIP-ResNet. An
+            image model without a pooling, or whose checkpoint has no weights for it, gives the class token behind its last normalisation.
+        device: default: a GPU if there is one.
+        dtype: of the model; features are float32.
+
+    Raises:
+        ValueError: a model without pictures, `"projected"` of one without a joint space, a checkpoint that lacks weights.
+        OSError: no such folder or Hub repository.
+
+    Example:
+
+    ```python
+    >>> from hf_clip_variants import embedded_model, load_images
+    >>> from hf_clip_variants.evaluation.image_encoder import load_image_encoder
+    >>> pictures = load_images("emoji:notov1").select([0, 1])
+    >>> for kind in ("tower", "projected"):
+    ...     encoder = load_image_encoder(embedded_model(), kind, device="cpu")
+    ...     print(encoder.features_of(pictures, progress=False).features.shape)
+    torch.Size([1, 2, 192])
+    torch.Size([1, 2, 256])
+    ```
+    """
+    if features not in KINDS:
+        raise ValueError(f"features: got {features!r}; want {' or '.join(map(repr, KINDS))}")
+    check_model_folder(source)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    # A ViT that was saved without its pooling gets a random one from AutoModel, and says so in a table that nobody reads.
+    random_pooling = [name for name in info["missing_keys"] if name.startswith("pooler.")]
+    missing = sorted(set(info["missing_keys"]) - set(random_pooling))
+    if missing:
+        raise ValueError(
+            f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
+        )
+    family = FAMILIES.get(model.config.model_type)
+    if isinstance(model, CLIPClassifier):
+        family, model = model.family, model.clip
+    model = model.to(device, dtype).eval().requires_grad_(False)
+    pooling = "class token" if random_pooling else "own"
+    pool = _pooling(model, family, features, class_token=bool(random_pooling))
+    if family is not None:
+        processor = load_processor(source).image_processor
+    else:
+        processor = AutoImageProcessor.from_pretrained(source, do_convert_rgb=True)
+    key = f"{fingerprint(model)} {features} {pooling} {dtype}"
+    return ImageEncoder(lambda pixels: pool(pixels.to(dtype)), processor, key, device, pooling)
+
+
+def _pooling(
+    model: torch.nn.Module, family: type[CLIPFamily] | None, features: str, class_token: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`pixel_values` (B, 3, H, W) -> (B, D)."""
+    name = type(model).__name__
+    if family is not None and (features == "projected" or family.visual_projection is None):
+        return lambda pixels: family.image_features(model, pixels).pooler_output
+    is_dual = hasattr(model, "get_image_features")
+    if is_dual and features == "projected":
+        return lambda pixels: _vector(model.get_image_features(pixel_values=pixels))
+    tower = getattr(model, "vision_model", None) if is_dual else model
+    if tower is None:
+        raise ValueError(f"features: 'tower' of a {name}, which has no vision_model; want 'projected'")
+    if tower.main_input_name != "pixel_values":
+        raise ValueError(
+            f"model: {name} takes {tower.main_input_name}, not pictures; want an image tower or a dual encoder"
+        )
+    if features == "projected":
+        raise ValueError(
+            f"features: 'projected' of a {name}, which has no space that it shares with text; want 'tower'"
+        )
+    return lambda pixels: _vector(tower(pixel_values=pixels), class_token)
+
+
+def _vector(output: Any, class_token: bool = False) -> torch.Tensor:
+    """(B, D) of what a model gave out: its pooled output, or its first token where there is none."""
+    if isinstance(output, torch.Tensor):
+        return output
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is None or class_token:
+        return output.last_hidden_state[:, 0]
+    return pooled.flatten(1)  # a ResNet's is (B, D, 1, 1)
+
+
+def load_probe_pictures(
+    train: str,
+    test: str | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    reading: Mapping[str, Any] | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test pictures with the same class list, that of the training pictures; matched by name.
+
+    Args:
+        train: what `load_images` reads.
+        test: likewise; default: the test split of `train`.
+        train_split, test_split: default: train, and test where there is one.
+        reading: further arguments of `load_images`.
+
+    Pictures that cannot be read are left out and listed in `skipped`.
+
+    Raises:
+        ValueError: test pictures of a class that has no training pictures (named), the same pictures twice, no test pictures, and what
+            `load_images` raises.
+    """
+    reading = dict(reading or {})
+    options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | reading
+    images = load_images(train, train_split, **options)
+    if test is None and test_split is None and ("test" not in images.available_splits or images.split == "test"):
+        have = name_some(images.available_splits) if images.available_splits else "no splits"
+        raise ValueError(f"test: {train} has {have}; name pictures to test on (--test or --test-split)")
+    source = train if test is None else test
+    if test is None and test_split is None:
+        test_split = "test"
+    tested = read_labelled(source, images.class_names, test_split, reading)
+    if test_split is None and tested.split == "train" and "test" in tested.available_splits:
+        tested = tested.load_split(split="test")
+    if absolute_source(source) == absolute_source(train) and tested.split == images.split:
+        raise ValueError(f"test: {source} names the training pictures themselves; want others")
+    tested = align_classes(tested, images.class_names, source)
+    count = np.bincount(images.labels, minlength=len(images.class_names))
+    unseen = [images.class_names[label] for label in np.unique(tested.labels) if not count[label]]
+    if unseen:
+        raise ValueError(f"test: {source} has pictures of classes without any training picture: {name_some(unseen)}")
+    return images, tested
+
+
+__all__ = ["ImageEncoder", "load_image_encoder", "load_probe_pictures"]

@@ -1,0 +1,207 @@
+"""Loading whatever classifies, adapter or not, and classifying many files of which some are broken."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from ..data.images.image_set import explain
+from ..data.images.sources import IMAGE_EXTENSIONS
+from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that classifies, its image processor, its classes."""
+
+    model: torch.nn.Module
+    processor: Any
+    class_names: list[str]
+
+
+def load_for_prediction(
+    model: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
+    class_names: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    default_class_names: Sequence[str] | None = None,
+) -> Loaded:
+    """A classifier ready to predict, in float32 on a CPU.
+
+    Args:
+        model: a saved `CLIPClassifier` or any CLIP, folder or Hub id. With `adapter` it may be left out.
+        adapter: an adapter, folder or Hub id. Its base is what it says it was trained on; if that folder is gone, `base/` of the run that the
+            adapter lies in.
+        class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter that belongs to its classes refuses others.
+        templates: prompt templates for them.
+        device: default: a GPU if there is one.
+        default_class_names: for a model that has no classes of its own.
+
+    Raises:
+        ValueError: neither model nor adapter, no classes, an adapter that does not fit.
+        OSError: no such file, folder or Hub repository.
+    """
+    if model is None and adapter is None:
+        raise ValueError("model: name a model (--model), an adapter (--adapter) or both")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if adapter is None and _is_adapter_folder(model):
+        model, adapter = None, model
+    if adapter is None:
+        if class_names is None and default_class_names is not None and not _has_classes(model):
+            class_names = default_class_names
+        base = loaded = _load_classifier(model, class_names, templates)
+    else:
+        from ..adapters import load_adapter
+
+        source = model if model is not None else _base_of(adapter)
+        base = (
+            None if source is None else _load_classifier(source, *_classes_of(adapter, source, class_names, templates))
+        )
+        loaded = load_adapter(adapter, base)
+        base = loaded.get_base_model()
+        if class_names is not None:
+            base.set_classes(class_names, templates)
+    if not base.config.templates:
+        raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
+    loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
+    return Loaded(loaded, load_processor(base.config._name_or_path), list(base.class_names))
+
+
+def _is_adapter_folder(path: str | os.PathLike) -> bool:
+    return (Path(path) / _ADAPTER_CONFIG).is_file()
+
+
+def _has_classes(source) -> bool:
+    return bool(getattr(AutoConfig.from_pretrained(source), "templates", None))
+
+
+def check_model_folder(source: str | os.PathLike) -> None:
+    """OSError for a path that exists and holds no saved model; what does not exist may be a Hub id."""
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
+
+
+def _load_classifier(source, class_names, templates) -> CLIPClassifier:
+    check_model_folder(source)
+    return CLIPClassifier.from_pretrained(source, class_names=class_names, templates=templates)
+
+
+def _adapter_values(adapter) -> dict[str, Any]:
+    path = Path(adapter) / _ADAPTER_CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _base_of(adapter) -> Path | None:
+    """`base/` of the run that holds the adapter, if the folder it was trained on is gone; None: load what its configuration names."""
+    named = _adapter_values(adapter).get("base_model_name_or_path")
+    if not named or not os.path.isabs(named) or os.path.exists(named):
+        return None
+    return next((p / "base" for p in Path(adapter).absolute().parents if (p / "base" / "config.json").is_file()), None)
+
+
+def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
+    """A plain CLIP under an adapter gets the adapter's classes."""
+    if class_names is None and not _has_classes(source):
+        values = _adapter_values(adapter)
+        return values.get("class_names"), templates or values.get("templates")
+    return None, None  # set later, so that an adapter can refuse
+
+
+def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
+    """Ours, with the settings of whatever processor `source` has."""
+    processor = AutoProcessor.from_pretrained(source)
+    if not isinstance(processor, CLIPClassifierProcessor):
+        processor = CLIPClassifierProcessor.from_clip(processor)
+    return processor
+
+
+def find_pictures(inputs: Iterable[str]) -> Iterator[str]:
+    """Files as they are; for a folder every picture file below it, sorted."""
+    for item in inputs:
+        if os.path.isdir(item):
+            yield from (
+                str(path)
+                for path in sorted(Path(item).rglob("*"))
+                if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not path.name.startswith(".")
+            )
+        else:
+            yield item
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture: its classes, best first, or why it could not be read."""
+
+    path: str
+    top: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+@torch.inference_mode()
+def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    """A prediction for each path, in order. A picture that cannot be read is one with `error`; the others are done.
+
+    Pictures of the next batch are read by threads while the model runs on this one. Paths may be an endless stream.
+    """
+    device = next(loaded.model.parameters()).device
+    top = min(top, len(loaded.class_names))
+
+    def read(path: str) -> torch.Tensor:
+        if os.path.isdir(path):
+            raise IsADirectoryError("a folder")
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise OSError("the file is empty")
+        return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
+
+    def finish(waiting: list[tuple[str, Future]]) -> list[Prediction]:
+        outcomes: dict[int, Prediction] = {}
+        pixels: list[tuple[int, torch.Tensor]] = []
+        for place, (path, future) in enumerate(waiting):
+            try:
+                pixels.append((place, future.result()))
+            except (
+                Exception
+            ) as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more
+                outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
+        if pixels:
+            batch = torch.cat([values for _, values in pixels]).to(device)
+            best = loaded.model(pixel_values=batch).logits.float().softmax(dim=1).topk(top, dim=1)
+            for (place, _), scores, classes in zip(pixels, best.values.tolist(), best.indices.tolist(), strict=True):
+                named = tuple((loaded.class_names[c], score) for c, score in zip(classes, scores, strict=True))
+                outcomes[place] = Prediction(waiting[place][0], named)
+        return [outcomes[place] for place in range(len(waiting))]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ready: list[tuple[str, Future]] = []
+        batch: list[tuple[str, Future]] = []
+        for path in paths:
+            batch.append((path, pool.submit(read, path)))
+            if len(batch) == batch_size:
+                yield from finish(ready)
+                ready, batch = batch, []
+        yield from finish(ready)
+        yield from finish(batch)
+
+
+__all__ = [
+    "Loaded",
+    "Prediction",
+    "check_model_folder",
+    "classify",
+    "find_pictures",
+    "load_for_prediction",
+    "load_processor",
+]

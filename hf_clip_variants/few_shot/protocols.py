@@ -1,0 +1,403 @@
+"""What the published few-shot protocols train on and ask about: class lists, rows and labels. No model and no torch here.
+
+few_shot (CoOp, Tip-Adapter): all classes, other pictures. base_to_new (CoCoOp): train on the first half of the classes, ask about each half
+among its own names. cross_dataset: train on one set, ask about others with their names. domain_generalisation: the trained classes, or some
+of them, in other domains.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ..data.few_shot_sampling import split_base_new
+from ..data.images.coop_layout import coop_layout
+from ..data.images.image_set import ImageSet, name_some
+from ..data.images.sources import load_images
+from ..modeling.dual_encoders.prompts import resolve_templates
+from .run_folder import digest
+from .splits import Draws, draw_shots, load_labelled, load_training
+
+
+ProtocolName = Literal["few_shot", "base_to_new", "cross_dataset", "domain_generalisation"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+Part = Literal["test", "base", "new", "source", "target"]
+
+# Of the recipes: what the adapter is for. Papers train once for both kinds of transfer.
+RECIPE_PROTOCOLS = {name: name for name in PROTOCOLS} | {"domain_generalisation": "cross_dataset"}
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """2 b n / (b + n); 0 where both are.
+
+    >>> round(harmonic_mean(82.69, 63.22), 2)  # CoOp, averages over eleven data sets
+    71.66
+    """
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, ImageSet]:
+    """Half of each class to train on, a fifth to validate on, the rest to test on: how CoOp divides sets that come undivided.
+
+    ValueError for a class with one picture only. No validation part where no class has one to give.
+    """
+    generator = random.Random(seed)
+    rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for label, name in enumerate(images.class_names):
+        own = np.flatnonzero(images.labels == label).tolist()
+        if len(own) < 2:
+            raise ValueError(
+                f"data: class {name!r} has {len(own)} pictures, which do not divide into training and test; want 2"
+            )
+        generator.shuffle(own)
+        train = round(0.5 * len(own))
+        validation = min(round(0.2 * len(own)), len(own) - train - 1)
+        rows["train"] += own[:train]
+        rows["validation"] += own[train : train + validation]
+        rows["test"] += own[train + validation :]
+    parts = {part: images.select(sorted(found)) for part, found in rows.items()}
+    return parts["train"], parts["validation"] if rows["validation"] else None, parts["test"]
+
+
+def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str) -> tuple[int, ...]:
+    """The place of each name among the trained ones. ValueError names those that are not there.
+
+    >>> columns_among(["owl", "cat"], ["cat", "dog", "owl"], "x")
+    (2, 0)
+    """
+    place = {name: index for index, name in enumerate(trained)}
+    strangers = [name for name in class_names if name not in place]
+    if strangers:
+        raise ValueError(
+            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: {name_some(strangers)}; "
+            "a domain holds trained classes (other classes are cross_dataset's)"
+        )
+    return tuple(place[name] for name in class_names)
+
+
+def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
+    """The prompts of a source's classes: those given, or CoOp's for its data sets, "icons" for emoji; None: the model family's own.
+
+    >>> templates_for("coop:DATA/dtd")
+    ['{} texture.']
+    """
+    if given is None and re.match(r"emoji($|[:@])", source):
+        given = "icons"
+    if given is None and (layout := coop_layout(source)) is not None:
+        given = layout.template
+    return None if given is None else resolve_templates(given)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One protocol on one data set, as sources of `load_images`.
+
+    Attributes:
+        protocol (`str`): one of `PROTOCOLS`.
+        name (`str`): of the data set, in tables.
+        data (`str`): shots are drawn from its train split.
+        tests (`dict[str, str]`): other pictures of its classes. None: its test split; without one its validation split, which then serves for
+            nothing else; without any split, the parts of `divide`.
+        targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes (domain_generalisation).
+        tests_source (`bool`): False: there are no test pictures of the source itself, which transfer tables otherwise begin with.
+        note (`str`): what a reader of the table must know.
+
+    Raises:
+        ValueError: an unknown protocol, targets where the protocol has none or none where it wants some.
+    """
+
+    protocol: ProtocolName
+    name: str
+    data: str
+    tests: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
+    tests_source: bool = True
+    note: str = ""
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: got {self.protocol!r}; want one of {', '.join(PROTOCOLS)}")
+        if bool(self.targets) != self.transfers:
+            want = (
+                "want at least one" if self.transfers else "want none, this protocol tests on the data's own classes"
+            )
+            raise ValueError(f"targets of {self.protocol}: got {dict(self.targets)}; {want}")
+        if self.transfers and (both := sorted(set(self.tests) & set(self.targets))):
+            raise ValueError(
+                f"targets of {self.protocol}: {both[0]!r} is also the name of a test set; want names that differ"
+            )
+
+    @property
+    def transfers(self) -> bool:
+        return self.protocol in ("cross_dataset", "domain_generalisation")
+
+    @property
+    def recipe_dataset(self) -> str | None:
+        """The data set's name in `recipes.DATASETS`, for sources that are one of them."""
+        layout = coop_layout(self.data)
+        return layout.recipe if layout else None
+
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in ("protocol", "name", "note")}
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """N pictures to classify among C names, and the right answers.
+
+    Attributes:
+        name (`str`): unique in its task.
+        part (`str`): "test", "base", "new", "source" or "target".
+        of (`str`): name of the test set.
+        images ([`ImageSet`]), rows (`np.ndarray`): the pictures; of one set, so that features serve several exams.
+        labels (`np.ndarray`): (N,) int64, into `class_names`.
+        class_names (`tuple[str, ...]`), templates (`tuple[str, ...]`): what is chosen among, and how prompts say it; () as the model's family does.
+        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: they are not trained ones.
+    """
+
+    name: str
+    part: Part
+    of: str
+    images: ImageSet
+    rows: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    columns: tuple[int, ...] | None
+
+    def __post_init__(self):
+        if not len(self.rows):
+            raise ValueError(f"{self.of}: no test pictures of the {self.part} classes {name_some(self.class_names)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A plan with its pictures found: what is drawn from, the trained classes, and the exams.
+
+    Attributes:
+        plan ([`Plan`])
+        pictures ([`ImageSet`]), validation ([`ImageSet`], *optional*): of all classes of the data.
+        draws ([`Draws`]): over all classes, as the official code draws before it leaves classes out.
+        class_names (`tuple[str, ...]`): the trained classes: the first ones of the data, so that their labels stay.
+        templates (`tuple[str, ...]`): of the trained classes.
+        exams (`tuple[Exam, ...]`)
+    """
+
+    plan: Plan
+    pictures: ImageSet
+    validation: ImageSet | None
+    draws: Draws
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    exams: tuple[Exam, ...]
+
+    def training_rows(self, shots: int, seed: int) -> list[int]:
+        """Rows of `pictures` that a cell trains on."""
+        return self._trained(self.pictures, self.draws.splits[shots, seed].train)
+
+    def validation_rows(self, shots: int, seed: int) -> list[int]:
+        """Rows of `validation`, none without one."""
+        return self._trained(self.validation, self.draws.splits[shots, seed].validation) if self.validation else []
+
+    @property
+    def every_training_row(self) -> list[int]:
+        return self._trained(self.pictures, self.draws.rows)
+
+    @property
+    def every_validation_row(self) -> list[int]:
+        return self._trained(self.validation, self.draws.validation_rows) if self.validation else []
+
+    def _trained(self, images: ImageSet, rows: Sequence[int]) -> list[int]:
+        return [row for row in rows if images.labels[row] < len(self.class_names)]
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of what the plan's sources hold."""
+        pictures = self.pictures
+        found = {"data": digest([pictures.ids, pictures.labels.tolist(), list(pictures.class_names)])}
+        return found | {f"test {exam.of}": exam.images.fingerprint[:16] for exam in self.exams}
+
+
+def _whole(name: str, part: Part, images: ImageSet, templates: Sequence[str], columns: tuple[int, ...] | None) -> Exam:
+    return Exam(
+        name,
+        part,
+        name,
+        images,
+        np.arange(len(images)),
+        images.labels,
+        tuple(images.class_names),
+        tuple(templates),
+        columns,
+    )
+
+
+def base_and_new_exams(name: str, images: ImageSet, templates: Sequence[str], only: bool = True) -> list[Exam]:
+    """A test set's pictures of base classes, to be told among base names, and of new classes among new names with labels from 0.
+
+    `only`: the test set is the only one, and the exams are called "base" and "new".
+    """
+    exams = []
+    for part, classes in zip(("base", "new"), split_base_new(len(images.class_names)), strict=True):
+        new_label = np.full(len(images.class_names), -1, dtype=np.int64)
+        new_label[list(classes)] = np.arange(len(classes))
+        rows = np.flatnonzero(new_label[images.labels] >= 0)
+        exams.append(
+            Exam(
+                part if only else f"{name} ({part})", part, name, images, rows, new_label[images.labels[rows]],
+                tuple(images.class_names[c] for c in classes), tuple(templates), classes if part == "base" else None,
+            )
+        )  # fmt: skip
+    return exams
+
+
+def load_task(
+    plan: Plan,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    templates: str | Sequence[str] | None = None,
+    reading: Mapping[str, Any] | None = None,
+    read: MutableMapping[Any, Any] | None = None,
+) -> Task:
+    """Find a plan's pictures and draw the shots.
+
+    Args:
+        plan ([`Plan`])
+        shots, seeds: every pair is drawn.
+        templates: of all sources. Default: each has its own, see `templates_for`.
+        reading: more arguments of `load_images`.
+        read: filled with what was read, by source: plans that share one share the sets, and with them the features.
+
+    Raises:
+        ValueError, OSError: what `load_images` raises; targets whose classes the protocol does not fit (named); nothing to test on.
+    """
+    read = {} if read is None else read
+
+    def once(key, load):
+        if key not in read:
+            read[key] = load()
+        return read[key]
+
+    tests_itself = plan.tests_source and not plan.tests
+    train, validation, own_tests = once(
+        ("data", plan.data, tests_itself), lambda: _load_data(plan.data, reading, tests_itself)
+    )
+    draws = once(
+        ("draws", plan.data, tests_itself, tuple(shots), tuple(seeds)),
+        lambda: draw_shots(train, validation, sorted(set(shots)), list(seeds)),
+    )
+    names, own_templates = tuple(train.class_names), tuple(templates_for(plan.data, templates) or ())
+    if plan.tests:
+        tests = {
+            name: once(
+                ("test", source, plan.data),
+                lambda source=source: load_labelled(source, names, _test_split(source, reading), reading),
+            )
+            for name, source in plan.tests.items()
+        }
+    elif own_tests is not None:
+        tests = {plan.name: once(("own test", plan.data), own_tests)}
+    elif tests_itself:
+        raise ValueError(
+            f"tests: {plan.data} has no pictures to test on; want NAME=SOURCE with pictures of its classes"
+        )
+    else:
+        tests = {}
+
+    trained = names
+    if plan.protocol == "base_to_new":
+        base, _ = split_base_new(len(names))
+        trained = names[: len(base)]
+        exams = [
+            e
+            for name, images in tests.items()
+            for e in base_and_new_exams(name, images, own_templates, len(tests) == 1)
+        ]
+    else:
+        part = "source" if plan.transfers else "test"
+        everything = tuple(range(len(names)))
+        exams = [_whole(name, part, images, own_templates, everything) for name, images in tests.items()]
+    for name, source in plan.targets.items():
+        images = once(("target", source), lambda source=source: _load_target(source, reading))
+        columns = (
+            columns_among(images.class_names, names, source) if plan.protocol == "domain_generalisation" else None
+        )
+        target_templates = own_templates if columns is not None else templates_for(source, templates) or ()
+        exams.append(_whole(name, "target", images, target_templates, columns))
+    if len({exam.name for exam in exams}) < len(exams):
+        raise ValueError(
+            f"targets of {plan.protocol}: got the names {[exam.name for exam in exams]}; want names that differ"
+        )
+    return Task(plan, train, validation, draws, trained, own_templates, tuple(exams))
+
+
+def _load_data(source: str, reading: Mapping[str, Any] | None, tests_itself: bool):
+    """(training pictures, validation pictures or None, function that reads the test pictures or None)"""
+    train, validation = load_training(source, reading)
+    names, splits = tuple(train.class_names), train.available_splits
+    if not tests_itself:
+        return train, validation, None
+    if not splits:
+        *parts, test = divide(train)
+        return *parts, lambda: test
+    if "test" in splits and train.split != "test":
+        return train, validation, lambda: load_labelled(source, names, "test", reading)
+    if validation is not None:  # nothing else to test on, as for ImageNet
+        return train, None, lambda: load_labelled(source, names, "validation", reading)
+    return train, None, None
+
+
+def _test_split(source: str, reading: Mapping[str, Any] | None) -> str | None:
+    """The split of a source that is tested on: "test", else "validation", else its only one."""
+    splits = load_images(
+        source, **{"verify": False, "progress": False, "empty_classes": "warn"} | dict(reading or {})
+    ).available_splits
+    return next((split for split in ("test", "validation") if split in splits), None)
+
+
+def _load_target(source: str, reading: Mapping[str, Any] | None) -> ImageSet:
+    options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
+    return load_images(source, _test_split(source, reading), **options)
+
+
+def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
+    """The protocols on the embedded emoji: a style is a domain and a concept a class.
+
+    One picture a concept and style: shots come from two styles, and every test is on the two others.
+    """
+    trained, tested = "emoji:fluentflat,emojione", ("fluent3d", "notov1")
+    unseen = {style: f"emoji:{style}" for style in tested}
+    groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
+    note = (
+        "Emoji have one picture a concept and style: shots are drawn from the styles fluentflat and emojione (two are all there are, so every seed draws "
+        "the same two), and test pictures are of other styles: fluent3d by fluentflat's designer, notov1 by another."
+    )
+    plans = {
+        "few_shot": [Plan("few_shot", "emoji", trained, unseen, note=note)],
+        "base_to_new": [Plan("base_to_new", "emoji", trained, unseen, note=f"{note} Base: the first half of the 190 concepts in code-point order.")],
+        "cross_dataset": [
+            Plan(
+                "cross_dataset", name, f"{trained}@{group}", {name: f"emoji:{','.join(tested)}@{group}"},
+                {other: f"emoji:{','.join(tested)}@{code}" for other, code in groups.items() if other != name}, note=note,
+            )
+            for name, group in groups.items()
+        ],
+        "domain_generalisation": [
+            Plan(
+                "domain_generalisation", "fluentflat, emojione", trained, {}, unseen, tests_source=False,
+                note=f"{note} There are no other pictures of the trained styles, hence no column for the source.",
+            )
+        ],
+    }  # fmt: skip
+    return [plan for protocol in protocols for plan in plans[protocol]]
+
+
+__all__ = [
+    "PROTOCOLS", "RECIPE_PROTOCOLS", "Exam", "Plan", "Task", "base_and_new_exams", "columns_among", "divide", "emoji_plans", "harmonic_mean",
+    "load_task", "templates_for",
+]  # fmt: skip

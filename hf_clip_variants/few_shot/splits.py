@@ -1,0 +1,236 @@
+"""Which pictures a few-shot run draws, validates on and tests on; no model and no torch here, so that a report can find them again."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
+from ..data.images.coop_layout import PREFIX as COOP_PREFIX
+from ..data.images.image_set import ImageSet, name_some
+from ..data.images.sources import load_images
+
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = "held-out"  # name of the test set that is made of the training pictures that no draw took
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures that nothing is chosen on; labels count into the run's class names."""
+
+    __test__ = False  # pytest: not a test
+
+    name: str
+    images: ImageSet
+    source: str
+    split: str | None = None
+    rows: tuple[int, ...] | None = None  # of the source's split; None: all of them
+
+
+def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
+    """`["3d=emoji:fluent3d", "pets/test"]` -> `{"3d": "emoji:fluent3d", "test": "pets/test"}`.
+
+    >>> parse_test_data(["emoji:notov1"])
+    {'notov1': 'emoji:notov1'}
+    """
+    sources: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, source = argument.partition("=")
+        if not equals:
+            name, source = Path(argument.rpartition(":")[2]).stem, argument
+        if not name.strip() or not source.strip():
+            raise ValueError(f"test_data: got {argument!r}; want NAME=SOURCE or SOURCE")
+        if name in sources:
+            raise ValueError(f"test_data: the name {name!r} is given twice; write NAME=SOURCE with names that differ")
+        sources[name.strip()] = source.strip()
+    return sources
+
+
+def absolute_source(source: str) -> str:
+    """A path as it is from any working folder; other sources as they are."""
+    if source.startswith(COOP_PREFIX):
+        return COOP_PREFIX + str(Path(source.removeprefix(COOP_PREFIX)).expanduser().absolute())
+    return (
+        str(Path(source).expanduser().absolute())
+        if not source.startswith("emoji") and Path(source).expanduser().exists()
+        else source
+    )
+
+
+def align_classes(images: ImageSet, class_names: Sequence[str], what: str) -> ImageSet:
+    """The same pictures with labels that count into `class_names`, matched by name. ValueError for pictures of any other class."""
+    if tuple(images.class_names) == tuple(class_names):
+        return images
+    index_of = {name: index for index, name in enumerate(class_names)}
+    used = [images.class_names[label] for label in np.unique(images.labels)]
+    strangers = [name for name in used if name not in index_of]
+    if strangers:
+        raise ValueError(
+            f"{what}: {len(strangers)} of {len(used)} classes are not among the {len(class_names)} trained ones: {name_some(strangers)}; "
+            f"the trained ones are {name_some(class_names)}"
+        )
+    from datasets import ClassLabel
+
+    labels = np.array([index_of.get(name, -1) for name in images.class_names], dtype=np.int64)[images.labels]
+    dataset = images.dataset.remove_columns("label").add_column("label", labels)
+    dataset = dataset.cast_column("label", ClassLabel(names=list(class_names)))
+    return replace(images, dataset=dataset, class_names=tuple(class_names))
+
+
+def load_labelled(
+    source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
+) -> ImageSet:
+    """A validation or test set; pictures that cannot be read are left out and listed in `skipped`."""
+    return align_classes(read_labelled(source, class_names, split, reading), class_names, source)
+
+
+def read_labelled(
+    source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
+) -> ImageSet:
+    """The same with the class list of the source; `class_names` name integer labels that have no names of their own."""
+    options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
+    try:
+        return load_images(source, split, **options)
+    except ValueError as error:
+        if "without names" not in str(error) or options.get("class_names") is not None:
+            raise
+        return load_images(source, split, **options | {"class_names": list(class_names)})
+
+
+def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
+    """The pictures to draw from, and the validation split where the source has one. Nothing is decoded yet."""
+    train = load_images(source, verify=False, progress=False, **dict(reading or {}))
+    if "validation" not in train.available_splits or train.split == "validation":
+        return train, None
+    return train, train.load_split(split="validation", empty_classes="warn")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draw of every (shots, seed), from readable pictures only."""
+
+    splits: dict[tuple[int, int], FewShotSplit]
+    skipped: tuple[tuple[str, str], ...]  # (id, reason) of pictures that were drawn but cannot be read
+    remarks: tuple[str, ...]  # what the user should know, such as classes smaller than K
+
+    @property
+    def rows(self) -> list[int]:
+        """Every training row that some draw has, in order."""
+        return sorted({row for split in self.splits.values() for row in split.train})
+
+    @property
+    def validation_rows(self) -> list[int]:
+        return sorted({row for split in self.splits.values() for row in split.validation})
+
+
+def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
+    """CoOp's draw for every number of shots and seed; min(K, 4) validation pictures a class where there is a validation split.
+
+    Only drawn pictures are decoded: one that cannot be read is left out, and everything is drawn again without it.
+    """
+    checked: list[dict[int, str | None]] = [{}, {}]  # train, validation: row -> reason why it cannot be read
+    while True:
+        good = [_without(images, bad) for images, bad in zip((train, validation), checked, strict=True)]
+        splits, remarks = {}, {}
+        for count in shots:
+            for seed in seeds:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    split = sample_few_shot(
+                        train.labels[good[0]], count, seed, class_names=train.class_names, val=validation is not None,
+                        validation_labels=None if validation is None else validation.labels[good[1]],
+                    )  # fmt: skip
+                remarks |= {str(w.message): None for w in caught}
+                rows = tuple(good[0][list(split.train)].tolist())
+                splits[count, seed] = replace(
+                    split,
+                    train=rows,
+                    validation=tuple(good[1][list(split.validation)].tolist()) if split.validation else (),
+                )
+        draws = Draws(splits, (), tuple(remarks))
+        fresh = [
+            _check(images, rows, seen)
+            for images, rows, seen in zip(
+                (train, validation), (draws.rows, draws.validation_rows), checked, strict=True
+            )
+        ]
+        if not any(fresh):
+            skipped = tuple((train.ids[row], why) for row, why in sorted(checked[0].items()) if why)
+            skipped += tuple((validation.ids[row], why) for row, why in sorted(checked[1].items()) if why)
+            return replace(draws, skipped=skipped)
+
+
+def _without(images: ImageSet | None, checked: Mapping[int, str | None]) -> np.ndarray:
+    if images is None:
+        return np.empty(0, dtype=np.int64)
+    return np.array([row for row in range(len(images)) if not checked.get(row)], dtype=np.int64)
+
+
+def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str | None]) -> bool:
+    """Decodes the rows that were not decoded yet; whether one of them cannot be."""
+    new = [row for row in rows if row not in checked]
+    if not new:
+        return False
+    bad = {new[place]: reason for place, reason in images.select(new).unreadable(progress=False)}
+    checked.update({row: bad.get(row) for row in new})
+    return bool(bad)
+
+
+def load_test_sets(
+    train: ImageSet,
+    data: str,
+    test_data: Mapping[str, str],
+    drawn: Sequence[int],
+    reading: Mapping[str, Any] | None = None,
+) -> list[TestSet]:
+    """The named sources; without any, the data's own test split; without one, the training pictures that no draw took.
+
+    Raises ValueError when nothing is left to test on.
+    """
+    names = train.class_names
+    if test_data:
+        return [TestSet(name, load_labelled(s, names, None, reading), s) for name, s in test_data.items()]
+    if "test" in train.available_splits and train.split != "test":
+        return [TestSet("test", load_labelled(data, names, "test", reading), data, "test")]
+    taken = set(drawn)
+    rows = [row for row in range(len(train)) if row not in taken]
+    rest = train.select(rows)
+    bad = dict(rest.unreadable(progress=False))
+    for place, reason in bad.items():
+        logger.warning("images %r cannot be read and is left out: %s", rest.ids[place], reason)
+    kept = [place for place in range(len(rest)) if place not in bad]
+    if not kept:
+        raise ValueError(
+            f"test_data: every picture of {data} is drawn for training and nothing is left to test on; pass test pictures "
+            "(--test-data NAME=SOURCE), more pictures, or fewer shots"
+        )
+    images = replace(rest.select(kept), skipped=tuple((rest.ids[place], reason) for place, reason in bad.items()))
+    return [TestSet(HELD_OUT, images, data, train.split, tuple(rows[place] for place in kept))]
+
+
+def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Path) -> ImageSet:
+    """The pictures of a test set of a run, in the order of its predictions. Raises what `load_images` raises when they are gone."""
+    about, reading = results["data"]["test_sets"][name], results["settings"].get("reading")
+    source = about.get("source") or results["settings"]["test_data"][name]
+    class_names = results["data"]["class_names"]
+    if not about.get("rows_are_saved"):
+        return load_labelled(source, class_names, about.get("split"), reading)
+    from safetensors.numpy import load_file
+
+    rows = load_file(Path(run_folder) / "predictions" / "zero_shot.safetensors")[f"{name}.rows"]
+    train = load_images(source, about.get("split"), verify=False, progress=False, **dict(reading or {}))
+    return align_classes(train.select(rows.tolist()), class_names, source)
+
+
+__all__ = [
+    "HELD_OUT", "Draws", "TestSet", "absolute_source", "align_classes", "draw_shots", "load_labelled", "load_test_sets", "load_training",
+    "parse_test_data", "read_labelled", "reload_test_set",
+]  # fmt: skip

@@ -1,0 +1,150 @@
+"""The training loop of few-shot adapters: short, seeded without global state, and able to go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .labelled_images import Pictures
+
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY_SECONDS = 60.0  # a kill loses at most so much of a training
+
+
+class TrainingState:
+    """Where a training stands, in one file that is replaced as a whole at most every `SAVE_EVERY_SECONDS`.
+
+    Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: a training that goes on from it ends as
+    one that was never interrupted. The learning rate and the order of batches are functions of the epoch and need no state.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._saved = time.monotonic()
+
+    def save(self, curve: list[float], parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        if time.monotonic() - self._saved < SAVE_EVERY_SECONDS:
+            return
+        tensors = {f"parameter.{index}": p.detach().clone() for index, p in enumerate(parameters)}
+        for index, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": v.clone() for key, v in values.items() if v is not None}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        save_file(tensors, temporary, metadata={"curve": json.dumps(curve)})
+        os.replace(temporary, self.path)
+        self._saved = time.monotonic()
+
+    def load(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
+        """Fills parameters and optimiser in place; the losses of the epochs done, `[]` where there is nothing to go on from."""
+        if not self.path.is_file():
+            return []
+        try:
+            with safe_open(self.path, "pt") as file:
+                curve = json.loads(file.metadata()["curve"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError, ValueError) as error:
+            logger.warning("%s: ignored, the training starts anew (%s)", self.path, error)
+            return []
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, index, *key = name.split(".")
+            if kind == "optimizer":
+                state.setdefault(int(index), {})[key[0]] = tensor
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters):
+                parameter.copy_(tensors[f"parameter.{index}"])
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return curve
+
+
+def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool) -> Iterator[torch.Tensor]:
+    """Row numbers of each batch of one epoch, in an order that depends on seed and epoch alone.
+
+    With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published recipes use).
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order = torch.randperm(count, generator=generator)
+    for rows in order.split(batch_size):
+        if drop_last and len(rows) < batch_size <= count:
+            return
+        yield rows
+
+
+def train_adapter(
+    model: torch.nn.Module,
+    inputs: Pictures,
+    make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+    learning_rate_at: Callable[[int, int, int], float],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    drop_last: bool = False,
+    state: TrainingState | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Minimise the cross-entropy of `model(**inputs.batch(...)).logits` over the parameters that require a gradient.
+
+    Args:
+        model: a classifier with an adapter; only parameters with `requires_grad` change. Left in eval mode.
+        inputs: N pictures; epoch e trains on view number e.
+        make_optimizer: parameters -> optimiser.
+        learning_rate_at: (epoch, step within it, steps an epoch) -> learning rate of that step.
+        epochs, batch_size, drop_last: as they say.
+        seed: of the order of batches; torch's global generator is neither read nor moved.
+        state: keeps the state on disk, and goes on from it.
+        on_epoch: called with (epochs done, mean loss of the last).
+
+    Returns:
+        The mean loss over the pictures of each epoch.
+
+    Raises:
+        ValueError: nothing requires a gradient.
+        FloatingPointError: the loss is not finite; the message names epoch and learning rate.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model: no parameter requires a gradient; nothing to train")
+    optimizer = make_optimizer(parameters)
+    curve = state.load(parameters, optimizer) if state is not None else []
+    count = len(inputs.labels)
+    model.eval()  # frozen towers must not drop anything out; adapters have no mode
+    for epoch in range(len(curve), epochs):
+        plan = list(batches(count, batch_size, seed, epoch, drop_last))
+        total, seen = 0.0, 0
+        for step, rows in enumerate(plan):
+            learning_rate = learning_rate_at(epoch, step, len(plan))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            labels = inputs.labels[rows]
+            logits = model(**inputs.batch(rows, epoch)).logits
+            loss = F.cross_entropy(logits.float(), labels.to(logits.device))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; a smaller one may help"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows)
+            seen += len(rows)
+        curve.append(total / seen)
+        if state is not None:
+            state.save(curve, parameters, optimizer)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, curve[-1])
+    return curve
+
+
+__all__ = ["TrainingState", "batches", "train_adapter"]

@@ -1,0 +1,94 @@
+"""Files and checkpoints that survive being killed: written aside, flushed, renamed; complete or not there."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+
+from ..modeling.loading_and_saving.staged_saving import (
+    fsync_file,
+    fsync_folder,
+    no_space_error,
+    staged_folder,
+    swap_in,
+)
+
+
+logger = logging.getLogger(__name__)
+
+MARKER = "complete.json"  # written last into a checkpoint: its files and their sizes
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
+    """Writes a file that readers see whole or not at all; its folder is made if missing. OSError names the path if the disk is full."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".tmp-{path.name[:80]}-{secrets.token_hex(6)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise (isinstance(error, OSError) and no_space_error(error, path, len(data))) or error from None
+    fsync_file(path.parent)
+    return path
+
+
+def mark_complete(checkpoint: str | os.PathLike) -> None:
+    """Writes the marker of a finished checkpoint folder: every file with its size."""
+    folder = Path(checkpoint)
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes.pop(MARKER, None)
+    fsync_folder(folder)
+    (folder / MARKER).write_text(json.dumps({"files": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
+    """None if the checkpoint has its marker and every file that it lists, in full; else the reason."""
+    folder = Path(checkpoint)
+    try:
+        sizes = dict(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"])
+    except FileNotFoundError:
+        return f"no {MARKER}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MARKER} cannot be read"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+    return None
+
+
+def last_complete_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a warning."""
+    found = [(int(m[1]), p) for p in Path(folder).glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(p.name))]
+    for _, path in sorted(found, reverse=True):
+        reason = why_incomplete(path)
+        if reason is None:
+            return path
+        logger.warning("skipping incomplete %s (%s)", path.name, reason)
+    return None
+
+
+__all__ = [
+    "MARKER",
+    "fsync_folder",
+    "last_complete_checkpoint",
+    "mark_complete",
+    "no_space_error",
+    "staged_folder",
+    "swap_in",
+    "why_incomplete",
+    "write_atomically",
+]

@@ -1,0 +1,117 @@
+"""`CLIPModel`'s interface for dual encoders whose image tower is another."""
+
+from typing import Unpack
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from ..losses.contrastive_loss import contrastive_loss, unit_rows
+
+
+# B images, N texts, L tokens, D joint width
+
+
+def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_values"):
+    """ValueError for what is no batch of normalised pictures (B, channels, H, W)."""
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
+        got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+        raise ValueError(f"{name}: expected [batch, {channels}, H, W], got {got}")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"{name}: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
+        )
+
+
+def _unit_embeds(features: torch.Tensor) -> torch.Tensor:
+    """At unit length, computed in float32 at least, in their own dtype."""
+    return unit_rows(features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
+
+
+class DualEncoder:
+    """Mixin before a `PreTrainedModel` that has `text_model` (a `CLIPTextModel`), `text_projection`, `logit_scale` and
+    `vision_model`, whose `pooler_output` is in the joint space; where it is not, override `get_image_features`.
+    """
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.text_model.embeddings.token_embedding = value
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `CLIPModel`'s: (N, L) ids -> the text tower's output; `pooler_output` (N, D) is the projected feature."""
+        outputs = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
+        )
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is in the joint space, un-normalised."""
+        return self.vision_model(
+            pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CLIPOutput:
+        r"""
+        Args:
+            input_ids: (N, L); the first end token ends a text.
+            pixel_values: (B, 3, H, W), normalised.
+            attention_mask, position_ids: (N, L), for the text tower.
+            return_loss: CLIP's contrastive loss, with picture i and text i a pair; needs N = B.
+            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+
+        Returns `loss`, `logits_per_image` (B, N), `logits_per_text` (N, B), unit-norm `text_embeds` (N, D) and
+        `image_embeds` (B, D), and both towers' outputs.
+        """
+        if input_ids is None or pixel_values is None:
+            missing = "input_ids" if input_ids is None else "pixel_values"
+            raise ValueError(f"{missing}: missing; for one modality call get_image_features or get_text_features")
+        vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+        text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        image_embeds = _unit_embeds(vision.pooler_output)
+        text_embeds = _unit_embeds(text.pooler_output).to(image_embeds.device)
+        logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
+        loss = None
+        if return_loss:
+            # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
+            gather = getattr(self.config, "clip_gather", "exact") if self.training else "none"
+            loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False, gather=gather)
+        return CLIPOutput(
+            loss=loss,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.t(),
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+
+__all__ = ["DualEncoder", "check_pixels"]

@@ -1,0 +1,68 @@
+"""The callback on one process, where its loss is the model's own. On two: tests/modeling/losses/test_contrastive_ranks.py."""
+
+import pytest
+import torch
+from contrastive_runs import plain_softmax, step_batch, step_model, train_by_trainer
+
+from hf_clip_variants.training.exact_contrastive_loss import ExactContrastiveLoss
+
+
+def test_training_gets_the_exact_loss_whether_or_not_it_asked():
+    model, batch = step_model(), step_batch(6)
+    own = model(**batch, return_loss=True).loss
+    handle = ExactContrastiveLoss(chunk_size=4).attach(model)
+    for kwargs in ({}, {"return_loss": True}):
+        outputs = model(**batch, **kwargs)
+        torch.testing.assert_close(outputs.loss, own)
+        assert list(outputs)[0] == "loss", "Trainer reads the first entry of a tuple"
+        assert "_SoftmaxLoss" in type(outputs.loss.grad_fn).__name__
+    model.eval()
+    assert model(**batch).loss is None, "evaluation is the model's own"
+    handle.remove()
+    assert model.train()(**batch).loss is None
+
+
+def test_siglip_gets_the_sigmoid_form():
+    from transformers import SiglipConfig, SiglipModel
+
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = SiglipModel(
+        SiglipConfig(text_config={**tower, "vocab_size": 20}, vision_config={**tower, "image_size": 32})
+    )
+    batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
+    outputs = model.train()(**batch, return_loss=True)
+    handle = ExactContrastiveLoss().attach(model)
+    torch.testing.assert_close(model(**batch).loss, outputs.loss)
+    handle.remove()
+    ExactContrastiveLoss(form="softmax").attach(model)
+    softmax = plain_softmax(outputs.image_embeds, outputs.text_embeds, model.logit_scale[0])
+    torch.testing.assert_close(model(**batch).loss, softmax)
+
+
+def test_a_peft_model_too():
+    from peft import LoraConfig, get_peft_model
+
+    model, batch = step_model(), step_batch(6)
+    own = model(**batch, return_loss=True).loss
+    tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).train()
+    ExactContrastiveLoss().attach(tuned)
+    loss = tuned(**batch).loss
+    torch.testing.assert_close(loss, own)
+    loss.backward()
+    assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
+
+
+def test_trainer_accumulates_as_without_it(tmp_path):
+    """A loss function given as `compute_loss_func` would not be divided by the accumulation steps."""
+    plain, exact = (train_by_trainer(tmp_path / str(e), 4, exact=e, accumulation=2) for e in (False, True))
+    for (name, a), (_, b) in zip(plain.named_parameters(), exact.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+    assert exact.train()(**step_batch(4)).loss is None, "training is over, the model is as it was"
+
+
+def test_outputs_without_embeddings_are_named():
+    model = step_model()
+    ExactContrastiveLoss().attach(model)
+    with pytest.raises(ValueError, match="needs outputs with image_embeds and text_embeds.*CLIPModel returned tuple"):
+        model(**step_batch(2), return_dict=False)

@@ -1,0 +1,203 @@
+"""`PretrainTrainer` on a tiny CLIP: what a step is, what a resumed run is, what is measured."""
+
+import copy
+import logging
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from contrastive_runs import run_ranks
+from paths import PROGRAMS, ROOT
+from pretraining_runs import clip, losses, still_clip, trainer, zero_shot_set
+
+from hf_clip_variants.data.images.emoji import FOLDER, load_emoji
+from hf_clip_variants.data.pairs.batches import PairDataset
+from hf_clip_variants.data.pairs.sources import open_pairs
+from hf_clip_variants.training.lr_schedules import warmup_cosine
+from hf_clip_variants.training.pretrain_trainer import RetrievalSet, retrieval_of_pairs, zero_shot_accuracy
+
+
+FSDP_PROGRAM = PROGRAMS / "fsdp_pretraining.py"
+
+
+def assert_same_weights(one, other, **tolerance):
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(
+            a, b, msg=lambda text, n=name: f"{n}: {text}", **(tolerance or {"rtol": 0, "atol": 0})
+        )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(stream, tmp_path):
+    whole = trainer(tmp_path / "whole", stream=stream)
+    whole.train()
+    trainer(tmp_path / "parts", stream=stream, steps=6).train()
+    shutil.rmtree(tmp_path / "parts" / "checkpoint-6")
+    resumed = trainer(tmp_path / "parts", stream=stream)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(whole)
+    assert_same_weights(whole.model, resumed.model)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"on_device": True}, {"dataloader_num_workers": 1}], ids=["on the device", "a worker"]
+)
+def test_where_pictures_are_augmented_changes_nothing(changed, tmp_path, monkeypatch):
+    # A worker imports anew, and on pytest's path tests/hf_clip_variants would come before the installed package.
+    monkeypatch.syspath_prepend(ROOT)
+    found = []
+    for name, options in (("plain", {}), ("changed", changed)):
+        run = trainer(tmp_path / name, steps=2, **options)
+        run.train()
+        found.append(losses(run))
+    assert found[0] == found[1]
+
+
+def test_chunks_of_a_batch_train_as_the_batch(tmp_path):
+    models = [still_clip() for _ in range(2)]
+    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}  # Adam makes steps of rounding errors
+    whole = trainer(tmp_path / "whole", model=models[0], **options)
+    chunks = trainer(tmp_path / "chunks", model=models[1], micro_batch_size=3, exact=False, **options)
+    for run in (whole, chunks):
+        run.train()
+    assert losses(whole) == pytest.approx(losses(chunks), rel=1e-4)
+    assert_same_weights(whole.model, chunks.model, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="micro_batch_size: got 3 with gradient_accumulation_steps=2"):
+        trainer(tmp_path / "both", micro_batch_size=3, gradient_accumulation_steps=2)
+
+
+def test_accumulation_takes_as_many_batches_a_step_and_resumes(tmp_path):
+    run = trainer(tmp_path, steps=6, gradient_accumulation_steps=2, batch_size=4)
+    run.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = trainer(tmp_path, steps=6, gradient_accumulation_steps=2, batch_size=4)
+    seen = []
+    read = PairDataset.__getitem__
+    resumed.train_dataset.__class__ = type(
+        "Counted", (PairDataset,), {"__getitem__": lambda s, i: seen.append(i) or read(s, i)}
+    )
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(run)
+    assert set(seen) >= set(range(24, 48)) and min(seen) == 24, "steps 4 to 6: two batches of four each"
+
+
+def test_vectors_do_not_decay_and_the_temperature_stays_in_bounds(tmp_path):
+    model = clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(4.7)
+    run = trainer(tmp_path, steps=1, model=model)
+    names = run.get_decay_parameter_names(model)
+    assert "logit_scale" not in names and "visual_projection.weight" in names
+    assert not any("bias" in name or "norm" in name for name in names)
+    run.train()
+    assert model.logit_scale.item() == pytest.approx(4.6052, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"activation_checkpointing": True}, {"optim": "sgd"}], ids=str)
+def test_other_ways_to_train_work(options, tmp_path):
+    run = trainer(tmp_path, steps=2, **options)
+    run.train()
+    assert all(0 < loss < 6 for loss in losses(run))
+
+
+def test_a_schedule_of_ones_own_sets_the_learning_rate_and_resumes(tmp_path):
+    schedule = partial(warmup_cosine, peak=1e-3, num_steps=6, warmup_steps=2)
+    run = trainer(tmp_path, schedule=schedule)
+    run.train()
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = trainer(tmp_path, schedule=schedule)
+    resumed.train(resume_from_checkpoint=True)
+    for each in (run, resumed):
+        rates = [entry["learning_rate"] for entry in each.state.log_history if "learning_rate" in entry]
+        assert rates == pytest.approx([1e-3 * schedule(step) for step in range(6)])
+    assert losses(run) == losses(resumed)
+
+
+def test_zero_shot_accuracy_is_that_of_the_classifier(tmp_path):
+    """The embedded model, against the classifier of this package on the same pictures and prompts."""
+    from transformers import AutoModel, AutoProcessor
+
+    from hf_clip_variants import CLIPClassifier, embedded_model
+    from hf_clip_variants.evaluation.prediction import load_processor
+
+    images = load_emoji("notov1").select(range(0, 190, 5))
+    model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
+    found = zero_shot_accuracy(model, AutoProcessor.from_pretrained(embedded_model()), images, "icons", batch_size=16)
+    classifier = CLIPClassifier.from_pretrained(embedded_model(), dtype=torch.float32)
+    classifier.set_classes(images.class_names, "icons")
+    pixels = load_processor(str(embedded_model()))(
+        images=[images.image(i) for i in range(len(images))], return_tensors="pt"
+    )
+    with torch.no_grad():
+        order = classifier(pixel_values=pixels["pixel_values"]).logits.topk(5).indices
+    labels = torch.as_tensor(images.labels)[:, None]
+    right = (order == labels).float()
+    assert found == pytest.approx({"top1": right[:, 0].mean().item(), "top5": right.sum(1).mean().item()})
+    assert found["top1"] > 0.3
+
+
+def test_retrieval_counts_equal_texts_as_right(tmp_path):
+    from transformers import AutoModel, AutoProcessor
+
+    from hf_clip_variants import embedded_model
+
+    pairs = open_pairs(",".join(str(FOLDER / f"{s}.parquet") for s in ("notov1", "fluentflat")), text_columns=["name"])
+    first = pairs.dataset.select([i + 190 * style for i in range(0, 40) for style in (0, 1)])
+    held_out = RetrievalSet("icons", type(pairs)(first, "image", ("name",)))
+    model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
+    found = retrieval_of_pairs(model, AutoProcessor.from_pretrained(embedded_model()), held_out, 32)
+    assert set(found) == {
+        f"{a}_to_{b}_{metric}" for a, b in (("text", "image"), ("image", "text"))
+        for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
+    }  # fmt: skip
+    # Each text is there twice: were only the pair's own right, a tie would spoil every first rank.
+    assert found["image_to_text_recall_at_1"] > 0.4
+
+
+def test_evaluation_during_training_is_logged_and_leaves_training_as_it_is(tmp_path):
+    sets = [zero_shot_set()]
+    plain = trainer(tmp_path / "a", steps=4)
+    plain.train()
+    watched = trainer(tmp_path / "b", steps=4, sets=sets, eval_strategy="steps", eval_steps=2)
+    watched.train()
+    assert losses(plain) == losses(watched)
+    found = [entry for entry in watched.state.log_history if "eval_3d_top1" in entry]
+    assert len(found) == 2 and all(0 <= entry["eval_3d_top5"] <= 1 for entry in found)
+
+
+def test_other_data_is_refused(tmp_path):
+    run = trainer(tmp_path)
+    run.train_dataset = [1, 2]
+    with pytest.raises(ValueError, match="train_dataset: got list"):
+        run.get_train_dataloader()
+
+
+def test_the_run_learns(tmp_path, caplog):
+    """Loss after sixty steps is well below that of the untrained model on the same batches."""
+    with caplog.at_level(logging.ERROR):
+        model = clip()
+        before = copy.deepcopy(model)
+        run = trainer(tmp_path, steps=60, batch_size=32, model=model, save_strategy="no", logging_steps=5)
+        run.train()
+    batch = run._prepare_inputs(run.data_collator([run.train_dataset[i] for i in range(32)]))
+    with torch.no_grad():
+        after, untrained = (m.eval()(**batch).loss.item() for m in (model, before))
+    assert after < untrained - 0.5
+
+
+@pytest.mark.slow
+def test_sharded_by_fsdp2_it_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
+    """On gloo; `logit_scale`, which cannot be sharded, stays whole and equal."""
+    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}
+    one = trainer(tmp_path / "one", model=still_clip(), batch_size=8, sets=[zero_shot_set()], **options)
+    one.train()
+    ranks = run_ranks(tmp_path / "two", 2, program=FSDP_PROGRAM, options=options | {"batch_size": 4, "world_size": 2})
+    for weights, found in ranks:
+        assert found["losses"] == pytest.approx(losses(one), rel=1e-4)
+        assert found["metrics"] == pytest.approx(one.evaluate())
+        assert found["whole"] == ["logit_scale"]
+        for name, weight in one.model.state_dict().items():
+            torch.testing.assert_close(
+                weights[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )

@@ -1,0 +1,221 @@
+"""Chinese-CLIP's official names: published sizes, the names of flash attention, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_families import tiny_dual_encoder, tiny_family_inputs, tiny_family_pixels
+from torchvision import transforms
+from transformers import ChineseCLIPConfig, ChineseCLIPImageProcessor, ChineseCLIPImageProcessorPil, ChineseCLIPModel
+
+from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
+from hf_clip_variants.modeling.chinese_clip.convert_chinese_clip import (
+    chinese_clip_from_official,
+    convert_chinese_clip_state_dict,
+    infer_chinese_clip_config,
+    to_official,
+)
+
+
+HEADS = {"text_heads": 4, "vision_heads": 4}
+# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image tower; (layers, width, inner width) and heads of the text tower; the joint
+# width; and the parameters in millions, as the official README rounds them.
+PUBLISHED = {
+    "ViT-B-16": ((12, 768, 16, 224), 12, (12, 768, 3072), 12, 512, 188),
+    "ViT-L-14": ((24, 1024, 14, 224), 16, (12, 768, 3072), 12, 768, 406),
+    "ViT-L-14-336": ((24, 1024, 14, 336), 16, (12, 768, 3072), 12, 768, 407),
+    "ViT-H-14": ((32, 1280, 14, 224), 16, (24, 1024, 4096), 16, 1024, 958),
+}
+
+
+@pytest.fixture
+def tiny():
+    return tiny_dual_encoder("chinese_clip")
+
+
+@pytest.fixture
+def official(tiny):
+    return to_official(tiny.state_dict(), tiny.config)
+
+
+def flash_names(official):
+    """As cn_clip's own `convert_state_dict` renames them for flash attention."""
+    renamed, parts = {}, {}
+    for name, tensor in official.items():
+        if ".attention.self." in name:
+            layer, part = name.split(".attention.self.")
+            part, kind = part.split(".")
+            parts.setdefault(f"{layer}.attention.self.Wqkv.{kind}", {})[part] = tensor
+        else:
+            name = name.replace(".attn.in_proj_", ".attn.Wqkv.")
+            renamed[name.replace(".attention.output.dense.", ".attention.self.out_proj.")] = tensor
+    order = ("query", "key", "value")
+    return renamed | {name: torch.cat([found[part] for part in order]) for name, found in parts.items()}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_from_shapes_alone(name):
+    """Sizes, parameter count, and official -> ours -> official, on the meta device and in the precision of the files."""
+    (layers, width, patch, pixels), heads, (text_layers, text_width, inner), text_heads, joint, millions = PUBLISHED[
+        name
+    ]
+    few = {"num_attention_heads": 4}  # the right number must come from the converter: it is in no shape
+    with torch.device("meta"):
+        config = ChineseCLIPConfig(
+            text_config=few | {"vocab_size": 21128, "num_hidden_layers": text_layers, "hidden_size": text_width, "intermediate_size": inner},
+            vision_config=few | {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width, "patch_size": patch, "image_size": pixels},
+            projection_dim=joint,
+        )  # fmt: skip
+        weights = to_official(ChineseCLIPModel(config).half().state_dict(), config)
+        found = ChineseCLIPConfig(**infer_chinese_clip_config(weights))
+        assert (found.text_config.num_attention_heads, found.vision_config.num_attention_heads) == (text_heads, heads)
+        assert found.text_config.max_position_embeddings == 512 and found.text_config.type_vocab_size == 2
+        assert found.vision_config.image_size == pixels and found.projection_dim == joint
+        converted = convert_chinese_clip_state_dict(weights, found)
+        model = ChineseCLIPModel(found)
+    model.load_state_dict(converted, assign=True)
+    assert {tensor.dtype for tensor in converted.values()} == {torch.float32}
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+    assert to_official(converted, found).keys() == weights.keys()
+
+
+def test_round_trip_is_exact(tiny, official):
+    assert {"visual.transformer.resblocks.2.attn.in_proj_weight", "bert.encoder.layer.1.output.dense.bias"} <= set(
+        official
+    )
+    assert official["text_projection"].shape == (32, 24) and official["visual.proj"].shape == (40, 24)
+    converted = convert_chinese_clip_state_dict(official, tiny.config)
+    assert converted.keys() == tiny.state_dict().keys()
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(converted[name], tensor), name
+
+
+def test_sizes_that_the_published_models_share_are_read_too(official):
+    other = {"bert.embeddings.token_type_embeddings.weight": torch.ones(3, 32), "bert.embeddings.position_embeddings.weight": torch.ones(7, 32)}  # fmt: skip
+    text = chinese_clip_from_official(official | other, **HEADS).config.text_config
+    assert (text.type_vocab_size, text.max_position_embeddings) == (3, 7)
+
+
+def test_a_file_of_the_official_training_script(tiny, official, tmp_path):
+    """`module.` before every name, nesting, half precision, and the pooler of the BERT that training started from."""
+    weights = {f"module.{name}": tensor.half() for name, tensor in official.items()}
+    weights |= {"module.bert.pooler.dense.weight": torch.ones(32, 32), "module.bert.pooler.dense.bias": torch.ones(32)}
+    path = tmp_path / "clip_cn_vit-b-16.pt"
+    torch.save({"epoch": 3, "step": 1000, "name": "run", "state_dict": weights, "optimizer": {"state": {}}}, path)
+    model = chinese_clip_from_official(read_state_dict(path), **HEADS)
+    assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor.half().float()), name
+
+
+def test_converted_model_is_ready_to_use_and_save(tiny, official, tmp_path):
+    model = chinese_clip_from_official(official, **HEADS)
+    model.save_pretrained(tmp_path)
+    inputs = tiny_family_inputs("chinese_clip") | tiny_family_pixels("chinese_clip")
+    with torch.no_grad():
+        expected = tiny(**inputs).logits_per_image
+        for found in (model, ChineseCLIPModel.from_pretrained(tmp_path)):
+            torch.testing.assert_close(found(**inputs).logits_per_image, expected, rtol=1e-5, atol=1e-5)
+        model.logit_scale.fill_(0)
+        model.text_model.embeddings.word_embeddings.weight.fill_(0)
+    assert official["logit_scale"] != 0, "the model must own its weights"
+    assert official["bert.embeddings.word_embeddings.weight"].any()
+
+
+def test_names_of_flash_attention(tiny, official):
+    flash = flash_names(official)
+    assert "bert.encoder.layer.0.attention.self.Wqkv.weight" in flash and len(flash) < len(official)
+    model = chinese_clip_from_official(flash, **HEADS)
+    for name, tensor in tiny.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    # One tower may have been trained with it, the other not.
+    image_only = {name: tensor for name, tensor in flash.items() if name.startswith("visual.")}
+    image_only |= {name: tensor for name, tensor in official.items() if not name.startswith("visual.")}
+    converted = convert_chinese_clip_state_dict(image_only, tiny.config)
+    assert all(torch.equal(converted[name], tensor) for name, tensor in tiny.state_dict().items())
+
+
+def test_the_readmes_image_processor_equals_the_official_transform():
+    """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without arguments crops."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
+    mean, std = ChineseCLIPImageProcessor.image_mean, ChineseCLIPImageProcessor.image_std
+    official = transforms.Compose(
+        [
+            transforms.Resize((224, 224), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )(picture)
+    settings = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
+
+    def difference(processor):
+        return (processor(picture, return_tensors="pt").pixel_values[0] - official).abs()
+
+    assert difference(ChineseCLIPImageProcessorPil(**settings)).max() < 1e-6
+    assert difference(ChineseCLIPImageProcessor(**settings)).max() < 1.01 / 255 / min(std)
+    assert difference(ChineseCLIPImageProcessor()).mean() > 0.1
+
+
+class TestRefused:
+    def test_missing_and_unexpected_names_are_counted(self, official, tiny):
+        some = {name: tensor for name, tensor in official.items() if ".layer.1.attention" not in name}
+        with pytest.raises(ValueError, match=r"Chinese-CLIP state dict: 10 missing: (\S+, ){4}\S+, …$") as error:
+            convert_chinese_clip_state_dict(some, tiny.config)
+        assert "bert.encoder.layer.1.attention.self.query.weight" in str(error.value)
+        with pytest.raises(ValueError, match=r"Chinese-CLIP state dict: 1 unexpected: bert.cls.bias$"):
+            chinese_clip_from_official(official | {"bert.cls.bias": torch.ones(3)}, **HEADS)
+
+    def test_a_layer_with_both_kinds_of_attention(self, official):
+        name = "visual.transformer.resblocks.0.attn.Wqkv.bias"
+        for weights in (official | {name: torch.zeros(120)}, {name: torch.zeros(120)} | official):
+            with pytest.raises(ValueError, match=f"1 also there as attn.in_proj_: {name}"):
+                chinese_clip_from_official(weights, **HEADS)
+        flash = flash_names(official)["bert.encoder.layer.0.attention.self.Wqkv.bias"]
+        with pytest.raises(ValueError, match="missing: bert.encoder.layer.0.attention.self.Wqkv.weight"):
+            chinese_clip_from_official(official | {"bert.encoder.layer.0.attention.self.Wqkv.bias": flash}, **HEADS)
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "message"),
+        [
+            ("text_projection", (24,), r"1 of the wrong shape: text_projection \(24,\)"),
+            ("bert.embeddings.LayerNorm.bias", (31,), r"LayerNorm.bias \(31,\), expected \(32,\)"),
+            ("bert.embeddings.word_embeddings.weight", (0, 32), "word_embeddings"),
+            ("visual.positional_embedding", (9, 40), "8 patch positions, expected a square"),
+            ("visual.transformer.resblocks.0.attn.in_proj_bias", (), "expected"),
+            ("logit_scale", (2,), r"logit_scale \(2,\), expected \(\)"),
+        ],
+    )
+    def test_wrong_shapes(self, official, name, shape, message):
+        with pytest.raises(ValueError, match=message):
+            chinese_clip_from_official(official | {name: torch.zeros(shape)}, **HEADS)
+
+    def test_flash_weights_of_the_wrong_shape(self, official):
+        flash = flash_names(official) | {"bert.encoder.layer.0.attention.self.Wqkv.bias": torch.zeros(95)}
+        with pytest.raises(ValueError, match=r"Wqkv.bias \(95,\), expected \(96,\)"):
+            chinese_clip_from_official(flash, **HEADS)
+
+    def test_weights_that_are_not_finite(self, official):
+        broken = official["visual.proj"].clone()
+        broken[0, 0] = torch.inf
+        with pytest.raises(ValueError, match="1 not finite: visual.proj"):
+            chinese_clip_from_official(official | {"visual.proj": broken}, **HEADS)
+
+    def test_heads(self, official):
+        with pytest.raises(ValueError, match="text_heads: the width 32 is not a multiple of 64"):
+            chinese_clip_from_official(official)
+        with pytest.raises(ValueError, match="vision_heads=3: expected a divisor of the width 40"):
+            chinese_clip_from_official(official, text_heads=4, vision_heads=3)
+
+    def test_a_resnet(self, official):
+        with pytest.raises(ValueError, match=r"CLIP-ResNet \(visual.layer1…, as in clip_cn_rn50.pt\)"):
+            chinese_clip_from_official(official | {"visual.layer1.0.conv1.weight": torch.ones(1)}, **HEADS)
+
+    def test_another_model(self, tiny):
+        with pytest.raises(ValueError, match="8 missing: visual.conv1.weight"):
+            infer_chinese_clip_config(tiny.state_dict())
+
+    def test_inverse_is_strict_too(self, tiny):
+        weights = tiny.state_dict()
+        with pytest.raises(ValueError, match="Chinese-CLIP state dict: 1 missing: logit_scale"):
+            to_official({name: tensor for name, tensor in weights.items() if name != "logit_scale"}, tiny.config)

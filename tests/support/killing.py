@@ -1,0 +1,95 @@
+"""Kills a process at the n-th thing that it does to files, or fills its disk: what saving must survive."""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+
+
+_WRITES = {
+    "os.rename",
+    "os.link",
+    "os.symlink",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "os.truncate",
+    "shutil.rmtree",
+}
+_SWAP = {
+    "ctypes.dlsym"
+}  # how modeling/loading_and_saving/staged_saving.py reaches the call that exchanges two folders
+
+
+def _is_write(event: str, arguments: tuple, folder: str) -> bool:
+    if event in _SWAP:
+        return True
+    if event == "open":
+        path, _, flags = arguments
+        changes = bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        return changes and isinstance(path, (str, bytes)) and os.fsdecode(path).startswith(folder)
+    return event in _WRITES and any(
+        os.fspath(a).startswith(folder) for a in arguments[:2] if isinstance(a, (str, os.PathLike))
+    )
+
+
+def run_and_kill(action, folder, nth: int | None = None, timeout: float = 60.0) -> int:
+    """Runs `action()` in a forked child and SIGKILLs it right before its n-th write below `folder` (None: never).
+
+    Returns -9 if the child was killed, else the number of writes that it did. AssertionError if it failed by itself.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        import torch
+
+        torch.set_num_threads(1)  # OpenMP's other threads do not exist after a fork
+        count = 0
+
+        def watch(event, arguments):
+            nonlocal count
+            if _is_write(event, arguments, str(folder)):
+                count += 1
+                if count == nth:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        try:
+            action()
+            os.write(writing, str(count).encode())
+        except BaseException:
+            os.write(writing, traceback.format_exc()[-4000:].encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    deadline = time.monotonic() + timeout
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError(f"the child hung for {timeout} s")
+        time.sleep(0.005)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    if os.WIFSIGNALED(status):
+        return -os.WTERMSIG(status)
+    assert said.isdigit(), said
+    return int(said)
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int):
+    """Inside, no file of this process can grow beyond `size` bytes: writing more fails like on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

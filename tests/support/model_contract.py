@@ -1,0 +1,555 @@
+"""The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
+
+import copy
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_hub import FakeHub, hub_in_this_process
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
+from slip_runs import slip_batch, slip_config
+from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
+
+from hf_clip_variants.registry import Method, method
+
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A tiny instance of a method. Everything is made when it is asked for, by functions."""
+
+    name: str  # of the registry's row
+    config: Callable[[], Any]  # a configuration that is nowhere the default
+    inputs: Callable[[int], dict[str, torch.Tensor]]  # batch size -> inputs with labels
+    part: str = "model"  # of the row: its main class, or the Auto class of another one
+    backbone: Callable[[], Any] | None = None  # the transformers model whose checkpoints load into it
+    towers: dict[str, str] = field(default_factory=dict)  # attribute -> public class that loads this model's files
+    processor: Callable[[], Any] | None = None
+    bad_values: tuple[tuple[dict, str], ...] = ()  # configuration arguments -> what the error says
+    output: str = "logits"
+    auto_class: str = "AutoModel"  # the one that the tests load by
+    untrained: tuple[str, ...] = ()  # parameters that rightly get no gradient
+    by_row: tuple[str, ...] = ()  # outputs that have a row an input, default `output`
+    loss_options: dict[str, Any] = field(default_factory=dict)  # further arguments of forward that give a loss
+    loss_is_of_the_batch: bool = False  # contrastive: halves of a batch have other losses than the whole
+    prepare: Callable[[Any], None] | None = None  # for a new model whose initial weights would hide errors
+    in_float32: tuple[str, ...] = ()  # parameters that keep their precision in a half-precision model
+    rounding: float = (
+        0.0  # relative, between two loadings: sums in convolutions of 1 x 1 maps depend on where weights lie
+    )
+
+    @property
+    def row(self) -> Method:
+        return method(self.name)
+
+    @property
+    def id(self) -> str:
+        return self.name if self.part == "model" else f"{self.name}-{self.part}"
+
+    def make(self, seed: int = 0):
+        torch.manual_seed(seed)
+        model = self.row.load(self.part)(self.config()).eval()
+        if self.prepare:
+            self.prepare(model)
+        return model
+
+    def loss(self, model, inputs) -> torch.Tensor:
+        return model(**inputs, **self.loss_options).loss
+
+    def check_same(self, actual: torch.Tensor, expected: torch.Tensor):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=self.rounding * expected.abs().max().item())
+
+    def run(self, model, **inputs) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**(inputs or self.inputs(4)))[self.output]
+
+
+def _classifier_config():
+    clip = tiny_clip_config().to_dict()
+    config = method("clip_classifier").load("config")
+    return config(
+        **{name: clip[name] for name in ("text_config", "vision_config", "projection_dim")},
+        id2label=dict(enumerate(CLASS_NAMES)), label2id={name: i for i, name in enumerate(CLASS_NAMES)},
+        templates=["a photo of a {}.", "{}!"], prompt_length=7, tail_length=3,
+    )  # fmt: skip
+
+
+def _resnet_config():
+    config = method("clip_resnet").load("config")
+    text = tiny_clip_config(text_config={"projection_dim": 20}).text_config.to_dict()
+    vision = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 8, "image_size": 64}
+    return config(text_config=text, vision_config=vision, projection_dim=20, logit_scale_init_value=2.0)
+
+
+def _resnet_inputs(batch: int):
+    ids = torch.randint(0, 4036, (batch, 7), generator=torch.Generator().manual_seed(1))
+    ids[:, 0], ids[:, 6] = 4036, 4037
+    ids[1::2, 5] = 4037
+    return {"pixel_values": tiny_pixels(batch, size=64), "input_ids": ids}
+
+
+def _with_open_branches(model):
+    """Blocks of a new ResNet are their shortcuts (the last normalisation's scale is 0), and running statistics trivial."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            tensor.normal_(std=0.1)
+
+
+def _audioclip_config():
+    config, resnet = method("audioclip").load("config"), _resnet_config().to_dict()
+    audio = {
+        "n_fft": 64, "hop_length": 20, "win_length": 50, "hidden_size": 128, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48,
+    }  # fmt: skip
+    return config(
+        text_config=resnet["text_config"], vision_config=resnet["vision_config"], audio_config=audio, projection_dim=20,
+        logit_scale_init_value=2.0, audio_logit_scale_init_value=1.5,
+    )  # fmt: skip
+
+
+def _audioclip_inputs(batch: int):
+    sounds = 5000 * torch.randn(batch, 1, 1300, generator=torch.Generator().manual_seed(2))
+    return _resnet_inputs(batch) | {"input_features": sounds}
+
+
+def _with_fixed_filters(model):
+    """Filters as after some training, and kept: their gradients have the same size whatever the loss is divided by, which the
+    contract's accumulation rightly notices. They are trained in test_audioclip.py."""
+    _with_open_branches(model)
+    filters = model.audio_model.fbsp.requires_grad_(False)
+    with torch.no_grad():
+        filters.m.uniform_(0.5, 2.0)
+
+
+def _audioclip_processor():
+    from hf_clip_variants import AudioCLIPFeatureExtractor, AudioCLIPProcessor
+
+    pictures = _classifier_processor(64)
+    return AudioCLIPProcessor(
+        pictures.image_processor, pictures.tokenizer, AudioCLIPFeatureExtractor(sampling_rate=8000, max_length=1300)
+    )
+
+
+def _classifier_processor(size: int = 24):
+    from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
+
+    images = CLIPClassifierImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return CLIPClassifierProcessor(images, tiny_tokenizer())
+
+
+_SLIP = {
+    "name": "slip",
+    "config": slip_config,
+    "towers": {"text_model": "transformers.CLIPTextModel"},
+    "processor": _classifier_processor,
+    "output": "logits_per_image",
+    "loss_options": {"return_loss": True},
+    "loss_is_of_the_batch": True,
+    "bad_values": (
+        ({"projection_dim": 0}, "projection_dim: 0"),
+        ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value: nan"),
+        ({"ssl_objective": "beit"}, "ssl_objective: 'beit', expected one of simclr, moco_v3, byol, simsiam"),
+        ({"clip_gather": "none"}, "clip_gather: 'none', expected one of exact, slip"),
+        ({"ssl_mlp_dim": 10**9}, "ssl_mlp_dim: 1000000000"),
+        ({"ssl_emb_dim": -1}, "ssl_emb_dim: -1"),
+        ({"ssl_emb_dim": "256"}, "ssl_emb_dim"),
+        ({"ssl_temperature": 0.0}, "ssl_temperature: 0.0, expected a number > 0"),
+        ({"ssl_scale": -0.5}, "ssl_scale: -0.5, expected a number >= 0"),
+        ({"ssl_momentum": 1.5}, "ssl_momentum: 1.5, expected a number in 0..1"),
+        ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
+        ({"vision_config": {"num_attention_heads": 5}}, "vision_config.num_attention_heads: 5 does not divide"),
+        ({"vision_config": {"patch_size": 32}}, "vision_config.patch_size: 32 is larger than image_size"),
+        ({"vision_config": {"model_type": "evil"}}, "vision_config.model_type: 'evil'"),
+        ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected an image tower"),
+        ({"text_config": {"model_type": "bert"}}, "text_config.model_type: 'bert', expected 'clip_text_model'"),
+        ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+    ),
+}
+
+CASES = {
+    case.id: case
+    for case in (
+        ModelCase(
+            name="clip_classifier",
+            config=_classifier_config,
+            inputs=lambda batch: {
+                "pixel_values": tiny_pixels(batch),
+                "labels": torch.arange(batch) % len(CLASS_NAMES),
+            },
+            backbone=tiny_clip,
+            processor=_classifier_processor,
+            auto_class="AutoModelForImageClassification",
+            bad_values=(
+                ({"templates": ["no place for the name"]}, "templates: 'no place for the name'"),
+                ({"prompt_length": 0}, "prompt_length: 0"),
+                ({"tail_length": "3"}, "tail_length"),
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"vision_config": {"patch_size": 32, "image_size": 24}}, "patch_size: 32"),
+                ({"text_config": {"hidden_size": 10**9, "num_attention_heads": 4}}, "hidden_size: 1000000000"),
+                ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
+                (
+                    {"vision_config": {"hidden_size": 40, "num_attention_heads": 3}},
+                    "num_attention_heads|divisible|multiple",
+                ),
+            ),
+        ),
+        ModelCase(
+            name="clip_resnet",
+            config=_resnet_config,
+            inputs=_resnet_inputs,
+            towers={
+                "vision_model": "hf_clip_variants.CLIPResNetVisionModel",
+                "text_model": "transformers.CLIPTextModel",
+            },
+            processor=lambda: _classifier_processor(64),
+            output="logits_per_image",
+            by_row=("image_embeds", "text_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+            prepare=_with_open_branches,
+            bad_values=(
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"projection_dim": 24}, "vision_config.projection_dim: 20, expected projection_dim \\(24\\)"),
+                ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value: nan"),
+                ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
+                ({"vision_config": {"hidden_size": 100}}, "hidden_size: 100 is not a multiple of 32"),
+                ({"vision_config": {"num_attention_heads": 3}}, "num_attention_heads: 3 does not divide"),
+                ({"vision_config": {"depths": [1, 1, 1]}}, "depths: \\[1, 1, 1\\], expected four"),
+                ({"vision_config": {"depths": [1, -1, 1, 1]}}, "depths: \\[1, -1, 1, 1\\]"),
+                ({"vision_config": {"image_size": 50}}, "image_size: 50 is not a multiple of 32"),
+                ({"vision_config": {"freeze_batch_norm": "no"}}, "freeze_batch_norm"),
+                (
+                    {"vision_config": {"model_type": "clip_vision_model"}},
+                    "vision_config.model_type: 'clip_vision_model'",
+                ),
+                (
+                    {"text_config": {"model_type": "bert"}},
+                    "text_config.model_type: 'bert', expected 'clip_text_model'",
+                ),
+                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
+        ),
+        ModelCase(
+            **_SLIP,
+            inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},
+            by_row=("image_embeds", "text_embeds"),
+        ),
+        ModelCase(
+            **_SLIP,
+            part="AutoModelForPreTraining",
+            auto_class="AutoModelForPreTraining",
+            inputs=slip_batch,
+            by_row=("image_embeds", "text_embeds", "aug1_embeds", "aug2_embeds"),
+        ),
+        ModelCase(
+            name="audioclip",
+            config=_audioclip_config,
+            inputs=_audioclip_inputs,
+            towers={
+                "vision_model": "hf_clip_variants.CLIPResNetVisionModel",
+                "text_model": "transformers.CLIPTextModel",
+                "audio_model": "hf_clip_variants.AudioCLIPAudioModel",
+            },
+            processor=_audioclip_processor,
+            output="logits_per_audio",
+            by_row=("audio_embeds", "image_embeds", "text_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+            prepare=_with_fixed_filters,
+            untrained=tuple(f"audio_model.fbsp.{name}" for name in ("m", "fb", "fc")),
+            rounding=1e-5,
+            in_float32=tuple(f"audio_model.fbsp.{name}" for name in ("m", "fb", "fc")),
+            bad_values=(
+                ({"projection_dim": 24}, "vision_config.projection_dim: 20, expected projection_dim \\(24\\)"),
+                ({"frozen_modalities": ["sound"]}, "frozen_modalities: \\['sound'\\], expected some of audio"),
+                ({"audio_logit_scale_init_value": float("inf")}, "audio_logit_scale_init_value: inf"),
+                ({"audio_config": {"projection_dim": 8}}, "audio_config.projection_dim: 8, expected projection_dim"),
+                ({"audio_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
+                ({"audio_config": {"hidden_size": 100}}, "hidden_size: 100 is not a multiple of 32"),
+                ({"audio_config": {"win_length": 65}}, "win_length: 65 is longer than n_fft"),
+                ({"audio_config": {"hop_length": 0}}, "hop_length: 0"),
+                ({"audio_config": {"n_fft": 2, "win_length": 2}}, "n_fft: 2 gives 2 filters"),
+                ({"audio_config": {"depths": [1, 1, 1]}}, "depths: \\[1, 1, 1\\], expected four"),
+                ({"audio_config": {"width_per_group": 4}}, "width_per_group: 4 leaves no channel"),
+                ({"audio_config": {"window": "evil"}}, "window"),
+                ({"audio_config": {"spec_height": 0}}, "spec_height: 0, expected -1"),
+                ({"audio_config": {"normalized": "no"}}, "normalized"),
+                ({"audio_config": {"model_type": "clap"}}, "audio_config.model_type: 'clap'"),
+                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
+        ),
+    )
+}
+
+
+def _flat(values) -> list[torch.Tensor]:
+    return [values] if isinstance(values, torch.Tensor) else [tensor for value in values for tensor in _flat(value)]
+
+
+class ModelContract:
+    """Each test takes `case`, a `ModelCase`."""
+
+    # ---- configuration
+
+    def test_configuration_round_trip(self, case, tmp_path):
+        config = case.config()
+        config.save_pretrained(tmp_path)
+        loaded = type(config).from_pretrained(tmp_path)
+        assert loaded.to_dict() == config.to_dict() | {
+            "transformers_version": loaded.to_dict()["transformers_version"]
+        }
+        assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
+        assert copy.deepcopy(config).to_dict() == config.to_dict()
+        assert loaded.model_type == case.row.model_type
+        default = type(config)()
+        assert default.to_diff_dict().keys() <= config.to_diff_dict().keys() | {"transformers_version"}
+
+    def test_bad_configuration_values_are_named(self, case):
+        good = case.config().to_dict()
+        for values, said in case.bad_values:
+            merged = good | {
+                name: good[name] | value if isinstance(value, dict) and isinstance(good.get(name), dict) else value
+                for name, value in values.items()
+            }
+            with pytest.raises((StrictDataclassError, ValueError), match=said):
+                type(case.config()).from_dict(merged)
+
+    # ---- initialisation and files
+
+    def test_from_pretrained_leaves_nothing_uninitialised(self, case, tmp_path):
+        load = case.row.load(case.part).from_pretrained
+        if case.backbone:
+            case.backbone().save_pretrained(tmp_path)
+            model = load(tmp_path)
+        else:  # a file that holds next to nothing
+            case.make().save_pretrained(tmp_path)
+            name, tensor = next(iter(case.make().state_dict().items()))
+            save_file({name: tensor}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+            model, info = load(tmp_path, output_loading_info=True)
+            assert len(info["missing_keys"]) == len(model.state_dict()) - 1
+            with pytest.raises(ValueError, match="weights are missing"):
+                load(tmp_path)
+        state = model.state_dict()
+        assert state and not any(tensor.is_meta for tensor in state.values())
+        for name, tensor in model.named_buffers():
+            assert not tensor.is_meta, name
+        for name, tensor in state.items():
+            assert torch.isfinite(tensor.float()).all() and tensor.float().abs().max() < 1e4, name
+        with torch.device("meta"):
+            empty = case.row.load(case.part)(case.config())
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        again, _ = load(tmp_path, dtype=torch.bfloat16, device_map="cpu", output_loading_info=True)
+        assert {t.dtype for n, t in again.named_parameters() if n not in case.in_float32} == {torch.bfloat16}
+        assert all(again.get_parameter(name).dtype == torch.float32 for name in case.in_float32)
+
+    def test_what_is_saved_is_what_is_loaded(self, case, tmp_path):
+        model = case.make()
+        expected = case.run(model)
+        model.save_pretrained(tmp_path)
+        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+        saved = model.state_dict()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
+        case.check_same(case.run(loaded), expected)
+        assert not any(module.training for module in loaded.modules())
+
+    def test_every_placement_loads_or_says_why_not(self, case, tmp_path):
+        model = case.make()
+        expected = case.run(model)
+        model.save_pretrained(tmp_path)
+        for options in ({"device_map": "auto"}, {"device_map": {"": "cpu"}}, {"low_cpu_mem_usage": True}):
+            loaded = type(model).from_pretrained(tmp_path, **options)
+            assert not any(tensor.is_meta for tensor in loaded.state_dict().values()), options
+            torch.testing.assert_close(case.run(loaded), expected, rtol=0, atol=1e-5)
+        with torch.device("meta"), pytest.raises(RuntimeError, match="meta device"):
+            type(model).from_pretrained(tmp_path)
+
+    def test_backbone_and_model_load_each_others_files(self, case, tmp_path):
+        if case.towers:
+            model = case.make()
+            model.save_pretrained(tmp_path / "whole")
+            for attribute, reference in case.towers.items():
+                module, _, name = reference.rpartition(".")
+                tower = getattr(importlib.import_module(module), name).from_pretrained(tmp_path / "whole")
+                weights = model.get_submodule(attribute).state_dict()
+                assert weights.keys() == tower.state_dict().keys()
+                for key, tensor in tower.state_dict().items():
+                    assert torch.equal(tensor, weights[key]), f"{attribute}.{key}"
+        if not case.backbone:
+            return
+        backbone = case.backbone()
+        backbone.save_pretrained(tmp_path / "backbone")
+        model = case.row.load(case.part).from_pretrained(tmp_path / "backbone")
+        weights = backbone.state_dict()
+        for name, tensor in getattr(model, model.base_model_prefix).state_dict().items():
+            assert torch.equal(tensor, weights[name]), name
+        model.save_pretrained(tmp_path / "model")
+        back, info = type(backbone).from_pretrained(tmp_path / "model", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in back.state_dict().items())
+
+    # ---- forward
+
+    def test_tuple_and_dictionary_agree(self, case):
+        model = case.make()
+        with torch.no_grad():
+            inputs = case.inputs(3) | case.loss_options
+            named, plain = model(**inputs), model(**inputs, return_dict=False)
+        assert isinstance(plain, tuple) and len(plain) == len(named.to_tuple())
+        for one, two in zip(_flat(plain), _flat(named.to_tuple()), strict=True):
+            assert torch.equal(one, two)
+        assert torch.equal(plain[0], named.loss), "the loss comes first"
+
+    def test_eager_and_sdpa_agree(self, case):
+        model = case.make()
+        outputs = []
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            outputs.append(case.run(model))
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+    def test_each_row_of_a_batch_stands_alone(self, case):
+        model, inputs = case.make(), case.inputs(5)
+        with torch.no_grad():
+            together = model(**inputs)
+            for row in range(5):
+                alone = model(**{name: value[row : row + 1] for name, value in inputs.items()})
+                for name in case.by_row or (case.output,):
+                    torch.testing.assert_close(alone[name], together[name][row : row + 1], rtol=1e-5, atol=1e-5)
+
+    def test_bfloat16_is_near_float32(self, case):
+        model = case.make()
+        exact = case.run(model)
+        model = model.to(torch.bfloat16)
+        rough = case.run(model)
+        assert rough.dtype == torch.bfloat16
+        torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        loss = case.loss(model.train(), case.inputs(4))
+        loss.backward()
+        assert torch.isfinite(loss) and all(
+            torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
+        )
+
+    # ---- training
+
+    def test_gradients_reach_every_parameter(self, case):
+        model = case.make().train()
+        case.loss(model, case.inputs(4)).backward()
+        without = {name for name, p in model.named_parameters() if p.grad is None}
+        assert without == set(case.untrained)
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert sum(p.grad.abs().sum() > 0 for p in model.parameters() if p.grad is not None) > 0.9 * len(
+            list(model.parameters())
+        )
+
+    def test_activation_checkpointing_changes_no_gradient(self, case):
+        gradients, statistics = [], []
+        for checkpointing in (False, True):
+            model = case.make().train()
+            if checkpointing:
+                model.activation_checkpointing_enable()
+                assert model.is_gradient_checkpointing
+            case.loss(model, case.inputs(4)).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters()})
+            statistics.append({name: b for name, b in model.named_buffers() if b.is_floating_point()})
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        for name, buffer in statistics[0].items():
+            torch.testing.assert_close(statistics[1][name], buffer, rtol=1e-5, atol=1e-6, msg=name)
+
+    def test_trainer_accumulates_and_resumes_to_the_same_weights(self, case, tmp_path):
+        from transformers import Trainer, TrainingArguments, default_data_collator
+
+        # Where halves have losses of their own, they are the same four pairs.
+        different, whole = (4, 4) if case.loss_is_of_the_batch else (16, 8)
+        inputs = case.inputs(different)
+        data = [{name: value[i % different] for name, value in inputs.items()} for i in range(16)]
+
+        def train(folder, batch, accumulation, resume=None, steps=4):
+            arguments = TrainingArguments(
+                str(tmp_path / folder), max_steps=steps, per_device_train_batch_size=batch, save_steps=2, use_cpu=True,
+                gradient_accumulation_steps=accumulation, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant",
+                train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, max_grad_norm=1e9, logging_steps=1,
+            )  # fmt: skip
+            collator = lambda rows: default_data_collator(rows) | case.loss_options  # noqa: E731
+            trainer = Trainer(case.make(), arguments, train_dataset=data, data_collator=collator)
+            trainer.train(resume_from_checkpoint=resume)
+            losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            return trainer.model.state_dict(), losses
+
+        assert case.make().accepts_loss_kwargs is False, "else the loss is scaled where the batch has labels"
+        once, losses = train("once", whole, 1)
+        twice, losses_twice = train("twice", 4, 2)
+        assert losses == pytest.approx(losses_twice, rel=1e-4), "the loss is not scaled by the accumulation"
+        start = case.make().state_dict()
+        moved = max((once[name] - start[name]).abs().max().item() for name in once if once[name].is_floating_point())
+        assert moved > 1e-4
+        names = [name for name, _ in case.make().named_parameters()]
+        for name in names:
+            torch.testing.assert_close(twice[name], once[name], rtol=1e-3, atol=1e-3 * moved, msg=name)
+        resumed, losses_resumed = train("once", whole, 1, resume=str(tmp_path / "once" / "checkpoint-2"))
+        assert losses_resumed == losses and all(torch.equal(resumed[name], once[name]) for name in names)
+
+    # ---- sharing
+
+    @pytest.mark.hub
+    def test_pushed_and_pulled_it_is_the_same(self, case, tmp_path):
+        import transformers
+
+        auto = getattr(transformers, case.auto_class)
+        model = case.make()
+        expected = case.run(model)
+        with hub_in_this_process(tmp_path / "home") as hub:
+            model.push_to_hub("alice/model")
+            loaded = auto.from_pretrained("alice/model")
+            assert type(loaded) is type(model)
+            case.check_same(case.run(loaded), expected)
+            if case.processor:
+                case.processor().push_to_hub("alice/model")
+                processor = transformers.AutoProcessor.from_pretrained("alice/model")
+                assert processor.to_dict() == case.processor().to_dict()
+            assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["alice/model"].files)
+
+    @pytest.mark.hub
+    @pytest.mark.slow
+    def test_exported_code_runs_where_the_package_is_missing(self, case, tmp_path):
+        from hf_clip_variants.hub.export import export_with_code
+
+        model, processor = case.make(), case.processor and case.processor()
+        folder = export_with_code(model, processor, tmp_path / "export", license="mit", repo_id="alice/coded")
+        assert model._auto_class is None and (processor is None or type(processor)._auto_class is None)
+        assert "auto_map" not in model.config.to_dict()
+        expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
+        expected["output"] = case.run(model)
+        if processor is not None:
+            expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
+            expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+        if hasattr(processor, "feature_extractor"):
+            expected["sound"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
+            heard = processor(audio=expected["sound"], sampling_rate=rate, return_tensors="pt")
+            expected["heard"] = heard.input_features
+        save_file(expected, tmp_path / "expected.safetensors")
+        readme = (folder / "README.md").read_text()
+        (tmp_path / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])
+        with FakeHub() as hub:
+            hub.create("alice/coded", folder)
+            ran = subprocess.run(
+                [sys.executable, str(HERE / "without_package.py"), str(folder), "alice/coded", case.auto_class, case.output],
+                env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+                cwd=tmp_path, capture_output=True, text=True, timeout=280,
+            )  # fmt: skip
+        assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+        passed = [line.removeprefix("passed: ") for line in ran.stdout.splitlines() if line.startswith("passed: ")]
+        steps = ["refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "snippet"]
+        assert [step for step in passed if step in steps] == steps

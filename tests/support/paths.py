@@ -1,0 +1,12 @@
+"""Where the tests' own files lie."""
+
+from pathlib import Path
+
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+SUPPORT = TESTS / "support"
+FIXTURES = TESTS / "fixtures"
+MANIFESTS = FIXTURES / "official_manifests"
+PROGRAMS = TESTS / "programs"
+SCRIPTS = ROOT / "scripts"
