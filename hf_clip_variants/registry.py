@@ -1,19 +1,18 @@
 """
 The one table of methods.
 
-One row a method. The rows drive the registration with transformers' Auto classes and with PEFT, `hf-clip-variants methods`, the table
-in README.md and the parametrised contract tests; nothing else lists methods by hand. Reading it imports nothing: classes are written
-`"module:Class"`, relative to `hf_clip_variants`, and are imported by `Method.load`.
+One row a method. The rows drive the registration with transformers' Auto classes and with PEFT (`registration/`), the commands, conversion,
+few-shot fitting, pre-training, the table in README.md and the parametrised contract tests; nothing else lists methods by hand. Reading it imports
+nothing: classes, functions and descriptors are written `"module:name"`, relative to `hf_clip_variants`, and are imported by `Method.load` or
+`load_reference`.
 """
 
 import difflib
 import importlib
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
-
-from .registration.auto_mappings import register_lazily
-from .registration.post_import import after_import
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,54 @@ class OfficialCode:
         return f"https://github.com/{self.repository}"
 
 
+KindName = Literal["model", "adapter", "synthesis"]
+
+
 @dataclass(frozen=True)
-class Tower:
+class Kind:
     """
-    A part of a model that is of use alone, with a configuration of its own.
+    What the methods of one kind have in common.
+
+    Args:
+        package: holds a folder for each method, relative to `hf_clip_variants`.
+        required: parts that every row of the kind names.
+        optional: parts that a row of the kind may name.
+        registered_with: who learns the classes when `hf_clip_variants` is imported; None: nobody, they are used by their own names.
+    """
+
+    package: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    registered_with: Literal["transformers", "peft"] | None = None
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        # Own forward pass, own checkpoints: a PretrainedConfig and PreTrainedModels behind Auto classes.
+        "model": Kind(
+            package="modeling",
+            required=("config", "model", "auto_classes"),
+            optional=("processor", "image_processors", "feature_extractor", "submodels", "checkpoints", "pretraining"),
+            registered_with="transformers",
+        ),
+        # A few trained tensors on a frozen backbone: a PEFT configuration and tuner.
+        "adapter": Kind(
+            package="adapters",
+            required=("config", "layer", "tuner"),
+            optional=("few_shot", "checkpoints", "card_snippet"),
+            registered_with="peft",
+        ),
+        # Pixels or strokes that are optimised against frozen models. Nothing is trained that could be loaded into a model: the configuration
+        # is a dataclass, and the generator a callable that takes loaded models and a text or an image and returns an image.
+        "synthesis": Kind(package="synthesis", required=("config", "generator")),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Submodel:
+    """
+    A part of a model that is of use alone, with a configuration of its own, such as the image encoder.
 
     Args:
         name: suffix of the configuration's `model_type`, behind the method's name.
@@ -55,26 +98,50 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class FewShotEntry:
+    """
+    A way to fit an adapter to a few labelled images, as `adapt --methods` and `fit_adapter` name it.
+
+    Args:
+        name: the method's name in commands and results. An adapter may have several: with and without training, for instance.
+        title: in tables and reports.
+        descriptor: `few_shot.fitting.FewShotMethod`, with recipes and the function that fits.
+        by_default: `adapt` runs it unless told otherwise: minutes without a GPU.
+    """
+
+    name: str
+    title: str
+    descriptor: str
+    by_default: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """
     One method: what it is, where it comes from and which classes implement it.
 
     Args:
         name: folder, argument of every command and suffix of `model_type` or `peft_type`.
-        kind: `"model"` (own forward and checkpoints, in `modeling/<name>`) or `"adapter"` (a PEFT tuner, in `adapters/<name>`).
+        kind: `"model"` (own forward pass and checkpoints, in `modeling/<name>`), `"adapter"` (a PEFT tuner, in `adapters/<name>`) or
+            `"synthesis"` (an image optimised against frozen models, in `synthesis/<name>`).
         title: how the paper writes the method's name.
         task: the Hub's pipeline tag.
         summary: when to use it, in one line.
         config: the configuration class.
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
         processor, image_processors, feature_extractor: models only. `image_processors` is keyed by transformers' back-end name;
-            `feature_extractor` is for sounds.
-        towers: models only, parts that the Auto classes know as well.
+            `feature_extractor` is for audio.
+        submodels: models only, parts that the Auto classes know as well.
         layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
+        generator: synthesis only, the callable that makes the image.
+        few_shot: adapters only, the ways to fit it to a few labelled images.
+        checkpoints: formats of official files that `convert` turns into this method (`conversion.formats.CheckpointFormat`).
+        pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
+        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one.
     """
 
     name: str
-    kind: Literal["model", "adapter"]
+    kind: KindName
     title: str
     paper: Paper
     code: OfficialCode
@@ -86,14 +153,19 @@ class Method:
     processor: str | None = None
     image_processors: dict[str, str] = field(default_factory=dict, hash=False)
     feature_extractor: str | None = None
-    towers: tuple[Tower, ...] = ()
+    submodels: tuple[Submodel, ...] = ()
     layer: str | None = None
     tuner: str | None = None
+    generator: str | None = None
+    few_shot: tuple[FewShotEntry, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    pretraining: str | None = None
+    card_snippet: str | None = None
 
     @property
     def folder(self) -> str:
         """The package that holds the method."""
-        return f"hf_clip_variants.{'modeling' if self.kind == 'model' else 'adapters'}.{self.name}"
+        return f"hf_clip_variants.{KINDS[self.kind].package}.{self.name}"
 
     @property
     def model_type(self) -> str | None:
@@ -109,18 +181,18 @@ class Method:
     def exports(self) -> dict[str, str]:
         """Public class name -> module: what `hf_clip_variants` offers of this method."""
         references = [self.config, self.model, self.processor, *self.image_processors.values(), self.feature_extractor]
-        references += self.auto_classes.values()
-        for tower in self.towers:
-            references += [tower.config, *tower.auto_classes.values()]
-        return {name: module for module, name in (_split(reference) for reference in references if reference)}
+        references += [*self.auto_classes.values(), self.generator]
+        for submodel in self.submodels:
+            references += [submodel.config, *submodel.auto_classes.values()]
+        return {name: module for module, name in (split_reference(reference) for reference in references if reference)}
 
-    def load(self, part: str) -> type:
-        """Import and return one class: `part` is one of `_PARTS` or the name of an Auto class."""
+    def load(self, part: str) -> Any:
+        """Import and return one class, function or descriptor: `part` is one of `_PARTS` or the name of an Auto class."""
         reference = self.auto_classes.get(part) or (getattr(self, part) if part in _PARTS else None)
         if reference is None:
             known = [name for name in _PARTS if getattr(self, name)] + list(self.auto_classes)
             raise ValueError(f"part: {self.name} has no {part!r}; it has {', '.join(known)}")
-        return _load(reference)
+        return load_reference(reference)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as plain data, for `hf-clip-variants methods --json`."""
@@ -134,21 +206,34 @@ class Method:
             "code": {"url": self.code.url, "licence": self.code.licence},
             "model_type": self.model_type,
             "peft_type": self.peft_type,
-            "config": ":".join(_split(self.config)),
+            "config": ":".join(split_reference(self.config)),
             "auto_classes": list(self.auto_classes),
+            "few_shot": [entry.name for entry in self.few_shot],
         }
 
 
-_PARTS = ("config", "model", "processor", "feature_extractor", "layer", "tuner")
+_PARTS = (
+    "config",
+    "model",
+    "processor",
+    "feature_extractor",
+    "layer",
+    "tuner",
+    "generator",
+    "pretraining",
+    "card_snippet",
+)
 
 
-def _split(reference: str) -> tuple[str, str]:
+def split_reference(reference: str) -> tuple[str, str]:
+    """`"adapters.coop.config:CoOpConfig"` -> the module's full name and the name in it."""
     module, _, name = reference.partition(":")
     return f"hf_clip_variants.{module}", name
 
 
-def _load(reference: str) -> type:
-    module, name = _split(reference)
+def load_reference(reference: str) -> Any:
+    """Import what `"module:name"` names."""
+    module, name = split_reference(reference)
     return getattr(importlib.import_module(module), name)
 
 
@@ -207,8 +292,8 @@ _METHODS = (
             "AutoModel": _CLIP_RESNET + "Model",
             "AutoModelForZeroShotImageClassification": _CLIP_RESNET + "Model",
         },
-        towers=(
-            Tower(
+        submodels=(
+            Submodel(
                 name="vision",
                 config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetVisionConfig",
                 auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
@@ -257,11 +342,56 @@ _METHODS = (
         },
         processor="modeling.audioclip.processing_audioclip:AudioCLIPProcessor",
         feature_extractor="modeling.audioclip.feature_extraction_audioclip:AudioCLIPFeatureExtractor",
-        towers=(
-            Tower(
+        submodels=(
+            Submodel(
                 name="audio",
                 config="modeling.audioclip.configuration_audioclip:AudioCLIPAudioConfig",
                 auto_classes={"AutoModel": _AUDIOCLIP + "AudioModel"},
+            ),
+        ),
+    ),
+    Method(
+        name="tip_adapter",
+        kind="adapter",
+        title="Tip-Adapter",
+        paper=Paper(
+            "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
+            "2207.09519",
+            2022,
+            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu and Li, Hongsheng",
+        ),
+        code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
+        task="image-classification",
+        summary="The first to try with 1 to 16 pictures a class: no training, or a short one of the cache (Tip-Adapter-F).",
+        config="adapters.tip_adapter.config:TipAdapterConfig",
+        layer="adapters.tip_adapter.layer:TipAdapterLayer",
+        tuner="adapters.tip_adapter.model:TipAdapterModel",
+        few_shot=(
+            FewShotEntry("tip_adapter", "Tip-Adapter", "adapters.tip_adapter.few_shot:TIP_ADAPTER", by_default=True),
+            FewShotEntry(
+                "tip_adapter_f", "Tip-Adapter-F", "adapters.tip_adapter.few_shot:TIP_ADAPTER_F", by_default=True
+            ),
+        ),
+    ),
+    Method(
+        name="clip_adapter",
+        kind="adapter",
+        title="CLIP-Adapter",
+        paper=Paper(
+            "CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
+            "2110.04544",
+            2021,
+            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and Li, Hongsheng and Qiao, Yu",
+        ),
+        code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
+        task="image-classification",
+        summary="A small bottleneck on CLIP's features. Trains in seconds on cached features; works on a plain CLIPModel.",
+        config="adapters.clip_adapter.config:CLIPAdapterConfig",
+        layer="adapters.clip_adapter.layer:CLIPAdapterLayer",
+        tuner="adapters.clip_adapter.model:CLIPAdapterModel",
+        few_shot=(
+            FewShotEntry(
+                "clip_adapter", "CLIP-Adapter", "adapters.clip_adapter.few_shot:CLIP_ADAPTER", by_default=True
             ),
         ),
     ),
@@ -281,6 +411,8 @@ _METHODS = (
         config="adapters.coop.config:CoOpConfig",
         layer="adapters.coop.layer:CoOpLayer",
         tuner="adapters.coop.model:CoOpModel",
+        few_shot=(FewShotEntry("coop", "CoOp", "adapters.coop.few_shot:COOP", by_default=True),),
+        card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
     ),
     Method(
         name="cocoop",
@@ -298,6 +430,8 @@ _METHODS = (
         config="adapters.cocoop.config:CoCoOpConfig",
         layer="adapters.cocoop.layer:CoCoOpLayer",
         tuner="adapters.cocoop.model:CoCoOpModel",
+        few_shot=(FewShotEntry("cocoop", "CoCoOp", "adapters.cocoop.few_shot:COCOOP"),),
+        card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
     ),
     Method(
         name="maple",
@@ -310,6 +444,7 @@ _METHODS = (
         config="adapters.maple.config:MaPLeConfig",
         layer="adapters.maple.layer:MaPLePromptEmbedder",
         tuner="adapters.maple.model:MaPLeModel",
+        few_shot=(FewShotEntry("maple", "MaPLe", "adapters.maple.few_shot:MAPLE"),),
     ),
     Method(
         name="vpt",
@@ -327,6 +462,7 @@ _METHODS = (
         config="adapters.vpt.config:VPTConfig",
         layer="adapters.vpt.layer:VPTHome",
         tuner="adapters.vpt.model:VPTModel",
+        few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT"),),
     ),
     Method(
         name="ivlp",
@@ -339,45 +475,12 @@ _METHODS = (
         config="adapters.ivlp.config:IVLPConfig",
         layer="adapters.ivlp.layer:IVLPPromptEmbedder",
         tuner="adapters.ivlp.model:IVLPModel",
-    ),
-    Method(
-        name="clip_adapter",
-        kind="adapter",
-        title="CLIP-Adapter",
-        paper=Paper(
-            "CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
-            "2110.04544",
-            2021,
-            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and Li, Hongsheng and Qiao, Yu",
-        ),
-        code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
-        task="image-classification",
-        summary="A small bottleneck on CLIP's features. Trains in seconds on cached features; works on a plain CLIPModel.",
-        config="adapters.clip_adapter.config:CLIPAdapterConfig",
-        layer="adapters.clip_adapter.layer:CLIPAdapterLayer",
-        tuner="adapters.clip_adapter.model:CLIPAdapterModel",
-    ),
-    Method(
-        name="tip_adapter",
-        kind="adapter",
-        title="Tip-Adapter",
-        paper=Paper(
-            "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
-            "2207.09519",
-            2022,
-            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu and Li, Hongsheng",
-        ),
-        code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
-        task="image-classification",
-        summary="The first to try with 1 to 16 pictures a class: no training, or a short one of the cache (Tip-Adapter-F).",
-        config="adapters.tip_adapter.config:TipAdapterConfig",
-        layer="adapters.tip_adapter.layer:TipAdapterLayer",
-        tuner="adapters.tip_adapter.model:TipAdapterModel",
+        few_shot=(FewShotEntry("ivlp", "IVLP", "adapters.ivlp.few_shot:IVLP"),),
     ),
 )
 
 
-def methods(kind: Literal["model", "adapter"] | None = None) -> list[Method]:
+def methods(kind: KindName | None = None) -> list[Method]:
     """
     All methods in the table's order, or those of one kind.
 
@@ -387,11 +490,11 @@ def methods(kind: Literal["model", "adapter"] | None = None) -> list[Method]:
     >>> import hf_clip_variants
 
     >>> [method.name for method in hf_clip_variants.methods("adapter")]
-    ['coop', 'cocoop', 'maple', 'vpt', 'ivlp', 'clip_adapter', 'tip_adapter']
+    ['tip_adapter', 'clip_adapter', 'coop', 'cocoop', 'maple', 'vpt', 'ivlp']
     ```
     """
-    if kind not in (None, "model", "adapter"):
-        raise ValueError(f"kind: got {kind!r}, expected 'model', 'adapter' or None")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected {', '.join(map(repr, KINDS))} or None")
     return [row for row in _METHODS if kind in (None, row.kind)]
 
 
@@ -400,80 +503,15 @@ def method(name: str) -> Method:
     for row in _METHODS:
         if row.name == name:
             return row
-    known = [row.name for row in _METHODS]
+    raise ValueError(f"method: unknown {name!r}{_nearest(name, [row.name for row in _METHODS])}")
+
+
+def few_shot_entries() -> dict[str, FewShotEntry]:
+    """Name -> entry of every way to fit an adapter to a few labelled images, in the table's order. Imports nothing."""
+    return {entry.name: entry for row in _METHODS for entry in row.few_shot}
+
+
+def _nearest(name: Any, known: list[str]) -> str:
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=3)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise ValueError(f"method: unknown {name!r}{hint} Known: {', '.join(known)}")
-
-
-def register() -> None:
-    """
-    Make every method known to transformers' Auto classes and to PEFT. `import hf_clip_variants` calls it; calling it again is harmless.
-
-    Nothing is imported for it. Each of their modules gets our entries when it is imported (or now, if it already is), and each entry
-    imports its class when it is looked up.
-    """
-    after_import("transformers.models.auto.configuration_auto", _register_configs)
-    after_import("transformers.models.auto.modeling_auto", _register_models)
-    after_import("transformers.models.auto.processing_auto", _register_processors)
-    after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
-    after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
-    after_import("peft", _register_adapters)
-
-
-def _configs() -> list[tuple[str, str, dict[str, str]]]:
-    """Of every model and every tower: model type, configuration class, Auto classes."""
-    found = []
-    for row in methods("model"):
-        found.append((row.model_type, row.config, row.auto_classes))
-        found += [(f"{row.model_type}_{tower.name}", tower.config, tower.auto_classes) for tower in row.towers]
-    return found
-
-
-def _register_configs(module) -> None:
-    for model_type, config, _ in _configs():
-        register_lazily(
-            module.CONFIG_MAPPING, model_type, lambda kind=model_type, config=config: (kind, _load(config))
-        )
-
-
-def _register_models(module) -> None:
-    for _, config, auto_classes in _configs():
-        for auto_class, reference in auto_classes.items():
-            mapping = getattr(module, auto_class)._model_mapping
-            _register_for_config(mapping, config, lambda reference=reference: _load(reference))
-
-
-def _register_processors(module) -> None:
-    for row in methods("model"):
-        if row.processor:
-            _register_for_config(module.PROCESSOR_MAPPING, row.config, lambda row=row: row.load("processor"))
-
-
-def _register_image_processors(module) -> None:
-    for row in methods("model"):
-        if row.image_processors:
-            _register_for_config(
-                module.IMAGE_PROCESSOR_MAPPING,
-                row.config,
-                lambda row=row: {backend: _load(reference) for backend, reference in row.image_processors.items()},
-            )
-
-
-def _register_feature_extractors(module) -> None:
-    for row in methods("model"):
-        if row.feature_extractor:
-            _register_for_config(
-                module.FEATURE_EXTRACTOR_MAPPING, row.config, lambda row=row: row.load("feature_extractor")
-            )
-
-
-def _register_for_config(mapping, config: str, load_value) -> None:
-    register_lazily(mapping, ".".join(_split(config)), lambda: (_load(config), load_value()))
-
-
-def _register_adapters(module) -> None:
-    # `hf_clip_variants.adapters` imports PEFT, then registers. If it is there already, another thread (or this one, further down the
-    # stack) is in the middle of that and will finish; asking for it here could deadlock with that thread.
-    if "hf_clip_variants.adapters" not in sys.modules:
-        importlib.import_module("hf_clip_variants.adapters")
+    return f"{hint} Known: {', '.join(known)}"

@@ -12,7 +12,7 @@ from hf_clip_variants.registry import methods
 
 
 README = ROOT / "README.md"
-SCRIPT = ROOT / "scripts" / "make_readme_table.py"
+SCRIPT = ROOT / "scripts" / "make_generated_files.py"
 CI = ROOT / ".ci" / "run"
 METHOD_READMES = sorted([*ROOT.glob("modeling/*/README.md"), *ROOT.glob("hf_clip_variants/adapters/*/README.md")])
 PAGES = [README, ROOT / "CONTRIBUTING.md", *METHOD_READMES]
@@ -38,16 +38,21 @@ def test_the_table_is_the_registrys():
 
 
 def test_a_stale_table_is_noticed_and_mended(tmp_path):
-    readme = tmp_path / "README.md"
+    readme, stub = tmp_path / "README.md", tmp_path / "__init__.pyi"
     stale = README.read_text(encoding="utf-8").replace(methods()[0].summary, "Old.")
     readme.write_text(stale, encoding="utf-8")
-    done = make_table("--check", "--readme", readme)
-    assert done.returncode == 1 and "table of methods is stale; run python scripts/make_readme_table.py" in done.stderr
+    done = make_table("--check", "--readme", readme, "--stub", stub)
+    assert (
+        done.returncode == 1
+        and "README.md and __init__.pyi: not what the table of methods says; run python" in done.stderr
+    )
     assert readme.read_text(encoding="utf-8") == stale, "--check writes nothing"
-    assert make_table("--readme", readme).returncode == 0
+    assert not stub.exists()
+    assert make_table("--readme", readme, "--stub", stub).returncode == 0
     assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")
+    assert stub.read_text(encoding="utf-8") == (ROOT / "hf_clip_variants" / "__init__.pyi").read_text(encoding="utf-8")
     readme.write_text("no markers", encoding="utf-8")
-    done = make_table("--readme", readme)
+    done = make_table("--readme", readme, "--stub", stub)
     assert done.returncode == 1 and "expected <!-- methods:start -->" in done.stderr
 
 

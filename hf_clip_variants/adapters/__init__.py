@@ -1,26 +1,29 @@
 """
-Adapters on a frozen CLIP, as PEFT tuners: few trained tensors, small files, everything that PEFT does with LoRA except merging.
+Adapters on a frozen dual encoder, as PEFT tuners: few trained tensors, small files, everything that PEFT does with LoRA except merging.
 
-Importing this package imports PEFT and makes it know them.
+Importing this package imports PEFT and makes it know them. The configuration classes are those of the table's rows.
 """
 
 # First: the post-import hook of `import peft` comes back here, and must not find a tuner that is half imported.
 import peft  # noqa: F401
 
 from ..registration.peft_methods import register_all
-from .clip_adapter.config import CLIPAdapterConfig
-from .cocoop.config import CoCoOpConfig
-from .coop.config import CoOpConfig
-from .ivlp.config import IVLPConfig
-from .loading import load_adapter, put_adapter
-from .maple.config import MaPLeConfig
-from .tip_adapter.config import TipAdapterConfig
-from .vpt.config import VPTConfig
+from ..registry import methods
+from .loading import load_adapter as load_adapter
+from .loading import put_adapter as put_adapter
 
 
 register_all()
 
-__all__ = [
-    "CLIPAdapterConfig", "CoCoOpConfig", "CoOpConfig", "IVLPConfig", "MaPLeConfig", "TipAdapterConfig", "VPTConfig", "load_adapter",
-    "put_adapter",
-]  # fmt: skip
+_CONFIGS = {row.config.partition(":")[2]: row for row in methods("adapter")}
+__all__ = sorted([*_CONFIGS, "load_adapter", "put_adapter"])
+
+
+def __getattr__(name: str):
+    if name in _CONFIGS:
+        return _CONFIGS[name].load("config")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """Loading adapters so that nothing is half done: every check comes before the base model is touched."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..registration.peft_methods import register_all
+from ..registry import methods
 from .tuner import TunerConfig, check_adapter_tensors
 
 
@@ -60,12 +62,12 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _class_called(name: str) -> type[nn.Module]:
-    """A model class of transformers or of ours. ValueError for any other name: a file does not choose what is imported."""
+    """A model class of transformers or of the table. ValueError for any other name: a file does not choose what is imported."""
     import transformers
 
-    import hf_clip_variants
-
-    found = next((getattr(m, name) for m in (transformers, hf_clip_variants) if hasattr(m, name)), None)
+    ours = {export: module for row in methods("model") for export, module in row.exports.items()}
+    module = importlib.import_module(ours[name]) if name in ours else transformers
+    found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ValueError(
             f"base: the adapter was made on a {name!r}, which is no model of transformers or hf_clip_variants; pass base=..."

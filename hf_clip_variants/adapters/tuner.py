@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import FAMILIES, family_of, fingerprint, same_backbone
 
-from ..registration.peft_methods import add_peft_type
+from .peft_type import add_peft_type
 
 
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
@@ -54,7 +54,7 @@ class TunerConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.peft_type = add_peft_type(self.peft_type_name)
+        self.peft_type = self.peft_type_member()
         if self.task_type is not None:
             raise ValueError(
                 f"task_type: {self.task_type!r}, expected None (PEFT's task classes call the model with input_ids first)"
@@ -68,6 +68,11 @@ class TunerConfig(PeftConfig):
             raise ValueError(f"class_names: {self.class_names!r} is one string, expected a list of names")
         if self.class_names is not None:
             self.class_names = list(self.class_names)
+
+    @classmethod
+    def peft_type_member(cls):
+        """This adapter's member of PEFT's `PeftType`, made if it is not there yet."""
+        return add_peft_type(cls.peft_type_name)
 
     def to_dict(self) -> dict:
         values = super().to_dict()

@@ -31,7 +31,7 @@ def test_methods_are_unique_and_filtered_by_kind():
     names = [row.name for row in methods()]
     assert len(set(names)) == len(names) == len(MODELS) + len(ADAPTERS) and MODELS and ADAPTERS
     assert len({row.title for row in methods()}) == len(names)
-    with pytest.raises(ValueError, match="kind: got 'tuner', expected 'model', 'adapter' or None"):
+    with pytest.raises(ValueError, match="kind: got 'tuner', expected 'model', 'adapter', 'synthesis' or None"):
         methods("tuner")
 
 
@@ -42,23 +42,42 @@ def test_a_row_is_complete(row):
     assert row.paper.year == 2000 + int(row.paper.arxiv[:2])
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", row.code.repository)
     assert row.summary.endswith(".") and len(row.summary) <= 110 and "\n" not in row.summary
-    if row.kind == "model":
-        assert row.model and row.auto_classes and row.layer is row.tuner is row.peft_type is None
-    else:
-        assert row.layer and row.tuner and row.model is row.processor is row.model_type is None
-        assert not row.auto_classes and not row.image_processors and row.feature_extractor is None
+    kind, parts = (
+        registry.KINDS[row.kind],
+        {part for k in registry.KINDS.values() for part in (*k.required, *k.optional)},
+    )
+    assert all(getattr(row, part) for part in kind.required)
+    assert not any(getattr(row, part) for part in parts - {*kind.required, *kind.optional})
+    assert bool(row.model_type) == (kind.registered_with == "transformers")
+    assert bool(row.peft_type) == (kind.registered_with == "peft")
     hash(row)  # frozen all through
+
+
+def test_the_third_kind_is_used_by_name_and_registered_nowhere():
+    """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes and PEFT."""
+    paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
+    toy = registry.Method(
+        "toy", "synthesis", "Toy", paper, code, "text-to-image", "A toy.",
+        config="synthesis.toy.config:ToyConfig", generator="synthesis.toy.generator:ToyGenerator",
+    )  # fmt: skip
+    assert toy.folder == "hf_clip_variants.synthesis.toy" and toy.model_type is toy.peft_type is None
+    assert toy.exports == {
+        "ToyConfig": "hf_clip_variants.synthesis.toy.config",
+        "ToyGenerator": "hf_clip_variants.synthesis.toy.generator",
+    }
+    assert toy.as_dict()["kind"] == "synthesis" and not methods("synthesis")
 
 
 @pytest.mark.parametrize("row", methods(), ids=name)
 def test_every_class_of_a_row_lives_in_its_folder(row):
-    folder = ROOT.parent / "modeling" if row.kind == "model" else ROOT / "adapters"
+    package = registry.KINDS[row.kind].package
+    folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
     references = [row.config, row.model, row.processor, row.feature_extractor, row.layer, row.tuner]
     references += [*row.auto_classes.values(), *row.image_processors.values()]
-    references += [part for tower in row.towers for part in (tower.config, *tower.auto_classes.values())]
+    references += [part for submodel in row.submodels for part in (submodel.config, *submodel.auto_classes.values())]
     for reference in filter(None, references):
-        module, class_name = registry._split(reference)
+        module, class_name = registry.split_reference(reference)
         assert module.startswith(f"{row.folder}."), reference
         file = (folder / row.name / module.rpartition(".")[2]).with_suffix(".py")
         classes = [
@@ -73,10 +92,12 @@ def test_a_models_classes_agree_with_its_row(row):
     assert config.model_type == row.model_type
     for part in ("model", *row.auto_classes):
         assert row.load(part).config_class is config
-    for tower in row.towers:
-        config = registry._load(tower.config)
-        assert config.model_type == f"{row.model_type}_{tower.name}"
-        assert all(registry._load(reference).config_class is config for reference in tower.auto_classes.values())
+    for submodel in row.submodels:
+        config = registry.load_reference(submodel.config)
+        assert config.model_type == f"{row.model_type}_{submodel.name}"
+        assert all(
+            registry.load_reference(reference).config_class is config for reference in submodel.auto_classes.values()
+        )
 
 
 @pytest.mark.parametrize("row", ADAPTERS, ids=name)
@@ -113,10 +134,11 @@ def test_public_names_are_lazy_complete_and_typed():
         assert getattr(hf_clip_variants, export).__name__ == export
     assert set(hf_clip_variants.__all__) <= set(dir(hf_clip_variants)) and "__version__" in dir(hf_clip_variants)
     # What a type checker reads is what a program gets.
-    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    typed = {alias.name: f"hf_clip_variants.{node.module}" for node in block.body for alias in node.names}
-    assert typed == hf_clip_variants._SOURCES
+    tree = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    typed = {alias.name: f"hf_clip_variants.{node.module}" for node in imports for alias in node.names}
+    of_the_table = dict.fromkeys(("method", "methods"), "hf_clip_variants.registry")
+    assert typed == hf_clip_variants._SOURCES | of_the_table and set(typed) == set(hf_clip_variants.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'CoCoCoOp'"):
         _ = hf_clip_variants.CoCoCoOp
 
@@ -171,7 +193,7 @@ def test_auto_classes_know_the_model(row, tmp_path):
     for backend, reference in row.image_processors.items():
         from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-        image_processor = registry._load(reference)
+        image_processor = registry.load_reference(reference)
         assert IMAGE_PROCESSOR_MAPPING[type(config)][backend] is image_processor
         image_processor().save_pretrained(tmp_path)
         assert type(AutoImageProcessor.from_pretrained(tmp_path)) is image_processor
@@ -258,7 +280,8 @@ import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs, PEFT_TYPE_TO_TUNER_MAPPING as tuners
 for row in hf_clip_variants.methods("adapter"):
     print(row.name, configs[row.peft_type].__name__, tuners[row.peft_type].__name__)
-hf_clip_variants.registry.register()
+from hf_clip_variants.registration.auto_classes import register
+register()
 """
     new_process = [sys.executable, "-W", "error::RuntimeWarning", "-c", program]
     done = subprocess.run(new_process, capture_output=True, text=True, timeout=280)

@@ -22,7 +22,7 @@ from hf_clip_variants import (
     SLIPForPreTraining,
     SLIPModel,
 )
-from hf_clip_variants.registry import _load, methods
+from hf_clip_variants.registry import load_reference, methods
 
 
 # What cannot hold for our models, each with its reason. "Class.test" or "test" -> reason.
@@ -352,8 +352,10 @@ def make_test_class(row, tester_class, suite, model_class=None):
     """`model_class`: a tower of the row; without it, the whole model under all its Auto classes."""
     config_class = model_class.config_class if model_class else row.load("config")
     auto_classes = row.auto_classes
-    for tower in row.towers:
-        auto_classes = tower.auto_classes if model_class and _load(tower.config) is config_class else auto_classes
+    for tower in row.submodels:
+        auto_classes = (
+            tower.auto_classes if model_class and load_reference(tower.config) is config_class else auto_classes
+        )
 
     class Test(suite, unittest.TestCase):
         all_model_classes = (

@@ -9,7 +9,7 @@ from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
 from tiny import tiny_tokenizer  # noqa: E402
 
 # The package comes before tests/ on the path, see tests/conftest.py.
-from hf_clip_variants.registry import _load, method, methods
+from hf_clip_variants.registry import load_reference, method, methods
 
 
 # "Class.test" or "test" -> why it cannot hold for ours.
@@ -25,7 +25,7 @@ class Tester(ImageProcessingTester):
         super().__init__(parent, **kwargs)
 
     def _get_image_processing_classes(self):
-        return {backend: _load(reference) for backend, reference in self.parent.row.image_processors.items()}
+        return {backend: load_reference(reference) for backend, reference in self.parent.row.image_processors.items()}
 
 
 def make_test_classes(row):
@@ -41,7 +41,7 @@ def make_test_classes(row):
         def _setup_image_processor(cls):
             # Some methods take another one's.
             images = row.image_processors or method("clip_classifier").image_processors
-            return _load(next(iter(images.values())))()
+            return load_reference(next(iter(images.values())))()
 
         @classmethod
         def _setup_feature_extractor(cls):

@@ -12,7 +12,8 @@ from tiny import tiny_pixels
 
 import hf_clip_variants
 from hf_clip_variants.adapters import CoOpConfig, load_adapter, put_adapter
-from hf_clip_variants.registration.peft_methods import add_peft_type, register_all
+from hf_clip_variants.adapters.peft_type import add_peft_type
+from hf_clip_variants.registration.peft_methods import register_all
 
 
 @pytest.mark.parametrize("row", hf_clip_variants.methods("adapter"), ids=lambda row: row.name)

@@ -1,0 +1,39 @@
+# Written by scripts/make_generated_files.py from the table of methods.
+from .adapters.clip_adapter.config import CLIPAdapterConfig as CLIPAdapterConfig
+from .adapters.cocoop.config import CoCoOpConfig as CoCoOpConfig
+from .adapters.coop.config import CoOpConfig as CoOpConfig
+from .adapters.ivlp.config import IVLPConfig as IVLPConfig
+from .adapters.loading import load_adapter as load_adapter
+from .adapters.maple.config import MaPLeConfig as MaPLeConfig
+from .adapters.tip_adapter.config import TipAdapterConfig as TipAdapterConfig
+from .adapters.vpt.config import VPTConfig as VPTConfig
+from .conversion.convert import convert_checkpoint as convert_checkpoint
+from .data.images.emoji import embedded_model as embedded_model
+from .data.images.sources import load_images as load_images
+from .few_shot.adapt import adapt as adapt
+from .few_shot.fitting import fit_adapter as fit_adapter
+from .hub.export import export_with_code as export_with_code
+from .modeling.audioclip.configuration_audioclip import AudioCLIPAudioConfig as AudioCLIPAudioConfig
+from .modeling.audioclip.configuration_audioclip import AudioCLIPConfig as AudioCLIPConfig
+from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExtractor as AudioCLIPFeatureExtractor
+from .modeling.audioclip.modeling_audioclip import AudioCLIPAudioModel as AudioCLIPAudioModel
+from .modeling.audioclip.modeling_audioclip import AudioCLIPModel as AudioCLIPModel
+from .modeling.audioclip.processing_audioclip import AudioCLIPProcessor as AudioCLIPProcessor
+from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig as CLIPClassifierConfig
+from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor as CLIPClassifierImageProcessor
+from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier as CLIPClassifier
+from .modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor as CLIPClassifierProcessor
+from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetConfig as CLIPResNetConfig
+from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig as CLIPResNetVisionConfig
+from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone as CLIPResNetBackbone
+from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPResNetModel
+from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
+from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
+from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
+from .modeling.slip.modeling_slip import SLIPModel as SLIPModel
+from .registry import method as method
+from .registry import methods as methods
+from .training.callbacks import PretrainingCallback as PretrainingCallback
+from .training.exact_contrastive_loss import ExactContrastiveLoss as ExactContrastiveLoss
+
+__version__: str

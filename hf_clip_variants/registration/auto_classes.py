@@ -1,0 +1,81 @@
+"""Makes every method of the table known to transformers' Auto classes and to PEFT, importing neither."""
+
+import importlib
+import sys
+
+from ..registry import load_reference, methods, split_reference
+from .auto_mappings import register_lazily
+from .post_import import after_import
+
+
+def register() -> None:
+    """
+    Make every method known to transformers' Auto classes and to PEFT. `import hf_clip_variants` calls it; calling it again is harmless.
+
+    Nothing is imported for it. Each of their modules gets our entries when it is imported (or now, if it already is), and each entry
+    imports its class when it is looked up.
+    """
+    after_import("transformers.models.auto.configuration_auto", _register_configs)
+    after_import("transformers.models.auto.modeling_auto", _register_models)
+    after_import("transformers.models.auto.processing_auto", _register_processors)
+    after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
+    after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
+    after_import("peft", _register_adapters)
+
+
+def _configs() -> list[tuple[str, str, dict[str, str]]]:
+    """Of every model and every submodel: model type, configuration class, Auto classes."""
+    found = []
+    for row in methods("model"):
+        found.append((row.model_type, row.config, row.auto_classes))
+        found += [(f"{row.model_type}_{part.name}", part.config, part.auto_classes) for part in row.submodels]
+    return found
+
+
+def _register_configs(module) -> None:
+    for model_type, config, _ in _configs():
+        register_lazily(
+            module.CONFIG_MAPPING, model_type, lambda kind=model_type, config=config: (kind, load_reference(config))
+        )
+
+
+def _register_models(module) -> None:
+    for _, config, auto_classes in _configs():
+        for auto_class, reference in auto_classes.items():
+            mapping = getattr(module, auto_class)._model_mapping
+            _register_for_config(mapping, config, lambda reference=reference: load_reference(reference))
+
+
+def _register_processors(module) -> None:
+    for row in methods("model"):
+        if row.processor:
+            _register_for_config(module.PROCESSOR_MAPPING, row.config, lambda row=row: row.load("processor"))
+
+
+def _register_image_processors(module) -> None:
+    for row in methods("model"):
+        if row.image_processors:
+            _register_for_config(
+                module.IMAGE_PROCESSOR_MAPPING,
+                row.config,
+                lambda row=row: {backend: load_reference(name) for backend, name in row.image_processors.items()},
+            )
+
+
+def _register_feature_extractors(module) -> None:
+    for row in methods("model"):
+        if row.feature_extractor:
+            _register_for_config(
+                module.FEATURE_EXTRACTOR_MAPPING, row.config, lambda row=row: row.load("feature_extractor")
+            )
+
+
+def _register_for_config(mapping, config: str, load_value) -> None:
+    register_lazily(mapping, ".".join(split_reference(config)), lambda: (load_reference(config), load_value()))
+
+
+def _register_adapters(module) -> None:
+    # `hf_clip_variants.adapters` imports PEFT, then registers. If it is there already, another thread (or this one, further down the
+    # stack) is in the middle of that and will finish; asking for it here could deadlock with that thread.
+    if "hf_clip_variants.adapters" not in sys.modules:
+        importlib.import_module("hf_clip_variants.adapters")
