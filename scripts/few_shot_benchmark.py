@@ -345,7 +345,7 @@ def one_epoch(methods: list[str]) -> dict[str, Any]:
 def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world: int = 1) -> int:
     """Exit code: 0, or 1 when a method failed."""
     from hf_clip_variants.few_shot.adapt import overrides_by_method
-    from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS, few_shot_method
+    from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS, few_shot_method
     from hf_clip_variants.few_shot.results import ResultLines
 
     methods = [few_shot_method(m).name for m in (_words(options.methods) if options.methods else FEW_SHOT_METHODS)]

@@ -26,6 +26,9 @@ class TunerConfig(PeftConfig):
     """Fields that every adapter of ours has. All but the last are filled when the adapter is made: leave them alone."""
 
     peft_type_name: ClassVar[str]
+    filled_fields: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of the method, filled when the adapter is made: not for users
 
     target_modules: list[str] | None = field(
         default=None, metadata={"help": "The modules that are wrapped. Follows from the base model and the method."}

@@ -139,7 +139,7 @@ def use_all_cores() -> None:
 
 def method_names(text: str) -> list[str]:
     """`"all"`, or names with commas."""
-    from ..few_shot.fitting import FEW_SHOT_METHODS
+    from ..few_shot.method import FEW_SHOT_METHODS
 
     return list(FEW_SHOT_METHODS) if text.strip() == "all" else _words(text)
 

@@ -24,16 +24,9 @@ from ..files.atomic_writes import staged_folder, write_atomically
 from ..metrics.classification import accuracy, accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import fingerprint
-from .fitting import (
-    FAST_METHODS,
-    FEW_SHOT_METHODS,
-    Shots,
-    apply_overrides,
-    few_shot_method,
-    fit_adapter,
-    views_needed,
-)
+from .fitting import Shots, apply_overrides, fit_adapter
 from .labelled_images import CachedPictures, LivePictures, Pictures, predict
+from .method import FEW_SHOT_METHODS, default_methods, few_shot_method
 from .recipes import Recipe, recipe
 from .run_folder import RunFolder, digest
 from .splits import Draws, TestSet, absolute_source, draw_shots, load_test_sets, load_training
@@ -67,7 +60,7 @@ def adapt(
     data: str,
     out: str | os.PathLike,
     *,
-    methods: Sequence[str] = FAST_METHODS,
+    methods: Sequence[str] | None = None,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (1, 2, 3),
     test_data: Mapping[str, str] | None = None,
@@ -92,7 +85,7 @@ def adapt(
         data: what `load_images` reads. Shots are drawn from its train split; validation is done on its validation split, or else by
             cross-validation over the shots.
         out: the run folder.
-        methods: names in `FEW_SHOT_METHODS`. CoCoOp, MaPLe, VPT and IVLP are not among the default ones: they take hours where those take minutes.
+        methods: names in `FEW_SHOT_METHODS`. Default: those that take minutes without a GPU; the others take hours.
         shots, seeds: every method is fitted for every pair.
         test_data: name -> source. Default: the data's test split, or else the pictures that no draw took.
         templates: prompt templates: one, a list, a file or a named set. Default: the model family's, `"a photo of a {}."`.
@@ -120,6 +113,7 @@ def adapt(
     ```
     """
     started = time.perf_counter()
+    methods = list(default_methods() if methods is None else methods)
     cells = [
         Cell(m, k, s)
         for m in _distinct("methods", methods)
@@ -276,8 +270,8 @@ class _Session:
         self._key = fingerprint(self.classifier.clip)
         self._views = {"none": 1}  # augmentation -> as many views as any method with it wants
         for (method, _), (values, _) in recipes.items():
-            if values.augmentation != "none" and not few_shot_method(method).trains_image_tower:
-                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), views_needed(values))
+            if values.augmentation != "none" and not few_shot_method(method).trains_image_encoder:
+                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), values.views_needed)
         self._tests: dict[str, CachedPictures] = {}
         self._shots: dict[str, Features] = {}
 
@@ -398,15 +392,15 @@ class _Session:
             validation = None
             if split.validation:
                 rows = torch.tensor([self.draws.validation_rows.index(row) for row in split.validation])
-                validation = self._validation_pictures(method.trains_image_tower).select(rows)
+                validation = self._validation_pictures(method.trains_image_encoder).select(rows)
             fitted = fit_adapter(
                 self.classifier, cell.method, shots, validation, recipe_values=values, overrides=self.overrides[cell.method],
                 seed=cell.seed, state_folder=self.unfinished(cell), on_epoch=on_epoch,
             )  # fmt: skip
             start = time.perf_counter()
             file = self.run.predictions_file(cell.method, cell.shots, cell.seed)
-            record |= self._test(fitted.model, file, own_tower=method.trains_image_tower) | {"predictions": file}
-            views = 0 if method.trains_image_tower else views_needed(values) * len(split.train)
+            record |= self._test(fitted.model, file, own_tower=method.trains_image_encoder) | {"predictions": file}
+            views = 0 if method.trains_image_encoder else values.views_needed * len(split.train)
             record["seconds"] = {
                 "features": self.run.results["data"]["seconds_per_view"] * views, **fitted.seconds, "test": time.perf_counter() - start,
             }  # fmt: skip
@@ -415,8 +409,8 @@ class _Session:
                 "hyperparameters": fitted.hyperparameters, "trained_parameters": fitted.trained_parameters, "curve": fitted.curve,
                 # Of the frozen image tower, had it run whenever a training asked for a picture. One that is trained does run.
                 "passes_at_every_step": 0
-                if method.trains_image_tower
-                else len(split.train) * (values.epochs + getattr(values, "cache_views", 0)),
+                if method.trains_image_encoder
+                else len(split.train) * values.encoder_passes_per_image,
             }  # fmt: skip
             record["folder"] = self.run.adapter_folder(cell.method, cell.shots, cell.seed)
             record["adapter_bytes"] = self._save_adapter(fitted.model, record)
@@ -434,7 +428,7 @@ class _Session:
 
     def _shots_of(self, cell: Cell, values: Recipe) -> Shots:
         rows = torch.tensor([self.draws.rows.index(row) for row in self.draws.splits[cell.shots, cell.seed].train])
-        if self.cache_features and not few_shot_method(cell.method).trains_image_tower:
+        if self.cache_features and not few_shot_method(cell.method).trains_image_encoder:
             views = CachedPictures(self._drawn_features(values.augmentation), values.views, cell.seed, self.device)
             plain = CachedPictures(self._drawn_features("none"), device=self.device)
             return Shots(views.select(rows), plain.select(rows))
@@ -444,7 +438,7 @@ class _Session:
             images,
             self.processor,
             values.augmentation,
-            views_needed(values),
+            values.views_needed,
             values.views,
             VIEW_SEED,
             cell.seed,

@@ -1,4 +1,4 @@
-"""`fit_adapter`: one adapter from a few labelled pictures. A method is one function and one row of `FEW_SHOT_METHODS`."""
+"""`fit_adapter`: one adapter from a few labelled images. How a method is fitted stands in its folder, see `FewShotMethod`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 
-from ..adapters import (
-    CLIPAdapterConfig,
-    CoCoOpConfig,
-    CoOpConfig,
-    IVLPConfig,
-    MaPLeConfig,
-    TipAdapterConfig,
-    VPTConfig,
-)
 from ..adapters.tuner import TunerConfig
 from ..data.few_shot_sampling import MAX_VALIDATION_SHOTS
 from ..metrics.classification import accuracy
 from ..modeling.dual_encoders.backbones import CLIPFamily
-from ..registry import method as registry_row
 from .labelled_images import CachedPictures, Pictures, predict
+from .method import FewShotMethod, few_shot_method
 from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
 
@@ -169,6 +160,12 @@ class Fit:
         )  # fmt: skip
 
     @property
+    def num_context_tokens(self) -> int | None:
+        """The recipe's; None, so that there are as many as the words have, where words are given and the user asked for no number."""
+        words_decide = self.context_init is not None and "num_context_tokens" not in self.asked
+        return None if words_decide else self.recipe.num_context_tokens
+
+    @property
     def context_init(self) -> str | None:
         """The recipe's words to start from; the published "a photo of a" in the language of the model's family."""
         words, family = self.recipe.context_init, self.classifier.family
@@ -223,165 +220,6 @@ class Fit:
         return correct
 
 
-# ------------------------------------------------------------------------------------------------------------- methods
-# Each: Fit -> the classifier with the finished adapter on it, and the chosen hyper-parameters.
-
-
-def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Tip-Adapter, or with `trainable_keys` Tip-Adapter-F: fill the cache, train its keys, choose alpha and beta."""
-    values = fit.recipe
-    trained = values.epochs > 0
-    config = TipAdapterConfig(alpha=values.init_alpha, beta=values.init_beta, trainable_keys=trained, **fit.config)
-
-    def fill(model: PeftModel, shots: Shots, label: str) -> list[float]:
-        keys = shots.training.all_features()[: values.cache_views]
-        model.base_model.build_cache(keys, shots.labels, allow_missing_classes=label != "final")
-        return fit.train(model, shots.training, label) if trained else []
-
-    given = {name: value for name in ("alpha", "beta") if (value := getattr(values, name)) is not None}
-    searching = bool(fit.folds) and not given
-    on_split = fit.validates_on_split and searching
-
-    def search(model: PeftModel, queries: Pictures):
-        return model.base_model.search_hyperparameters(
-            queries.all_features()[0], queries.labels, scale=values.search_scale, steps=values.search_step
-        )
-
-    if searching and not on_split:
-        with fit.timed("search"):
-            correct = 0
-            for number, fold in enumerate(fit.folds):
-                with fit.attached(replace(config)) as model:
-                    fill(model, fold.shots, f"fold-{number}")
-                    grid = search(model, fold.queries)
-                correct = correct + (grid.accuracies.double() * len(fold.queries) / 100).round().long()
-            counts = correct.flatten().tolist()
-            best = counts.index(max(counts))  # the first: ties keep it, as in the official search
-            row, column = divmod(best, len(grid.alphas))
-        asked = sum(len(fold.queries) for fold in fit.folds)
-        fit.validation = Validation("cross-validation", max(counts) / asked)
-    with fit.timed("train"):
-        model = fit.attach(config)
-        fit.curve = fill(model, fit.shots, "final")
-    chosen = model.peft_config["default"]
-    if on_split:
-        with fit.timed("search"):
-            fit.validation = Validation("split", search(model, fit.folds[0].queries).accuracy / 100)
-    elif searching:
-        chosen.alpha, chosen.beta = grid.alphas[column], grid.betas[row]
-    else:
-        chosen.alpha, chosen.beta = given.get("alpha", chosen.alpha), given.get("beta", chosen.beta)
-    return model, {"alpha": chosen.alpha, "beta": chosen.beta}
-
-
-def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """CLIP-Adapter: train the bottleneck at every candidate ratio, keep the best."""
-    ratios = (fit.recipe.ratio,)
-    if fit.folds and "ratio" not in fit.asked and not fit.config.get("learnable_ratio"):
-        ratios = fit.recipe.ratio_candidates or ratios
-    candidates = [CLIPAdapterConfig(ratio=ratio, **fit.config) for ratio in ratios]
-    model, best = fit.train_best(candidates)
-    return model, {"ratio": candidates[best].ratio}
-
-
-def fit_coop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """CoOp: train the context through the frozen text tower."""
-    words, tokens = fit.context_init, fit.recipe.num_context_tokens
-    if words is not None and "num_context_tokens" not in fit.asked:
-        tokens = None  # as many as the words have
-    config = CoOpConfig(
-        num_context_tokens=tokens, context_init=words, class_specific=fit.recipe.class_specific, **fit.config
-    )
-    model, _ = fit.train_best([config])
-    return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
-
-
-def fit_cocoop(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """CoCoOp: train the context and the network that shifts it, through the frozen text tower."""
-    words, tokens = fit.context_init, fit.recipe.num_context_tokens
-    if words is not None and "num_context_tokens" not in fit.asked:
-        tokens = None
-    model, _ = fit.train_best([CoCoOpConfig(num_context_tokens=tokens, context_init=words, **fit.config)])
-    return model, {"num_context_tokens": model.peft_config["default"].num_context_tokens}
-
-
-def fit_maple(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """MaPLe: train prompts of both towers through both."""
-    values = fit.recipe
-    config = MaPLeConfig(
-        num_prompt_tokens=values.num_prompt_tokens, prompt_depth=values.prompt_depth, context_init=fit.context_init, **fit.config
-    )  # fmt: skip
-    model, _ = fit.train_best([config])
-    return model, {"prompt_depth": model.peft_config["default"].prompt_depth}
-
-
-def fit_vpt(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """VPT: train prompts of the image tower against the fixed class embeddings."""
-    config = VPTConfig(
-        num_prompt_tokens=fit.recipe.num_prompt_tokens, prompt_depth=fit.recipe.prompt_depth, **fit.config
-    )
-    model, _ = fit.train_best([config])
-    return model, {"prompt_depth": model.peft_config["default"].prompt_depth}
-
-
-def fit_ivlp(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """IVLP: train prompts of both towers, each its own."""
-    values = fit.recipe
-    config = IVLPConfig(
-        num_text_tokens=values.num_text_tokens, num_vision_tokens=values.num_vision_tokens, text_depth=values.text_depth,
-        vision_depth=values.vision_depth, context_init=fit.context_init, **fit.config,
-    )  # fmt: skip
-    model, _ = fit.train_best([config])
-    used = model.peft_config["default"]
-    return model, {"text_depth": used.text_depth, "vision_depth": used.vision_depth}
-
-
-@dataclass(frozen=True)
-class FewShotMethod:
-    """A row of the table: the method's name in commands, the adapter that it trains, and the function that does it."""
-
-    name: str
-    adapter: str  # a name in registry.py
-    fit: Callable[[Fit], tuple[PeftModel, dict[str, Any]]]
-    title: str
-    trains_image_tower: bool = False  # then nothing of its pictures can be cached
-
-    @property
-    def config_class(self) -> type[TunerConfig]:
-        return registry_row(self.adapter).load("config")
-
-
-FEW_SHOT_METHODS: dict[str, FewShotMethod] = {
-    row.name: row
-    for row in (
-        FewShotMethod("tip_adapter", "tip_adapter", fit_tip_adapter, registry_row("tip_adapter").title),
-        FewShotMethod("tip_adapter_f", "tip_adapter", fit_tip_adapter, registry_row("tip_adapter").title + "-F"),
-        FewShotMethod("clip_adapter", "clip_adapter", fit_clip_adapter, registry_row("clip_adapter").title),
-        FewShotMethod("coop", "coop", fit_coop, registry_row("coop").title),
-        FewShotMethod("cocoop", "cocoop", fit_cocoop, registry_row("cocoop").title),
-        FewShotMethod("maple", "maple", fit_maple, registry_row("maple").title, trains_image_tower=True),
-        FewShotMethod("vpt", "vpt", fit_vpt, registry_row("vpt").title, trains_image_tower=True),
-        FewShotMethod("ivlp", "ivlp", fit_ivlp, registry_row("ivlp").title, trains_image_tower=True),
-    )
-}
-# What `adapt` does unless told otherwise: minutes without a GPU. The others run a tower at every step.
-FAST_METHODS = ("tip_adapter", "tip_adapter_f", "clip_adapter", "coop")
-
-
-def few_shot_method(name: str) -> FewShotMethod:
-    """The row called `name`. Raises ValueError with the known names."""
-    if name not in FEW_SHOT_METHODS:
-        raise ValueError(f"method: got {name!r}; want one of {', '.join(FEW_SHOT_METHODS)}")
-    return FEW_SHOT_METHODS[name]
-
-
-def _own_config_fields(config_class: type[TunerConfig]) -> set[str]:
-    """The fields that a user may set: those of the method, not PEFT's nor what is filled in when the adapter is made."""
-    inherited = {f.name for base in (PeftConfig, TunerConfig) for f in dataclasses.fields(base)}
-    filled = {"cache_size", "num_classes", "context_init_ids", "trainable_keys"}
-    return {f.name for f in dataclasses.fields(config_class)} - inherited - filled
-
-
 _TRAINING_FIELDS = {f.name for f in dataclasses.fields(Recipe)} - {"augmentation"}
 
 
@@ -395,7 +233,7 @@ def apply_overrides(
     in_recipe = {f.name for f in dataclasses.fields(values)} - {"method", "few_shot_protocol", "seeds"}
     if not values.epochs:  # and stays without training: epochs=20 for all methods is not meant for this one
         in_recipe -= _TRAINING_FIELDS
-    in_config = _own_config_fields(method.config_class) - in_recipe
+    in_config = method.config_fields() - in_recipe
     unknown = sorted(set(overrides) - in_recipe - in_config)
     if unknown:
         raise ValueError(
@@ -404,17 +242,13 @@ def apply_overrides(
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items() if k in in_recipe}
     values = replace(values, **changes)
     if values.augmentation == "none":  # all views would be equal
-        if max(overrides.get("views", 1), overrides.get("cache_views", 1)) > 1:
+        plain = values.with_one_view()
+        if any(getattr(plain, name) != getattr(values, name) for name in changes):
             raise ValueError(
                 "overrides: several views without augmentation are equal; set augmentation, too ('tip', 'coop')"
             )
-        values = replace(values, views=1, **({"cache_views": 1} if hasattr(values, "cache_views") else {}))
+        values = plain
     return values, {k: v for k, v in overrides.items() if k in in_config}
-
-
-def views_needed(values: Recipe) -> int:
-    """How many augmented views of a picture a recipe uses."""
-    return max(values.views if values.epochs else 1, getattr(values, "cache_views", 1))
 
 
 def fit_adapter(
@@ -475,8 +309,8 @@ def fit_adapter(
     row = few_shot_method(method)
     most = int(torch.bincount(shots.labels).max())
     values, config = apply_overrides(row, recipe_values or recipe(method, most), overrides or {})
-    if row.trains_image_tower and isinstance(shots.training, CachedPictures):
-        raise ValueError(f"shots: {method} trains the image tower; its pictures cannot be cached features")
+    if row.trains_image_encoder and isinstance(shots.training, CachedPictures):
+        raise ValueError(f"shots: {method} trains the image encoder; its images cannot be cached features")
     classifier.requires_grad_(False)
     on_split = validation is not None and len(validation) > 0
     fit = Fit(
@@ -499,10 +333,10 @@ def _used_values(fit: Fit) -> dict[str, Any]:
     for name in ("method", "few_shot_protocol", "seeds"):
         del used[name]
     if not fit.recipe.epochs:
-        without = _TRAINING_FIELDS | {"init_alpha", "init_beta"}
+        without = _TRAINING_FIELDS | fit.recipe.training_fields
         used = {name: value for name, value in used.items() if name not in without}
     if fit.validation.kind == "none":
-        used = {k: v for k, v in used.items() if not k.startswith("search_") and k != "ratio_candidates"}
+        used = {k: v for k, v in used.items() if k not in fit.recipe.search_fields}
     return used
 
 
@@ -519,7 +353,4 @@ def _take_off(classifier: torch.nn.Module) -> None:
         classifier._hf_peft_config_loaded = False
 
 
-__all__ = [
-    "FAST_METHODS", "FEW_SHOT_METHODS", "FewShotMethod", "Fit", "FittedAdapter", "Fold", "Shots", "Validation", "apply_overrides",
-    "few_shot_method", "fit_adapter", "validation_folds", "views_needed",
-]  # fmt: skip
+__all__ = ["Fit", "FittedAdapter", "Fold", "Shots", "Validation", "apply_overrides", "fit_adapter", "validation_folds"]

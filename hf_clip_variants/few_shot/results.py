@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..registry import few_shot_entries
 from .protocols import PROTOCOLS, harmonic_mean
-from .recipes import METHODS
 
 
 TITLES = {
@@ -182,7 +182,7 @@ def columns_of(records: Iterable[Mapping[str, Any]]) -> list[Column]:
 
 def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Zero-shot first, then the methods in the order of the recipes' table, fewer shots first."""
-    order = {"zero_shot": -1} | {method: place for place, method in enumerate(METHODS)}
+    order = {"zero_shot": -1} | {method: place for place, method in enumerate(few_shot_entries())}
     rows = {(record["method"], record["shots"]) for record in records}
     return sorted(rows, key=lambda row: (order.get(row[0], len(order)), row[0], row[1]))
 

@@ -20,8 +20,9 @@ from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 from ..modeling.dual_encoders.backbones import fingerprint
 from .adapt import TINY_PARAMETERS, VIEW_SEED, describe_environment, overrides_by_method
-from .fitting import FewShotMethod, Shots, apply_overrides, few_shot_method, fit_adapter, views_needed
+from .fitting import Shots, apply_overrides, fit_adapter
 from .labelled_images import CachedPictures, LivePictures, Pictures
+from .method import FewShotMethod, few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Exam, Plan, Task
 from .recipes import Recipe, recipe
 from .run_folder import digest
@@ -85,10 +86,10 @@ class ProtocolRunner:
         self.profile = profile or ("tiny" if self.classifier.clip.num_parameters() < TINY_PARAMETERS else "published")
         self._key = fingerprint(self.classifier.clip)
         self._views = {"none": 1}
-        cached = [m for m in methods if not few_shot_method(m).trains_image_tower]
+        cached = [m for m in methods if not few_shot_method(m).trains_image_encoder]
         for values in (self.recipe(t.plan, m, k) for t in tasks for m in cached for k in shots):
             if values.augmentation != "none":
-                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), views_needed(values))
+                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), values.views_needed)
         self._tasks = tuple(tasks)  # kept alive: sets are known by their id()
         self._rows: dict[int, list[int]] = {}  # what tasks on the same pictures draw from them, together
         for task in tasks:
@@ -120,7 +121,7 @@ class ProtocolRunner:
         """
         row, values = few_shot_method(method), self.recipe(task.plan, method, shots)
         self._name_classes(task.class_names, task.templates)
-        if not row.trains_image_tower:
+        if not row.trains_image_encoder:
             for exam in task.exams:  # now: with an adapter on it, the tower would not be CLIP's
                 self._computed(exam.images, range(len(exam.images)))
         state = (
@@ -136,7 +137,7 @@ class ProtocolRunner:
             start = time.perf_counter()
             fixed = _why_classes_are_fixed(fitted.model)
             tests = {
-                exam.name: self._examine(task, exam, fitted.model, row.trains_image_tower, fixed)
+                exam.name: self._examine(task, exam, fitted.model, row.trains_image_encoder, fixed)
                 for exam in sorted(task.exams, key=lambda exam: exam.columns is None)  # trained classes first
             }
             tests = {exam.name: tests[exam.name] for exam in task.exams}
@@ -188,10 +189,10 @@ class ProtocolRunner:
 
     def _shots(self, task: Task, method: FewShotMethod, values: Recipe, shots: int, seed: int) -> Shots:
         rows = task.training_rows(shots, seed)
-        if method.trains_image_tower:
+        if method.trains_image_encoder:
             images = task.pictures.select(rows)
             live = LivePictures(
-                self.classifier, images, self.processor, values.augmentation, views_needed(values), values.views, VIEW_SEED, seed
+                self.classifier, images, self.processor, values.augmentation, values.views_needed, values.views, VIEW_SEED, seed
             )  # fmt: skip
             return Shots(live, LivePictures(self.classifier, images, self.processor))
         views = self._drawn(task.pictures, rows, values.augmentation)
@@ -202,7 +203,7 @@ class ProtocolRunner:
         rows = task.validation_rows(shots, seed)
         if not rows:
             return None
-        if method.trains_image_tower:
+        if method.trains_image_encoder:
             return LivePictures(self.classifier, task.validation.select(rows), self.processor)
         return CachedPictures(self._drawn(task.validation, rows), device=self.device)
 

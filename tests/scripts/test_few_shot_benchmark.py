@@ -14,7 +14,7 @@ from coop_folders import save_zhou
 from few_shot_runs import save_pictures, save_tiny_clip
 from paths import SCRIPTS
 
-from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.protocols import PROTOCOLS
 
 

@@ -36,6 +36,7 @@ class CoCoOpConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_COCOOP"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
     num_context_tokens: int | None = field(
         default=None,

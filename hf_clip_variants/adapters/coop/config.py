@@ -39,6 +39,7 @@ class CoOpConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_COOP"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
     num_context_tokens: int | None = field(
         default=None,

@@ -36,6 +36,7 @@ class IVLPConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_IVLP"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
     num_text_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer of the text tower."})
     num_vision_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer of the image tower."})

@@ -41,6 +41,7 @@ class MaPLeConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_MAPLE"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
     num_prompt_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer."})
     prompt_depth: int | str = field(

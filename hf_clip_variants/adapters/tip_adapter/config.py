@@ -37,6 +37,7 @@ class TipAdapterConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_TIP_ADAPTER"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"cache_size", "num_classes", "trainable_keys"})
 
     alpha: float = field(default=1.0, metadata={"help": "Weight of the cached pictures against zero-shot CLIP."})
     beta: float = field(default=5.5, metadata={"help": "Sharpness: how near a cached picture must be to vote."})

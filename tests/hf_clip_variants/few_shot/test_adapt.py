@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from hf_clip_variants import CLIPClassifier, load_adapter
 from hf_clip_variants.few_shot import adapt as adaptation_module
 from hf_clip_variants.few_shot.adapt import adapt
-from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.run_folder import RunFolder
 from hf_clip_variants.few_shot.splits import (
     HELD_OUT,
@@ -92,7 +92,7 @@ def test_the_folder_holds_what_the_contract_says(finished, clip, pictures):
         card = (adapter / "README.md").read_text(encoding="utf-8")
         assert f"{100 * record['accuracy']['test']:.1f} %" in card and f"shots {record['shots']}" in card
         assert all(value >= 0 for value in record["seconds"].values())
-        frozen = not FEW_SHOT_METHODS[record["method"]].trains_image_tower
+        frozen = not FEW_SHOT_METHODS[record["method"]].trains_image_encoder
         assert (record["seconds"]["features"] > 0) == (record["passes_at_every_step"] > 0) == frozen
         assert record["validation"]["kind"] == (
             "cross-validation" if record["shots"] > 1 and record["method"] in SEARCHED else "none"

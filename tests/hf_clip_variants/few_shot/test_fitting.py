@@ -12,14 +12,13 @@ from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.data import FeatureDataset, Features, compute_features, load_emoji
 from hf_clip_variants.few_shot import training_loop as training_module
 from hf_clip_variants.few_shot.fitting import (
-    FEW_SHOT_METHODS,
     Shots,
     apply_overrides,
-    few_shot_method,
     fit_adapter,
     validation_folds,
 )
 from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures, predict, views_of_epoch
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS, few_shot_method
 from hf_clip_variants.few_shot.recipes import recipe
 from hf_clip_variants.few_shot.training_loop import TrainingState, batches, train_adapter
 
@@ -27,7 +26,7 @@ from hf_clip_variants.few_shot.training_loop import TrainingState, batches, trai
 CLASSES, WIDTH = len(CLASS_NAMES), 24
 SHORT = {"epochs": 3, "batch_size": 4}
 TRAINED = tuple(name for name in FEW_SHOT_METHODS if name != "tip_adapter")
-ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.trains_image_tower)
+ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.trains_image_encoder)
 
 
 def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedPictures:
@@ -413,8 +412,8 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
 
 
 @pytest.mark.parametrize("method", sorted(set(FEW_SHOT_METHODS) - set(ON_FEATURES)))
-def test_pictures_that_change_the_tower_cannot_be_cached(method):
-    with pytest.raises(ValueError, match="image tower"):
+def test_methods_that_train_the_image_encoder_refuse_cached_features(method):
+    with pytest.raises(ValueError, match="trains the image encoder"):
         fit_adapter(tiny_classifier(), method, shots_of(1))
 
 

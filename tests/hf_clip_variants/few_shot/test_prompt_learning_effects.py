@@ -5,8 +5,9 @@ import torch
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
 from hf_clip_variants.data import compute_features, load_emoji
-from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS, Shots, fit_adapter
+from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
 from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures, predict
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.recipes import recipe
 
 
@@ -47,7 +48,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
     found = {"zero_shot": accuracies_of(classifier, False)}
     for method in METHODS:
-        live = FEW_SHOT_METHODS[method].trains_image_tower
+        live = FEW_SHOT_METHODS[method].trains_image_encoder
         classifier.set_classes(halves[0])
         shots = pictures(TRAINED_STYLES, halves[0], live)
         values = recipe(method, 2, profile="tiny", protocol="base_to_new")

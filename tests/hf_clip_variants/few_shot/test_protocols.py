@@ -16,8 +16,8 @@ from tiny import EMOJI_CLIP
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import VPTConfig
 from hf_clip_variants.data import load_emoji, load_images, sample_few_shot
-from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.labelled_images import LivePictures
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.protocols import (
     PROTOCOLS,
     Plan,
@@ -353,7 +353,7 @@ def fit_random_visual_prompts(fit):
 
 def test_methods_that_train_the_image_tower_are_tested_through_it(emoji_folder, tmp_path, monkeypatch):
     row = replace(
-        FEW_SHOT_METHODS["clip_adapter"], adapter="vpt", fit=fit_random_visual_prompts, trains_image_tower=True
+        FEW_SHOT_METHODS["clip_adapter"], adapter="vpt", fit=fit_random_visual_prompts, trains_image_encoder=True
     )
     monkeypatch.setitem(FEW_SHOT_METHODS, "clip_adapter", row)
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [1], [1], templates="icons")

@@ -9,8 +9,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 import torch
 
-from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
-from hf_clip_variants.few_shot.recipes import DATASETS, METHODS, TINY, coop_lr_schedule, recipe
+from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
+from hf_clip_variants.few_shot.recipes import DATASETS, coop_lr_schedule, recipe
 
 
 def test_coop_learning_rates_are_dassls():
@@ -119,17 +119,17 @@ def test_prompts_in_both_towers_as_published():
 
 
 def test_names_and_overrides():
-    assert len(DATASETS) == 11 and set(METHODS) == set(FEW_SHOT_METHODS)
+    assert len(DATASETS) == 11
     for spelling in ("FGVC-Aircraft", "fgvc_aircraft", "aircraft"):
         assert recipe("tip_adapter_f", dataset=spelling).init_alpha == 5
-    for method in METHODS:
+    for method in FEW_SHOT_METHODS:
         tiny = recipe(method, 2, profile="tiny")
-        assert all(getattr(tiny, name) == value for name, value in TINY[method].items())
+        assert all(getattr(tiny, name) == value for name, value in FEW_SHOT_METHODS[method].small_model.items())
         assert tiny.to_dict()["method"] == method
     with pytest.raises(FrozenInstanceError):
         recipe("coop").epochs = 3
     for bad, message in (
-        ({"method": "mapel"}, "method: got 'mapel'; want one of coop"),
+        ({"method": "mapel"}, "method: got 'mapel'; want one of tip_adapter"),
         ({"dataset": "imagnet"}, "dataset: got 'imagnet'; want one of caltech101"),
         ({"shots": 0}, "shots: got 0"),
         ({"profile": "large"}, "profile: got 'large'"),
