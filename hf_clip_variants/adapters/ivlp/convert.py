@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..prompts.initial_vectors import stack_layers
+from ..prompts.official_layouts import vision_prompts
 from ..tuner import finite
-from ..vpt.convert import vision_prompts
 from .config import IVLPConfig
 
 

@@ -1,17 +1,13 @@
 """Official VPT files -> an adapter: the CLIP variant's whole models, and the original's prompts, whole models and ViTs."""
 
-import re
 from collections.abc import Mapping
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
-from ..prompts.initial_vectors import stack_layers
+from ..prompts.official_layouts import is_vision_prompt, vision_prompts
 from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
-
-
-_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.VPT_shallow")
 
 
 def convert_vpt(
@@ -27,26 +23,12 @@ def convert_vpt(
     Raises:
         ValueError: no prompts, prompts of different shapes, a layer left out, or text prompts (an IVLP file).
     """
-    if text := [name for name in state_dict if "VPT" in name and not _is_vision(name)]:
+    if text := [name for name in state_dict if "VPT" in name and not is_vision_prompt(name)]:
         raise ValueError(f"state_dict: {text[0]} is a text prompt; use convert_ivlp")
     prompts = vision_prompts(state_dict)
     config = VPTConfig(num_prompt_tokens=prompts.shape[1], prompt_depth=len(prompts))
     home = ("" if plain_clip else "clip.") + "vision_model.embeddings"
     return config, {f"{home}.clipv_vpt_prompts": prompts}
-
-
-def _is_vision(name: str) -> bool:
-    return name.startswith(("image_encoder.", "visual.", "clip.visual."))
-
-
-def vision_prompts(state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`VPT` and `VPT_shallow` of an official model's image tower -> (J, n, d) float32."""
-    tensors = {name: tensor for name, tensor in state_dict.items() if "VPT" in name and _is_vision(name)}
-    first = [tensor for name, tensor in tensors.items() if name.endswith((".VPT", "visual.VPT"))]
-    deep = {int(match[1]): tensor for name, tensor in tensors.items() if (match := _LAYER.search(name))}
-    if len(first) != 1:
-        raise ValueError(f"state_dict: expected one image_encoder.VPT, got {len(first)} among {len(state_dict)} keys")
-    return stack_layers(first[0], deep, "VPT_shallow")
 
 
 # ---- the original on ViT (KMnP/vpt)
@@ -138,4 +120,4 @@ def vit_from_official(
     return model.eval()
 
 
-__all__ = ["convert_vpt", "convert_vpt_vit", "vision_prompts", "vit_from_official"]
+__all__ = ["convert_vpt", "convert_vpt_vit", "vit_from_official"]

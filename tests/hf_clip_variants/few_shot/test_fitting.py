@@ -10,6 +10,7 @@ from tiny import CLASS_NAMES
 
 from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.data import FeatureDataset, Features, compute_features, load_emoji
+from hf_clip_variants.few_shot import fitting as fitting_module
 from hf_clip_variants.few_shot import training_loop as training_module
 from hf_clip_variants.few_shot.fitting import (
     Shots,
@@ -417,7 +418,7 @@ def test_methods_that_train_the_image_encoder_refuse_cached_features(method):
         fit_adapter(tiny_classifier(), method, shots_of(1))
 
 
-def test_a_method_is_one_function_and_one_row(monkeypatch):
+def test_another_descriptor_is_fitted_like_ours(monkeypatch):
     from dataclasses import replace
 
     def fit_text_adapter(fit):
@@ -426,7 +427,7 @@ def test_a_method_is_one_function_and_one_row(monkeypatch):
         return fit.train_best([CLIPAdapterConfig(modality="text", **fit.config)])[0], {}
 
     row = replace(FEW_SHOT_METHODS["clip_adapter"], name="text_adapter", fit=fit_text_adapter)
-    monkeypatch.setitem(FEW_SHOT_METHODS, "text_adapter", row)
+    monkeypatch.setattr(fitting_module, "few_shot_method", {"text_adapter": row}.__getitem__)
     fitted = fit_adapter(
         tiny_classifier(), "text_adapter", shots_of(1), recipe_values=recipe("clip_adapter", 1), overrides=SHORT
     )

@@ -1,0 +1,55 @@
+"""A copy of the package's sources in which a test may add or remove a method: the tree itself stays as it is."""
+
+import re
+import shutil
+from pathlib import Path
+
+from paths import ROOT
+
+
+_SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def copy_package(folder: Path) -> Path:
+    """FOLDER/hf_clip_variants with `modeling` in it, as a wheel installs it; FOLDER first on the path gives the copy. Returns the package."""
+    package = folder / "hf_clip_variants"
+    shutil.copytree(ROOT / "hf_clip_variants", package, ignore=_SOURCES)
+    shutil.copytree(ROOT / "modeling", package / "modeling", ignore=_SOURCES)
+    return package
+
+
+def rows_in(registry: str) -> dict[str, str]:
+    """Method name -> the source of its row."""
+    body = registry[registry.index("_METHODS = (") :]
+    return {
+        re.search(r'name="(\w+)"', row)[1]: row
+        for row in re.findall(r"^    Method\(\n.*?^    \),\n", body, re.S | re.M)
+    }
+
+
+def remove_method(package: Path, name: str) -> None:
+    """Its folder and its row, nothing else."""
+    table = package / "registry.py"
+    text = table.read_text(encoding="utf-8")
+    table.write_text(text.replace(rows_in(text)[name], ""), encoding="utf-8")
+    (folder,) = [f for kind in ("modeling", "adapters") if (f := package / kind / name).is_dir()]
+    shutil.rmtree(folder)
+
+
+def add_row(package: Path, row: str) -> None:
+    """One more row at the table's end."""
+    table = package / "registry.py"
+    text = table.read_text(encoding="utf-8")
+    last = list(rows_in(text).values())[-1]
+    table.write_text(text.replace(last, last + row), encoding="utf-8")
+
+
+def methods_built_on(package: Path, name: str) -> set[str]:
+    """Methods of the table whose folders import this one's, such as AudioCLIP's CLIP-ResNet, and those that are built on them."""
+    rows, found = rows_in((package / "registry.py").read_text(encoding="utf-8")), set()
+    for other in rows.keys() - {name}:
+        for kind in ("modeling", "adapters"):
+            files = (package / kind / other).glob("*.py")
+            if any(re.search(rf"^\s*from \.\.{name}\b", file.read_text(encoding="utf-8"), re.M) for file in files):
+                found |= {other} | methods_built_on(package, other)
+    return found
