@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from ..data.images.image_set import explain
-from ..data.images.sources import IMAGE_EXTENSIONS
+from ..data.images.names import IMAGE_EXTENSIONS
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 

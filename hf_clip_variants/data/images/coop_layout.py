@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .image_set import name_some
+from .names import IMAGE_EXTENSIONS, tidy_class_name
 
 
 PREFIX = "coop:"  # of sources
@@ -224,8 +225,6 @@ def _by_wordnet_id(root: Path, classes: Mapping[str, tuple[str, str]], layout: L
 
 def _pictures_in(root: Path, folders: list[str], classes: list[tuple[str, str]]) -> LabelledPaths:
     """Folder k holds the pictures of class k."""
-    from .sources import IMAGE_EXTENSIONS
-
     paths, labels = [], []
     for label, folder in enumerate(folders):
         pictures = sorted(  # the official order is the file system's, which differs from machine to machine
@@ -286,8 +285,6 @@ def repetition_marks(names: Iterable[str]) -> list[str]:
     >>> repetition_marks(["missile", "mitten", "missile"])
     ['', '', '_']
     """
-    from .sources import tidy_class_name
-
     counts: Counter[str] = Counter()
     marks = []
     for name in map(tidy_class_name, names):

@@ -8,7 +8,6 @@ import glob
 import logging
 import os
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .image_set import ImageSet, name_some
+from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name
 
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .jp2 .avif .tga".split()
-)
-IMAGE_COLUMNS = ("image", "img", "picture", "photo", "path", "file", "filename", "file_name", "image_path", "filepath")
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "name")
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -446,16 +441,6 @@ def _choose_split(parts: dict[str, Any], split: str | None, what: str) -> str:
     if "train" not in parts:
         raise ValueError(f"split: {what} has {name_some(parts)}; name one")
     return "train"
-
-
-def tidy_class_name(name: str, clean: bool = True) -> str:
-    """NFC always; with `clean`, underscores become spaces and runs of white space one space.
-
-    >>> tidy_class_name("golden_retriever ")
-    'golden retriever'
-    """
-    name = unicodedata.normalize("NFC", name)
-    return " ".join(name.replace("_", " ").split()) if clean else name
 
 
 def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:

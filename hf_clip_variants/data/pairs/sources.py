@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images.image_set import explain
-from ..images.sources import IMAGE_COLUMNS
+from ..images.names import IMAGE_COLUMNS
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from hf_clip_variants.data import load_images
-from hf_clip_variants.data.images.sources import tidy_class_name
+from hf_clip_variants.data.images.names import tidy_class_name
 
 
 def picture(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
