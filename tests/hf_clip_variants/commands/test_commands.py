@@ -72,14 +72,14 @@ def test_adapt_prints_a_table_and_where_everything_is(adapted):
     results = results_of(folder)
     means = [r["accuracy"]["test"] for r in results["runs"] if (r["method"], r["shots"]) == ("tip_adapter", 2)]
     assert len(means) == 2 and f"{50 * sum(means):.1f}" in lines["Tip-Adapter2"]
-    # 12 pictures, plain; Tip-Adapter asks for each once, CLIP-Adapter five times, at (6 + 12) * 2 seeds
-    assert "ran on 12 training pictures instead of 216." in out
+    # 12 images, plain; Tip-Adapter asks for each once, CLIP-Adapter five times, at (6 + 12) * 2 seeds
+    assert "ran on 12 training images instead of 216." in out
     assert "Means over 2 seeds" in out and str(folder / "report.html") in out.replace("\n", "")
     assert (folder / "report.html").is_file() and results["settings"]["profile"] == "tiny"
 
 
 def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_path, monkeypatch):
-    from hf_clip_variants.few_shot import adapt as adaptation
+    from hf_clip_variants.few_shot import runner
     from hf_clip_variants.few_shot.fitting import fit_adapter
 
     def fail(classifier, method, *arguments, **options):
@@ -87,7 +87,7 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_pat
             raise RuntimeError("out of memory")
         return fit_adapter(classifier, method, *arguments, **options)
 
-    monkeypatch.setattr(adaptation, "fit_adapter", fail)
+    monkeypatch.setattr(runner, "fit_adapter", fail)
     arguments = [
         "adapt",
         "--model",
@@ -108,7 +108,7 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_pat
         results == results_of(tmp_path / "run") and "coop, 1 shots, seed 1 failed: RuntimeError: out of memory" in err
     )
 
-    monkeypatch.setattr(adaptation, "fit_adapter", fit_adapter)
+    monkeypatch.setattr(runner, "fit_adapter", fit_adapter)
     code, out, err = run(*arguments, "--seeds", 2)
     assert code == 1 and out == "" and err.startswith("Error: out:") and "seeds was [1], now [2]" in err
     code, out, err = run(*arguments, "--seeds", "one")
@@ -290,7 +290,7 @@ def test_evaluate_an_adapter(run, adapted, pictures):
     assert (
         code == 0
         and f"{100 * result['accuracy']:.1f} %" in out
-        and "12 pictures in 6 classes" in out
+        and "12 images in 6 classes" in out
         and "banana" in out
     )
 

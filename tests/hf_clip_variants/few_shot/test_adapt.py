@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_clip_variants import CLIPClassifier, load_adapter
-from hf_clip_variants.few_shot import adapt as adaptation_module
+from hf_clip_variants.data.images.labelled_sets import align_classes
+from hf_clip_variants.few_shot import runner as runner_module
 from hf_clip_variants.few_shot.adapt import adapt
 from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.run_folder import RunFolder
 from hf_clip_variants.few_shot.splits import (
     HELD_OUT,
-    align_classes,
     draw_shots,
     load_training,
     parse_test_data,
@@ -97,7 +97,7 @@ def test_the_folder_holds_what_the_contract_says(finished, clip, pictures):
         assert record["validation"]["kind"] == (
             "cross-validation" if record["shots"] > 1 and record["method"] in SEARCHED else "none"
         )
-    assert not (finished / "unfinished").exists()
+    assert not (finished / "work" / "unfinished").exists()
     assert (finished / "report.html").stat().st_size > 10_000
 
 
@@ -158,7 +158,7 @@ def test_done_again_it_does_nothing_and_says_the_same(finished, clip, pictures, 
     def refuse(*arguments, **options):
         raise AssertionError("nothing is to be fitted")
 
-    monkeypatch.setattr(adaptation_module, "fit_adapter", refuse)
+    monkeypatch.setattr(runner_module, "fit_adapter", refuse)
     results = adapt(clip, str(pictures), finished, **settings(*METHODS))
     assert comparable(results) == comparable(before) and adapter_files(finished) == files
 
@@ -243,13 +243,10 @@ def test_a_folder_that_is_no_run_is_refused(clip, pictures, tmp_path):
 
 
 def test_two_processes_in_one_folder_are_refused(clip, pictures, tmp_path):
-    run = RunFolder(tmp_path / "run", {}, {})
-    with (
-        run.locked(),
-        pytest.raises(ValueError, match="another process"),
-        RunFolder(tmp_path / "run", {}, {}).locked(),
-    ):
-        pass
+    arguments = settings("tip_adapter", shots=[1])
+    adapt(clip, str(pictures), tmp_path / "run", **arguments)
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(ValueError, match="another process"):
+        adapt(clip, str(pictures), tmp_path / "run", **arguments)
 
 
 def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tmp_path, monkeypatch):
@@ -260,7 +257,7 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tm
             raise RuntimeError("out of memory")
         return fit_adapter(classifier, method, shots, *arguments, **options)
 
-    monkeypatch.setattr(adaptation_module, "fit_adapter", fail_once)
+    monkeypatch.setattr(runner_module, "fit_adapter", fail_once)
     arguments = settings("clip_adapter", "tip_adapter", shots=[1], report=True)
     failed, done = adapt(clip, str(pictures), tmp_path / "run", **arguments)["runs"]
     assert failed["error"] == "RuntimeError: out of memory" and failed["accuracy"] == {} and failed["folder"] is None
@@ -270,7 +267,7 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tm
     monkeypatch.undo()  # tried again, and only that
     calls = []
     monkeypatch.setattr(
-        adaptation_module, "fit_adapter", lambda c, m, *a, **o: calls.append(m) or fit_adapter(c, m, *a, **o)
+        runner_module, "fit_adapter", lambda c, m, *a, **o: calls.append(m) or fit_adapter(c, m, *a, **o)
     )
     mended = adapt(clip, str(pictures), tmp_path / "run", **arguments)["runs"]
     assert calls == ["clip_adapter"] and [r["error"] for r in mended] == [None, None]
@@ -280,7 +277,7 @@ def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, p
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_clip_variants.few_shot.adapt._Session._save_adapter", full)
+    monkeypatch.setattr("hf_clip_variants.few_shot.adapt._save_adapter", full)
     with pytest.raises(OSError, match="No space left"):
         adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
     assert results_of(tmp_path / "run")["runs"] == []
@@ -303,7 +300,7 @@ def test_without_a_test_split_what_was_not_drawn_is_the_test(clip, tmp_path):
     train, _ = load_training(str(data))
     assert set(images.ids) == {train.ids[row] for row in range(24) if row not in drawn}
     assert results["data"]["test_sets"][HELD_OUT]["images"] == len(images) == 24 - len(drawn)
-    assert "No pictures" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "No images" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="nothing is left to test on"):
         adapt(clip, str(data), tmp_path / "all", **settings("tip_adapter", shots=[4]))
 

@@ -50,7 +50,7 @@ def whole(sources, tmp_path_factory):
 
 def test_killed_at_writes_all_over_a_run(sources, whole, tmp_path):
     expected, writes = whole
-    cells = len(METHODS) * 2
+    runs = len(METHODS) * 2
     finished = []
     for place in range(KILLS):
         run = tmp_path / f"run-{place}"
@@ -65,14 +65,15 @@ def test_killed_at_writes_all_over_a_run(sources, whole, tmp_path):
         run_in_child(sources, run)
         assert comparable(results_of(run)) == comparable(results_of(expected))
         assert adapter_files(run) == adapter_files(expected)
-        assert not (run / "unfinished").exists()
-        strangers = [path for path in run.rglob(".*") if path.name != ".lock"]
+        assert not (run / "work" / "unfinished").exists()
+        kept = (".lock", ".gitignore")
+        strangers = [path for path in run.rglob(".*") if not path.name.endswith(kept)]
         assert strangers == [], "temporary files of the killed process"
-    assert min(finished) < 2 and max(finished) > cells - 3, "kills were early and late"
+    assert min(finished) < 2 and max(finished) > runs - 3, "kills were early and late"
 
 
 def test_killed_again_and_again(sources, whole, tmp_path):
-    """Each process is killed after some more writes than a cell needs, until one of them comes to the end."""
+    """Each process is killed after some more writes than one run needs, until one of them comes to the end."""
     expected, writes = whole
     run = tmp_path / "run"
     for _ in range(20):

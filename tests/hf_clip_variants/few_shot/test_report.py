@@ -85,10 +85,10 @@ def test_report_is_one_self_contained_page_with_the_runs_own_numbers(tmp_path):
     assert chosen["method"] == "coop" and chosen["shots"] == 2
     two_seeds = [r["accuracy"]["notov1"] for r in results["runs"] if r["method"] == "coop" and r["shots"] == 2]
     assert f"{100 * np.mean(two_seeds):.1f}" in page and f"± {100 * np.std(two_seeds):.1f}" in page
-    assert page.count("<figure>") > 40 and "Put right" in page and "Spoiled" in page
+    assert page.count("<figure>") > 40 and "Fixed by adapting" in page and "Broken by adapting" in page
 
 
-def test_picture_captions_are_the_predictions(tmp_path):
+def test_image_captions_are_the_predictions(tmp_path):
     results = make_run_folder(tmp_path, shots=(1,), seeds=(1,), methods=("coop",), test_sets=("fluent3d",))
     page = write_report(tmp_path).read_text(encoding="utf-8")
     names = results["data"]["class_names"]
@@ -114,25 +114,25 @@ def test_markup_in_class_names_is_text(tmp_path):
     assert "<script>" not in page and "<b>bold</b>" not in page
 
 
-def test_unfinished_failed_and_pictureless_runs_are_said_so(tmp_path):
+def test_report_names_unfinished_and_failed_runs_and_missing_images(tmp_path):
     results = make_run_folder(tmp_path, shots=(1,), seeds=(1,))
     results["runs"][1]["error"] = "out of memory"
     results["status"] = "running"
     results["settings"]["test_data"]["notov1"] = str(tmp_path / "gone")
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "unfinished" in page and "CoOp, 1 shots, seed 1 failed: out of memory" in page and "No pictures:" in page
+    assert "unfinished" in page and "CoOp, 1 shots, seed 1 failed: out of memory" in page and "No images:" in page
 
 
 def test_the_work_that_cached_features_saved_is_reported(tmp_path):
     results = make_run_folder(tmp_path, shots=(1,), seeds=(1,), methods=("coop",), test_sets=("fluent3d",))
-    assert "frozen image tower" not in write_report(tmp_path).read_text(encoding="utf-8"), "not known"
+    assert "frozen image encoder" not in write_report(tmp_path).read_text(encoding="utf-8"), "not known"
     results["data"] |= {"encoded_views": 380, "seconds_per_view": 0.1}
     results["runs"][0]["passes_at_every_step"] = 38_000
     (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     page = " ".join(write_report(tmp_path).read_text(encoding="utf-8").split())
     assert (
-        "ran on 380 training pictures (38 s)" in page
+        "ran on 380 training images (38 s)" in page
         and "would have been 38,000 (63 min 20 s at the same speed)" in page
     )
 

@@ -1,89 +1,20 @@
-"""Lines that survive a kill, and tables whose numbers are those of the papers' definitions."""
+"""Tables and plots whose numbers are those of the papers' definitions."""
 
 import io
-import json
 
 import pytest
-from killing import file_size_limit
 from PIL import Image
 
 from hf_clip_variants.few_shot.plots import plot
 from hf_clip_variants.few_shot.protocols import PROTOCOLS
-from hf_clip_variants.few_shot.results import ResultLines, columns_of, markdown, rows_of, what_differs
-
-
-# ---- lines
-
-
-def test_what_a_kill_left_at_the_end_is_not_read_and_does_not_spoil_the_next_line(tmp_path):
-    lines = ResultLines(tmp_path)
-    for seed in (1, 2):
-        lines.append({"seed": seed, "name": "Käse"})
-    whole = lines.path.read_bytes()
-    for torn in (b"{", b'{"seed": 3', b'{"seed": 3}', "é".encode()[:1], b"\0" * 70_000):
-        lines.path.write_bytes(whole + torn)
-        assert [record["seed"] for record in lines.read()] == [1, 2]
-        lines.append({"seed": 4})
-        assert lines.path.read_bytes() == whole + b'{"seed": 4}\n'
-    lines.path.write_bytes(b'{"seed"')
-    assert lines.read() == []
-    lines.append({"seed": 5})
-    assert lines.read() == [{"seed": 5}]
-
-
-def test_every_process_reads_all_and_writes_its_own(tmp_path):
-    first, second = ResultLines(tmp_path), ResultLines(tmp_path, rank=1)
-    assert first.read() == []
-    first.append({"seed": 1})
-    second.append({"seed": 2})
-    assert first.read() == second.read() == [{"seed": 1}, {"seed": 2}]
-    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["cells-0.jsonl", "cells-1.jsonl"]
-
-
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
-    lines = ResultLines(tmp_path)
-    lines.append({"seed": 1})
-    lines.path.write_bytes(b"oops\n" + lines.path.read_bytes())
-    with pytest.raises(ValueError, match="cells-0.jsonl, line 1 is not JSON"):
-        lines.read()
-
-
-def test_a_full_disk_leaves_the_lines_that_were_there(tmp_path):
-    lines = ResultLines(tmp_path)
-    lines.append({"seed": 1})
-    with file_size_limit(400), pytest.raises(OSError):
-        lines.append({"text": "x" * 1000})
-    assert lines.path.read_bytes() == b'{"seed": 1}\n'
-
-
-def test_two_processes_of_one_rank_do_not_work_in_one_folder(tmp_path):
-    with ResultLines(tmp_path).locked():
-        with pytest.raises(ValueError, match="another process is working in"), ResultLines(tmp_path).locked():
-            pass
-        with ResultLines(tmp_path, rank=1).locked():
-            pass
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="file is a file; want a folder"):
-        ResultLines(tmp_path / "file")
-    assert (tmp_path / "work" / ".gitignore").read_text() == "*\n"
-
-
-def test_settings_that_differ_are_named():
-    assert what_differs({"a": 1, "b": [1]}, {"a": 1, "b": [1]}) == []
-    assert what_differs({"a": 1, "profile": None}, {"a": 1, "profile": "tiny", "new": {}}) == [
-        'profile was null, now "tiny"',
-        "new was null, now {}",
-    ]
-
-
-# ---- tables
+from hf_clip_variants.few_shot.results import entries_of, markdown, rows_of
 
 
 def record(protocol, method, shots, seed, tests, data="pets", title=None, model="clip"):
-    """`tests`: exam -> (part, of, accuracy in %, or a reason)."""
+    """`tests`: evaluation -> (part, of, accuracy in %, or a reason)."""
 
     def entry(part, of, value):
-        about = {"part": part, "of": of, "pictures": 10, "classes": 5}
+        about = {"part": part, "of": of, "images": 10, "classes": 5}
         return (
             {"accuracy": None, "why": value} | about if isinstance(value, str) else {"accuracy": value / 100} | about
         )
@@ -196,7 +127,7 @@ def test_shots_get_a_column_where_there_are_several_and_models_a_part_each():
 def test_rows_stand_in_one_order_whoever_finished_first():
     records = list(reversed(few_shot_records()))
     assert rows_of(records) == [("zero_shot", 0), ("coop", 1), ("coop", 4)]
-    assert json.loads(json.dumps([column.exam for column in columns_of(records)])) == ["a", "b"]
+    assert list(entries_of(records)["evaluation"].unique()) == ["a", "b"]
 
 
 RECORDS = {

@@ -268,7 +268,8 @@ def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_pat
 
 
 def test_relative_paths_are_kept_as_absolute_ones_in_settings(tmp_path, monkeypatch):
-    from hf_clip_variants.few_shot.splits import absolute_source, parse_test_data
+    from hf_clip_variants.data.images.labelled_sets import absolute_source
+    from hf_clip_variants.few_shot.splits import parse_test_data
 
     monkeypatch.chdir(tmp_path)
     assert absolute_source("coop:DATA/dtd") == f"coop:{tmp_path}/DATA/dtd"
