@@ -1,24 +1,26 @@
 """The protocols of the few-shot papers, for any methods, CLIPs, numbers of shots and seeds.
 
-    python scripts/few_shot_benchmark.py --out runs/emoji                  # the embedded emoji: all four protocols, no network
-    python scripts/few_shot_benchmark.py --small --out /tmp/small          # seconds; shows that everything runs
+    python scripts/few_shot_benchmark.py --out runs/emoji            # the embedded emoji: all protocols, no network
+    python scripts/few_shot_benchmark.py --small --out /tmp/small    # seconds; shows that everything runs
     python scripts/few_shot_benchmark.py --out runs/few --models openai/clip-vit-base-patch16 \\
         --data coop:$DATA/oxford_pets coop:$DATA/dtd --protocols few_shot,base_to_new
-    python scripts/few_shot_benchmark.py --out runs/transfer --models openai/clip-vit-base-patch16 --data coop:$DATA/imagenet --shots 16 \\
-        --targets coop:$DATA/caltech-101 coop:$DATA/oxford_pets --domains coop:$DATA/imagenetv2 coop:$DATA/imagenet-sketch
-    torchrun --nproc-per-node 8 scripts/few_shot_benchmark.py ...          # or accelerate launch: runs are divided over the processes
+    python scripts/few_shot_benchmark.py --out runs/transfer --models openai/clip-vit-base-patch16 \\
+        --data coop:$DATA/imagenet --shots 16 --targets coop:$DATA/caltech-101 coop:$DATA/oxford_pets \\
+        --domains coop:$DATA/imagenetv2 coop:$DATA/imagenet-sketch
+    torchrun --nproc-per-node 8 scripts/few_shot_benchmark.py ...    # or accelerate launch: processes share the runs
 
 few_shot                learn from K images of each class, test on other images of them
-base_to_new             learn the first half of the classes; test each half among its own names; HM is the harmonic mean of both
+base_to_new             learn the first half of the classes; test each half among its own names; HM: harmonic mean
 cross_dataset           learn one data set, test on others (--targets) with their names
 domain_generalisation   learn one data set, test on its classes, or some of them, in other domains (--domains)
 
-A source is what `load_images` reads: a folder with one sub-folder a class, a Hub data set, Parquet, CSV, emoji:<style>, or coop:<folder> for a
-data set in the layout of CoOp's DATASETS.md (split_zhou_*.json and all). Shots come from its train split, hyper-parameters are chosen on its
-validation split (without one: by cross-validation over the shots), accuracy is that of its test split.
+A source is what `load_images` reads: a folder with one sub-folder a class, a Hub data set, Parquet, CSV,
+emoji:<style>, or coop:<folder> for a data set in the layout of CoOp's DATASETS.md (split_zhou_*.json and all). Shots
+come from its train split, hyper-parameters are chosen on its validation split (without one: by cross-validation over
+the shots), accuracy is that of its test split.
 
-OUT/runs-<process>.jsonl gets a line for every run (protocol, data, CLIP, method, shots, seed). Killed at any moment, the same command does what
-is missing. OUT/table.md and OUT/<protocol>.png are made of the lines at the end.
+OUT/runs-<process>.jsonl gets a line for every run (protocol, data, CLIP, method, shots, seed). Killed at any moment,
+the same command does what is missing. OUT/table.md and OUT/<protocol>.png are made of the lines at the end.
 """
 
 import os
@@ -53,7 +55,7 @@ def make_plans(options: argparse.Namespace) -> list[Plan]:
         return emoji_plans(_protocols(options.protocols or ",".join(PROTOCOLS)))
     if named["tests"] and len(named["data"]) > 1:
         raise ValueError(
-            f"tests: got them for {len(named['data'])} data sets; want one data set, or sets with test splits of their own"
+            f"tests: got them for {len(named['data'])} data sets; want one data set, or sets with test splits"
         )
     further = {"cross_dataset": named["targets"], "domain_generalisation": named["domains"]}
     fitting = [protocol for protocol in PROTOCOLS if further.get(protocol, True)]
@@ -111,12 +113,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--shots",
-        help="images a class, with commas; default: 1,2 on the emoji; on other data 1,2,4,8,16 for few_shot and 16 for the others",
+        help="images a class, with commas; default: 1,2 on the emoji; else 1,2,4,8,16 for few_shot, 16 for the others",
     )
     add("--seeds", help="each draws other images; default: 1,2,3")
     add(
         "--templates",
-        help="prompt, named set or file for all classes; default: CoOp's for its data sets, icons for emoji, else the CLIP's",
+        help="prompt, named set or file for all classes; default: CoOp's for its sets, icons for emoji, or the CLIP's",
     )
     add("--profile", choices=("published", "tiny"), help="recipes; default: by the size of the CLIP")
     add(

@@ -16,8 +16,8 @@ def adapt(
     data: Annotated[
         str,
         typer.Option(
-            help="Images to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, coop:<folder> "
-            "(a benchmark set as CoOp lays it out) or emoji:<style>."
+            help="Images to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, "
+            "coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
         ),
     ],
     model: Annotated[
@@ -78,8 +78,8 @@ def adapt(
     Teach a CLIP your classes from a few images of each, and report what it gained.
 
     Writes RUN/report.html to look at, RUN/results.json, and RUN/adapters/METHOD/K-shot/seed-S: folders for
-    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a method fails the
-    others go on, and the exit code is 1.
+    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a method
+    fails the others go on, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -131,7 +131,7 @@ def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) ->
 
 
 def use_all_cores() -> None:
-    """As many threads as cores that this process may use, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
+    """As many threads as cores for this process, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     import torch
@@ -160,7 +160,7 @@ def numbers(argument: str, text: str) -> list[int]:
 def parse_overrides(
     arguments: list[str], option: str = "set", wanted: str = "NAME=VALUE or METHOD.NAME=VALUE"
 ) -> dict[str, Any]:
-    """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON where it is, else text."""
+    """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON, else text."""
     overrides = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")

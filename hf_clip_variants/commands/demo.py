@@ -9,7 +9,7 @@ from .output import JsonOption, console
 
 
 TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("fluent3d", "notov1")
-# Fewer passes through the image encoder than the recipes of small models have: a demonstration should take a minute or two.
+# Fewer passes through the image encoder than the recipes of small models have: a demo should take a minute or two.
 SHORTER = {
     "maple.epochs": 5,
     "maple.learning_rate": 5e-3,
@@ -33,8 +33,9 @@ def demo(
     """
     Teach the embedded tiny CLIP classes that it has never seen. Offline, about two minutes.
 
-    190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used here: it learns from one or
-    two images of each class (fluentflat, emojione) and is tested on two other styles (fluent3d by the designer of fluentflat, notov1 by another).
+    190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used
+    here: it learns from one or two images of each class (fluentflat, emojione) and is tested on two other styles
+    (fluent3d by the designer of fluentflat, notov1 by another).
 
     \b
     [bold]Examples[/bold]

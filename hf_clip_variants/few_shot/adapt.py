@@ -78,23 +78,28 @@ def adapt(
 ) -> dict[str, Any]:
     """Adapt a frozen CLIP to the classes of a data set, with several methods, numbers of shots and seeds.
 
-    Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier), `adapters/<method>/<K>-shot/seed-<S>/`
-    (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`. Called again with the same arguments it does what is
-    missing; runs are independent of each other and of the order, so the results are those of one that was never interrupted.
+    Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier),
+    `adapters/<method>/<K>-shot/seed-<S>/` (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`.
+    `runs-0.jsonl` and `work/` are there to go on after an interruption: called again with the same arguments it does
+    what is missing. Runs are independent of each other and of the order, so the results stay the same.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
-        data: what `load_images` reads. Shots are drawn from its train split; validation is done on its validation split, or else by
-            cross-validation over the shots.
+        data: what `load_images` reads. Shots are drawn from its train split; validation is done on its
+            validation split, or else by cross-validation over the shots.
         out: the run folder.
-        methods: names in `FEW_SHOT_METHODS`. CoCoOp, MaPLe, VPT and IVLP are not among the default ones: they take hours where those take minutes.
+        methods: names in `FEW_SHOT_METHODS`. CoCoOp, MaPLe, VPT and IVLP are not among the default ones: they take
+            hours where those take minutes.
         shots, seeds: every method is fitted for every pair.
         test_data: name -> source. Default: the data's test split, or else the images that no draw took.
-        templates: prompt templates: one, a list, a file or a named set. Default: the model family's, `"a photo of a {}."`.
-        overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it, `{"coop.epochs": 10}` for one.
+        templates: prompt templates: one, a list, a file or a named set. Default: the model family's, such as
+            `"a photo of a {}."`.
+        overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it,
+            `{"coop.epochs": 10}` for one.
         profile: "published" or "tiny" recipes; default: by the size of the model.
         benchmark: use the values published for this data set (`recipes.DATASETS`).
-        cache_features: False: run the frozen image encoder at every step, as the official trainings do. Slower, same result.
+        cache_features: False: run the frozen image encoder at every step, as the official trainings do. Slower, with
+            the same result.
         reading: more arguments of `load_images` (`image_column`, `label_column`, `class_names`, `name`, `revision`).
         device: default: a GPU if there is one.
         progress: bars on standard error.
@@ -164,6 +169,12 @@ def adapt(
     folder = RunFolder(out)
     results = folder.open_results(settings, contents)
     with folder.locked(), _progress(progress) as bars:
+        bar = bars.add_task("Adapters", total=len(runs))
+        detail_bar = bars.add_task("", visible=False)  # of what takes long just now
+
+        def detail(title: str, done: int, total: int) -> None:
+            bars.update(detail_bar, description=title, completed=done, total=total, visible=done < total)
+
         _save_base(folder, classifier, model)
         runner = FewShotRunner(
             folder.base,  # read back, also the first time: a run that was interrupted reads the same
@@ -175,8 +186,8 @@ def adapt(
             overrides=overrides,
             cache_features=cache_features,
             device=device,
-            on_epoch=_Bar(bars, lambda label: "training" if label == "final" else "searching"),
-            on_features=_Bar(bars),
+            on_epoch=lambda label, done, total: detail("training" if label == "final" else "searching", done, total),
+            on_features=detail,
         )
         runner.seconds_per_view = results["data"].get("seconds_per_view", 0.0)
         records, seconds = folder.records(), results["seconds"]
@@ -218,7 +229,7 @@ def adapt(
             folder.append(records[zero_shot.key])
             write("running")
         missing = [run for run in runs if run.key not in records or records[run.key].get("error")]
-        bar = bars.add_task("Adapters", total=len(runs), completed=len(runs) - len(missing))
+        bars.update(bar, completed=len(runs) - len(missing))
         for run in missing:
             bars.update(bar, description=f"{few_shot_method(run.method).title}, {str(run).partition(', ')[2]}")
             record = run.names | runner.attempt(task, run, finish)
@@ -260,27 +271,6 @@ def _progress(show: bool) -> Iterator[Progress]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bars:
         yield bars
-
-
-class _Bar:
-    """A bar that is there as long as what it counts is not done."""
-
-    def __init__(self, bars: Progress, describe=str):
-        self.bars, self.describe = bars, describe
-        self.bar, self.title = None, None
-
-    def __call__(self, title: str, done: int, total: int) -> None:
-        if self.bar is None or self.title != title:
-            self.remove()
-            self.bar, self.title = self.bars.add_task(self.describe(title), total=total), title
-        self.bars.update(self.bar, completed=done, total=total)
-        if done == total:
-            self.remove()
-
-    def remove(self) -> None:
-        if self.bar is not None:
-            self.bars.remove_task(self.bar)
-            self.bar = None
 
 
 def _about(test_set: TestSet) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Many runs of the protocols in one folder: divided over processes, done once each, with a table and plots at the end."""
+"""Many runs of the protocols in one folder: divided over processes, each done once, a table and plots at the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def make_runs(
             runs += [Run(plan, model, m, k, s) for m in methods for k in shots_of(plan) for s in seeds]
     if len({run.key for run in runs}) < len(runs):
         raise ValueError(
-            "methods, models, shots, seeds: something is given twice, or two data sets have one name; write NAME=SOURCE"
+            "methods, models, shots, seeds: something is given twice, or two data sets have one name; "
+            "write NAME=SOURCE"
         )
     return runs
 

@@ -1,4 +1,4 @@
-"""What the published few-shot protocols train on and test on: class lists, rows and labels. No model and no torch here.
+"""What the published few-shot protocols train and test on: class lists, rows and labels. No model and no torch here.
 
 few_shot (CoOp, Tip-Adapter): all classes, other images. base_to_new (CoCoOp): train on the first half of the classes,
 test each half among its own names. cross_dataset: train on one set, test on others with their names.
@@ -43,7 +43,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """Half of each class to train on, a fifth to validate on, the rest to test on: how CoOp divides sets that come undivided.
+    """Half of each class to train on, a fifth to validate on, the rest to test on: CoOp's way with undivided sets.
 
     ValueError for a class with one image only. No validation part where no class has one to give.
     """
@@ -75,14 +75,14 @@ def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str)
     strangers = [name for name in class_names if name not in place]
     if strangers:
         raise ValueError(
-            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: {name_some(strangers)}; "
-            "a domain holds trained classes (other classes are cross_dataset's)"
+            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: "
+            f"{name_some(strangers)}; a domain holds trained classes (other classes are cross_dataset's)"
         )
     return tuple(place[name] for name in class_names)
 
 
 def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
-    """The prompts of a source's classes: those given, or CoOp's for its data sets, "icons" for emoji; None: the model family's own.
+    """The prompts of a source's classes: those given, CoOp's for its sets, "icons" for emoji; None: the family's.
 
     >>> templates_for("coop:DATA/dtd")
     ['{} texture.']
@@ -102,10 +102,12 @@ class Plan:
         protocol (`str`): one of `PROTOCOLS`.
         name (`str`): of the data set, in tables.
         data (`str`): shots are drawn from its train split.
-        tests (`dict[str, str]`): other images of its classes. None: its test split; without one its validation split, which then serves for
-            nothing else; without any split, the parts of `divide`.
-        targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes (domain_generalisation).
-        tests_source (`bool`): False: there are no test images of the source itself, which transfer tables otherwise begin with.
+        tests (`dict[str, str]`): other images of its classes. None: its test split; without one its validation split,
+            which then serves for nothing else; without any split, the parts of `divide`.
+        targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes
+            (domain_generalisation).
+        tests_source (`bool`): False: there are no test images of the source itself, which transfer tables otherwise
+            begin with.
         note (`str`): what a reader of the table must know.
 
     Raises:
@@ -155,11 +157,11 @@ class Evaluation:
         name (`str`): unique in its task.
         part (`str`): "test", "base", "new", "source" or "target".
         of (`str`): name of the test set.
-        images ([`ImageSet`]), rows (`np.ndarray`): which images; of one set, so that features serve several evaluations.
+        images ([`ImageSet`]), rows (`np.ndarray`): which images, of one set: its features serve several evaluations.
         labels (`np.ndarray`): (N,) int64, into `class_names`.
         class_names (`tuple[str, ...]`): the classes to choose among.
         templates (`tuple[str, ...]`): their prompts; () for those of the model's family.
-        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: not trained ones.
+        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: others.
     """
 
     name: str
@@ -270,7 +272,8 @@ def load_task(
         read: filled with what was read, by source: plans that share one share the sets, and with them the features.
 
     Raises:
-        ValueError, OSError: what `load_images` raises; targets whose classes the protocol does not fit (named); nothing to test on.
+        ValueError, OSError: what `load_images` raises; targets whose classes do not fit the protocol (named); nothing
+            to test on.
     """
     read = {} if read is None else read
 
@@ -363,26 +366,26 @@ def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
     unseen = {style: f"emoji:{style}" for style in tested}
     groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
     note = (
-        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are all there are, so every seed draws "
-        "the same two), and test images are of other styles: fluent3d by fluentflat's designer, notov1 by another."
+        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are all "
+        "there are, so every seed draws the same two), and test images are of other styles: fluent3d by fluentflat's "
+        "designer, notov1 by another."
     )
+    base_note = f"{note} Base: the first half of the 190 concepts in code-point order."
+    domain_note = f"{note} There are no other images of the trained styles, hence no column for the source."
+    tests = {name: f"emoji:{','.join(tested)}@{group}" for name, group in groups.items()}
+    across = [
+        Plan(
+            "cross_dataset", name, f"{trained}@{group}", {name: tests[name]}, {o: tests[o] for o in tests if o != name}
+        )
+        for name, group in groups.items()
+    ]
+    domains = Plan("domain_generalisation", "fluentflat, emojione", trained, {}, unseen, False, domain_note)
     plans = {
         "few_shot": [Plan("few_shot", "emoji", trained, unseen, note=note)],
-        "base_to_new": [Plan("base_to_new", "emoji", trained, unseen, note=f"{note} Base: the first half of the 190 concepts in code-point order.")],
-        "cross_dataset": [
-            Plan(
-                "cross_dataset", name, f"{trained}@{group}", {name: f"emoji:{','.join(tested)}@{group}"},
-                {other: f"emoji:{','.join(tested)}@{code}" for other, code in groups.items() if other != name}, note=note,
-            )
-            for name, group in groups.items()
-        ],
-        "domain_generalisation": [
-            Plan(
-                "domain_generalisation", "fluentflat, emojione", trained, {}, unseen, tests_source=False,
-                note=f"{note} There are no other images of the trained styles, hence no column for the source.",
-            )
-        ],
-    }  # fmt: skip
+        "base_to_new": [Plan("base_to_new", "emoji", trained, unseen, note=base_note)],
+        "cross_dataset": across,
+        "domain_generalisation": [domains],
+    }
     return [plan for protocol in protocols for plan in plans[protocol]]
 
 

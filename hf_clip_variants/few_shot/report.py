@@ -1,6 +1,6 @@
 """`report.html` of a few-shot run: one self-contained page that a person can judge the run by.
 
-Reads `results.json` and the predictions of a run folder (`hf_clip_variants.few_shot.run_folder`); images come from the test data that the run names.
+Reads `results.json` and the predictions of a run folder; images come from the test data that the run names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ THUMBNAIL = 96  # pixels
 
 
 def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run that the page looks into: of the largest shot number, the method with the best mean over seeds and test sets, its first seed."""
+    """The run that the page looks into: at most shots, the first seed of the method with the best mean accuracy."""
     shots = max(run["shots"] for run in runs)
     candidates = [run for run in runs if run["shots"] == shots]
 
@@ -42,7 +42,7 @@ def _figure_svg(figure) -> str:
 
 
 def accuracy_plot(runs: Sequence[dict[str, Any]], test_set: str, zero_shot: float, title: str) -> str:
-    """SVG: accuracy by shots, a line for each method with the standard deviation over seeds, zero-shot as the dashed line."""
+    """SVG: accuracy by shots, a line for each method with its spread over seeds; zero-shot is the dashed line."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -170,15 +170,6 @@ def _group(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[dict[st
     return grouped
 
 
-def human_bytes(count: float) -> str:
-    """`1536` -> `"1.5 kB"`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def human_seconds(seconds: float) -> str:
     """`75.2` -> `"1 min 15 s"`."""
     if seconds < 1:
@@ -191,8 +182,8 @@ def human_seconds(seconds: float) -> str:
 def write_report(run_folder: str | Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
-    Images are taken from the run's test data; where those cannot be read any more, the page says so and shows the rest.
-    Raises ValueError when the folder has no `results.json`.
+    Images are taken from the run's test data; where those cannot be read any more, the page says so and shows the
+    rest. Raises ValueError when the folder has no `results.json`.
     """
     from jinja2 import Environment
 
@@ -228,7 +219,7 @@ def write_report(run_folder: str | Path) -> Path:
 
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"bytes": human_bytes, "seconds": human_seconds}
+    environment.filters["seconds"] = human_seconds
     page = environment.from_string(template).render(
         results=results,
         sections=sections,

@@ -1,4 +1,4 @@
-"""Tables of the few-shot protocols in the shape of the papers' tables, made from the records of runs. No torch here."""
+"""Tables of the few-shot protocols in the shape of the papers' tables, from the records of runs. No torch here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = tuple[str, int]  # method, shots
 
 
 def entries_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Records of one protocol and model -> a row for each evaluation of each run; `accuracy` in %, NaN with a `why`."""
+    """Records of one protocol and model -> a row for each evaluation of a run; `accuracy` in %, NaN with a `why`."""
     import pandas as pd
 
     about = ("data", "method", "shots", "seed")

@@ -38,11 +38,11 @@ def key_of(record: Mapping[str, Any]) -> tuple:
 
 
 class RunFolder:
-    """OUT/ of a few-shot command. Every process appends to OUT/runs-<rank>.jsonl, a line a run, and reads those of all.
+    """OUT/ of a few-shot command. Every process appends to OUT/runs-<rank>.jsonl, a line a run, and reads all of them.
 
     A line is written in one piece and flushed to the disk. What a killed process left at the end of a file is no line:
-    it is not read, and cut off before the next one is written. OUT/work holds features, locks and unfinished trainings;
-    it may be deleted when nothing runs, and git does not see it.
+    it is not read, and cut off before the next one is written. OUT/work holds features, locks and unfinished
+    trainings; it may be deleted when nothing runs, and git does not see it.
 
     Args:
         path: OUT, made when something is written.
@@ -125,7 +125,7 @@ class RunFolder:
     # ---- results.json
 
     def open_results(self, settings: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
-        """What results.json says about the command as a whole; written before anything else, so that the folder is its own.
+        """What results.json says about the command as a whole; written first, so that the folder is the command's.
 
         Args:
             settings: what was asked for, JSON-able.
@@ -149,9 +149,8 @@ class RunFolder:
                 f"out: {self.results_file} cannot be read ({error}); remove it or choose another folder"
             ) from error
         if results.get("version") != VERSION:
-            raise ValueError(
-                f"out: {self.results_file} has version {results.get('version')!r}, expected {VERSION}; choose another folder"
-            )
+            found = f"has version {results.get('version')!r}, expected {VERSION}"
+            raise ValueError(f"out: {self.results_file} {found}; choose another folder")
         then = dict(part.split("=", 1) for part in results["fingerprint"].split(";"))
         del then["settings"]
         self.check_same("a run", (results["settings"], then), (settings, contents))

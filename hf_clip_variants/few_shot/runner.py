@@ -74,8 +74,8 @@ class FewShotRunner:
     """Runs few-shot methods of one CLIP; what runs share is computed once.
 
     Methods that leave the image encoder alone see features: of the training images in as many views as any method
-    wants, and of each test set, computed once and kept in `folder`, also for other processes. Methods that train it see
-    pixels, in training and in tests.
+    wants, and of each test set. They are computed once and kept in `folder`, also for other processes. Methods that
+    train the image encoder see pixels, in training and in tests.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
@@ -140,7 +140,7 @@ class FewShotRunner:
     # ---- runs
 
     def attempt(self, task: Task, run: Run, finish: Finish | None = None) -> dict[str, Any]:
-        """The record of `run`; of a method that fails, one with `error`. OSError is raised: the next run would meet it too."""
+        """The record of `run`; of a method that fails, one with `error`. Raises OSError: it is no method's fault."""
         try:
             if run.method == ZERO_SHOT:
                 return self.zero_shot(task, finish)
@@ -222,7 +222,7 @@ class FewShotRunner:
             self.classifier.set_classes(*wanted)
 
     def _test(self, task: Task, model: torch.nn.Module, live: bool, fixed: str | None = None):
-        """Entries of a record, with `why` instead of a number where `fixed` says why other classes cannot be; predictions."""
+        """Entries of a record, and predictions. `fixed`: why the adapter cannot be asked about other classes."""
         tests: dict[str, Any] = {e.name: None for e in task.evaluations}
         predictions: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for e in sorted(task.evaluations, key=lambda e: e.columns is None):  # trained classes first
@@ -273,7 +273,7 @@ class FewShotRunner:
     def _computed(
         self, images: ImageSet, rows: Sequence[int], augmentation: str = "none", title: str = "Features"
     ) -> Features:
-        """Features of `rows`, from memory, from the folder or computed; while one process computes, others wait for it."""
+        """Features of `rows`, from memory, from the folder or computed, by one process at a time."""
         key = (id(images), len(rows), augmentation)
         if key not in self._features:
             chosen = images if len(rows) == len(images) else images.select(rows)
@@ -320,7 +320,7 @@ def default_profile(classifier: CLIPClassifier) -> str:
 
 
 def overrides_by_method(methods: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`{"epochs": 5, "coop.epochs": 9}` -> what applies to each method. ValueError for a name that none of them has."""
+    """`{"epochs": 5, "coop.epochs": 9}` -> what applies to each method. ValueError for a name that none has."""
     chosen: dict[str, dict[str, Any]] = {m: {} for m in methods}
     for name, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # the specific ones last
         method, dot, key = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Which images a few-shot run draws, validates on and tests on; no model and no torch here: a report finds them again."""
+"""Which images a few-shot run draws, validates on and tests on. No model and no torch here."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Draws:
 
 
 def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
-    """CoOp's draw for every number of shots and seed; min(K, 4) validation images a class where there is a validation split.
+    """CoOp's draw for every number of shots and seed; min(K, 4) validation images a class from a validation split.
 
     Only drawn images are decoded: one that cannot be read is left out, and everything is drawn again without it.
     """
@@ -170,7 +170,7 @@ def load_test_sets(
 
 
 def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Path) -> ImageSet:
-    """The images of a test set of a run, in the order of its predictions. Raises what `load_images` raises when they are gone."""
+    """The images of a test set of a run, in the order of its predictions. Raises what `load_images` raises."""
     about, reading = results["data"]["test_sets"][name], results["settings"].get("reading")
     source = about.get("source") or results["settings"]["test_data"][name]
     class_names = results["data"]["class_names"]

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -244,40 +242,6 @@ def test_processes_share_the_cells_whenever_each_of_them_starts(script, sources,
     assert script.benchmark(options, "x", rank=1, world_size=2) == 0
     assert len(comparable(tmp_path)) == 5 and "missing" not in (tmp_path / "table.md").read_text()
     assert [len((tmp_path / f"runs-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [3, 2]
-
-
-@pytest.mark.slow
-def test_killed_and_called_again_it_does_what_is_missing(sources, whole, tmp_path):
-    out = tmp_path / "out"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments(sources, out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "runs-0.jsonl").exists() or len(records_of_whole_lines(out)) < 4:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    kept = (out / "runs-0.jsonl").read_bytes()
-    kept = kept[: kept.rfind(b"\n") + 1]
-    assert 4 <= kept.count(b"\n") < 18
-    with open(out / "runs-0.jsonl", "ab") as file:
-        file.write(b'{"protocol": "few_shot", "da')  # as if it had been killed while writing
-    done = launch([sys.executable], arguments(sources, out))
-    assert done.returncode == 0, done.stderr
-    assert f"{18 - len(kept.splitlines())} of 18 runs to do" in done.stderr
-    assert (out / "runs-0.jsonl").read_bytes().startswith(kept), "what was done is not done again"
-    assert comparable(out) == comparable(whole)
-
-
-def records_of_whole_lines(out):
-    return (out / "runs-0.jsonl").read_bytes().split(b"\n")[:-1]
 
 
 @pytest.mark.slow

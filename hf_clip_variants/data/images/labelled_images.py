@@ -34,7 +34,7 @@ class LabelledImages(Protocol):
 
 
 def views_of_epoch(count: int, num_views: int, seed: int, epoch: int) -> torch.Tensor:
-    """(count,) int64: the view of each image, as `FeatureDataset(views="cycle")` has it: V epochs show each view once."""
+    """(count,) int64: the view of each image, as in `FeatureDataset(views="cycle")`: V epochs show each view once."""
     return torch.from_numpy((np.random.default_rng(seed).integers(0, num_views, count) + epoch) % num_views)
 
 

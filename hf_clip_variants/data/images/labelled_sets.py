@@ -23,7 +23,7 @@ def absolute_source(source: str) -> str:
 
 
 def align_classes(images: ImageSet, class_names: Sequence[str], what: str) -> ImageSet:
-    """The same images with labels that count into `class_names`, matched by name. ValueError for images of other classes."""
+    """The same images, labels counting into `class_names`, matched by name. ValueError for images of other classes."""
     if tuple(images.class_names) == tuple(class_names):
         return images
     index_of = {name: index for index, name in enumerate(class_names)}
@@ -52,7 +52,7 @@ def load_labelled(
 def read_labelled(
     source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
 ) -> ImageSet:
-    """The same with the class list of the source; `class_names` name integer labels that have no names of their own."""
+    """The same with the class list of the source; `class_names` name integer labels without names of their own."""
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
     try:
         return load_images(source, split, **options)

@@ -1,11 +1,6 @@
 """`adapt` killed at any moment and called again ends with the results of a run that was never interrupted, bit for bit."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from few_shot_runs import adapter_files, comparable, results_of, save_pictures, save_tiny_clip
@@ -82,30 +77,3 @@ def test_killed_again_and_again(sources, whole, tmp_path):
     assert comparable(results_of(run)) == comparable(results_of(expected)) and adapter_files(run) == adapter_files(
         expected
     )
-
-
-def test_the_command_killed_from_outside(sources, tmp_path):
-    model, data = sources
-    run = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "hf_clip_variants.cli", "adapt", "--model", str(model), "--data", data, "--out", str(run),
-        "--methods", "tip_adapter,coop", "--shots", "1,2", "--seeds", "1,2", "--set", "coop.epochs=150", "--set", "coop.num_context_tokens=4",
-        "--set", "augmentation=none", "--profile", "published", "--json",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 200
-    while not (run / "results.json").exists() or len(results_of(run)["runs"]) < 5:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    half = results_of(run)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=250)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    assert results == results_of(run) and results["status"] == "finished" and len(results["runs"]) == 8
-    kept = [record for record in results["runs"] if record in half["runs"]]
-    assert len(kept) == len(half["runs"]) >= 5, "what was done is not done again"
-    assert (run / "report.html").is_file()

@@ -3,11 +3,13 @@
 import io
 
 import pytest
+from paths import SCRIPTS
 from PIL import Image
 
 from hf_clip_variants.few_shot.plots import plot
 from hf_clip_variants.few_shot.protocols import PROTOCOLS
 from hf_clip_variants.few_shot.results import entries_of, markdown, rows_of
+from hf_clip_variants.few_shot.run_folder import RunFolder
 
 
 def record(protocol, method, shots, seed, tests, data="pets", title=None, model="clip"):
@@ -128,6 +130,14 @@ def test_rows_stand_in_one_order_whoever_finished_first():
     records = list(reversed(few_shot_records()))
     assert rows_of(records) == [("zero_shot", 0), ("coop", 1), ("coop", 4)]
     assert list(entries_of(records)["evaluation"].unique()) == ["a", "b"]
+
+
+def test_committed_lines_give_the_committed_table():
+    folder = SCRIPTS / "results" / "few_shot_emoji"
+    page = (folder / "table.md").read_text(encoding="utf-8")
+    records = sorted(RunFolder(folder).records().values(), key=lambda r: page.index(r["data"]))
+    plots = {("emoji-clip-tiny", protocol): f"{protocol}.png" for protocol in PROTOCOLS}
+    assert markdown(records, page.split("`")[1], plots=plots) == page
 
 
 RECORDS = {
