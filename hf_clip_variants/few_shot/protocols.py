@@ -366,19 +366,17 @@ def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
     unseen = {style: f"emoji:{style}" for style in tested}
     groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
     note = (
-        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are all "
-        "there are, so every seed draws the same two), and test images are of other styles: fluent3d by fluentflat's "
-        "designer, notov1 by another."
+        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are "
+        "all there are, so every seed draws the same two), and test images are of other styles: fluent3d by "
+        "fluentflat's designer, notov1 by another."
     )
     base_note = f"{note} Base: the first half of the 190 concepts in code-point order."
     domain_note = f"{note} There are no other images of the trained styles, hence no column for the source."
-    tests = {name: f"emoji:{','.join(tested)}@{group}" for name, group in groups.items()}
-    across = [
-        Plan(
-            "cross_dataset", name, f"{trained}@{group}", {name: tests[name]}, {o: tests[o] for o in tests if o != name}
-        )
-        for name, group in groups.items()
-    ]
+    across = []
+    for name, group in groups.items():
+        tests = {n: f"emoji:{','.join(tested)}@{g}" for n, g in groups.items()}
+        source = {name: tests.pop(name)}
+        across.append(Plan("cross_dataset", name, f"{trained}@{group}", source, tests, note=note))
     domains = Plan("domain_generalisation", "fluentflat, emojione", trained, {}, unseen, False, domain_note)
     plans = {
         "few_shot": [Plan("few_shot", "emoji", trained, unseen, note=note)],

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from coop_folders import save_zhou
-from few_shot_runs import save_pictures, save_tiny_clip
+from few_shot_runs import save_images, save_tiny_clip
 from paths import SCRIPTS
 
 from hf_clip_variants.few_shot.fitting import FEW_SHOT_METHODS
@@ -36,11 +36,11 @@ def script(monkeypatch):
 def sources(tmp_path_factory):
     """A CLIP, a data set with splits, and one that is undivided."""
     folder = tmp_path_factory.mktemp("sources")
-    data = save_pictures(folder / "icons", {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
+    data = save_images(folder / "icons", {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
     return (
         str(save_tiny_clip(folder / "clip")),
         str(data),
-        str(save_pictures(folder / "few", {"": ["notov1"]}, ("owl", "dog", "pizza"))),
+        str(save_images(folder / "few", {"": ["notov1"]}, ("owl", "dog", "pizza"))),
     )
 
 
@@ -137,7 +137,7 @@ def test_other_settings_in_the_same_folder_are_named(script, whole, sources, cap
     assert (whole / "runs-0.jsonl").read_bytes() == before
 
 
-def test_other_pictures_behind_the_same_settings_are_noticed(script, sources, tmp_path, capsys):
+def test_other_images_behind_the_same_settings_are_noticed(script, sources, tmp_path, capsys):
     data = shutil.copytree(sources[1], tmp_path / "icons")
     command = arguments((sources[0], str(data), None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
     assert script.main(command) == 0
@@ -186,7 +186,7 @@ def test_datasets_and_undivided_folders_are_read(script, sources, tmp_path):
 
     train = load_images(sources[1])
     DatasetDict(train=train.dataset, test=train.load_split(split="test").dataset).save_to_disk(str(tmp_path / "hub"))
-    undivided = save_pictures(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    undivided = save_images(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     command = arguments((sources[0], "", None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
     place = command.index("--data")
     command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={undivided}"]

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from few_shot_runs import adapter_files, comparable, results_of, save_pictures, save_tiny_clip
+from few_shot_runs import adapter_files, comparable, results_of, save_images, save_tiny_clip
 from killing import run_and_kill
 
 from hf_clip_variants.few_shot import training_loop as training_module
@@ -23,7 +23,7 @@ KILLS = 12  # spread over all writes of a run
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
-    data = save_pictures(folder / "data", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
+    data = save_images(folder / "data", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
     return save_tiny_clip(folder / "clip"), str(data)
 
 

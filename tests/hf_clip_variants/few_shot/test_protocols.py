@@ -1,4 +1,4 @@
-"""The published protocols: which pictures, which classes, which names; and numbers that are those of the adapted model."""
+"""The published protocols: which images, which classes, which names; and numbers that are those of the adapted model."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coop_folders import save_imagenet, save_zhou
-from few_shot_runs import CONCEPTS, save_pictures, save_tiny_clip
+from few_shot_runs import CONCEPTS, save_images, save_tiny_clip
 from peft import PeftModel, get_peft_model
 from tiny import EMOJI_CLIP
 
@@ -86,13 +86,13 @@ def test_base_is_the_larger_half_of_the_labels_and_new_counts_from_zero(tmp_path
     assert task.class_names == base.class_names == ("n0", "n1", "n2") and new.class_names == ("n3", "n4")
     assert base.labels.tolist() == [2, 1, 0] * 2 and base.columns == (0, 1, 2)
     assert new.labels.tolist() == [1, 0] * 2 and new.columns is None
-    for evaluation in (base, new):  # the pictures are those of the names
+    for evaluation in (base, new):  # the images are those of the names
         told = [evaluation.images.ids[row].split("/")[0] for row in evaluation.rows]
         assert told == [evaluation.class_names[label] for label in evaluation.labels]
     assert (base.name, new.name) == ("base", "new")
 
 
-def test_base_pictures_are_drawn_as_the_official_code_draws_them(tmp_path):
+def test_base_images_are_drawn_as_the_official_code_draws_them(tmp_path):
     """It draws from all classes, in the order in which they appear, and leaves the new ones out then."""
     task = load_task(zhou_plan(tmp_path, "base_to_new"), [2], [3])
     train = task.train
@@ -122,7 +122,7 @@ def test_domains_are_asked_among_their_own_classes_only(tmp_path):
         name: f"coop:{tmp_path}/{name}" for name in ("imagenetv2", "imagenet-adversarial", "imagenet-rendition")
     }
     task = load_task(Plan("domain_generalisation", "imagenet", f"coop:{tmp_path}/imagenet", targets=domains), [1], [1])
-    assert task.validation is None, "ImageNet's validation pictures are its test"
+    assert task.validation is None, "ImageNet's validation images are its test"
     assert [evaluation.columns for evaluation in task.evaluations] == [(0, 1, 2, 3), (0, 1, 2, 3), (2, 3), (0, 1, 3)]
     pets = save_zhou(tmp_path, "oxford_pets")
     plan = replace(task.plan, targets={"pets": f"coop:{pets}"})
@@ -130,28 +130,28 @@ def test_domains_are_asked_among_their_own_classes_only(tmp_path):
         load_task(plan, [1], [1])
 
 
-def test_test_pictures_are_never_validated_on(tmp_path):
-    save_pictures(tmp_path / "two", {"train": ["fluentflat", "emojione"], "validation": ["notov1"]})
+def test_test_images_are_never_validated_on(tmp_path):
+    save_images(tmp_path / "two", {"train": ["fluentflat", "emojione"], "validation": ["notov1"]})
     task = load_task(Plan("few_shot", "two", str(tmp_path / "two")), [1], [1])
     assert task.evaluations[0].images.split == "validation" and task.validation is None, (
         "there is nothing else to test on"
     )
-    save_pictures(tmp_path / "other", {"": ["fluent3d"]})
+    save_images(tmp_path / "other", {"": ["fluent3d"]})
     task = load_task(Plan("few_shot", "two", str(tmp_path / "two"), {"3d": str(tmp_path / "other")}), [1], [1])
     assert task.validation.split == "validation" and [evaluation.name for evaluation in task.evaluations] == ["3d"]
-    save_pictures(tmp_path / "one", {"train": ["fluentflat"]})
+    save_images(tmp_path / "one", {"train": ["fluentflat"]})
     with pytest.raises(ValueError, match="one has no images to test on; want NAME=SOURCE"):
         load_task(Plan("few_shot", "one", str(tmp_path / "one")), [1], [1])
 
 
 def test_an_undivided_folder_is_divided_as_coop_divides(tmp_path):
-    save_pictures(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    save_images(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     images = load_images(tmp_path / "data")
     ten = images.select(np.repeat(np.arange(len(images)), 5)[: 2 * 20])  # two classes of 20
     ten = replace(ten.select_classes([0, 1]), ids=tuple(map(str, range(40))))
     train, validation, test = divide(ten)
     assert [np.bincount(part.labels).tolist() for part in (train, validation, test)] == [[10, 10], [4, 4], [6, 6]]
-    assert sorted(train.ids + validation.ids + test.ids) == sorted(ten.ids), "every picture once"
+    assert sorted(train.ids + validation.ids + test.ids) == sorted(ten.ids), "every image once"
     assert divide(ten)[0].ids == train.ids
     small, none, rest = divide(images.select_classes([0, 1]).select([0, 1, 4, 5]))
     assert (len(small), none, len(rest)) == (2, None, 2)
@@ -213,7 +213,7 @@ def test_prompts_are_the_data_sets_own():
 @pytest.fixture(scope="module")
 def emoji_folder(tmp_path_factory):
     return str(
-        save_pictures(
+        save_images(
             tmp_path_factory.mktemp("data"), {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]}
         )
     )
@@ -290,7 +290,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
 def test_a_domain_with_fewer_classes_is_asked_among_those(emoji_folder, tmp_path):
     """Zero-shot CLIP, which knows no trained classes, must give the same with the few names alone."""
     few = ("owl", "pizza", "dog")
-    save_pictures(tmp_path / "few", {"": ["notov1"]}, few)
+    save_images(tmp_path / "few", {"": ["notov1"]}, few)
     plan = Plan("domain_generalisation", "emoji", emoji_folder, targets={"few": str(tmp_path / "few")})
     task = load_task(plan, [1], [1], templates="icons")
     runner = runner_of(EMOJI_CLIP, tmp_path / "work", [task])
@@ -339,7 +339,7 @@ def test_no_feature_is_computed_twice(emoji_folder, tiny_clip_folder, tmp_path):
         for seed in (1, 2)
     ]
     records = [runner.run(*run) for run in runs] + [runner.zero_shot(task) for task in tasks]
-    assert counter.images == 2 * len(CONCEPTS) + 2 * len(CONCEPTS), "each training and each test picture once"
+    assert counter.images == 2 * len(CONCEPTS) + 2 * len(CONCEPTS), "each training and each test image once"
     again = runner_of(tiny_clip_folder, tmp_path, tasks)
     counter = Counter(again.classifier)
     repeated = [again.run(*run) for run in reversed(runs)][::-1] + [again.zero_shot(task) for task in tasks]
@@ -391,7 +391,7 @@ def test_methods_that_train_the_image_tower_are_tested_through_it(emoji_folder, 
 
 
 def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, tiny_clip_folder):
-    save_pictures(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
+    save_images(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
     plan = zhou_plan(tmp_path, "cross_dataset", targets={"target": str(tmp_path / "target")})
     task = load_task(plan, [1], [1])
     runner = FewShotRunner(tiny_clip_folder, tmp_path / "work", [task], ["tip_adapter"], [1])

@@ -12,7 +12,7 @@ from hf_clip_variants.few_shot.report import best_run, human_seconds, write_repo
 def make_run_folder(
     folder, shots=(1, 2), seeds=(1, 2), methods=("tip_adapter", "coop"), test_sets=("fluent3d", "notov1")
 ):
-    """A finished run with made-up predictions on the embedded pictures; later methods and more shots are right more often."""
+    """A finished run with made-up predictions on the embedded images; later methods and more shots are right more often."""
     images = {name: load_emoji(name) for name in test_sets}
     class_names = list(images[test_sets[0]].class_names)
     rng = np.random.default_rng(0)
