@@ -178,6 +178,8 @@ def print_results(results: dict[str, Any], out: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..few_shot.report import table_rows
+
     test_sets = list(results["data"]["test_sets"])
     table = Table(
         "method",
@@ -194,15 +196,10 @@ def print_results(results: dict[str, Any], out: str) -> None:
     table.add_row(
         "zero-shot CLIP", "0", *(f"{100 * baseline[name]:.1f}" for name in test_sets), "0", "", end_section=True
     )
-    for (title, shots), records in _grouped(results["runs"]).items():
-        cells = []
-        for name in test_sets:
-            values = [100 * record["accuracy"][name] for record in records]
-            mean = sum(values) / len(values)
-            gain = mean - 100 * baseline[name]
-            cells.append(f"{mean:.1f} [{'green' if gain >= 0 else 'red'}]{gain:+5.1f}[/]")
-        seconds = sum(sum(record["seconds"].values()) for record in records) / len(records)
-        table.add_row(title, str(shots), *cells, f"{records[0]['trained_parameters']:,}", f"{seconds:.1f} s")
+    for row in table_rows(results):
+        cells = row["cells"].values()
+        shown = (f"{c['mean']:.1f} [{'green' if c['gain'] >= 0 else 'red'}]{c['gain']:+5.1f}[/]" for c in cells)
+        table.add_row(row["title"], str(row["shots"]), *shown, f"{row['trained']:,}", f"{row['seconds']:.1f} s")
     screen = Console(highlight=False)
     screen.print(table)
     seeds = len(results["settings"]["seeds"])
@@ -218,11 +215,3 @@ def print_results(results: dict[str, Any], out: str) -> None:
         screen.print("Without test data, the images that no draw took are the test set.", style="dim")
     screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)
     screen.print(f"Adapters: {os.path.join(out, 'adapters')}", soft_wrap=True)
-
-
-def _grouped(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
-    groups: dict[tuple[str, int], list[dict]] = {}
-    for record in records:
-        if not record["error"]:
-            groups.setdefault((record["title"], record["shots"]), []).append(record)
-    return groups

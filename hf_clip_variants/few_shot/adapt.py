@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A run in results.json: these, and the accuracies. The values are those of a run that failed.
+# A run in results.json. The values are those of a run that failed.
 RUN_FIELDS: dict[str, Any] = {
     "method": None,
     "title": None,
     "shots": 0,
     "seed": 0,
+    "accuracy": {},
     "per_class": {},
     "validation": {"kind": "none", "accuracy": None},
     "hyperparameters": {},

@@ -34,32 +34,62 @@ def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return next(run for run in candidates if run["method"] == method)
 
 
-def _figure_svg(figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+def table_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each method and number of shots of what results.json holds, in the order of its runs.
+
+    Its `cells` have mean, spread over seeds (None of one) and gain over zero-shot CLIP of each test set, in %.
+    """
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for run in finished_runs(results):
+        groups.setdefault((run["method"], run["shots"]), []).append(run)
+    rows = []
+    for (method, shots), group in groups.items():
+        cells = {}
+        for name, zero_shot in results["zero_shot"]["accuracy"].items():
+            values = [100 * run["accuracy"][name] for run in group]
+            mean, spread = statistics.fmean(values), statistics.pstdev(values) if len(values) > 1 else None
+            cells[name] = {"mean": mean, "spread": spread, "gain": mean - 100 * zero_shot, "best": False}
+        parts = ("features", "train", "search")
+        row = {
+            "title": group[0].get("title") or method,
+            "shots": shots,
+            "cells": cells,
+            "trained": group[0]["trained_parameters"],
+            "bytes": group[0]["adapter_bytes"],
+            "seconds": statistics.fmean(sum(run["seconds"].get(part) or 0 for part in parts) for run in group),
+            "validation": group[0]["validation"]["kind"],
+        }
+        rows.append(row)
+    for name in results["zero_shot"]["accuracy"]:
+        for shots in {row["shots"] for row in rows}:
+            own = [row["cells"][name] for row in rows if row["shots"] == shots]
+            max(own, key=lambda cell: cell["mean"])["best"] = True
+    return rows
 
 
-def accuracy_plot(runs: Sequence[dict[str, Any]], test_set: str, zero_shot: float, title: str) -> str:
+def finished_runs(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run for run in results["runs"] if not run.get("error")]
+
+
+def accuracy_plot(rows: Sequence[dict[str, Any]], test_set: str, zero_shot: float, title: str) -> str:
     """SVG: accuracy by shots, a line for each method with its spread over seeds; zero-shot is the dashed line."""
     import matplotlib
     from matplotlib.figure import Figure
 
     from .plots import draw_curves
 
-    lines: dict[str, dict[int, tuple[float, float]]] = {}
-    for (_, shots), group in _group(runs).items():
-        values = [100 * run["accuracy"][test_set] for run in group]
-        title_of = group[0].get("title") or group[0]["method"]
-        lines.setdefault(title_of, {})[shots] = (statistics.fmean(values), statistics.pstdev(values))
+    lines: dict[str, dict[int, tuple[float, float]]] = {row["title"]: {} for row in rows}
+    for row in sorted(rows, key=lambda row: row["shots"]):
+        cell = row["cells"][test_set]
+        lines[row["title"]][row["shots"]] = (cell["mean"], cell["spread"] or 0.0)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hf_clip_variants", "font.size": 10}):
         figure = Figure(figsize=(5.6, 3.6))
         axes = figure.add_subplot()
-        order = dict.fromkeys(run.get("title") or run["method"] for run in runs)
-        draw_curves(axes, title, 100 * zero_shot, [(name, lines[name]) for name in order])
+        draw_curves(axes, title, zero_shot, lines.items())
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
-        return _figure_svg(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def class_changes(
@@ -122,54 +152,6 @@ def image_groups(images, class_names: Sequence[str], before, after) -> list[dict
     return groups
 
 
-def _predictions(path: Path, test_set: str):
-    from safetensors.numpy import load_file
-
-    return load_file(path)[f"{test_set}.predicted"]
-
-
-def _table_rows(
-    runs: Sequence[dict[str, Any]], test_sets: Sequence[str], zero_shot: dict[str, float]
-) -> list[dict[str, Any]]:
-    rows = []
-    for (method, shots), group in _group(runs).items():
-        cells = []
-        for name in test_sets:
-            values = [100 * run["accuracy"][name] for run in group]
-            mean = statistics.fmean(values)
-            spread = statistics.pstdev(values) if len(values) > 1 else None
-            cells.append({"mean": mean, "spread": spread, "gain": mean - 100 * zero_shot[name], "best": False})
-        seconds = {
-            key: statistics.fmean(run["seconds"].get(key) or 0 for run in group)
-            for key in ("features", "train", "search")
-        }
-        rows.append(
-            {
-                "method": method,
-                "title": group[0].get("title") or method,
-                "shots": shots,
-                "seeds": len(group),
-                "cells": cells,
-                "trained": group[0]["trained_parameters"],
-                "bytes": group[0]["adapter_bytes"],
-                "seconds": sum(seconds.values()),
-                "validation": group[0]["validation"]["kind"],
-            }
-        )
-    for column in range(len(test_sets)):
-        for shots in {row["shots"] for row in rows}:
-            own = [row["cells"][column] for row in rows if row["shots"] == shots]
-            max(own, key=lambda cell: cell["mean"])["best"] = True
-    return rows
-
-
-def _group(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    grouped: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for run in sorted(runs, key=lambda run: run["shots"]):
-        grouped.setdefault((run["method"], run["shots"]), []).append(run)
-    return grouped
-
-
 def human_seconds(seconds: float) -> str:
     """`75.2` -> `"1 min 15 s"`."""
     if seconds < 1:
@@ -194,23 +176,16 @@ def write_report(run_folder: str | Path) -> Path:
         raise ValueError(
             f"run_folder: {folder} has no results.json; is it the --out of `hf-clip-variants adapt`?"
         ) from None
-    runs = [run for run in results["runs"] if not run.get("error")]
-    class_names, zero_shot = results["data"]["class_names"], results["zero_shot"]["accuracy"]
-    test_sets = list(results["data"]["test_sets"])
-
+    runs, rows = finished_runs(results), table_rows(results)
     chosen = best_run(runs) if runs else None
     sections = []
-    for name in test_sets:
-        section = {
-            "name": name,
-            "images": results["data"]["test_sets"][name]["images"],
-            "zero_shot": 100 * zero_shot[name],
-        }
-        if runs:
-            title = f"{name}, {section['images']} test images"
-            section["plot"] = accuracy_plot(runs, name, zero_shot[name], title)
+    for name, about in results["data"]["test_sets"].items():
+        zero_shot = 100 * results["zero_shot"]["accuracy"][name]
+        section = {"name": name, "zero_shot": zero_shot}
         if chosen:
-            changes = class_changes(results["zero_shot"]["per_class"][name], chosen["per_class"][name], class_names)
+            section["plot"] = accuracy_plot(rows, name, zero_shot, f"{name}, {about['images']} test images")
+            before, after = results["zero_shot"]["per_class"][name], chosen["per_class"][name]
+            changes = class_changes(before, after, results["data"]["class_names"])
             section["gains"] = [row for row in changes if row["change"] > 0][:CLASSES_SHOWN]
             section["losses"] = [row for row in changes[::-1] if row["change"] < 0][:CLASSES_SHOWN]
             section["accuracy"] = 100 * chosen["accuracy"][name]
@@ -223,8 +198,8 @@ def write_report(run_folder: str | Path) -> Path:
     page = environment.from_string(template).render(
         results=results,
         sections=sections,
-        rows=_table_rows(runs, test_sets, zero_shot),
-        test_sets=test_sets,
+        rows=sorted(rows, key=lambda row: row["shots"]),
+        test_sets=list(results["data"]["test_sets"]),
         chosen=chosen,
         encoder=_encoder_work(results["data"], runs),
         failed=[run for run in results["runs"] if run.get("error")],
@@ -243,12 +218,14 @@ def _encoder_work(data: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[
 
 
 def _image_groups(folder: Path, results: dict[str, Any], chosen: dict[str, Any], test_set: str):
+    from safetensors.numpy import load_file
+
     from .splits import reload_test_set
 
     try:
         images = reload_test_set(results, test_set, folder)
-        before = _predictions(folder / "predictions" / "zero_shot.safetensors", test_set)
-        after = _predictions(folder / chosen["predictions"], test_set)
+        files = "predictions/zero_shot.safetensors", chosen["predictions"]
+        before, after = (load_file(folder / file)[f"{test_set}.predicted"] for file in files)
         if not len(images) == len(before) == len(after):
             raise ValueError(f"{len(images)} images now, {len(after)} when the run was made")
         return image_groups(images, results["data"]["class_names"], before, after), None
@@ -256,4 +233,4 @@ def _image_groups(folder: Path, results: dict[str, Any], chosen: dict[str, Any],
         return [], str(error)
 
 
-__all__ = ["write_report"]
+__all__ = ["table_rows", "write_report"]
