@@ -192,23 +192,7 @@ def adapt(
         )
         runner.seconds_per_view = results["data"].get("seconds_per_view", 0.0)
         records, seconds = folder.records(), results["seconds"]
-        results |= {
-            "environment": describe_environment(runner.device),
-            "model": {
-                "name": Path(model).name if Path(model).exists() else str(model),
-                "parameters": runner.classifier.clip.num_parameters(),
-                "image_size": runner.classifier.family.image_size(runner.classifier.config),
-            },
-            "data": {
-                "class_names": list(names),
-                "train_images": len(train),
-                "skipped": [name for name, _ in draws.skipped],
-                "seconds_per_view": runner.seconds_per_view,
-                # Of training images, for all runs together.
-                "encoded_views": len(draws.rows) * sum(runner.views.values()) if cache_features else 0,
-                "test_sets": {t.name: _about(t) for t in test_sets},
-            },
-        }
+        results |= _about_run(runner, task, test_sets, settings)
 
         def write(status: str) -> None:
             results["status"], results["seconds"] = status, seconds + time.perf_counter() - started
@@ -274,13 +258,36 @@ def _progress(show: bool) -> Iterator[Progress]:
         yield bars
 
 
-def _about(test_set: TestSet) -> dict[str, Any]:
+def _about_run(
+    runner: FewShotRunner, task: Task, test_sets: Sequence[TestSet], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of results.json: the machine, and facts about model and data."""
+    model, draws = settings["model"], task.draws
     return {
-        "images": len(test_set.images),
-        "unreadable": [name for name, _ in test_set.images.skipped],
-        "source": absolute_source(test_set.source),
-        "split": test_set.split,
-        "rows_are_saved": test_set.rows is not None,
+        "environment": describe_environment(runner.device),
+        "model": {
+            "name": Path(model).name if Path(model).exists() else model,
+            "parameters": runner.classifier.clip.num_parameters(),
+            "image_size": runner.classifier.family.image_size(runner.classifier.config),
+        },
+        "data": {
+            "class_names": list(task.class_names),
+            "train_images": len(task.train),
+            "skipped": [name for name, _ in draws.skipped],
+            "seconds_per_view": runner.seconds_per_view,
+            # Of training images, for all runs together.
+            "encoded_views": len(draws.rows) * sum(runner.views.values()) if settings["cache_features"] else 0,
+            "test_sets": {
+                t.name: {
+                    "images": len(t.images),
+                    "unreadable": [name for name, _ in t.images.skipped],
+                    "source": absolute_source(t.source),
+                    "split": t.split,
+                    "rows_are_saved": t.rows is not None,
+                }
+                for t in test_sets
+            },
+        },
     }
 
 

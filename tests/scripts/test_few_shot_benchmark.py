@@ -45,7 +45,7 @@ def sources(tmp_path_factory):
 
 
 def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_shot,base_to_new"):
-    """Two epochs for what is trained: 18 cells in seconds."""
+    """Two epochs for what is trained: 18 runs in seconds."""
     model, data, _ = sources
     trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
     return [
@@ -59,7 +59,7 @@ def records_of(out):
 
 
 def comparable(out):
-    """What two runs must agree in, by cell."""
+    """What two runs must agree in, by run."""
     left_out = ("seconds", "environment")
     found = {}
     for record in (record for record in records_of(out) if not record.get("error")):
@@ -85,7 +85,7 @@ def launch(launcher, options, **kwargs):
     )
 
 
-def test_every_cell_has_a_line_with_what_it_was_made_of(whole, sources):
+def test_every_run_has_a_line_with_what_it_was_made_of(whole, sources):
     records = records_of(whole)
     assert len(records) == 2 * (1 + 2 * 2 * 2)
     for record in records:
@@ -114,7 +114,7 @@ def test_the_same_command_again_does_nothing(script, whole, sources, capsys, mon
     assert {path: path.read_bytes() for path in whole.glob("runs-*")} == before and (whole / "table.md").exists()
 
 
-def test_a_further_method_or_seed_adds_its_cells_and_keeps_the_others(script, whole, sources, tmp_path):
+def test_a_further_method_or_seed_adds_its_runs_and_keeps_the_others(script, whole, sources, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     before = (out / "runs-0.jsonl").read_bytes()
     assert script.main(arguments(sources, out, methods="tip_adapter,coop,tip_adapter_f", protocols="few_shot")) == 0
@@ -234,8 +234,8 @@ def test_a_small_run_trains_one_epoch_where_there_is_something_to_train(script):
     assert script.one_epoch(["tip_adapter", "coop", "tip_adapter_f"]) == {"coop.epochs": 1, "tip_adapter_f.epochs": 1}
 
 
-def test_processes_share_the_cells_whenever_each_of_them_starts(script, sources, tmp_path):
-    """One after the other, as when one is slow: the second sees lines of the first and still takes its own cells only."""
+def test_processes_share_the_runs_whenever_each_of_them_starts(script, sources, tmp_path):
+    """One after the other, as when one is slow: the second sees lines of the first and still takes its own runs only."""
     options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
     assert script.benchmark(options, "x", rank=0, world_size=2) == 0
     assert "2 cells are missing" in (tmp_path / "table.md").read_text()
@@ -245,7 +245,7 @@ def test_processes_share_the_cells_whenever_each_of_them_starts(script, sources,
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_cells_of_one(sources, whole, tmp_path):
+def test_two_processes_do_the_runs_of_one(sources, whole, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = launch(launcher, arguments(sources, tmp_path / "out"))
     assert done.returncode == 0, done.stderr[-3000:]
