@@ -1,4 +1,4 @@
-"""The benchmark script does each run once: whoever runs it, how often it is killed, and however many processes share the work."""
+"""The benchmark script does each run once, however often it is called and however many processes share the work."""
 
 import json
 import os
@@ -48,10 +48,8 @@ def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_sh
     """Two epochs for what is trained: 18 runs in seconds."""
     model, data, _ = sources
     trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
-    return [
-        "--out", str(out), "--models", model, "--data", data, "--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2",
-        *FAST, *trained, *more,
-    ]  # fmt: skip
+    sizes = ["--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2"]
+    return ["--out", str(out), "--models", model, "--data", data, *sizes, *FAST, *trained, *more]
 
 
 def records_of(out):
@@ -167,9 +165,18 @@ def test_a_method_that_fails_lets_the_others_go_on_and_is_tried_again(script, so
 def test_transfer_to_targets_and_domains(script, sources, tmp_path):
     pets = f"coop:{save_zhou(tmp_path, 'oxford_pets')}"
     command = [
-        "--out", str(tmp_path / "out"), "--models", sources[0], "--data", sources[1], "--methods", "tip_adapter", "--shots", "2", "--seeds", "1",
-        "--targets", pets, "--domains", f"few={sources[2]}", *FAST,
-    ]  # fmt: skip
+        "--out",
+        str(tmp_path / "out"),
+        "--models",
+        sources[0],
+        "--data",
+        sources[1],
+        "--shots",
+        "2",
+        "--seeds",
+        "1",
+    ]
+    command += ["--methods", "tip_adapter", "--targets", pets, "--domains", f"few={sources[2]}", *FAST]
     assert script.main(command) == 0
     records = {(r["protocol"], r["method"]): r["tests"] for r in records_of(tmp_path / "out")}
     assert {protocol for protocol, _ in records} == set(PROTOCOLS), "all that have sources"
@@ -235,7 +242,7 @@ def test_a_small_run_trains_one_epoch_where_there_is_something_to_train(script):
 
 
 def test_processes_share_the_runs_whenever_each_of_them_starts(script, sources, tmp_path):
-    """One after the other, as when one is slow: the second sees lines of the first and still takes its own runs only."""
+    """One after the other, as when one is slow: the second sees the first's lines and takes its own runs only."""
     options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
     assert script.benchmark(options, "x", rank=0, world_size=2) == 0
     assert "2 cells are missing" in (tmp_path / "table.md").read_text()

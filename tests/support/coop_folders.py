@@ -29,7 +29,10 @@ def save_image(path: Path, seed: int) -> None:
 
 
 def save_zhou(data: Path, folder: str, classes=tuple(CLASSES), counts=None) -> Path:
-    """$DATA/<folder> with `counts` images a class and split: <class>/<split>_<i>.jpg. Rows of the classes take turns, last class first."""
+    """$DATA/<folder> with `counts` images a class and split: <class>/<split>_<i>.jpg.
+
+    Rows of the classes take turns, last class first.
+    """
     file, images = ZHOU[folder]
     lists, seed = {}, 0
     for split, count in (counts or {"train": 3, "val": 1, "test": 2}).items():
@@ -60,7 +63,10 @@ def save_aircraft(data: Path) -> Path:
 
 
 def save_imagenet(data: Path, shifted: bool = True) -> Path:
-    """imagenet of 4 classes, two of one name, and its four shifted sets; A has the second missile and the sunglasses, R three classes."""
+    """imagenet of 4 classes, two of one name, and its four shifted sets.
+
+    A has the second missile and the sunglasses, R three classes.
+    """
     names = "".join(f"{identity} {name}\n" for identity, name in WORDNET.items())
     everything, a, r = list(WORDNET), ["n04008634", "n09999999"], ["n01440764", "n03773504", "n09999999"]
     numbers = [str(n) for n in range(4)]

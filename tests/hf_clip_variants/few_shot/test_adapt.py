@@ -385,9 +385,8 @@ def test_wrong_arguments_are_named_before_anything_is_written(clip, images, tmp_
 
 
 def test_test_data_arguments():
-    assert parse_test_data(["a=b/c", "emoji:notov1", "pets/test", "x=emoji:fluent3d"]) == {
-        "a": "b/c", "notov1": "emoji:notov1", "test": "pets/test", "x": "emoji:fluent3d",
-    }  # fmt: skip
+    sources = {"a": "b/c", "notov1": "emoji:notov1", "test": "pets/test", "x": "emoji:fluent3d"}
+    assert parse_test_data(["a=b/c", "emoji:notov1", "pets/test", "x=emoji:fluent3d"]) == sources
     for bad in (["=x"], ["a="], ["a=1", "a=2"]):
         with pytest.raises(ValueError, match="test_data"):
             parse_test_data(bad)

@@ -1,4 +1,4 @@
-"""`adapt` killed at any moment and called again ends with the results of a run that was never interrupted, bit for bit."""
+"""`adapt` killed at any moment and called again: the results of an uninterrupted run, bit for bit."""
 
 import signal
 
@@ -13,10 +13,9 @@ from hf_clip_variants.few_shot.adapt import adapt
 pytestmark = pytest.mark.slow
 
 METHODS = ["tip_adapter", "tip_adapter_f", "coop"]
-SETTINGS = {
-    "methods": METHODS, "shots": [1, 2], "seeds": [1], "profile": "published", "progress": False, "report": False,
-    "overrides": {"epochs": 3, "augmentation": "tip", "views": 2, "cache_views": 2, "search_step": [4, 4], "num_context_tokens": 4},
-}  # fmt: skip
+OVERRIDES = {"epochs": 3, "augmentation": "tip", "views": 2, "cache_views": 2, "search_step": [4, 4]}
+SETTINGS = {"methods": METHODS, "shots": [1, 2], "seeds": [1], "profile": "published", "progress": False}
+SETTINGS |= {"report": False, "overrides": OVERRIDES | {"num_context_tokens": 4}}
 KILLS = 12  # spread over all writes of a run
 
 

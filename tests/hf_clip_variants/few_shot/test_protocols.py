@@ -1,4 +1,4 @@
-"""The published protocols: which images, which classes, which names; and numbers that are those of the adapted model."""
+"""The published protocols: which images, classes and names; and numbers that are those of the adapted model."""
 
 import json
 from dataclasses import replace

@@ -12,7 +12,7 @@ from hf_clip_variants.few_shot.report import best_run, human_seconds, write_repo
 def make_run_folder(
     folder, shots=(1, 2), seeds=(1, 2), methods=("tip_adapter", "coop"), test_sets=("fluent3d", "notov1")
 ):
-    """A finished run with made-up predictions on the embedded images; later methods and more shots are right more often."""
+    """A finished run with made-up predictions; later methods and more shots are right more often."""
     images = {name: load_emoji(name) for name in test_sets}
     class_names = list(images[test_sets[0]].class_names)
     rng = np.random.default_rng(0)
@@ -55,18 +55,25 @@ def make_run_folder(
                         "train_indices": [],
                         "curve": [],
                         "error": None,
-                    }  # fmt: skip
+                    }
                 )
+    about = {name: {"images": len(image_set), "unreadable": []} for name, image_set in images.items()}
     results = {
-        "version": 1, "status": "finished",
-        "settings": {"model": "emoji-clip-tiny", "data": "emoji:fluentflat", "test_data": {n: f"emoji:{n}" for n in test_sets},
-                     "methods": list(methods), "shots": list(shots), "seeds": list(seeds), "templates": ["{}"], "overrides": {}},
-        "fingerprint": "", "environment": {"device": "cpu", "threads": 2},
+        "version": 1,
+        "status": "finished",
+        "settings": {
+            "model": "emoji-clip-tiny",
+            "data": "emoji:fluentflat",
+            "test_data": {name: f"emoji:{name}" for name in test_sets},
+            "seeds": list(seeds),
+        },
+        "environment": {"device": "cpu", "threads": 2},
         "model": {"name": "emoji-clip-tiny", "parameters": 6_300_000, "image_size": 64},
-        "data": {"class_names": class_names, "train_images": 380,
-                 "test_sets": {n: {"images": len(i), "unreadable": []} for n, i in images.items()}},
-        "zero_shot": {"accuracy": accuracy, "per_class": per_class, "seconds": 1.0}, "runs": runs, "seconds": 75.0,
-    }  # fmt: skip
+        "data": {"class_names": class_names, "train_images": 380, "test_sets": about},
+        "zero_shot": {"accuracy": accuracy, "per_class": per_class, "seconds": 1.0},
+        "runs": runs,
+        "seconds": 75.0,
+    }
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return results
 
@@ -93,7 +100,8 @@ def test_image_captions_are_the_predictions(tmp_path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     names = results["data"]["class_names"]
     figures = re.findall(
-        r'alt="([^"]+)"><b>([^<]+)</b>\s*<span class="(good|bad)">([^<]+)</span>(?: → <span class="(good|bad)">([^<]+)<)?',
+        r'alt="([^"]+)"><b>([^<]+)</b>\s*<span class="(good|bad)">([^<]+)</span>'
+        r'(?: → <span class="(good|bad)">([^<]+)<)?',
         page,
     )
     assert figures
