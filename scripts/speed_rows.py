@@ -328,8 +328,8 @@ def features_cached(small: bool) -> Row:
     """A whole training on pictures, augmentation and decoding included: features of each view once, or pixels at every step."""
     from hf_clip_variants import CLIPClassifier, CLIPClassifierImageProcessor, embedded_model
     from hf_clip_variants.data import compute_features, load_emoji
+    from hf_clip_variants.data.images.labelled_images import CachedImages, LiveImages
     from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
-    from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures
 
     concepts, epochs, views = (4, 2, 1) if small else (32, 30, 4)
     pictures = load_emoji(["fluentflat", "emojione"], concepts=load_emoji("notov1").class_names[:concepts])
@@ -343,12 +343,12 @@ def features_cached(small: bool) -> Row:
         return classifier.get_image_features(pixels).pooler_output
 
     def cached(views, augmentation):
-        return CachedPictures(
+        return CachedImages(
             compute_features(encode, pictures, processor, views=views, augmentation=augmentation, progress=False)
         )
 
     def live(views, augmentation):
-        return LivePictures(classifier, pictures, processor, augmentation, views)
+        return LiveImages(classifier, pictures, processor, augmentation, views)
 
     def train(kind):
         shots = Shots(kind(views, "coop"), kind(1, "none"))

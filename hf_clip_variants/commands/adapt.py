@@ -1,4 +1,4 @@
-"""`hf-clip-variants adapt`: adapters from a few pictures a class, compared with zero-shot CLIP."""
+"""`hf-clip-variants adapt`: adapters from a few images a class, compared with zero-shot CLIP."""
 
 import json as json_module
 import os
@@ -16,7 +16,8 @@ def adapt(
     data: Annotated[
         str,
         typer.Option(
-            help="Pictures to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
+            help="Images to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, "
+            "coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
         ),
     ],
     model: Annotated[
@@ -28,16 +29,17 @@ def adapt(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, with commas, or all. cocoop, maple, vpt and ivlp run a tower at every step: minutes become hours."
+            help="Methods, with commas, or all. cocoop, maple, vpt and ivlp run an encoder at every step: "
+            "minutes become hours."
         ),
     ] = ("tip_adapter,tip_adapter_f,clip_adapter,coop"),
-    shots: Annotated[str, typer.Option(help="Pictures a class, with commas.")] = "1,2,4,8,16",
-    seeds: Annotated[str, typer.Option(help="Each seed draws other pictures; results are means over them.")] = "1,2,3",
+    shots: Annotated[str, typer.Option(help="Images a class, with commas.")] = "1,2,4,8,16",
+    seeds: Annotated[str, typer.Option(help="Each seed draws other images; results are means over them.")] = "1,2,3",
     test_data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SOURCE",
-            help="Pictures to test on; may be repeated.",
+            help="Images to test on; may be repeated.",
             show_default="the data's test split, or what was not drawn",
         ),
     ] = None,
@@ -60,11 +62,11 @@ def adapt(
     cache_features: Annotated[
         bool,
         typer.Option(
-            help="Run the frozen image tower once for each picture, or at every step as the official code does."
+            help="Run the frozen image encoder once for each image, or at every step as the official code does."
         ),
     ] = True,
     image_column: Annotated[
-        str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")
+        str | None, typer.Option(help="Column of the images.", show_default="found by its type")
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
@@ -73,11 +75,11 @@ def adapt(
     json: JsonOption = False,
 ) -> None:
     """
-    Teach a CLIP your classes from a few pictures of each, and report what it gained.
+    Teach a CLIP your classes from a few images of each, and report what it gained.
 
     Writes RUN/report.html to look at, RUN/results.json, and RUN/adapters/METHOD/K-shot/seed-S: folders for
-    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test pictures. When a method fails the others go on,
-    and the exit code is 1.
+    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a method
+    fails the others go on, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -89,8 +91,8 @@ def adapt(
 
     arguments = {
         "methods": method_names(methods),
-        "shots": _numbers("shots", shots),
-        "seeds": _numbers("seeds", seeds),
+        "shots": numbers("shots", shots),
+        "seeds": numbers("seeds", seeds),
         "test_data": parse_test_data(test_data or []),
         "templates": templates,
         "overrides": parse_overrides(set or []),
@@ -129,7 +131,7 @@ def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) ->
 
 
 def use_all_cores() -> None:
-    """As many threads as cores that this process may use, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
+    """As many threads as cores for this process, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     import torch
@@ -141,16 +143,16 @@ def method_names(text: str) -> list[str]:
     """`"all"`, or names with commas."""
     from ..few_shot.method import FEW_SHOT_METHODS
 
-    return list(FEW_SHOT_METHODS) if text.strip() == "all" else _words(text)
+    return list(FEW_SHOT_METHODS) if text.strip() == "all" else words(text)
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _numbers(argument: str, text: str) -> list[int]:
+def numbers(argument: str, text: str) -> list[int]:
     try:
-        return [int(word) for word in _words(text)]
+        return [int(word) for word in words(text)]
     except ValueError:
         raise ValueError(f"{argument}: got {text!r}; want whole numbers with commas, such as 1,2,4") from None
 
@@ -158,7 +160,7 @@ def _numbers(argument: str, text: str) -> list[int]:
 def parse_overrides(
     arguments: list[str], option: str = "set", wanted: str = "NAME=VALUE or METHOD.NAME=VALUE"
 ) -> dict[str, Any]:
-    """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON where it is, else text."""
+    """`["coop.epochs=20", "augmentation=none"]` -> `{"coop.epochs": 20, "augmentation": "none"}`: JSON, else text."""
     overrides = {}
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -176,6 +178,8 @@ def print_results(results: dict[str, Any], out: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ..few_shot.report import table_rows
+
     test_sets = list(results["data"]["test_sets"])
     table = Table(
         "method",
@@ -192,35 +196,22 @@ def print_results(results: dict[str, Any], out: str) -> None:
     table.add_row(
         "zero-shot CLIP", "0", *(f"{100 * baseline[name]:.1f}" for name in test_sets), "0", "", end_section=True
     )
-    for (title, shots), records in _grouped(results["runs"]).items():
-        cells = []
-        for name in test_sets:
-            values = [100 * record["accuracy"][name] for record in records]
-            mean = sum(values) / len(values)
-            gain = mean - 100 * baseline[name]
-            cells.append(f"{mean:.1f} [{'green' if gain >= 0 else 'red'}]{gain:+5.1f}[/]")
-        seconds = sum(sum(record["seconds"].values()) for record in records) / len(records)
-        table.add_row(title, str(shots), *cells, f"{records[0]['trained_parameters']:,}", f"{seconds:.1f} s")
+    for row in table_rows(results):
+        cells = row["cells"].values()
+        shown = (f"{c['mean']:.1f} [{'green' if c['gain'] >= 0 else 'red'}]{c['gain']:+5.1f}[/]" for c in cells)
+        table.add_row(row["title"], str(row["shots"]), *shown, f"{row['trained']:,}", f"{row['seconds']:.1f} s")
     screen = Console(highlight=False)
     screen.print(table)
     seeds = len(results["settings"]["seeds"])
     over = f"Means over {seeds} seeds; " if seeds > 1 else ""
-    pictures = ", ".join(f"{name} {about['images']}" for name, about in results["data"]["test_sets"].items())
-    screen.print(f"{over}test pictures: {pictures}. {results['seconds']:.0f} s in all.", style="dim")
+    images = ", ".join(f"{name} {about['images']}" for name, about in results["data"]["test_sets"].items())
+    screen.print(f"{over}test images: {images}. {results['seconds']:.0f} s in all.", style="dim")
     passes = sum(record["passes_at_every_step"] for record in results["runs"])
     if encoded := results["data"]["encoded_views"]:
         screen.print(
-            f"The frozen image tower ran on {encoded:,} training pictures instead of {passes:,}.", style="dim"
+            f"The frozen image encoder ran on {encoded:,} training images instead of {passes:,}.", style="dim"
         )
     if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
-        screen.print("Without test data, the pictures that no draw took are the test.", style="dim")
+        screen.print("Without test data, the images that no draw took are the test set.", style="dim")
     screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)
     screen.print(f"Adapters: {os.path.join(out, 'adapters')}", soft_wrap=True)
-
-
-def _grouped(records: list[dict]) -> dict[tuple[str, int], list[dict]]:
-    groups: dict[tuple[str, int], list[dict]] = {}
-    for record in records:
-        if not record["error"]:
-            groups.setdefault((record["title"], record["shots"]), []).append(record)
-    return groups

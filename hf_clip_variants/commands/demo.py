@@ -4,16 +4,21 @@ from typing import Annotated
 
 import typer
 
-from .adapt import _numbers, method_names, run
+from .adapt import method_names, numbers, run
 from .output import JsonOption, console
 
 
 TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("fluent3d", "notov1")
-# Fewer passes through the image tower than the recipes of small models have: a demonstration should take a minute or two.
+# Fewer passes through the image encoder than the recipes of small models have: a demo should take a minute or two.
 SHORTER = {
-    "maple.epochs": 5, "maple.learning_rate": 5e-3, "vpt.epochs": 3, "vpt.learning_rate": 1e-2, "ivlp.epochs": 5, "ivlp.learning_rate": 5e-3,
+    "maple.epochs": 5,
+    "maple.learning_rate": 5e-3,
+    "vpt.epochs": 3,
+    "vpt.learning_rate": 1e-2,
+    "ivlp.epochs": 5,
+    "ivlp.learning_rate": 5e-3,
     "cocoop.epochs": 1,
-}  # fmt: skip
+}
 
 
 def demo(
@@ -21,21 +26,22 @@ def demo(
     methods: Annotated[
         str, typer.Option(help="Methods, with commas, or all (some ten minutes).")
     ] = "tip_adapter,tip_adapter_f,clip_adapter,coop,vpt",
-    shots: Annotated[str, typer.Option(help="Pictures a class, 1 or 2 or both.")] = "1,2",
+    shots: Annotated[str, typer.Option(help="Images a class, 1 or 2 or both.")] = "1,2",
     seeds: Annotated[str, typer.Option(help="Draws, with commas.")] = "1,2",
     json: JsonOption = False,
 ) -> None:
     """
     Teach the embedded tiny CLIP classes that it has never seen. Offline, about two minutes.
 
-    190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used here: it learns from one or
-    two pictures of each class (fluentflat, emojione) and is tested on two other styles (fluent3d by the designer of fluentflat, notov1 by another).
+    190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used
+    here: it learns from one or two images of each class (fluentflat, emojione) and is tested on two other styles
+    (fluent3d by the designer of fluentflat, notov1 by another).
 
     \b
     [bold]Examples[/bold]
       hf-clip-variants demo
       hf-clip-variants demo --methods tip_adapter --shots 2 --seeds 1
-      hf-clip-variants predict --adapter clip-demo/adapters/tip_adapter_f/2-shot/seed-1 my-picture.png --top 3
+      hf-clip-variants predict --adapter clip-demo/adapters/tip_adapter_f/2-shot/seed-1 my-image.png --top 3
     """
     data = f"emoji:{','.join(TRAINED_STYLES)}"
     test_data = {style: f"emoji:{style}" for style in TESTED_STYLES}
@@ -43,6 +49,14 @@ def demo(
         console().print("Loading …", style="dim")
     names = method_names(methods)
     run(
-        None, data, out, json, methods=names, shots=_numbers("shots", shots), seeds=_numbers("seeds", seeds),
-        test_data=test_data, templates="icons", overrides={k: v for k, v in SHORTER.items() if k.partition(".")[0] in names},
-    )  # fmt: skip
+        None,
+        data,
+        out,
+        json,
+        methods=names,
+        shots=numbers("shots", shots),
+        seeds=numbers("seeds", seeds),
+        test_data=test_data,
+        templates="icons",
+        overrides={k: v for k, v in SHORTER.items() if k.partition(".")[0] in names},
+    )

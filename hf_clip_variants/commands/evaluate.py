@@ -1,4 +1,4 @@
-"""`hf-clip-variants evaluate`: accuracy on labelled pictures."""
+"""`hf-clip-variants evaluate`: accuracy on labelled images."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -27,19 +27,19 @@ def evaluate(
         str | None, typer.Option(help="Prompt template, named set or file, for a model without its own.")
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")
+        str | None, typer.Option(help="Column of the images.", show_default="found by its type")
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Measure a model, with or without an adapter, on labelled pictures: accuracy, and that of each class.
+    Measure a model, with or without an adapter, on labelled images: accuracy, and that of each class.
 
-    Classes are matched by name. Pictures that cannot be read are listed and left out, and the exit code is 1.
+    Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -47,10 +47,11 @@ def evaluate(
       hf-clip-variants evaluate --model openai/clip-vit-base-patch32 --templates pets --data pets/ --json
     """
     prepare_libraries()
+    from ..data.images.labelled_images import LiveImages
+    from ..data.images.labelled_sets import align_classes
     from ..data.images.sources import load_images
+    from ..evaluation.image_prediction import predict
     from ..evaluation.prediction import load_for_prediction
-    from ..few_shot.labelled_images import LivePictures, predict
-    from ..few_shot.splits import align_classes
     from ..metrics.classification import accuracy, accuracy_by_class
 
     reading = {"image_column": image_column, "label_column": label_column}
@@ -61,16 +62,16 @@ def evaluate(
     loaded = load_for_prediction(model, adapter, classes, templates, device, default_class_names=images.class_names)
     images = align_classes(images, loaded.class_names, data)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    pictures = LivePictures(base, images, loaded.processor)
-    with progress_bar("Classifying", len(pictures)) as advance:
-        predicted, _ = predict(loaded.model, pictures, batch_size, advance)
-    per_class = accuracy_by_class(predicted, pictures.labels, len(loaded.class_names))
+    labelled = LiveImages(base, images, loaded.processor)
+    with progress_bar("Classifying", len(labelled)) as advance:
+        predicted, _ = predict(loaded.model, labelled, batch_size, advance)
+    per_class = accuracy_by_class(predicted, labelled.labels, len(loaded.class_names))
     result = {
         "data": data,
         "split": images.split,
         "images": len(images),
         "classes": len(loaded.class_names),
-        "accuracy": accuracy(predicted, pictures.labels),
+        "accuracy": accuracy(predicted, labelled.labels),
         "per_class": dict(zip(loaded.class_names, per_class, strict=True)),
         "unreadable": [name for name, _ in images.skipped],
     }
@@ -83,7 +84,7 @@ def evaluate(
 
 
 def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
-    """Name the pictures that were left out, and exit as a command does when there are any."""
+    """Name the images that were left out, and exit as a command does when there are any."""
     for name, reason in skipped:
         console().print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     if skipped:
@@ -98,7 +99,7 @@ def print_accuracy(result: dict) -> None:
     out = Console(highlight=False)
     split = f", split {result['split']}" if result["split"] else ""
     out.print(
-        f"[bold]{100 * result['accuracy']:.1f} %[/bold] of {result['images']} pictures in {result['classes']} classes "
+        f"[bold]{100 * result['accuracy']:.1f} %[/bold] of {result['images']} images in {result['classes']} classes "
         f"({result['data']}{split})"
     )
     measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)

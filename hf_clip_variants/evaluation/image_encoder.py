@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet, name_some
+from ..data.images.labelled_sets import absolute_source, align_classes, read_labelled
 from ..data.images.sources import load_images
-from ..few_shot.splits import absolute_source, align_classes, read_labelled
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import FAMILIES, CLIPFamily, fingerprint
 from .prediction import check_model_folder, load_processor

@@ -15,9 +15,10 @@ from peft import PeftModel, get_peft_model
 
 from ..adapters.tuner import TunerConfig
 from ..data.few_shot_sampling import MAX_VALIDATION_SHOTS
+from ..data.images.labelled_images import CachedImages, LabelledImages
+from ..evaluation.image_prediction import predict
 from ..metrics.classification import accuracy
 from ..modeling.dual_encoders.backbones import CLIPFamily
-from .labelled_images import CachedPictures, Pictures, predict
 from .method import FewShotMethod, few_shot_method
 from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
@@ -30,8 +31,8 @@ from .training_loop import TrainingState, train_adapter
 class Shots:
     """The labelled pictures of one fit: as they are trained on, and as they look to a test."""
 
-    training: Pictures  # V augmented views each
-    plain: Pictures  # the image processor's own view: what validation asks about
+    training: LabelledImages  # V augmented views each
+    plain: LabelledImages  # the image processor's own view: what validation asks about
 
     def __post_init__(self):
         if not torch.equal(self.training.labels, self.plain.labels):
@@ -52,7 +53,7 @@ class Fold:
     """One division for validation: learn from `shots`, ask about `queries`. Never the pictures of a test."""
 
     shots: Shots
-    queries: Pictures
+    queries: LabelledImages
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Validation:
     accuracy: float | None = None
 
 
-def validation_folds(shots: Shots, validation: Pictures | None) -> list[Fold]:
+def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fold]:
     """Where to validate: on a validation split; without one, by cross-validation over the shots; with one shot a class, nowhere.
 
     Cross-validation leaves one shot of each class out, min(K, 4) times; with more than 4 shots, every fourth.
@@ -149,7 +150,7 @@ class Fit:
         finally:
             model.unload()
 
-    def train(self, model: PeftModel, pictures: Pictures, label: str = "final") -> list[float]:
+    def train(self, model: PeftModel, pictures: LabelledImages, label: str = "final") -> list[float]:
         """Train the adapter by the recipe; `label` tells the trainings of one fit apart."""
         state = None if self.state_folder is None else TrainingState(self.state_folder / f"{label}.safetensors")
         report = self.on_epoch
@@ -255,7 +256,7 @@ def fit_adapter(
     classifier: torch.nn.Module,
     method: str,
     shots: Shots,
-    validation: Pictures | None = None,
+    validation: LabelledImages | None = None,
     *,
     recipe_values: Recipe | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -272,7 +273,7 @@ def fit_adapter(
         classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload` takes it off).
         method (`str`): a name in `FEW_SHOT_METHODS`.
         shots ([`Shots`]): the pictures; cached features (the image tower is not run any more) or pixels.
-        validation (`Pictures`, *optional*): labelled pictures, plain view, that are neither trained on nor tested.
+        validation (`LabelledImages`, *optional*): labelled pictures, plain view, that are neither trained on nor tested.
         recipe_values ([`Recipe`], *optional*): default: `recipe(method, K)`.
         overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given `alpha`, `beta` or `ratio`
             is not searched for.
@@ -291,7 +292,7 @@ def fit_adapter(
     >>> from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
     >>> from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
     >>> from hf_clip_variants.data import compute_features, load_emoji
-    >>> from hf_clip_variants.few_shot.labelled_images import CachedPictures
+    >>> from hf_clip_variants.data.images.labelled_images import CachedImages
 
     >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two pictures each
     >>> classifier = CLIPClassifier.from_pretrained(
@@ -299,7 +300,7 @@ def fit_adapter(
     ... )
     >>> processor = CLIPClassifierProcessor.from_clip(embedded_model())
     >>> encode = lambda pixels: classifier.get_image_features(pixels).pooler_output
-    >>> pictures = CachedPictures(compute_features(encode, train, processor, progress=False))
+    >>> pictures = CachedImages(compute_features(encode, train, processor, progress=False))
     >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(pictures, pictures), overrides={"augmentation": "none"})
     >>> fitted.validation.kind, fitted.model.peft_config["default"].cache_size
     ('cross-validation', 6)
@@ -309,7 +310,7 @@ def fit_adapter(
     row = few_shot_method(method)
     most = int(torch.bincount(shots.labels).max())
     values, config = apply_overrides(row, recipe_values or recipe(method, most), overrides or {})
-    if row.trains_image_encoder and isinstance(shots.training, CachedPictures):
+    if row.trains_image_encoder and isinstance(shots.training, CachedImages):
         raise ValueError(f"shots: {method} trains the image encoder; its images cannot be cached features")
     classifier.requires_grad_(False)
     on_split = validation is not None and len(validation) > 0

@@ -1,42 +1,118 @@
-"""Plots of the few-shot protocols as PNG: curves over shots, and points with error bars where methods are compared."""
+"""Plots of few-shot results: curves over shots, and points with error bars where methods are compared."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from .report import COLOURS
 from .results import (
     TITLES,
     ZERO_SHOT_ROW,
-    Column,
     Row,
-    Seeds,
-    columns_of,
-    harmonic_over,
-    mean_and_spread,
-    mean_over,
+    entries_of,
+    harmonic_statistics,
     rows_of,
+    statistics_of,
+    test_sets_of,
 )
 
 
-GREY = "#666666"
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe and Ito's palette: distinct for colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D3B", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+GREY, GRID = "#666666", "#e6e6e6"
 PART_COLOURS = {"Base": COLOURS[0], "New": COLOURS[1], "HM": "#000000"}
+
+Point = tuple[float, float]  # mean and spread over seeds
 
 
 def plot(protocol: str, records: Sequence[Mapping[str, Any]]) -> bytes:
     """The plot of one protocol and model, a PNG file."""
     titles = {record["method"]: record["title"] for record in records}
-    columns, rows = columns_of(records), rows_of(records)
-    draw = {"few_shot": _curves, "base_to_new": _base_to_new}.get(protocol, _transfer)
-    figure = draw(columns, rows, titles)
+    draw = {"few_shot": _few_shot, "base_to_new": _base_to_new}.get(protocol, _transfer)
+    figure, axes = draw(entries_of(records), rows_of(records), titles)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        columns = min(5, len(labels))
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
     figure.suptitle(TITLES[protocol], fontsize=13)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
     return content.getvalue()
+
+
+# ---- one panel
+
+
+def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> None:
+    """What all panels have in common."""
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(axis=grid, color=GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curves(axes, title: str, zero_shot: float | None, lines: Iterable[tuple[str, Mapping[int, Point]]]) -> None:
+    """Accuracy by shots. `lines`: a name and shots -> point for each method; zero-shot is the dashed line."""
+    lines = list(lines)
+    shots = sorted({k for _, points in lines for k in points})
+    if zero_shot is not None:
+        axes.axhline(zero_shot, color=GREY, linestyle="--", linewidth=1.3, label="zero-shot CLIP")
+    for index, (name, points) in enumerate(lines):
+        if not points:
+            continue
+        offset = 0.05 * (index - (len(lines) - 1) / 2)
+        axes.errorbar(
+            [shots.index(k) + offset for k in points],
+            [mean for mean, _ in points.values()],
+            yerr=[spread for _, spread in points.values()],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=5,
+            linewidth=1.5,
+            capsize=3,
+            label=name,
+        )
+    axes.set_xticks(range(len(shots)), [str(k) for k in shots])
+    axes.set_xlim(-0.5, max(len(shots), 1) - 0.5)
+    style(axes, title, "labelled images per class", "accuracy, %", grid="y")
+
+
+def draw_comparison(
+    axes, title: str, names: Sequence[str], series: Mapping[str, tuple[str, Sequence[Point | None]]]
+) -> None:
+    """Methods from top to bottom; for each of `series` (label -> colour, points) a point with its error bar."""
+    for index, (label, (colour, points)) in enumerate(series.items()):
+        offset = 0.17 * (index - (len(series) - 1) / 2)
+        shown = [(place, *point) for place, point in enumerate(points) if point is not None]
+        axes.errorbar(
+            [mean for _, mean, _ in shown],
+            [place + offset for place, _, _ in shown],
+            xerr=[spread for _, _, spread in shown],
+            linestyle="",
+            color=colour,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=6,
+            capsize=3,
+            label=label,
+        )
+    for place, points in enumerate(zip(*(points for _, points in series.values()), strict=True)):
+        if not any(points):
+            where, text = axes.get_yaxis_transform(), "–  no answer for other classes"
+            axes.text(0.02, place, text, transform=where, color=GREY, fontsize=8, va="center")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    style(axes, title, x="accuracy, %")
+
+
+# ---- one protocol each: entries, rows and titles of methods -> a figure and the panel whose legend it shows
 
 
 def _panels(count: int, width: float, height: float, columns: int = 3):
@@ -49,143 +125,69 @@ def _panels(count: int, width: float, height: float, columns: int = 3):
     axes = list(figure.subplots(down, across, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_visible(False)
-    for used in axes[:count]:
-        used.spines[["top", "right"]].set_visible(False)
     return figure, axes[:count]
 
 
-def _with_average(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
-    panels = [(column.title, [column]) for column in columns]
-    return [(f"average of {len(columns)}", list(columns)), *panels] if len(columns) > 1 else panels
+def _points(found: pd.DataFrame) -> dict[Row, Point]:
+    return dict(zip(found.index, zip(found["mean"], found["spread"], strict=True), strict=True))
 
 
-def _curves(columns: Sequence[Column], rows: Sequence[Row], titles: Mapping[str, str]):
-    """Accuracy by shots: a panel a test set, a line a method, zero-shot dashed."""
-    methods = [m for m in dict.fromkeys(m for m, _ in rows) if m != ZERO_SHOT_ROW[0]]
-    shots = sorted({k for m, k in rows if m != ZERO_SHOT_ROW[0]})
-    figure, panels = _panels(len(_with_average(columns)), 4.2, 3.4)
-    for axes, (title, chosen) in zip(panels, _with_average(columns), strict=True):
-        if zero := mean_over(chosen, ZERO_SHOT_ROW):
-            axes.axhline(mean_and_spread(zero)[0], color=GREY, linestyle="--", linewidth=1.3, label="zero-shot CLIP")
-        for index, method in enumerate(methods):
-            points = [(place, s) for place, k in enumerate(shots) if (s := mean_over(chosen, (method, k)))]
-            if not points:
-                continue
-            offset = 0.05 * (index - (len(methods) - 1) / 2)
-            means, spreads = zip(*(mean_and_spread(s) for _, s in points), strict=True)
-            axes.errorbar(
-                [place + offset for place, _ in points], means, yerr=spreads, color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=1.5, capsize=3, label=titles[method],
-            )  # fmt: skip
-        axes.set_xticks(range(len(shots)), [str(k) for k in shots])
-        axes.set_xlim(-0.5, max(len(shots), 1) - 0.5)
-        axes.set_title(title, fontsize=11)
-        axes.grid(axis="y", color="#e6e6e6")
-        axes.set_xlabel("labelled pictures per class")
-        axes.set_ylabel("accuracy, %")
-    _legend(figure, panels[0])
-    return figure
+def _methods_and_shots(rows: Sequence[Row]) -> tuple[list[str], list[int]]:
+    """Without zero-shot CLIP."""
+    adapted = [row for row in rows if row != ZERO_SHOT_ROW]
+    return list(dict.fromkeys(m for m, _ in adapted)), sorted({k for _, k in adapted})
 
 
-def _legend(figure, axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=min(5, len(labels))
-        )
+def _few_shot(entries: pd.DataFrame, rows: Sequence[Row], titles: Mapping[str, str]):
+    """A panel for each test set."""
+    (methods, shots), sets = _methods_and_shots(rows), test_sets_of(entries)
+    figure, panels = _panels(len(sets), 4.2, 3.4)
+    for axes, (title, own) in zip(panels, sets, strict=True):
+        points = _points(statistics_of(own))
+        zero_shot = points.get(ZERO_SHOT_ROW, (None, None))[0]
+        lines = [(titles[m], {k: points[m, k] for k in shots if (m, k) in points}) for m in methods]
+        draw_curves(axes, title, zero_shot, lines)
+    return figure, panels[0]
 
 
-def _comparison(
-    axes, title: str, names: Sequence[str], series: Mapping[str, tuple[str, list[tuple[float, float] | None]]]
-) -> None:
-    """Methods from top to bottom; for each of `series` (label -> colour, points) a point with its error bar. A dash where all are None."""
-    for index, (label, (colour, points)) in enumerate(series.items()):
-        offset = 0.17 * (index - (len(series) - 1) / 2)
-        shown = [(place, *point) for place, point in enumerate(points) if point is not None]
-        axes.errorbar(
-            [mean for _, mean, _ in shown], [place + offset for place, _, _ in shown], xerr=[spread for _, _, spread in shown], linestyle="",
-            color=colour, marker=MARKERS[index % len(MARKERS)], markersize=6, capsize=3, label=label,
-        )  # fmt: skip
-    for place, points in enumerate(zip(*(points for _, points in series.values()), strict=True)):
-        if not any(points):
-            axes.text(
-                0.02,
-                place,
-                "–  no answer for other classes",
-                transform=axes.get_yaxis_transform(),
-                color=GREY,
-                fontsize=8,
-                va="center",
-            )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    axes.grid(color="#e6e6e6")
-    axes.set_axisbelow(True)
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel("accuracy, %")
+def _base_to_new(entries: pd.DataFrame, rows: Sequence[Row], titles: Mapping[str, str]):
+    """A panel for each test set and number of shots: base, new and harmonic mean of each method."""
+    shots, methods = _methods_and_shots(rows)[1] or [0], list(dict.fromkeys(m for m, _ in rows))
+    sets = test_sets_of(entries)
+    across = len(sets) if len(sets) <= 3 else 3
+    figure, panels = _panels(len(sets) * len(shots), 4.4, 0.9 + 0.42 * len(methods), across)
+    for axes, (k, (title, own)) in zip(panels, ((k, test_set) for k in shots for test_set in sets), strict=True):
+        base, new = own[own["part"] == "base"], own[own["part"] == "new"]
+        found = {"Base": statistics_of(base), "New": statistics_of(new), "HM": harmonic_statistics(base, new)}
+        own_rows = [ZERO_SHOT_ROW if m == ZERO_SHOT_ROW[0] else (m, k) for m in methods]
+        series = {name: (PART_COLOURS[name], [*map(_points(v).get, own_rows)]) for name, v in found.items()}
+        draw_comparison(axes, f"{title}, {k} shot{'s' * (k != 1)}", [titles[m] for m in methods], series)
+    return figure, panels[0]
 
 
-def _points(seeds: Sequence[Seeds]) -> list[tuple[float, float] | None]:
-    return [mean_and_spread(s) if s else None for s in seeds]
-
-
-def _base_to_new(columns: Sequence[Column], rows: Sequence[Row], titles: Mapping[str, str]):
-    """A panel a test set and number of shots: base, new and harmonic mean of each method."""
-    sets = list(dict.fromkeys((c.data, c.of) for c in columns))
-    named = {(c.data, c.of): c.title for c in columns}
-    shots = sorted({k for m, k in rows if m != ZERO_SHOT_ROW[0]}) or [0]
-    methods = list(dict.fromkeys(m for m, _ in rows))
-    groups = [(named[key], [key]) for key in sets]
-    if len(sets) > 1:
-        groups = [(f"average of {len(sets)}", sets), *groups]
-    figure, panels = _panels(
-        len(groups) * len(shots), 4.4, 0.9 + 0.42 * len(methods), columns=len(groups) if len(groups) <= 3 else 3
-    )
-    places = [(k, group) for k in shots for group in groups]
-    for axes, (k, (title, chosen)) in zip(panels, places, strict=True):
-        own = [(m, 0 if m == ZERO_SHOT_ROW[0] else k) for m in methods]
-        base, new = (
-            [mean_over([c for c in columns if (c.data, c.of) in chosen and c.part == part], row) for row in own]
-            for part in ("base", "new")
-        )
-        harmonic = [harmonic_over(b, n) for b, n in zip(base, new, strict=True)]
+def _transfer(entries: pd.DataFrame, rows: Sequence[Row], titles: Mapping[str, str]):
+    """A panel for each source and test set, and one for the targets' mean; a colour for each number of shots."""
+    methods, shots = _methods_and_shots(rows)
+    groups = []
+    for data, own in entries.groupby("data", sort=False):
+        for (part, of), single in own.groupby(["part", "of"], sort=False):
+            groups.append((f"{data} (source)" if part == "source" else f"{data} → {of}", single))
+        targets = own[own["part"] == "target"]
+        if (count := targets["of"].nunique()) > 1:
+            groups.append((f"{data} → mean of {count}", targets))
+    across = 2 if len(groups) == 4 else min(3, len(groups))
+    figure, panels = _panels(len(groups), 4.4, 0.9 + 0.42 * len(methods), across)
+    for axes, (title, own) in zip(panels, groups, strict=True):
+        points = _points(statistics_of(own))
+        if ZERO_SHOT_ROW in points:
+            zero_shot = points[ZERO_SHOT_ROW][0]
+            axes.axvline(zero_shot, color=GREY, linestyle="--", linewidth=1.3, label="zero-shot CLIP")
         series = {
-            "Base": (PART_COLOURS["Base"], _points(base)),
-            "New": (PART_COLOURS["New"], _points(new)),
-            "HM": (PART_COLOURS["HM"], harmonic),
-        }
-        _comparison(axes, f"{title}, {k} shot{'s' * (k != 1)}", [titles[m] for m in methods], series)
-    _legend(figure, panels[0])
-    return figure
-
-
-def _transfer(columns: Sequence[Column], rows: Sequence[Row], titles: Mapping[str, str]):
-    """A panel a source and test set, and one for the targets' mean; a colour a number of shots, zero-shot as the dashed line."""
-    shots = sorted({k for m, k in rows if m != ZERO_SHOT_ROW[0]})
-    methods = [m for m in dict.fromkeys(m for m, _ in rows) if m != ZERO_SHOT_ROW[0]]
-    groups: list[tuple[str, list[Column]]] = []
-    for data in dict.fromkeys(c.data for c in columns):
-        own = [c for c in columns if c.data == data]
-        targets = [c for c in own if c.part == "target"]
-        groups += [(f"{data} (source)" if c.part == "source" else f"{data} → {c.of}", [c]) for c in own]
-        if len(targets) > 1:
-            groups.append((f"{data} → mean of {len(targets)}", targets))
-    figure, panels = _panels(
-        len(groups), 4.4, 0.9 + 0.42 * len(methods), columns=min(3, len(groups)) if len(groups) != 4 else 2
-    )
-    for axes, (title, chosen) in zip(panels, groups, strict=True):
-        if zero := mean_over(chosen, ZERO_SHOT_ROW):
-            axes.axvline(mean_and_spread(zero)[0], color=GREY, linestyle="--", linewidth=1.3, label="zero-shot CLIP")
-        series = {
-            f"{k} shot{'s' * (k != 1)}": (
-                COLOURS[place % len(COLOURS)],
-                _points([mean_over(chosen, (m, k)) for m in methods]),
-            )
+            f"{k} shot{'s' * (k != 1)}": (COLOURS[place % len(COLOURS)], [points.get((m, k)) for m in methods])
             for place, k in enumerate(shots)
         }
-        _comparison(axes, title, [titles[m] for m in methods], series)
-    _legend(figure, panels[0])
-    return figure
+        draw_comparison(axes, title, [titles[m] for m in methods], series)
+    return figure, panels[0]
 
 
-__all__ = ["plot"]
+__all__ = ["COLOURS", "draw_curves", "plot", "style"]

@@ -1,8 +1,8 @@
-"""What the published few-shot protocols train on and ask about: class lists, rows and labels. No model and no torch here.
+"""What the published few-shot protocols train and test on: class lists, rows and labels. No model and no torch here.
 
-few_shot (CoOp, Tip-Adapter): all classes, other pictures. base_to_new (CoCoOp): train on the first half of the classes, ask about each half
-among its own names. cross_dataset: train on one set, ask about others with their names. domain_generalisation: the trained classes, or some
-of them, in other domains.
+few_shot (CoOp, Tip-Adapter): all classes, other images. base_to_new (CoCoOp): train on the first half of the classes,
+test each half among its own names. cross_dataset: train on one set, test on others with their names.
+domain_generalisation: the trained classes, or some of them, in other domains.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 from ..data.few_shot_sampling import split_base_new
 from ..data.images.coop_layout import coop_layout
 from ..data.images.image_set import ImageSet, name_some
+from ..data.images.labelled_sets import load_labelled
 from ..data.images.sources import load_images
 from ..modeling.dual_encoders.prompts import resolve_templates
 from .run_folder import digest
-from .splits import Draws, draw_shots, load_labelled, load_training
+from .splits import Draws, draw_shots, load_training
 
 
 ProtocolName = Literal["few_shot", "base_to_new", "cross_dataset", "domain_generalisation"]
@@ -42,9 +43,9 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """Half of each class to train on, a fifth to validate on, the rest to test on: how CoOp divides sets that come undivided.
+    """Half of each class to train on, a fifth to validate on, the rest to test on: CoOp's way with undivided sets.
 
-    ValueError for a class with one picture only. No validation part where no class has one to give.
+    ValueError for a class with one image only. No validation part where no class has one to give.
     """
     generator = random.Random(seed)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -52,7 +53,7 @@ def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, 
         own = np.flatnonzero(images.labels == label).tolist()
         if len(own) < 2:
             raise ValueError(
-                f"data: class {name!r} has {len(own)} pictures, which do not divide into training and test; want 2"
+                f"data: class {name!r} has {len(own)} images, which do not divide into training and test; want 2"
             )
         generator.shuffle(own)
         train = round(0.5 * len(own))
@@ -74,14 +75,14 @@ def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str)
     strangers = [name for name in class_names if name not in place]
     if strangers:
         raise ValueError(
-            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: {name_some(strangers)}; "
-            "a domain holds trained classes (other classes are cross_dataset's)"
+            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: "
+            f"{name_some(strangers)}; a domain holds trained classes (other classes are cross_dataset's)"
         )
     return tuple(place[name] for name in class_names)
 
 
 def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
-    """The prompts of a source's classes: those given, or CoOp's for its data sets, "icons" for emoji; None: the model family's own.
+    """The prompts of a source's classes: those given, CoOp's for its sets, "icons" for emoji; None: the family's.
 
     >>> templates_for("coop:DATA/dtd")
     ['{} texture.']
@@ -101,10 +102,12 @@ class Plan:
         protocol (`str`): one of `PROTOCOLS`.
         name (`str`): of the data set, in tables.
         data (`str`): shots are drawn from its train split.
-        tests (`dict[str, str]`): other pictures of its classes. None: its test split; without one its validation split, which then serves for
-            nothing else; without any split, the parts of `divide`.
-        targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes (domain_generalisation).
-        tests_source (`bool`): False: there are no test pictures of the source itself, which transfer tables otherwise begin with.
+        tests (`dict[str, str]`): other images of its classes. None: its test split; without one its validation split,
+            which then serves for nothing else; without any split, the parts of `divide`.
+        targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes
+            (domain_generalisation).
+        tests_source (`bool`): False: there are no test images of the source itself, which transfer tables otherwise
+            begin with.
         note (`str`): what a reader of the table must know.
 
     Raises:
@@ -147,17 +150,18 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Exam:
-    """N pictures to classify among C names, and the right answers.
+class Evaluation:
+    """N images to classify among C names, and the right answers.
 
     Attributes:
         name (`str`): unique in its task.
         part (`str`): "test", "base", "new", "source" or "target".
         of (`str`): name of the test set.
-        images ([`ImageSet`]), rows (`np.ndarray`): the pictures; of one set, so that features serve several exams.
+        images ([`ImageSet`]), rows (`np.ndarray`): which images, of one set: its features serve several evaluations.
         labels (`np.ndarray`): (N,) int64, into `class_names`.
-        class_names (`tuple[str, ...]`), templates (`tuple[str, ...]`): what is chosen among, and how prompts say it; () as the model's family does.
-        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: they are not trained ones.
+        class_names (`tuple[str, ...]`): the classes to choose among.
+        templates (`tuple[str, ...]`): their prompts; () for those of the model's family.
+        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: others.
     """
 
     name: str
@@ -172,33 +176,35 @@ class Exam:
 
     def __post_init__(self):
         if not len(self.rows):
-            raise ValueError(f"{self.of}: no test pictures of the {self.part} classes {name_some(self.class_names)}")
+            raise ValueError(f"{self.of}: no test images of the {self.part} classes {name_some(self.class_names)}")
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A plan with its pictures found: what is drawn from, the trained classes, and the exams.
+    """A plan with its images found: what is drawn from, the trained classes, and the evaluations.
 
     Attributes:
         plan ([`Plan`])
-        pictures ([`ImageSet`]), validation ([`ImageSet`], *optional*): of all classes of the data.
+        train ([`ImageSet`]), validation ([`ImageSet`], *optional*): of all classes of the data.
         draws ([`Draws`]): over all classes, as the official code draws before it leaves classes out.
         class_names (`tuple[str, ...]`): the trained classes: the first ones of the data, so that their labels stay.
         templates (`tuple[str, ...]`): of the trained classes.
-        exams (`tuple[Exam, ...]`)
+        evaluations (`tuple[Evaluation, ...]`)
+        recipe_dataset (`str`, *optional*): whose published recipes are used, see `recipes.DATASETS`.
     """
 
     plan: Plan
-    pictures: ImageSet
+    train: ImageSet
     validation: ImageSet | None
     draws: Draws
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
-    exams: tuple[Exam, ...]
+    evaluations: tuple[Evaluation, ...]
+    recipe_dataset: str | None = None
 
     def training_rows(self, shots: int, seed: int) -> list[int]:
-        """Rows of `pictures` that a cell trains on."""
-        return self._trained(self.pictures, self.draws.splits[shots, seed].train)
+        """Rows of `train` that a run learns from."""
+        return self._trained(self.train, self.draws.splits[shots, seed].train)
 
     def validation_rows(self, shots: int, seed: int) -> list[int]:
         """Rows of `validation`, none without one."""
@@ -206,7 +212,7 @@ class Task:
 
     @property
     def every_training_row(self) -> list[int]:
-        return self._trained(self.pictures, self.draws.rows)
+        return self._trained(self.train, self.draws.rows)
 
     @property
     def every_validation_row(self) -> list[int]:
@@ -217,42 +223,34 @@ class Task:
 
     def contents(self) -> dict[str, str]:
         """Hashes of what the plan's sources hold."""
-        pictures = self.pictures
-        found = {"data": digest([pictures.ids, pictures.labels.tolist(), list(pictures.class_names)])}
-        return found | {f"test {exam.of}": exam.images.fingerprint[:16] for exam in self.exams}
+        train = self.train
+        found = {"data": digest([train.ids, train.labels.tolist(), list(train.class_names)])}
+        return found | {f"test {e.of}": e.images.fingerprint[:16] for e in self.evaluations}
 
 
-def _whole(name: str, part: Part, images: ImageSet, templates: Sequence[str], columns: tuple[int, ...] | None) -> Exam:
-    return Exam(
-        name,
-        part,
-        name,
-        images,
-        np.arange(len(images)),
-        images.labels,
-        tuple(images.class_names),
-        tuple(templates),
-        columns,
-    )
+def whole_set(
+    name: str, part: Part, images: ImageSet, templates: Sequence[str], columns: tuple[int, ...] | None
+) -> Evaluation:
+    """All images of a test set, among all of its classes."""
+    names, rows = tuple(images.class_names), np.arange(len(images))
+    return Evaluation(name, part, name, images, rows, images.labels, names, tuple(templates), columns)
 
 
-def base_and_new_exams(name: str, images: ImageSet, templates: Sequence[str], only: bool = True) -> list[Exam]:
-    """A test set's pictures of base classes, to be told among base names, and of new classes among new names with labels from 0.
+def base_and_new(name: str, images: ImageSet, templates: Sequence[str], only: bool = True) -> list[Evaluation]:
+    """A test set's images of base classes among base names, and of new classes among new names with labels from 0.
 
-    `only`: the test set is the only one, and the exams are called "base" and "new".
+    `only`: the test set is the only one, and the evaluations are called "base" and "new".
     """
-    exams = []
+    evaluations = []
     for part, classes in zip(("base", "new"), split_base_new(len(images.class_names)), strict=True):
         new_label = np.full(len(images.class_names), -1, dtype=np.int64)
         new_label[list(classes)] = np.arange(len(classes))
         rows = np.flatnonzero(new_label[images.labels] >= 0)
-        exams.append(
-            Exam(
-                part if only else f"{name} ({part})", part, name, images, rows, new_label[images.labels[rows]],
-                tuple(images.class_names[c] for c in classes), tuple(templates), classes if part == "base" else None,
-            )
-        )  # fmt: skip
-    return exams
+        names = tuple(images.class_names[c] for c in classes)
+        title, columns = part if only else f"{name} ({part})", classes if part == "base" else None
+        labels = new_label[images.labels[rows]]
+        evaluations.append(Evaluation(title, part, name, images, rows, labels, names, tuple(templates), columns))
+    return evaluations
 
 
 def load_task(
@@ -264,7 +262,7 @@ def load_task(
     reading: Mapping[str, Any] | None = None,
     read: MutableMapping[Any, Any] | None = None,
 ) -> Task:
-    """Find a plan's pictures and draw the shots.
+    """Find a plan's images and draw the shots.
 
     Args:
         plan ([`Plan`])
@@ -274,7 +272,8 @@ def load_task(
         read: filled with what was read, by source: plans that share one share the sets, and with them the features.
 
     Raises:
-        ValueError, OSError: what `load_images` raises; targets whose classes the protocol does not fit (named); nothing to test on.
+        ValueError, OSError: what `load_images` raises; targets whose classes do not fit the protocol (named); nothing
+            to test on.
     """
     read = {} if read is None else read
 
@@ -303,41 +302,34 @@ def load_task(
     elif own_tests is not None:
         tests = {plan.name: once(("own test", plan.data), own_tests)}
     elif tests_itself:
-        raise ValueError(
-            f"tests: {plan.data} has no pictures to test on; want NAME=SOURCE with pictures of its classes"
-        )
+        raise ValueError(f"tests: {plan.data} has no images to test on; want NAME=SOURCE with images of its classes")
     else:
         tests = {}
 
     trained = names
     if plan.protocol == "base_to_new":
-        base, _ = split_base_new(len(names))
-        trained = names[: len(base)]
-        exams = [
-            e
-            for name, images in tests.items()
-            for e in base_and_new_exams(name, images, own_templates, len(tests) == 1)
+        trained = names[: len(split_base_new(len(names))[0])]
+        evaluations = [
+            e for n, images in tests.items() for e in base_and_new(n, images, own_templates, len(tests) == 1)
         ]
     else:
-        part = "source" if plan.transfers else "test"
-        everything = tuple(range(len(names)))
-        exams = [_whole(name, part, images, own_templates, everything) for name, images in tests.items()]
+        part, everything = "source" if plan.transfers else "test", tuple(range(len(names)))
+        evaluations = [whole_set(name, part, images, own_templates, everything) for name, images in tests.items()]
     for name, source in plan.targets.items():
         images = once(("target", source), lambda source=source: _load_target(source, reading))
         columns = (
             columns_among(images.class_names, names, source) if plan.protocol == "domain_generalisation" else None
         )
         target_templates = own_templates if columns is not None else templates_for(source, templates) or ()
-        exams.append(_whole(name, "target", images, target_templates, columns))
-    if len({exam.name for exam in exams}) < len(exams):
-        raise ValueError(
-            f"targets of {plan.protocol}: got the names {[exam.name for exam in exams]}; want names that differ"
-        )
-    return Task(plan, train, validation, draws, trained, own_templates, tuple(exams))
+        evaluations.append(whole_set(name, "target", images, target_templates, columns))
+    found = [e.name for e in evaluations]
+    if len(set(found)) < len(found):
+        raise ValueError(f"targets of {plan.protocol}: got the names {found}; want names that differ")
+    return Task(plan, train, validation, draws, trained, own_templates, tuple(evaluations), plan.recipe_dataset)
 
 
 def _load_data(source: str, reading: Mapping[str, Any] | None, tests_itself: bool):
-    """(training pictures, validation pictures or None, function that reads the test pictures or None)"""
+    """(training images, validation images or None, function that reads the test images or None)"""
     train, validation = load_training(source, reading)
     names, splits = tuple(train.class_names), train.available_splits
     if not tests_itself:
@@ -368,36 +360,45 @@ def _load_target(source: str, reading: Mapping[str, Any] | None) -> ImageSet:
 def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
     """The protocols on the embedded emoji: a style is a domain and a concept a class.
 
-    One picture a concept and style: shots come from two styles, and every test is on the two others.
+    One image a concept and style: shots come from two styles, and every test is on the two others.
     """
     trained, tested = "emoji:fluentflat,emojione", ("fluent3d", "notov1")
     unseen = {style: f"emoji:{style}" for style in tested}
     groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
     note = (
-        "Emoji have one picture a concept and style: shots are drawn from the styles fluentflat and emojione (two are all there are, so every seed draws "
-        "the same two), and test pictures are of other styles: fluent3d by fluentflat's designer, notov1 by another."
+        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are "
+        "all there are, so every seed draws the same two), and test images are of other styles: fluent3d by "
+        "fluentflat's designer, notov1 by another."
     )
+    base_note = f"{note} Base: the first half of the 190 concepts in code-point order."
+    domain_note = f"{note} There are no other images of the trained styles, hence no column for the source."
+    across = []
+    for name, group in groups.items():
+        tests = {n: f"emoji:{','.join(tested)}@{g}" for n, g in groups.items()}
+        source = {name: tests.pop(name)}
+        across.append(Plan("cross_dataset", name, f"{trained}@{group}", source, tests, note=note))
+    domains = Plan("domain_generalisation", "fluentflat, emojione", trained, {}, unseen, False, domain_note)
     plans = {
         "few_shot": [Plan("few_shot", "emoji", trained, unseen, note=note)],
-        "base_to_new": [Plan("base_to_new", "emoji", trained, unseen, note=f"{note} Base: the first half of the 190 concepts in code-point order.")],
-        "cross_dataset": [
-            Plan(
-                "cross_dataset", name, f"{trained}@{group}", {name: f"emoji:{','.join(tested)}@{group}"},
-                {other: f"emoji:{','.join(tested)}@{code}" for other, code in groups.items() if other != name}, note=note,
-            )
-            for name, group in groups.items()
-        ],
-        "domain_generalisation": [
-            Plan(
-                "domain_generalisation", "fluentflat, emojione", trained, {}, unseen, tests_source=False,
-                note=f"{note} There are no other pictures of the trained styles, hence no column for the source.",
-            )
-        ],
-    }  # fmt: skip
+        "base_to_new": [Plan("base_to_new", "emoji", trained, unseen, note=base_note)],
+        "cross_dataset": across,
+        "domain_generalisation": [domains],
+    }
     return [plan for protocol in protocols for plan in plans[protocol]]
 
 
 __all__ = [
-    "PROTOCOLS", "RECIPE_PROTOCOLS", "Exam", "Plan", "Task", "base_and_new_exams", "columns_among", "divide", "emoji_plans", "harmonic_mean",
-    "load_task", "templates_for",
-]  # fmt: skip
+    "PROTOCOLS",
+    "RECIPE_PROTOCOLS",
+    "Evaluation",
+    "Plan",
+    "Task",
+    "base_and_new",
+    "columns_among",
+    "divide",
+    "emoji_plans",
+    "harmonic_mean",
+    "load_task",
+    "templates_for",
+    "whole_set",
+]

@@ -1,4 +1,4 @@
-"""`RunFolder`: what `adapt` leaves on disk. results.json is replaced as a whole after every cell, so that a killed run goes on from it."""
+"""`RunFolder`: what `adapt` and the protocols leave on disk, so that a killed command goes on where it was."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..files.atomic_writes import write_atomically
 
 
-VERSION = 1
+VERSION = 1  # of results.json
+RUN_KEY = ("protocol", "data", "model", "method", "shots", "seed")  # the fields that name a run
 
 
 def digest(value: Any) -> str:
@@ -27,105 +28,167 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step: a reader, and whoever comes after a kill, finds the old text or the new one, never a part."""
+    """Replace `path` in one step: a reader, also after a kill, finds the old text or the new one, never a part."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
+def key_of(record: Mapping[str, Any]) -> tuple:
+    """What names the run of a record: protocol, data, model, method, shots, seed."""
+    return tuple(record[name] for name in RUN_KEY)
+
+
 class RunFolder:
-    """RUN/ of one `adapt`: `results.json` and where everything else lies.
+    """OUT/ of a few-shot command. Every process appends to OUT/runs-<rank>.jsonl, a line a run, and reads all of them.
+
+    A line is written in one piece and flushed to the disk. What a killed process left at the end of a file is no line:
+    it is not read, and cut off before the next one is written. OUT/work holds features, locks and unfinished
+    trainings; it may be deleted when nothing runs, and git does not see it.
 
     Args:
-        path: the folder; made if it does not exist.
-        settings: what was asked for, JSON-able; the same folder with other settings is an error.
-        contents: name -> hash of what the settings point to (model weights, pictures): changed contents are an error too.
+        path: OUT, made when something is written.
+        rank (`int`), world_size (`int`): of this process among those that share the folder.
 
     Raises:
-        ValueError: the folder holds a run with other settings or contents (the message names them), or something that is no run.
+        ValueError: `path` is a file.
 
     Example:
 
     ```python
     >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> run = RunFolder(folder, {"model": "x", "seeds": [1]}, {"data": "00"})
-    >>> run.record({"method": "coop", "shots": 1, "seed": 1})
-    >>> RunFolder(folder, {"model": "x", "seeds": [1]}, {"data": "00"}).finished_cell("coop", 1, 1)["seed"]
-    1
+    >>> folder = RunFolder(tempfile.mkdtemp())
+    >>> run = {"protocol": "few_shot", "data": "pets", "model": "clip", "method": "coop", "shots": 1, "seed": 1}
+    >>> folder.append(run)
+    >>> list(folder.records()) == [("few_shot", "pets", "clip", "coop", 1, 1)]
+    True
     ```
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any], contents: Mapping[str, str]):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | os.PathLike, rank: int = 0, world_size: int = 1):
+        self.path, self.rank, self.world_size = Path(path).absolute(), rank, world_size
+        self.lines = self.path / f"runs-{rank}.jsonl"
         self.results_file = self.path / "results.json"
-        settings = json.loads(json.dumps(settings))  # tuples are lists in the file
-        fingerprint = ";".join(f"{name}={value}" for name, value in {"settings": digest(settings), **contents}.items())
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out: {self.path} is a file; want a folder")
-        self.results = self._read()
-        if self.results is None:
-            strangers = (
-                sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".")) if self.path.is_dir() else []
-            )
-            if strangers:
-                shown = ", ".join(strangers[:5])
-                raise ValueError(
-                    f"out: {self.path} holds {shown} but no results.json; want a new folder or that of a run"
-                )
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.results = {
-                "version": VERSION, "status": "running", "settings": settings, "fingerprint": fingerprint, "environment": {},
-                "model": {}, "data": {}, "zero_shot": None, "runs": [], "seconds": 0.0,
-            }  # fmt: skip
-            self.write()  # first of all: what is in the folder from now on belongs to this run
-        else:
-            self._check_same(settings, fingerprint)
 
-    def _read(self) -> dict[str, Any] | None:
+    @property
+    def base(self) -> Path:
+        """The classifier that the adapters were trained on."""
+        return self.path / "base"
+
+    @property
+    def work(self) -> Path:
+        folder = self.path / "work"
+        if not (folder / ".gitignore").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+        return folder
+
+    # ---- lines
+
+    def records(self) -> dict[tuple, dict[str, Any]]:
+        """The newest record of each run by its key; one that is done before one that failed.
+
+        ValueError for a line in the middle that is not JSON (file and number are named).
+        """
+        found: dict[tuple, dict[str, Any]] = {}
+        for path in sorted(self.path.glob("runs-*.jsonl")):
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # the last is empty, or torn
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(
+                        f"out: {path}, line {number} is not JSON ({error}); remove the line to have it redone"
+                    ) from error
+                key = key_of(record)
+                if not record.get("error") or found.get(key, record).get("error"):
+                    found[key] = record
+        return found
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line. OSError when the disk is full; the lines that were there stay."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.lines, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            end = _end_of_lines(file)
+            os.ftruncate(file, end)
+            try:
+                if os.pwrite(file, line, end) < len(line):
+                    raise OSError(f"{self.lines}: the disk is full")
+                os.fsync(file)
+            except BaseException:
+                os.ftruncate(file, end)
+                raise
+        finally:
+            os.close(file)
+
+    # ---- results.json
+
+    def open_results(self, settings: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
+        """What results.json says about the command as a whole; written first, so that the folder is the command's.
+
+        Args:
+            settings: what was asked for, JSON-able.
+            contents: name -> hash of what the settings point to (model weights, images).
+
+        Raises:
+            ValueError: the folder holds results with other settings or contents (named), or something that is no run.
+        """
+        settings = json.loads(json.dumps(settings))  # tuples are lists in the file
+        parts = {"settings": digest(settings), **contents}
+        fingerprint = ";".join(f"{name}={value}" for name, value in parts.items())
         try:
             results = json.loads(self.results_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return None
+            self._check_empty()
+            results = {"version": VERSION, "status": "running", "settings": settings, "fingerprint": fingerprint}
+            results |= {"environment": {}, "model": {}, "data": {}, "zero_shot": None, "runs": [], "seconds": 0.0}
+            write_json(self.results_file, results)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"out: {self.results_file} cannot be read ({error}); remove it or choose another folder"
             ) from error
         if results.get("version") != VERSION:
-            raise ValueError(
-                f"out: {self.results_file} has version {results.get('version')!r}, expected {VERSION}; choose another folder"
-            )
+            found = f"has version {results.get('version')!r}, expected {VERSION}"
+            raise ValueError(f"out: {self.results_file} {found}; choose another folder")
+        then = dict(part.split("=", 1) for part in results["fingerprint"].split(";"))
+        del then["settings"]
+        self.check_same("a run", (results["settings"], then), (settings, contents))
         return results
 
-    def _check_same(self, settings: dict[str, Any], fingerprint: str) -> None:
-        before = self.results["settings"]
-        differing = [
-            f"{key} was {_short(before.get(key))}, now {_short(settings.get(key))}"
-            for key in sorted({*before, *settings})
-            if before.get(key) != settings.get(key)
-        ]
-        if not differing and fingerprint != self.results["fingerprint"]:
-            then = dict(part.split("=", 1) for part in self.results["fingerprint"].split(";"))
-            now = dict(part.split("=", 1) for part in fingerprint.split(";"))
-            differing = [
-                f"the contents of {key} changed" for key in sorted({*then, *now}) if then.get(key) != now.get(key)
-            ]
+    def _check_empty(self) -> None:
+        found = sorted(p.name for p in self.path.iterdir() if p.name[0] != ".") if self.path.is_dir() else []
+        if found:
+            shown = ", ".join(found[:5])
+            raise ValueError(f"out: {self.path} holds {shown} but no results.json; want a new folder or that of a run")
+
+    def check_same(self, what: str, before: tuple[Mapping, Mapping], now: tuple[Mapping, Mapping]) -> None:
+        """ValueError that names the settings, or else the contents, in which `before` and `now` differ."""
+        differing = what_differs(before[0], now[0])
+        if not differing:
+            changed = [name for name in {**before[1], **now[1]} if before[1].get(name) != now[1].get(name)]
+            differing = [f"the contents of {name} changed" for name in changed]
         if differing:
             raise ValueError(
-                f"out: {self.path} holds a run with other settings: {'; '.join(differing)}. "
+                f"out: {self.path} holds {what} with other settings: {'; '.join(differing)}. "
                 "Repeat the command as it was to go on with it, or choose another folder."
             )
 
+    # ---- one process at a time
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time works in the folder; a killed one leaves no lock behind."""
+        """One process a rank works in the folder; a killed one leaves no lock behind. ValueError for a second."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.work / f".runs-{self.rank}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(f"out: another process is working in {self.path}") from None
         try:
-            self._remove_leftovers()
+            if self.world_size == 1:  # else another rank may be writing just now
+                self._remove_leftovers()
             yield
         finally:
             lock.release()
@@ -136,41 +199,42 @@ class RunFolder:
             for path in [*self.path.glob(pattern), *self.path.glob(f"[!.]*/**/{pattern}")]:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-    @property
-    def base(self) -> Path:
-        """The classifier that the adapters were trained on."""
-        return self.path / "base"
+    # ---- names
 
     @staticmethod
     def adapter_folder(method: str, shots: int, seed: int) -> str:
         return f"adapters/{method}/{shots}-shot/seed-{seed}"
 
     @staticmethod
-    def predictions_file(method: str | None = None, shots: int = 0, seed: int = 0) -> str:
-        name = "zero_shot" if method is None else f"{method}_{shots}-shot_seed-{seed}"
-        return f"predictions/{name}.safetensors"
-
-    def finished_cell(self, method: str, shots: int, seed: int) -> dict[str, Any] | None:
-        """The record of a cell that is done; None for one that is not, or that failed (and is tried again)."""
-        for record in self.results["runs"]:
-            if (record["method"], record["shots"], record["seed"]) == (method, shots, seed):
-                return record if not record.get("error") else None
-        return None
-
-    def record(self, cell: Mapping[str, Any], order: Sequence[tuple[str, int, int]] = ()) -> None:
-        """Put a cell's record in its place (`order`: all cells; new ones go last) and write results.json."""
-        runs = {(r["method"], r["shots"], r["seed"]): r for r in self.results["runs"]}
-        runs[cell["method"], cell["shots"], cell["seed"]] = dict(cell)
-        self.results["runs"] = [runs.pop(key) for key in order if key in runs] + list(runs.values())
-        self.write()
-
-    def write(self) -> None:
-        write_json(self.results_file, self.results)
+    def predictions_file(method: str, shots: int, seed: int) -> str:
+        return (
+            f"predictions/{method}_{shots}-shot_seed-{seed}.safetensors"
+            if shots
+            else f"predictions/{method}.safetensors"
+        )
 
 
-def _short(value: Any, limit: int = 80) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _end_of_lines(file: int, block: int = 65536) -> int:
+    """The offset behind the last newline."""
+    end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - block)
+        place = os.pread(file, end - start, start).rfind(b"\n")
+        if place >= 0:
+            return start + place + 1
+        end = start
+    return 0
 
 
-__all__ = ["RunFolder", "digest", "write_json"]
+def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`["profile was null, now \\"tiny\\""]`: the settings in which two runs of one name differ."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False)
+        return text if len(text) <= 80 else text[:79] + "…"
+
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [f"{name} was {short(before.get(name))}, now {short(now.get(name))}" for name in names]
+
+
+__all__ = ["RUN_KEY", "RunFolder", "digest", "key_of", "what_differs", "write_json"]

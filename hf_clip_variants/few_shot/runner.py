@@ -1,11 +1,15 @@
-"""`ProtocolRunner`: cells of the few-shot protocols on one frozen CLIP. What cells share is computed once."""
+"""`FewShotRunner`: runs (task, method, shots, seed) on one frozen CLIP. `adapt` and the protocols both use it."""
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +19,75 @@ from filelock import FileLock
 
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet
+from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
+from ..evaluation.image_prediction import predict
+from ..evaluation.prediction import load_processor
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 from ..modeling.dual_encoders.backbones import fingerprint
-from .adapt import TINY_PARAMETERS, VIEW_SEED, describe_environment, overrides_by_method
 from .fitting import Shots, apply_overrides, fit_adapter
-from .labelled_images import CachedPictures, LivePictures, Pictures
-from .method import FewShotMethod, few_shot_method
-from .protocols import RECIPE_PROTOCOLS, Exam, Plan, Task
+from .method import few_shot_method
+from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, Task
 from .recipes import Recipe, recipe
-from .run_folder import digest
+from .run_folder import RUN_KEY, digest
 
 
-ZERO_SHOT = "zero_shot"  # the method of the cell without an adapter
-TEST_BATCH = 100  # pictures, as in the official tests
+logger = logging.getLogger(__name__)
+
+ZERO_SHOT = "zero_shot"  # the method of the run without an adapter
+# Below, the "tiny" recipes are the default: the published ones are for models ten times as large.
+TINY_PARAMETERS = 20_000_000
+VIEW_SEED = 0  # of augmented views: the same for all runs, so that features serve all of them
+CACHED_BATCH, LIVE_BATCH = 1024, 64  # test images in one forward
+MANY_IMAGES = 256  # from here on processes that decode pay on a GPU
+
+# What `finish` is called with, while the adapter is still on the model: the record, the model, and for each evaluation
+# the predicted classes (N,) and their probabilities (N,).
+Finish = Callable[[dict[str, Any], torch.nn.Module, dict[str, tuple[torch.Tensor, torch.Tensor]]], None]
 
 
-@torch.no_grad()
-def predict_among(
-    model: torch.nn.Module, pictures: Pictures, columns: Sequence[int] | None = None, batch_size: int = TEST_BATCH
-) -> torch.Tensor:
-    """(N,) int64: the likeliest of the classes `columns` (default: all), as its place in `columns`."""
-    model.eval()
-    predicted = []
-    for rows in torch.arange(len(pictures)).split(batch_size):
-        logits = model(**pictures.batch(rows, 0)).logits
-        predicted.append((logits if columns is None else logits[:, list(columns)]).argmax(dim=1).cpu())
-    return torch.cat(predicted)
+@dataclass(frozen=True)
+class Run:
+    """One fit: a method with a number of shots and a seed, on one plan and one CLIP; or zero-shot CLIP."""
+
+    plan: Plan
+    model: str
+    method: str = ZERO_SHOT
+    shots: int = 0
+    seed: int = 0
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What a record of this run begins with."""
+        model = Path(self.model).name if Path(self.model).exists() else self.model
+        values = self.plan.protocol, self.plan.name, model, self.method, self.shots, self.seed
+        return dict(zip(RUN_KEY, values, strict=True))
+
+    @property
+    def key(self) -> tuple:
+        return tuple(self.names.values())
+
+    def __str__(self) -> str:
+        return self.method + (f", {self.shots} shot{'s' * (self.shots > 1)}, seed {self.seed}" if self.shots else "")
 
 
-class ProtocolRunner:
-    """Runs cells (task, method, shots, seed) of one CLIP.
+class FewShotRunner:
+    """Runs few-shot methods of one CLIP; what runs share is computed once.
 
-    Methods that leave the image tower alone see features: of the training pictures in as many views as any method wants, and of each test set,
-    computed once and kept in `folder`, also for other processes. Methods that train it see pixels, in training and in tests.
+    Methods that leave the image encoder alone see features: of the training images in as many views as any method
+    wants, and of each test set. They are computed once and kept in `folder`, also for other processes. Methods that
+    train the image encoder see pixels, in training and in tests.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
         folder: for features and for trainings that were interrupted.
-        tasks, methods, shots: of all cells that may be asked for.
+        tasks, methods, shots: of all runs that may be asked for.
         profile: "published" or "tiny" recipes; default: by the size of the model.
         overrides: as `adapt` takes them.
+        cache_features: False: run the image encoder at every training step for every method.
         device: default: a GPU if there is one.
-        on_epoch: called with (epochs done, epochs) of the training that is running.
+        on_epoch: called with (which training, epochs done, epochs) of the training that is running.
+        on_features: called with (title, images done, images) while features are computed.
 
     Raises:
         ValueError: an unknown method, profile or override.
@@ -66,166 +95,216 @@ class ProtocolRunner:
 
     def __init__(
         self,
-        model: str | Path,
-        folder: str | Path,
+        model: str | os.PathLike,
+        folder: str | os.PathLike,
         tasks: Sequence[Task],
         methods: Sequence[str],
         shots: Sequence[int],
         *,
         profile: str | None = None,
         overrides: Mapping[str, Any] | None = None,
+        cache_features: bool = True,
         device: str | torch.device | None = None,
-        on_epoch: Callable[[int, int], None] | None = None,
+        on_epoch: Callable[[str, int, int], None] | None = None,
+        on_features: Callable[[str, int, int], None] | None = None,
     ):
-        self.folder, self.on_epoch = Path(folder), on_epoch
+        self.folder, self.cache_features = Path(folder), cache_features
+        self.on_epoch, self.on_features = on_epoch, on_features or (lambda title, done, total: None)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._overrides = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)
-        self.processor = CLIPClassifierProcessor.from_clip(str(model))
-        self.profile = profile or ("tiny" if self.classifier.clip.num_parameters() < TINY_PARAMETERS else "published")
+        self.processor = load_processor(model)
+        self.profile = profile or default_profile(self.classifier)
         self._key = fingerprint(self.classifier.clip)
-        self._views = {"none": 1}
-        cached = [m for m in methods if not few_shot_method(m).trains_image_encoder]
-        for values in (self.recipe(t.plan, m, k) for t in tasks for m in cached for k in shots):
-            if values.augmentation != "none":
-                self._views[values.augmentation] = max(self._views.get(values.augmentation, 0), values.views_needed)
+        self.views = {"none": 1}  # augmentation -> as many views as any cached method with it wants
+        for method in (m for m in methods if not few_shot_method(m).trains_image_encoder):
+            for values in (self.recipe(task, method, k) for task in tasks for k in shots):
+                if values.augmentation != "none":
+                    wanted = max(self.views.get(values.augmentation, 0), values.views_needed)
+                    self.views[values.augmentation] = wanted
         self._tasks = tuple(tasks)  # kept alive: sets are known by their id()
-        self._rows: dict[int, list[int]] = {}  # what tasks on the same pictures draw from them, together
+        self._rows: dict[int, list[int]] = {}  # what tasks on the same images draw from them, together
         for task in tasks:
-            for images, rows in (
-                (task.pictures, task.every_training_row),
-                (task.validation, task.every_validation_row),
-            ):
+            drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
+            for images, rows in drawn:
                 self._rows[id(images)] = sorted({*self._rows.get(id(images), ()), *rows})
         self._features: dict[Any, Features] = {}
-        self._named: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self.seconds_per_view = 0.0  # of the image encoder, where features were last computed
 
-    def recipe(self, plan: Plan, method: str, shots: int) -> Recipe:
-        """The recipe of a cell, overrides applied."""
-        published = recipe(method, shots, plan.recipe_dataset, self.profile, RECIPE_PROTOCOLS[plan.protocol])
+    def recipe(self, task: Task, method: str, shots: int) -> Recipe:
+        """The recipe of a run, overrides applied."""
+        protocol = RECIPE_PROTOCOLS[task.plan.protocol]
+        published = recipe(method, shots, task.recipe_dataset, self.profile, protocol)
         return apply_overrides(few_shot_method(method), published, self._overrides[method])[0]
 
-    # ---- cells
+    # ---- runs
 
-    def zero_shot(self, task: Task) -> dict[str, Any]:
+    def attempt(self, task: Task, run: Run, finish: Finish | None = None) -> dict[str, Any]:
+        """The record of `run`; of a method that fails, one with `error`. Raises OSError: it is no method's fault."""
+        try:
+            if run.method == ZERO_SHOT:
+                return self.zero_shot(task, finish)
+            return self.run(task, run.method, run.shots, run.seed, finish)
+        except OSError:
+            raise
+        except Exception as error:
+            logger.debug("%s", run, exc_info=True)
+            title = "zero-shot CLIP" if run.method == ZERO_SHOT else few_shot_method(run.method).title
+            return {"title": title, "tests": {}, "error": f"{type(error).__name__}: {error}"}
+
+    def zero_shot(self, task: Task, finish: Finish | None = None) -> dict[str, Any]:
         """The record of CLIP without an adapter."""
         start = time.perf_counter()
-        tests = {exam.name: self._examine(task, exam, self.classifier, live=False) for exam in task.exams}
-        return self._record(ZERO_SHOT, "zero-shot CLIP", tests, {"test": time.perf_counter() - start})
+        tests, predictions = self._test(task, self.classifier, live=False)
+        seconds = {"test": time.perf_counter() - start}
+        record = self._record(ZERO_SHOT, "zero-shot CLIP", tests, seconds)
+        if finish is not None:
+            finish(record, self.classifier, predictions)
+        return record
 
-    def run(self, task: Task, method: str, shots: int, seed: int) -> dict[str, Any]:
-        """Fit one adapter and ask it everything: the cell's record.
+    def run(self, task: Task, method: str, shots: int, seed: int, finish: Finish | None = None) -> dict[str, Any]:
+        """Fit one adapter and test it on everything: the record of the run.
 
         Raises what `fit_adapter` raises; the classifier is then as it was.
         """
-        row, values = few_shot_method(method), self.recipe(task.plan, method, shots)
+        row, values = few_shot_method(method), self.recipe(task, method, shots)
         self._name_classes(task.class_names, task.templates)
         if not row.trains_image_encoder:
-            for exam in task.exams:  # now: with an adapter on it, the tower would not be CLIP's
-                self._computed(exam.images, range(len(exam.images)))
-        state = (
-            self.folder / "unfinished" / digest([task.plan.protocol, task.plan.name, self._key, method, shots, seed])
-        )
-        report = self.on_epoch
+            for evaluation in task.evaluations:  # now: with an adapter on it, the encoder would not be CLIP's
+                self._computed(
+                    evaluation.images, range(len(evaluation.images)), title=f"Test features: {evaluation.of}"
+                )
+        about = [task.plan.protocol, task.plan.name, self._key, method, shots, seed]
+        state = self.folder / "unfinished" / digest([*about, values.to_dict(), self._overrides[method]])
         fitted = fit_adapter(
-            self.classifier, method, self._shots(task, row, values, shots, seed), self._validation(task, row, shots, seed), recipe_values=values,
-            overrides=self._overrides[method], seed=seed, state_folder=state,
-            on_epoch=None if report is None else lambda label, done, epochs: report(done, epochs),
-        )  # fmt: skip
+            self.classifier,
+            method,
+            self._shots(task, method, values, shots, seed),
+            self._validation(task, method, shots, seed),
+            recipe_values=values,
+            overrides=self._overrides[method],
+            seed=seed,
+            state_folder=state,
+            on_epoch=self.on_epoch,
+        )
         try:
             start = time.perf_counter()
             fixed = _why_classes_are_fixed(fitted.model)
-            tests = {
-                exam.name: self._examine(task, exam, fitted.model, row.trains_image_encoder, fixed)
-                for exam in sorted(task.exams, key=lambda exam: exam.columns is None)  # trained classes first
-            }
-            tests = {exam.name: tests[exam.name] for exam in task.exams}
-            seconds = {**fitted.seconds, "test": time.perf_counter() - start}
-            more = {
+            tests, predictions = self._test(task, fitted.model, row.trains_image_encoder, fixed)
+            count = 0 if row.trains_image_encoder else len(task.training_rows(shots, seed))
+            seconds = {"features": self.seconds_per_view * values.views_needed * count, **fitted.seconds}
+            seconds["test"] = time.perf_counter() - start
+            record = self._record(method, row.title, tests, seconds, shots, seed) | {
                 "validation": {"kind": fitted.validation.kind, "accuracy": fitted.validation.accuracy},
-                "hyperparameters": fitted.hyperparameters, "trained_parameters": fitted.trained_parameters,
-            }  # fmt: skip
-            return self._record(method, row.title, tests, seconds, shots, seed) | more
+                "hyperparameters": fitted.hyperparameters,
+                "trained_parameters": fitted.trained_parameters,
+                "curve": fitted.curve,
+                # Of the frozen image encoder, had it run whenever a training asked for an image.
+                "passes_at_every_step": count * values.encoder_passes_per_image,
+            }
+            if finish is not None:
+                finish(record, fitted.model, predictions)
         finally:
             fitted.unload()
-            shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
+        return record
 
     def _record(self, method, title, tests, seconds, shots=0, seed=0) -> dict[str, Any]:
-        return {
-            "method": method, "title": title, "shots": shots, "seed": seed, "tests": tests, "profile": self.profile,
-            "seconds": {part: round(value, 3) for part, value in seconds.items()}, "environment": describe_environment(self.device),
-        }  # fmt: skip
+        record = {"method": method, "title": title, "shots": shots, "seed": seed, "tests": tests}
+        record |= {"profile": self.profile, "seconds": seconds, "environment": describe_environment(self.device)}
+        return record
+
+    # ---- tests
 
     def _name_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        if self._named != (tuple(class_names), tuple(templates)):
-            self._named = None
-            family = self.classifier.family
-            self.classifier.set_classes(list(class_names), list(templates) or family.default_template)
-            self._named = tuple(class_names), tuple(templates)
+        wanted = list(class_names), list(templates) or [self.classifier.family.default_template]
+        if (self.classifier.class_names, self.classifier.config.templates) != wanted:
+            self.classifier.set_classes(*wanted)
 
-    def _examine(
-        self, task: Task, exam: Exam, model: torch.nn.Module, live: bool, fixed: str | None = None
-    ) -> dict[str, Any]:
-        """The exam's entry in a record; with `why` instead of a number where the adapter cannot be asked."""
-        about = {"part": exam.part, "of": exam.of, "pictures": len(exam.rows), "classes": len(exam.class_names)}
-        if exam.columns is None and fixed is not None:
-            return {"accuracy": None, "why": f"the adapter {fixed}", **about}
-        if exam.columns is None:
-            self._name_classes(exam.class_names, exam.templates)
-        else:
-            self._name_classes(task.class_names, task.templates)
-        every_class = exam.columns is None or exam.columns == tuple(range(len(task.class_names)))
-        predicted = predict_among(model, self._exam_pictures(exam, live), None if every_class else exam.columns)
-        return {"accuracy": accuracy(predicted, torch.from_numpy(exam.labels.copy())), **about}
+    def _test(self, task: Task, model: torch.nn.Module, live: bool, fixed: str | None = None):
+        """Entries of a record, and predictions. `fixed`: why the adapter cannot be asked about other classes."""
+        tests: dict[str, Any] = {e.name: None for e in task.evaluations}
+        predictions: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for e in sorted(task.evaluations, key=lambda e: e.columns is None):  # trained classes first
+            about = {"part": e.part, "of": e.of, "images": len(e.rows), "classes": len(e.class_names)}
+            if e.columns is None and fixed is not None:
+                tests[e.name] = {"accuracy": None, "why": f"the adapter {fixed}", **about}
+                continue
+            named = e if e.columns is None else task
+            self._name_classes(named.class_names, named.templates)
+            every_class = e.columns is None or e.columns == tuple(range(len(task.class_names)))
+            batch_size, columns = LIVE_BATCH if live else CACHED_BATCH, None if every_class else e.columns
+            predictions[e.name] = predict(model, self._test_images(e, live), batch_size, columns=columns)
+            labels = torch.from_numpy(e.labels.copy())
+            tests[e.name] = {"accuracy": accuracy(predictions[e.name][0], labels), **about}
+        return tests, predictions
 
-    # ---- pictures
+    # ---- images
 
-    def _exam_pictures(self, exam: Exam, live: bool) -> Pictures:
+    def _test_images(self, evaluation: Evaluation, live: bool) -> LabelledImages:
         if live:
-            return LivePictures(self.classifier, exam.images.select(exam.rows), self.processor)
-        features = self._computed(exam.images, range(len(exam.images)))
-        return CachedPictures(features.select(exam.rows), device=self.device)
+            return LiveImages(self.classifier, evaluation.images.select(evaluation.rows), self.processor)
+        every = range(len(evaluation.images))
+        features = self._computed(evaluation.images, every, title=f"Test features: {evaluation.of}")
+        return CachedImages(features.select(evaluation.rows), device=self.device)
 
-    def _shots(self, task: Task, method: FewShotMethod, values: Recipe, shots: int, seed: int) -> Shots:
+    def _shots(self, task: Task, method: str, values: Recipe, shots: int, seed: int) -> Shots:
         rows = task.training_rows(shots, seed)
-        if method.trains_image_encoder:
-            images = task.pictures.select(rows)
-            live = LivePictures(
-                self.classifier, images, self.processor, values.augmentation, values.views_needed, values.views, VIEW_SEED, seed
-            )  # fmt: skip
-            return Shots(live, LivePictures(self.classifier, images, self.processor))
-        views = self._drawn(task.pictures, rows, values.augmentation)
-        plain = self._drawn(task.pictures, rows)
-        return Shots(CachedPictures(views, values.views, seed, self.device), CachedPictures(plain, device=self.device))
+        if few_shot_method(method).trains_image_encoder or not self.cache_features:
+            images, plain = task.train.select(rows), (self.classifier, task.train.select(rows), self.processor)
+            views = values.augmentation, values.views_needed, values.views, VIEW_SEED, seed
+            return Shots(LiveImages(self.classifier, images, self.processor, *views), LiveImages(*plain))
+        views, plain = self._drawn(task.train, rows, values.augmentation), self._drawn(task.train, rows)
+        return Shots(CachedImages(views, values.views, seed, self.device), CachedImages(plain, device=self.device))
 
-    def _validation(self, task: Task, method: FewShotMethod, shots: int, seed: int) -> Pictures | None:
+    def _validation(self, task: Task, method: str, shots: int, seed: int) -> LabelledImages | None:
         rows = task.validation_rows(shots, seed)
         if not rows:
             return None
-        if method.trains_image_encoder:
-            return LivePictures(self.classifier, task.validation.select(rows), self.processor)
-        return CachedPictures(self._drawn(task.validation, rows), device=self.device)
+        if few_shot_method(method).trains_image_encoder:
+            return LiveImages(self.classifier, task.validation.select(rows), self.processor)
+        return CachedImages(self._drawn(task.validation, rows), device=self.device)
 
     def _drawn(self, images: ImageSet, rows: Sequence[int], augmentation: str = "none") -> Features:
-        every = self._rows[id(images)]
-        features = self._computed(images, every, augmentation)
-        return features.select(np.searchsorted(every, rows))
+        every, views = self._rows[id(images)], self.views[augmentation]
+        title = f"Features of {len(every)} images" + (f" in {views} views" if views > 1 else "")
+        return self._computed(images, every, augmentation, title).select(np.searchsorted(every, rows))
 
-    def _computed(self, images: ImageSet, rows: Sequence[int], augmentation: str = "none") -> Features:
-        """Features of `rows`, from memory, from the folder, or from the tower; while one process computes, others wait for it."""
+    def _computed(
+        self, images: ImageSet, rows: Sequence[int], augmentation: str = "none", title: str = "Features"
+    ) -> Features:
+        """Features of `rows`, from memory, from the folder or computed, by one process at a time."""
         key = (id(images), len(rows), augmentation)
         if key not in self._features:
             chosen = images if len(rows) == len(images) else images.select(rows)
-            views, folder = self._views[augmentation], self.folder / "features"
+            views, folder = self.views[augmentation], self.folder / "features"
             folder.mkdir(parents=True, exist_ok=True)
-            workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(chosen) > 256 else 0
+            start, computed = time.perf_counter(), 0
+
+            def progress(done: int, total: int) -> None:
+                nonlocal computed
+                computed = done  # not called for features that are read back
+                self.on_features(title, done, total)
+
             with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
                 self._features[key] = compute_features(
-                    lambda pixels: self.classifier.get_image_features(pixels).pooler_output, chosen, self.processor, views=views,
-                    augmentation=augmentation, seed=VIEW_SEED, cache_dir=folder, key=self._key, device=self.device, progress=False,
-                    num_workers=workers,
-                )  # fmt: skip
+                    lambda pixels: self.classifier.get_image_features(pixels).pooler_output,
+                    chosen,
+                    self.processor,
+                    views=views,
+                    augmentation=augmentation,
+                    seed=VIEW_SEED,
+                    cache_dir=folder,
+                    key=self._key,
+                    device=self.device,
+                    progress=progress,
+                    num_workers=min(8, os.cpu_count() or 1)
+                    if self.device.type == "cuda" and len(chosen) > MANY_IMAGES
+                    else 0,
+                )
+            if computed:
+                self.seconds_per_view = (time.perf_counter() - start) / (views * computed)
         return self._features[key]
 
 
@@ -236,4 +315,52 @@ def _why_classes_are_fixed(model: torch.nn.Module) -> str | None:
     return None if ask is None else ask()
 
 
-__all__ = ["ZERO_SHOT", "ProtocolRunner", "predict_among"]
+def default_profile(classifier: CLIPClassifier) -> str:
+    """Which recipes a model gets unless told otherwise: "tiny" below `TINY_PARAMETERS`."""
+    return "tiny" if classifier.clip.num_parameters() < TINY_PARAMETERS else "published"
+
+
+def overrides_by_method(methods: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"epochs": 5, "coop.epochs": 9}` -> what applies to each method. ValueError for a name that none has."""
+    chosen: dict[str, dict[str, Any]] = {m: {} for m in methods}
+    for name, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # the specific ones last
+        method, dot, key = name.rpartition(".")
+        if dot and method not in chosen:
+            raise ValueError(
+                f"overrides: {name!r} is for {method!r}, which is not among the methods {', '.join(methods)}"
+            )
+        errors = []
+        for m in [method] if dot else methods:
+            try:
+                apply_overrides(few_shot_method(m), recipe(m, 1), {key: value})
+            except ValueError as error:
+                errors.append(error)
+                continue
+            chosen[m][key] = value
+        if len(errors) == (1 if dot else len(methods)):
+            raise errors[0]
+    return chosen
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions that a run was made with."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "numpy")},
+        "hf_clip_variants": version("hf-clip-variants"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+__all__ = ["ZERO_SHOT", "FewShotRunner", "Run", "default_profile", "describe_environment", "overrides_by_method"]

@@ -1,4 +1,4 @@
-"""Which pictures a few-shot run draws, validates on and tests on; no model and no torch here, so that a report can find them again."""
+"""Which images a few-shot run draws, validates on and tests on. No model and no torch here."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
-from ..data.images.coop_layout import PREFIX as COOP_PREFIX
-from ..data.images.image_set import ImageSet, name_some
+from ..data.images.image_set import ImageSet
+from ..data.images.labelled_sets import align_classes, load_labelled
 from ..data.images.sources import load_images
 
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held-out"  # name of the test set that is made of the training pictures that no draw took
+HELD_OUT = "held-out"  # name of the test set that is made of the training images that no draw took
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Pictures that nothing is chosen on; labels count into the run's class names."""
+    """Images that nothing is chosen on; labels count into the run's class names."""
 
     __test__ = False  # pytest: not a test
 
@@ -54,59 +54,8 @@ def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
     return sources
 
 
-def absolute_source(source: str) -> str:
-    """A path as it is from any working folder; other sources as they are."""
-    if source.startswith(COOP_PREFIX):
-        return COOP_PREFIX + str(Path(source.removeprefix(COOP_PREFIX)).expanduser().absolute())
-    return (
-        str(Path(source).expanduser().absolute())
-        if not source.startswith("emoji") and Path(source).expanduser().exists()
-        else source
-    )
-
-
-def align_classes(images: ImageSet, class_names: Sequence[str], what: str) -> ImageSet:
-    """The same pictures with labels that count into `class_names`, matched by name. ValueError for pictures of any other class."""
-    if tuple(images.class_names) == tuple(class_names):
-        return images
-    index_of = {name: index for index, name in enumerate(class_names)}
-    used = [images.class_names[label] for label in np.unique(images.labels)]
-    strangers = [name for name in used if name not in index_of]
-    if strangers:
-        raise ValueError(
-            f"{what}: {len(strangers)} of {len(used)} classes are not among the {len(class_names)} trained ones: {name_some(strangers)}; "
-            f"the trained ones are {name_some(class_names)}"
-        )
-    from datasets import ClassLabel
-
-    labels = np.array([index_of.get(name, -1) for name in images.class_names], dtype=np.int64)[images.labels]
-    dataset = images.dataset.remove_columns("label").add_column("label", labels)
-    dataset = dataset.cast_column("label", ClassLabel(names=list(class_names)))
-    return replace(images, dataset=dataset, class_names=tuple(class_names))
-
-
-def load_labelled(
-    source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
-) -> ImageSet:
-    """A validation or test set; pictures that cannot be read are left out and listed in `skipped`."""
-    return align_classes(read_labelled(source, class_names, split, reading), class_names, source)
-
-
-def read_labelled(
-    source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
-) -> ImageSet:
-    """The same with the class list of the source; `class_names` name integer labels that have no names of their own."""
-    options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
-    try:
-        return load_images(source, split, **options)
-    except ValueError as error:
-        if "without names" not in str(error) or options.get("class_names") is not None:
-            raise
-        return load_images(source, split, **options | {"class_names": list(class_names)})
-
-
 def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
-    """The pictures to draw from, and the validation split where the source has one. Nothing is decoded yet."""
+    """The images to draw from, and the validation split where the source has one. Nothing is decoded yet."""
     train = load_images(source, verify=False, progress=False, **dict(reading or {}))
     if "validation" not in train.available_splits or train.split == "validation":
         return train, None
@@ -115,10 +64,10 @@ def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tupl
 
 @dataclass(frozen=True)
 class Draws:
-    """The draw of every (shots, seed), from readable pictures only."""
+    """The draw of every (shots, seed), from readable images only."""
 
     splits: dict[tuple[int, int], FewShotSplit]
-    skipped: tuple[tuple[str, str], ...]  # (id, reason) of pictures that were drawn but cannot be read
+    skipped: tuple[tuple[str, str], ...]  # (id, reason) of images that were drawn but cannot be read
     remarks: tuple[str, ...]  # what the user should know, such as classes smaller than K
 
     @property
@@ -132,9 +81,9 @@ class Draws:
 
 
 def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
-    """CoOp's draw for every number of shots and seed; min(K, 4) validation pictures a class where there is a validation split.
+    """CoOp's draw for every number of shots and seed; min(K, 4) validation images a class from a validation split.
 
-    Only drawn pictures are decoded: one that cannot be read is left out, and everything is drawn again without it.
+    Only drawn images are decoded: one that cannot be read is left out, and everything is drawn again without it.
     """
     checked: list[dict[int, str | None]] = [{}, {}]  # train, validation: row -> reason why it cannot be read
     while True:
@@ -145,9 +94,13 @@ def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     split = sample_few_shot(
-                        train.labels[good[0]], count, seed, class_names=train.class_names, val=validation is not None,
+                        train.labels[good[0]],
+                        count,
+                        seed,
+                        class_names=train.class_names,
+                        val=validation is not None,
                         validation_labels=None if validation is None else validation.labels[good[1]],
-                    )  # fmt: skip
+                    )
                 remarks |= {str(w.message): None for w in caught}
                 rows = tuple(good[0][list(split.train)].tolist())
                 splits[count, seed] = replace(
@@ -191,7 +144,7 @@ def load_test_sets(
     drawn: Sequence[int],
     reading: Mapping[str, Any] | None = None,
 ) -> list[TestSet]:
-    """The named sources; without any, the data's own test split; without one, the training pictures that no draw took.
+    """The named sources; without any, the data's own test split; without one, the training images that no draw took.
 
     Raises ValueError when nothing is left to test on.
     """
@@ -209,15 +162,15 @@ def load_test_sets(
     kept = [place for place in range(len(rest)) if place not in bad]
     if not kept:
         raise ValueError(
-            f"test_data: every picture of {data} is drawn for training and nothing is left to test on; pass test pictures "
-            "(--test-data NAME=SOURCE), more pictures, or fewer shots"
+            f"test_data: every image of {data} is drawn for training and nothing is left to test on; pass test images "
+            "(--test-data NAME=SOURCE), more images, or fewer shots"
         )
     images = replace(rest.select(kept), skipped=tuple((rest.ids[place], reason) for place, reason in bad.items()))
     return [TestSet(HELD_OUT, images, data, train.split, tuple(rows[place] for place in kept))]
 
 
 def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Path) -> ImageSet:
-    """The pictures of a test set of a run, in the order of its predictions. Raises what `load_images` raises when they are gone."""
+    """The images of a test set of a run, in the order of its predictions. Raises what `load_images` raises."""
     about, reading = results["data"]["test_sets"][name], results["settings"].get("reading")
     source = about.get("source") or results["settings"]["test_data"][name]
     class_names = results["data"]["class_names"]
@@ -231,6 +184,12 @@ def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Pat
 
 
 __all__ = [
-    "HELD_OUT", "Draws", "TestSet", "absolute_source", "align_classes", "draw_shots", "load_labelled", "load_test_sets", "load_training",
-    "parse_test_data", "read_labelled", "reload_test_set",
-]  # fmt: skip
+    "HELD_OUT",
+    "Draws",
+    "TestSet",
+    "draw_shots",
+    "load_test_sets",
+    "load_training",
+    "parse_test_data",
+    "reload_test_set",
+]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .labelled_images import Pictures
+from ..data.images.labelled_images import LabelledImages
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool)
 
 def train_adapter(
     model: torch.nn.Module,
-    inputs: Pictures,
+    inputs: LabelledImages,
     make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
     learning_rate_at: Callable[[int, int, int], float],
     *,

@@ -28,8 +28,8 @@ def use(folder: str) -> None:
         getattr(hf_clip_variants, name)
     from hf_clip_variants import CLIPClassifier, embedded_model
     from hf_clip_variants.data import Features
+    from hf_clip_variants.data.images.labelled_images import CachedImages
     from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
-    from hf_clip_variants.few_shot.labelled_images import CachedPictures as CachedImages
     from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 
     classifier = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog"], dtype=torch.float32)

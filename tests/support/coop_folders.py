@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 
-ZHOU = {  # folder -> split file, folder of the pictures
+ZHOU = {  # folder -> split file, folder of the images
     "caltech-101": ("split_zhou_Caltech101.json", "101_ObjectCategories"),
     "oxford_pets": ("split_zhou_OxfordPets.json", "images"),
     "stanford_cars": ("split_zhou_StanfordCars.json", ""),
@@ -22,22 +22,25 @@ CLASSES = ["abyssinian", "american_bulldog", "beagle"]
 WORDNET = {"n01440764": "tench", "n03773504": "missile", "n04008634": "missile", "n09999999": "sunglasses"}
 
 
-def save_picture(path: Path, seed: int) -> None:
+def save_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def save_zhou(data: Path, folder: str, classes=tuple(CLASSES), counts=None) -> Path:
-    """$DATA/<folder> with `counts` pictures a class and split: <class>/<split>_<i>.jpg. Rows of the classes take turns, last class first."""
-    file, pictures = ZHOU[folder]
+    """$DATA/<folder> with `counts` images a class and split: <class>/<split>_<i>.jpg.
+
+    Rows of the classes take turns, last class first.
+    """
+    file, images = ZHOU[folder]
     lists, seed = {}, 0
     for split, count in (counts or {"train": 3, "val": 1, "test": 2}).items():
         lists[split] = []
         for i in range(count):
             for label in reversed(range(len(classes))):
                 path = f"{classes[label]}/{split}_{i}.jpg"
-                save_picture(data / folder / pictures / path, seed := seed + 1)
+                save_image(data / folder / images / path, seed := seed + 1)
                 lists[split].append([path, label, classes[label]])
     (data / folder / file).write_text(json.dumps(lists))
     return data / folder
@@ -53,14 +56,17 @@ def save_aircraft(data: Path) -> Path:
         lines = []
         for variant in reversed(variants):
             for _ in range(count):
-                save_picture(folder / "images" / f"{(number := number + 1):07}.jpg", number)
+                save_image(folder / "images" / f"{(number := number + 1):07}.jpg", number)
                 lines.append(f"{number:07} {variant}")
         (folder / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def save_imagenet(data: Path, shifted: bool = True) -> Path:
-    """imagenet of 4 classes, two of one name, and its four shifted sets; A has the second missile and the sunglasses, R three classes."""
+    """imagenet of 4 classes, two of one name, and its four shifted sets.
+
+    A has the second missile and the sunglasses, R three classes.
+    """
     names = "".join(f"{identity} {name}\n" for identity, name in WORDNET.items())
     everything, a, r = list(WORDNET), ["n04008634", "n09999999"], ["n01440764", "n03773504", "n09999999"]
     numbers = [str(n) for n in range(4)]
@@ -76,7 +82,7 @@ def save_imagenet(data: Path, shifted: bool = True) -> Path:
         for part, (classes, count) in parts.items():
             for identity in classes:
                 for i in range(count):
-                    save_picture(data / name / part / identity / f"{identity}_{i}.JPEG", seed := seed + 1)
+                    save_image(data / name / part / identity / f"{identity}_{i}.JPEG", seed := seed + 1)
             (data / name / part / "README.txt").write_text("not a class")
         (data / name / "classnames.txt").write_text(names)
     return data / "imagenet"

@@ -1,4 +1,4 @@
-"""A tiny CLIP checkpoint and folders of real pictures, for tests of whole few-shot runs."""
+"""A tiny CLIP checkpoint and folders of real images, for tests of whole few-shot runs."""
 
 import json
 from pathlib import Path
@@ -23,16 +23,16 @@ def save_tiny_clip(folder: Path) -> Path:
     return folder
 
 
-def save_pictures(folder: Path, splits: dict[str, list[str]], concepts=CONCEPTS) -> Path:
+def save_images(folder: Path, splits: dict[str, list[str]], concepts=CONCEPTS) -> Path:
     """folder/<split>/<concept>/<style>.png for the styles of each split ("" for a folder without splits)."""
     for split, styles in splits.items():
         for style in styles:
-            pictures = load_emoji(style, concepts=list(concepts))
+            images = load_emoji(style, concepts=list(concepts))
             for index, concept in enumerate(concepts):
                 place = folder / split / concept
                 place.mkdir(parents=True, exist_ok=True)
                 flat = Image.new("RGBA", (64, 64), "white")
-                flat.alpha_composite(pictures.image(index).convert("RGBA"))
+                flat.alpha_composite(images.image(index).convert("RGBA"))
                 flat.convert("RGB").save(place / f"{style}.png")
     return folder
 

@@ -1,4 +1,4 @@
-"""The commands that people type: output for eyes and for machines, exit codes, and what a broken picture does to them."""
+"""The commands: output for eyes and for machines, exit codes, and what a broken image does to them."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from few_shot_runs import CONCEPTS, results_of, save_pictures, save_tiny_clip
+from few_shot_runs import CONCEPTS, results_of, save_images, save_tiny_clip
 from PIL import Image
 
 from hf_clip_variants import cli, embedded_model
@@ -23,19 +23,19 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    return save_pictures(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture(scope="module")
-def adapted(pictures, tmp_path_factory):
+def adapted(images, tmp_path_factory):
     """A run of the embedded model, made by the command: folder, exit code and standard output."""
     folder = tmp_path_factory.mktemp("adapted") / "run"
     arguments = [
         "adapt",
         "--data",
-        pictures,
+        images,
         "--out",
         folder,
         "--methods",
@@ -72,14 +72,14 @@ def test_adapt_prints_a_table_and_where_everything_is(adapted):
     results = results_of(folder)
     means = [r["accuracy"]["test"] for r in results["runs"] if (r["method"], r["shots"]) == ("tip_adapter", 2)]
     assert len(means) == 2 and f"{50 * sum(means):.1f}" in lines["Tip-Adapter2"]
-    # 12 pictures, plain; Tip-Adapter asks for each once, CLIP-Adapter five times, at (6 + 12) * 2 seeds
-    assert "ran on 12 training pictures instead of 216." in out
+    # 12 images, plain; Tip-Adapter asks for each once, CLIP-Adapter five times, at (6 + 12) * 2 seeds
+    assert "ran on 12 training images instead of 216." in out
     assert "Means over 2 seeds" in out and str(folder / "report.html") in out.replace("\n", "")
     assert (folder / "report.html").is_file() and results["settings"]["profile"] == "tiny"
 
 
-def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_path, monkeypatch):
-    from hf_clip_variants.few_shot import adapt as adaptation
+def test_adapt_for_machines_and_when_a_method_fails(run, clip, images, tmp_path, monkeypatch):
+    from hf_clip_variants.few_shot import runner
     from hf_clip_variants.few_shot.fitting import fit_adapter
 
     def fail(classifier, method, *arguments, **options):
@@ -87,13 +87,13 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_pat
             raise RuntimeError("out of memory")
         return fit_adapter(classifier, method, *arguments, **options)
 
-    monkeypatch.setattr(adaptation, "fit_adapter", fail)
+    monkeypatch.setattr(runner, "fit_adapter", fail)
     arguments = [
         "adapt",
         "--model",
         clip,
         "--data",
-        pictures,
+        images,
         "--out",
         tmp_path / "run",
         "--methods",
@@ -108,7 +108,7 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_pat
         results == results_of(tmp_path / "run") and "coop, 1 shots, seed 1 failed: RuntimeError: out of memory" in err
     )
 
-    monkeypatch.setattr(adaptation, "fit_adapter", fit_adapter)
+    monkeypatch.setattr(runner, "fit_adapter", fit_adapter)
     code, out, err = run(*arguments, "--seeds", 2)
     assert code == 1 and out == "" and err.startswith("Error: out:") and "seeds was [1], now [2]" in err
     code, out, err = run(*arguments, "--seeds", "one")
@@ -119,9 +119,9 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, pictures, tmp_pat
 
 
 def test_overrides_of_the_command_line():
-    assert parse_overrides(["epochs=5", "coop.learning_rate=1e-3", "augmentation=none", "search_step=[4, 5]", "alpha=2.5", "drop_last=true"]) == {
-        "epochs": 5, "coop.learning_rate": 1e-3, "augmentation": "none", "search_step": [4, 5], "alpha": 2.5, "drop_last": True,
-    }  # fmt: skip
+    given = ["epochs=5", "coop.learning_rate=1e-3", "augmentation=none", "search_step=[4, 5]", "drop_last=true"]
+    expected = {"epochs": 5, "coop.learning_rate": 1e-3, "augmentation": "none", "search_step": [4, 5]}
+    assert parse_overrides(given) == expected | {"drop_last": True}
     for bad in ("epochs", "=5"):
         with pytest.raises(ValueError, match="set: got"):
             parse_overrides([bad])
@@ -130,7 +130,7 @@ def test_overrides_of_the_command_line():
 # ----------------------------------------------------------------------------------------------------------- predict
 
 
-def test_a_reader_that_goes_away_gives_141_in_silence(clip, pictures):
+def test_a_reader_that_goes_away_gives_141_in_silence(clip, images):
     reading, writing = os.pipe()
     os.close(reading)
     command = [
@@ -142,7 +142,7 @@ def test_a_reader_that_goes_away_gives_141_in_silence(clip, pictures):
         str(clip),
         "--classes",
         "cat,dog",
-        str(pictures / "test"),
+        str(images / "test"),
     ]
     process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
@@ -150,24 +150,24 @@ def test_a_reader_that_goes_away_gives_141_in_silence(clip, pictures):
     assert (process.returncode, err) == (141, b"")
 
 
-def test_predict_with_an_adapter(run, adapted, pictures):
+def test_predict_with_an_adapter(run, adapted, images):
     folder, _, _ = adapted
     adapter = folder / "adapters" / "tip_adapter" / "2-shot" / "seed-1"
-    code, out, err = run("predict", "--adapter", adapter, pictures / "test")
+    code, out, err = run("predict", "--adapter", adapter, images / "test")
     rows = rows_of(out)
     assert code == 0 and err == "" and list(rows[0]) == ["path", "label", "score", "error"]
-    assert [row["path"] for row in rows] == sorted(str(path) for path in (pictures / "test").rglob("*.png"))
+    assert [row["path"] for row in rows] == sorted(str(path) for path in (images / "test").rglob("*.png"))
     assert all(0 < float(row["score"]) <= 1 and row["error"] == "" for row in rows)
     right = [os.path.basename(os.path.dirname(row["path"])) == row["label"] for row in rows]
     record = next(r for r in results_of(folder)["runs"] if r["folder"] == "adapters/tip_adapter/2-shot/seed-1")
     assert sum(right) / len(right) == pytest.approx(record["accuracy"]["test"])
-    assert run("predict", "--model", adapter, pictures / "test")[1] == out, "a folder says itself what it is"
+    assert run("predict", "--model", adapter, images / "test")[1] == out, "a folder says itself what it is"
 
 
-def test_a_run_that_was_moved_still_predicts(run, adapted, pictures, tmp_path):
+def test_a_run_that_was_moved_still_predicts(run, adapted, images, tmp_path):
     folder, _, _ = adapted
     expected = run(
-        "predict", "--adapter", folder / "adapters/clip_adapter/1-shot/seed-2", pictures / "test", "--top", 2
+        "predict", "--adapter", folder / "adapters/clip_adapter/1-shot/seed-2", images / "test", "--top", 2
     )[1]
     moved = tmp_path / "elsewhere"
     shutil.copytree(folder, moved)
@@ -175,7 +175,7 @@ def test_a_run_that_was_moved_still_predicts(run, adapted, pictures, tmp_path):
     folder.rename(hidden)
     try:
         code, out, err = run(
-            "predict", "--adapter", moved / "adapters/clip_adapter/1-shot/seed-2", pictures / "test", "--top", 2
+            "predict", "--adapter", moved / "adapters/clip_adapter/1-shot/seed-2", images / "test", "--top", 2
         )
     finally:
         hidden.rename(folder)
@@ -183,8 +183,8 @@ def test_a_run_that_was_moved_still_predicts(run, adapted, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["csv", "json"])
-def test_predict_does_the_others_when_a_picture_is_broken(run, clip, pictures, tmp_path, output):
-    good = pictures / "test" / "cat" / "notov1.png"
+def test_predict_does_the_others_when_a_image_is_broken(run, clip, images, tmp_path, output):
+    good = images / "test" / "cat" / "notov1.png"
     broken = {
         "truncated.png": good.read_bytes()[:300],
         "page.jpg": b"<html>404</html>",
@@ -220,14 +220,14 @@ def test_predict_does_the_others_when_a_picture_is_broken(run, clip, pictures, t
             assert second in ("cat", "dog", "pizza") and second != row["label"]
 
 
-def test_predict_reads_paths_from_standard_input(run, clip, pictures, monkeypatch):
-    paths = sorted(str(path) for path in (pictures / "test").rglob("*.png"))
+def test_predict_reads_paths_from_standard_input(run, clip, images, monkeypatch):
+    paths = sorted(str(path) for path in (images / "test").rglob("*.png"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*paths[:3], "", paths[3]]) + "\n"))
     code, out, _ = run("predict", "--model", clip, "--classes", "cat,dog", "--json")
     assert code == 0 and [json.loads(line)["path"] for line in out.splitlines()] == paths[:4]
 
 
-def test_the_same_picture_gets_the_same_scores_in_any_batch(run, clip, pictures):
+def test_the_same_image_gets_the_same_scores_in_any_batch(run, clip, images):
     arguments = [
         "predict",
         "--model",
@@ -236,7 +236,7 @@ def test_the_same_picture_gets_the_same_scores_in_any_batch(run, clip, pictures)
         ",".join(CONCEPTS),
         "--templates",
         "icons",
-        pictures / "test",
+        images / "test",
     ]
     one, all_at_once = (rows_of(run(*arguments, "--batch-size", size)[1]) for size in (1, 64))
     assert [row["label"] for row in one] == [row["label"] for row in all_at_once]
@@ -264,49 +264,49 @@ def test_predict_says_what_is_wrong(run, clip, tmp_path, arguments, words):
     assert code == 1 and words in err and err.startswith("Error: ")
 
 
-def test_an_adapter_of_its_classes_refuses_others(run, adapted, pictures):
+def test_an_adapter_of_its_classes_refuses_others(run, adapted, images):
     folder, _, _ = adapted
     tip, mlp = (folder / "adapters" / method / "1-shot" / "seed-1" for method in ("tip_adapter", "clip_adapter"))
-    code, _, err = run("predict", "--adapter", tip, "--classes", "cat,dog", pictures / "test")
+    code, _, err = run("predict", "--adapter", tip, "--classes", "cat,dog", images / "test")
     assert code == 1 and "class_names" in err
-    code, out, _ = run("predict", "--adapter", mlp, "--classes", "cat,dog", pictures / "test")
+    code, out, _ = run("predict", "--adapter", mlp, "--classes", "cat,dog", images / "test")
     assert code == 0 and {row["label"] for row in rows_of(out)} <= {"cat", "dog"}
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluate
 
 
-def test_evaluate_an_adapter(run, adapted, pictures):
+def test_evaluate_an_adapter(run, adapted, images):
     folder, _, _ = adapted
     record = results_of(folder)["runs"][-1]
-    code, out, err = run("evaluate", "--adapter", folder / record["folder"], "--data", pictures, "--json")
+    code, out, err = run("evaluate", "--adapter", folder / record["folder"], "--data", images, "--json")
     result = json.loads(out)
     assert code == 0 and result["split"] == "test" and result["images"] == 12 and result["unreadable"] == []
     assert result["accuracy"] == pytest.approx(record["accuracy"]["test"])
     assert list(result["per_class"].values()) == pytest.approx(record["per_class"]["test"]) and list(
         result["per_class"]
     ) == sorted(CONCEPTS)
-    code, out, _ = run("evaluate", "--adapter", folder / record["folder"], "--data", pictures)
+    code, out, _ = run("evaluate", "--adapter", folder / record["folder"], "--data", images)
     assert (
         code == 0
         and f"{100 * result['accuracy']:.1f} %" in out
-        and "12 pictures in 6 classes" in out
+        and "12 images in 6 classes" in out
         and "banana" in out
     )
 
 
-def test_evaluate_a_plain_clip_on_the_classes_of_the_data(run, pictures, tmp_path):
+def test_evaluate_a_plain_clip_on_the_classes_of_the_data(run, images, tmp_path):
     arguments = ["evaluate", "--model", embedded_model(), "--templates", "icons"]
-    code, out, _ = run(*arguments, "--data", pictures, "--split", "train", "--json")
+    code, out, _ = run(*arguments, "--data", images, "--split", "train", "--json")
     result = json.loads(out)
     assert code == 0 and result["images"] == 12 and result["classes"] == 6 and result["accuracy"] > 0.6, (
         "six easy classes"
     )
 
     some = tmp_path / "some"
-    shutil.copytree(pictures / "test", some)
+    shutil.copytree(images / "test", some)
     shutil.rmtree(some / "cat")
-    (some / "dog" / "notov1.png").write_bytes(b"no picture")
+    (some / "dog" / "notov1.png").write_bytes(b"no image")
     names = ",".join(sorted(CONCEPTS))
     code, out, err = run(*arguments, "--data", some, "--classes", names, "--json")
     result = json.loads(out)
@@ -402,15 +402,14 @@ def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
     assert time.process_time() - start < 150, "seconds of one core; the promise is three minutes on two"
 
 
-def test_interrupted_it_says_nothing_and_goes_on_later(clip, pictures, tmp_path):
+def test_interrupted_it_says_nothing_and_goes_on_later(clip, images, tmp_path):
     """Ctrl-C: exit code 130, no traceback; done again, it finishes."""
     import signal
 
-    command = [
-        sys.executable, "-m", "hf_clip_variants.cli", "adapt", "--model", str(clip), "--data", str(pictures), "--out", str(tmp_path / "run"),
-        "--methods", "coop", "--shots", "1", "--seeds", "1,2,3", "--profile", "published", "--set", "epochs=400", "--set", "augmentation=none",
-        "--set", "num_context_tokens=4",
-    ]  # fmt: skip
+    arguments = ["--model", str(clip), "--data", str(images), "--out", str(tmp_path / "run"), "--methods", "coop"]
+    arguments += ["--shots", "1", "--seeds", "1,2,3", "--profile", "published", "--set", "epochs=400"]
+    arguments += ["--set", "augmentation=none", "--set", "num_context_tokens=4"]
+    command = [sys.executable, "-m", "hf_clip_variants.cli", "adapt", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 150

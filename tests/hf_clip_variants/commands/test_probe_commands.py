@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from few_shot_runs import CONCEPTS, save_pictures, save_tiny_clip
+from few_shot_runs import CONCEPTS, save_images, save_tiny_clip
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES, save_tiny_family
 from transformers import (
@@ -40,7 +40,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    return save_pictures(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
+    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture

@@ -1,23 +1,23 @@
-"""`adapt`: a whole run in a folder, what it holds, what it refuses, and what a broken picture or method does to it."""
+"""`adapt`: a whole run in a folder, what it holds, what it refuses, and what a broken image or method does to it."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from few_shot_runs import CONCEPTS, adapter_files, comparable, results_of, save_pictures, save_tiny_clip
+from few_shot_runs import CONCEPTS, adapter_files, comparable, results_of, save_images, save_tiny_clip
 from killing import file_size_limit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hf_clip_variants import CLIPClassifier, load_adapter
-from hf_clip_variants.few_shot import adapt as adaptation_module
+from hf_clip_variants.data.images.labelled_sets import align_classes
+from hf_clip_variants.few_shot import runner as runner_module
 from hf_clip_variants.few_shot.adapt import adapt
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.run_folder import RunFolder
 from hf_clip_variants.few_shot.splits import (
     HELD_OUT,
-    align_classes,
     draw_shots,
     load_training,
     parse_test_data,
@@ -54,25 +54,23 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    return save_pictures(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture(scope="module")
-def finished(clip, pictures, tmp_path_factory):
+def finished(clip, images, tmp_path_factory):
     """One run of all methods; tests read it."""
     run = tmp_path_factory.mktemp("run") / "run"
-    adapt(clip, str(pictures), run, **settings(*METHODS, report=True))
+    adapt(clip, str(images), run, **settings(*METHODS, report=True))
     return run
 
 
-def test_the_folder_holds_what_the_contract_says(finished, clip, pictures):
+def test_the_folder_holds_what_the_contract_says(finished, clip, images):
     results = results_of(finished)
     assert results["status"] == "finished" and results["version"] == 1
-    assert (
-        results["settings"]["test_data"] == {"test": str(pictures)} and results["settings"]["profile"] == "published"
-    )
+    assert results["settings"]["test_data"] == {"test": str(images)} and results["settings"]["profile"] == "published"
     assert results["data"]["class_names"] == sorted(CONCEPTS) and results["data"]["train_images"] == 12
     assert results["data"]["test_sets"]["test"]["images"] == 12
     assert [(r["method"], r["shots"], r["seed"]) for r in results["runs"]] == [
@@ -97,11 +95,11 @@ def test_the_folder_holds_what_the_contract_says(finished, clip, pictures):
         assert record["validation"]["kind"] == (
             "cross-validation" if record["shots"] > 1 and record["method"] in SEARCHED else "none"
         )
-    assert not (finished / "unfinished").exists()
+    assert not (finished / "work" / "unfinished").exists()
     assert (finished / "report.html").stat().st_size > 10_000
 
 
-def test_predictions_and_accuracies_agree_with_the_pictures(finished):
+def test_predictions_and_accuracies_agree_with_the_images(finished):
     results = results_of(finished)
     images = reload_test_set(results, "test", finished)
     labels = torch.from_numpy(images.labels.copy())
@@ -141,39 +139,39 @@ def test_a_saved_adapter_gives_the_recorded_predictions_from_pixels(finished, me
     assert ours.get_base_model().class_names == sorted(CONCEPTS)
 
 
-def test_nothing_depends_on_the_test_pictures(finished, clip, pictures, tmp_path):
-    other = save_pictures(tmp_path / "other", {"": ["fluent3d"]}, CONCEPTS[:3])
-    adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter", "coop", test_data={"few": str(other)}))
+def test_nothing_depends_on_the_test_images(finished, clip, images, tmp_path):
+    other = save_images(tmp_path / "other", {"": ["fluent3d"]}, CONCEPTS[:3])
+    adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter", "coop", test_data={"few": str(other)}))
     for record in results_of(tmp_path / "run")["runs"]:
         one, two = (
             load_file(run / record["folder"] / "adapter_model.safetensors") for run in (finished, tmp_path / "run")
         )
         assert all(torch.equal(one[name], two[name]) for name in one)
-        assert record["per_class"]["few"].count(None) == 3, "classes without test pictures"
+        assert record["per_class"]["few"].count(None) == 3, "classes without test images"
 
 
-def test_done_again_it_does_nothing_and_says_the_same(finished, clip, pictures, monkeypatch):
+def test_done_again_it_does_nothing_and_says_the_same(finished, clip, images, monkeypatch):
     before, files = results_of(finished), adapter_files(finished)
 
     def refuse(*arguments, **options):
         raise AssertionError("nothing is to be fitted")
 
-    monkeypatch.setattr(adaptation_module, "fit_adapter", refuse)
-    results = adapt(clip, str(pictures), finished, **settings(*METHODS))
+    monkeypatch.setattr(runner_module, "fit_adapter", refuse)
+    results = adapt(clip, str(images), finished, **settings(*METHODS))
     assert comparable(results) == comparable(before) and adapter_files(finished) == files
 
 
-def test_order_and_company_do_not_matter(finished, clip, pictures, tmp_path):
-    adapt(clip, str(pictures), tmp_path / "run", **settings("coop", "tip_adapter_f", shots=[2], cache_features=True))
+def test_order_and_company_do_not_matter(finished, clip, images, tmp_path):
+    adapt(clip, str(images), tmp_path / "run", **settings("coop", "tip_adapter_f", shots=[2], cache_features=True))
     alone = adapter_files(tmp_path / "run")
     together = adapter_files(finished)
     weights = [name for name in alone if name.endswith("adapter_model.safetensors")]
     assert len(weights) == 2 and all(alone[name] == together[name] for name in weights)
 
 
-def test_towers_at_every_step_give_the_same_adapters(finished, clip, pictures, tmp_path):
+def test_towers_at_every_step_give_the_same_adapters(finished, clip, images, tmp_path):
     methods = ["tip_adapter_f", "clip_adapter", "coop"]
-    results = adapt(clip, str(pictures), tmp_path / "run", **settings(*methods, shots=[2], cache_features=False))
+    results = adapt(clip, str(images), tmp_path / "run", **settings(*methods, shots=[2], cache_features=False))
     cached = {r["folder"]: r for r in results_of(finished)["runs"]}
     for record in results["runs"]:
         one, two = (
@@ -198,29 +196,29 @@ def test_towers_at_every_step_give_the_same_adapters(finished, clip, pictures, t
         ({"profile": "tiny", "overrides": {}}, ["profile", "overrides"]),
     ],
 )
-def test_the_same_folder_with_other_settings_is_refused(finished, clip, pictures, change, words):
+def test_the_same_folder_with_other_settings_is_refused(finished, clip, images, change, words):
     before = adapter_files(finished), (finished / "results.json").read_bytes()
     with pytest.raises(ValueError) as error:
-        adapt(clip, str(pictures), finished, **settings(*METHODS) | change)
+        adapt(clip, str(images), finished, **settings(*METHODS) | change)
     assert all(word in str(error.value) for word in [*words, "other settings", str(finished)])
     assert before == (adapter_files(finished), (finished / "results.json").read_bytes())
 
 
-def test_changed_pictures_or_weights_are_refused(clip, pictures, tmp_path):
-    data, model, run = tmp_path / "pictures", tmp_path / "clip", tmp_path / "run"
-    shutil.copytree(pictures, data)
+def test_changed_images_or_weights_are_refused(clip, images, tmp_path):
+    data, model, run = tmp_path / "images", tmp_path / "clip", tmp_path / "run"
+    shutil.copytree(images, data)
     shutil.copytree(clip, model)
     arguments = settings("tip_adapter")
     adapt(model, str(data), run, **arguments)
     for split in ("train", "test"):
-        (picture, *_) = sorted((data / split / "cat").iterdir())
-        before = picture.read_bytes()
-        Image.new("RGB", (8, 8), "red").save(picture)
+        (image, *_) = sorted((data / split / "cat").iterdir())
+        before = image.read_bytes()
+        Image.new("RGB", (8, 8), "red").save(image)
         with pytest.raises(
             ValueError, match=rf"the contents of {'data' if split == 'train' else 'test_data.test'} changed"
         ):
             adapt(model, str(data), run, **arguments)
-        picture.write_bytes(before)
+        image.write_bytes(before)
     adapt(model, str(data), run, **arguments)
     weights = load_file(model / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
@@ -228,31 +226,28 @@ def test_changed_pictures_or_weights_are_refused(clip, pictures, tmp_path):
         adapt(model, str(data), run, **arguments)
 
 
-def test_a_folder_that_is_no_run_is_refused(clip, pictures, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(clip, images, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds thesis.tex but no results.json"):
-        adapt(clip, str(pictures), tmp_path, **settings("tip_adapter"))
+        adapt(clip, str(images), tmp_path, **settings("tip_adapter"))
     with pytest.raises(ValueError, match="is a file"):
-        adapt(clip, str(pictures), tmp_path / "thesis.tex", **settings("tip_adapter"))
+        adapt(clip, str(images), tmp_path / "thesis.tex", **settings("tip_adapter"))
     run = tmp_path / "run"
     run.mkdir()
     for content, words in (("{", "cannot be read"), ('{"version": 7}', "version 7")):
         (run / "results.json").write_text(content)
         with pytest.raises(ValueError, match=words):
-            adapt(clip, str(pictures), run, **settings("tip_adapter"))
+            adapt(clip, str(images), run, **settings("tip_adapter"))
 
 
-def test_two_processes_in_one_folder_are_refused(clip, pictures, tmp_path):
-    run = RunFolder(tmp_path / "run", {}, {})
-    with (
-        run.locked(),
-        pytest.raises(ValueError, match="another process"),
-        RunFolder(tmp_path / "run", {}, {}).locked(),
-    ):
-        pass
+def test_two_processes_in_one_folder_are_refused(clip, images, tmp_path):
+    arguments = settings("tip_adapter", shots=[1])
+    adapt(clip, str(images), tmp_path / "run", **arguments)
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(ValueError, match="another process"):
+        adapt(clip, str(images), tmp_path / "run", **arguments)
 
 
-def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tmp_path, monkeypatch):
+def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, images, tmp_path, monkeypatch):
     from hf_clip_variants.few_shot.fitting import fit_adapter
 
     def fail_once(classifier, method, shots, *arguments, **options):
@@ -260,9 +255,9 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tm
             raise RuntimeError("out of memory")
         return fit_adapter(classifier, method, shots, *arguments, **options)
 
-    monkeypatch.setattr(adaptation_module, "fit_adapter", fail_once)
+    monkeypatch.setattr(runner_module, "fit_adapter", fail_once)
     arguments = settings("clip_adapter", "tip_adapter", shots=[1], report=True)
-    failed, done = adapt(clip, str(pictures), tmp_path / "run", **arguments)["runs"]
+    failed, done = adapt(clip, str(images), tmp_path / "run", **arguments)["runs"]
     assert failed["error"] == "RuntimeError: out of memory" and failed["accuracy"] == {} and failed["folder"] is None
     assert done["error"] is None and done["accuracy"]["test"] >= 0
     assert "out of memory" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -270,53 +265,53 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, pictures, tm
     monkeypatch.undo()  # tried again, and only that
     calls = []
     monkeypatch.setattr(
-        adaptation_module, "fit_adapter", lambda c, m, *a, **o: calls.append(m) or fit_adapter(c, m, *a, **o)
+        runner_module, "fit_adapter", lambda c, m, *a, **o: calls.append(m) or fit_adapter(c, m, *a, **o)
     )
-    mended = adapt(clip, str(pictures), tmp_path / "run", **arguments)["runs"]
+    mended = adapt(clip, str(images), tmp_path / "run", **arguments)["runs"]
     assert calls == ["clip_adapter"] and [r["error"] for r in mended] == [None, None]
 
 
-def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, pictures, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, images, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_clip_variants.few_shot.adapt._Session._save_adapter", full)
+    monkeypatch.setattr("hf_clip_variants.few_shot.adapt._save_adapter", full)
     with pytest.raises(OSError, match="No space left"):
-        adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
+        adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter"))
     assert results_of(tmp_path / "run")["runs"] == []
 
 
-def test_when_the_disk_is_full_the_message_names_the_file_and_the_run_goes_on_later(clip, pictures, tmp_path):
+def test_when_the_disk_is_full_the_message_names_the_file_and_the_run_goes_on_later(clip, images, tmp_path):
     with file_size_limit(100_000), pytest.raises(OSError) as error:
-        adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
+        adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter"))
     assert str(tmp_path / "run") in str(error.value) and "bytes are needed" in str(error.value)
-    results = adapt(clip, str(pictures), tmp_path / "run", **settings("tip_adapter"))
+    results = adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter"))
     assert results["status"] == "finished" and len(results["runs"]) == 2
 
 
 def test_without_a_test_split_what_was_not_drawn_is_the_test(clip, tmp_path):
-    data = save_pictures(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    data = save_images(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     results = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[1], seeds=[1, 2], report=True))
     drawn = {row for record in results["runs"] for row in record["train_indices"]}
-    assert len(drawn) > 6, "two seeds draw different pictures"
+    assert len(drawn) > 6, "two seeds draw different images"
     images = reload_test_set(results, HELD_OUT, tmp_path / "run")
     train, _ = load_training(str(data))
     assert set(images.ids) == {train.ids[row] for row in range(24) if row not in drawn}
     assert results["data"]["test_sets"][HELD_OUT]["images"] == len(images) == 24 - len(drawn)
-    assert "No pictures" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "No images" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="nothing is left to test on"):
         adapt(clip, str(data), tmp_path / "all", **settings("tip_adapter", shots=[4]))
 
 
 def test_a_validation_split_is_what_hyper_parameters_are_chosen_on(clip, tmp_path):
-    data = save_pictures(tmp_path / "data", {"train": ["fluentflat"], "val": ["emojione"], "test": ["notov1"]})
+    data = save_images(tmp_path / "data", {"train": ["fluentflat"], "val": ["emojione"], "test": ["notov1"]})
     (record,) = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[1]))["runs"]
     assert record["validation"]["kind"] == "split" and 0 <= record["validation"]["accuracy"] <= 1
     assert {"alpha", "beta", "search_step"} <= set(record["hyperparameters"])
 
 
-def test_pictures_that_cannot_be_read_are_named_and_left_out(clip, tmp_path, caplog):
-    data = save_pictures(tmp_path / "data", {"train": ["fluentflat", "emojione", "notov1"], "test": ["fluent3d"]})
+def test_images_that_cannot_be_read_are_named_and_left_out(clip, tmp_path, caplog):
+    data = save_images(tmp_path / "data", {"train": ["fluentflat", "emojione", "notov1"], "test": ["fluent3d"]})
     (data / "train" / "cat" / "fluentflat.png").write_bytes((data / "train" / "cat" / "notov1.png").read_bytes()[:200])
     (data / "train" / "dog" / "emojione.png").write_text("<html>404</html>")
     (data / "test" / "owl" / "fluent3d.png").write_bytes(b"")
@@ -334,8 +329,8 @@ def test_pictures_that_cannot_be_read_are_named_and_left_out(clip, tmp_path, cap
         adapt(clip, str(data), tmp_path / "none", **settings("tip_adapter"))
 
 
-def test_fewer_pictures_than_shots_are_said(clip, tmp_path, caplog):
-    data = save_pictures(tmp_path / "data", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
+def test_fewer_images_than_shots_are_said(clip, tmp_path, caplog):
+    data = save_images(tmp_path / "data", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
     (data / "train" / "pizza" / "emojione.png").unlink()
     (record,) = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[2]))["runs"]
     assert len(record["train_indices"]) == 11 and record["error"] is None
@@ -346,8 +341,8 @@ def test_class_names_are_never_file_names(clip, tmp_path):
     import datasets
 
     names = ["../../escaped", "CON", "a/b", "nul\0l", "🦊" * 40, "x" * 300]
-    pictures = save_pictures(tmp_path / "pictures", {"": ["fluentflat", "notov1"]})
-    files = [pictures / concept / f"{style}.png" for style in ("fluentflat", "notov1") for concept in CONCEPTS]
+    images = save_images(tmp_path / "images", {"": ["fluentflat", "notov1"]})
+    files = [images / concept / f"{style}.png" for style in ("fluentflat", "notov1") for concept in CONCEPTS]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     table = {"image": [{"bytes": f.read_bytes(), "path": None} for f in files], "label": list(range(6)) * 2}
     datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "data.parquet")
@@ -382,24 +377,23 @@ def test_class_names_are_never_file_names(clip, tmp_path):
         ({"test_data": {"x": "emoji:notov1"}}, ["emoji:notov1", "not among"]),
     ],
 )
-def test_wrong_arguments_are_named_before_anything_is_written(clip, pictures, tmp_path, arguments, words):
+def test_wrong_arguments_are_named_before_anything_is_written(clip, images, tmp_path, arguments, words):
     with pytest.raises(ValueError) as error:
-        adapt(clip, str(pictures), tmp_path / "run", **settings("coop", "tip_adapter") | arguments)
+        adapt(clip, str(images), tmp_path / "run", **settings("coop", "tip_adapter") | arguments)
     assert all(word in str(error.value) for word in words), error.value
     assert not (tmp_path / "run").exists()
 
 
 def test_test_data_arguments():
-    assert parse_test_data(["a=b/c", "emoji:notov1", "pets/test", "x=emoji:fluent3d"]) == {
-        "a": "b/c", "notov1": "emoji:notov1", "test": "pets/test", "x": "emoji:fluent3d",
-    }  # fmt: skip
+    sources = {"a": "b/c", "notov1": "emoji:notov1", "test": "pets/test", "x": "emoji:fluent3d"}
+    assert parse_test_data(["a=b/c", "emoji:notov1", "pets/test", "x=emoji:fluent3d"]) == sources
     for bad in (["=x"], ["a="], ["a=1", "a=2"]):
         with pytest.raises(ValueError, match="test_data"):
             parse_test_data(bad)
 
 
-def test_labels_are_matched_by_name(pictures):
-    train, _ = load_training(str(pictures))
+def test_labels_are_matched_by_name(images):
+    train, _ = load_training(str(images))
     turned = align_classes(train, train.class_names[::-1], "data")
     assert [turned.class_names[label] for label in turned.labels] == [
         train.class_names[label] for label in train.labels
@@ -408,10 +402,10 @@ def test_labels_are_matched_by_name(pictures):
         align_classes(train, [name for name in train.class_names if name not in ("cat", "dog")], "data")
 
 
-def test_a_draw_is_that_of_the_published_protocol(pictures):
+def test_a_draw_is_that_of_the_published_protocol(images):
     from hf_clip_variants.data import sample_few_shot
 
-    train, _ = load_training(str(pictures))
+    train, _ = load_training(str(images))
     draws = draw_shots(train, None, [1, 2], [1, 2])
     for (count, seed), split in draws.splits.items():
         assert split.train == sample_few_shot(train.labels, count, seed, val=False).train

@@ -10,6 +10,8 @@ from tiny import CLASS_NAMES
 
 from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.data import FeatureDataset, Features, compute_features, load_emoji
+from hf_clip_variants.data.images.labelled_images import CachedImages, LiveImages, views_of_epoch
+from hf_clip_variants.evaluation.image_prediction import predict
 from hf_clip_variants.few_shot import fitting as fitting_module
 from hf_clip_variants.few_shot import training_loop as training_module
 from hf_clip_variants.few_shot.fitting import (
@@ -18,7 +20,6 @@ from hf_clip_variants.few_shot.fitting import (
     fit_adapter,
     validation_folds,
 )
-from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures, predict, views_of_epoch
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS, few_shot_method
 from hf_clip_variants.few_shot.recipes import recipe
 from hf_clip_variants.few_shot.training_loop import TrainingState, batches, train_adapter
@@ -30,18 +31,18 @@ TRAINED = tuple(name for name in FEW_SHOT_METHODS if name != "tip_adapter")
 ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.trains_image_encoder)
 
 
-def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedPictures:
+def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedImages:
     """Features around one centre a class; `views` of each picture."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(CLASSES).repeat_interleave(shots)
     features = centres[labels] + spread * torch.randn(views, len(labels), WIDTH, generator=generator)
-    return CachedPictures(Features(features, labels))
+    return CachedImages(Features(features, labels))
 
 
 def shots_of(count: int, views: int = 1) -> Shots:
     pictures = cached(count, views)
-    return Shots(pictures, CachedPictures(Features(pictures.all_features()[:1], pictures.labels)))
+    return Shots(pictures, CachedImages(Features(pictures.all_features()[:1], pictures.labels)))
 
 
 def tensors_of(fitted) -> dict[str, torch.Tensor]:
@@ -51,12 +52,12 @@ def tensors_of(fitted) -> dict[str, torch.Tensor]:
 
 
 def shots_for(method: str, classifier, count: int) -> Shots:
-    """Features, or real pictures for what trains the image tower."""
+    """Features, or real images for what trains the image encoder."""
     if method in ON_FEATURES:
         return shots_of(count)
     styles = ["fluentflat", "emojione"][:count]
     pictures = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
-    live = LivePictures(classifier, pictures, tiny_processor())
+    live = LiveImages(classifier, pictures, tiny_processor())
     return Shots(live, live)
 
 
@@ -157,12 +158,12 @@ def test_cached_features_give_what_towers_at_every_step_give(method, augmentatio
         encode, pictures, processor, views=views, augmentation=augmentation, seed=4, progress=False
     )
     plain = compute_features(encode, pictures, processor, progress=False)
-    live = LivePictures(classifier, pictures, processor, augmentation, views, view_seed=4, seed=1)
+    live = LiveImages(classifier, pictures, processor, augmentation, views, view_seed=4, seed=1)
     overrides = short(method, augmentation=augmentation) | ({"views": views} if method in TRAINED else {})
     outcomes = []
     for shots in (
-        Shots(CachedPictures(features, seed=1), CachedPictures(plain)),
-        Shots(live, LivePictures(classifier, pictures, processor)),
+        Shots(CachedImages(features, seed=1), CachedImages(plain)),
+        Shots(live, LiveImages(classifier, pictures, processor)),
     ):
         fitted = fit_adapter(
             classifier,

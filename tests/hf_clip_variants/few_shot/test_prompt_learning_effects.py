@@ -5,8 +5,9 @@ import torch
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
 from hf_clip_variants.data import compute_features, load_emoji
+from hf_clip_variants.data.images.labelled_images import CachedImages, LiveImages
+from hf_clip_variants.evaluation.image_prediction import predict
 from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
-from hf_clip_variants.few_shot.labelled_images import CachedPictures, LivePictures, predict
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.recipes import recipe
 
@@ -35,8 +36,8 @@ def accuracies() -> dict[str, tuple[float, float]]:
     def pictures(styles, concepts, live):
         images = load_emoji(styles, concepts=concepts)
         if live:
-            return LivePictures(classifier, images, processor)
-        return CachedPictures(compute_features(encode, images, processor, progress=False))
+            return LiveImages(classifier, images, processor)
+        return CachedImages(compute_features(encode, images, processor, progress=False))
 
     def accuracy(model, half, live, styles=TESTED_STYLES):
         classifier.set_classes(half)

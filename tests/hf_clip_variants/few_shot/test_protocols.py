@@ -1,4 +1,4 @@
-"""The published protocols: which pictures, which classes, which names; and numbers that are those of the adapted model."""
+"""The published protocols: which images, classes and names; and numbers that are those of the adapted model."""
 
 import json
 from dataclasses import replace
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from coop_folders import save_imagenet, save_zhou
-from few_shot_runs import CONCEPTS, save_pictures, save_tiny_clip
+from few_shot_runs import CONCEPTS, save_images, save_tiny_clip
 from peft import PeftModel, get_peft_model
 from tiny import EMOJI_CLIP
 
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import VPTConfig
 from hf_clip_variants.data import load_emoji, load_images, sample_few_shot
-from hf_clip_variants.few_shot.labelled_images import LivePictures
+from hf_clip_variants.data.images.labelled_images import LiveImages
+from hf_clip_variants.evaluation.image_prediction import predict
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.protocols import (
     PROTOCOLS,
@@ -28,7 +29,7 @@ from hf_clip_variants.few_shot.protocols import (
     load_task,
     templates_for,
 )
-from hf_clip_variants.few_shot.runner import ProtocolRunner, predict_among
+from hf_clip_variants.few_shot.runner import FewShotRunner
 
 
 NAMES5 = ["n0", "n1", "n2", "n3", "n4"]
@@ -63,32 +64,38 @@ def test_columns_are_found_by_name_and_strangers_are_named():
 
 def test_few_shot_tests_on_the_test_split_and_validates_on_its_own(tmp_path):
     task = load_task(zhou_plan(tmp_path), [1, 2], [1, 2])
-    (exam,) = task.exams
-    assert (exam.name, exam.part, exam.columns) == ("dtd", "test", (0, 1, 2, 3, 4)) and exam.class_names == tuple(
-        NAMES5
+    (evaluation,) = task.evaluations
+    assert (evaluation.name, evaluation.part, evaluation.columns) == (
+        "dtd",
+        "test",
+        (0, 1, 2, 3, 4),
+    ) and evaluation.class_names == tuple(NAMES5)
+    assert (
+        evaluation.images.split == "test"
+        and evaluation.rows.tolist() == list(range(10))
+        and evaluation.templates == ("{} texture.",)
     )
-    assert exam.images.split == "test" and exam.rows.tolist() == list(range(10)) and exam.templates == ("{} texture.",)
-    assert task.pictures.split == "train" and task.validation.split == "validation"
+    assert task.train.split == "train" and task.validation.split == "validation"
     assert len(task.training_rows(2, 1)) == 10 and len(task.validation_rows(2, 1)) == 10
     assert task.every_training_row == sorted({r for k in (1, 2) for s in (1, 2) for r in task.training_rows(k, s)})
 
 
 def test_base_is_the_larger_half_of_the_labels_and_new_counts_from_zero(tmp_path):
     task = load_task(zhou_plan(tmp_path, "base_to_new"), [1], [1])
-    base, new = task.exams
+    base, new = task.evaluations
     assert task.class_names == base.class_names == ("n0", "n1", "n2") and new.class_names == ("n3", "n4")
     assert base.labels.tolist() == [2, 1, 0] * 2 and base.columns == (0, 1, 2)
     assert new.labels.tolist() == [1, 0] * 2 and new.columns is None
-    for exam in (base, new):  # the pictures are those of the names
-        told = [exam.images.ids[row].split("/")[0] for row in exam.rows]
-        assert told == [exam.class_names[label] for label in exam.labels]
+    for evaluation in (base, new):  # the images are those of the names
+        told = [evaluation.images.ids[row].split("/")[0] for row in evaluation.rows]
+        assert told == [evaluation.class_names[label] for label in evaluation.labels]
     assert (base.name, new.name) == ("base", "new")
 
 
-def test_base_pictures_are_drawn_as_the_official_code_draws_them(tmp_path):
+def test_base_images_are_drawn_as_the_official_code_draws_them(tmp_path):
     """It draws from all classes, in the order in which they appear, and leaves the new ones out then."""
     task = load_task(zhou_plan(tmp_path, "base_to_new"), [2], [3])
-    train = task.pictures
+    train = task.train
     everything = sample_few_shot(train.labels, 2, 3, validation_labels=task.validation.labels)
     assert task.training_rows(2, 3) == [row for row in everything.train if train.labels[row] < 3]
     assert task.validation_rows(2, 3) == [row for row in everything.validation if task.validation.labels[row] < 3]
@@ -100,13 +107,13 @@ def test_base_pictures_are_drawn_as_the_official_code_draws_them(tmp_path):
 def test_transfer_has_the_source_first_and_targets_with_names_of_their_own(tmp_path):
     pets = save_zhou(tmp_path, "oxford_pets")
     task = load_task(zhou_plan(tmp_path, "cross_dataset", targets={"pets": f"coop:{pets}"}), [1], [1])
-    source, target = task.exams
+    source, target = task.evaluations
     assert (source.part, source.columns, source.of) == ("source", (0, 1, 2, 3, 4), "dtd")
     assert (target.part, target.columns, target.images.split) == ("target", None, "test")
     assert target.class_names == ("abyssinian", "american bulldog", "beagle")
     assert target.templates == ("a photo of a {}, a type of pet.",), "the target's own prompt"
     asked = load_task(task.plan, [1], [1], templates="a {}")
-    assert {exam.templates for exam in asked.exams} == {("a {}",)}
+    assert {evaluation.templates for evaluation in asked.evaluations} == {("a {}",)}
 
 
 def test_domains_are_asked_among_their_own_classes_only(tmp_path):
@@ -115,42 +122,44 @@ def test_domains_are_asked_among_their_own_classes_only(tmp_path):
         name: f"coop:{tmp_path}/{name}" for name in ("imagenetv2", "imagenet-adversarial", "imagenet-rendition")
     }
     task = load_task(Plan("domain_generalisation", "imagenet", f"coop:{tmp_path}/imagenet", targets=domains), [1], [1])
-    assert task.validation is None, "ImageNet's validation pictures are its test"
-    assert [exam.columns for exam in task.exams] == [(0, 1, 2, 3), (0, 1, 2, 3), (2, 3), (0, 1, 3)]
+    assert task.validation is None, "ImageNet's validation images are its test"
+    assert [evaluation.columns for evaluation in task.evaluations] == [(0, 1, 2, 3), (0, 1, 2, 3), (2, 3), (0, 1, 3)]
     pets = save_zhou(tmp_path, "oxford_pets")
     plan = replace(task.plan, targets={"pets": f"coop:{pets}"})
     with pytest.raises(ValueError, match="oxford_pets: 3 of 3 classes are not among the 4 trained ones: 'abyssinian'"):
         load_task(plan, [1], [1])
 
 
-def test_test_pictures_are_never_validated_on(tmp_path):
-    save_pictures(tmp_path / "two", {"train": ["fluentflat", "emojione"], "validation": ["notov1"]})
+def test_test_images_are_never_validated_on(tmp_path):
+    save_images(tmp_path / "two", {"train": ["fluentflat", "emojione"], "validation": ["notov1"]})
     task = load_task(Plan("few_shot", "two", str(tmp_path / "two")), [1], [1])
-    assert task.exams[0].images.split == "validation" and task.validation is None, "there is nothing else to test on"
-    save_pictures(tmp_path / "other", {"": ["fluent3d"]})
+    assert task.evaluations[0].images.split == "validation" and task.validation is None, (
+        "there is nothing else to test on"
+    )
+    save_images(tmp_path / "other", {"": ["fluent3d"]})
     task = load_task(Plan("few_shot", "two", str(tmp_path / "two"), {"3d": str(tmp_path / "other")}), [1], [1])
-    assert task.validation.split == "validation" and [exam.name for exam in task.exams] == ["3d"]
-    save_pictures(tmp_path / "one", {"train": ["fluentflat"]})
-    with pytest.raises(ValueError, match="one has no pictures to test on; want NAME=SOURCE"):
+    assert task.validation.split == "validation" and [evaluation.name for evaluation in task.evaluations] == ["3d"]
+    save_images(tmp_path / "one", {"train": ["fluentflat"]})
+    with pytest.raises(ValueError, match="one has no images to test on; want NAME=SOURCE"):
         load_task(Plan("few_shot", "one", str(tmp_path / "one")), [1], [1])
 
 
 def test_an_undivided_folder_is_divided_as_coop_divides(tmp_path):
-    save_pictures(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    save_images(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     images = load_images(tmp_path / "data")
     ten = images.select(np.repeat(np.arange(len(images)), 5)[: 2 * 20])  # two classes of 20
     ten = replace(ten.select_classes([0, 1]), ids=tuple(map(str, range(40))))
     train, validation, test = divide(ten)
     assert [np.bincount(part.labels).tolist() for part in (train, validation, test)] == [[10, 10], [4, 4], [6, 6]]
-    assert sorted(train.ids + validation.ids + test.ids) == sorted(ten.ids), "every picture once"
+    assert sorted(train.ids + validation.ids + test.ids) == sorted(ten.ids), "every image once"
     assert divide(ten)[0].ids == train.ids
     small, none, rest = divide(images.select_classes([0, 1]).select([0, 1, 4, 5]))
     assert (len(small), none, len(rest)) == (2, None, 2)
-    with pytest.raises(ValueError, match="class 'banana' has 1 pictures"):
+    with pytest.raises(ValueError, match="class 'banana' has 1 images"):
         divide(images.select([row for row in range(24) if row not in (0, 1, 2)]))
     task = load_task(Plan("few_shot", "mine", str(tmp_path / "data")), [1], [1])
-    drawn = {task.pictures.ids[row] for row in task.every_training_row}
-    assert drawn.isdisjoint(task.exams[0].images.ids)
+    drawn = {task.train.ids[row] for row in task.every_training_row}
+    assert drawn.isdisjoint(task.evaluations[0].images.ids)
 
 
 def test_emoji_plans_never_test_on_a_trained_style():
@@ -166,13 +175,15 @@ def test_emoji_plans_never_test_on_a_trained_style():
         assert len(task.training_rows(1, 1)) == len(task.class_names) and len(task.training_rows(2, 1)) == 2 * len(
             task.class_names
         )
-        trained = {name.split("/")[0] for name in task.pictures.ids}
-        tested = {exam.images.ids[row].split("/")[0] for exam in task.exams for row in exam.rows}
+        trained = {name.split("/")[0] for name in task.train.ids}
+        tested = {
+            evaluation.images.ids[row].split("/")[0] for evaluation in task.evaluations for row in evaluation.rows
+        }
         assert trained == {"fluentflat", "emojione"} and tested == {"fluent3d", "notov1"} and "fluentflat" in plan.note
     animals, food = load_emoji("notov1", "animals-nature").class_names, load_emoji("notov1", "food-drink").class_names
     (plan,) = [plan for plan in emoji_plans() if plan.name == "food and drink"]
     task = load_task(plan, [1], [1])
-    assert task.class_names == food and task.exams[1].class_names == animals
+    assert task.class_names == food and task.evaluations[1].class_names == animals
 
 
 @pytest.mark.parametrize(
@@ -202,7 +213,7 @@ def test_prompts_are_the_data_sets_own():
 @pytest.fixture(scope="module")
 def emoji_folder(tmp_path_factory):
     return str(
-        save_pictures(
+        save_images(
             tmp_path_factory.mktemp("data"), {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]}
         )
     )
@@ -214,7 +225,7 @@ def tiny_clip_folder(tmp_path_factory):
 
 
 def runner_of(model, folder, tasks, methods=("coop", "tip_adapter", "clip_adapter"), **options):
-    return ProtocolRunner(
+    return FewShotRunner(
         model,
         folder,
         tasks,
@@ -238,25 +249,20 @@ def test_new_classes_get_the_adapter_that_base_classes_trained(emoji_folder, tmp
     assert accuracies(record)["new"] is not None and "why" not in record["tests"]["new"]
 
     saved = {}
-    original = runner._examine
 
-    def save_first(task, exam, model, *rest):
-        if not saved:
-            model.save_pretrained(str(tmp_path / "adapter"))
-        saved[exam.name] = original(task, exam, model, *rest)
-        return saved[exam.name]
+    def save(record, model, predictions):
+        model.save_pretrained(str(tmp_path / "adapter"))
+        saved.update(predictions)
 
-    runner._examine = save_first
-    assert accuracies(runner.run(task, "coop", 2, 1)) == accuracies(record), (
-        "a cell does not depend on the ones before it"
-    )
-    new = task.exams[1]
+    again = runner.run(task, "coop", 2, 1, finish=save)
+    assert accuracies(again) == accuracies(record), "a run does not depend on the ones before it"
+    new = task.evaluations[1]
     fresh = CLIPClassifier.from_pretrained(
         EMOJI_CLIP, class_names=list(new.class_names), templates="icons", dtype=torch.float32
     )
     adapted = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
-    pictures = LivePictures(fresh, new.images.select(new.rows), runner.processor)
-    predicted = predict_among(adapted, pictures)
+    images = LiveImages(fresh, new.images.select(new.rows), runner.processor)
+    predicted, _ = predict(adapted, images)
     assert (predicted.numpy() == new.labels).mean() == accuracies(record)["new"]
 
 
@@ -268,7 +274,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
     tip = runner.run(task, "tip_adapter", 1, 1)["tests"]
     assert tip["new"]["accuracy"] is None and tip["new"]["why"] == "the adapter caches pictures of its classes"
     assert tip["base"]["accuracy"] is not None
-    specific = ProtocolRunner(
+    specific = FewShotRunner(
         tiny_clip_folder,
         tmp_path,
         [task],
@@ -284,39 +290,39 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
 def test_a_domain_with_fewer_classes_is_asked_among_those(emoji_folder, tmp_path):
     """Zero-shot CLIP, which knows no trained classes, must give the same with the few names alone."""
     few = ("owl", "pizza", "dog")
-    save_pictures(tmp_path / "few", {"": ["notov1"]}, few)
+    save_images(tmp_path / "few", {"": ["notov1"]}, few)
     plan = Plan("domain_generalisation", "emoji", emoji_folder, targets={"few": str(tmp_path / "few")})
     task = load_task(plan, [1], [1], templates="icons")
     runner = runner_of(EMOJI_CLIP, tmp_path / "work", [task])
-    exam = task.exams[1]
-    assert [task.class_names[column] for column in exam.columns] == list(exam.class_names) == sorted(few)
+    evaluation = task.evaluations[1]
+    assert [task.class_names[column] for column in evaluation.columns] == list(evaluation.class_names) == sorted(few)
     runner._name_classes(task.class_names, task.templates)
-    pictures = LivePictures(runner.classifier, exam.images, runner.processor)
-    among = predict_among(runner.classifier, pictures, exam.columns)
+    images = LiveImages(runner.classifier, evaluation.images, runner.processor)
+    among, _ = predict(runner.classifier, images, columns=evaluation.columns)
     alone = CLIPClassifier.from_pretrained(
-        EMOJI_CLIP, class_names=list(exam.class_names), templates="icons", dtype=torch.float32
+        EMOJI_CLIP, class_names=list(evaluation.class_names), templates="icons", dtype=torch.float32
     )
-    assert torch.equal(among, predict_among(alone, pictures))
-    assert accuracies(runner.zero_shot(task))["few"] == (among.numpy() == exam.labels).mean() > 0.5
+    assert torch.equal(among, predict(alone, images)[0])
+    assert accuracies(runner.zero_shot(task))["few"] == (among.numpy() == evaluation.labels).mean() > 0.5
     record = runner.run(task, "tip_adapter", 1, 1)
     assert record["tests"]["few"] == {
         "accuracy": pytest.approx(accuracies(record)["few"]),
         "part": "target",
         "of": "few",
-        "pictures": 3,
+        "images": 3,
         "classes": 3,
     }
 
 
 class Counter:
-    """Counts the pictures that go through a vision tower."""
+    """Counts the images that go through a vision encoder."""
 
     def __init__(self, classifier):
-        self.pictures = 0
+        self.images = 0
         classifier.clip.vision_model.register_forward_pre_hook(self.count, with_kwargs=True)
 
     def count(self, module, arguments, keywords):
-        self.pictures += len(keywords["pixel_values"] if "pixel_values" in keywords else arguments[0])
+        self.images += len(keywords["pixel_values"] if "pixel_values" in keywords else arguments[0])
 
 
 def test_no_feature_is_computed_twice(emoji_folder, tiny_clip_folder, tmp_path):
@@ -325,19 +331,19 @@ def test_no_feature_is_computed_twice(emoji_folder, tiny_clip_folder, tmp_path):
     tasks = [load_task(plan, [1, 2], [1, 2], read=read) for plan in plans]
     runner = runner_of(tiny_clip_folder, tmp_path, tasks)
     counter = Counter(runner.classifier)
-    cells = [
+    runs = [
         (task, method, shots, seed)
         for task in tasks
         for method in ("coop", "tip_adapter")
         for shots in (1, 2)
         for seed in (1, 2)
     ]
-    records = [runner.run(*cell) for cell in cells] + [runner.zero_shot(task) for task in tasks]
-    assert counter.pictures == 2 * len(CONCEPTS) + 2 * len(CONCEPTS), "each training and each test picture once"
+    records = [runner.run(*run) for run in runs] + [runner.zero_shot(task) for task in tasks]
+    assert counter.images == 2 * len(CONCEPTS) + 2 * len(CONCEPTS), "each training and each test image once"
     again = runner_of(tiny_clip_folder, tmp_path, tasks)
     counter = Counter(again.classifier)
-    repeated = [again.run(*cell) for cell in reversed(cells)][::-1] + [again.zero_shot(task) for task in tasks]
-    assert counter.pictures == 0
+    repeated = [again.run(*run) for run in reversed(runs)][::-1] + [again.zero_shot(task) for task in tasks]
+    assert counter.images == 0
     assert list(map(accuracies, repeated)) == list(map(accuracies, records)), "whatever the order"
 
 
@@ -351,45 +357,47 @@ def fit_random_visual_prompts(fit):
     return model, {}
 
 
-def test_methods_that_train_the_image_tower_are_tested_through_it(emoji_folder, tmp_path, monkeypatch):
+def test_methods_that_train_the_image_encoder_are_tested_through_it(emoji_folder, tmp_path, monkeypatch):
     row = replace(
-        FEW_SHOT_METHODS["clip_adapter"], adapter="vpt", fit=fit_random_visual_prompts, trains_image_encoder=True
+        FEW_SHOT_METHODS["clip_adapter"],
+        config_class=VPTConfig,
+        fit=fit_random_visual_prompts,
+        trains_image_encoder=True,
     )
-    monkeypatch.setitem(FEW_SHOT_METHODS, "clip_adapter", row)
+    monkeypatch.setattr("hf_clip_variants.adapters.clip_adapter.few_shot.CLIP_ADAPTER", row)
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [1], [1], templates="icons")
-    runner = ProtocolRunner(EMOJI_CLIP, tmp_path, [task], ["clip_adapter"], [1], profile="tiny")
+    runner = FewShotRunner(EMOJI_CLIP, tmp_path, [task], ["clip_adapter"], [1], profile="tiny")
     predictions = []
 
-    def remember(*arguments):
-        predictions.append(predict_among(*arguments))
-        return predictions[-1]
+    def remember(record, model, found):
+        predictions.append([found[evaluation.name][0] for evaluation in task.evaluations])
 
-    monkeypatch.setattr("hf_clip_variants.few_shot.runner.predict_among", remember)
-    before, record = runner.zero_shot(task), runner.run(task, "clip_adapter", 1, 1)
-    zero_shot, adapted = predictions[:2], predictions[2:]
-    assert any(not torch.equal(a, b) for a, b in zip(adapted, zero_shot, strict=True)), "the adapted tower answers"
+    before = runner.zero_shot(task, finish=remember)
+    record = runner.run(task, "clip_adapter", 1, 1, finish=remember)
+    zero_shot, adapted = predictions
+    assert any(not torch.equal(a, b) for a, b in zip(adapted, zero_shot, strict=True)), "the adapted encoder answers"
 
-    for exam, predicted in zip(
-        task.exams, adapted, strict=True
+    for evaluation, predicted in zip(
+        task.evaluations, adapted, strict=True
     ):  # by hand: the same prompts on a fresh classifier, pixels in
         fresh = CLIPClassifier.from_pretrained(
-            EMOJI_CLIP, class_names=list(exam.class_names), templates="icons", dtype=torch.float32
+            EMOJI_CLIP, class_names=list(evaluation.class_names), templates="icons", dtype=torch.float32
         )
         model, _ = fit_random_visual_prompts(SimpleNamespace(seed=1, attach=partial(get_peft_model, fresh)))
         pixels = runner.processor(
-            images=[exam.images.image(row) for row in exam.rows.tolist()], return_tensors="pt"
+            images=[evaluation.images.image(row) for row in evaluation.rows.tolist()], return_tensors="pt"
         ).pixel_values
         with torch.no_grad():
             assert torch.equal(model.eval()(pixel_values=pixels).logits.argmax(1), predicted)
-        assert accuracies(record)[exam.name] == (predicted.numpy() == exam.labels).mean()
+        assert accuracies(record)[evaluation.name] == (predicted.numpy() == evaluation.labels).mean()
     assert accuracies(runner.zero_shot(task)) == accuracies(before), "and CLIP is as it was"
 
 
 def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, tiny_clip_folder):
-    save_pictures(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
+    save_images(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
     plan = zhou_plan(tmp_path, "cross_dataset", targets={"target": str(tmp_path / "target")})
     task = load_task(plan, [1], [1])
-    runner = ProtocolRunner(tiny_clip_folder, tmp_path / "work", [task], ["tip_adapter"], [1])
+    runner = FewShotRunner(tiny_clip_folder, tmp_path / "work", [task], ["tip_adapter"], [1])
     runner.zero_shot(task)
     assert runner.classifier.class_names == ["dog", "owl"] and runner.classifier.config.templates == [
         "a photo of a {}."
@@ -399,13 +407,12 @@ def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, 
 def test_recipes_are_those_of_the_protocol_and_the_data_set(tmp_path, tiny_clip_folder):
     plan = zhou_plan(tmp_path, "base_to_new", "eurosat")
     task = load_task(plan, [1], [1])
-    runner = ProtocolRunner(
-        tiny_clip_folder, tmp_path, [task], ["coop", "tip_adapter_f"], [1, 16], profile="published"
-    )
-    assert runner.recipe(plan, "coop", 1).context_init == "a photo of a"
-    assert runner.recipe(replace(plan, protocol="few_shot"), "coop", 1).num_context_tokens == 16
-    assert runner.recipe(plan, "tip_adapter_f", 1).epochs == 100, "EuroSAT's"
-    assert ProtocolRunner(tiny_clip_folder, tmp_path, [task], ["coop"], [1]).profile == "tiny"
+    runner = FewShotRunner(tiny_clip_folder, tmp_path, [task], ["coop", "tip_adapter_f"], [1, 16], profile="published")
+    assert runner.recipe(task, "coop", 1).context_init == "a photo of a"
+    few_shot = replace(task, plan=replace(plan, protocol="few_shot"))
+    assert runner.recipe(few_shot, "coop", 1).num_context_tokens == 16
+    assert runner.recipe(task, "tip_adapter_f", 1).epochs == 100, "EuroSAT's"
+    assert FewShotRunner(tiny_clip_folder, tmp_path, [task], ["coop"], [1]).profile == "tiny"
     with pytest.raises(ValueError, match="coop has no 'epoch'"):
-        ProtocolRunner(tiny_clip_folder, tmp_path, [task], ["coop"], [1], overrides={"epoch": 1})
+        FewShotRunner(tiny_clip_folder, tmp_path, [task], ["coop"], [1], overrides={"epoch": 1})
     assert set(PROTOCOLS) == {"few_shot", "base_to_new", "cross_dataset", "domain_generalisation"}

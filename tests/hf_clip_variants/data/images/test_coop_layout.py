@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from coop_folders import CLASSES, WORDNET, ZHOU, save_aircraft, save_imagenet, save_picture, save_zhou
+from coop_folders import CLASSES, WORDNET, ZHOU, save_aircraft, save_image, save_imagenet, save_zhou
 from tiny import EMOJI_CLIP
 
 from hf_clip_variants.data import load_images, sample_few_shot
@@ -101,7 +101,7 @@ def test_folders_of_imagenet_v2_are_numbers_and_not_words(tmp_path):
     names = "".join(f"n{k:08} class {k}\n" for k in range(12))
     folder = tmp_path / "imagenetv2"
     for k in range(12):
-        save_picture(folder / "imagenetv2-matched-frequency-format-val" / str(k) / "a.jpeg", k)
+        save_image(folder / "imagenetv2-matched-frequency-format-val" / str(k) / "a.jpeg", k)
     (folder / "classnames.txt").write_text(names)
     images = load_images(f"coop:{folder}")
     assert images.ids[2] == "2/a.jpeg" and images.labels[2] == 2 and images.class_names[10] == "class 10"
@@ -164,7 +164,7 @@ def test_a_few_shot_run_and_its_report_read_the_layout(tmp_path):
 @pytest.mark.parametrize("path", ["../secret.jpg", "/etc/passwd", "beagle/../../x.jpg", "", "a\0b.jpg"])
 def test_paths_that_leave_the_folder_are_refused(tmp_path, path):
     folder = save_zhou(tmp_path, "oxford_pets")
-    save_picture(tmp_path / "oxford_pets" / "secret.jpg", 0)
+    save_image(tmp_path / "oxford_pets" / "secret.jpg", 0)
     edit(folder, lambda lists: lists["val"].append([path, 0, CLASSES[0]]))
     with pytest.raises(
         ValueError, match=r"split_zhou_OxfordPets.json: val\[3\]: the path .* leaves the data set's folder"
@@ -255,7 +255,7 @@ def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_pat
         load_images(f"coop:{folder}")
     folder = save_imagenet(tmp_path / "flat", shifted=False)
     shutil.rmtree(folder / "images" / "val")
-    save_picture(folder / "images" / "val" / "ILSVRC2012_val_00000001.JPEG", 1)
+    save_image(folder / "images" / "val" / "ILSVRC2012_val_00000001.JPEG", 1)
     with pytest.raises(ValueError, match="images/val: no class folders; want one a WordNet id, such as n01440764"):
         load_images(f"coop:{folder}")
     (tmp_path / "imagenet-adversarial" / "imagenet-a" / "n00000001").mkdir()
@@ -268,7 +268,8 @@ def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_pat
 
 
 def test_relative_paths_are_kept_as_absolute_ones_in_settings(tmp_path, monkeypatch):
-    from hf_clip_variants.few_shot.splits import absolute_source, parse_test_data
+    from hf_clip_variants.data.images.labelled_sets import absolute_source
+    from hf_clip_variants.few_shot.splits import parse_test_data
 
     monkeypatch.chdir(tmp_path)
     assert absolute_source("coop:DATA/dtd") == f"coop:{tmp_path}/DATA/dtd"

@@ -1,46 +1,45 @@
-"""Labelled pictures as a training sees them: features computed once, or pixels through the image tower at every step."""
+"""Labelled images as a model is given them: cached features, or pixels that go through the image encoder each time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ..data.augmentation.views import Augmentation, AugmentedViews
-from ..data.images.feature_cache import Features
-from ..data.images.image_set import ImageSet
+from ..augmentation.views import Augmentation, AugmentedViews
+from .feature_cache import Features
+from .image_set import ImageSet
 
 
-# V views, N pictures, B rows, D joint width
+# V views, N images, B rows, D joint width
 
 
-class Pictures(Protocol):
-    """N labelled pictures in V views: `CachedPictures` or `LivePictures`."""
+class LabelledImages(Protocol):
+    """N labelled images in V views: `CachedImages` or `LiveImages`."""
 
     labels: torch.Tensor  # (N,) int64
 
     def __len__(self) -> int: ...
 
     def batch(self, rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        """Keyword arguments of the classifier's forward for the pictures `rows` (B,), each in the view of `epoch`."""
+        """Keyword arguments of the classifier's forward for the images `rows` (B,), each in the view of `epoch`."""
 
     def all_features(self) -> torch.Tensor:
         """(V, N, D) un-normalised features."""
 
-    def select(self, rows: torch.Tensor) -> Pictures:
-        """The pictures `rows`, in that order."""
+    def select(self, rows: torch.Tensor) -> LabelledImages:
+        """The images `rows`, in that order."""
 
 
 def views_of_epoch(count: int, num_views: int, seed: int, epoch: int) -> torch.Tensor:
-    """(count,) int64: the view of each picture, as `FeatureDataset(views="cycle")` has it: V epochs show each view once."""
+    """(count,) int64: the view of each image, as in `FeatureDataset(views="cycle")`: V epochs show each view once."""
     return torch.from_numpy((np.random.default_rng(seed).integers(0, num_views, count) + epoch) % num_views)
 
 
-class CachedPictures:
-    """Features that were computed once; the image tower is not run any more.
+class CachedImages:
+    """Features that were computed once; the image encoder does not run again.
 
     Args:
         features ([`Features`]): (V, N, D), from `compute_features`.
@@ -68,19 +67,20 @@ class CachedPictures:
     def all_features(self) -> torch.Tensor:
         return self._source.features
 
-    def select(self, rows: torch.Tensor) -> CachedPictures:
+    def select(self, rows: torch.Tensor) -> CachedImages:
         features = Features(self._source.features[:, rows], self.labels[rows])
-        return CachedPictures(features, self.num_views, self.seed, features.features.device)
+        return CachedImages(features, self.num_views, self.seed, features.features.device)
 
 
-class LivePictures:
-    """Pictures that go through the image tower whenever they are asked for: what the official trainings do.
+class LiveImages:
+    """Images that go through the image encoder at every step, as in the official trainings.
 
-    View v of a picture is the same as in the features that `compute_features` makes with the same seed, so training on these equals
-    training on cached features. Needed by methods that change the image tower; for the others it only costs time.
+    View v of an image is the same as in the features that `compute_features` makes with the same seed, so training on
+    these equals training on cached features. Needed by methods that train the image encoder; for the others it only
+    costs time.
 
     Args:
-        classifier (`CLIPClassifier`): its tower is run.
+        classifier (`CLIPClassifier`): its image encoder is run.
         image_set ([`ImageSet`]), processor, augmentation, view_seed: see `AugmentedViews`.
         total_views (`int`): V; `num_views` of them are shown in batches (default: all).
         seed (`int`): of which view comes when.
@@ -119,31 +119,11 @@ class LivePictures:
             rows.append(self.classifier.get_image_features(pixels).pooler_output.float())
         return torch.stack(rows, dim=1)
 
-    def select(self, rows: torch.Tensor) -> LivePictures:
+    def select(self, rows: torch.Tensor) -> LiveImages:
         source = self._views
-        return LivePictures(
-            self.classifier, source.image_set.select(rows.tolist()), source.processor, source.augmentation, source.num_views,
-            self.num_views, source.seed, self.seed,
-        )  # fmt: skip
+        images = source.image_set.select(rows.tolist())
+        about = source.processor, source.augmentation, source.num_views, self.num_views, source.seed, self.seed
+        return LiveImages(self.classifier, images, *about)
 
 
-@torch.no_grad()
-def predict(
-    model: torch.nn.Module,
-    pictures: Pictures,
-    batch_size: int = 1024,
-    on_batch: Callable[[int], None] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) int64 predicted classes and (N,) float32 probabilities of them. `on_batch` is called with the number of pictures done."""
-    model.eval()
-    predicted, confidence = [], []
-    for rows in torch.arange(len(pictures)).split(batch_size):
-        best = model(**pictures.batch(rows, 0)).logits.float().softmax(dim=1).max(dim=1)
-        predicted.append(best.indices.cpu())
-        confidence.append(best.values.cpu())
-        if on_batch is not None:
-            on_batch(int(rows[-1]) + 1)
-    return torch.cat(predicted), torch.cat(confidence)
-
-
-__all__ = ["CachedPictures", "LivePictures", "Pictures", "predict", "views_of_epoch"]
+__all__ = ["CachedImages", "LabelledImages", "LiveImages", "views_of_epoch"]

@@ -1,0 +1,47 @@
+"""`predict`: the likeliest class of each of many labelled images. Imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+
+if TYPE_CHECKING:
+    from ..data.images.labelled_images import LabelledImages
+
+
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    images: LabelledImages,
+    batch_size: int = 1024,
+    on_batch: Callable[[int], None] | None = None,
+    columns: Sequence[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classify N images.
+
+    Args:
+        model: a classifier, with or without an adapter. Left in eval mode.
+        images: `CachedImages` or `LiveImages`.
+        batch_size: images in one forward.
+        on_batch: called with the number of images done.
+        columns: choose among these classes of the model only. Default: all of them.
+
+    Returns:
+        (N,) int64, the likeliest class as its place in `columns`, and (N,) float32, its probability among them.
+    """
+    model.eval()
+    predicted, confidence = [], []
+    for rows in torch.arange(len(images)).split(batch_size):
+        logits = model(**images.batch(rows, 0)).logits.float()
+        best = (logits if columns is None else logits[:, list(columns)]).softmax(dim=1).max(dim=1)
+        predicted.append(best.indices.cpu())
+        confidence.append(best.values.cpu())
+        if on_batch is not None:
+            on_batch(int(rows[-1]) + 1)
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+__all__ = ["predict"]
