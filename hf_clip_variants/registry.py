@@ -106,13 +106,15 @@ class FewShotEntry:
         name: the method's name in commands and results. An adapter may have several: with and without training, for instance.
         title: in tables and reports.
         descriptor: `few_shot.fitting.FewShotMethod`, with recipes and the function that fits.
-        by_default: `adapt` runs it unless told otherwise: minutes without a GPU.
+        by_default: `adapt` runs it unless told otherwise: minutes without a GPU. The others run an encoder at every step.
+        in_demo: `demo` runs it, too.
     """
 
     name: str
     title: str
     descriptor: str
     by_default: bool = False
+    in_demo: bool = False
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,13 @@ _METHODS = (
         layer="adapters.tip_adapter.layer:TipAdapterLayer",
         tuner="adapters.tip_adapter.model:TipAdapterModel",
         few_shot=(
-            FewShotEntry("tip_adapter", "Tip-Adapter", "adapters.tip_adapter.few_shot:TIP_ADAPTER", by_default=True),
+            FewShotEntry(
+                "tip_adapter",
+                "Tip-Adapter",
+                "adapters.tip_adapter.few_shot:TIP_ADAPTER",
+                by_default=True,
+                in_demo=True,
+            ),
             FewShotEntry(
                 "tip_adapter_f", "Tip-Adapter-F", "adapters.tip_adapter.few_shot:TIP_ADAPTER_F", by_default=True
             ),
@@ -411,7 +419,7 @@ _METHODS = (
         config="adapters.coop.config:CoOpConfig",
         layer="adapters.coop.layer:CoOpLayer",
         tuner="adapters.coop.model:CoOpModel",
-        few_shot=(FewShotEntry("coop", "CoOp", "adapters.coop.few_shot:COOP", by_default=True),),
+        few_shot=(FewShotEntry("coop", "CoOp", "adapters.coop.few_shot:COOP", by_default=True, in_demo=True),),
         card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
     ),
     Method(
@@ -462,7 +470,7 @@ _METHODS = (
         config="adapters.vpt.config:VPTConfig",
         layer="adapters.vpt.layer:VPTHome",
         tuner="adapters.vpt.model:VPTModel",
-        few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT"),),
+        few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT", in_demo=True),),
     ),
     Method(
         name="ivlp",

@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ..registry import few_shot_entries
 from .output import JsonOption, console, machine_output, prepare_libraries
 
 
 FAILED = 1  # exit code when a method failed
+_FAST = [entry.name for entry in few_shot_entries().values() if entry.by_default]
+_SLOW = [entry.name for entry in few_shot_entries().values() if not entry.by_default]
 
 
 def adapt(
@@ -29,10 +32,9 @@ def adapt(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, with commas, or all. cocoop, maple, vpt and ivlp run an encoder at every step: "
-            "minutes become hours."
+            help=f"Methods, with commas, or all. {', '.join(_SLOW)} run an encoder at every step: minutes become hours."
         ),
-    ] = ("tip_adapter,tip_adapter_f,clip_adapter,coop"),
+    ] = ",".join(_FAST),
     shots: Annotated[str, typer.Option(help="Images a class, with commas.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Each seed draws other images; results are means over them.")] = "1,2,3",
     test_data: Annotated[
@@ -141,9 +143,7 @@ def use_all_cores() -> None:
 
 def method_names(text: str) -> list[str]:
     """`"all"`, or names with commas."""
-    from ..few_shot.method import FEW_SHOT_METHODS
-
-    return list(FEW_SHOT_METHODS) if text.strip() == "all" else words(text)
+    return list(few_shot_entries()) if text.strip() == "all" else words(text)
 
 
 def words(text: str) -> list[str]:

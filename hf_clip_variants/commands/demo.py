@@ -4,28 +4,20 @@ from typing import Annotated
 
 import typer
 
+from ..registry import few_shot_entries
 from .adapt import method_names, numbers, run
-from .output import JsonOption, console
+from .output import JsonOption, console, prepare_libraries
 
 
 TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("fluent3d", "notov1")
-# Fewer passes through the image encoder than the recipes of small models have: a demo should take a minute or two.
-SHORTER = {
-    "maple.epochs": 5,
-    "maple.learning_rate": 5e-3,
-    "vpt.epochs": 3,
-    "vpt.learning_rate": 1e-2,
-    "ivlp.epochs": 5,
-    "ivlp.learning_rate": 5e-3,
-    "cocoop.epochs": 1,
-}
+_METHODS = [entry.name for entry in few_shot_entries().values() if entry.in_demo]
 
 
 def demo(
     out: Annotated[str, typer.Option(help="The run folder.")] = "clip-demo",
-    methods: Annotated[
-        str, typer.Option(help="Methods, with commas, or all (some ten minutes).")
-    ] = "tip_adapter,tip_adapter_f,clip_adapter,coop,vpt",
+    methods: Annotated[str, typer.Option(help="Methods, with commas, or all (some ten minutes).")] = ",".join(
+        _METHODS
+    ),
     shots: Annotated[str, typer.Option(help="Images a class, 1 or 2 or both.")] = "1,2",
     seeds: Annotated[str, typer.Option(help="Draws, with commas.")] = "1,2",
     json: JsonOption = False,
@@ -47,7 +39,11 @@ def demo(
     test_data = {style: f"emoji:{style}" for style in TESTED_STYLES}
     if not json:
         console().print("Loading …", style="dim")
+    prepare_libraries()
+    from ..few_shot.method import few_shot_method
+
     names = method_names(methods)
+    shorter = {f"{name}.{setting}": value for name in names for setting, value in few_shot_method(name).demo.items()}
     run(
         None,
         data,
@@ -58,5 +54,5 @@ def demo(
         seeds=numbers("seeds", seeds),
         test_data=test_data,
         templates="icons",
-        overrides={k: v for k, v in SHORTER.items() if k.partition(".")[0] in names},
+        overrides=shorter,
     )

@@ -30,6 +30,7 @@ class FewShotMethod:
         fit: makes the adapter from a [`Fit`]; gives the model and the hyper-parameters that it chose.
         small_model: fields that replace published ones for models as small as the embedded one, for which the published values are not meant.
         small_model_new_classes: on top of that, where classes come that were not trained on.
+        demo: settings for `demo`, which should take a minute or two: fewer passes through the encoders.
         trains_image_encoder: then features of its training images cannot be computed once.
     """
 
@@ -39,6 +40,7 @@ class FewShotMethod:
     fit: Callable[[Fit], tuple[PeftModel, dict[str, Any]]]
     small_model: Mapping[str, Any] = field(default_factory=dict, hash=False)
     small_model_new_classes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    demo: Mapping[str, Any] = field(default_factory=dict, hash=False)
     trains_image_encoder: bool = False
 
     @property

@@ -43,4 +43,5 @@ COCOOP = FewShotMethod(
     fit=fit_cocoop,
     small_model=SMALL_MODEL_TRAINER
     | {"learning_rate": 0.01, "epochs": 4, "batch_size": 32, "context_init": "an emoji of"},
+    demo={"epochs": 1},
 )

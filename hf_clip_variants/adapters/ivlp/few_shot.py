@@ -48,5 +48,6 @@ IVLP = FewShotMethod(
     published=published_recipe,
     fit=fit_ivlp,
     small_model=SMALL_MODEL_PROMPTS | {"context_init": "an emoji of"},
+    demo={"epochs": 5, "learning_rate": 5e-3},
     trains_image_encoder=True,
 )

@@ -53,5 +53,6 @@ MAPLE = FewShotMethod(
     published=published_recipe,
     fit=fit_maple,
     small_model=SMALL_MODEL_PROMPTS | {"context_init": "an emoji of", "prompt_depth": 3},
+    demo={"epochs": 5, "learning_rate": 5e-3},
     trains_image_encoder=True,
 )

@@ -45,5 +45,6 @@ VPT = FewShotMethod(
     published=published_recipe,
     fit=fit_vpt,
     small_model=SMALL_MODEL_PROMPTS | {"num_prompt_tokens": 4},
+    demo={"epochs": 3, "learning_rate": 1e-2},
     trains_image_encoder=True,
 )
