@@ -21,8 +21,17 @@ from ..clip.convert_clip import (
     text_names,
 )
 from ..clip_resnet.convert_clip_resnet import infer_clip_resnet_config
+from ..loading_and_saving.checkpoint_format import (
+    BuiltModel,
+    ModelFormat,
+    OfficialFile,
+    Signature,
+    clip_image_processor,
+)
 from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
+from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
 from .modeling_audioclip import AudioCLIPAudioModel, AudioCLIPModel
+from .processing_audioclip import AudioCLIPProcessor
 from .spectrogram_audioclip import window_function
 
 
@@ -210,7 +219,40 @@ def _name_table(expected: Mapping[str, torch.Tensor], config: AudioCLIPConfig) -
     return table | {_AUDIO + official: audio + ours for official, ours in sounds.items()}
 
 
+def _build(official: OfficialFile) -> BuiltModel:
+    official.notes.append("the hop of the spectrogram and how it is scaled are the published ones: no weights tell")
+    model = audioclip_from_official(official.weights, **official.heads)
+    return BuiltModel(model, unused=[name for name in official.weights if name == _AUDIO + _BIAS])
+
+
+def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    """For images, texts and audio; for audio alone without a tokenizer."""
+    feature_extractor = AudioCLIPFeatureExtractor()
+    if tokenizer is None:
+        return feature_extractor
+    return AudioCLIPProcessor(clip_image_processor(image_size, settings), tokenizer, feature_extractor)
+
+
+def _example_inputs() -> dict[str, torch.Tensor]:
+    """Half a second of noise, in the range of 16-bit samples."""
+    return {"input_features": 5000 * torch.randn(2, 1, 22050, generator=torch.Generator().manual_seed(0))}
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.layer1\.", r"audio\.fbsp\.")),
+    build=_build,
+    outputs=(*ModelFormat.outputs, "audio_features", "logits_per_audio"),
+    make_processor=_make_processor,
+    example_inputs=_example_inputs,
+    elsewhere={
+        r"fbsp\.m$": "This is AudioCLIP's audio encoder alone: audio_tower_from_official in "
+        "hf_clip_variants.modeling.audioclip.convert_audioclip takes it."
+    },
+)
+
+
 __all__ = [
+    "CHECKPOINTS",
     "audio_tower_from_official",
     "audioclip_from_official",
     "convert_audioclip_state_dict",

@@ -8,9 +8,18 @@ kinds are read, `to_official` writes the usual one.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import ChineseCLIPConfig, ChineseCLIPModel
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessor,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+)
 
 from ..clip.convert_clip import (
     VISION_SHAPES,
@@ -25,9 +34,12 @@ from ..clip.convert_clip import (
     shapes_of,
     vision_names,
 )
+from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 
 
 _NAME = "Chinese-CLIP"
+_TOKENIZER = "OFA-Sys/chinese-clip-vit-base-patch16"
+_POOLER = "bert.pooler."
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
 _TYPES = "bert.embeddings.token_type_embeddings.weight"
@@ -154,10 +166,54 @@ def _usual_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
             "take a ViT checkpoint"
         )
     names = {
-        name: name.replace(".attn.Wqkv.", ".attn.in_proj_")
-        for name in state_dict
-        if not name.startswith("bert.pooler.")
+        name: name.replace(".attn.Wqkv.", ".attn.in_proj_") for name in state_dict if not name.startswith(_POOLER)
     }
     twice = [name for name, usual in names.items() if usual != name and usual in names]
     fail_if_any("also there as attn.in_proj_", twice, _NAME)
     return {usual: state_dict[name] for name, usual in names.items()}
+
+
+def _build(official: OfficialFile) -> BuiltModel:
+    model = chinese_clip_from_official(official.weights, **official.heads)
+    return BuiltModel(model, unused=[name for name in official.weights if name.startswith(_POOLER)])
+
+
+def _load_tokenizer(source: str | Path | None):
+    """The official one, which is on the Hub alone, or from a folder, a Hub id or the official code's `vocab.txt`."""
+    if source is not None and str(source).endswith(".txt"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"tokenizer: {source} does not exist")
+        return BertTokenizer(str(source))
+    try:
+        return AutoTokenizer.from_pretrained(source or _TOKENIZER)
+    except (OSError, ValueError, TypeError) as error:
+        if source is not None:
+            raise
+        raise OSError(
+            f"tokenizer: {_TOKENIZER} is neither cached nor reachable; give cn_clip/clip/vocab.txt of the official code "
+            "(--tokenizer), or 'none'"
+        ) from error
+
+
+def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    """Its preprocessing resizes to a square and does not crop."""
+    size = {"height": image_size, "width": image_size}
+    image_processor = ChineseCLIPImageProcessor(size=size, do_center_crop=False)
+    return image_processor if tokenizer is None else ChineseCLIPProcessor(image_processor, tokenizer)
+
+
+def _zero_padding(model: ChineseCLIPModel) -> None:
+    """transformers 5.23 zeroes the padding token's embedding on loading; it is masked everywhere."""
+    model.text_model.embeddings.word_embeddings.weight.data[model.config.text_config.pad_token_id] = 0
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.", r"bert\.")),
+    build=_build,
+    load_tokenizer=_load_tokenizer,
+    special_tokens=("pad_token_id",),
+    max_text_length=52,
+    make_processor=_make_processor,
+    prompts=("猫的照片", "一张图", "海滩上的两只狗"),
+    before_comparing=_zero_padding,
+)

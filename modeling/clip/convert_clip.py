@@ -11,10 +11,20 @@ Converters of other checkpoints with one of CLIP's towers build on the names wit
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import CLIPConfig, CLIPModel
+
+from ..loading_and_saving.checkpoint_format import (
+    LAYER_PROMPTS,
+    LEARNED_CONTEXT,
+    BuiltModel,
+    ModelFormat,
+    OfficialFile,
+    Signature,
+)
+from .open_clip_config import open_clip_files, read_open_clip_config
 
 
 # Official name -> the name in transformers, or the three that a joint projection is split into.
@@ -360,3 +370,45 @@ def fail_if_any(what: str, names: list[str], of: str = "CLIP") -> None:
     if names:
         more = "" if len(names) <= 5 else ", …"
         raise ValueError(f"{of} state dict: {len(names)} {what}: {', '.join(names[:5])}{more}")
+
+
+def build_from_official(official: OfficialFile, from_official: Callable, infer_config: Callable) -> BuiltModel:
+    """
+    A converted CLIP. What no weights tell is taken from the options, then from open_clip's configuration, then as OpenAI has it.
+
+    Args:
+        official: the file; its `other_files` hold open_clip's configuration, if there is one.
+        from_official, infer_config: `clip_from_official` and `infer_clip_config`, or those of another image encoder.
+    """
+    weights, heads, activation = official.weights, official.heads, official.options.get("activation")
+    image_settings = {}
+    if official.other_files:
+        (config,) = official.other_files
+        # Only the image size is asked for here, and one head divides every width.
+        sizes = infer_config(weights, **{"vision_heads": 1, "text_heads": 1} | heads)
+        settings = read_open_clip_config(config, sizes["vision_config"]["image_size"])
+        heads = {"vision_heads": settings.vision_heads, "text_heads": settings.text_heads} | heads
+        image_settings, activation = settings.image_processor, activation or settings.hidden_act
+        official.notes.append(f"activation {activation}, heads and preprocessing are those of {config.name}")
+    elif activation is None and "input_resolution" not in weights:  # OpenAI's archives hold it
+        official.notes.append(
+            "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: no weights tell. "
+            "Most others of open_clip want activation gelu (--activation gelu)"
+        )
+    model = from_official(weights, hidden_act=activation or "quick_gelu", **heads)
+    used = native_names(weights)
+    unused = [name for name in weights if name.removeprefix("text.") not in used]
+    return BuiltModel(model, unused, image_settings)
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(
+        every=(r"visual\.", r"(text\.)?(text_projection|token_embedding|transformer)"),
+        # A ResNet, Chinese-CLIP's BERT, SLIP's projection, or an adapter's file that holds its CLIP.
+        none=(r"visual\.layer1\.", r"bert\.", r"image_projection$", LEARNED_CONTEXT, LAYER_PROMPTS),
+    ),
+    other_files=open_clip_files,
+    build=lambda official: build_from_official(official, clip_from_official, infer_clip_config),
+    adapter_base="clip",
+    to_official=to_official,
+)

@@ -14,6 +14,7 @@ from ..clip.convert_clip import (
     TEXT_SHAPES,
     NameTable,
     attention_heads,
+    build_from_official,
     count_layers,
     infer_text_config,
     native_names,
@@ -22,6 +23,8 @@ from ..clip.convert_clip import (
     shapes_of,
     text_names,
 )
+from ..clip.open_clip_config import open_clip_files
+from ..loading_and_saving.checkpoint_format import LEARNED_CONTEXT, ModelFormat, Signature
 from .configuration_clip_resnet import CLIPResNetConfig
 from .modeling_clip_resnet import CLIPResNetModel
 
@@ -163,7 +166,17 @@ def _resnet(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return native_names(state_dict)
 
 
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.layer1\.",), none=(r"bert\.", r"audio\.", LEARNED_CONTEXT)),
+    other_files=open_clip_files,
+    build=lambda official: build_from_official(official, clip_resnet_from_official, infer_clip_resnet_config),
+    adapter_base="clipv-clip_resnet",
+    to_official=to_official,
+)
+
+
 __all__ = [
+    "CHECKPOINTS",
     "clip_resnet_from_official",
     "convert_clip_resnet_state_dict",
     "infer_clip_resnet_config",

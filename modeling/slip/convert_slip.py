@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import torch
 from transformers import ViTConfig, ViTModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..clip.convert_clip import (
     TEXT_SHAPES,
@@ -29,6 +30,13 @@ from ..clip.convert_clip import (
     rename_to_official,
     shapes_of,
     text_names,
+)
+from ..loading_and_saving.checkpoint_format import (
+    LEARNED_CONTEXT,
+    BuiltModel,
+    ModelFormat,
+    OfficialFile,
+    Signature,
 )
 from .configuration_slip import SLIPConfig
 from .modeling_slip import SLIPForPreTraining, SLIPModel
@@ -58,6 +66,8 @@ _TOWER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
 _HEAD_SHAPES = [_HEAD + "layer1.weight", _HEAD + "layer3.weight"]
 # The only width of the three models whose heads are not 64 wide: ViT-S, with 12 of 32.
 _VISION_HEADS = {384: 12}
+# The image processor's settings that are not CLIP's; 2 is bilinear.
+SLIP_IMAGES = {"image_mean": [*IMAGENET_DEFAULT_MEAN], "image_std": [*IMAGENET_DEFAULT_STD], "resample": 2}
 
 
 def slip_from_official(
@@ -212,7 +222,24 @@ def _infer_vision_config(state_dict: Mapping[str, torch.Tensor], vision_heads: i
     }
 
 
+def _build(official: OfficialFile) -> BuiltModel:
+    keep_head = official.options.get("keep_head", False)
+    model = slip_from_official(official.weights, with_head=keep_head, **official.heads)
+    unused = [] if keep_head else [name for name in official.weights if name.startswith(_HEAD)]
+    return BuiltModel(model, unused, SLIP_IMAGES)
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(
+        every=(r"visual\.blocks\.\d+\.attn\.qkv\.", r"image_(projection$|mlp\.)"), none=(LEARNED_CONTEXT,)
+    ),
+    build=_build,
+)
+
+
 __all__ = [
+    "CHECKPOINTS",
+    "SLIP_IMAGES",
     "convert_slip_state_dict",
     "has_head",
     "infer_slip_config",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint_format import AdapterFormat, OfficialAdapterFile, Signature
 from .config import TARGETS, CLIPAdapterConfig
 
 
@@ -70,4 +71,16 @@ def convert_clip_adapter(
     return config, tensors
 
 
-__all__ = ["convert_clip_adapter"]
+def _convert(official: OfficialAdapterFile) -> tuple[CLIPAdapterConfig, dict[str, torch.Tensor]]:
+    given = {name: official.options[name] for name in ("ratio",) if name in official.options}
+    return convert_clip_adapter(official.weights, **given)
+
+
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(r"(.*\.)?fc\.0\.weight$", r"(.*\.)?fc\.2\.weight$"), none=(r"visual\.",)),
+    tensors=(r"fc\.[02]\.weight",),
+    convert=_convert,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_clip_adapter"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint_format import LEARNED_CONTEXT, META_NET, AdapterFormat, Signature
 from ..tuner import check_keys, finite, without_prefixes
 from .config import CoCoOpConfig
 
@@ -43,4 +44,11 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
     }
 
 
-__all__ = ["convert_cocoop"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT, META_NET)),
+    tensors=("ctx", r"meta_net\..+"),
+    convert=lambda official: convert_cocoop(official.weights),
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_cocoop"]

@@ -4,6 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import (
+    COUPLING,
+    LAYER_PROMPTS,
+    LEARNED_CONTEXT,
+    META_NET,
+    AdapterFormat,
+    OfficialAdapterFile,
+    Signature,
+)
 from .config import ClassTokenPosition, CoOpConfig
 
 
@@ -63,4 +72,16 @@ def convert_coop(
     return config, {f"{target}.clipv_coop_context": context.contiguous()}
 
 
-__all__ = ["convert_coop"]
+def _convert(official: OfficialAdapterFile) -> tuple[CoOpConfig, dict[str, torch.Tensor]]:
+    position = official.options.get("class_token_position", "end")
+    return convert_coop(official.weights, class_token_position=position, class_names=official.class_names)
+
+
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT,), none=(META_NET, COUPLING, LAYER_PROMPTS)),
+    tensors=("ctx",),
+    convert=_convert,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_coop"]

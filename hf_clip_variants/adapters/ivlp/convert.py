@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import COUPLING, META_NET, AdapterFormat, Signature
 from ..prompts.initial_vectors import stack_layers
 from ..tuner import finite
 from ..vpt.convert import vision_prompts
@@ -57,4 +58,14 @@ def convert_ivlp(
     return config, tensors
 
 
-__all__ = ["convert_ivlp"]
+CHECKPOINTS = AdapterFormat(
+    # A whole model with a context and no other prompts is one with text_depth 1, or CoOp's: the user knows.
+    signature=Signature(every=(r"prompt_learner\.ctx$", r"(image|text)_encoder\."), none=(META_NET, COUPLING)),
+    tensors=("ctx", r"VPT(_shallow)?"),
+    convert=lambda official: convert_ivlp(official.weights, context_init_ids=official.context_ids or None),
+    holds_clip=True,
+    keeps_initial_words=True,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_ivlp"]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import COUPLING, LEARNED_CONTEXT, AdapterFormat, Signature
 from ..prompts.initial_vectors import stack_layers
 from ..tuner import check_keys, finite
 from .config import MaPLeConfig
@@ -64,4 +65,13 @@ def convert_maple(
     return config, converted | {f"{vision}_{part}": tensor for part, tensor in projection.items()}
 
 
-__all__ = ["convert_maple"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT, COUPLING)),
+    tensors=("ctx", r"proj\.(weight|bias)", r"compound_prompt\w*\..+"),
+    convert=lambda official: convert_maple(official.weights, context_init_ids=official.context_ids or None),
+    holds_clip=True,
+    keeps_initial_words=True,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_maple"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..checkpoint_format import LEARNED_CONTEXT, AdapterFormat, Signature
 from ..prompts.initial_vectors import stack_layers
 from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
@@ -138,4 +139,16 @@ def vit_from_official(
     return model.eval()
 
 
-__all__ = ["convert_vpt", "convert_vpt_vit", "vision_prompts", "vit_from_official"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(r"(image_encoder|visual|clip\.visual)\.VPT$",), none=(LEARNED_CONTEXT,)),
+    tensors=(r"VPT(_shallow)?",),
+    convert=lambda official: convert_vpt(official.weights),
+    holds_clip=True,
+    elsewhere={
+        r"enc\.transformer\.|shallow_prompt$": "This is VPT on a ViT (KMnP/vpt): convert_vpt_vit in "
+        "hf_clip_variants.adapters.vpt.convert takes it."
+    },
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_vpt", "convert_vpt_vit", "vision_prompts", "vit_from_official"]

@@ -1,7 +1,5 @@
 """What open_clip's configuration says and its weights do not: activation, heads, preprocessing; and what no class here can compute."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +38,14 @@ def find_open_clip_config(checkpoint: Path) -> Path | None:
     """The configuration beside a checkpoint as the Hub has it, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`."""
     path = checkpoint.with_name(FILE_NAME)
     return path if checkpoint.name.startswith("open_clip") and path.is_file() else None
+
+
+def open_clip_files(checkpoint: Path, options: Mapping[str, Any]) -> list[Path]:
+    """The configuration that the option `open_clip_config` names, or that lies beside the checkpoint, if any."""
+    if "open_clip_config" in options:
+        return [Path(options["open_clip_config"])]
+    found = find_open_clip_config(checkpoint)
+    return [] if found is None else [found]
 
 
 def read_open_clip_config(path: str | Path, image_size: int) -> OpenCLIPSettings:
@@ -96,4 +102,4 @@ def _image_processor(preprocess: Mapping[str, Any], image_size: int, path: str |
     return settings
 
 
-__all__ = ["FILE_NAME", "OpenCLIPSettings", "find_open_clip_config", "read_open_clip_config"]
+__all__ = ["FILE_NAME", "OpenCLIPSettings", "find_open_clip_config", "open_clip_files", "read_open_clip_config"]
