@@ -177,7 +177,8 @@ class Method:
         few_shot: adapters only, the ways to fit it to a few labelled images.
         checkpoints: formats of official files that `convert` turns into this method.
         pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
-        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one.
+        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a format string
+            of the configuration's fields, `repo_id`, `base_model` and `names`.
     """
 
     name: str
@@ -539,7 +540,6 @@ _METHODS = (
         layer="adapters.cocoop.layer:CoCoOpLayer",
         tuner="adapters.cocoop.model:CoCoOpModel",
         few_shot=(FewShotEntry("cocoop", "CoCoOp", "adapters.cocoop.few_shot:COCOOP"),),
-        card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
         checkpoints=(CheckpointEntry("cocoop", "CoCoOp", "adapters.cocoop.convert:CHECKPOINTS"),),
     ),
     Method(

@@ -43,7 +43,7 @@ def push(
       hf-clip-variants push run/base me/pets-zero-shot --private
     """
     prepare_libraries()
-    from ..hub import export as hub
+    from ..hub import push as hub
 
     run = run_of(Path(folder))
     base = run / "base" if with_base and run else None  # the run may have been moved since its adapters were saved

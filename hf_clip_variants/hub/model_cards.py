@@ -22,24 +22,24 @@ _PIPELINE = """\
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id}"{arguments})
-picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(picture, top_k=3))"""
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(classify(image, top_k=3))"""
 
 _ZERO_SHOT_PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model="{repo_id}"{arguments})
-picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(picture, candidate_labels=["a cat", "a dog"]))"""
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(classify(image, candidate_labels=["a cat", "a dog"]))"""
 
 _ZERO_SHOT_AUDIO_PIPELINE = """\
 {imports}import numpy as np
 from transformers import pipeline
 
 classify = pipeline("zero-shot-audio-classification", model="{repo_id}"{arguments})
-sound = np.sin(np.arange(220500) / 20)  # yours: samples between -1 and 1, 44100 a second
-print(classify(sound, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
+audio = np.sin(np.arange(220500) / 20)  # yours: values between -1 and 1, 44100 a second
+print(classify(audio, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
 
 _ADAPTER = """\
 import torch
@@ -49,9 +49,9 @@ from transformers import AutoImageProcessor
 
 model = load_adapter("{repo_id}")  # brings its base model, {base_model}
 processor = AutoImageProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
+image = Image.new("RGB", (224, 224), "orange")  # yours
 with torch.inference_mode():
-    logits = model(**processor(images=picture, return_tensors="pt")).logits
+    logits = model(**processor(images=image, return_tensors="pt")).logits
 print(model.get_base_model().class_names[logits.argmax(-1)])"""
 
 _ADAPTER_ON_CLIP = """\
@@ -62,27 +62,10 @@ from transformers import AutoProcessor
 
 model = load_adapter("{repo_id}")  # brings its base model, {base_model}
 processor = AutoProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
-inputs = processor(text=["a cat", "a dog"], images=picture, padding=True, return_tensors="pt")
+image = Image.new("RGB", (224, 224), "orange")  # yours
+inputs = processor(text=["a cat", "a dog"], images=image, padding=True, return_tensors="pt")
 with torch.inference_mode():
     print(model(**inputs).logits_per_image.softmax(-1))"""
-
-
-_PROMPTS_ON_CLIP = """\
-import torch
-from hf_clip_variants import load_adapter
-from hf_clip_variants.adapters.coop.layer import coop_prompt_ids
-from PIL import Image
-from transformers import AutoProcessor
-
-model = load_adapter("{repo_id}")  # brings its base model, {base_model}
-processor = AutoProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
-names = {names}
-prompts = coop_prompt_ids(processor.tokenizer, names, {num_context_tokens}, "{class_token_position}")
-with torch.inference_mode():
-    logits = model(input_ids=prompts, **processor(images=picture, return_tensors="pt")).logits_per_image
-print(names[logits.argmax(-1)])"""
 
 
 def accuracy_result(value: float, dataset: str, *, split: str = "test", **details: Any) -> EvalResult:
@@ -178,15 +161,14 @@ def _snippet(
     if row.kind == "adapter" and not with_base:
         if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
             return _ADAPTER.format(repo_id=repo_id, base_model=base_model)
-        learns_prompts = "num_context_tokens" in values
+        # A snippet of the method's own may use any field of its configuration.
+        template = row.load("card_snippet") if row.card_snippet else _ADAPTER_ON_CLIP
         names = values.get("class_names") or ["cat", "dog"]
-        fields = {name: values.get(name) for name in ("num_context_tokens", "class_token_position")}
-        template = _PROMPTS_ON_CLIP if learns_prompts else _ADAPTER_ON_CLIP
-        return template.format(repo_id=repo_id, base_model=base_model, names=names, **fields)
+        return template.format_map({**values, "repo_id": repo_id, "base_model": base_model, "names": names})
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
-    hears = row.task == "zero-shot-audio-classification"
-    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if hears else _ZERO_SHOT_PIPELINE
+    is_audio = row.task == "zero-shot-audio-classification"
+    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
     return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )

@@ -227,7 +227,7 @@ def test_tip_adapters_files_must_go_together(tip, tmp_path):
     with pytest.raises(ValueError, match="values: .* holds named tensors"):
         convert_checkpoint(caches / "keys_4shots.pt", tmp_path / "out", values=tmp_path / "values.pt", **options)
     nameless = {name: value for name, value in options.items() if name == "base"}
-    with pytest.raises(ValueError, match="class_names: Tip-Adapter caches pictures of its classes"):
+    with pytest.raises(ValueError, match="class_names: Tip-Adapter caches images of its classes"):
         convert_checkpoint(caches / "keys_4shots.pt", tmp_path / "out", **nameless)
     with pytest.raises(ValueError, match="values: "):
         convert_checkpoint(

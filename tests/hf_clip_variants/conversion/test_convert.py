@@ -544,7 +544,9 @@ def test_files_of_no_method_and_of_another_one(vit, openai, tmp_path):
     plain(fixture.state_dict | {"visual.\x1b[31mred": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"m.pt: 1 names that cannot be printed, the first is visual.\\x1b\[31mred"):
         convert_checkpoint(file, tmp_path / "out")
-    with pytest.raises(ValueError, match="method: 'clips' has no converter, expected one of clip, clip_resnet"):
+    with pytest.raises(
+        ValueError, match="method: 'clips' has no converter, expected one of clip, chinese_clip, clip_resnet"
+    ):
         convert_checkpoint(file, tmp_path / "out", "clips")
     assert_nothing_was_written(tmp_path, file)
 
@@ -616,7 +618,7 @@ def test_a_failure_leaves_the_old_model(vit, letters, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_check_reloaded", interrupt)
+    monkeypatch.setattr(conversion, "check_reloaded", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(
             file, tmp_path / "out", tokenizer=letters(vit), compare=True, dtype="bfloat16", overwrite=True
@@ -669,7 +671,7 @@ def test_exit_codes_of_the_command(run, vit, letters, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_processor", interrupt)
+    monkeypatch.setattr(conversion, "_tokenizer", interrupt)
     code, out, err = run("convert", file, tmp_path / "out", "--tokenizer", letters(vit))
     assert (code, out) == (130, "") and "Traceback" not in err
     assert_nothing_was_written(tmp_path, file)
