@@ -13,7 +13,8 @@ from ..modeling.loading_and_saving.checkpoint_format import CheckpointFormat, Of
 from ..modeling.loading_and_saving.checkpoint_format import Signature as Signature
 
 
-# More names in the files of prompt learners, by which these are told apart: a network that sees the image, and what couples text and image prompts.
+# More names in the files of prompt learners, by which these are told apart: a network that sees the image, and what
+# couples text and image prompts.
 META_NET = r"(prompt_learner\.)?meta_net\."
 COUPLING = r"(prompt_learner\.)?(proj\.weight$|compound_prompt)"
 
@@ -25,7 +26,8 @@ class OfficialAdapterFile(OfficialFile):
 
     Args:
         classifier: the frozen CLIP that it was trained on, with the classes of the training if they are known.
-        context_ids: token ids of the words that the training began with; `[]` for random vectors, None where nothing was said.
+        context_ids: token ids of the words that the training began with; `[]` for random vectors, None where nothing
+            was said.
     """
 
     classifier: CLIPClassifier
@@ -44,10 +46,12 @@ class AdapterFormat(CheckpointFormat):
 
     Args:
         convert: configuration and tensors for `put_adapter`; ValueError where names or shapes do not fit.
-        tensors: patterns of the whole names of the adapter's tensors, behind any prefix. All else in a file is not needed.
+        tensors: patterns of the whole names of the adapter's tensors, behind any prefix. All else in a file is not
+            needed.
         holds_clip: files may hold the frozen CLIP as well; it must then be the base, and there must be nothing else.
-        keeps_initial_words: of the words that the training began with, those behind the learned ones stay in the prompts. They are in no
-            file: the option `context_init` names them, and is asked for where a file shows that there were any.
+        keeps_initial_words: of the words that the training began with, those behind the learned ones stay in the
+            prompts. They are in no file: the option `context_init` names them, and is asked for where a file shows
+            that there were any.
     """
 
     convert: Callable[[OfficialAdapterFile], tuple[Any, dict[str, torch.Tensor]]]

@@ -1,4 +1,4 @@
-"""`hf-clip-variants convert`: an official checkpoint as a folder that `from_pretrained` loads. Its options are those of the table's formats."""
+"""`hf-clip-variants convert`: an official checkpoint as a folder that `from_pretrained` loads."""
 
 import inspect
 from pathlib import Path
@@ -14,23 +14,32 @@ from .output import JsonOption, machine_output, prepare_libraries
 SHOWN_DROPPED = 10
 
 _PANELS = {"model": "Models", "adapter": "Adapters"}
+_FILES = "".join(f" {entry.title}: {entry.files}." for _, entry in checkpoint_entries().values() if entry.files)
 
 
 def convert(
-    file: str,
-    out: str,
-    method: str | None,
-    compare: bool,
-    expected: str | None,
-    overwrite: bool,
-    json: bool,
+    file: Annotated[str, typer.Argument(help=f"The official file: .pt, .pth.tar, .bin, .safetensors.{_FILES}")],
+    out: Annotated[str, typer.Argument(help="The folder to write.")],
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(checkpoint_entries())}.", show_default="told from the names in the file"),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Load what was written and compare its outputs with those before.")
+    ] = False,
+    expected: Annotated[
+        str | None,
+        typer.Option(help="Also compare with official outputs: a safetensors file of inputs and outputs."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
+    json: JsonOption = False,
     **options: Any,
 ) -> None:
     """
-    Convert an official checkpoint: OpenAI's and open_clip's CLIP, other models, and files of the adapters (--method lists all).
+    Convert an official checkpoint: OpenAI's and open_clip's CLIP, other models, files of the adapters (see --method).
 
-    Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names must fit exactly, and when anything
-    fails nothing is written.
+    Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names
+    must fit exactly, and when anything fails nothing is written.
 
     \b
     [bold]Examples[/bold]
@@ -54,55 +63,24 @@ def convert(
         _print(result)
 
 
-def _signature() -> inspect.Signature:
-    """What typer reads: the arguments, and every option of the table's formats in the panel of its kind."""
-    entries = [entry for _, entry in checkpoint_entries().values()]
-    files = "".join(f" {entry.title}: {entry.files}." for entry in entries if entry.files)
-    method = typer.Option(
-        help=f"{', '.join(entry.name for entry in entries)}.", show_default="told from the names in the file"
-    )
-    compare = typer.Option("--compare", help="Load what was written and compare its outputs with those before.")
-    expected = typer.Option(help="Also compare with official outputs: a safetensors file of inputs and outputs.")
-    overwrite = typer.Option("--overwrite", help="Replace the model in the folder.")
-    parameters = {
-        "file": (typer.Argument(help=f"The official file: .pt, .pth.tar, .bin, .safetensors.{files}"), str),
-        "out": (typer.Argument(help="The folder to write."), str),
-        "method": (method, str | None),
-        **{name: _typer_option(offered) for name, offered in offered_options().items()},
-        "compare": (compare, bool),
-        "expected": (expected, str | None),
-        "overwrite": (overwrite, bool),
-    }
-    required = ("file", "out")
-    return inspect.Signature(
-        [
-            _parameter(name, Annotated[kind, info], inspect.Parameter.empty if name in required else _default(kind))
-            for name, (info, kind) in parameters.items()
-        ]
-        + [_parameter("json", JsonOption, False)]
-    )
-
-
-def _typer_option(offered: OfferedOption) -> tuple[Any, Any]:
-    """typer's description of an option, and its type."""
+def _parameter(offered: OfferedOption) -> inspect.Parameter:
+    """An option of the table as typer reads it."""
     option = offered.option
-    flag = option.flag or f"--{option.name.replace('_', '-')}"  # without its opposite, --no-…
-    info = typer.Option(flag, help=offered.help, rich_help_panel=_PANELS[offered.kind])
-    if option.type is bool:
-        return info, bool
-    info.show_default = option.default or True
-    return info, (Literal[option.type] if isinstance(option.type, tuple) else option.type) | None
+    flag = option.flag or f"--{option.name.replace('_', '-')}"
+    info = typer.Option(
+        flag, help=offered.help, show_default=option.default or True, rich_help_panel=_PANELS[offered.kind]
+    )
+    kind = Literal[option.type] if isinstance(option.type, tuple) else option.type
+    default = False if kind is bool else None
+    annotation = Annotated[kind if kind is bool else kind | None, info]
+    return inspect.Parameter(
+        option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
+    )
 
 
-def _default(kind: Any) -> Any:
-    return False if kind is bool else None
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-convert.__signature__ = _signature()
+# typer reads the signature: instead of `**options`, the options of the table's formats.
+*_own, _ = inspect.signature(convert).parameters.values()
+convert.__signature__ = inspect.Signature([*_own, *map(_parameter, offered_options().values())])
 
 
 def _names(classes: str | None) -> str | list[str] | None:

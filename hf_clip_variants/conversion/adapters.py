@@ -1,8 +1,9 @@
 """Official adapter files -> an adapter on its CLIP, with every check that the file makes possible.
 
-The files name neither the CLIP that they were trained on nor the classes. But they hold copies of what follows from both: token embeddings of the
-training prompts (`token_prefix`, `token_suffix`), and often the frozen CLIP itself. Converters do not need these; here they are compared, because an
-adapter on another CLIP, under other names or behind other words runs and is wrong.
+The files name neither the CLIP that they were trained on nor the classes. But they hold copies of what follows from
+both: token embeddings of the training prompts (`token_prefix`, `token_suffix`), and often the frozen CLIP itself.
+Converters do not need these; here they are compared, because an adapter on another CLIP, under other names or behind
+other words runs and is wrong.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ class ConvertedAdapter:
 
 
 def adapter_from_official(method: str, format: AdapterFormat, file: OfficialFile) -> ConvertedAdapter:
-    """Puts the adapter in `file` on the base that its options name; `conversion.convert_checkpoint` describes the options.
+    """Puts the adapter in `file` on the base that its options name; `conversion.convert_checkpoint` describes the
+    options.
 
     Raises:
-        ValueError: no base, another base than the file's, class names or context words that are not those of the file's prompts, names or shapes that
-            the method's files do not have.
+        ValueError: no base, another base than the file's, class names or context words that are not those of the
+            file's prompts, names or shapes that the method's files do not have.
         OSError: the base or a second file cannot be read.
     """
     classifier, backbone = _load_base(method, file.options)
@@ -70,7 +72,8 @@ def _load_base(method: str, options: Mapping[str, Any]) -> tuple[CLIPClassifier,
     base = options.get("base")
     if base is None:
         raise ValueError(
-            f"base: {method} is an adapter, and its file does not say which CLIP it was trained on; name that CLIP (--base, a folder or Hub id)"
+            f"base: {method} is an adapter, and its file does not say which CLIP it was trained on; name that CLIP "
+            "(--base, a folder or Hub id)"
         )
     names = options.get("class_names")
     names = None if names is None else resolve_class_names(names)
@@ -81,7 +84,8 @@ def _load_base(method: str, options: Mapping[str, Any]) -> tuple[CLIPClassifier,
     backbone = next((f for f in formats if f.adapter_base == classifier.family.model_type), None)
     if backbone is None:
         raise ValueError(
-            f"base: {base} is of the family {classifier.family.model_type!r}; official adapter files belong to OpenAI's CLIP"
+            f"base: {base} is of the family {classifier.family.model_type!r}; official adapter files belong to "
+            "OpenAI's CLIP"
         )
     return classifier.eval().requires_grad_(False), backbone
 
@@ -126,7 +130,9 @@ def _context_ids(classifier: CLIPClassifier, words: str | None) -> list[int] | N
 
 
 def _check_prompts(official: OfficialAdapterFile, format: AdapterFormat) -> None:
-    """`token_prefix` and `token_suffix` are the base's embeddings of the start token, the words left over, the names and the end."""
+    """`token_prefix` and `token_suffix` are the base's embeddings of the start token, the words left over,
+    the names and the end.
+    """
     weights, classifier, file, options = official.weights, official.classifier, official.path, official.options
     buffers = {name.rpartition(".")[2]: tensor for name, tensor in weights.items() if _PROMPT_BUFFER.fullmatch(name)}
     prefix, suffix = buffers.get("token_prefix"), buffers.get("token_suffix")
@@ -135,7 +141,8 @@ def _check_prompts(official: OfficialAdapterFile, format: AdapterFormat) -> None
     table = classifier.family.token_embedding_of(classifier.clip).weight
     if prefix.shape[-1] != table.shape[-1]:
         raise ValueError(
-            f"base: {options['base']} has text width {table.shape[-1]}, the prompts in {file} have {prefix.shape[-1]}: another CLIP"
+            f"base: {options['base']} has text width {table.shape[-1]}, the prompts in {file} have "
+            f"{prefix.shape[-1]}: another CLIP"
         )
     nearest = (table - prefix[0, 0].float()).abs().amax(dim=-1).argmin()
     if not _same(prefix[0, 0], table[nearest]):
@@ -146,14 +153,15 @@ def _check_prompts(official: OfficialAdapterFile, format: AdapterFormat) -> None
     rest = (official.context_ids or [])[learned:]
     if rest and not _same(suffix[:, : len(rest)], table[rest].expand(len(suffix), -1, -1)):
         raise ValueError(
-            f"context_init: {options['context_init']!r} is not what the prompts in {file} began with: other tokens stand behind the {learned} "
-            "learned ones"
+            f"context_init: {options['context_init']!r} is not what the prompts in {file} began with: other tokens "
+            f"stand behind the {learned} learned ones"
         )
     alike = len(suffix) > 1 and _same(suffix[:, 0], suffix[:1, 0].expand(len(suffix), -1))
     if format.keeps_initial_words and official.context_ids is None and alike:
         raise ValueError(
-            f"context_init: in {file} all prompts go on with the same token behind the {learned} learned ones, so the training began with words; "
-            "give them (--context-init 'a photo of a'). If all class names begin alike and it did not, give ''"
+            f"context_init: in {file} all prompts go on with the same token behind the {learned} learned ones, so the "
+            "training began with words; give them (--context-init 'a photo of a'). If all class names begin alike "
+            "and it did not, give ''"
         )
     names = official.class_names
     if options.get("class_names") is None or names is None:
@@ -167,8 +175,8 @@ def _check_prompts(official: OfficialAdapterFile, format: AdapterFormat) -> None
         )
         if not _same(suffix[index, len(rest) : len(rest) + length], table[tail[:length]]):
             raise ValueError(
-                f"class_names: the {index + 1}. class is {name!r}, its prompt in {file} says something else; give the names in label order, as in "
-                "training"
+                f"class_names: the {index + 1}. class is {name!r}, its prompt in {file} says something else; give the "
+                "names in label order, as in training"
             )
 
 

@@ -31,7 +31,7 @@ def random_images(size: int) -> torch.Tensor:
 
 
 def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str, torch.Tensor]:
-    """An image of noise, always the same, and the format's prompts; random tokens without a tokenizer; what else the model takes."""
+    """The same noise image each time, the format's prompts (random tokens without a tokenizer) and its own inputs."""
     size, text = model.config.vision_config.image_size, model.config.text_config
     generator = torch.Generator().manual_seed(0)
     if tokenizer is not None:
@@ -95,7 +95,7 @@ def check_reloaded(before: Mapping[str, torch.Tensor], after: Mapping[str, torch
 def check_expected(
     actual: Mapping[str, torch.Tensor], official: Mapping[str, torch.Tensor], dtype
 ) -> dict[str, float]:
-    """The largest difference of each expected output; ValueError where it is too large, or the output was not computed."""
+    """The largest difference of each expected output; ValueError where it is too large or the output is missing."""
     if absent := sorted(official.keys() - actual.keys()):
         raise ValueError(f"expected: the inputs in the file do not give {', '.join(absent)}, but {', '.join(actual)}")
     differences = _differences(actual, official)

@@ -1,8 +1,9 @@
-"""`convert_checkpoint`: an official file becomes a folder that `from_pretrained` (or, for an adapter, `load_adapter`) loads.
+"""`convert_checkpoint`: an official file becomes a folder that `from_pretrained` (or, for an adapter, `load_adapter`)
+loads.
 
-Files are read by `checkpoint_reader` alone: tensors, no code. What is special about a method's files is declared in its folder; the table of
-methods points there. The folder is written aside and put in its place at the end, so that an error, a full disk or Ctrl-C leaves what was there.
-`conversion.json` in it says what it was made from.
+Files are read by `checkpoint_reader` alone: tensors, no code. What is special about a method's files is declared in
+its folder; the table of methods points there. The folder is written aside and put in its place at the end, so that an
+error, a full disk or Ctrl-C leaves what was there. `conversion.json` in it says what it was made from.
 """
 
 from __future__ import annotations
@@ -90,18 +91,20 @@ def convert_checkpoint(
     overwrite: bool = False,
     **options: Any,
 ) -> Conversion:
-    """Converts an official checkpoint of any method whose row in the table names a format, be it a model or an adapter.
+    """Converts an official checkpoint, of a model or an adapter; the rows of the table of methods name the formats.
 
     Sizes follow from the shapes, and names must fit exactly. Nothing in the file is run.
 
     Args:
         file: `.pt`, `.pth.tar`, `.bin`, safetensors or a TorchScript archive.
-        out: the folder to write. One that is not empty is an error, unless it holds the same conversion, which is then done again.
+        out: the folder to write. One that is not empty is an error, unless it holds the same conversion, which is then
+            done again.
         method: name of a format (`registry.checkpoint_entries`). Default: told from the names in the file.
-        compare: load what was written and compare its outputs with those of the model in memory; they must be equal, but for rounding.
-        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`, `input_features`) and official outputs, to be
-            met: `image_features`, `text_features` and what else the model computes (`logits_per_image`, `logits_per_text`; for adapters
-            `logits`).
+        compare: load what was written and compare its outputs with those of the model in memory; they must be equal,
+            but for rounding.
+        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`, `input_features`) and
+            official outputs, to be met: `image_features`, `text_features` and what else the model computes
+            (`logits_per_image`, `logits_per_text`; for adapters `logits`).
         overwrite: replace the model that `out` holds; files that belong to no model stay.
 
     Options of models:
@@ -111,13 +114,16 @@ def convert_checkpoint(
 
     Options of adapters:
         base: the CLIP that it was trained on, folder or Hub id (needed).
-        class_names, templates: of the training, in label order; needed where tensors belong to classes. Default: the base's, if it has any.
+        class_names, templates: of the training, in label order; needed where tensors belong to classes. Default: the
+            base's, if it has any.
 
-    Options of single formats: `hf-clip-variants convert --help` has them, each with the formats that it belongs to and its default.
+    Options of single formats: as `hf-clip-variants convert --help` lists them, with the formats they belong to.
 
     Raises:
-        ValueError: another method, missing or unexpected names, an option that does not fit, outputs that differ from the expected ones.
-        OSError: `file` is no sound checkpoint (`UnsafeCheckpointError`: it wants to run something), or `out` is in use. Nothing is written.
+        ValueError: another method, missing or unexpected names, an option that does not fit, outputs that differ from
+            the expected ones.
+        OSError: `file` is no sound checkpoint (`UnsafeCheckpointError`: it wants to run something), or `out` is in
+            use. Nothing is written.
 
     Example:
 
@@ -152,8 +158,8 @@ def convert_checkpoint(
     record = {"method": method, "sources": sorted(sources.values()), "options": _plain(options)}
     if _is_in_use(out) and not overwrite and _record_in(out) != record:
         raise FileExistsError(
-            f"{out}: not empty, and what it holds is not this conversion of {file.name}; choose another folder, or replace "
-            "it (--overwrite)"
+            f"{out}: not empty, and what it holds is not this conversion of {file.name}; choose another folder, or "
+            "replace it (--overwrite)"
         )
     wanted = None if expected is None else read_expected(Path(expected), format)
     target = out.absolute()
@@ -189,7 +195,7 @@ def _sha256(path: Path) -> str:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as JSON gives them back. Of paths the last name only: the folder may be pushed, and where things lie here is nobody's business."""
+    """Options as JSON gives them back, of paths the last name only: the folder may be pushed."""
     paths = {n: Path(v).name for n, v in options.items() if isinstance(v, str | Path) and Path(v).exists()}
     return json.loads(json.dumps(dict(options) | paths, default=str))
 
@@ -261,7 +267,7 @@ def _auto_class(row: Method | None, model: PreTrainedModel) -> type:
 
 
 def _tokenizer(format: ModelFormat, config, source: str | Path | None):
-    """The official tokenizer, or what `source` says, checked against the model's vocabulary. None where none is wanted."""
+    """The official tokenizer, or what `source` says, checked against the model's vocabulary; None for `"none"`."""
     if source is not None and str(source) == _NO_TOKENIZER:
         return None
     tokenizer, text = format.load_tokenizer(source), config.text_config

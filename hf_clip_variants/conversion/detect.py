@@ -1,4 +1,4 @@
-"""Which format an official checkpoint has: told from the names of its tensors by what each format in the table of methods declares."""
+"""Which format an official checkpoint has: told from its tensors' names, which each format declares."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,8 @@ from .options import check_format
 _SHOWN = 5
 # Files of no official code, and what to do with them; formats add their own (`CheckpointFormat.elsewhere`).
 _ELSEWHERE = {
-    r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the folder with its config.json.",
+    r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the "
+    "folder with its config.json.",
 }
 
 

@@ -1,4 +1,4 @@
-"""The options of `convert`, from the table of methods: those of every model, of every adapter, and of single formats. Imports nothing heavy."""
+"""The options of `convert`: those of all models, of all adapters, and of single formats. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def check_format(name: str) -> None:
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> None:
-    """ValueError for an option that files of this format do not have (it would be ignored without a word), or for an unknown value."""
+    """ValueError for an option of other formats (it would be ignored without a word), and for an unknown value."""
     offered = offered_options()
     for name, value in options.items():
         owners = [entry.name for entry in offered[name].formats]

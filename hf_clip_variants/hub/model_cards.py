@@ -88,7 +88,9 @@ def accuracy_result(value: float, dataset: str, *, split: str = "test", **detail
 
 
 def describe(model_or_folder: Any, adapter_name: str = "default") -> tuple[Method, dict[str, Any]]:
-    """The row of a model (or of the folder that it was saved to) and its configuration as plain data; ValueError for others than ours."""
+    """The row of a model (or of the folder that it was saved to) and its configuration as plain data;
+    ValueError for others than ours.
+    """
     if isinstance(model_or_folder, (str, Path)):
         folder = Path(model_or_folder)
         adapter, config = folder / "adapter_config.json", folder / "config.json"
@@ -175,7 +177,9 @@ def _snippet(
 
 
 def card_arguments(readme: str) -> dict[str, Any]:
-    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`. Empty for other cards."""
+    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`.
+    Empty for other cards.
+    """
     if "hf-clip-variants" not in readme:
         return {}
     data = ModelCard(readme, ignore_metadata_errors=True).data
@@ -203,10 +207,12 @@ def model_card(
     with_base: bool = False,
     weights: str | Path | None = None,
 ) -> ModelCard:
-    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training, citation.
+    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training,
+    citation.
 
     Args:
-        model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved to.
+        model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved
+            to.
         repo_id: where it will be; `hub.push` fills it in later if left out.
         base_model: id of the CLIP that it is made from. Default for adapters: what their configuration says.
         license: of the weights, as the Hub writes it ("mit", "cc-by-4.0").
@@ -217,7 +223,8 @@ def model_card(
         adapter_name: which adapter of a `PeftModel`.
         with_code: the repository holds the code (`export_with_code`).
         with_base: the repository of an adapter holds its base, too.
-        weights: the folder whose weight files' SHA-256 the card records, for `verification.verify`. Default: `model`, if that is a folder.
+        weights: the folder whose weight files' SHA-256 the card records, for `verification.verify`. Default: `model`,
+            if that is a folder.
 
     Raises:
         ValueError: `model` is none of this package's.
@@ -253,8 +260,8 @@ def model_card(
     else:
         title = f"CLIP classifier {what}"
         summary = (
-            f"[{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) that knows its classes by their names"
-            + (f", made from {_code(base_model)}." if base_model else ".")
+            f"[{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) that knows its classes by their "
+            "names" + (f", made from {_code(base_model)}." if base_model else ".")
         )
     if with_code:
         preparation = "Needs `transformers` and nothing else: the code is in this repository."

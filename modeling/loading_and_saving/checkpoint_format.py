@@ -1,8 +1,10 @@
 """
-What `hf-clip-variants convert` has to know about a kind of official checkpoint: how to recognise it, and how it becomes a model.
+What `hf-clip-variants convert` has to know about a kind of official checkpoint: how to recognise it, and how it
+becomes a model.
 
-Each method declares its formats in its own folder (`modeling/<method>/convert_<method>.py`, `adapters/<method>/convert.py`), and the table of
-methods points to them; the conversion itself names no method. No model imports this module, so it does not travel to the Hub.
+Each method declares its formats in its own folder (`modeling/<method>/convert_<method>.py`,
+`adapters/<method>/convert.py`), and the table of methods points to them; the conversion itself names no method. No
+model imports this module, so it does not travel to the Hub.
 """
 
 import re
@@ -90,7 +92,8 @@ class CheckpointFormat:
         signature: names by which a file is recognised.
         outputs: what the model computes, and a file of expected outputs may hold.
         other_files: (path, options) -> files that are read besides; they count as sources of the conversion.
-        elsewhere: pattern of a name -> what to do with a file that has it: one that looks alike, and is not of this format.
+        elsewhere: pattern of a name -> what to do with a file that has it: one that looks alike, and is not of this
+            format.
     """
 
     signature: Signature

@@ -21,11 +21,12 @@ def convert_ivlp(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict("VLPromptLearner/model.pth.tar-5")`: the whole model. `prompt_learner.ctx` (n, d),
-            `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where pictures have prompts, `image_encoder.VPT` and
-            `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter; CLIP and the classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the learned ones are part of
-            the prompts. They are in no file; None: it began with random vectors.
+        state_dict: from `checkpoint_reader.read_state_dict("VLPromptLearner/model.pth.tar-5")`: the whole model.
+            `prompt_learner.ctx` (n, d), `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where images have
+            prompts, `image_encoder.VPT` and `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter;
+            CLIP and the classes' token embeddings are not read.
+        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
+            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:

@@ -24,11 +24,11 @@ def convert_maple(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict("MultiModalPromptLearner/model.pth.tar-5")`: the whole model, or its `prompt_learner` alone.
-            `ctx` (n, dt), `proj`, `compound_prompts_text.{i}` and `compound_prompt_projections.{i}` are the adapter; CLIP and the
-            classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the learned ones are part of
-            the prompts. They are in no file; None: it began with random vectors.
+        state_dict: from `checkpoint_reader.read_state_dict("MultiModalPromptLearner/model.pth.tar-5")`: the whole
+            model, or its `prompt_learner` alone. `ctx` (n, dt), `proj`, `compound_prompts_text.{i}` and
+            `compound_prompt_projections.{i}` are the adapter; CLIP and the classes' token embeddings are not read.
+        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
+            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:

@@ -12,7 +12,7 @@ from .layer import check_labels
 
 
 def labels_from_one_hot(values: torch.Tensor, num_classes: int | None = None) -> torch.Tensor:
-    """(N, C) one-hot cache values -> (N,) int64 labels. ValueError for rows that are not one-hot or more columns than classes."""
+    """(N, C) one-hot cache values -> (N,) int64 labels. ValueError for other rows, or more columns than classes."""
     if values.dim() != 2 or (num_classes is not None and values.shape[1] > num_classes):
         raise ValueError(
             f"values: shape {list(values.shape)}, expected (N, {'C' if num_classes is None else num_classes})"
@@ -36,20 +36,22 @@ def convert_tip_adapter(
     """Configuration and tensors for `put_adapter`, float32 keys and integer labels.
 
     Args:
-        keys: `keys_16shots.pt`, (D, N); `official.read_checkpoint(path)` reads these files, which hold a bare tensor.
+        keys: `keys_16shots.pt`, (D, N); `checkpoint_reader.read_checkpoint(path)` reads these files, which hold a bare
+            tensor.
         values: `values_16shots.pt`, (N, C) one-hot.
         best_keys: `best_F_16shots.pt`, (N, D): trained keys, which take the place of `keys` (Tip-Adapter-F).
-        num_classes: C. Needed when the last classes have no picture: the official `values` are then narrower.
+        num_classes: C. Needed when the last classes have no image: the official `values` are then narrower.
         alpha, beta: found by the official search, which only prints them.
-        allow_missing_classes: leave classes without a picture to zero-shot CLIP instead of raising.
+        allow_missing_classes: leave classes without an image to zero-shot CLIP instead of raising.
 
     Raises:
-        ValueError: shapes that do not go together, rows that are not one-hot, classes without a picture, values that are not finite.
+        ValueError: shapes that do not go together, rows that are not one-hot, classes without an image, values that
+            are not finite.
 
     Example:
 
     ```python
-    keys, values = (official.read_checkpoint(f"caches/dtd/{name}_16shots.pt") for name in ("keys", "values"))
+    keys, values = (checkpoint_reader.read_checkpoint(f"caches/dtd/{name}_16shots.pt") for name in ("keys", "values"))
     model = put_adapter(classifier, *convert_tip_adapter(keys, values, alpha=2.1, beta=4.6))
     ```
     """
@@ -104,8 +106,8 @@ def _convert(official: OfficialAdapterFile) -> tuple[TipAdapterConfig, dict[str,
     trained = tuple(keys.shape) == (rows, width) and (rows != width or path.name.startswith("best_F"))
     if not trained and tuple(keys.shape) != (width, rows):
         raise ValueError(
-            f"{path}: shape {list(keys.shape)}, expected {[width, rows]} (keys_*.pt) or {[rows, width]} (best_F_*.pt): "
-            f"features of {values_path.name}'s {rows} images by the base's joint width"
+            f"{path}: shape {list(keys.shape)}, expected {[width, rows]} (keys_*.pt) or {[rows, width]} "
+            f"(best_F_*.pt): features of {values_path.name}'s {rows} images by the base's joint width"
         )
     found = {name: float(official.options[name]) for name in ("alpha", "beta") if name in official.options}
     if len(found) < 2:

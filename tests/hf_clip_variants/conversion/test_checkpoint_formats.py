@@ -1,4 +1,4 @@
-"""The table's checkpoint formats: one descriptor and one row are all that the conversion and its command need to know of a method."""
+"""The table's checkpoint formats: conversion and command need one descriptor and one row of a method, nothing else."""
 
 import ast
 import dataclasses
@@ -33,10 +33,13 @@ ENTRIES = registry.checkpoint_entries()
 def test_a_descriptor_is_of_its_rows_kind_and_lives_in_a_methods_folder(name):
     row, entry = ENTRIES[name]
     assert type(load_format(name)) is {"model": ModelFormat, "adapter": AdapterFormat}[row.kind]
-    assert entry.descriptor == {
-        "model": f"modeling.{name}.convert_{name}:CHECKPOINTS",
-        "adapter": f"adapters.{name}.convert:CHECKPOINTS",
-    }[row.kind]  # fmt: skip
+    assert (
+        entry.descriptor
+        == {
+            "model": f"modeling.{name}.convert_{name}:CHECKPOINTS",
+            "adapter": f"adapters.{name}.convert:CHECKPOINTS",
+        }[row.kind]
+    )
     assert row.as_dict()["checkpoints"] == [entry.name for entry in row.checkpoints]
 
 
