@@ -143,7 +143,8 @@ class CheckpointEntry:
     Args:
         name: the format's name; mostly the method's. A row may have several, such as backbones of a classifier.
         title: in help and messages.
-        descriptor: `ModelFormat` (`modeling.loading_and_saving.checkpoint_format`) or `AdapterFormat` (`adapters.checkpoint_format`).
+        descriptor: a `ModelFormat` (`modeling.loading_and_saving.checkpoint_format`) or an `AdapterFormat`
+            (`adapters.checkpoint_format`).
         options: what `convert` can be told about files of this format, besides the options of every model or adapter.
         files: what the files are called, where that is not up to the user.
     """
@@ -177,8 +178,8 @@ class Method:
         few_shot: adapters only, the ways to fit it to a few labelled images.
         checkpoints: formats of official files that `convert` turns into this method.
         pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
-        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a format string
-            of the configuration's fields, `repo_id`, `base_model` and `names`.
+        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a
+            format string of the configuration's fields, `repo_id`, `base_model` and `names`.
     """
 
     name: str
