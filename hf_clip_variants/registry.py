@@ -118,6 +118,47 @@ class FewShotEntry:
 
 
 @dataclass(frozen=True)
+class Option:
+    """
+    An option of `convert`, on the command line and as a keyword of `convert_checkpoint`.
+
+    Args:
+        name: the keyword.
+        type: `str`, `int`, `float`, `bool`, or the values that it may have.
+        help: one line; the methods that it belongs to are put in front of it.
+        default: as help shows it; None where it is plain or there is none.
+        flag: on the command line, where it is not the keyword with hyphens.
+    """
+
+    name: str
+    type: type | tuple[str, ...]
+    help: str
+    default: str | None = None
+    flag: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """
+    A format of official checkpoints, as `convert --method` names it.
+
+    Args:
+        name: the format's name; mostly the method's. A row may have several, such as backbones of a classifier.
+        title: in help and messages.
+        descriptor: a `ModelFormat` (`modeling.loading_and_saving.checkpoint_format`) or an `AdapterFormat`
+            (`adapters.checkpoint_format`).
+        options: what `convert` can be told about files of this format, besides the options of every model or adapter.
+        files: what the files are called, where that is not up to the user.
+    """
+
+    name: str
+    title: str
+    descriptor: str
+    options: tuple[Option, ...] = ()
+    files: str | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """
     One method: what it is, where it comes from and which classes implement it.
@@ -137,9 +178,10 @@ class Method:
         layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
         generator: synthesis only, the callable that makes the image.
         few_shot: adapters only, the ways to fit it to a few labelled images.
-        checkpoints: formats of official files that `convert` turns into this method (`conversion.formats.CheckpointFormat`).
+        checkpoints: formats of official files that `convert` turns into this method.
         pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
-        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one.
+        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a
+            format string of the configuration's fields, `repo_id`, `base_model` and `names`.
     """
 
     name: str
@@ -160,7 +202,7 @@ class Method:
     tuner: str | None = None
     generator: str | None = None
     few_shot: tuple[FewShotEntry, ...] = ()
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: tuple[CheckpointEntry, ...] = ()
     pretraining: str | None = None
     card_snippet: str | None = None
 
@@ -211,6 +253,7 @@ class Method:
             "config": ":".join(split_reference(self.config)),
             "auto_classes": list(self.auto_classes),
             "few_shot": [entry.name for entry in self.few_shot],
+            "checkpoints": [entry.name for entry in self.checkpoints],
         }
 
 
@@ -259,6 +302,18 @@ _MAPLE = Paper(
 
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 
+# Options of several formats.
+_CLIP_OPTIONS = (
+    Option(
+        "activation",
+        ("quick_gelu", "gelu"),
+        "no weights tell; quick_gelu for OpenAI's, gelu for most of open_clip's.",
+        default="open_clip_config.json beside the file, else quick_gelu",
+    ),
+    Option("open_clip_config", str, "open_clip's configuration of the model, a JSON file."),
+)
+_CONTEXT_INIT = Option("context_init", str, "the words that the training began with; '' for none.")
+
 _METHODS = (
     Method(
         name="clip_classifier",
@@ -279,6 +334,10 @@ _METHODS = (
         image_processors={
             "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
         },
+        checkpoints=(
+            CheckpointEntry("clip", "CLIP", "modeling.clip.convert_clip:CHECKPOINTS", _CLIP_OPTIONS),
+            CheckpointEntry("chinese_clip", "Chinese-CLIP", "modeling.chinese_clip.convert_chinese_clip:CHECKPOINTS"),
+        ),
     ),
     Method(
         name="clip_resnet",
@@ -299,6 +358,11 @@ _METHODS = (
                 name="vision",
                 config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetVisionConfig",
                 auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
+            ),
+        ),
+        checkpoints=(
+            CheckpointEntry(
+                "clip_resnet", "CLIP-ResNet", "modeling.clip_resnet.convert_clip_resnet:CHECKPOINTS", _CLIP_OPTIONS
             ),
         ),
     ),
@@ -322,6 +386,14 @@ _METHODS = (
             "AutoModelForZeroShotImageClassification": _SLIP + "Model",
             "AutoModelForPreTraining": _SLIP + "ForPreTraining",
         },
+        checkpoints=(
+            CheckpointEntry(
+                "slip",
+                "SLIP",
+                "modeling.slip.convert_slip:CHECKPOINTS",
+                (Option("keep_head", bool, "with its self-supervised head, to go on with the training."),),
+            ),
+        ),
     ),
     Method(
         name="audioclip",
@@ -351,6 +423,7 @@ _METHODS = (
                 auto_classes={"AutoModel": _AUDIOCLIP + "AudioModel"},
             ),
         ),
+        checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
     ),
     Method(
         name="tip_adapter",
@@ -380,6 +453,19 @@ _METHODS = (
                 "tip_adapter_f", "Tip-Adapter-F", "adapters.tip_adapter.few_shot:TIP_ADAPTER_F", by_default=True
             ),
         ),
+        checkpoints=(
+            CheckpointEntry(
+                "tip_adapter",
+                "Tip-Adapter",
+                "adapters.tip_adapter.convert:CHECKPOINTS",
+                (
+                    Option("alpha", float, "weight of the cache.", default="1.0"),
+                    Option("beta", float, "sharpness.", default="5.5"),
+                    Option("values", str, "the labels.", default="values_*.pt beside the file"),
+                ),
+                files="keys_*.pt or best_F_*.pt",
+            ),
+        ),
     ),
     Method(
         name="clip_adapter",
@@ -402,6 +488,14 @@ _METHODS = (
                 "clip_adapter", "CLIP-Adapter", "adapters.clip_adapter.few_shot:CLIP_ADAPTER", by_default=True
             ),
         ),
+        checkpoints=(
+            CheckpointEntry(
+                "clip_adapter",
+                "CLIP-Adapter",
+                "adapters.clip_adapter.convert:CHECKPOINTS",
+                (Option("ratio", float, "weight of the adapted feature.", default="0.2"),),
+            ),
+        ),
     ),
     Method(
         name="coop",
@@ -421,6 +515,22 @@ _METHODS = (
         tuner="adapters.coop.model:CoOpModel",
         few_shot=(FewShotEntry("coop", "CoOp", "adapters.coop.few_shot:COOP", by_default=True, in_demo=True),),
         card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
+        checkpoints=(
+            CheckpointEntry(
+                "coop",
+                "CoOp",
+                "adapters.coop.convert:CHECKPOINTS",
+                (
+                    Option(
+                        "class_token_position",
+                        ("end", "middle", "front"),
+                        "where the class name stands.",
+                        default="end",
+                        flag="--position",
+                    ),
+                ),
+            ),
+        ),
     ),
     Method(
         name="cocoop",
@@ -439,7 +549,7 @@ _METHODS = (
         layer="adapters.cocoop.layer:CoCoOpLayer",
         tuner="adapters.cocoop.model:CoCoOpModel",
         few_shot=(FewShotEntry("cocoop", "CoCoOp", "adapters.cocoop.few_shot:COCOOP"),),
-        card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
+        checkpoints=(CheckpointEntry("cocoop", "CoCoOp", "adapters.cocoop.convert:CHECKPOINTS"),),
     ),
     Method(
         name="maple",
@@ -453,6 +563,7 @@ _METHODS = (
         layer="adapters.maple.layer:MaPLePromptEmbedder",
         tuner="adapters.maple.model:MaPLeModel",
         few_shot=(FewShotEntry("maple", "MaPLe", "adapters.maple.few_shot:MAPLE"),),
+        checkpoints=(CheckpointEntry("maple", "MaPLe", "adapters.maple.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
     ),
     Method(
         name="vpt",
@@ -471,6 +582,7 @@ _METHODS = (
         layer="adapters.vpt.layer:VPTHome",
         tuner="adapters.vpt.model:VPTModel",
         few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT", in_demo=True),),
+        checkpoints=(CheckpointEntry("vpt", "VPT", "adapters.vpt.convert:CHECKPOINTS"),),
     ),
     Method(
         name="ivlp",
@@ -484,6 +596,7 @@ _METHODS = (
         layer="adapters.ivlp.layer:IVLPPromptEmbedder",
         tuner="adapters.ivlp.model:IVLPModel",
         few_shot=(FewShotEntry("ivlp", "IVLP", "adapters.ivlp.few_shot:IVLP"),),
+        checkpoints=(CheckpointEntry("ivlp", "IVLP", "adapters.ivlp.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
     ),
 )
 
@@ -517,6 +630,11 @@ def method(name: str) -> Method:
 def few_shot_entries() -> dict[str, FewShotEntry]:
     """Name -> entry of every way to fit an adapter to a few labelled images, in the table's order. Imports nothing."""
     return {entry.name: entry for row in _METHODS for entry in row.few_shot}
+
+
+def checkpoint_entries() -> dict[str, tuple[Method, CheckpointEntry]]:
+    """Name -> row and entry of every format of official checkpoints, in the table's order. Imports nothing."""
+    return {entry.name: (row, entry) for row in _METHODS for entry in row.checkpoints}
 
 
 def _nearest(name: Any, known: list[str]) -> str:

@@ -1,113 +1,28 @@
 """`hf-clip-variants convert`: an official checkpoint as a folder that `from_pretrained` loads."""
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from ..conversion.options import OfferedOption, offered_options
+from ..registry import checkpoint_entries
 from .output import JsonOption, machine_output, prepare_libraries
 
 
 SHOWN_DROPPED = 10
 
-_MODEL, _ADAPTER = "Models", "Adapters"
+_PANELS = {"model": "Models", "adapter": "Adapters"}
+_FILES = "".join(f" {entry.title}: {entry.files}." for _, entry in checkpoint_entries().values() if entry.files)
 
 
 def convert(
-    file: Annotated[
-        str,
-        typer.Argument(
-            help="The official file: .pt, .pth.tar, .bin, .safetensors. Tip-Adapter: keys_*.pt or best_F_*.pt."
-        ),
-    ],
+    file: Annotated[str, typer.Argument(help=f"The official file: .pt, .pth.tar, .bin, .safetensors.{_FILES}")],
     out: Annotated[str, typer.Argument(help="The folder to write.")],
     method: Annotated[
         str | None,
-        typer.Option(
-            help="clip, clip_resnet, slip, chinese_clip, audioclip, coop, cocoop, maple, vpt, ivlp, clip_adapter or tip_adapter.",
-            show_default="told from the names in the file",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder, Hub id or vocabulary file; none writes none.",
-            show_default="the official one",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(help="Of the weights that are written.", show_default="float32", rich_help_panel=_MODEL),
-    ] = None,
-    activation: Annotated[
-        Literal["quick_gelu", "gelu"] | None,
-        typer.Option(
-            help="No weights tell: quick_gelu for OpenAI's, gelu for most of open_clip's.",
-            show_default="open_clip_config.json beside the file, else quick_gelu",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    open_clip_config: Annotated[
-        str | None, typer.Option(help="open_clip's configuration of the model, a JSON file.", rich_help_panel=_MODEL)
-    ] = None,
-    vision_heads: Annotated[
-        int | None, typer.Option(help="Attention heads.", show_default="width / 64", rich_help_panel=_MODEL)
-    ] = None,
-    text_heads: Annotated[
-        int | None, typer.Option(help="Attention heads.", show_default="width / 64", rich_help_panel=_MODEL)
-    ] = None,
-    keep_head: Annotated[
-        bool,
-        typer.Option(
-            "--keep-head",
-            help="SLIP: with its self-supervised head, to go on with the training.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = False,
-    base: Annotated[
-        str | None,
-        typer.Option(help="The CLIP that the adapter was trained on: folder or Hub id.", rich_help_panel=_ADAPTER),
-    ] = None,
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="Classes of the training in label order, with commas, or a .txt file with a name a line.",
-            show_default="the base's",
-            rich_help_panel=_ADAPTER,
-        ),
-    ] = None,
-    templates: Annotated[
-        str | None, typer.Option(help="Prompt template, a named set, or a file.", rich_help_panel=_ADAPTER)
-    ] = None,
-    position: Annotated[
-        Literal["end", "middle", "front"] | None,
-        typer.Option(help="CoOp: where the class name stands.", show_default="end", rich_help_panel=_ADAPTER),
-    ] = None,
-    context_init: Annotated[
-        str | None,
-        typer.Option(
-            help="MaPLe, IVLP: the words that the training began with; '' for none.", rich_help_panel=_ADAPTER
-        ),
-    ] = None,
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="CLIP-Adapter: weight of the adapted feature.", show_default="0.2", rich_help_panel=_ADAPTER
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="Tip-Adapter: weight of the cache.", show_default="1.0", rich_help_panel=_ADAPTER),
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="Tip-Adapter: sharpness.", show_default="5.5", rich_help_panel=_ADAPTER)
-    ] = None,
-    values: Annotated[
-        str | None,
-        typer.Option(
-            help="Tip-Adapter: the labels.", show_default="values_*.pt beside the file", rich_help_panel=_ADAPTER
-        ),
+        typer.Option(help=f"{', '.join(checkpoint_entries())}.", show_default="told from the names in the file"),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Load what was written and compare its outputs with those before.")
@@ -118,12 +33,13 @@ def convert(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
     json: JsonOption = False,
+    **options: Any,
 ) -> None:
     """
-    Convert an official checkpoint: OpenAI's and open_clip's CLIP, SLIP, AudioCLIP, Chinese-CLIP, and files of the adapters.
+    Convert an official checkpoint: OpenAI's and open_clip's CLIP, other models, files of the adapters (see --method).
 
-    Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names must fit exactly, and when anything
-    fails nothing is written.
+    Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names
+    must fit exactly, and when anything fails nothing is written.
 
     \b
     [bold]Examples[/bold]
@@ -134,16 +50,37 @@ def convert(
     prepare_libraries()
     from ..conversion.convert import convert_checkpoint
 
+    # A flag that was not given is no option: most formats would refuse it.
+    options = {name: value for name, value in options.items() if value is not False}
+    options["class_names"] = _names(options["class_names"])
     with machine_output() as emit:
         result = convert_checkpoint(
-            file, out, method, compare=compare, expected=expected, overwrite=overwrite, tokenizer=tokenizer, dtype=dtype, activation=activation,
-            open_clip_config=open_clip_config, vision_heads=vision_heads, text_heads=text_heads, keep_head=keep_head or None, base=base, class_names=_names(classes), templates=templates,
-            class_token_position=position, context_init=context_init, ratio=ratio, alpha=alpha, beta=beta, values=values,
-        )  # fmt: skip
+            file, out, method, compare=compare, expected=expected, overwrite=overwrite, **options
+        )
         if json:
             emit(result.as_dict())
     if not json:
         _print(result)
+
+
+def _parameter(offered: OfferedOption) -> inspect.Parameter:
+    """An option of the table as typer reads it."""
+    option = offered.option
+    flag = option.flag or f"--{option.name.replace('_', '-')}"
+    info = typer.Option(
+        flag, help=offered.help, show_default=option.default or True, rich_help_panel=_PANELS[offered.kind]
+    )
+    kind = Literal[option.type] if isinstance(option.type, tuple) else option.type
+    default = False if kind is bool else None
+    annotation = Annotated[kind if kind is bool else kind | None, info]
+    return inspect.Parameter(
+        option.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
+    )
+
+
+# typer reads the signature: instead of `**options`, the options of the table's formats.
+*_own, _ = inspect.signature(convert).parameters.values()
+convert.__signature__ = inspect.Signature([*_own, *map(_parameter, offered_options().values())])
 
 
 def _names(classes: str | None) -> str | list[str] | None:

@@ -34,7 +34,8 @@ def push(
     """
     Put an adapter or a model on the Hub, with a card that holds its measured results.
 
-    The token is that of `hf auth login` or HF_TOKEN. When it fails, everything is still in the folder: repeat the command.
+    The token is that of `hf auth login` or HF_TOKEN. When it fails, everything is still in the folder: repeat the
+    command.
 
     \b
     [bold]Examples[/bold]
@@ -43,7 +44,7 @@ def push(
       hf-clip-variants push run/base me/pets-zero-shot --private
     """
     prepare_libraries()
-    from ..hub import export as hub
+    from ..hub import push as hub
 
     run = run_of(Path(folder))
     base = run / "base" if with_base and run else None  # the run may have been moved since its adapters were saved
@@ -53,9 +54,17 @@ def push(
     try:
         with machine_output() as emit:
             commit = hub.push(
-                folder, repo_id, with_base=with_base, base=base, base_model=base_model, private=private or None, revision=revision,
-                create_pr=create_pr, commit_message=message, **card,
-            )  # fmt: skip
+                folder,
+                repo_id,
+                with_base=with_base,
+                base=base,
+                base_model=base_model,
+                private=private or None,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=message,
+                **card,
+            )
             if json:
                 emit(
                     {"repo_id": repo_id, "url": commit.commit_url, "commit": commit.oid, "pull_request": commit.pr_url}
@@ -67,7 +76,9 @@ def push(
 
 
 def hub_model_of(run: Path) -> str | None:
-    """The CLIP that a run started from, if others can load it, too. Its adapters carry their classes and templates themselves."""
+    """The CLIP that a run started from, if others can load it, too.
+    Its adapters carry their classes and templates themselves.
+    """
     model = json_module.loads((run / "results.json").read_text(encoding="utf-8"))["settings"]["model"]
     return None if Path(model).is_absolute() or Path(model).exists() else model
 

@@ -1,69 +1,31 @@
-"""Which method an official checkpoint belongs to: told from the names of its tensors by one explicit table."""
+"""Which format an official checkpoint has: told from its tensors' names, which each format declares."""
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from ..modeling.loading_and_saving.checkpoint_format import CheckpointFormat
+from ..registry import checkpoint_entries, load_reference
 from .checkpoint_reader import printable
+from .options import check_format
 
-
-MODELS = ("clip", "clip_resnet", "slip", "chinese_clip", "audioclip")
-ADAPTERS = ("coop", "cocoop", "maple", "vpt", "ivlp", "clip_adapter", "tip_adapter")
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Signature:
-    """Regular expressions that must match the beginning of some name (`every`), and of no name (`none`)."""
-
-    every: tuple[str, ...]
-    none: tuple[str, ...] = ()
-
-    def fits(self, names: list[str]) -> bool:
-        found = lambda pattern: any(re.match(pattern, name) for name in names)  # noqa: E731
-        return all(map(found, self.every)) and not any(map(found, self.none))
-
-
-_CONTEXT, _META_NET = r"(prompt_learner\.)?ctx$", r"(prompt_learner\.)?meta_net\."
-_COUPLING = r"(prompt_learner\.)?(proj\.weight$|compound_prompt)"
-_VISUAL_PROMPTS = r"(image_encoder|visual|clip\.visual)\.VPT$"
-_ANY_PROMPTS = r".*\.VPT(_shallow)?$"
-
-SIGNATURES = {
-    "clip": Signature(
-        (r"visual\.", r"(text\.)?(text_projection|token_embedding|transformer)"),
-        (r"visual\.layer1\.", r"bert\.", r"image_projection$", _CONTEXT, _ANY_PROMPTS),
-    ),
-    "clip_resnet": Signature((r"visual\.layer1\.",), (r"bert\.", r"audio\.", _CONTEXT)),
-    "slip": Signature((r"visual\.blocks\.\d+\.attn\.qkv\.", r"image_(projection$|mlp\.)"), (_CONTEXT,)),
-    "chinese_clip": Signature((r"visual\.", r"bert\.")),
-    "audioclip": Signature((r"visual\.layer1\.", r"audio\.fbsp\.")),
-    "coop": Signature((_CONTEXT,), (_META_NET, _COUPLING, _ANY_PROMPTS)),
-    "cocoop": Signature((_CONTEXT, _META_NET)),
-    "maple": Signature((_CONTEXT, _COUPLING)),
-    "vpt": Signature((_VISUAL_PROMPTS,), (_CONTEXT,)),
-    # A whole model with a context and no other prompts is one with text_depth 1, or CoOp's: the user knows.
-    "ivlp": Signature((r"prompt_learner\.ctx$", r"(image|text)_encoder\."), (_META_NET, _COUPLING)),
-    "clip_adapter": Signature((r"(.*\.)?fc\.0\.weight$", r"(.*\.)?fc\.2\.weight$"), (r"visual\.",)),
-    "tip_adapter": Signature((r"$",)),  # a single tensor, which has no name
-}
-
+# Files of no official code, and what to do with them; formats add their own (`CheckpointFormat.elsewhere`).
 _ELSEWHERE = {
-    r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the folder with its config.json.",
-    r"fbsp\.m$": "This is AudioCLIP's sound tower alone: audio_tower_from_official in hf_clip_variants.modeling.audioclip.convert_audioclip takes it.",
-    r"enc\.transformer\.|shallow_prompt$": "This is VPT on a ViT (KMnP/vpt): convert_vpt_vit in hf_clip_variants.adapters.vpt.convert takes it.",
+    r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the "
+    "folder with its config.json.",
 }
 
 
-def check_method(method: str) -> None:
-    """ValueError for a method that has no converter."""
-    if method not in SIGNATURES:
-        raise ValueError(f"method: {method!r} has no converter, expected one of {', '.join(SIGNATURES)}")
+def load_format(name: str) -> CheckpointFormat:
+    """The descriptor of a format, `ModelFormat` or `AdapterFormat`. ValueError for a method without a converter."""
+    check_format(name)
+    _, entry = checkpoint_entries()[name]
+    return load_reference(entry.descriptor)
 
 
 def detect_method(names: Iterable[str], origin: str, method: str | None = None) -> str:
-    """The method whose checkpoints have such names.
+    """The format whose files have such names.
 
     Args:
         names: of the tensors; `""` for a file that is a single tensor.
@@ -73,10 +35,12 @@ def detect_method(names: Iterable[str], origin: str, method: str | None = None) 
     Raises:
         ValueError: unknown, ambiguous or contradicted; the text shows the first five names and how many there are.
     """
-    names = list(names)
-    fitting = [known for known, signature in SIGNATURES.items() if signature.fits(names)]
     if method is not None:
-        check_method(method)
+        check_format(method)
+    names = list(names)
+    formats = {name: load_format(name) for name in checkpoint_entries()}
+    fitting = [name for name, known in formats.items() if known.signature.fits(names)]
+    if method is not None:
         if method in fitting or not fitting:  # the converters are strict, and say what is missing
             return method
         raise ValueError(
@@ -86,8 +50,11 @@ def detect_method(names: Iterable[str], origin: str, method: str | None = None) 
         return fitting[0]
     if fitting:
         raise ValueError(f"method: {origin} could be {' or '.join(fitting)}, say which; it has {shown(names)}")
-    hint = next((text for pattern, text in _ELSEWHERE.items() if any(re.match(pattern, n) for n in names)), "")
-    hint = hint or f"Expected the official names of one of {', '.join(SIGNATURES)}."
+    hints = dict(_ELSEWHERE)
+    for known in formats.values():
+        hints |= known.elsewhere
+    hint = next((text for pattern, text in hints.items() if any(re.match(pattern, n) for n in names)), "")
+    hint = hint or f"Expected the official names of one of {', '.join(formats)}."
     raise ValueError(f"method: {origin} has names of no method known here: {shown(names)}. {hint}")
 
 
@@ -97,4 +64,4 @@ def shown(names: list[str]) -> str:
     return f"{first}{', …' if len(names) > _SHOWN else ''} ({len(names)} in all)"
 
 
-__all__ = ["ADAPTERS", "MODELS", "SIGNATURES", "Signature", "check_method", "detect_method", "shown"]
+__all__ = ["detect_method", "load_format", "shown"]

@@ -22,24 +22,24 @@ _PIPELINE = """\
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id}"{arguments})
-picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(picture, top_k=3))"""
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(classify(image, top_k=3))"""
 
 _ZERO_SHOT_PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
 
 classify = pipeline("zero-shot-image-classification", model="{repo_id}"{arguments})
-picture = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(picture, candidate_labels=["a cat", "a dog"]))"""
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(classify(image, candidate_labels=["a cat", "a dog"]))"""
 
 _ZERO_SHOT_AUDIO_PIPELINE = """\
 {imports}import numpy as np
 from transformers import pipeline
 
 classify = pipeline("zero-shot-audio-classification", model="{repo_id}"{arguments})
-sound = np.sin(np.arange(220500) / 20)  # yours: samples between -1 and 1, 44100 a second
-print(classify(sound, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
+audio = np.sin(np.arange(220500) / 20)  # yours: values between -1 and 1, 44100 a second
+print(classify(audio, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
 
 _ADAPTER = """\
 import torch
@@ -49,9 +49,9 @@ from transformers import AutoImageProcessor
 
 model = load_adapter("{repo_id}")  # brings its base model, {base_model}
 processor = AutoImageProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
+image = Image.new("RGB", (224, 224), "orange")  # yours
 with torch.inference_mode():
-    logits = model(**processor(images=picture, return_tensors="pt")).logits
+    logits = model(**processor(images=image, return_tensors="pt")).logits
 print(model.get_base_model().class_names[logits.argmax(-1)])"""
 
 _ADAPTER_ON_CLIP = """\
@@ -62,27 +62,10 @@ from transformers import AutoProcessor
 
 model = load_adapter("{repo_id}")  # brings its base model, {base_model}
 processor = AutoProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
-inputs = processor(text=["a cat", "a dog"], images=picture, padding=True, return_tensors="pt")
+image = Image.new("RGB", (224, 224), "orange")  # yours
+inputs = processor(text=["a cat", "a dog"], images=image, padding=True, return_tensors="pt")
 with torch.inference_mode():
     print(model(**inputs).logits_per_image.softmax(-1))"""
-
-
-_PROMPTS_ON_CLIP = """\
-import torch
-from hf_clip_variants import load_adapter
-from hf_clip_variants.adapters.coop.layer import coop_prompt_ids
-from PIL import Image
-from transformers import AutoProcessor
-
-model = load_adapter("{repo_id}")  # brings its base model, {base_model}
-processor = AutoProcessor.from_pretrained("{base_model}")
-picture = Image.new("RGB", (224, 224), "orange")  # yours
-names = {names}
-prompts = coop_prompt_ids(processor.tokenizer, names, {num_context_tokens}, "{class_token_position}")
-with torch.inference_mode():
-    logits = model(input_ids=prompts, **processor(images=picture, return_tensors="pt")).logits_per_image
-print(names[logits.argmax(-1)])"""
 
 
 def accuracy_result(value: float, dataset: str, *, split: str = "test", **details: Any) -> EvalResult:
@@ -105,7 +88,9 @@ def accuracy_result(value: float, dataset: str, *, split: str = "test", **detail
 
 
 def describe(model_or_folder: Any, adapter_name: str = "default") -> tuple[Method, dict[str, Any]]:
-    """The row of a model (or of the folder that it was saved to) and its configuration as plain data; ValueError for others than ours."""
+    """The row of a model (or of the folder that it was saved to) and its configuration as plain data;
+    ValueError for others than ours.
+    """
     if isinstance(model_or_folder, (str, Path)):
         folder = Path(model_or_folder)
         adapter, config = folder / "adapter_config.json", folder / "config.json"
@@ -178,22 +163,23 @@ def _snippet(
     if row.kind == "adapter" and not with_base:
         if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
             return _ADAPTER.format(repo_id=repo_id, base_model=base_model)
-        learns_prompts = "num_context_tokens" in values
+        # A snippet of the method's own may use any field of its configuration.
+        template = row.load("card_snippet") if row.card_snippet else _ADAPTER_ON_CLIP
         names = values.get("class_names") or ["cat", "dog"]
-        fields = {name: values.get(name) for name in ("num_context_tokens", "class_token_position")}
-        template = _PROMPTS_ON_CLIP if learns_prompts else _ADAPTER_ON_CLIP
-        return template.format(repo_id=repo_id, base_model=base_model, names=names, **fields)
+        return template.format_map({**values, "repo_id": repo_id, "base_model": base_model, "names": names})
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
-    hears = row.task == "zero-shot-audio-classification"
-    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if hears else _ZERO_SHOT_PIPELINE
+    is_audio = row.task == "zero-shot-audio-classification"
+    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
     return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )
 
 
 def card_arguments(readme: str) -> dict[str, Any]:
-    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`. Empty for other cards."""
+    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`.
+    Empty for other cards.
+    """
     if "hf-clip-variants" not in readme:
         return {}
     data = ModelCard(readme, ignore_metadata_errors=True).data
@@ -221,10 +207,12 @@ def model_card(
     with_base: bool = False,
     weights: str | Path | None = None,
 ) -> ModelCard:
-    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training, citation.
+    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training,
+    citation.
 
     Args:
-        model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved to.
+        model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved
+            to.
         repo_id: where it will be; `hub.push` fills it in later if left out.
         base_model: id of the CLIP that it is made from. Default for adapters: what their configuration says.
         license: of the weights, as the Hub writes it ("mit", "cc-by-4.0").
@@ -235,7 +223,8 @@ def model_card(
         adapter_name: which adapter of a `PeftModel`.
         with_code: the repository holds the code (`export_with_code`).
         with_base: the repository of an adapter holds its base, too.
-        weights: the folder whose weight files' SHA-256 the card records, for `verification.verify`. Default: `model`, if that is a folder.
+        weights: the folder whose weight files' SHA-256 the card records, for `verification.verify`. Default: `model`,
+            if that is a folder.
 
     Raises:
         ValueError: `model` is none of this package's.
@@ -271,8 +260,8 @@ def model_card(
     else:
         title = f"CLIP classifier {what}"
         summary = (
-            f"[{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) that knows its classes by their names"
-            + (f", made from {_code(base_model)}." if base_model else ".")
+            f"[{row.title}]({row.paper.url}) ({row.paper.title}, {row.paper.year}) that knows its classes by their "
+            "names" + (f", made from {_code(base_model)}." if base_model else ".")
         )
     if with_code:
         preparation = "Needs `transformers` and nothing else: the code is in this repository."

@@ -149,7 +149,7 @@ def image_processor(method: str, size: int):
     """SLIP's, bilinear with ImageNet's mean and deviation, or CLIP's, as square pictures of `size` pixels."""
     from transformers import CLIPImageProcessor
 
-    from ..conversion.convert import SLIP_IMAGES
+    from ..modeling.slip.convert_slip import SLIP_IMAGES
 
     settings = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if method == "slip":

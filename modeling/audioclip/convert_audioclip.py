@@ -1,8 +1,9 @@
-"""Official weights of AudioCLIP ↔ `AudioCLIPModel`, and those of its sound tower alone ↔ `AudioCLIPAudioModel`.
+"""Official weights of AudioCLIP ↔ `AudioCLIPModel`, and those of its audio encoder alone ↔ `AudioCLIPAudioModel`.
 
-The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. CLIP's part converts as in
-`clip_resnet/convert_clip_resnet.py`, names inside the sound tower are the official ones. Shapes tell everything but the heads (64 wide
-in the published models), the hop, and how a spectrogram is scaled and resized.
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files.
+CLIP's part converts as in `clip_resnet/convert_clip_resnet.py`, names inside the audio encoder are the official ones.
+Shapes tell everything but the heads (64 wide in the published models), the hop, and how a spectrogram is scaled and
+resized.
 """
 
 from collections.abc import Mapping
@@ -21,8 +22,17 @@ from ..clip.convert_clip import (
     text_names,
 )
 from ..clip_resnet.convert_clip_resnet import infer_clip_resnet_config
+from ..loading_and_saving.checkpoint_format import (
+    BuiltModel,
+    ModelFormat,
+    OfficialFile,
+    Signature,
+    clip_image_processor,
+)
 from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
+from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
 from .modeling_audioclip import AudioCLIPAudioModel, AudioCLIPModel
+from .processing_audioclip import AudioCLIPProcessor
 from .spectrogram_audioclip import window_function
 
 
@@ -42,14 +52,16 @@ def audioclip_from_official(
     text_heads: int | None = None,
     **audio: Any,
 ) -> AudioCLIPModel:
-    """An `AudioCLIPModel` with the weights of `AudioCLIP-Full-Training.pt` or `-Partial-Training.pt`: float32, on the CPU, in eval
-    mode.
+    """An `AudioCLIPModel` with the weights of `AudioCLIP-Full-Training.pt` or `-Partial-Training.pt`: float32, on the
+    CPU, in eval mode.
 
     Args:
         state_dict: official names, any float dtype.
-        vision_heads, text_heads: heads of the image tower's attention pooling and of the text tower; default `width // 64`.
-        audio: what shapes do not tell, as in [`AudioCLIPAudioConfig`]: `hop_length` (default 561), `n_fft`, `win_length` (where the
-            file has no window), `onesided`, `normalized`, `spec_height`, `spec_width`, `window`; default: the published values.
+        vision_heads, text_heads: heads of the image encoder's attention pooling and of the text encoder; default
+            `width // 64`.
+        audio: what shapes do not tell, as in [`AudioCLIPAudioConfig`]: `hop_length` (default 561), `n_fft`,
+            `win_length` (where the file has no window), `onesided`, `normalized`, `spec_height`, `spec_width`,
+            `window`; default: the published values.
 
     Raises:
         ValueError: names or shapes are not those of AudioCLIP, or a weight is not finite.
@@ -67,7 +79,8 @@ def audioclip_from_official(
 
 
 def audio_tower_from_official(state_dict: Mapping[str, torch.Tensor], **audio: Any) -> AudioCLIPAudioModel:
-    """The sound tower alone: of a whole AudioCLIP, or `ESRNXFBSP.pt`, whose `pooler_output` are logits of AudioSet's 527 classes.
+    """The audio encoder alone: of a whole AudioCLIP, or `ESRNXFBSP.pt`, whose `pooler_output` are logits of AudioSet's
+    527 classes.
 
     Arguments and errors as for `audioclip_from_official`.
     """
@@ -93,10 +106,10 @@ def infer_audioclip_config(
 
     Arguments and errors as for `audioclip_from_official`.
     """
-    sounds = {name.removeprefix(_AUDIO): t for name, t in state_dict.items() if name.startswith(_AUDIO)}
+    encoder = {name.removeprefix(_AUDIO): t for name, t in state_dict.items() if name.startswith(_AUDIO)}
     clip = {n: tensor for n, tensor in state_dict.items() if not n.startswith(_AUDIO) and n not in _SCALES}
     config = infer_clip_resnet_config(clip, vision_heads=vision_heads, text_heads=text_heads)
-    return config | {"audio_config": _audio_config(sounds, **audio)}
+    return config | {"audio_config": _audio_config(encoder, **audio)}
 
 
 def convert_audioclip_state_dict(
@@ -107,7 +120,8 @@ def convert_audioclip_state_dict(
     Left out is `audio.fbsp.bias`, which has no elements; a window and counters of batches that are missing are made.
 
     Raises:
-        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
+            and how many.
     """
     with torch.device("meta"):
         expected = AudioCLIPModel(config).state_dict()
@@ -143,7 +157,7 @@ def _configuration(config_class: type, values: Mapping[str, Any]):
 
 
 def _audio_config(weights: Mapping[str, torch.Tensor], **given: Any) -> dict[str, Any]:
-    """Sizes of the sound tower, from its official names without prefix; `given` has what is not seen, and must fit."""
+    """Sizes of the audio encoder, from its official names without prefix; `given`: what is not seen, and must fit."""
     shapes = shapes_of(weights, _SHAPES, of="AudioCLIP")
     fail_if_any("missing", [n for n in ("fbsp.m", "layer1.0.conv2.weight") if n not in weights], "AudioCLIP")
     width = shapes["conv1.weight"][0]
@@ -196,7 +210,7 @@ def _complete(
 
 
 def _audio_names(expected: Mapping[str, torch.Tensor]) -> NameTable:
-    """Official name -> ours, inside the sound tower."""
+    """Official name -> ours, inside the audio encoder."""
     back = {ours: official for official, ours in _RENAMED.items()}
     return {back.get(name, name): name for name in expected}
 
@@ -206,11 +220,44 @@ def _name_table(expected: Mapping[str, torch.Tensor], config: AudioCLIPConfig) -
     table = text_names(config.text_config.num_hidden_layers) | _SCALES
     vision, audio = "vision_model.", "audio_model."
     table |= {"visual." + name.removeprefix(vision): name for name in expected if name.startswith(vision)}
-    sounds = _audio_names({name.removeprefix(audio): None for name in expected if name.startswith(audio)})
-    return table | {_AUDIO + official: audio + ours for official, ours in sounds.items()}
+    encoder = _audio_names({name.removeprefix(audio): None for name in expected if name.startswith(audio)})
+    return table | {_AUDIO + official: audio + ours for official, ours in encoder.items()}
+
+
+def _build(official: OfficialFile) -> BuiltModel:
+    official.notes.append("the hop of the spectrogram and how it is scaled are the published ones: no weights tell")
+    model = audioclip_from_official(official.weights, **official.heads)
+    return BuiltModel(model, unused=[name for name in official.weights if name == _AUDIO + _BIAS])
+
+
+def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    """For images, texts and audio; for audio alone without a tokenizer."""
+    feature_extractor = AudioCLIPFeatureExtractor()
+    if tokenizer is None:
+        return feature_extractor
+    return AudioCLIPProcessor(clip_image_processor(image_size, settings), tokenizer, feature_extractor)
+
+
+def _example_inputs() -> dict[str, torch.Tensor]:
+    """Half a second of noise, in the range of 16-bit samples."""
+    return {"input_features": 5000 * torch.randn(2, 1, 22050, generator=torch.Generator().manual_seed(0))}
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.layer1\.", r"audio\.fbsp\.")),
+    build=_build,
+    outputs=(*ModelFormat.outputs, "audio_features", "logits_per_audio"),
+    make_processor=_make_processor,
+    example_inputs=_example_inputs,
+    elsewhere={
+        r"fbsp\.m$": "This is AudioCLIP's audio encoder alone: audio_tower_from_official in "
+        "hf_clip_variants.modeling.audioclip.convert_audioclip takes it."
+    },
+)
 
 
 __all__ = [
+    "CHECKPOINTS",
     "audio_tower_from_official",
     "audioclip_from_official",
     "convert_audioclip_state_dict",

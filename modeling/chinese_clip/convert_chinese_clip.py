@@ -1,16 +1,26 @@
 """Weights of OFA-Sys/Chinese-CLIP ↔ transformers' `ChineseCLIPModel`, for the models with a Vision Transformer.
 
-The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict` (which takes `module.` off); this file reads no files. The image tower is OpenAI's
-and converts as in `clip/convert_clip.py`. Everything but the number of attention heads follows from the shapes: heads are 64 wide, in the ViT-H image tower 80.
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict` (which takes `module.` off);
+this file reads no files. The image encoder is OpenAI's and converts as in `clip/convert_clip.py`. Everything but the
+number of attention heads follows from the shapes: heads are 64 wide, in the ViT-H image encoder 80.
 
-Training with flash attention saves other names (`attn.Wqkv` in the image tower, `attention.self.Wqkv` and `attention.self.out_proj` in the text tower); both
-kinds are read, `to_official` writes the usual one.
+Training with flash attention saves other names (`attn.Wqkv` in the image encoder, `attention.self.Wqkv` and
+`attention.self.out_proj` in the text encoder); both kinds are read, `to_official` writes the usual one.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import ChineseCLIPConfig, ChineseCLIPModel
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessor,
+    ChineseCLIPModel,
+    ChineseCLIPProcessor,
+)
 
 from ..clip.convert_clip import (
     VISION_SHAPES,
@@ -25,9 +35,12 @@ from ..clip.convert_clip import (
     shapes_of,
     vision_names,
 )
+from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 
 
 _NAME = "Chinese-CLIP"
+_TOKENIZER = "OFA-Sys/chinese-clip-vit-base-patch16"
+_POOLER = "bert.pooler."
 _WORDS = "bert.embeddings.word_embeddings.weight"
 _POSITIONS = "bert.embeddings.position_embeddings.weight"
 _TYPES = "bert.embeddings.token_type_embeddings.weight"
@@ -62,14 +75,18 @@ def chinese_clip_from_official(
 ) -> ChineseCLIPModel:
     """A `ChineseCLIPModel` with the weights of an official checkpoint: float32, on the CPU, in eval mode.
 
-    Image features equal the official `encode_image`, text features `encode_text`, if the text comes with its attention mask.
+    Image features equal the official `encode_image`, text features `encode_text`, if the text comes with its attention
+    mask.
 
     Args:
-        state_dict: the names of `clip_cn_*.pt` or of a training run with flash attention, any float dtype. A BERT pooler in it is unused, as officially.
-        text_heads, vision_heads: attention heads; default `width // 64`, 16 for an image tower of width 1280 (ViT-H).
+        state_dict: the names of `clip_cn_*.pt` or of a training run with flash attention, any float dtype. A BERT
+            pooler in it is unused, as officially.
+        text_heads, vision_heads: attention heads; default `width // 64`, 16 for an image encoder of width 1280
+            (ViT-H).
 
     Raises:
-        ValueError: names or shapes are not those of a Chinese-CLIP with a Vision Transformer, or a weight is not finite.
+        ValueError: names or shapes are not those of a Chinese-CLIP with a Vision Transformer, or a weight is not
+            finite.
 
     Example:
 
@@ -88,13 +105,14 @@ def chinese_clip_from_official(
 def infer_chinese_clip_config(
     state_dict: Mapping[str, torch.Tensor], *, text_heads: int | None = None, vision_heads: int | None = None
 ) -> dict:
-    """The keyword arguments of `ChineseCLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an official state dict.
+    """The keyword arguments of `ChineseCLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an
+    official state dict.
 
     Arguments as for `chinese_clip_from_official`; only shapes are read, so tensors may be on the meta device.
 
     Raises:
-        ValueError: the image tower is a CLIP-ResNet, a name that the shapes are read from is missing, a patch grid that is not square, heads that do not
-            divide the width.
+        ValueError: the image encoder is a CLIP-ResNet, a name that the shapes are read from is missing, a patch grid
+            that is not square, heads that do not divide the width.
     """
     weights = _usual_names(state_dict)
     shapes = shapes_of(weights, [*VISION_SHAPES, _WORDS, _POSITIONS, _TYPES, _HIDDEN, "text_projection"], of=_NAME)
@@ -118,10 +136,12 @@ def infer_chinese_clip_config(
 def convert_chinese_clip_state_dict(
     state_dict: Mapping[str, torch.Tensor], config: ChineseCLIPConfig
 ) -> dict[str, torch.Tensor]:
-    """An official state dict under `ChineseCLIPModel`'s names, in float32. Strict: every weight of `ChineseCLIPModel(config)` once, no other.
+    """An official state dict under `ChineseCLIPModel`'s names, in float32. Strict: every weight of
+    `ChineseCLIPModel(config)` once, no other.
 
     Raises:
-        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
+            and how many.
     """
     with torch.device("meta"):
         expected = ChineseCLIPModel(config).state_dict()
@@ -131,7 +151,8 @@ def convert_chinese_clip_state_dict(
 
 
 def to_official(state_dict: Mapping[str, torch.Tensor], config: ChineseCLIPConfig) -> dict[str, torch.Tensor]:
-    """The inverse of `convert_chinese_clip_state_dict`: `ChineseCLIPModel`'s weights under the official names, dtypes as they are.
+    """The inverse of `convert_chinese_clip_state_dict`: `ChineseCLIPModel`'s weights under the official names, dtypes
+    as they are.
 
     Raises:
         ValueError: missing names, or names that `ChineseCLIPModel(config)` does not have.
@@ -147,17 +168,63 @@ def _name_table(config: ChineseCLIPConfig, text_layer: NameTable) -> NameTable:
 
 
 def _usual_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without BERT's pooler, and the image tower's attention as `torch.nn.MultiheadAttention` names it. A CLIP-ResNet is refused here, by name."""
+    """Without BERT's pooler, and the image encoder's attention as `torch.nn.MultiheadAttention` names it.
+    A CLIP-ResNet is refused here, by name.
+    """
     if any(name.startswith("visual.layer1.") for name in state_dict):
         raise ValueError(
-            f"{_NAME} state dict: the image tower is a CLIP-ResNet (visual.layer1…, as in clip_cn_rn50.pt), which ChineseCLIPModel does not have: "
-            "take a ViT checkpoint"
+            f"{_NAME} state dict: the image encoder is a CLIP-ResNet (visual.layer1…, as in clip_cn_rn50.pt), which "
+            "ChineseCLIPModel does not have: take a ViT checkpoint"
         )
     names = {
-        name: name.replace(".attn.Wqkv.", ".attn.in_proj_")
-        for name in state_dict
-        if not name.startswith("bert.pooler.")
+        name: name.replace(".attn.Wqkv.", ".attn.in_proj_") for name in state_dict if not name.startswith(_POOLER)
     }
     twice = [name for name, usual in names.items() if usual != name and usual in names]
     fail_if_any("also there as attn.in_proj_", twice, _NAME)
     return {usual: state_dict[name] for name, usual in names.items()}
+
+
+def _build(official: OfficialFile) -> BuiltModel:
+    model = chinese_clip_from_official(official.weights, **official.heads)
+    return BuiltModel(model, unused=[name for name in official.weights if name.startswith(_POOLER)])
+
+
+def _load_tokenizer(source: str | Path | None):
+    """The official one, which is on the Hub alone, or from a folder, a Hub id or the official code's `vocab.txt`."""
+    if source is not None and str(source).endswith(".txt"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"tokenizer: {source} does not exist")
+        return BertTokenizer(str(source))
+    try:
+        return AutoTokenizer.from_pretrained(source or _TOKENIZER)
+    except (OSError, ValueError, TypeError) as error:
+        if source is not None:
+            raise
+        raise OSError(
+            f"tokenizer: {_TOKENIZER} is neither cached nor reachable; give cn_clip/clip/vocab.txt of the official "
+            "code (--tokenizer), or 'none'"
+        ) from error
+
+
+def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    """Its preprocessing resizes to a square and does not crop."""
+    size = {"height": image_size, "width": image_size}
+    image_processor = ChineseCLIPImageProcessor(size=size, do_center_crop=False)
+    return image_processor if tokenizer is None else ChineseCLIPProcessor(image_processor, tokenizer)
+
+
+def _zero_padding(model: ChineseCLIPModel) -> None:
+    """transformers 5.23 zeroes the padding token's embedding on loading; it is masked everywhere."""
+    model.text_model.embeddings.word_embeddings.weight.data[model.config.text_config.pad_token_id] = 0
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.", r"bert\.")),
+    build=_build,
+    load_tokenizer=_load_tokenizer,
+    special_tokens=("pad_token_id",),
+    max_text_length=52,
+    make_processor=_make_processor,
+    prompts=("猫的照片", "一张图", "海滩上的两只狗"),
+    before_comparing=_zero_padding,
+)

@@ -1,20 +1,34 @@
-"""Weights of OpenAI's CLIP and of open_clip's native CLIP ↔ transformers' `CLIPModel`, for the Vision Transformer models.
+"""Weights of OpenAI's CLIP and of open_clip's native CLIP ↔ transformers' `CLIPModel`, for the Vision Transformer
+models.
 
-The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. Everything but three things follows from the shapes:
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files.
+Everything but three things follows from the shapes:
 
-- the number of attention heads: width / 64 in every OpenAI model; `vision_heads=`, `text_heads=` say otherwise. open_clip's ViT-H, g, G and e
-  have wider heads and are recognised by their width;
-- the activation: OpenAI's weights (and open_clip's `-quickgelu` ones) were trained with `quick_gelu`, most other open_clip weights with `gelu`;
+- the number of attention heads: width / 64 in every OpenAI model; `vision_heads=`, `text_heads=` say otherwise.
+  open_clip's ViT-H, g, G and e have wider heads and are recognised by their width;
+- the activation: OpenAI's weights (and open_clip's `-quickgelu` ones) were trained with `quick_gelu`, most other
+  open_clip weights with `gelu`;
 - the token ids: start of text is `vocab_size - 2`, end of text `vocab_size - 1`, as in CLIP's tokenizer.
 
-Converters of other checkpoints with one of CLIP's towers build on the names without an underscore: a table of names, and strict renaming by it.
+Converters of other checkpoints with one of CLIP's encoders build on the names without an underscore: a table of names,
+and strict renaming by it.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from transformers import CLIPConfig, CLIPModel
+
+from ..loading_and_saving.checkpoint_format import (
+    LAYER_PROMPTS,
+    LEARNED_CONTEXT,
+    BuiltModel,
+    ModelFormat,
+    OfficialFile,
+    Signature,
+)
+from .open_clip_config import open_clip_files, read_open_clip_config
 
 
 # Official name -> the name in transformers, or the three that a joint projection is split into.
@@ -42,10 +56,14 @@ _VISION = {
 _LAYER = {
     f"{official}.{kind}": f"{ours}.{kind}"
     for official, ours in {
-        "ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+        "ln_1": "layer_norm1",
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
     }.items()
     for kind in ("weight", "bias")
-}  # fmt: skip
+}
 _JOINT = {
     f"attn.in_proj_{kind}": tuple(f"self_attn.{part}_proj.{kind}" for part in ("q", "k", "v"))
     for kind in ("weight", "bias")
@@ -76,7 +94,8 @@ def clip_from_official(
 ) -> CLIPModel:
     """A `CLIPModel` with the weights of an official checkpoint: float32, on the CPU, in eval mode.
 
-    Image features equal the official `encode_image`, text features `encode_text`, for token ids in which the largest id ends the text (CLIP's do).
+    Image features equal the official `encode_image`, text features `encode_text`, for token ids in which the largest
+    id ends the text (CLIP's do).
 
     Args:
         state_dict: OpenAI's or open_clip's names (also with open_clip's `text.` prefix), any float dtype.
@@ -107,13 +126,14 @@ def infer_clip_config(
     text_heads: int | None = None,
     hidden_act: str = "quick_gelu",
 ) -> dict:
-    """The keyword arguments of `CLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an official state dict.
+    """The keyword arguments of `CLIPConfig` (`text_config`, `vision_config`, `projection_dim`) that fit an official
+    state dict.
 
     Arguments as for `clip_from_official`; only shapes are read, so tensors may be on the meta device.
 
     Raises:
-        ValueError: another architecture (CLIP-ResNet, a timm or Hugging Face tower), a name that the shapes are read from is missing, a patch grid that is
-            not square, heads that do not divide the width.
+        ValueError: another architecture (CLIP-ResNet, a timm or Hugging Face encoder), a name that the shapes are read
+            from is missing, a patch grid that is not square, heads that do not divide the width.
     """
     weights = _vision_transformer(state_dict)
     shapes = shapes_of(weights, VISION_SHAPES + TEXT_SHAPES)
@@ -127,10 +147,12 @@ def infer_clip_config(
 
 
 def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
-    """An official state dict under `CLIPModel`'s names, in float32. Strict: every weight of `CLIPModel(config)` once, no other.
+    """An official state dict under `CLIPModel`'s names, in float32. Strict: every weight of `CLIPModel(config)` once,
+    no other.
 
     Raises:
-        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five and how many.
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
+            and how many.
     """
     with torch.device("meta"):
         model = CLIPModel(config)
@@ -138,7 +160,8 @@ def convert_clip_state_dict(state_dict: Mapping[str, torch.Tensor], config: CLIP
 
 
 def to_official(state_dict: Mapping[str, torch.Tensor], config: CLIPConfig) -> dict[str, torch.Tensor]:
-    """The inverse of `convert_clip_state_dict`: `CLIPModel`'s weights under the names of OpenAI and open_clip, dtypes as they are.
+    """The inverse of `convert_clip_state_dict`: `CLIPModel`'s weights under the names of OpenAI and open_clip, dtypes
+    as they are.
 
     Raises:
         ValueError: missing names, or names that `CLIPModel(config)` does not have.
@@ -152,17 +175,21 @@ def _name_table(config: CLIPConfig) -> NameTable:
 
 
 def text_names(num_layers: int) -> NameTable:
-    """Official names of the text tower, its projection and the temperature -> those of `CLIPModel`."""
+    """Official names of the text encoder, its projection and the temperature -> those of `CLIPModel`."""
     return _OUTER | layer_names(_TEXT, "text_model.encoder.layers.{i}.", num_layers)
 
 
 def vision_names(num_layers: int) -> NameTable:
-    """Official names of the Vision Transformer and its projection -> those of `CLIPModel`, which other dual encoders in transformers share."""
+    """Official names of the Vision Transformer and its projection -> those of `CLIPModel`,
+    which other dual encoders in transformers share.
+    """
     return _VISION | layer_names(_VISUAL, "vision_model.encoder.layers.{i}.", num_layers)
 
 
 def layer_names(official: str, ours: str, num_layers: int, one_layer: NameTable | None = None) -> NameTable:
-    """The table of `num_layers` layers; `{i}` in the two prefixes is the layer. `one_layer`: the names behind them, default those of CLIP's blocks."""
+    """The table of `num_layers` layers; `{i}` in the two prefixes is the layer. `one_layer`: the names behind them,
+    default those of CLIP's blocks.
+    """
     table: NameTable = {}
     for i in range(num_layers):
         for name, our_name in (one_layer or _LAYER | _JOINT).items():
@@ -180,7 +207,8 @@ def rename_from_official(
     *,
     of: str = "CLIP",
 ) -> dict[str, torch.Tensor]:
-    """`weights` under our names, floats in float32; joint projections are split, those into the joint space transposed.
+    """`weights` under our names, floats in float32; joint projections are split, those into the joint space
+    transposed.
 
     Args:
         weights: official names, exactly those of `table`.
@@ -234,7 +262,8 @@ def rename_to_official(
 def shapes_of(
     weights: Mapping[str, torch.Tensor], names: list[str], *, of: str = "CLIP", dims: Mapping[str, int] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes that a configuration is read from: of matrices, of convolutions, and of what has `dims[name]` dimensions.
+    """The shapes that a configuration is read from: of matrices, of convolutions, and of what has `dims[name]`
+    dimensions.
 
     Raises:
         ValueError: a name is missing, or a tensor has another number of dimensions, or an empty one.
@@ -250,7 +279,7 @@ def shapes_of(
 def infer_text_config(
     weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], text_heads: int | None
 ) -> dict:
-    """The sizes of the text tower, as `CLIPTextConfig` names them; `shapes` has those of `TEXT_SHAPES`.
+    """The sizes of the text encoder, as `CLIPTextConfig` names them; `shapes` has those of `TEXT_SHAPES`.
 
     Raises:
         ValueError: heads that do not divide the width.
@@ -283,7 +312,8 @@ def infer_vision_config(
     grid = math.isqrt(max(positions, 0))
     if grid < 1 or grid * grid != positions:
         raise ValueError(
-            f"visual.positional_embedding: {positions} patch positions, expected a square number (and one for the class)"
+            f"visual.positional_embedding: {positions} patch positions, expected a square number (and one for the "
+            "class)"
         )
     return {
         "hidden_size": width,
@@ -299,7 +329,7 @@ def _vision_transformer(state_dict: Mapping[str, torch.Tensor]) -> dict[str, tor
     """`native_names` of a checkpoint that `CLIPModel` can hold."""
     if any(name.startswith("visual.layer1.") for name in state_dict):
         raise ValueError(
-            "the image tower is a CLIP-ResNet (visual.layer1…): it needs the model clip_resnet, not CLIPModel"
+            "the image encoder is a CLIP-ResNet (visual.layer1…): it needs the model clip_resnet, not CLIPModel"
         )
     return native_names(state_dict)
 
@@ -308,12 +338,15 @@ def native_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     """Without open_clip's `text.` prefix and the stray entries, the temperature 0-dim.
 
     Raises:
-        ValueError: towers that are not CLIP's own, or SigLIP's `logit_bias`.
+        ValueError: encoders that are not CLIP's own, or SigLIP's `logit_bias`.
     """
-    for prefix, tower in {"visual.trunk.": "timm image", "text.transformer.embeddings.": "Hugging Face text"}.items():
+    for prefix, encoder in {
+        "visual.trunk.": "timm image",
+        "text.transformer.embeddings.": "Hugging Face text",
+    }.items():
         if any(name.startswith(prefix) for name in state_dict):
             raise ValueError(
-                f"the checkpoint has a {tower} tower ({prefix}…): only CLIP's own towers can be converted"
+                f"the checkpoint has a {encoder} encoder ({prefix}…): only CLIP's own encoders can be converted"
             )
     if "logit_bias" in state_dict:
         raise ValueError(
@@ -360,3 +393,46 @@ def fail_if_any(what: str, names: list[str], of: str = "CLIP") -> None:
     if names:
         more = "" if len(names) <= 5 else ", …"
         raise ValueError(f"{of} state dict: {len(names)} {what}: {', '.join(names[:5])}{more}")
+
+
+def build_from_official(official: OfficialFile, from_official: Callable, infer_config: Callable) -> BuiltModel:
+    """
+    A converted CLIP. What no weights tell is taken from the options, then from open_clip's configuration, then as
+    OpenAI has it.
+
+    Args:
+        official: the file; its `other_files` hold open_clip's configuration, if there is one.
+        from_official, infer_config: `clip_from_official` and `infer_clip_config`, or those of another image encoder.
+    """
+    weights, heads, activation = official.weights, official.heads, official.options.get("activation")
+    image_settings = {}
+    if official.other_files:
+        (config,) = official.other_files
+        # Only the image size is asked for here, and one head divides every width.
+        sizes = infer_config(weights, **{"vision_heads": 1, "text_heads": 1} | heads)
+        settings = read_open_clip_config(config, sizes["vision_config"]["image_size"])
+        heads = {"vision_heads": settings.vision_heads, "text_heads": settings.text_heads} | heads
+        image_settings, activation = settings.image_processor, activation or settings.hidden_act
+        official.notes.append(f"activation {activation}, heads and preprocessing are those of {config.name}")
+    elif activation is None and "input_resolution" not in weights:  # OpenAI's archives hold it
+        official.notes.append(
+            "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: no weights "
+            "tell. Most others of open_clip want activation gelu (--activation gelu)"
+        )
+    model = from_official(weights, hidden_act=activation or "quick_gelu", **heads)
+    used = native_names(weights)
+    unused = [name for name in weights if name.removeprefix("text.") not in used]
+    return BuiltModel(model, unused, image_settings)
+
+
+CHECKPOINTS = ModelFormat(
+    signature=Signature(
+        every=(r"visual\.", r"(text\.)?(text_projection|token_embedding|transformer)"),
+        # A ResNet, Chinese-CLIP's BERT, SLIP's projection, or an adapter's file that holds its CLIP.
+        none=(r"visual\.layer1\.", r"bert\.", r"image_projection$", LEARNED_CONTEXT, LAYER_PROMPTS),
+    ),
+    other_files=open_clip_files,
+    build=lambda official: build_from_official(official, clip_from_official, infer_clip_config),
+    adapter_base="clip",
+    to_official=to_official,
+)

@@ -1,8 +1,8 @@
-"""Weights of OpenAI's and open_clip's CLIP with a ResNet image tower (RN50 to RN50x64) ↔ `CLIPResNetModel`.
+"""Weights of OpenAI's and open_clip's CLIP with a ResNet image encoder (RN50 to RN50x64) ↔ `CLIPResNetModel`.
 
-The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files. Names inside the image
-tower are the official ones, the text tower converts as in `clip/convert_clip.py`. Everything but the heads (64 wide in
-every published model) and the text tower's activation follows from the shapes.
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files.
+Names inside the image encoder are the official ones, the text encoder converts as in `clip/convert_clip.py`.
+Everything but the heads (64 wide in every published model) and the text encoder's activation follows from the shapes.
 """
 
 import math
@@ -14,6 +14,7 @@ from ..clip.convert_clip import (
     TEXT_SHAPES,
     NameTable,
     attention_heads,
+    build_from_official,
     count_layers,
     infer_text_config,
     native_names,
@@ -22,6 +23,8 @@ from ..clip.convert_clip import (
     shapes_of,
     text_names,
 )
+from ..clip.open_clip_config import open_clip_files
+from ..loading_and_saving.checkpoint_format import LEARNED_CONTEXT, ModelFormat, Signature
 from .configuration_clip_resnet import CLIPResNetConfig
 from .modeling_clip_resnet import CLIPResNetModel
 
@@ -47,8 +50,8 @@ def clip_resnet_from_official(
 
     Args:
         state_dict: OpenAI's or open_clip's names (also with open_clip's `text.` prefix), any float dtype.
-        vision_heads, text_heads: heads of the attention pooling and of the text tower; default `width // 64`.
-        hidden_act: of the text tower; `"quick_gelu"` for OpenAI's weights, `"gelu"` for open_clip's own `RN50` and
+        vision_heads, text_heads: heads of the attention pooling and of the text encoder; default `width // 64`.
+        hidden_act: of the text encoder; `"quick_gelu"` for OpenAI's weights, `"gelu"` for open_clip's own `RN50` and
             `RN101`. Not visible in the weights.
 
     Raises:
@@ -152,18 +155,30 @@ def to_official(
 def _name_table(expected: Mapping[str, torch.Tensor], config: CLIPResNetConfig) -> NameTable:
     """Official name -> ours, for the names of a whole model."""
     prefix = "vision_model."
-    tower = {"visual." + name.removeprefix(prefix): name for name in expected if name.startswith(prefix)}
-    return text_names(config.text_config.num_hidden_layers) | tower
+    vision = {"visual." + name.removeprefix(prefix): name for name in expected if name.startswith(prefix)}
+    return text_names(config.text_config.num_hidden_layers) | vision
 
 
 def _resnet(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`native_names` of a checkpoint that `CLIPResNetModel` can hold."""
     if "visual.proj" in state_dict or any(name.startswith("visual.transformer.") for name in state_dict):
-        raise ValueError("the image tower is a Vision Transformer (visual.transformer…): clip_from_official takes it")
+        raise ValueError(
+            "the image encoder is a Vision Transformer (visual.transformer…): clip_from_official takes it"
+        )
     return native_names(state_dict)
 
 
+CHECKPOINTS = ModelFormat(
+    signature=Signature(every=(r"visual\.layer1\.",), none=(r"bert\.", r"audio\.", LEARNED_CONTEXT)),
+    other_files=open_clip_files,
+    build=lambda official: build_from_official(official, clip_resnet_from_official, infer_clip_resnet_config),
+    adapter_base="clipv-clip_resnet",
+    to_official=to_official,
+)
+
+
 __all__ = [
+    "CHECKPOINTS",
     "clip_resnet_from_official",
     "convert_clip_resnet_state_dict",
     "infer_clip_resnet_config",

@@ -59,6 +59,21 @@ def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
     assert ratio(ours, theirs, rounds=2) <= 1.15
 
 
+def test_help_of_convert_is_the_tables_and_loads_nothing_heavy():
+    """Its options are those of the checkpoint formats, whose descriptors stay where they are."""
+    heavy = [name for name in NOT_BY_US if name not in ("typer", "rich")]
+    program = f"""
+import sys
+from hf_clip_variants.cli import main
+try:
+    main(["convert", "--help"])
+except SystemExit:
+    print(*(name for name in {heavy} if name in sys.modules), file=sys.stderr, end="")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "--keep-head" in done.stdout and done.stderr == ""
+
+
 def test_help_costs_at_most_30_percent_more_than_hf_help():
     ours = "import sys; from hf_clip_variants.cli import main; main(['--help'])"
     theirs = "import sys; sys.argv = ['hf', '--help']; from huggingface_hub.cli.hf import main; main()"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint_format import AdapterFormat, OfficialAdapterFile, Signature
 from .config import TARGETS, CLIPAdapterConfig
 
 
@@ -22,7 +23,8 @@ def convert_clip_adapter(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        image: state dict of the image adapter, `fc.0.weight` (D // r, D) and `fc.2.weight` (D, D // r); an `adapter.` prefix is removed.
+        image: state dict of the image adapter, `fc.0.weight` (D // r, D) and `fc.2.weight` (D, D // r); an `adapter.`
+            prefix is removed.
         text: the same of a text adapter. The official code has none; give at least one of the two.
         ratio: constant 0.2 in the official code, not in the file.
         text_ratio: default: `ratio`.
@@ -45,7 +47,8 @@ def convert_clip_adapter(
         down, up = state["fc.0.weight"], state["fc.2.weight"]
         if down.dim() != 2 or tuple(up.shape) != tuple(down.shape[::-1]):
             raise ValueError(
-                f"{modality}: fc.0.weight {list(down.shape)} and fc.2.weight {list(up.shape)} are not (D // r, D) and (D, D // r)"
+                f"{modality}: fc.0.weight {list(down.shape)} and fc.2.weight {list(up.shape)} are not (D // r, D) and "
+                "(D, D // r)"
             )
         shapes.add(tuple(down.shape))
         target = TARGETS[modality][1 if plain_clip else 0]
@@ -70,4 +73,16 @@ def convert_clip_adapter(
     return config, tensors
 
 
-__all__ = ["convert_clip_adapter"]
+def _convert(official: OfficialAdapterFile) -> tuple[CLIPAdapterConfig, dict[str, torch.Tensor]]:
+    given = {name: official.options[name] for name in ("ratio",) if name in official.options}
+    return convert_clip_adapter(official.weights, **given)
+
+
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(r"(.*\.)?fc\.0\.weight$", r"(.*\.)?fc\.2\.weight$"), none=(r"visual\.",)),
+    tensors=(r"fc\.[02]\.weight",),
+    convert=_convert,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_clip_adapter"]

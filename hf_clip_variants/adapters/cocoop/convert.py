@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint_format import LEARNED_CONTEXT, META_NET, AdapterFormat, Signature
 from ..tuner import check_keys, finite, without_prefixes
 from .config import CoCoOpConfig
 
@@ -18,8 +19,8 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
     """Configuration and tensors for `put_adapter` on a `CLIPClassifier`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict(path)`: `ctx` (M, d), `meta_net.linear1` (h, D), `meta_net.linear2` (d, h), and two buffers that
-            are dropped.
+        state_dict: from `checkpoint_reader.read_state_dict(path)`: `ctx` (M, d), `meta_net.linear1` (h, D),
+            `meta_net.linear2` (d, h), and two buffers that are dropped.
 
     Raises:
         ValueError: missing or unknown keys, shapes that do not go together, tensors that are not finite.
@@ -30,8 +31,8 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
     (hidden, joint), width = first.shape, context.shape[-1]
     if context.dim() != 2 or tuple(second.shape) != (width, hidden):
         raise ValueError(
-            f"state_dict: ctx {list(context.shape)}, linear1 {list(first.shape)} and linear2 {list(second.shape)} do not go together; expected "
-            "(M, d), (h, D) and (d, h)"
+            f"state_dict: ctx {list(context.shape)}, linear1 {list(first.shape)} and linear2 {list(second.shape)} do "
+            "not go together; expected (M, d), (h, D) and (d, h)"
         )
     config = CoCoOpConfig(num_context_tokens=len(context), context_init=None, meta_reduction=joint // hidden)
     if config.hidden_width(joint) != hidden:
@@ -43,4 +44,11 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
     }
 
 
-__all__ = ["convert_cocoop"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT, META_NET)),
+    tensors=("ctx", r"meta_net\..+"),
+    convert=lambda official: convert_cocoop(official.weights),
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_cocoop"]

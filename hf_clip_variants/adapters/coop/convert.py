@@ -4,10 +4,19 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import (
+    COUPLING,
+    LAYER_PROMPTS,
+    LEARNED_CONTEXT,
+    META_NET,
+    AdapterFormat,
+    OfficialAdapterFile,
+    Signature,
+)
 from .config import ClassTokenPosition, CoOpConfig
 
 
-# Embeddings of the training classes' prompts. They follow from the class names, and stay behind so that others can be set.
+# Embeddings of the training classes' prompts. They follow from the class names, and are dropped: others can be set.
 _DROPPED = ("token_prefix", "token_suffix")
 
 
@@ -21,7 +30,8 @@ def convert_coop(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict(path)`: `ctx` (M, d) or (C, M, d), and two buffers that are dropped.
+        state_dict: from `checkpoint_reader.read_state_dict(path)`: `ctx` (M, d) or (C, M, d), and two buffers that are
+            dropped.
         class_token_position: of the training run; it is in the folder's name (`ctpend`), not in the file.
         class_names: the training classes in label order, needed for a class-specific context (C, M, d).
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
@@ -32,7 +42,7 @@ def convert_coop(
     Example:
 
     ```python
-    state_dict = official.read_state_dict("prompt_learner/model.pth.tar-50")
+    state_dict = checkpoint_reader.read_state_dict("prompt_learner/model.pth.tar-50")
     model = put_adapter(classifier, *convert_coop(state_dict))
     ```
     """
@@ -63,4 +73,16 @@ def convert_coop(
     return config, {f"{target}.clipv_coop_context": context.contiguous()}
 
 
-__all__ = ["convert_coop"]
+def _convert(official: OfficialAdapterFile) -> tuple[CoOpConfig, dict[str, torch.Tensor]]:
+    position = official.options.get("class_token_position", "end")
+    return convert_coop(official.weights, class_token_position=position, class_names=official.class_names)
+
+
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT,), none=(META_NET, COUPLING, LAYER_PROMPTS)),
+    tensors=("ctx",),
+    convert=_convert,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_coop"]

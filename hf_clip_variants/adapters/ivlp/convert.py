@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import COUPLING, META_NET, AdapterFormat, Signature
 from ..prompts.initial_vectors import stack_layers
 from ..prompts.official_layouts import vision_prompts
 from ..tuner import finite
@@ -20,11 +21,12 @@ def convert_ivlp(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict("VLPromptLearner/model.pth.tar-5")`: the whole model. `prompt_learner.ctx` (n, d),
-            `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where pictures have prompts, `image_encoder.VPT` and
-            `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter; CLIP and the classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the learned ones are part of
-            the prompts. They are in no file; None: it began with random vectors.
+        state_dict: from `checkpoint_reader.read_state_dict("VLPromptLearner/model.pth.tar-5")`: the whole model.
+            `prompt_learner.ctx` (n, d), `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where images have
+            prompts, `image_encoder.VPT` and `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter;
+            CLIP and the classes' token embeddings are not read.
+        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
+            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
@@ -57,4 +59,14 @@ def convert_ivlp(
     return config, tensors
 
 
-__all__ = ["convert_ivlp"]
+CHECKPOINTS = AdapterFormat(
+    # A whole model with a context and no other prompts is one with text_depth 1, or CoOp's: the user knows.
+    signature=Signature(every=(r"prompt_learner\.ctx$", r"(image|text)_encoder\."), none=(META_NET, COUPLING)),
+    tensors=("ctx", r"VPT(_shallow)?"),
+    convert=lambda official: convert_ivlp(official.weights, context_init_ids=official.context_ids or None),
+    holds_clip=True,
+    keeps_initial_words=True,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_ivlp"]

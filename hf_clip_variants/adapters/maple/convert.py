@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..checkpoint_format import COUPLING, LEARNED_CONTEXT, AdapterFormat, Signature
 from ..prompts.initial_vectors import stack_layers
 from ..tuner import check_keys, finite
 from .config import MaPLeConfig
@@ -23,11 +24,11 @@ def convert_maple(
     """Configuration and tensors for `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict("MultiModalPromptLearner/model.pth.tar-5")`: the whole model, or its `prompt_learner` alone.
-            `ctx` (n, dt), `proj`, `compound_prompts_text.{i}` and `compound_prompt_projections.{i}` are the adapter; CLIP and the
-            classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the learned ones are part of
-            the prompts. They are in no file; None: it began with random vectors.
+        state_dict: from `checkpoint_reader.read_state_dict("MultiModalPromptLearner/model.pth.tar-5")`: the whole
+            model, or its `prompt_learner` alone. `ctx` (n, dt), `proj`, `compound_prompts_text.{i}` and
+            `compound_prompt_projections.{i}` are the adapter; CLIP and the classes' token embeddings are not read.
+        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
+            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
@@ -64,4 +65,13 @@ def convert_maple(
     return config, converted | {f"{vision}_{part}": tensor for part, tensor in projection.items()}
 
 
-__all__ = ["convert_maple"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(LEARNED_CONTEXT, COUPLING)),
+    tensors=("ctx", r"proj\.(weight|bias)", r"compound_prompt\w*\..+"),
+    convert=lambda official: convert_maple(official.weights, context_init_ids=official.context_ids or None),
+    holds_clip=True,
+    keeps_initial_words=True,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_maple"]

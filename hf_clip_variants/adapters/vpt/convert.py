@@ -1,10 +1,11 @@
-"""Official VPT files -> an adapter: the CLIP variant's whole models, and the original's prompts, whole models and ViTs."""
+"""Official VPT files -> an adapter: whole models on CLIP; prompts, whole models and ViTs of the original."""
 
 from collections.abc import Mapping
 
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..checkpoint_format import LEARNED_CONTEXT, AdapterFormat, Signature
 from ..prompts.official_layouts import is_vision_prompt, vision_prompts
 from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
@@ -13,11 +14,13 @@ from .config import VPTConfig
 def convert_vpt(
     state_dict: Mapping[str, torch.Tensor], *, plain_clip: bool = False
 ) -> tuple[VPTConfig, dict[str, torch.Tensor]]:
-    """VPT on CLIP (`VPT` trainer of muzairkhattak/multimodal-prompt-learning) -> configuration and tensors for `put_adapter`, float32.
+    """VPT on CLIP (`VPT` trainer of muzairkhattak/multimodal-prompt-learning) -> configuration and tensors for
+    `put_adapter`, float32.
 
     Args:
-        state_dict: from `official.read_state_dict("…/model.pth.tar-5")`: the whole model, of which `image_encoder.VPT` (n, d) and
-            `image_encoder.transformer.resblocks.{i}.VPT_shallow` (n, d) are the adapter. The rest is CLIP and is not read.
+        state_dict: from `checkpoint_reader.read_state_dict("…/model.pth.tar-5")`: the whole model, of which
+            `image_encoder.VPT` (n, d) and `image_encoder.transformer.resblocks.{i}.VPT_shallow` (n, d) are the
+            adapter. The rest is CLIP and is not read.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
@@ -35,17 +38,24 @@ def convert_vpt(
 
 _ENCODER = "enc.transformer."
 _VIT_LAYER = {
-    "attention_norm": "layernorm_before", "ffn_norm": "layernorm_after", "attn.query": "attention.q_proj", "attn.key": "attention.k_proj",
-    "attn.value": "attention.v_proj", "attn.out": "attention.o_proj", "ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2",
-}  # fmt: skip
+    "attention_norm": "layernorm_before",
+    "ffn_norm": "layernorm_after",
+    "attn.query": "attention.q_proj",
+    "attn.key": "attention.k_proj",
+    "attn.value": "attention.v_proj",
+    "attn.out": "attention.o_proj",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.fc2": "mlp.fc2",
+}
 
 
 def convert_vpt_vit(state_dict: Mapping[str, torch.Tensor]) -> tuple[VPTConfig, dict[str, torch.Tensor]]:
     """The original's prompts and head -> configuration and tensors for `put_adapter` on a `ViTForImageClassification`.
 
     Args:
-        state_dict: a run's whole model (`enc.transformer.prompt_embeddings` (1, n, q), `…deep_prompt_embeddings` (J - 1, n, q), `…prompt_proj`,
-            `head.last_layer`), or its `prompt_ep{N}.pth` as tensors (`shallow_prompt`, `deep_prompt`), which has neither projection nor head.
+        state_dict: a run's whole model (`enc.transformer.prompt_embeddings` (1, n, q), `…deep_prompt_embeddings`
+            (J - 1, n, q), `…prompt_proj`, `head.last_layer`), or its `prompt_ep{N}.pth` as tensors (`shallow_prompt`,
+            `deep_prompt`), which has neither projection nor head.
     """
     names = {
         "prompts": (f"{_ENCODER}prompt_embeddings", "shallow_prompt"),
@@ -57,7 +67,8 @@ def convert_vpt_vit(state_dict: Mapping[str, torch.Tensor]) -> tuple[VPTConfig, 
     }
     if found["prompts"] is None:
         raise ValueError(
-            f"state_dict: expected {' or '.join(names['prompts'])}, got {sorted(state_dict)[:5]} ({len(state_dict)} keys)"
+            f"state_dict: expected {' or '.join(names['prompts'])}, got {sorted(state_dict)[:5]} ({len(state_dict)} "
+            "keys)"
         )
     prompts = torch.cat([t.detach().float() for t in found.values() if t is not None])
     if prompts.dim() != 3:
@@ -111,13 +122,32 @@ def vit_from_official(
     patches = weights["embeddings.patch_embeddings.weight"]
     grid = round((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
     config = ViTConfig(
-        hidden_size=patches.shape[0], num_hidden_layers=depth, num_attention_heads=num_attention_heads, patch_size=patches.shape[-1],
-        image_size=grid * patches.shape[-1], intermediate_size=weights["encoder.layer.0.ffn.fc1.weight"].shape[0], layer_norm_eps=1e-6,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=len(weights["head.last_layer.weight"]),
-    )  # fmt: skip
+        hidden_size=patches.shape[0],
+        num_hidden_layers=depth,
+        num_attention_heads=num_attention_heads,
+        patch_size=patches.shape[-1],
+        image_size=grid * patches.shape[-1],
+        intermediate_size=weights["encoder.layer.0.ffn.fc1.weight"].shape[0],
+        layer_norm_eps=1e-6,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=len(weights["head.last_layer.weight"]),
+    )
     model = ViTForImageClassification(config)
     model.load_state_dict({ours: weights[theirs].float() for theirs, ours in table.items()})
     return model.eval()
 
 
-__all__ = ["convert_vpt", "convert_vpt_vit", "vit_from_official"]
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(r"(image_encoder|visual|clip\.visual)\.VPT$",), none=(LEARNED_CONTEXT,)),
+    tensors=(r"VPT(_shallow)?",),
+    convert=lambda official: convert_vpt(official.weights),
+    holds_clip=True,
+    elsewhere={
+        r"enc\.transformer\.|shallow_prompt$": "This is VPT on a ViT (KMnP/vpt): convert_vpt_vit in "
+        "hf_clip_variants.adapters.vpt.convert takes it."
+    },
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_vpt", "convert_vpt_vit", "vit_from_official"]

@@ -324,7 +324,7 @@ def test_evaluate_a_plain_clip_on_the_classes_of_the_data(run, images, tmp_path)
 def test_push_sends_the_measured_results(run, adapted, monkeypatch):
     from types import SimpleNamespace
 
-    from hf_clip_variants.hub import export as hub
+    from hf_clip_variants.hub import push as hub
 
     folder, _, _ = adapted
     record = results_of(folder)["runs"][0]

@@ -1,4 +1,6 @@
-"""Official adapter files become adapter folders that give the official numbers; another base, other names or other words are noticed."""
+"""Official adapter files become adapter folders that give the official numbers; another base or other
+class names or words are noticed.
+"""
 
 import json
 
@@ -64,29 +66,46 @@ def coop_file(kind):
 
 def coop_case(kind, position):
     return Case(
-        "coop", "coop", context_words, coop_file(kind), lambda fixture: {"class_token_position": position},
-        lambda fixture: {"logits": fixture.outputs[f"{position}.{kind}.logits"], "image_features": fixture.outputs["image_features"],
-                         "text_features": fixture.outputs[f"{position}.{kind}.text_features"]},
-    )  # fmt: skip
+        "coop",
+        "coop",
+        context_words,
+        coop_file(kind),
+        lambda fixture: {"class_token_position": position},
+        lambda fixture: {
+            "logits": fixture.outputs[f"{position}.{kind}.logits"],
+            "image_features": fixture.outputs["image_features"],
+            "text_features": fixture.outputs[f"{position}.{kind}.text_features"],
+        },
+    )
 
 
 CASES = {
-    **{f"coop-{kind}-{position}": coop_case(kind, position) for kind in ("unified", "csc") for position in ("end", "middle", "front")},
+    **{
+        f"coop-{kind}-{position}": coop_case(kind, position)
+        for kind in ("unified", "csc")
+        for position in ("end", "middle", "front")
+    },
     "cocoop": Case("cocoop", "cocoop", only_names, learner),
     "maple": Case("maple", "maple", only_names, whole_model),
     "maple-learner": Case("maple", "maple", only_names, learner),
-    "maple-words": Case("maple_words", "maple", photo_of, whole_model, lambda fixture: {"context_init": fixture.hparam("CTX_INIT")}),
+    "maple-words": Case(
+        "maple_words", "maple", photo_of, whole_model, lambda fixture: {"context_init": fixture.hparam("CTX_INIT")}
+    ),
     "vpt-deep": Case("vpt_deep", "vpt", photo_of, whole_model, lambda fixture: {"templates": PHOTO}),
     "vpt-shallow": Case("vpt_shallow", "vpt", photo_of, whole_model, lambda fixture: {"templates": PHOTO}),
     "ivlp": Case("ivlp", "ivlp", only_names, whole_model),
     "clip_adapter": Case(
-        "clip_adapter", "clip_adapter", lambda fixture: {fixture.hparam("template"): fixture.inputs["input_ids"]},
-        lambda fixture: {n.removeprefix("adapter."): t for n, t in fixture.state_dict.items() if n.startswith("adapter.")},
+        "clip_adapter",
+        "clip_adapter",
+        lambda fixture: {fixture.hparam("template"): fixture.inputs["input_ids"]},
+        lambda fixture: {
+            n.removeprefix("adapter."): t for n, t in fixture.state_dict.items() if n.startswith("adapter.")
+        },
         lambda fixture: {"templates": fixture.hparam("template"), "ratio": fixture.hparam("ratio_official")},
         # `image_features` of the fixture are those before the adapter
         lambda fixture: {"logits": fixture.outputs["logits"]},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +246,7 @@ def test_tip_adapters_files_must_go_together(tip, tmp_path):
     with pytest.raises(ValueError, match="values: .* holds named tensors"):
         convert_checkpoint(caches / "keys_4shots.pt", tmp_path / "out", values=tmp_path / "values.pt", **options)
     nameless = {name: value for name, value in options.items() if name == "base"}
-    with pytest.raises(ValueError, match="class_names: Tip-Adapter caches pictures of its classes"):
+    with pytest.raises(ValueError, match="class_names: Tip-Adapter caches images of its classes"):
         convert_checkpoint(caches / "keys_4shots.pt", tmp_path / "out", **nameless)
     with pytest.raises(ValueError, match="values: "):
         convert_checkpoint(
@@ -236,7 +255,7 @@ def test_tip_adapters_files_must_go_together(tip, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# --------------------------------------------------------------------------------------- what the file knows is checked
+# ---- what the file knows is checked
 
 
 def fails(file, out, match, **options):

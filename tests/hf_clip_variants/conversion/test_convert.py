@@ -1,4 +1,6 @@
-"""Official CLIP files become folders that the Auto classes load; hostile, broken and foreign files become nothing at all."""
+"""Official CLIP files become folders that the Auto classes load; hostile, broken and
+foreign files become nothing at all.
+"""
 
 import json
 import os
@@ -141,7 +143,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 folder = {str(tmp_path / "out")!r}
 model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-inputs = processor(text=["a cat", "dog " * 30], images=Image.new("RGB", (90, 50)), padding=True, truncation=True, return_tensors="pt")
+options = {{"padding": True, "truncation": True, "return_tensors": "pt"}}
+inputs = processor(text=["a cat", "dog " * 30], images=Image.new("RGB", (90, 50)), **options)
 assert inputs["pixel_values"].shape == (1, 3, {size}, {size}) and inputs["input_ids"].shape == (2, {length})
 assert model(**inputs).logits_per_image.shape == (1, 2)
 assert AutoTokenizer.from_pretrained(folder).model_max_length == {length}
@@ -180,7 +183,7 @@ def test_weights_too_large_for_float16(vit, letters, tmp_path):
     assert_nothing_was_written(tmp_path, file)
 
 
-# -------------------------------------------------------------------------------------- what no weights tell: open_clip
+# ---- what no weights tell: open_clip
 
 
 def open_clip_folder(fixture, folder, **changes):
@@ -193,12 +196,19 @@ def open_clip_folder(fixture, folder, **changes):
     values = {
         "model_cfg": {
             "embed_dim": wanted["embed_dim"],
-            "vision_cfg": {"width": wanted["vision_width"], "layers": wanted["vision_layers"], "head_width": 32} | changes.get("vision_cfg", {}),
+            "vision_cfg": {"width": wanted["vision_width"], "layers": wanted["vision_layers"], "head_width": 32}
+            | changes.get("vision_cfg", {}),
             "text_cfg": {"width": wanted["transformer_width"], "heads": 4} | changes.get("text_cfg", {}),
-        } | changes.get("model_cfg", {}),
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear", "resize_mode": "squash"}
+        }
+        | changes.get("model_cfg", {}),
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+            "interpolation": "bilinear",
+            "resize_mode": "squash",
+        }
         | changes.get("preprocess_cfg", {}),
-    }  # fmt: skip
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(values))
     return folder / "open_clip_model.safetensors"
 
@@ -253,18 +263,26 @@ def test_a_configuration_that_clip_does_not_compute_is_refused(vit, letters, tmp
 
 
 def test_models_of_open_clip_itself(openai, letters, tmp_path):
-    """Its own code computes what is expected: GELU, heads of another width, the temperature as one element, `text.` before names."""
+    """Its own code computes what is expected: GELU, heads of another width, the temperature as one element,
+    `text.` before names.
+    """
     open_clip = pytest.importorskip("open_clip")
     method, fixture = openai
     wanted = fixture.meta["hparams_expected"]
     vision = {
-        "image_size": wanted["image_resolution"], "layers": wanted["vision_layers"], "width": wanted["vision_width"],
-        "patch_size": wanted["vision_patch_size"], "head_width": 32,
-    }  # fmt: skip
+        "image_size": wanted["image_resolution"],
+        "layers": wanted["vision_layers"],
+        "width": wanted["vision_width"],
+        "patch_size": wanted["vision_patch_size"],
+        "head_width": 32,
+    }
     text = {
-        "context_length": wanted["context_length"], "vocab_size": wanted["vocab_size"], "width": wanted["transformer_width"], "heads": 4,
+        "context_length": wanted["context_length"],
+        "vocab_size": wanted["vocab_size"],
+        "width": wanted["transformer_width"],
+        "heads": 4,
         "layers": wanted["transformer_layers"],
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(wanted["embed_dim"], vision, text).eval()
     pictures, ids = fixture.inputs["image"], fixture.inputs["text"]
@@ -395,9 +413,12 @@ def test_expected_outputs_are_met_or_nothing_is_written(openai, letters, tmp_pat
         "no inputs": {name: fixture.outputs[name] for name in ("image_features",)},
         "no outputs": dict(fixture.inputs),
         "surprise": {**fixture.inputs, "surprise": torch.ones(1)},
-        "do not give logits_per_image": {"image": fixture.inputs["image"], "logits_per_image": fixture.outputs["logits_per_image"]},
+        "do not give logits_per_image": {
+            "image": fixture.inputs["image"],
+            "logits_per_image": fixture.outputs["logits_per_image"],
+        },
         "image_features has shape": {"image": fixture.inputs["image"], "image_features": torch.ones(1, 2)},
-    }  # fmt: skip
+    }
     for message, tensors in bad.items():
         save_file(tensors, tmp_path / "bad.safetensors")
         with pytest.raises(ValueError, match=f"expected: .*{message}"):
@@ -544,7 +565,9 @@ def test_files_of_no_method_and_of_another_one(vit, openai, tmp_path):
     plain(fixture.state_dict | {"visual.\x1b[31mred": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"m.pt: 1 names that cannot be printed, the first is visual.\\x1b\[31mred"):
         convert_checkpoint(file, tmp_path / "out")
-    with pytest.raises(ValueError, match="method: 'clips' has no converter, expected one of clip, clip_resnet"):
+    with pytest.raises(
+        ValueError, match="method: 'clips' has no converter, expected one of clip, chinese_clip, clip_resnet"
+    ):
         convert_checkpoint(file, tmp_path / "out", "clips")
     assert_nothing_was_written(tmp_path, file)
 
@@ -616,7 +639,7 @@ def test_a_failure_leaves_the_old_model(vit, letters, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_check_reloaded", interrupt)
+    monkeypatch.setattr(conversion, "check_reloaded", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(
             file, tmp_path / "out", tokenizer=letters(vit), compare=True, dtype="bfloat16", overwrite=True
@@ -641,8 +664,14 @@ def test_the_command_prints_a_summary(run, openai, letters, tmp_path):
     )
     dropped = next(line for line in out.splitlines() if line.startswith("Not needed: "))
     assert sorted(dropped.removeprefix("Not needed: ").split(", ")) == [
-        "argparse.Namespace", "args", "context_length", "epoch", "input_resolution", "optimizer", "vocab_size",
-    ]  # fmt: skip
+        "argparse.Namespace",
+        "args",
+        "context_length",
+        "epoch",
+        "input_resolution",
+        "optimizer",
+        "vocab_size",
+    ]
     assert "Before and after saving: outputs differ by " in out
 
     code, out, err = run("convert", file, tmp_path / "out", "--tokenizer", letters(fixture), "--json", "--overwrite")
@@ -669,7 +698,7 @@ def test_exit_codes_of_the_command(run, vit, letters, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_processor", interrupt)
+    monkeypatch.setattr(conversion, "_tokenizer", interrupt)
     code, out, err = run("convert", file, tmp_path / "out", "--tokenizer", letters(vit))
     assert (code, out) == (130, "") and "Traceback" not in err
     assert_nothing_was_written(tmp_path, file)

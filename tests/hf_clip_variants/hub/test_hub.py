@@ -10,7 +10,9 @@ import torch
 from fake_hub import hub_in_this_process
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
-from hf_clip_variants.hub.export import PLACEHOLDER_ID, PushError, accuracy_result, export_with_code, model_card, push
+from hf_clip_variants.hub.export import export_with_code
+from hf_clip_variants.hub.model_cards import PLACEHOLDER_ID, accuracy_result, model_card
+from hf_clip_variants.hub.push import PushError, push
 
 
 pytestmark = pytest.mark.hub

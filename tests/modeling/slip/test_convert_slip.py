@@ -103,7 +103,9 @@ def test_a_clip_vit_becomes_the_dual_encoder(tiny, official):
 
 def test_a_simclr_vit_gives_its_image_tower_and_says_so(tiny, official):
     simclr = {name: tensor for name, tensor in official.items() if name.startswith(("visual.", "image_mlp."))}
-    with pytest.raises(ValueError, match="no text tower, this is a SIMCLR_VIT.*vit_from_official in hf_clip_variants"):
+    with pytest.raises(
+        ValueError, match="no text encoder, this is a SIMCLR_VIT.*vit_from_official in hf_clip_variants"
+    ):
         slip_from_official(simclr, **HEADS)
     pixels = slip_batch(2)["pixel_values"]
     for weights in (simclr, official, without(official, "image_mlp.")):

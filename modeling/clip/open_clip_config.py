@@ -1,6 +1,6 @@
-"""What open_clip's configuration says and its weights do not: activation, heads, preprocessing; and what no class here can compute."""
-
-from __future__ import annotations
+"""What open_clip's configuration says and its weights do not: activation, heads, preprocessing;
+and what no class here can compute.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,14 +16,27 @@ _RESAMPLING = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 # Fields that change the numbers and leave no trace in the weights' names, with the value that CLIP's classes have.
 _PLAIN = {
     "vision_cfg": {
-        "pool_type": "tok", "global_average_pool": False, "attentional_pool": False, "final_ln_after_pool": False, "no_ln_pre": False,
-        "pos_embed_type": "learnable", "timm_model_name": None, "act_kwargs": None, "norm_kwargs": None,
+        "pool_type": "tok",
+        "global_average_pool": False,
+        "attentional_pool": False,
+        "final_ln_after_pool": False,
+        "no_ln_pre": False,
+        "pos_embed_type": "learnable",
+        "timm_model_name": None,
+        "act_kwargs": None,
+        "norm_kwargs": None,
     },
     "text_cfg": {
-        "pool_type": "argmax", "no_causal_mask": False, "embed_cls": False, "final_ln_after_pool": False, "proj_type": "linear",
-        "hf_model_name": None, "act_kwargs": None, "norm_kwargs": None,
+        "pool_type": "argmax",
+        "no_causal_mask": False,
+        "embed_cls": False,
+        "final_ln_after_pool": False,
+        "proj_type": "linear",
+        "hf_model_name": None,
+        "act_kwargs": None,
+        "norm_kwargs": None,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,19 @@ class OpenCLIPSettings:
 
 
 def find_open_clip_config(checkpoint: Path) -> Path | None:
-    """The configuration beside a checkpoint as the Hub has it, `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`."""
+    """The configuration beside a checkpoint as the Hub has it,
+    `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`.
+    """
     path = checkpoint.with_name(FILE_NAME)
     return path if checkpoint.name.startswith("open_clip") and path.is_file() else None
+
+
+def open_clip_files(checkpoint: Path, options: Mapping[str, Any]) -> list[Path]:
+    """The configuration that the option `open_clip_config` names, or that lies beside the checkpoint, if any."""
+    if "open_clip_config" in options:
+        return [Path(options["open_clip_config"])]
+    found = find_open_clip_config(checkpoint)
+    return [] if found is None else [found]
 
 
 def read_open_clip_config(path: str | Path, image_size: int) -> OpenCLIPSettings:
@@ -96,4 +119,4 @@ def _image_processor(preprocess: Mapping[str, Any], image_size: int, path: str |
     return settings
 
 
-__all__ = ["FILE_NAME", "OpenCLIPSettings", "find_open_clip_config", "read_open_clip_config"]
+__all__ = ["FILE_NAME", "OpenCLIPSettings", "find_open_clip_config", "open_clip_files", "read_open_clip_config"]

@@ -1,0 +1,149 @@
+"""Outputs of a converted model: before and after saving, and beside the official code's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..modeling.loading_and_saving.checkpoint_format import CheckpointFormat, ModelFormat
+from .checkpoint_reader import read_contents
+
+
+# Of the largest value of an output: what a comparison with expected outputs lets pass.
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Name in a file of expected outputs -> the model's argument.
+_INPUTS = {
+    "pixel_values": "pixel_values",
+    "image": "pixel_values",
+    "input_ids": "input_ids",
+    "text": "input_ids",
+    "attention_mask": "attention_mask",
+    "input_features": "input_features",
+    "audio": "input_features",
+}
+
+
+def random_images(size: int) -> torch.Tensor:
+    """Two images of noise, always the same: (2, 3, size, size)."""
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str, torch.Tensor]:
+    """The same noise image each time, the format's prompts (random tokens without a tokenizer) and its own inputs."""
+    size, text = model.config.vision_config.image_size, model.config.text_config
+    generator = torch.Generator().manual_seed(0)
+    if tokenizer is not None:
+        noise = torch.randint(256, (size, 2 * size, 3), dtype=torch.uint8, generator=generator)
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        inputs = processor(text=list(format.prompts), images=noise.numpy(), **options)
+        inputs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    else:
+        ids = torch.randint(1, text.vocab_size - 2, (3, min(8, text.max_position_embeddings)), generator=generator)
+        ids[:, -1] = text.vocab_size - 1  # CLIP pools at the end token
+        inputs = {"pixel_values": random_images(size), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return format.example_inputs() | inputs
+
+
+@torch.inference_mode()
+def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Everything that the inputs suffice for, un-normalised features among it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {name: tensor.to(base.dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    pixels, audio = inputs.get("pixel_values"), inputs.get("input_features")
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+    found = {}
+    if audio is not None and hasattr(base, "get_audio_features"):
+        found["audio_features"] = base.get_audio_features(input_features=audio).pooler_output
+        if "input_ids" in text:
+            found["logits_per_audio"] = base(input_features=audio, **text).logits_per_audio
+    if pixels is not None:
+        found["image_features"] = base.get_image_features(pixel_values=pixels).pooler_output
+    if hasattr(base, "get_class_features"):
+        if base.config.templates and pixels is not None:
+            output = model(pixel_values=pixels)
+            found |= {"logits": output.logits, "text_features": output.text_embeds}
+            if not base.prompt_embedder.depends_on_images:
+                found["text_features"] = base.get_class_features()
+    elif "input_ids" in text:
+        found["text_features"] = base.get_text_features(**text).pooler_output
+        if pixels is not None:
+            output = model(pixel_values=pixels, **text, return_loss=False)
+            found |= {"logits_per_image": output.logits_per_image, "logits_per_text": output.logits_per_text}
+    return {name: tensor.float() for name, tensor in found.items()}
+
+
+# The same weights on the same machine: what differs in these two is a bug, not something that the user can mend.
+
+
+def check_weights(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> None:
+    wrong = [name for name, tensor in before.items() if name not in after or not torch.equal(tensor, after[name])]
+    if wrong:
+        raise RuntimeError(f"compare: {len(wrong)} weights are not as they were written: {wrong[:5]}")
+
+
+def check_reloaded(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], dtype) -> float:
+    """The largest difference. Not always zero: sums depend on where a matrix lies in memory."""
+    differences = _differences(after, before)
+    worst = max(differences, key=differences.get)
+    if not differences[worst] <= _TOLERANCES[dtype] * _scale(before[worst]):
+        raise RuntimeError(f"compare: {worst} differs by {differences[worst]:.3g} between memory and what was written")
+    return differences[worst]
+
+
+def check_expected(
+    actual: Mapping[str, torch.Tensor], official: Mapping[str, torch.Tensor], dtype
+) -> dict[str, float]:
+    """The largest difference of each expected output; ValueError where it is too large or the output is missing."""
+    if absent := sorted(official.keys() - actual.keys()):
+        raise ValueError(f"expected: the inputs in the file do not give {', '.join(absent)}, but {', '.join(actual)}")
+    differences = _differences(actual, official)
+    for name, difference in differences.items():
+        scale = _scale(official[name])
+        if not difference <= _TOLERANCES[dtype] * scale:  # also for NaN
+            raise ValueError(
+                f"expected: {name} differs by {difference:.3g}, values are up to {scale:.3g}; wrong options "
+                "(activation, heads, base)?"
+            )
+    return differences
+
+
+def read_expected(path: Path, format: CheckpointFormat) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs and official outputs in a safetensors file, under their own names."""
+    tensors = read_contents(path).weights
+    inputs = {_INPUTS[name]: tensor for name, tensor in tensors.items() if name in _INPUTS}
+    outputs = {name: tensor for name, tensor in tensors.items() if name not in _INPUTS}
+    if unknown := sorted(outputs.keys() - set(format.outputs)):
+        raise ValueError(
+            f"expected: {path} has {', '.join(unknown[:5])} ({len(unknown)}), expected {', '.join(format.outputs)}"
+        )
+    if not inputs or not outputs:
+        raise ValueError(
+            f"expected: {path} holds {'no outputs' if inputs else 'no inputs'}, want both ({', '.join(_INPUTS)})"
+        )
+    return inputs, outputs
+
+
+def _differences(actual: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    for name, tensor in wanted.items():
+        if actual[name].shape != tensor.shape:
+            raise ValueError(
+                f"expected: {name} has shape {list(tensor.shape)}, the model gives {list(actual[name].shape)}"
+            )
+    return {name: float((actual[name] - tensor.float()).abs().max()) for name, tensor in wanted.items()}
+
+
+def _scale(tensor: torch.Tensor) -> float:
+    return max(float(tensor.abs().max()), 1e-12)
+
+
+__all__ = [
+    "check_expected",
+    "check_reloaded",
+    "check_weights",
+    "compute_outputs",
+    "example_inputs",
+    "random_images",
+    "read_expected",
+]

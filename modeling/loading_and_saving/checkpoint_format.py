@@ -1,0 +1,168 @@
+"""
+What `hf-clip-variants convert` has to know about a kind of official checkpoint: how to recognise it, and how it
+becomes a model.
+
+Each method declares its formats in its own folder (`modeling/<method>/convert_<method>.py`,
+`adapters/<method>/convert.py`), and the table of methods points to them; the conversion itself names no method. No
+model imports this module, so it does not travel to the Hub.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedModel
+
+
+# What the official code of prompt learners adds to CLIP's names: files that have these are adapters'.
+LEARNED_CONTEXT = r"(prompt_learner\.)?ctx$"
+LAYER_PROMPTS = r".*\.VPT(_shallow)?$"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Regular expressions that must match the beginning of some tensor's name (`every`), and of no name (`none`)."""
+
+    every: tuple[str, ...]
+    none: tuple[str, ...] = ()
+
+    def fits(self, names: list[str]) -> bool:
+        def found(pattern: str) -> bool:
+            return any(re.match(pattern, name) for name in names)
+
+        return all(map(found, self.every)) and not any(map(found, self.none))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialFile:
+    """
+    A checkpoint that is being converted.
+
+    Args:
+        path: where it lies.
+        weights: its tensors under their official names; `""` names the tensor of a file that is a single one.
+        options: what the user said; options that were not given are not there.
+        other_files: the paths that the format's `other_files` gave.
+        read_weights: reads the tensors of another checkpoint.
+        notes: remarks for the user; the converter appends to it what the file does not say and what was assumed.
+    """
+
+    path: Path
+    weights: Mapping[str, torch.Tensor]
+    options: Mapping[str, Any]
+    other_files: tuple[Path, ...]
+    read_weights: Callable[[Path], Mapping[str, torch.Tensor]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The numbers of attention heads that were given."""
+        return {name: self.options[name] for name in ("vision_heads", "text_heads") if name in self.options}
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """
+    A converted model.
+
+    Args:
+        model: float32, on the CPU, in eval mode.
+        unused: names in the file that the model does not need.
+        image_settings: what its image processor has other than by default.
+    """
+
+    model: PreTrainedModel
+    unused: list[str] = field(default_factory=list)
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_other_files(path: Path, options: Mapping[str, Any]) -> list[Path]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFormat:
+    """
+    What the formats of models and adapters have in common.
+
+    Args:
+        signature: names by which a file is recognised.
+        outputs: what the model computes, and a file of expected outputs may hold.
+        other_files: (path, options) -> files that are read besides; they count as sources of the conversion.
+        elsewhere: pattern of a name -> what to do with a file that has it: one that looks alike, and is not of this
+            format.
+    """
+
+    signature: Signature
+    outputs: tuple[str, ...]
+    other_files: Callable[[Path, Mapping[str, Any]], list[Path]] = no_other_files
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+
+def clip_tokenizer(source: str | Path | None):
+    """OpenAI's tokenizer by default, or from its `bpe_simple_vocab_16e6.txt.gz`, a folder or a Hub id."""
+    if source is None or str(source).endswith(".txt.gz"):
+        from ..clip.text_clip import official_tokenizer
+
+        return official_tokenizer(source)
+    return AutoTokenizer.from_pretrained(source)
+
+
+def clip_image_processor(image_size: int, settings: Mapping[str, Any]) -> CLIPImageProcessor:
+    """OpenAI's preprocessing at `image_size`, changed by `settings`."""
+    size = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    return CLIPImageProcessor(**size | dict(settings))
+
+
+def clip_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    image_processor = clip_image_processor(image_size, settings)
+    return image_processor if tokenizer is None else CLIPProcessor(image_processor, tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFormat(CheckpointFormat):
+    """
+    A format whose files become a model. Defaults are those of CLIP and of what has its texts and images.
+
+    Args:
+        build: the model and what is known of its images; ValueError where names or shapes do not fit.
+        load_tokenizer: from what the user named; None stands for the official one.
+        special_tokens: ids that tokenizer and text configuration must have in common.
+        max_text_length: tokens that the model was trained with, where it has more positions.
+        make_processor: (image size, tokenizer or None, image settings) -> what is saved beside the model.
+        prompts: example texts for a comparison of outputs.
+        example_inputs: further example inputs, besides an image and texts.
+        before_comparing: applied to the model in memory and to the one read back before their weights are compared.
+        adapter_base: `model_type` of the models that official adapter files of other methods belong to.
+        to_official: (state dict, configuration) -> official names, the inverse of `build`; with `adapter_base`.
+    """
+
+    build: Callable[[OfficialFile], BuiltModel]
+    outputs: tuple[str, ...] = ("image_features", "text_features", "logits_per_image", "logits_per_text")
+    load_tokenizer: Callable[[str | Path | None], Any] = clip_tokenizer
+    special_tokens: tuple[str, ...] = ("bos_token_id", "eos_token_id")
+    max_text_length: int | None = None
+    make_processor: Callable[[int, Any, Mapping[str, Any]], Any] = clip_processor
+    prompts: tuple[str, ...] = ("a photo of a cat", "a diagram", "two dogs on a beach")
+    example_inputs: Callable[[], dict[str, torch.Tensor]] = dict
+    before_comparing: Callable[[PreTrainedModel], None] | None = None
+    adapter_base: str | None = None
+    to_official: Callable[[Mapping[str, torch.Tensor], Any], dict[str, torch.Tensor]] | None = None
+
+
+__all__ = [
+    "LAYER_PROMPTS",
+    "LEARNED_CONTEXT",
+    "BuiltModel",
+    "CheckpointFormat",
+    "ModelFormat",
+    "OfficialFile",
+    "Signature",
+    "clip_image_processor",
+    "clip_processor",
+    "clip_tokenizer",
+    "no_other_files",
+]
