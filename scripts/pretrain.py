@@ -72,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
     add("--mix", type=_floats, help="the sources' shares of each batch, with commas; default: by their lengths")
     add("--stream", action="store_true", help="read one source on and on instead of indexing it (tar shards always)")
     add("--shuffle-buffer", type=int, default=10_000, help="rows of a stream to draw from")
-    add("--image-column", help="default: found by the usual names; also --text-columns and --sound-column")
+    add("--image-column", help="default: found by the usual names; also --text-columns and --audio-column")
     add(
         "--text-columns",
         nargs="+",
         help="several: each use of a row takes a random one; json.title is an entry of a column",
     )
-    add("--sound-column", help="AudioCLIP's")
+    add("--audio-column", help="AudioCLIP's")
     add("--templates", help="a named set, a file or one template with {}; a text gets a random one of them")
     add("--distinct", metavar="COLUMN", help="rows equal in it are pictures of one thing: a batch takes one of them")
     add("--augment", choices=("published", "crops", "icons", "none"), default="published", help="published: the papers', picture by picture in the loader's workers; crops: the same draws, batched; icons: for drawings with alpha; default: %(default)s")  # fmt: skip
@@ -262,7 +262,7 @@ def make_data(
     reader = PairReader(
         options.seed, options.canvas or (size if options.augment in ("icons", "none") else round(size * 8 / 7)), templates_of(options),
         transform=published_views(options.method, size, images) if options.augment == "published" else None,
-        sound=sound_reader(options, processor, train=True),
+        audio=sound_reader(options, processor, train=True),
     )  # fmt: skip
     parts = [open_source(options, source, options.stream) for source in options.data]
     unused = set(options.text_columns or ()) - {column for part in parts for column in part.text_columns}
@@ -326,12 +326,12 @@ def published_views(method: str, size: int, images: Any) -> Any:
 def sound_reader(options: argparse.Namespace, processor: Any, train: bool) -> Any:
     if options.method != "audioclip":
         return None
-    from hf_clip_variants.data.augmentation.sounds import SoundAugmentation
-    from hf_clip_variants.data.pairs.batches import SoundReader
+    from hf_clip_variants.data.augmentation.audio import AudioAugmentation
+    from hf_clip_variants.data.pairs.batches import AudioReader
 
     extractor = processor.feature_extractor
     length = round(options.seconds * extractor.sampling_rate)
-    return SoundReader(extractor, length, SoundAugmentation(length) if train else None)
+    return AudioReader(extractor, length, AudioAugmentation(length) if train else None)
 
 
 def open_source(options: argparse.Namespace, source: str, stream: bool = False) -> Any:
@@ -339,7 +339,7 @@ def open_source(options: argparse.Namespace, source: str, stream: bool = False) 
 
     return open_pairs(
         tones() if source == TONES else source, streaming=stream, image_column=options.image_column, text_columns=options.text_columns,
-        sound_column=options.sound_column, with_sound=options.method == "audioclip", any_text_column=True,
+        audio_column=options.audio_column, with_audio=options.method == "audioclip", any_text_column=True,
     )  # fmt: skip
 
 

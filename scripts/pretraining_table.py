@@ -1,12 +1,13 @@
 """Probes the models of finished runs of pretrain.py and writes one table about them.
 
     python scripts/pretraining_table.py runs/clip-vit runs/slip-vit --out scripts/results/pretraining
-    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out table
+    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out
+    table
 
     python scripts/pretraining_table.py runs/audio-* --no-probes --out scripts/results/pretraining/audio
 
-Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image tower's features. OUT/runs.jsonl gets a line for each
-run, OUT/table.md the table and the commands.
+Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image tower's features.
+OUT/runs.jsonl gets a line for each run, OUT/table.md the table and the commands.
 """
 
 import argparse

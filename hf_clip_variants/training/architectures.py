@@ -91,7 +91,8 @@ def new_model(
     """A model with random weights (torch's global generator) and its processor.
 
     Args:
-        method: "clip" (`CLIPModel`, or `CLIPResNetModel` for RN…), "slip" (`SLIPForPreTraining`) or "audioclip" (`AudioCLIPModel`, RN… only).
+        method: "clip" (`CLIPModel`, or `CLIPResNetModel` for RN…), "slip" (`SLIPForPreTraining`) or "audioclip"
+            (`AudioCLIPModel`, RN… only).
         architecture: one of `ARCHITECTURES`.
         tokenizer: folder or Hub id; default: the architecture's.
         image_size: pixels; default: the architecture's.

@@ -43,13 +43,13 @@ class RetrievalSet:
 
     Attributes:
         sound (*optional*): file content or path -> waveform (channels, samples).
-        reader ([`PairReader`]), views ([`PairViews`], *optional*): look at augmented pictures and sounds, by draws of the reader's own; texts
-            stay as they are.
+        reader ([`PairReader`]), views ([`PairViews`], *optional*): look at augmented pictures and sounds, by draws of
+            the reader's own; texts stay as they are.
     """
 
     name: str
     pairs: Pairs
-    sound: Any = None
+    audio: Any = None
     reader: PairReader | None = None
     views: PairViews | None = None
 
@@ -59,13 +59,13 @@ class RetrievalSet:
         rows = [self.pairs.dataset[i] for i in numbers]
         texts = [self.pairs.texts(row)[0][0] for row in rows]
         if self.reader is None:
-            sounds = None if self.sound is None else torch.stack([self.sound(self.pairs.sound(row)) for row in rows])
+            sounds = None if self.audio is None else torch.stack([self.audio(self.pairs.audio(row)) for row in rows])
             return texts, [self.pairs.image(row) for row in rows], sounds
         samples = [self.reader(self.pairs, row, f"{self.name} {i}") for i, row in zip(numbers, rows, strict=True)]
-        sounds = torch.stack([s["sound"] for s in samples]) if self.reader.sound is not None else None
+        sounds = torch.stack([s["audio"] for s in samples]) if self.reader.audio is not None else None
         if self.views is None:
             return texts, torch.stack([s["views"]["pixel_values"] for s in samples]), sounds
-        views = self.views(torch.stack([s["canvas"] for s in samples]), [s["key"] for s in samples])
+        views = self.views(torch.stack([s["image"] for s in samples]), [s["key"] for s in samples])
         return texts, views["pixel_values"], sounds
 
 
@@ -73,17 +73,18 @@ class PretrainTrainer(AtomicTrainer):
     r"""
     `Trainer` for contrastive pre-training.
 
-    Batches come from a [`PairDataset`] or a [`PairStream`], endless, so `max_steps` is needed; no process ends before another. A resumed run sees the
-    batches that it would have seen. Decay, and what follows a step of the optimiser, are those of [`weight_decay_groups`] and
-    [`PretrainingCallback`]. The parts of a loss that the model reports (`clip_loss`, `ssl_loss`, …) are logged beside it. Evaluation is zero-shot classification and
-    retrieval.
+    Batches come from a [`PairDataset`] or a [`PairStream`], endless, so `max_steps` is needed; no process ends before
+    another. A resumed run sees the batches that it would have seen. Decay, and what follows a step of the optimiser,
+    are those of [`weight_decay_groups`] and [`PretrainingCallback`]. The parts of a loss that the model reports
+    (`clip_loss`, `ssl_loss`, …) are logged beside it. Evaluation is zero-shot classification and retrieval.
 
     Args:
         views_on_device ([`PairViews`], *optional*): augments on the device what the collator left as canvases.
-        micro_batch_size (`int`, *optional*): pairs encoded at once; the loss is still that of the whole batch (GradCache, see
-            `modeling/losses/gradient_cache.py`). Not together with gradient accumulation.
+        micro_batch_size (`int`, *optional*): pairs encoded at once; the loss is still that of the whole batch
+            (GradCache, see `modeling/losses/gradient_cache.py`). Not together with gradient accumulation.
         eval_dataset: [`ZeroShotSet`]s and [`RetrievalSet`]s.
-        schedule (*optional*): step -> share of the learning rate, instead of `lr_scheduler_type`; see `learning_rate.py`.
+        schedule (*optional*): step -> share of the learning rate, instead of `lr_scheduler_type`; see
+            `learning_rate.py`.
         **kwargs: `AtomicTrainer`'s; `processing_class` is the processor that evaluation takes.
     """
 
@@ -161,9 +162,9 @@ class PretrainTrainer(AtomicTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        if "canvases" in inputs:
+        if "images" in inputs:
             inputs = dict(inputs)
-            inputs |= self.views_on_device(inputs.pop("canvases"), inputs.pop("keys"))
+            inputs |= self.views_on_device(inputs.pop("images"), inputs.pop("keys"))
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
@@ -248,7 +249,8 @@ def zero_shot_accuracy(
     batch_size: int = 64,
     summed=None,
 ) -> dict[str, float]:
-    """Top-1 and top-5 of classification by class names: features normalised, averaged over the templates, normalised again.
+    """Top-1 and top-5 of classification by class names: features normalised, averaged over the templates, normalised
+    again.
 
     Args:
         model: anything with `get_text_features` and `get_image_features`, in eval mode.
@@ -266,7 +268,8 @@ def zero_shot_accuracy(
     rank, world = _place() if summed else (0, 1)
     counts = torch.zeros(3, device=device)
     k = min(5, len(names))
-    # As many batches on each process, since a sharded tower is a collective operation: some rows come twice and count once.
+    # As many batches on each process, since a sharded tower is a collective operation: some rows come twice and count
+    # once.
     rows = [min(i, len(images) - 1) for i in range(rank, -(-len(images) // world) * world, world)]
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]

@@ -49,7 +49,7 @@ def trainer(
 ):
     """`batch_size` is that of each of `world_size` processes."""
     pairs = open_pairs(FOLDER / "notov1.parquet", text_columns=["name"], streaming=stream)
-    reader = PairReader(seed=3, canvas=SIZE)
+    reader = PairReader(seed=3, source_size=SIZE)
     data = PairStream(pairs, reader, batch_size) if stream else PairDataset([pairs], reader, batch_size * world_size)
     views = PairViews({"pixel_values": AUGMENTATIONS_OF_BATCHES["icons"]}, SIZE, [0.5] * 3, [0.5] * 3, seed=3)
     arguments = {
