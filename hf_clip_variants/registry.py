@@ -136,7 +136,7 @@ class Method:
         generator: synthesis only, the callable that makes the image.
         few_shot: adapters only, the ways to fit it to a few labelled images.
         checkpoints: formats of official files that `convert` turns into this method (`conversion.formats.CheckpointFormat`).
-        pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
+        pretraining: how `scripts/pretrain.py` trains it from scratch (`modeling.dual_encoders.pretraining.Pretraining`).
         card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one.
     """
 
@@ -277,6 +277,7 @@ _METHODS = (
         image_processors={
             "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
         },
+        pretraining="modeling.clip.pretraining_clip:CLIP",
     ),
     Method(
         name="clip_resnet",
@@ -299,6 +300,7 @@ _METHODS = (
                 auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
             ),
         ),
+        pretraining="modeling.clip_resnet.pretraining_clip_resnet:CLIP_RESNET",
     ),
     Method(
         name="slip",
@@ -320,6 +322,7 @@ _METHODS = (
             "AutoModelForZeroShotImageClassification": _SLIP + "Model",
             "AutoModelForPreTraining": _SLIP + "ForPreTraining",
         },
+        pretraining="modeling.slip.pretraining_slip:SLIP",
     ),
     Method(
         name="audioclip",
@@ -349,6 +352,7 @@ _METHODS = (
                 auto_classes={"AutoModel": _AUDIOCLIP + "AudioModel"},
             ),
         ),
+        pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
     ),
     Method(
         name="tip_adapter",

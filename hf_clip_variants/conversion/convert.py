@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, PreTrainedModel
 
-from ..data.augmentation.two_views import IMAGENET_MEAN, IMAGENET_STD
 from ..files.atomic_writes import staged_folder
 from .checkpoint_reader import Contents, printable, read_contents
 from .detect import ADAPTERS, MODELS, check_method, detect_method
@@ -39,8 +38,6 @@ _OPTIONS = {
     "ratio": ("clip_adapter",),
     **dict.fromkeys(("alpha", "beta", "values"), ("tip_adapter",)),
 }
-# Bilinear.
-SLIP_IMAGES = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 2}
 _CHINESE_TOKENIZER = "OFA-Sys/chinese-clip-vit-base-patch16"
 _NO_TOKENIZER = "none"
 # What a saved model consists of: all of it goes when something else takes its place.
@@ -291,7 +288,7 @@ def _build_model(method: str, weights, file: Path, options) -> tuple[PreTrainedM
 
         return chinese_clip_from_official(weights, **heads), {}, []
     if method == "slip":
-        from ..modeling.slip.convert_slip import slip_from_official
+        from ..modeling.slip.convert_slip import SLIP_IMAGES, slip_from_official
 
         return slip_from_official(weights, with_head=options.get("keep_head", False), **heads), SLIP_IMAGES, []
     if method == "audioclip":

@@ -1,6 +1,7 @@
-"""Schedules of the learning rate that transformers does not have."""
+"""Schedules of the learning rate that transformers does not have, by name."""
 
 import math
+from collections.abc import Callable
 
 
 def warmup_cosine(
@@ -49,4 +50,7 @@ def warmup_cosine(
     return rate / peak
 
 
-__all__ = ["warmup_cosine"]
+# Name -> function like `warmup_cosine`; "cosine" is transformers' own.
+SCHEDULES: dict[str, Callable[..., float] | None] = {"cosine": None, "slip": warmup_cosine}
+
+__all__ = ["SCHEDULES", "warmup_cosine"]

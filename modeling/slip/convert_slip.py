@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import torch
 from transformers import ViTConfig, ViTModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..clip.convert_clip import (
     TEXT_SHAPES,
@@ -58,6 +59,8 @@ _TOWER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
 _HEAD_SHAPES = [_HEAD + "layer1.weight", _HEAD + "layer3.weight"]
 # The only width of the three models whose heads are not 64 wide: ViT-S, with 12 of 32.
 _VISION_HEADS = {384: 12}
+# The image processor's settings that are not CLIP's; 2 is bilinear.
+SLIP_IMAGES = {"image_mean": [*IMAGENET_DEFAULT_MEAN], "image_std": [*IMAGENET_DEFAULT_STD], "resample": 2}
 
 
 def slip_from_official(
@@ -213,6 +216,7 @@ def _infer_vision_config(state_dict: Mapping[str, torch.Tensor], vision_heads: i
 
 
 __all__ = [
+    "SLIP_IMAGES",
     "convert_slip_state_dict",
     "has_head",
     "infer_slip_config",

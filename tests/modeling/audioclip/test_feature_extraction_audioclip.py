@@ -84,7 +84,7 @@ def test_every_form_of_a_sound_gives_the_same(extract, tone, tmp_path):
         (np.full(9, 20_000.0), {}, "floats up to 20000, .* pass do_rescale_int16=False"),
         (np.zeros((3, 9)), {"num_channels": 2}, r"3 channels, expected 1 or 2 \(num_channels\)"),
         ({"sampling_rate": RATE}, {}, "a dictionary without array, bytes or path"),
-        (b"RIFF and nothing else", {}, r"audio\[0\]: 21 bytes: cannot be decoded as sound"),
+        (b"RIFF and nothing else", {}, r"audio\[0\]: 21 bytes: cannot be decoded as audio"),
         ([np.zeros(9), np.zeros(8)], {"padding": False}, r"sounds of different shapes \[\(1, 8\), \(1, 9\)\] are no tensor"),
         (np.zeros(9), {"padding": "repeat"}, "padding: 'repeat', expected"),
         (np.zeros(9), {"max_length": 0}, "max_length: 0"),
@@ -178,7 +178,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="missing.wav: no such file"):
         decode_audio(tmp_path / "missing.wav")
     (tmp_path / "page.wav").write_text("<html>")
-    with pytest.raises(ValueError, match="page.wav: cannot be decoded as sound"):
+    with pytest.raises(ValueError, match="page.wav: cannot be decoded as audio"):
         decode_audio(str(tmp_path / "page.wav"))
     monkeypatch.setattr("hf_clip_variants.modeling.decoding.audio_decoding.MAX_SAMPLES", 100)
     with pytest.raises(ValueError, match="101 samples of 1 channels, expected 100 at most"):
