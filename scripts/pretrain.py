@@ -140,7 +140,7 @@ def _floats(text: str) -> list[float]:
 
 
 def complete(options: argparse.Namespace) -> Any:
-    """Fills in what follows from other options; returns the method's descriptor. ValueError for what is wrong."""
+    """Fills in what follows from other options; returns the method's descriptor. ValueError: wrong options."""
     from hf_clip_variants.data.images.emoji import FOLDER
     from hf_clip_variants.training.architectures import ARCHITECTURES, fitting_architectures, pretraining_for
     from hf_clip_variants.training.smoke_data import TONES
@@ -177,8 +177,8 @@ def complete(options: argparse.Namespace) -> Any:
     pretraining = pretraining_for(options.method, options.arch)
     if options.micro_batch_size and pretraining.has_batch_norm:
         raise ValueError(
-            f"micro_batch_size: {options.method} on {options.arch or options.init} has batch normalisation, which would "
-            "see parts of the batch; want none"
+            f"micro_batch_size: {options.method} on {options.arch or options.init} has batch normalisation, which "
+            "would see parts of the batch; leave the option out"
         )
     is_small = options.arch is not None and ARCHITECTURES[options.arch].scale != "published"
     options.lr = options.lr or (pretraining.small_learning_rate if is_small else pretraining.learning_rate)

@@ -173,7 +173,7 @@ def write_tones(path, count=12):
 
 
 def test_audioclip_gets_an_audio_encoder_beside_a_trained_clip(script, tmp_path, capsys):
-    """A CLIP-ResNet; then an audio encoder for it, the rest frozen; retrieval in each direction among held-out rows."""
+    """A CLIP-ResNet; then an audio encoder for it, the rest frozen; retrieval in each direction."""
     from transformers import AutoModel, AutoProcessor
 
     write_tones(tmp_path / "tones.parquet")
