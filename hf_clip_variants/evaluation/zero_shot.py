@@ -44,7 +44,7 @@ def image_features(model: nn.Module, processor: Any, images: list | torch.Tensor
 
 
 def tokenize_prompts(
-    processor: Any, class_names: Sequence[str], templates: str | Sequence[str] | None, batch_size: int
+    processor: Any, class_names: Sequence[str], templates: str | Sequence[str] | None, batch_size: int = 1024
 ) -> list[Any]:
     """The prompts of C classes in T templates as tokens, class by class, in batches; as `CLIPClassifier.set_classes`
     does it.

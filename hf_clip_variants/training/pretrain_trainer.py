@@ -68,7 +68,7 @@ class PretrainTrainer(AtomicTrainer):
             self.add_callback(PretrainingCallback())
         for each in eval_dataset or ():
             if isinstance(each, ZeroShotSet):  # bad templates and class names are an error now, not after the training
-                tokenize_prompts(self.processing_class, each.images.class_names, each.templates, len(each.images))
+                tokenize_prompts(self.processing_class, each.images.class_names, each.templates)
         if self.is_fsdp_enabled:
             _make_shardable(self.model, self.accelerator.state.fsdp_plugin)
 
@@ -87,6 +87,8 @@ class PretrainTrainer(AtomicTrainer):
 
     def get_train_dataloader(self) -> PairLoader:
         args, data = self.args, self.train_dataset
+        # Batches of each process before the one that comes next. Indexed data begins there at once; a stream reads on
+        # to it, without decoding what it passes.
         first = self._first_step * args.gradient_accumulation_steps
         options = {
             "collate_fn": self.data_collator,
@@ -121,7 +123,7 @@ class PretrainTrainer(AtomicTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        if "images" in inputs:
+        if "images" in inputs:  # the collator left augmentation to the device
             inputs = dict(inputs)
             inputs |= self.views_on_device(inputs.pop("images"), inputs.pop("keys"))
         return inputs
