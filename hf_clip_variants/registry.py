@@ -179,7 +179,7 @@ class Method:
         generator: synthesis only, the callable that makes the image.
         few_shot: adapters only, the ways to fit it to a few labelled images.
         checkpoints: formats of official files that `convert` turns into this method.
-        pretraining: how `scripts/pretrain.py` trains it from scratch (`training.pretraining.Pretraining`).
+        pretraining: how `scripts/pretrain.py` trains it from scratch (`modeling.dual_encoders.pretraining.Pretraining`).
         card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a
             format string of the configuration's fields, `repo_id`, `base_model` and `names`.
     """
@@ -338,6 +338,7 @@ _METHODS = (
             CheckpointEntry("clip", "CLIP", "modeling.clip.convert_clip:CHECKPOINTS", _CLIP_OPTIONS),
             CheckpointEntry("chinese_clip", "Chinese-CLIP", "modeling.chinese_clip.convert_chinese_clip:CHECKPOINTS"),
         ),
+        pretraining="modeling.clip.pretraining_clip:CLIP",
     ),
     Method(
         name="clip_resnet",
@@ -365,6 +366,7 @@ _METHODS = (
                 "clip_resnet", "CLIP-ResNet", "modeling.clip_resnet.convert_clip_resnet:CHECKPOINTS", _CLIP_OPTIONS
             ),
         ),
+        pretraining="modeling.clip_resnet.pretraining_clip_resnet:CLIP_RESNET",
     ),
     Method(
         name="slip",
@@ -394,6 +396,7 @@ _METHODS = (
                 (Option("keep_head", bool, "with its self-supervised head, to go on with the training."),),
             ),
         ),
+        pretraining="modeling.slip.pretraining_slip:SLIP",
     ),
     Method(
         name="audioclip",
@@ -424,6 +427,7 @@ _METHODS = (
             ),
         ),
         checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
+        pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
     ),
     Method(
         name="tip_adapter",

@@ -1,12 +1,13 @@
 """Probes the models of finished runs of pretrain.py and writes one table about them.
 
     python scripts/pretraining_table.py runs/clip-vit runs/slip-vit --out scripts/results/pretraining
-    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out table
+    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out
+    table
 
     python scripts/pretraining_table.py runs/audio-* --no-probes --out scripts/results/pretraining/audio
 
-Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image tower's features. OUT/runs.jsonl gets a line for each
-run, OUT/table.md the table and the commands.
+Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image encoder's features.
+OUT/runs.jsonl gets a line for each run, OUT/table.md the table and the commands.
 """
 
 import argparse
@@ -18,9 +19,8 @@ from typing import Any
 from hf_clip_variants.commands.output import prepare_libraries
 
 
-PROBES = [
-    "190 concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d"
-]  # three pictures a class, in styles that training never saw
+# Three images a class, in styles that training never saw.
+PROBES = ["190 concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d"]
 
 
 def parse_probe(text: str) -> dict[str, str | None]:
@@ -43,9 +43,13 @@ def measure(model: Path, probe: dict[str, str | None]) -> dict[str, float]:
     linear = linear_probe(train.features[0], train.labels, test.features[0])
     nearest = knn_classify(train.features[0], train.labels, test.features[0], k=1)
     return {
-        "train_images": len(sets[0]), "test_images": len(sets[1]), "classes": len(sets[0].class_names),
-        "linear": accuracy(linear.predicted, test.labels), "strength": linear.strength, "nearest": accuracy(nearest, test.labels),
-    }  # fmt: skip
+        "train_images": len(sets[0]),
+        "test_images": len(sets[1]),
+        "classes": len(sets[0].class_names),
+        "linear": accuracy(linear.predicted, test.labels),
+        "strength": linear.strength,
+        "nearest": accuracy(nearest, test.labels),
+    }
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -59,33 +63,29 @@ def read_run(folder: Path) -> dict[str, Any]:
 def describe(name: str, run: dict[str, Any], probes: dict[str, Any]) -> dict[str, Any]:
     last = ([entry for entry in run["log"] if "loss" in entry] or [{}])[-1]  # none in runs shorter than --log-every
     return {
-        "run": name, "command": run["command"], "steps": run["steps"], "pairs": run["steps"] * run["settings"]["batch_size"],
-        "seconds": run["seconds"], "device": run["device"], "threads": run["threads"], "torch": run["torch"],
+        "run": name,
+        "command": run["command"],
+        "steps": run["steps"],
+        "pairs": run["steps"] * run["settings"]["batch_size"],
+        **{key: run[key] for key in ("seconds", "device", "threads", "torch")},
         "last_losses": {key: value for key, value in last.items() if key.endswith(("loss", "accuracy"))},
-        "metrics": run["metrics"], "probes": probes,
-    }  # fmt: skip
+        "metrics": run["metrics"],
+        "probes": probes,
+    }
 
 
 def table(lines: list[dict[str, Any]], command: str) -> str:
     metrics = [name for name in lines[0]["metrics"] if name.endswith(("top1", "top5"))]
     titles = [name.removeprefix("eval_").replace("_", " ") for name in metrics]
     probes = list(lines[0]["probes"])
-    head = [
-        "run",
-        "steps",
-        "pairs",
-        *titles,
-        *(f"{p}, {kind}" for p in probes for kind in ("linear probe", "1-NN")),
-        "s",
-    ]
-    rows = [
-        [
-            line["run"], str(line["steps"]), f"{line['pairs']:,}",
-            *(f"{100 * line['metrics'][m]:.1f}" for m in metrics),
-            *(f"{100 * line['probes'][p][kind]:.1f}" for p in probes for kind in ("linear", "nearest")), f"{line['seconds']:.0f}",
-        ]
-        for line in lines
-    ]  # fmt: skip
+    probe_titles = [f"{p}, {kind}" for p in probes for kind in ("linear probe", "1-NN")]
+    head = ["run", "steps", "pairs", *titles, *probe_titles, "s"]
+    rows = []
+    for line in lines:
+        measured = [line["metrics"][m] for m in metrics]
+        measured += [line["probes"][p][kind] for p in probes for kind in ("linear", "nearest")]
+        accuracies = [f"{100 * value:.1f}" for value in measured]
+        rows.append([line["run"], str(line["steps"]), f"{line['pairs']:,}", *accuracies, f"{line['seconds']:.0f}"])
     text = markdown(head, rows)
     found = [row for line in lines for row in retrieval_rows(line)]
     if found:
@@ -94,7 +94,8 @@ def table(lines: list[dict[str, Any]], command: str) -> str:
         )
     commands = "\n".join(line["command"] for line in lines)
     machines = {f"{line['device']}, {line['threads']} thread(s), torch {line['torch']}" for line in lines}
-    return f"{text}\n\nAccuracies and recalls in %. Device: {'; '.join(sorted(machines))}.\n\n```\n{commands}\n{command}\n```\n"
+    notes = f"Accuracies and recalls in %. Device: {'; '.join(sorted(machines))}."
+    return f"{text}\n\n{notes}\n\n```\n{commands}\n{command}\n```\n"
 
 
 def retrieval_rows(line: dict[str, Any]) -> list[list[str]]:

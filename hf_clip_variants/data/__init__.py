@@ -1,4 +1,4 @@
-"""Pictures and labels: sources, few-shot sampling, augmentation, features computed once, collators, the embedded emoji."""
+"""Images, texts and audio: sources, few-shot sampling, augmentation, cached features, collators, embedded emoji."""
 # ruff: noqa: F401 (the imports below are for type checkers; at run time names load on first use)
 
 import importlib
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 _MODULE_OF = {
     "Augmentation": "augmentation.views",
     "AugmentedViews": "augmentation.views",
-    "EpochCallback": "epoch_callback",
     "FeatureCollator": "collators",
     "FeatureDataset": "images.feature_cache",
     "FeatureStore": "images.feature_cache",
@@ -17,27 +16,26 @@ _MODULE_OF = {
     "ImageClassificationCollator": "collators",
     "ImageSet": "images.image_set",
     "ImageTextCollator": "collators",
-    "SoundAugmentation": "augmentation.sounds",
-    "SoundCollator": "audio.sounds",
+    "AudioAugmentation": "augmentation.audio",
+    "AudioCollator": "audio.files",
     "TwoViews": "augmentation.two_views",
     "TwoViewsCollator": "collators",
     "compute_features": "images.feature_cache",
     "emoji_styles": "images.emoji",
     "load_emoji": "images.emoji",
     "load_images": "images.sources",
-    "load_sound": "audio.sounds",
+    "load_audio": "audio.files",
     "sample_few_shot": "few_shot_sampling",
     "split_base_new": "few_shot_sampling",
 }
 __all__ = sorted(_MODULE_OF)
 
 if TYPE_CHECKING:
-    from .audio.sounds import SoundCollator, load_sound
-    from .augmentation.sounds import SoundAugmentation
+    from .audio.files import AudioCollator, load_audio
+    from .augmentation.audio import AudioAugmentation
     from .augmentation.two_views import TwoViews
     from .augmentation.views import Augmentation, AugmentedViews
     from .collators import FeatureCollator, ImageClassificationCollator, ImageTextCollator, TwoViewsCollator
-    from .epoch_callback import EpochCallback
     from .few_shot_sampling import FewShotSplit, sample_few_shot, split_base_new
     from .images.emoji import emoji_styles, load_emoji
     from .images.feature_cache import FeatureDataset, Features, FeatureStore, compute_features

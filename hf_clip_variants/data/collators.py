@@ -24,7 +24,7 @@ def _column(rows: Sequence[Mapping], keys: Sequence[str], collator: str) -> list
 
 
 class ImageClassificationCollator:
-    """Rows of a PIL picture and a label -> `{"pixel_values": (B, 3, H, W) float, "labels": (B,) int64}`.
+    """Rows of a PIL image and a label -> `{"pixel_values": (B, 3, H, W) float, "labels": (B,) int64}`.
 
     Reads rows of `ImageSet.dataset`. `Trainer` needs `remove_unused_columns=False`: it would drop the column `image`.
 
@@ -54,7 +54,7 @@ class FeatureCollator:
 
 
 class ImageTextCollator:
-    """Rows of a picture and a text -> what contrastive training takes, with `return_loss=True`.
+    """Rows of an image and a text -> what contrastive training takes, with `return_loss=True`.
 
     Without that entry a CLIP-style model returns no loss and `Trainer` stops (it has no labels to ask for one).
     Texts are padded to the longest of the batch and cut at the tokenizer's maximum.

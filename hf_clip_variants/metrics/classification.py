@@ -1,4 +1,4 @@
-"""Accuracy, over all pictures and by class."""
+"""Accuracy, over all images and by class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def accuracy_by_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float | None]:
-    """The same for the pictures of each class; None for a class without pictures.
+    """The same for the images of each class; None for a class without images.
 
     >>> import torch
     >>> accuracy_by_class(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
@@ -31,7 +31,7 @@ def accuracy_by_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes
 
 
 def mean_class_accuracy(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
-    """The mean of `accuracy_by_class` over the classes that have pictures: every class counts the same, large or small.
+    """The mean of `accuracy_by_class` over the classes that have images: every class counts the same, large or small.
 
     >>> import torch
     >>> mean_class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)
@@ -44,7 +44,8 @@ def mean_class_accuracy(predicted: torch.Tensor, labels: torch.Tensor, num_class
 def _check(predicted: torch.Tensor, labels: torch.Tensor) -> None:
     if predicted.shape != labels.shape or not len(labels):
         raise ValueError(
-            f"predicted: shape {tuple(predicted.shape)} for labels {tuple(labels.shape)}; want one for each, at least one"
+            f"predicted: shape {tuple(predicted.shape)} for labels {tuple(labels.shape)}; want one for each, at least "
+            "one"
         )
 
 

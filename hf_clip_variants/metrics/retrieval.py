@@ -12,8 +12,8 @@ def retrieval(
 ) -> dict[str, float]:
     """Recall and median rank over the rows of a similarity matrix.
 
-    A row's rank is that of its best correct column, 1 + the number of wrong columns that are at least as similar: a tie with a
-    wrong answer counts against it, so that constant similarities score nothing.
+    A row's rank is that of its best correct column, 1 + the number of wrong columns that are at least as similar: a
+    tie with a wrong answer counts against it, so that constant similarities score nothing.
 
     Args:
         similarity: (Q, G) of Q queries to G gallery entries.
@@ -37,13 +37,16 @@ def retrieval(
     if correct is None:
         if similarity.shape[0] != similarity.shape[1]:
             raise ValueError(
-                f"correct: got none for similarities of shape {tuple(similarity.shape)}; want it where queries and gallery are not pairs"
+                f"correct: got none for similarities of shape {tuple(similarity.shape)}; want it where queries and "
+                "gallery are not pairs"
             )
         correct = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     if correct.shape != similarity.shape or not correct.any(dim=1).all():
         raise ValueError(
-            f"correct: got shape {tuple(correct.shape)}; want {tuple(similarity.shape)} with a right answer in each row"
+            f"correct: got shape {tuple(correct.shape)}; want {tuple(similarity.shape)} with a right answer in each "
+            "row"
         )
+    # The rank of a query's best right answer: the wrong entries that are at least as similar come before it.
     best = similarity.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
     ranks = 1 + ((similarity >= best) & ~correct).sum(dim=1)
     found = {f"recall_at_{k}": (ranks <= k).float().mean().item() for k in ks}

@@ -18,21 +18,21 @@ class AtomicTrainer(Trainer):
     r"""
     A `Trainer` that can be killed at any moment.
 
-    A checkpoint is written to `tmp-checkpoint-N`, flushed to the disk, given a marker that lists its files, and only then renamed to
-    `checkpoint-N`. `train(resume_from_checkpoint=True)` takes the newest checkpoint that has its marker and all files of it, and names in a
-    warning those that it skips (`transformers.Trainer` takes the highest number and fails). The resumed run's losses are those of an
-    uninterrupted one, as `Trainer`'s are.
+    A checkpoint is written to `tmp-checkpoint-N`, flushed to the disk, given a marker that lists its files, and only
+    then renamed to `checkpoint-N`. `train(resume_from_checkpoint=True)` takes the newest checkpoint that has its
+    marker and all files of it, and names in a warning those that it skips (`transformers.Trainer` takes the highest
+    number and fails). The resumed run's losses are those of an uninterrupted one, as `Trainer`'s are.
 
     Args:
         save_on_error (`str`, defaults to `"raise"`):
-            What to do when a checkpoint cannot be written, because the disk is full or gone: `"raise"` stops the training with an OSError naming
-            the folder and the bytes needed, `"warn"` goes on without that checkpoint (one process only: the others would wait for it). Earlier
-            checkpoints are untouched either way.
+            What to do when a checkpoint cannot be written, because the disk is full or gone: `"raise"` stops the
+            training with an OSError naming the folder and the bytes needed, `"warn"` goes on without that checkpoint
+            (one process only: the others would wait for it). Earlier checkpoints are untouched either way.
         **kwargs:
             `Trainer`'s.
 
-    Prefer plain `Trainer` for FSDP or DeepSpeed runs over several machines without a shared file system: the rename happens on the main
-    process.
+    Prefer plain `Trainer` for FSDP or DeepSpeed runs over several machines without a shared file system: the rename
+    happens on the main process.
     """
 
     def __init__(self, *args, save_on_error: str = "raise", **kwargs):
@@ -46,7 +46,7 @@ class AtomicTrainer(Trainer):
         self._pushes: list[str] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """`Trainer.train`; `resume_from_checkpoint=True` means the newest complete checkpoint, ValueError if there is none."""
+        """`Trainer.train`; `resume_from_checkpoint=True`: from the newest complete checkpoint, else ValueError."""
         if resume_from_checkpoint is True:
             newest = last_complete_checkpoint(self.args.output_dir)
             if newest is None:
@@ -58,7 +58,7 @@ class AtomicTrainer(Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
-        """Resumed from its last checkpoint in the middle of an epoch, `Trainer` would take one step beyond `max_steps`."""
+        """Resumed from its last checkpoint within an epoch, `Trainer` would take one step beyond `max_steps`."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return

@@ -1,6 +1,9 @@
-"""What contrastive pre-training does after each step of the optimiser."""
+"""Callbacks for `Trainer`: after a step of contrastive pre-training, and at the beginning of an epoch."""
+
+from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -8,12 +11,16 @@ from torch import nn
 from transformers import TrainerCallback
 
 
-class PretrainingCallback(TrainerCallback):
-    """After each step of the optimiser: `logit_scale` back into [0, ln 100], and the momentum encoder a step after the weights, in
-    models that have one ([`SLIPForPreTraining`] with MoCo v3 or BYOL).
+if TYPE_CHECKING:
+    from ..data.images.feature_cache import FeatureDataset
 
-    Once a step, whatever the gradient accumulation; what it changes is in the checkpoint, so that a resumed training goes on as it
-    would have. Any model with a `logit_scale`.
+
+class PretrainingCallback(TrainerCallback):
+    """After each step of the optimiser: `logit_scale` back into [0, ln 100], and the momentum encoder a step after the
+    weights, in models that have one ([`SLIPForPreTraining`] with MoCo v3 or BYOL).
+
+    Once a step, whatever the gradient accumulation; what it changes is in the checkpoint, so that a resumed training
+    goes on as it would have. Any model with a `logit_scale`.
 
     Args:
         max_logit_scale (`float`): logarithm of the largest scale of the logits.
@@ -48,4 +55,29 @@ class PretrainingCallback(TrainerCallback):
         self.after_step(model, min(1.0, (state.global_step + 1) / max(1, state.max_steps)))  # it is counted later
 
 
-__all__ = ["PretrainingCallback"]
+class EpochCallback(TrainerCallback):
+    """Sets the epoch of a [`FeatureDataset`] at each epoch's beginning.
+
+    Needed with several processes only: accelerate tells the epoch to a data set that one process reads, but with
+    sharded batches to their sampler alone.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants.data import FeatureDataset, Features
+    >>> from hf_clip_variants.training.callbacks import EpochCallback
+
+    >>> data = FeatureDataset(Features(torch.randn(8, 100, 4), torch.zeros(100, dtype=torch.long)))
+    >>> callback = EpochCallback(data)  # Trainer(model, arguments, FeatureCollator(), data, callbacks=[callback])
+    ```
+    """
+
+    def __init__(self, dataset: FeatureDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed run stands within an epoch
+
+
+__all__ = ["EpochCallback", "PretrainingCallback"]

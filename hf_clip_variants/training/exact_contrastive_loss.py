@@ -11,9 +11,9 @@ class ExactContrastiveLoss(TrainerCallback):
 
     `CLIPModel` contrasts the pairs of one process, so that more GPUs mean more steps of the same loss, not a larger
     batch; with this callback a step on W processes is the step of one process with W times the batch. `Trainer`'s
-    gradient accumulation does not enlarge the batch either; for that, see `modeling/losses/gradient_cache.py`. A forward pass
-    in training mode gets the loss, with or without `return_loss`; evaluation stays the model's own. Our own models
-    need no callback.
+    gradient accumulation does not enlarge the batch either; for that, see `modeling/losses/gradient_cache.py`. A
+    forward pass in training mode gets the loss, with or without `return_loss`; evaluation stays the model's own. Our
+    own models need no callback.
 
     Args:
         form: "softmax" (CLIP) or "sigmoid" (SigLIP); by default sigmoid where the model has a `logit_bias`.

@@ -1,15 +1,18 @@
-"""Schedules of the learning rate that transformers does not have."""
+"""Schedules of the learning rate that transformers does not have, by name."""
 
 import math
+from collections.abc import Callable
 
 
 def warmup_cosine(
     step: int, *, peak: float, num_steps: int, warmup_steps: int, start: float = 1e-6, end: float = 1e-5
 ) -> float:
-    """Learning rate at `step` (from 0), as a share of `peak`: SLIP's schedule, for `torch.optim.lr_scheduler.LambdaLR`.
+    """Learning rate at `step` (from 0), as a share of `peak`: SLIP's schedule, for
+    `torch.optim.lr_scheduler.LambdaLR`.
 
-    From `start` at step 0 linearly to `peak` at step `warmup_steps - 1`, again `peak` one step later, then along a cosine that would
-    reach `end` at step `num_steps`. transformers' cosine schedules warm up from 0, or step down a step earlier.
+    From `start` at step 0 linearly to `peak` at step `warmup_steps - 1`, again `peak` one step later, then along a
+    cosine that would reach `end` at step `num_steps`. transformers' cosine schedules warm up from 0, or step down a
+    step earlier.
 
     Args:
         peak: the optimiser's learning rate. num_steps: steps of the optimiser, warm-up included.
@@ -26,7 +29,7 @@ def warmup_cosine(
 
     >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=3e-3)
     >>> schedule = partial(warmup_cosine, peak=3e-3, num_steps=100, warmup_steps=10)
-    >>> scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)  # Trainer(optimizers=(optimizer, scheduler))
+    >>> scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)  # Trainer(optimizers=(…, …))
     >>> [f"{3e-3 * schedule(step):.1e}" for step in (0, 9, 10, 55, 99)]
     ['1.0e-06', '3.0e-03', '3.0e-03', '1.5e-03', '1.1e-05']
     ```
@@ -47,4 +50,7 @@ def warmup_cosine(
     return rate / peak
 
 
-__all__ = ["warmup_cosine"]
+# Name -> function like `warmup_cosine`; "cosine" is transformers' own.
+SCHEDULES: dict[str, Callable[..., float] | None] = {"cosine": None, "slip": warmup_cosine}
+
+__all__ = ["SCHEDULES", "warmup_cosine"]

@@ -4,10 +4,11 @@ from torch import nn
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for an optimiser: matrices, convolutions, embeddings, positions and class tokens decay; biases, scales and shifts of
-    normalisation, `logit_scale` and other vectors do not. Frozen parameters are in neither.
+    """Two groups for an optimiser: matrices, convolutions, embeddings, positions and class tokens decay; biases,
+    scales and shifts of normalisation, `logit_scale` and other vectors do not. Frozen parameters are in neither.
 
-    The rule of SLIP's and open_clip's training. `Trainer`'s own would let `logit_scale` decay: pass it an optimiser over these groups.
+    The rule of SLIP's and open_clip's training. `Trainer`'s own would let `logit_scale` decay: pass it an optimiser
+    over these groups.
 
     Args:
         model: any; names and shapes of its parameters decide.

@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
-from ..decoding.sound_decoding import decode_sound, resample
+from ..decoding.audio_decoding import decode_audio, resample
 
 
 _INT16 = 32768
@@ -214,7 +214,7 @@ def _read(sound, stated: int | None, where: str) -> tuple[np.ndarray, int]:
             raise ValueError(f"{where}: sampling_rate {stated} was stated, but it brings {rate}")
     if isinstance(sound, str | os.PathLike | bytes | bytearray | memoryview):
         try:
-            sound, own = decode_sound(sound)
+            sound, own = decode_audio(sound)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{where}: {error}") from error
         if rate is not None and rate != own:

@@ -7,7 +7,7 @@ import torch
 from parity_fixtures import assert_close, load_fixture
 
 from hf_clip_variants import AudioCLIPFeatureExtractor
-from hf_clip_variants.data.augmentation.sounds import stretch
+from hf_clip_variants.data.augmentation.audio import stretch
 from hf_clip_variants.modeling.audioclip.feature_extraction_audioclip import fit_length
 from hf_clip_variants.modeling.audioclip.spectrogram_audioclip import frame_signal
 

@@ -1,7 +1,7 @@
 """`PretrainTrainer` under Accelerate's FSDP2, on gloo; run by torchrun: python fsdp_pretraining.py OUT TASK.json.
 
-Accelerate takes DistributedDataParallel on a CPU whatever its plugin says; here it is told that it runs FSDP. Writes the trained weights, whole, to
-OUT/rank<r>.safetensors, and losses and metrics to OUT/rank<r>.json.
+Accelerate takes DistributedDataParallel on a CPU whatever its plugin says; here it is told that it runs FSDP. Writes
+the trained weights, whole, to OUT/rank<r>.safetensors, and losses and metrics to OUT/rank<r>.json.
 """
 
 import json

@@ -194,8 +194,8 @@ def test_the_files_open_as_pairs(script, packages, tmp_path):
     pairs = open_pairs(tmp_path / "stamps.parquet", text_columns=["caption", "caption_fr"])
     assert pairs.texts(pairs.dataset[0]) == [["A frog."]]
     assert pairs.texts(pairs.dataset[1]) == [["A frog."], ["Une grenouille."]]
-    pairs = open_pairs(tmp_path / "stamps_audio.parquet", with_sound=True)
-    assert pairs.sound(pairs.dataset[0]) == OGG and pairs.image(pairs.dataset[0]).mode == "RGBA"
+    pairs = open_pairs(tmp_path / "stamps_audio.parquet", with_audio=True)
+    assert pairs.audio(pairs.dataset[0]) == OGG and pairs.image(pairs.dataset[0]).mode == "RGBA"
 
 
 def test_the_command_reads_packages_that_are_there(script, packages, tmp_path, monkeypatch):

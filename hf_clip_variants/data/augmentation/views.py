@@ -1,4 +1,4 @@
-"""Augmented views of pictures that come out the same in every run, worker, batch and order."""
+"""Augmented views of images that come out the same in every run, worker, batch and order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Augmentation:
     """RandomResizedCrop and horizontal flip.
 
     Attributes:
-        scale (`tuple[float, float]`): the share of the picture's area that the crop takes, drawn uniformly.
+        scale (`tuple[float, float]`): the share of the image's area that the crop takes, drawn uniformly.
         ratio (`tuple[float, float]`): the crop's width / height, drawn log-uniformly.
         flip (`float`): probability of mirroring.
     """
@@ -40,10 +40,11 @@ class Augmentation:
     def draw(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int, bool]:
         """(top, left, height, width, mirrored) of one crop.
 
-        The draws and their order are torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, which know only the global
-        generator. After ten tries that do not fit, the largest centred crop of an allowed ratio is taken.
+        The draws and their order are torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, which know only the
+        global generator. After ten tries that do not fit, the largest centred crop of an allowed ratio is taken.
         """
         low, high = torch.log(torch.tensor(self.ratio))
+        # Area and ratio give the sides; where the crop fits, its corner follows. Each try draws anew.
         for _ in range(10):
             area = height * width * torch.empty(1).uniform_(*self.scale, generator=generator).item()
             ratio = torch.exp(torch.empty(1).uniform_(low.item(), high.item(), generator=generator)).item()
@@ -76,32 +77,35 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
     return AUGMENTATIONS[augmentation]
 
 
-def view_generator(seed: int, view: int, picture_id: str) -> torch.Generator:
-    """The generator of one view of one picture; nothing else decides its draws."""
-    digest = hashlib.sha256(f"{seed}\0{view}\0{picture_id}".encode("utf-8", "surrogatepass")).digest()
+def view_generator(seed: int, view: int, image_id: str) -> torch.Generator:
+    """The generator of one view of one image; nothing else decides its draws."""
+    digest = hashlib.sha256(f"{seed}\0{view}\0{image_id}".encode("utf-8", "surrogatepass")).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class AugmentedViews(torch.utils.data.Dataset):
-    """`views[i]`: V augmented, normalised views of picture i, float32, shape (V, 3, H, W).
+    """`views[i]`: V augmented, normalised views of image i, float32, shape (V, 3, H, W).
 
-    View v of a picture is drawn with a generator of its own, seeded by SHA-256 of (`seed`, v, the picture's id): it is the same in any
-    batch, order, worker process and run, with any number of views, and in any selection from a larger set. A picture that is in the set
-    twice (Tip-Adapter repeats those of small classes) gets other views the second time.
+    View v of an image is drawn with a generator of its own, seeded by SHA-256 of (`seed`, v, the image's id): it is
+    the same in any batch, order, worker process and run, with any number of views, and in any selection from a larger
+    set. An image that is in the set twice (Tip-Adapter repeats those of small classes) gets other views the second
+    time.
 
-    The image processor decides the rest: alpha on its background, conversion to RGB, output size (`crop_size`, or `size` without centre
-    crop), `resample`, mean and std. Crops are resized by torchvision's antialiased uint8 kernel: at most one grey level from Pillow's,
-    which the official training code uses. With `augmentation="none"` the one view is exactly `processor(images=picture)`.
+    The image processor decides the rest: alpha on its background, conversion to RGB, output size (`crop_size`, or
+    `size` without centre crop), `resample`, mean and std. Crops are resized by torchvision's antialiased uint8 kernel:
+    at most one grey level from Pillow's, which the official training code uses. With `augmentation="none"` the one
+    view is exactly `processor(images=image)`.
 
     Args:
-        image_set ([`ImageSet`]): N pictures.
+        image_set ([`ImageSet`]): N images.
         processor: an image processor, or a processor that holds one.
         num_views (`int`): V; 1 with "none".
         augmentation: "coop", "tip", "none" or an [`Augmentation`].
         seed (`int`)
 
     Raises:
-        ValueError: an unknown augmentation, V < 1, several views of "none"; on reading, a picture that cannot be decoded (named).
+        ValueError: an unknown augmentation, V < 1, several views of "none"; on reading, an image that cannot be
+            decoded (named).
 
     Example:
 
@@ -142,7 +146,7 @@ class AugmentedViews(torch.utils.data.Dataset):
         return self.views(index, range(self.num_views))
 
     def views(self, index: int, numbers) -> torch.Tensor:
-        """The views `numbers` of picture `index`, (len(numbers), 3, H, W): also ones beyond `num_views`."""
+        """The views `numbers` of image `index`, (len(numbers), 3, H, W): also ones beyond `num_views`."""
         image = self.image_set.image(index)
         try:
             if self.augmentation is None:
@@ -156,7 +160,7 @@ class AugmentedViews(torch.utils.data.Dataset):
             raise ValueError(f"images[{index}] {self.image_set.ids[index]!r}: {reason}") from error
 
     def _to_rgb(self, image) -> torch.Tensor:
-        """uint8 (3, height, width) at full size: whatever the processor does about modes and alpha, and nothing else."""
+        """uint8 (3, height, width) at full size: what the processor does about modes and alpha, and nothing else."""
         off = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
         return torch.as_tensor(self.processor(images=[image], return_tensors="pt", **off)["pixel_values"][0])
 
@@ -171,15 +175,8 @@ class AugmentedViews(torch.utils.data.Dataset):
         resample = getattr(self.processor, "resample", None)
         if isinstance(resample, InterpolationMode):
             return resample
-        names = {
-            0: "NEAREST_EXACT",
-            1: "LANCZOS",
-            2: "BILINEAR",
-            3: "BICUBIC",
-            4: "BOX",
-            5: "HAMMING",
-        }  # Pillow's numbers
-        return InterpolationMode[names[3 if resample is None else int(resample)]]
+        by_pillow_number = ("NEAREST_EXACT", "LANCZOS", "BILINEAR", "BICUBIC", "BOX", "HAMMING")
+        return InterpolationMode[by_pillow_number[3 if resample is None else int(resample)]]
 
     def _normalise(self, crops: torch.Tensor) -> torch.Tensor:
         off = {"do_resize": False, "do_center_crop": False, "do_convert_rgb": False}
@@ -188,7 +185,7 @@ class AugmentedViews(torch.utils.data.Dataset):
         return batch["pixel_values"]
 
     def describe(self) -> dict[str, Any]:
-        """What decides the pixels besides pictures and processor; JSON-able, part of the feature cache's key."""
+        """What decides the pixels besides images and processor; JSON-able, part of the feature cache's key."""
         if self.augmentation is None:
             return {"augmentation": None, "views": 1, "seed": 0}
         return {"augmentation": asdict(self.augmentation), "views": self.num_views, "seed": self.seed}

@@ -1,8 +1,8 @@
 """Endless training batches of pairs in which everything random follows from the seed and the place in the run.
 
-Order, text, template and augmentation of a sample are functions of (seed, position), not of a generator that is passed along. So a run that
-goes on from a checkpoint sees what it would have seen, and nothing depends on the number of loader workers; on indexed data, not on
-the number of processes either.
+Order, text, template and augmentation of a sample are functions of (seed, position), not of a generator that is passed
+along. So a run that goes on from a checkpoint sees what it would have seen, and nothing depends on the number of
+loader workers; on indexed data, not on the number of processes either.
 """
 
 from __future__ import annotations
@@ -28,36 +28,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairReader:
-    """Row -> sample: a square picture, one of its texts, its sound.
+    """Row -> sample: a square image, one of its texts, its audio.
 
     Attributes:
         seed (`int`): of every draw.
-        canvas (`int`): side of the square that augmentation starts from, pixels. Opaque pictures are cut to their centre, pictures with
-            alpha are padded.
+        source_size (`int`): side of the square that augmentation starts from, pixels. Opaque images are cut to their
+            centre, images with alpha are padded.
         templates (`tuple[str, ...]`): one is drawn for each text; "{}" is its place.
-        transform (*optional*): (PIL image, generator) -> views by name, instead of a canvas and batched augmentation.
-        sound (*optional*): (file content or path, generator) -> waveform (channels, samples).
+        transform (*optional*): (PIL image, generator) -> views by name, instead of an image and batched augmentation.
+        audio (*optional*): (file content or path, generator) -> waveform (channels, samples).
     """
 
     seed: int
-    canvas: int
+    source_size: int
     templates: tuple[str, ...] = ("{}",)
     transform: Callable[[Any, torch.Generator], Mapping[str, torch.Tensor]] | None = None
-    sound: Callable[[bytes | str, torch.Generator], torch.Tensor] | None = None
+    audio: Callable[[bytes | str, torch.Generator], torch.Tensor] | None = None
 
     def __call__(self, pairs: Pairs, row: Mapping[str, Any], key: str) -> dict[str, Any]:
         """The sample at the place `key` of the run; ValueError on what cannot be read."""
+        # A column with a text, one of its texts, a template: three draws, but none where there is one choice only.
         draw = self.generator(key, "text")
         offered = _pick(pairs.texts(row), draw)
         text = _pick(self.templates, draw).replace("{}", _pick(offered, draw))
         image = pairs.image(row)
         sample = {"key": key, "text": text}
         if self.transform is None:
-            sample["canvas"] = square(image, self.canvas)
+            sample["image"] = square(image, self.source_size)
         else:
             sample["views"] = dict(self.transform(image, self.generator(key, "transform")))
-        if self.sound is not None:
-            sample["sound"] = self.sound(pairs.sound(row), self.generator(key, "sound"))
+        if self.audio is not None:
+            # The last word is part of the seed: another one would give other augmentation.
+            sample["audio"] = self.audio(pairs.audio(row), self.generator(key, "sound"))
         return sample
 
     def generator(self, key: str, what: str) -> torch.Generator:
@@ -69,7 +71,7 @@ def _pick(values: Sequence, generator: torch.Generator):
 
 
 def square(image: Any, side: int) -> torch.Tensor:
-    """uint8 (4, side, side), RGB and alpha: the whole picture if it has transparency, else its centre square."""
+    """uint8 (4, side, side), RGB and alpha: the whole image if it has transparency, else its centre square."""
     from PIL import Image
 
     has_alpha = "A" in image.getbands() or image.info.get("transparency") is not None
@@ -86,7 +88,7 @@ def square(image: Any, side: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class CropView:
-    """`transform` of a [`PairReader`]: open_clip's view for training, a square crop of 90 to 100 % of the picture, bicubic."""
+    """`transform` of a [`PairReader`]: open_clip's training view, a square crop of 90 to 100 % of the image."""
 
     size: int
     mean: tuple[float, float, float]
@@ -107,13 +109,14 @@ class CropView:
 
 
 @dataclass(frozen=True)
-class SoundReader:
-    """`sound` of a [`PairReader`]: a file's waveform, mono, at the extractor's sampling rate and scale, (1, length).
+class AudioReader:
+    """`audio` of a [`PairReader`]: a file's waveform, mono, at the extractor's sampling rate and scale, (1, length).
 
     Attributes:
         feature_extractor ([`AudioCLIPFeatureExtractor`])
         length (`int`): samples.
-        augmentation ([`SoundAugmentation`], *optional*): of this length; without it, the extractor's own cut and padding.
+        augmentation ([`AudioAugmentation`], *optional*): of this length; without it, the extractor's own cut and
+            padding.
     """
 
     feature_extractor: Any
@@ -124,23 +127,26 @@ class SoundReader:
         read = self.feature_extractor
         if self.augmentation is None:
             return read(content, max_length=self.length, resample=True, return_tensors="pt")["input_features"][0]
-        sound = read(content, padding=False, truncation=False, resample=True)["input_features"][0]
-        return torch.from_numpy(self.augmentation(sound, generator))
+        audio = read(content, padding=False, truncation=False, resample=True)["input_features"][0]
+        return torch.from_numpy(self.augmentation(audio, generator))
 
 
 class PairDataset(Dataset):
     """`samples[position]` for every position >= 0, over data sets that can be indexed.
 
-    Each batch takes its share of every source; each source is gone through in an order of its own, a new one each time.
+    Each batch takes its share of every source; each source is gone through in an order of its own, a new one each
+    time.
 
     Args:
         parts: the sources.
         reader ([`PairReader`])
         batch_size: of all processes together.
         mix: the sources' shares of a batch, any positive numbers; default by their lengths.
-        distinct: rows with the same value in this column are one thing in several pictures: a batch takes it once, in a random one of them.
-            (Twice the same concept in a batch would be a wrong negative.) Sources without the column are taken row by row.
-        on_error: "raise" on a row that cannot be read, or "skip" it: the next one takes its place and a warning names it.
+        distinct: rows with the same value in this column are one thing in several images: a batch takes it once, in a
+            random one of them. (Twice the same concept in a batch would be a wrong negative.) Sources without the
+            column are taken row by row.
+        on_error: "raise" on a row that cannot be read, or "skip" it: the next one takes its place and a warning names
+            it.
 
     Raises:
         ValueError: a stream, nothing to read, shares that leave a source without a place in the batch.
@@ -170,7 +176,8 @@ class PairDataset(Dataset):
         self.counts = shares(mix or self.sizes, batch_size)
         if len(self.counts) != len(self.parts) or not all(self.counts):
             raise ValueError(
-                f"mix: a batch of {batch_size} would hold {self.counts} of the {len(self.parts)} sources; want at least 1 each"
+                f"mix: a batch of {batch_size} would hold {self.counts} of the {len(self.parts)} sources; want at least "
+                "1 each"
             )
         self._starts = [0, *itertools.accumulate(self.counts)]
         self._orders: dict[tuple[int, int], torch.Tensor] = {}
@@ -183,6 +190,8 @@ class PairDataset(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         part, number = self._place(position)
+        # A row that cannot be read is replaced by the next of its source's order, which comes again in its own place:
+        # positions, and with them all other samples, stay as they are.
         for attempt in range(min(self.sizes[part], 100)):
             row = self._row(part, number + attempt, position)
             try:
@@ -197,11 +206,16 @@ class PairDataset(Dataset):
         raise ValueError(f"{self.parts[part].source}: 100 rows in a row cannot be read, the last one: {message}")
 
     def _place(self, position: int) -> tuple[int, int]:
+        """The source of a position, and how many of that source's rows come before it in the run."""
+        # Every batch is laid out alike: counts[0] places of source 0, counts[1] of source 1, ...
         batch, place = divmod(position, self.batch_size)
         part = bisect.bisect_right(self._starts, place) - 1
         return part, batch * self.counts[part] + place - self._starts[part]
 
     def _row(self, part: int, number: int, position: int) -> int:
+        """The row of source `part` that is its `number`-th of the run."""
+        # The source is gone through in one permutation after the other. Two are kept, because a batch may end one and
+        # begin the next; any of them can be made from the seed, so that a resumed run needs no state.
         epoch, index = divmod(number, self.sizes[part])
         if (part, epoch) not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key[0] != part or key[1] == epoch - 1}
@@ -232,12 +246,14 @@ def _groups(part: Pairs, distinct: str | None) -> list[np.ndarray] | None:
     if not distinct or distinct not in part.dataset.column_names:
         return None
     _, inverse = np.unique(np.asarray(part.dataset[distinct][:], dtype=str), return_inverse=True)
+    # Rows sorted by value, cut where the value changes.
     order = np.argsort(inverse, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
 
 
 class PositionSampler(Sampler):
-    """Positions of one process's batches, without end: process r of W takes every W-th batch of `batch_size`, from the r-th on.
+    """Positions of one process's batches, without end: process r of W takes every W-th batch of `batch_size`, from the
+    r-th on.
 
     >>> import itertools
     >>> list(itertools.islice(PositionSampler(2, rank=1, world_size=2, first_batch=1), 2))
@@ -256,8 +272,8 @@ class PositionSampler(Sampler):
 class PairStream(IterableDataset):
     """Endless samples of one process from a stream, again from the start after its end, shuffled within a buffer.
 
-    Every process reads its own shards if they can be divided evenly, else every W-th row of all: none ends before another. Rows of the
-    batches before `first_batch` are read but not decoded and come out as None.
+    Every process reads its own shards if they can be divided evenly, else every W-th row of all: none ends before
+    another. Rows of the batches before `first_batch` are read but not decoded and come out as None.
 
     Args:
         pairs, reader, on_error: as in [`PairDataset`].
@@ -294,10 +310,12 @@ class PairStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        # A worker fills its own batches, one after the other. Which of the run's they are follows from the loader,
+        # which takes a batch of each worker in turn: worker w of W makes batches w, w + W, w + 2W, ...
         count = 0
         for row in self._rows():
-            batch = count // self.batch_size * workers + number  # the loader asks its workers in turn
-            if batch < self.first_batch:
+            batch = count // self.batch_size * workers + number
+            if batch < self.first_batch:  # a resumed run reads on to its place; `PairLoader` drops these batches
                 count += 1
                 yield None
                 continue
@@ -327,7 +345,7 @@ class PairStream(IterableDataset):
 
 @dataclass(frozen=True)
 class PairViews:
-    """Canvases -> normalised views by name, on the canvases' device.
+    """Images -> normalised views by name, on the images' device.
 
     Attributes:
         augmentations: name of the model's argument ("pixel_values", …) -> [`BatchAugmentation`].
@@ -342,12 +360,12 @@ class PairViews:
     std: Sequence[float]
     seed: int
 
-    def __call__(self, canvases: torch.Tensor, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-        mean, std = (torch.tensor(v, device=canvases.device)[:, None, None] for v in (self.mean, self.std))
+    def __call__(self, images: torch.Tensor, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.mean, self.std))
         views = {}
         for name, augmentation in self.augmentations.items():
             generators = [view_generator(self.seed, 0, f"{key}\0{name}") for key in keys]
-            views[name] = (augmentation(canvases, self.size, generators) - mean) / std
+            views[name] = (augmentation(images, self.size, generators) - mean) / std
         return views
 
 
@@ -357,7 +375,7 @@ class PairCollator:
 
     Attributes:
         tokenizer, max_length: texts are cut there.
-        views ([`PairViews`], *optional*): None leaves canvases and keys in the batch, for augmentation on the device.
+        views ([`PairViews`], *optional*): None leaves images and keys in the batch, for augmentation on the device.
         pad_to_max_length: one length for all batches, for `torch.compile`.
     """
 
@@ -378,18 +396,19 @@ class PairCollator:
         if "views" in samples[0]:
             batch |= {name: torch.stack([s["views"][name] for s in samples]) for name in samples[0]["views"]}
         else:
-            canvases, keys = torch.stack([s["canvas"] for s in samples]), [s["key"] for s in samples]
-            batch |= {"canvases": canvases, "keys": keys} if self.views is None else self.views(canvases, keys)
-        if "sound" in samples[0]:
-            batch["input_features"] = torch.stack([s["sound"] for s in samples])
+            images, keys = torch.stack([s["image"] for s in samples]), [s["key"] for s in samples]
+            batch |= {"images": images, "keys": keys} if self.views is None else self.views(images, keys)
+        if "audio" in samples[0]:
+            batch["input_features"] = torch.stack([s["audio"] for s in samples])
         return batch
 
 
 class PairLoader(DataLoader):
-    """A `DataLoader` that begins with batch `first_batch` of what its stream gives, and leaves torch's global generator alone."""
+    """A `DataLoader` that begins with batch `first_batch` of a stream and leaves torch's global generator alone."""
 
     def __init__(self, *args, first_batch: int = 0, **kwargs):
-        # A loader draws its workers' seed when it starts: from the global generator, a resumed run would get other dropout.
+        # A loader draws its workers' seed when it starts: from the global generator, a resumed run would get other
+        # dropout.
         super().__init__(*args, generator=torch.Generator(), **kwargs)
         self.first_batch = first_batch
 

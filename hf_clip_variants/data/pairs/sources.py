@@ -1,4 +1,4 @@
-"""`open_pairs`: pictures (and sounds) with texts for contrastive training, from disk or as a stream, one row format for all."""
+"""`open_pairs`: images (and audio) with texts for contrastive training, from disk or as a stream, in one format."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TEXT_COLUMNS = ("text", "caption", "captions", "title", "txt", "name", "label", "json")
-SOUND_COLUMNS = ("audio", "sound", "wav", "flac", "ogg", "mp3")
+AUDIO_COLUMNS = ("audio", "sound", "wav", "flac", "ogg", "mp3")
 _WEBDATASET_IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of encoded pictures and their texts.
+    """Rows of encoded images and their texts.
 
     Attributes:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): rows as they are stored; pictures and sounds are not decoded.
-        image_column (`str`), sound_column (`str`, *optional*), text_columns (`tuple[str, ...]`): where things are; "json.title" is the
-            entry "title" of the column "json".
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): rows as they are stored; images and audio are not
+            decoded.
+        image_column (`str`), audio_column (`str`, *optional*), text_columns (`tuple[str, ...]`): where things are;
+            "json.title" is the entry "title" of the column "json".
         class_names (`dict[str, list[str]]`): of text columns that hold class numbers.
-        folder (`str`): what relative picture paths are relative to.
+        folder (`str`): what relative image paths are relative to.
         source (`str`): for messages.
     """
 
     dataset: Any
     image_column: str
     text_columns: tuple[str, ...]
-    sound_column: str | None = None
+    audio_column: str | None = None
     class_names: Mapping[str, Sequence[str]] | None = None
     folder: str = ""
     source: str = ""
@@ -66,7 +67,7 @@ class Pairs:
         return found
 
     def image(self, row: Mapping[str, Any]) -> Image.Image:
-        """The picture, upright, 8 bits, alpha kept. ValueError on an unreadable one."""
+        """The image, upright, 8 bits, alpha kept. ValueError on an unreadable one."""
         from ...modeling.decoding.image_decoding import DecodingRules, decode_image
 
         value = row[self.image_column]
@@ -78,13 +79,13 @@ class Pairs:
             path = os.path.join(self.folder, path)
         return decode_image(content if content is not None else path, DecodingRules(keep_mode=True))
 
-    def sound(self, row: Mapping[str, Any]) -> bytes | str:
-        """The sound's file, or where it is. ValueError if there is none."""
-        value = row[self.sound_column]
+    def audio(self, row: Mapping[str, Any]) -> bytes | str:
+        """The audio file's content, or its path. ValueError if there is none."""
+        value = row[self.audio_column]
         content = value.get("bytes") if isinstance(value, Mapping) else None
         path = value.get("path") if isinstance(value, Mapping) else value
         if content is None and not path:
-            raise ValueError("no sound in this row (null)")
+            raise ValueError("no audio in this row (null)")
         return content if content is not None else os.path.join(self.folder, path)
 
     def describe(self, row: Mapping[str, Any], number: int | str) -> str:
@@ -102,24 +103,26 @@ def open_pairs(
     split: str = "train",
     image_column: str | None = None,
     text_columns: Sequence[str] | None = None,
-    sound_column: str | None = None,
-    with_sound: bool = False,
+    audio_column: str | None = None,
+    with_audio: bool = False,
     any_text_column: bool = False,
 ) -> Pairs:
-    """Open pictures with texts; nothing is decoded yet.
+    """Open images with texts; nothing is decoded yet.
 
     Args:
         source: one of
             - `.parquet` files: one, several with commas between, a glob, or a folder of them;
             - WebDataset shards, `.tar`: likewise. Always a stream;
-            - a `.csv`, `.tsv` or `.jsonl` of picture path (relative to the file) and text;
-            - a folder of pictures: with a `metadata.csv` or `.jsonl` beside them, else one sub-folder a class, its name being the text;
+            - a `.csv`, `.tsv` or `.jsonl` of image path (relative to the file) and text;
+            - a folder of images: with a `metadata.csv` or `.jsonl` beside them, else one sub-folder a class, its
+              name being the text;
             - a `datasets.Dataset` or `IterableDataset`, or the id of one on the Hub.
-        streaming: read on and on from the first row, without an index and without copying into the cache: for what is larger than the disk.
+        streaming: read on and on from the first row, without an index and without copying into the cache: for what is
+            larger than the disk.
         split: of a Hub data set.
-        image_column, text_columns, sound_column: default: found by the usual names. Of several text columns each use of a row takes one at
-            random, of a column of lists one entry.
-        with_sound: a sound is wanted; without one, ValueError.
+        image_column, text_columns, audio_column: default: found by the usual names. Of several text columns each use
+            of a row takes one at random, of a column of lists one entry.
+        with_audio: audio is wanted; without a column of it, ValueError.
         any_text_column: one of `text_columns` is enough (for several sources that are read alike).
 
     Raises:
@@ -152,10 +155,10 @@ def open_pairs(
     image = _choose("image_column", image_column, (*IMAGE_COLUMNS, *_WEBDATASET_IMAGES), columns, name)
     if "__key__" in columns and any(isinstance(feature, datasets.Audio) for feature in features.values()):
         # datasets encodes them while it reads the shard, which takes torchcodec and a system's FFmpeg.
-        raise ValueError(f"source: {name} has sounds in tar shards; want them in Parquet files, column `audio`")
-    sound = None
-    if with_sound or sound_column:
-        sound = _choose("sound_column", sound_column, SOUND_COLUMNS, columns, name)
+        raise ValueError(f"source: {name} has audio in tar shards; want it in Parquet files, column `audio`")
+    audio = None
+    if with_audio or audio_column:
+        audio = _choose("audio_column", audio_column, AUDIO_COLUMNS, columns, name)
     if text_columns:
         if any_text_column:
             text_columns = [c for c in text_columns if c.partition(".")[0] in columns] or text_columns
@@ -164,7 +167,7 @@ def open_pairs(
     else:
         text_columns = [_choose("text_columns", None, TEXT_COLUMNS, [c for c in columns if c != image], name)]
 
-    for column, kind in ((image, datasets.Image), (sound, datasets.Audio)):
+    for column, kind in ((image, datasets.Image), (audio, datasets.Audio)):
         if column and isinstance(features[column], kind):
             dataset = dataset.cast_column(column, kind(decode=False))
     names = {c: features[c].names for c in text_columns if isinstance(features.get(c), datasets.ClassLabel)}
@@ -175,11 +178,11 @@ def open_pairs(
     ]
     if numbers:
         raise ValueError(f"text_columns: {numbers[0]!r} of {name} holds numbers without names; want texts")
-    return Pairs(dataset, image, tuple(text_columns), sound, names or None, folder, name)
+    return Pairs(dataset, image, tuple(text_columns), audio, names or None, folder, name)
 
 
 def _load(name: str, streaming: bool, split: str) -> tuple[Any, str]:
-    """The data set, and the folder that its picture paths are relative to."""
+    """The data set, and the folder that its image paths are relative to."""
     import datasets
 
     path = Path(name)
@@ -208,7 +211,7 @@ def _load(name: str, streaming: bool, split: str) -> tuple[Any, str]:
         return datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True), ""
     if kind in (".csv", ".tsv", ".jsonl"):
         if len(files) > 1:
-            raise ValueError(f"source: {name} matches {len(files)} tables; want one, picture paths are relative to it")
+            raise ValueError(f"source: {name} matches {len(files)} tables; want one, image paths are relative to it")
         builder, options = ("json", {}) if kind == ".jsonl" else ("csv", {"sep": "\t" if kind == ".tsv" else ","})
         dataset = datasets.load_dataset(builder, data_files=files, split="train", streaming=streaming, **options)
         return dataset, str(Path(files[0]).absolute().parent)

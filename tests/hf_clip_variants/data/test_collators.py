@@ -14,12 +14,12 @@ def processor():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return load_emoji("notov1", concepts=["cat", "dog", "lemon"])
 
 
-def test_image_classification(processor, pictures):
-    rows = [pictures.dataset[i] for i in (2, 0)]
+def test_image_classification(processor, images):
+    rows = [images.dataset[i] for i in (2, 0)]
     batch = ImageClassificationCollator(processor)(rows)
     expected = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     assert set(batch) == {"pixel_values", "labels"} and torch.equal(batch["pixel_values"], expected)
@@ -38,9 +38,9 @@ def test_features():
     assert batch["image_features"].tolist() == [[0.0] * 3, [1.0] * 3] and batch["labels"].tolist() == [0, 1]
 
 
-def test_image_text_gives_a_clip_model_its_loss(processor, pictures):
+def test_image_text_gives_a_clip_model_its_loss(processor, images):
     rows = [
-        {"image": pictures.image(i), "caption": name}
+        {"image": images.image(i), "caption": name}
         for i, name in enumerate(["cat", "a very " * 60 + "good dog", "lemon"])
     ]
     batch = ImageTextCollator(processor, text_column="caption")(rows)

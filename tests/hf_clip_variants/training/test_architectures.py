@@ -11,11 +11,19 @@ from hf_clip_variants.training.architectures import ARCHITECTURES, new_model
 
 
 OFFICIAL = {
-    ("clip", "ViT-B/32"): "clip_ViT-B-32", ("clip", "ViT-B/16"): "clip_ViT-B-16", ("clip", "ViT-L/14"): "clip_ViT-L-14",
-    ("clip", "RN50"): "clip_RN50", ("clip", "RN101"): "clip_RN101", ("clip", "RN50x4"): "clip_RN50x4", ("clip", "RN50x16"): "clip_RN50x16",
-    ("clip", "RN50x64"): "clip_RN50x64", ("slip", "ViT-S/16"): "slip_VITS16", ("slip", "ViT-B/16"): "slip_VITB16",
-    ("slip", "ViT-L/16"): "slip_VITL16", ("audioclip", "RN50"): "audioclip",
-}  # fmt: skip
+    ("clip", "ViT-B/32"): "clip_ViT-B-32",
+    ("clip", "ViT-B/16"): "clip_ViT-B-16",
+    ("clip", "ViT-L/14"): "clip_ViT-L-14",
+    ("clip", "RN50"): "clip_RN50",
+    ("clip", "RN101"): "clip_RN101",
+    ("clip", "RN50x4"): "clip_RN50x4",
+    ("clip", "RN50x16"): "clip_RN50x16",
+    ("clip", "RN50x64"): "clip_RN50x64",
+    ("slip", "ViT-S/16"): "slip_VITS16",
+    ("slip", "ViT-B/16"): "slip_VITB16",
+    ("slip", "ViT-L/16"): "slip_VITL16",
+    ("audioclip", "RN50"): "audioclip",
+}
 
 
 @pytest.mark.parametrize(("method", "architecture"), OFFICIAL, ids=lambda value: value)
@@ -46,7 +54,7 @@ def test_every_architecture_takes_the_methods_that_fit_it(name):
     for method in ("clip", "slip", "audioclip"):
         with torch.device("meta"):
             if method == "audioclip" and not name.startswith("RN"):
-                with pytest.raises(ValueError, match="want one of CLIP's ResNets"):
+                with pytest.raises(ValueError, match=f"got {name!r} for audioclip; want one of RN-mini, RN-tiny"):
                     new_model(method, name, tokenizer=str(EMOJI_CLIP))
                 continue
             model, processor = new_model(
@@ -54,6 +62,18 @@ def test_every_architecture_takes_the_methods_that_fit_it(name):
             )
         assert model.config.logit_scale_init_value == 2.0
         assert processor.image_processor.resample == (2 if method == "slip" else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "head_width", "audio_width"), [("RN-mini", 512, 512), ("RN-tiny", 1024, 512), ("RN50", 4096, 2048)]
+)
+def test_what_a_method_adds_fits_the_scale(name, head_width, audio_width):
+    with torch.device("meta"):
+        slip, _ = new_model("slip", name, tokenizer=str(EMOJI_CLIP))
+        audioclip, _ = new_model("audioclip", name, tokenizer=str(EMOJI_CLIP))
+        other, _ = new_model("slip", name, tokenizer=str(EMOJI_CLIP), config={"ssl_mlp_dim": 32})
+    assert slip.config.ssl_mlp_dim == head_width and other.config.ssl_mlp_dim == 32
+    assert audioclip.config.audio_config.hidden_size == audio_width
 
 
 def test_unknown_names_are_refused():

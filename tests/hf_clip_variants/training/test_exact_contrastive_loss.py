@@ -1,4 +1,4 @@
-"""The callback on one process, where its loss is the model's own. On two: tests/modeling/losses/test_contrastive_ranks.py."""
+"""The callback on one process, where its loss is the model's own. On two: test_contrastive_ranks.py."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 """`PretrainTrainer` on a tiny CLIP: what a step is, what a resumed run is, what is measured."""
 
 import copy
+import dataclasses
 import logging
 import shutil
 from functools import partial
@@ -11,11 +12,8 @@ from contrastive_runs import run_ranks
 from paths import PROGRAMS, ROOT
 from pretraining_runs import clip, losses, still_clip, trainer, zero_shot_set
 
-from hf_clip_variants.data.images.emoji import FOLDER, load_emoji
 from hf_clip_variants.data.pairs.batches import PairDataset
-from hf_clip_variants.data.pairs.sources import open_pairs
 from hf_clip_variants.training.lr_schedules import warmup_cosine
-from hf_clip_variants.training.pretrain_trainer import RetrievalSet, retrieval_of_pairs, zero_shot_accuracy
 
 
 FSDP_PROGRAM = PROGRAMS / "fsdp_pretraining.py"
@@ -43,7 +41,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(stream, 
 @pytest.mark.parametrize(
     "changed", [{"on_device": True}, {"dataloader_num_workers": 1}], ids=["on the device", "a worker"]
 )
-def test_where_pictures_are_augmented_changes_nothing(changed, tmp_path, monkeypatch):
+def test_where_images_are_augmented_changes_nothing(changed, tmp_path, monkeypatch):
     # A worker imports anew, and on pytest's path tests/hf_clip_variants would come before the installed package.
     monkeypatch.syspath_prepend(ROOT)
     found = []
@@ -114,47 +112,6 @@ def test_a_schedule_of_ones_own_sets_the_learning_rate_and_resumes(tmp_path):
     assert losses(run) == losses(resumed)
 
 
-def test_zero_shot_accuracy_is_that_of_the_classifier(tmp_path):
-    """The embedded model, against the classifier of this package on the same pictures and prompts."""
-    from transformers import AutoModel, AutoProcessor
-
-    from hf_clip_variants import CLIPClassifier, embedded_model
-    from hf_clip_variants.evaluation.prediction import load_processor
-
-    images = load_emoji("notov1").select(range(0, 190, 5))
-    model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
-    found = zero_shot_accuracy(model, AutoProcessor.from_pretrained(embedded_model()), images, "icons", batch_size=16)
-    classifier = CLIPClassifier.from_pretrained(embedded_model(), dtype=torch.float32)
-    classifier.set_classes(images.class_names, "icons")
-    pixels = load_processor(str(embedded_model()))(
-        images=[images.image(i) for i in range(len(images))], return_tensors="pt"
-    )
-    with torch.no_grad():
-        order = classifier(pixel_values=pixels["pixel_values"]).logits.topk(5).indices
-    labels = torch.as_tensor(images.labels)[:, None]
-    right = (order == labels).float()
-    assert found == pytest.approx({"top1": right[:, 0].mean().item(), "top5": right.sum(1).mean().item()})
-    assert found["top1"] > 0.3
-
-
-def test_retrieval_counts_equal_texts_as_right(tmp_path):
-    from transformers import AutoModel, AutoProcessor
-
-    from hf_clip_variants import embedded_model
-
-    pairs = open_pairs(",".join(str(FOLDER / f"{s}.parquet") for s in ("notov1", "fluentflat")), text_columns=["name"])
-    first = pairs.dataset.select([i + 190 * style for i in range(0, 40) for style in (0, 1)])
-    held_out = RetrievalSet("icons", type(pairs)(first, "image", ("name",)))
-    model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
-    found = retrieval_of_pairs(model, AutoProcessor.from_pretrained(embedded_model()), held_out, 32)
-    assert set(found) == {
-        f"{a}_to_{b}_{metric}" for a, b in (("text", "image"), ("image", "text"))
-        for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
-    }  # fmt: skip
-    # Each text is there twice: were only the pair's own right, a tie would spoil every first rank.
-    assert found["image_to_text_recall_at_1"] > 0.4
-
-
 def test_evaluation_during_training_is_logged_and_leaves_training_as_it_is(tmp_path):
     sets = [zero_shot_set()]
     plain = trainer(tmp_path / "a", steps=4)
@@ -164,6 +121,12 @@ def test_evaluation_during_training_is_logged_and_leaves_training_as_it_is(tmp_p
     assert losses(plain) == losses(watched)
     found = [entry for entry in watched.state.log_history if "eval_3d_top1" in entry]
     assert len(found) == 2 and all(0 <= entry["eval_3d_top5"] <= 1 for entry in found)
+
+
+def test_bad_templates_are_refused_before_the_training(tmp_path):
+    wrong = dataclasses.replace(zero_shot_set(), templates="an icon")
+    with pytest.raises(ValueError, match="template 'an icon' has no {}"):
+        trainer(tmp_path, sets=[wrong])
 
 
 def test_other_data_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoFeatureExtractor
 
 from hf_clip_variants import AudioCLIPConfig, AudioCLIPFeatureExtractor
-from hf_clip_variants.modeling.decoding.sound_decoding import decode_sound, resample
+from hf_clip_variants.modeling.decoding.audio_decoding import decode_audio, resample
 
 
 RATE = 44_100
@@ -84,7 +84,7 @@ def test_every_form_of_a_sound_gives_the_same(extract, tone, tmp_path):
         (np.full(9, 20_000.0), {}, "floats up to 20000, .* pass do_rescale_int16=False"),
         (np.zeros((3, 9)), {"num_channels": 2}, r"3 channels, expected 1 or 2 \(num_channels\)"),
         ({"sampling_rate": RATE}, {}, "a dictionary without array, bytes or path"),
-        (b"RIFF and nothing else", {}, r"audio\[0\]: 21 bytes: cannot be decoded as sound"),
+        (b"RIFF and nothing else", {}, r"audio\[0\]: 21 bytes: cannot be decoded as audio"),
         ([np.zeros(9), np.zeros(8)], {"padding": False}, r"sounds of different shapes \[\(1, 8\), \(1, 9\)\] are no tensor"),
         (np.zeros(9), {"padding": "repeat"}, "padding: 'repeat', expected"),
         (np.zeros(9), {"max_length": 0}, "max_length: 0"),
@@ -167,7 +167,7 @@ def test_other_rates_are_resampled_where_that_is_asked_for(extract):
 def test_files_are_decoded_without_ffmpeg(kind):
     pytest.importorskip("soundfile")
     tone = 0.4 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
-    samples, rate = decode_sound(file_of(np.stack([tone, -tone]), kind=kind))
+    samples, rate = decode_audio(file_of(np.stack([tone, -tone]), kind=kind))
     assert rate == RATE and samples.dtype == np.float32 and len(samples) == 2 and samples.shape[1] >= RATE
     power = np.abs(np.fft.rfft(samples[0, :RATE]))
     assert power.argmax() == 440 and np.abs(samples).max() == pytest.approx(0.4, abs=0.05)
@@ -176,13 +176,13 @@ def test_files_are_decoded_without_ffmpeg(kind):
 def test_files_that_are_none(tmp_path, monkeypatch):
     pytest.importorskip("soundfile")
     with pytest.raises(FileNotFoundError, match="missing.wav: no such file"):
-        decode_sound(tmp_path / "missing.wav")
+        decode_audio(tmp_path / "missing.wav")
     (tmp_path / "page.wav").write_text("<html>")
-    with pytest.raises(ValueError, match="page.wav: cannot be decoded as sound"):
-        decode_sound(str(tmp_path / "page.wav"))
-    monkeypatch.setattr("hf_clip_variants.modeling.decoding.sound_decoding.MAX_SAMPLES", 100)
+    with pytest.raises(ValueError, match="page.wav: cannot be decoded as audio"):
+        decode_audio(str(tmp_path / "page.wav"))
+    monkeypatch.setattr("hf_clip_variants.modeling.decoding.audio_decoding.MAX_SAMPLES", 100)
     with pytest.raises(ValueError, match="101 samples of 1 channels, expected 100 at most"):
-        decode_sound(file_of(np.zeros((1, 101))))
+        decode_audio(file_of(np.zeros((1, 101))))
 
 
 @pytest.mark.parametrize(("module", "sound"), [("soundfile", b"RIFF"), ("soxr", np.zeros(9))])

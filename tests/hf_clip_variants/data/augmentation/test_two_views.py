@@ -1,4 +1,4 @@
-"""The three views of SLIP: what they are, that they come out again, and that they go through datasets, loaders and pickles."""
+"""The three views of SLIP: what they are, reproducibility, data sets, loaders and pickles."""
 
 import copy
 import math
@@ -17,13 +17,13 @@ from hf_clip_variants.data.augmentation.two_views import IMAGENET_MEAN, IMAGENET
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return load_emoji("notov1").dataset[:6]["image"]
 
 
 @pytest.fixture(scope="module")
-def rows(pictures):
-    return Dataset.from_dict({"image": pictures, "text": [f"number {i}" for i in range(6)]})
+def rows(images):
+    return Dataset.from_dict({"image": images, "text": [f"number {i}" for i in range(6)]})
 
 
 def equal(one, two):
@@ -51,12 +51,12 @@ class TestViews:
 
     def test_the_clip_view_is_torchvisions_crop_of_half_or_more(self):
         """The same draws, so the same pixels as torchvision's transform on a PIL image."""
-        picture = noise()
+        image = noise()
         for seed in range(5):
             torch.manual_seed(seed)
-            expected = v2.RandomResizedCrop(24, scale=(0.5, 1.0))(picture)
+            expected = v2.RandomResizedCrop(24, scale=(0.5, 1.0))(image)
             torch.manual_seed(seed)
-            view = TwoViews(24).views(picture)["pixel_values"]
+            view = TwoViews(24).views(image)["pixel_values"]
             expected = v2.functional.pil_to_tensor(expected).float() / 255
             torch.testing.assert_close(denormalised(view), expected, rtol=0, atol=1e-5)
 
@@ -73,11 +73,11 @@ class TestViews:
             assert 0.3 < (slopes[name] < 0).float().mean() < 0.7, "mirrored half of the time"
 
     def test_grey_and_jitter_come_as_often_as_they_should(self):
-        """On a picture of one colour, each leaves its mark."""
-        picture = Image.new("RGB", (64, 64), (200, 80, 40))
+        """On an image of one colour, each leaves its mark."""
+        image = Image.new("RGB", (64, 64), (200, 80, 40))
         torch.manual_seed(0)
         views = TwoViews(16)
-        made = torch.stack([denormalised(views.views(picture)[name]) for _ in range(250) for name in VIEWS[1:]])
+        made = torch.stack([denormalised(views.views(image)[name]) for _ in range(250) for name in VIEWS[1:]])
         centre = made[:, :, 8, 8]
         grey = (centre.amax(1) - centre.amin(1)) < 0.02
         same = (centre - torch.tensor([200, 80, 40]) / 255).abs().amax(1) < 0.01
@@ -87,14 +87,14 @@ class TestViews:
 
     def test_half_of_the_views_are_blurred(self, monkeypatch):
         """Against the same draws without, and with certain, blur."""
-        picture, made = noise((64, 64)), {}
+        image, made = noise((64, 64)), {}
         for probability in (0.0, 0.5, 1.0):
             monkeypatch.setattr(two_views, "_BLUR_P", probability)
             views = TwoViews(16, seed=0)
             made[probability] = []
             for epoch in range(100):
                 views.set_epoch(epoch)
-                made[probability] += [views.views(picture)[name] for name in VIEWS[1:]]
+                made[probability] += [views.views(image)[name] for name in VIEWS[1:]]
         roughness = {p: torch.stack([v.diff(dim=-1).abs().mean() for v in found]) for p, found in made.items()}
         assert (roughness[1.0] <= roughness[0.0] + 1e-4).all() and (
             roughness[1.0] < 0.7 * roughness[0.0]
@@ -104,13 +104,13 @@ class TestViews:
         assert (kept | blurred).all() and abs(kept.float().mean() - 0.5) < 0.12
 
     def test_the_two_views_are_drawn_independently(self):
-        picture = noise()
+        image = noise()
         for views in (TwoViews(16), TwoViews(16, seed=1)):
-            made = views.views(picture)
+            made = views.views(image)
             assert not torch.equal(made["pixel_values_aug1"], made["pixel_values_aug2"])
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-    def test_pictures_of_all_modes(self, mode):
+    def test_images_of_all_modes(self, mode):
         assert TwoViews(16).views(noise().convert(mode))["pixel_values"].shape == (3, 16, 16)
 
     def test_extreme_shapes(self):
@@ -119,39 +119,39 @@ class TestViews:
 
 
 class TestAgain:
-    def test_a_seed_decides_views_whatever_the_order_and_batch(self, rows, pictures):
+    def test_a_seed_decides_views_whatever_the_order_and_batch(self, rows, images):
         views = TwoViews(24, seed=5)
         one_by_one = [rows.with_transform(views)[i] for i in (3, 1)]
         together = rows.with_transform(TwoViews(24, seed=5))[[1, 2, 3]]
         assert torch.equal(together["pixel_values_aug1"][2], one_by_one[0]["pixel_values_aug1"])
         assert torch.equal(together["pixel_values"][0], one_by_one[1]["pixel_values"])
-        assert not equal(views.views(pictures[0]), TwoViews(24, seed=6).views(pictures[0]))
-        before = views.views(pictures[0])
+        assert not equal(views.views(images[0]), TwoViews(24, seed=6).views(images[0]))
+        before = views.views(images[0])
         views.set_epoch(1)
-        assert not equal(views.views(pictures[0]), before)
+        assert not equal(views.views(images[0]), before)
         views.set_epoch(0)
-        assert equal(views.views(pictures[0]), before)
+        assert equal(views.views(images[0]), before)
 
-    def test_without_a_seed_torchs_generator_decides(self, pictures):
+    def test_without_a_seed_torchs_generator_decides(self, images):
         views, made = TwoViews(24), []
         for seed in (0, 0, 1):
             torch.manual_seed(seed)
-            made.append(views.views(pictures[0]))
+            made.append(views.views(images[0]))
         assert equal(made[0], made[1]) and not equal(made[0], made[2])
 
-    def test_a_generator_of_the_callers_own_comes_first(self, pictures):
+    def test_a_generator_of_the_callers_own_comes_first(self, images):
         generators = [torch.Generator().manual_seed(3) for _ in range(2)]
         made = [
-            views.views(pictures[0], generator)
+            views.views(images[0], generator)
             for views, generator in zip((TwoViews(24), TwoViews(24, seed=1)), generators, strict=True)
         ]
         assert equal(*made)
 
-    def test_it_is_pickled_and_copied(self, pictures):
+    def test_it_is_pickled_and_copied(self, images):
         views = TwoViews(24, seed=5, view_scale=(0.2, 0.9))
         views.set_epoch(2)
         for other in (pickle.loads(pickle.dumps(views)), copy.deepcopy(views)):
-            assert equal(other.views(pictures[0]), views.views(pictures[0]))
+            assert equal(other.views(images[0]), views.views(images[0]))
 
 
 class TestData:
@@ -213,6 +213,6 @@ class TestRefused:
         ):
             rows.remove_columns("image").with_transform(TwoViews(16))[0]
 
-    def test_a_picture_that_cannot_be_read_is_named(self):
+    def test_a_image_that_cannot_be_read_is_named(self):
         with pytest.raises(ValueError, match=r"image\[1\]: .*"):
-            TwoViews(16)({"image": [noise(), b"no picture"]})
+            TwoViews(16)({"image": [noise(), b"no image"]})

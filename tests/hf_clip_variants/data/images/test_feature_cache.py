@@ -16,7 +16,6 @@ from transformers import CLIPImageProcessor, Trainer, TrainingArguments
 
 from hf_clip_variants.data import (
     AugmentedViews,
-    EpochCallback,
     FeatureCollator,
     FeatureDataset,
     Features,
@@ -25,6 +24,7 @@ from hf_clip_variants.data import (
     load_emoji,
 )
 from hf_clip_variants.data.images import feature_cache as features_module
+from hf_clip_variants.training.callbacks import EpochCallback
 
 
 class CountingEncoder:

@@ -1,4 +1,4 @@
-"""Batches of pairs follow from the seed and the place in the run: not from workers, processes, or where a run was interrupted."""
+"""Batches of pairs follow from the seed and the place in the run, not from workers, processes or interruptions."""
 
 import itertools
 import logging
@@ -36,7 +36,7 @@ def emoji(*styles, **options):
 
 
 def reader(**options):
-    return PairReader(seed=5, canvas=SIZE, templates=("{}", "an icon of {}"), **options)
+    return PairReader(seed=5, source_size=SIZE, templates=("{}", "an icon of {}"), **options)
 
 
 def views(name="icons"):
@@ -89,7 +89,7 @@ def test_processes_divide_the_batches_of_one():
     parts = [batches(data, 3, 4, rank, 2, collate=collate) for rank in range(2)]
     for one, halves in zip(whole, zip(*parts, strict=True), strict=True):
         assert one["keys"] == halves[0]["keys"] + halves[1]["keys"]
-        for name in ("canvases", "input_ids"):
+        for name in ("images", "input_ids"):
             assert torch.equal(one[name], torch.cat([half[name] for half in halves]))
 
 
@@ -124,9 +124,9 @@ def test_texts_and_templates_vary():
 
 @pytest.fixture
 def holed():
-    """Twelve rows; two pictures cannot be read and one has no text."""
+    """Twelve rows; two images cannot be read and one has no text."""
     rows = emoji("notov1").dataset.select(range(12)).to_list()
-    rows[3]["image"] = {"bytes": b"no picture", "path": None}
+    rows[3]["image"] = {"bytes": b"no image", "path": None}
     rows[4]["name"] = None
     rows[9]["image"] = None
     features = datasets.Features({"image": datasets.Image(), "name": datasets.Value("string")})
@@ -139,7 +139,7 @@ def holed():
 @pytest.mark.parametrize("stream", [False, True])
 def test_rows_that_cannot_be_read_are_named_and_replaced(stream, holed, caplog):
     dataset, good = holed
-    plain = PairReader(seed=5, canvas=SIZE)
+    plain = PairReader(seed=5, source_size=SIZE)
 
     def make(on_error):
         if stream:
@@ -220,17 +220,22 @@ def test_two_processes_read_different_rows_and_never_run_dry(styles, shards):
     seen = []
     for rank in range(2):
         data = PairStream(
-            emoji(*styles, streaming=True), PairReader(seed=5, canvas=8), 8, rank=rank, world_size=2, shuffle_buffer=0
+            emoji(*styles, streaming=True),
+            PairReader(seed=5, source_size=8),
+            8,
+            rank=rank,
+            world_size=2,
+            shuffle_buffer=0,
         )
-        rows = batches(data, steps, collate=lambda samples: [(s["text"], s["canvas"].sum().item()) for s in samples])
+        rows = batches(data, steps, collate=lambda samples: [(s["text"], s["image"].sum().item()) for s in samples])
         assert len(rows) == steps
         seen.append({pair for batch in rows[: 190 * len(styles) // 16] for pair in batch})
-    assert len(seen[0] & seen[1]) < 10, "but for pictures that look the same"
+    assert len(seen[0] & seen[1]) < 10, "but for images that look the same"
 
 
 def test_a_stream_is_shuffled_anew_each_time_round():
     data = stream(["notov1"], buffer=500)
-    texts = [s["canvas"].sum().item() for s in itertools.islice(iter(data), 380)]
+    texts = [s["image"].sum().item() for s in itertools.islice(iter(data), 380)]
     assert sorted(texts[:190]) == sorted(texts[190:]) and texts[:190] != texts[190:]
 
 
@@ -251,12 +256,12 @@ def test_an_empty_stream_is_an_error():
 def test_augmentation_on_the_device_is_that_of_the_workers():
     data = PairDataset([emoji("notov1")], reader(), 8)
     (in_worker,), (left,) = batches(data, 1), batches(data, 1, collate=collator(views=None))
-    made = views()(left["canvases"], left["keys"])
+    made = views()(left["images"], left["keys"])
     assert torch.equal(in_worker["pixel_values"], made["pixel_values"])
-    assert in_worker["return_loss"] is True and "canvases" not in in_worker
+    assert in_worker["return_loss"] is True and "images" not in in_worker
 
 
-def test_a_transform_gets_whole_pictures_and_its_own_generator():
+def test_a_transform_gets_whole_images_and_its_own_generator():
     crop = CropView(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     data = PairDataset([emoji("notov1")], reader(transform=crop), 8)
     some, again = batches(data, 1), batches(data, 1)
@@ -266,11 +271,11 @@ def test_a_transform_gets_whole_pictures_and_its_own_generator():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_wide_pictures_are_cut_and_wide_drawings_are_padded(mode):
+def test_wide_images_are_cut_and_wide_drawings_are_padded(mode):
     from PIL import Image
 
     wide = Image.new(mode, (80, 40), (10, 20, 30, 255)[: len(mode)])
-    canvas = square(wide, 16)
-    assert canvas.shape == (4, 16, 16) and canvas.dtype == torch.uint8
-    assert canvas[3].min() == (255 if mode == "RGB" else 0)
-    assert canvas[3, 8].min() == 255 and canvas[:3, 8, 8].tolist() == [10, 20, 30]
+    image = square(wide, 16)
+    assert image.shape == (4, 16, 16) and image.dtype == torch.uint8
+    assert image[3].min() == (255 if mode == "RGB" else 0)
+    assert image[3, 8].min() == 255 and image[:3, 8, 8].tolist() == [10, 20, 30]

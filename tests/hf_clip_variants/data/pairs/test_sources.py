@@ -1,4 +1,4 @@
-"""One row format, whatever the pictures and texts come from."""
+"""One row format, whatever the images and texts come from."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from hf_clip_variants.data.pairs.sources import open_pairs
 NAMES = ["red", "green", "blue"]
 
 
-def picture(name, size=(12, 10)):
+def image(name, size=(12, 10)):
     buffer = io.BytesIO()
     Image.new("RGB", size, name).save(buffer, "png")
     return buffer.getvalue()
@@ -31,13 +31,13 @@ def write_tar(path, rows):
 
 @pytest.fixture
 def sources(tmp_path):
-    """The same three pictures with texts in every layout."""
+    """The same three images with texts in every layout."""
     import datasets
 
     loose = tmp_path / "loose"
     loose.mkdir()
     for name in NAMES:
-        (loose / f"{name}.png").write_bytes(picture(name))
+        (loose / f"{name}.png").write_bytes(image(name))
     table = [{"file_name": f"{name}.png", "text": f"a {name} one"} for name in NAMES]
     (loose / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)))
     for suffix, sep in (("csv", ","), ("tsv", "\t")):
@@ -48,13 +48,13 @@ def sources(tmp_path):
     )
     for name in NAMES:
         (tmp_path / "classes" / f"a {name} one").mkdir(parents=True)
-        (tmp_path / "classes" / f"a {name} one" / "0.png").write_bytes(picture(name))
-    rows = {"image": [{"bytes": picture(n), "path": None} for n in NAMES], "text": [f"a {n} one" for n in NAMES]}
+        (tmp_path / "classes" / f"a {name} one" / "0.png").write_bytes(image(name))
+    rows = {"image": [{"bytes": image(n), "path": None} for n in NAMES], "text": [f"a {n} one" for n in NAMES]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     dataset = datasets.Dataset.from_dict(rows, features=features)
     dataset.to_parquet(tmp_path / "all.parquet")
     for index, name in enumerate(NAMES):
-        write_tar(tmp_path / f"{index}.tar", {f"k{index}": {"png": picture(name), "txt": f"a {name} one".encode()}})
+        write_tar(tmp_path / f"{index}.tar", {f"k{index}": {"png": image(name), "txt": f"a {name} one".encode()}})
     return tmp_path, dataset
 
 
@@ -62,7 +62,7 @@ def sources(tmp_path):
 @pytest.mark.parametrize(
     "layout", ["loose", "table.csv", "table.tsv", "table.jsonl", "classes", "all.parquet", "*.tar", "Dataset"]
 )
-def test_every_layout_gives_the_same_pictures_and_texts(layout, streaming, sources):
+def test_every_layout_gives_the_same_images_and_texts(layout, streaming, sources):
     folder, dataset = sources
     if layout == "Dataset":
         source = dataset.to_iterable_dataset() if streaming else dataset
@@ -84,7 +84,7 @@ def test_several_text_columns_and_lists_in_them(sources):
 
 
 def test_entries_of_a_json_column(tmp_path):
-    row = {"png": picture("red"), "json": json.dumps({"title": "a red one", "id": 3}).encode()}
+    row = {"png": image("red"), "json": json.dumps({"title": "a red one", "id": 3}).encode()}
     write_tar(tmp_path / "0.tar", {"k": row})
     pairs = open_pairs(tmp_path, text_columns=["json.title"])
     row = next(iter(pairs.dataset))
@@ -110,7 +110,7 @@ def test_alpha_is_kept():
         ("all.parquet,gone.parquet", {}, FileNotFoundError, "gone.parquet"),
         ("all.parquet", {"text_columns": ["titel"]}, ValueError, "no column 'titel'; it has image, text"),
         ("all.parquet", {"image_column": "pic"}, ValueError, "no column 'pic'"),
-        ("all.parquet", {"with_sound": True}, ValueError, "sound_column: cannot tell which of image, text"),
+        ("all.parquet", {"with_audio": True}, ValueError, "audio_column: cannot tell which of image, text"),
         ("numbers.csv", {}, ValueError, "'label' of .* holds numbers without names"),
         ("all.parquet,table.csv", {}, ValueError, "several kinds"),
         ("loose/red.png", {}, FileNotFoundError, "unknown kind '.png'"),
@@ -123,16 +123,16 @@ def test_what_cannot_be_opened_is_named(source, options, error, message, sources
         open_pairs(source, **options)
 
 
-def test_a_broken_picture_is_named(sources):
+def test_a_broken_image_is_named(sources):
     folder, _ = sources
-    (folder / "loose" / "red.png").write_bytes(b"no picture")
+    (folder / "loose" / "red.png").write_bytes(b"no image")
     pairs = open_pairs(folder / "table.csv")
     with pytest.raises(ValueError, match="red.png"):
         pairs.image(pairs.dataset[0])
     assert "table.csv row 0 (loose/red.png)" in pairs.describe(pairs.dataset[0], 0)
 
 
-def test_sounds_in_tar_shards_are_refused_with_the_way_out(tmp_path):
-    write_tar(tmp_path / "0.tar", {"k": {"png": picture("red"), "txt": b"red", "ogg": b"OggS"}})
-    with pytest.raises(ValueError, match="want them in Parquet"):
+def test_audio_in_tar_shards_are_refused_with_the_way_out(tmp_path):
+    write_tar(tmp_path / "0.tar", {"k": {"png": image("red"), "txt": b"red", "ogg": b"OggS"}})
+    with pytest.raises(ValueError, match="want it in Parquet"):
         open_pairs(tmp_path / "0.tar")

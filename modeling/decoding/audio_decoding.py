@@ -1,4 +1,4 @@
-"""Sound files as arrays. libsndfile (WAV, FLAC, Ogg, MP3, AIFF, ...) decodes them, without FFmpeg; soxr resamples.
+"""Audio files as arrays. libsndfile (WAV, FLAC, Ogg, MP3, AIFF, ...) decodes them, without FFmpeg; soxr resamples.
 
 Both come with the extra `audio` and are imported when they are needed.
 """
@@ -13,14 +13,14 @@ import numpy as np
 MAX_SAMPLES = 2**29  # over all channels: 2 GiB in memory, three hours of mono at 44.1 kHz
 
 
-def decode_sound(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
+def decode_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     """A file's path or its bytes -> samples (channels, N), float32, full scale -1 to 1, and samples a second.
 
     Raises:
         FileNotFoundError: no such file. ImportError: soundfile is not installed.
-        ValueError: no sound in it, damaged, or more than `MAX_SAMPLES`.
+        ValueError: no audio in it, damaged, or more than `MAX_SAMPLES`.
     """
-    soundfile = _optional("soundfile", "Reading sound files")
+    soundfile = _optional("soundfile", "Reading audio files")
     is_bytes = isinstance(source, bytes | bytearray | memoryview)
     what = f"{len(source)} bytes" if is_bytes else os.fspath(source)
     if not is_bytes and not os.path.isfile(source):
@@ -34,7 +34,7 @@ def decode_sound(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
                 )
             samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{what}: cannot be decoded as sound ({error})") from error
+        raise ValueError(f"{what}: cannot be decoded as audio ({error})") from error
     return np.ascontiguousarray(samples.T), rate
 
 
@@ -56,4 +56,4 @@ def _optional(module: str, purpose: str):
         raise ImportError(f'{purpose} needs {module}: pip install "hf-clip-variants[audio]"', name=module) from error
 
 
-__all__ = ["MAX_SAMPLES", "decode_sound", "resample"]
+__all__ = ["MAX_SAMPLES", "decode_audio", "resample"]

@@ -1,4 +1,4 @@
-"""Sounds: files and bytes as arrays, and rows of them to batches for `Trainer`."""
+"""Audio: files and bytes as arrays, and rows of them to batches for `Trainer`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...modeling.decoding.sound_decoding import decode_sound, resample
+from ...modeling.decoding.audio_decoding import decode_audio, resample
 
 
-def load_sound(
+def load_audio(
     source: str | os.PathLike | bytes | Mapping[str, Any], *, sampling_rate: int | None = None, mono: bool = False
 ) -> dict[str, Any]:
-    """A sound file as `datasets` would give it: `{"array", "sampling_rate"}`. Needs the extra `audio`, but no FFmpeg.
+    """An audio file as `datasets` would give it: `{"array", "sampling_rate"}`. Needs the extra `audio`, but no FFmpeg.
 
     Args:
-        source: the path of a WAV, FLAC, Ogg, MP3 or AIFF file, its bytes, or a row of an undecoded audio column, `{"bytes", "path"}`.
+        source: the path of a WAV, FLAC, Ogg, MP3 or AIFF file, its bytes, or a row of an undecoded audio column,
+            `{"bytes", "path"}`.
         sampling_rate: resample to it. Default: as in the file.
-        mono: the mean over channels, shape (samples,), which is what the pipeline `zero-shot-audio-classification` takes.
+        mono: the mean over channels, shape (samples,), which is what the pipeline `zero-shot-audio-classification`
+            takes.
 
-    Returns a dictionary of `array` (channels, samples), float32, full scale -1 to 1, and `sampling_rate`. Feature extractors of
-    this package take it as it is.
+    Returns a dictionary of `array` (channels, samples), float32, full scale -1 to 1, and `sampling_rate`. Feature
+    extractors of this package take it as it is.
 
     Raises:
         FileNotFoundError: no such file. ImportError: soundfile or soxr is not installed.
@@ -30,7 +32,7 @@ def load_sound(
 
     ```python
     classify = pipeline("zero-shot-audio-classification", model="audioclip")
-    classify(load_sound("dog.ogg", sampling_rate=44_100, mono=True)["array"], candidate_labels=["dog", "rain"])
+    classify(load_audio("dog.ogg", sampling_rate=44_100, mono=True)["array"], candidate_labels=["dog", "rain"])
     ```
     """
     if isinstance(source, Mapping):
@@ -39,22 +41,22 @@ def load_sound(
             raise ValueError("source: a dictionary without bytes and path")
     if sampling_rate is not None and sampling_rate < 1:
         raise ValueError(f"sampling_rate: {sampling_rate}, expected a positive number")
-    array, rate = decode_sound(source)
+    array, rate = decode_audio(source)
     if sampling_rate is not None:
         array, rate = resample(array, rate, sampling_rate), sampling_rate
     return {"array": array.mean(axis=0) if mono else array, "sampling_rate": rate}
 
 
-class SoundCollator:
-    """Rows of a sound and a picture, a text or both -> what contrastive training takes, with `return_loss=True`.
+class AudioCollator:
+    """Rows of audio and an image, a text or both -> what contrastive training takes, with `return_loss=True`.
 
     `Trainer` needs `remove_unused_columns=False`: it would drop the columns.
 
     Args:
         processor: of AudioCLIP.
-        audio_column, image_column, text_column (`str`): columns that rows have; those that they lack are left out. A text may be a
-            list of labels.
-        sampling_rate (`int`, *optional*): of sounds that are bare arrays.
+        audio_column, image_column, text_column (`str`): columns that rows have; those that they lack are left out. A
+            text may be a list of labels.
+        sampling_rate (`int`, *optional*): of audio that comes as bare arrays.
         audio_kwargs: further arguments of the feature extractor, such as `max_length`.
     """
 
@@ -73,15 +75,15 @@ class SoundCollator:
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, Any]:
         if not rows:
-            raise ValueError("SoundCollator: got an empty batch")
+            raise ValueError("AudioCollator: got an empty batch")
         given = {name: [row[column] for row in rows] for name, column in self.columns.items() if column in rows[0]}
         if len(given) < 2:
             raise ValueError(
-                f"SoundCollator: rows have {sorted(rows[0])}; want at least two of {', '.join(self.columns.values())}. With "
-                "Trainer, pass remove_unused_columns=False."
+                f"AudioCollator: rows have {sorted(rows[0])}; want at least two of "
+                f"{', '.join(self.columns.values())}. With Trainer, pass remove_unused_columns=False."
             )
         batch = self.processor(**given, audio_kwargs=self.audio_kwargs, truncation=True, return_tensors="pt")
         return {**batch, "return_loss": True}
 
 
-__all__ = ["SoundCollator", "load_sound"]
+__all__ = ["AudioCollator", "load_audio"]

@@ -1,4 +1,4 @@
-"""Sounds from files, and rows of them to batches."""
+"""Audio files as arrays, and rows of them to batches."""
 
 import io
 import sys
@@ -9,7 +9,7 @@ import torch
 from model_contract import CASES
 from PIL import Image
 
-from hf_clip_variants.data import SoundCollator, load_sound
+from hf_clip_variants.data import AudioCollator, load_audio
 
 
 RATE = 8000
@@ -36,40 +36,40 @@ def test_a_path_bytes_or_a_row_of_a_column(wav, stereo, tmp_path):
         {"bytes": wav, "path": "gone.wav"},
         {"bytes": None, "path": str(tmp_path / "a.wav")},
     ):
-        sound = load_sound(source)
-        assert sound["sampling_rate"] == RATE and np.array_equal(sound["array"], stereo)
-    mono = load_sound(wav, mono=True, sampling_rate=16_000)
+        audio = load_audio(source)
+        assert audio["sampling_rate"] == RATE and np.array_equal(audio["array"], stereo)
+    mono = load_audio(wav, mono=True, sampling_rate=16_000)
     assert mono["sampling_rate"] == 16_000 and mono["array"].shape == (2600,)
 
 
 def test_what_is_wrong_is_named(wav, tmp_path, monkeypatch):
     for source, said in (({}, "without bytes and path"), (b"nothing", "7 bytes: cannot be decoded")):
         with pytest.raises(ValueError, match=said):
-            load_sound(source)
+            load_audio(source)
     with pytest.raises(FileNotFoundError, match="a.ogg: no such file"):
-        load_sound(tmp_path / "a.ogg")
+        load_audio(tmp_path / "a.ogg")
     with pytest.raises(ValueError, match="sampling_rate: 0, expected a positive number"):
-        load_sound(wav, sampling_rate=0)
+        load_audio(wav, sampling_rate=0)
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(ImportError, match=r"hf-clip-variants\[audio\]"):
-        load_sound(wav)
+        load_audio(wav)
 
 
 def test_rows_become_what_training_takes(wav, stereo):
     processor, model = CASES["audioclip"].processor(), CASES["audioclip"].make()
-    sounds = [{"bytes": wav, "path": None}, {"array": stereo, "sampling_rate": RATE}, stereo[0]]
+    audios = [{"bytes": wav, "path": None}, {"array": stereo, "sampling_rate": RATE}, stereo[0]]
     rows = [
-        {"audio": sound, "image": Image.new("RGB", (70, 64), colour), "text": ["dog_bark", colour]}
-        for sound, colour in zip(sounds, ("red", "blue", "lime"), strict=True)
+        {"audio": audio, "image": Image.new("RGB", (70, 64), colour), "text": ["dog_bark", colour]}
+        for audio, colour in zip(audios, ("red", "blue", "lime"), strict=True)
     ]
-    batch = SoundCollator(processor, sampling_rate=RATE, num_channels=2)(rows)
+    batch = AudioCollator(processor, sampling_rate=RATE, num_channels=2)(rows)
     assert batch["return_loss"] is True and batch["input_features"].shape == (3, 2, 1300)
     assert torch.isfinite(model(**batch).loss)
-    heard = SoundCollator(processor, sampling_rate=RATE)(
+    heard = AudioCollator(processor, sampling_rate=RATE)(
         [{"audio": row["audio"], "text": row["text"]} for row in rows]
     )
     assert set(heard) == {"input_features", "input_ids", "attention_mask", "return_loss"}
     with pytest.raises(ValueError, match=r"rows have \['audio'\]; want at least two of audio, image, text"):
-        SoundCollator(processor)([{"audio": stereo}])
+        AudioCollator(processor)([{"audio": stereo}])
     with pytest.raises(ValueError, match="got an empty batch"):
-        SoundCollator(processor)([])
+        AudioCollator(processor)([])

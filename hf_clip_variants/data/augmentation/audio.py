@@ -1,4 +1,4 @@
-"""Augmented sounds that come out the same in every run, worker, batch and order."""
+"""Augmented audio that comes out the same in every run, worker, batch and order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .views import view_generator
 
 
 @dataclass(frozen=True)
-class SoundAugmentation:
+class AudioAugmentation:
     """AudioCLIP's: playing backwards, another speed, a random place in silence or a random cut, noise, in this order.
 
     Attributes:
@@ -27,11 +27,11 @@ class SoundAugmentation:
 
     ```python
     >>> import numpy as np
-    >>> from hf_clip_variants.data import SoundAugmentation
+    >>> from hf_clip_variants.data import AudioAugmentation
 
-    >>> augmentation = SoundAugmentation(length=44100)
+    >>> augmentation = AudioAugmentation(length=44100)
     >>> tone = np.sin(np.arange(30000) / 20)[None]
-    >>> first, again = (augmentation.view(tone, seed=0, view=3, sound_id="tone.wav") for _ in range(2))
+    >>> first, again = (augmentation.view(tone, seed=0, view=3, audio_id="tone.wav") for _ in range(2))
     >>> first.shape, bool((first == again).all())
     ((1, 44100), True)
     ```
@@ -54,45 +54,51 @@ class SoundAugmentation:
         if not self.snr[0] <= self.snr[1]:
             raise ValueError(f"snr: got {self.snr}; want low <= high")
 
-    def view(self, sound: np.ndarray, seed: int, view: int, sound_id: str) -> np.ndarray:
-        """View `view` (an epoch, say) of the sound called `sound_id`: the same wherever and whenever it is asked for."""
-        return self(sound, view_generator(seed, view, sound_id))
+    def view(self, audio: np.ndarray, seed: int, view: int, audio_id: str) -> np.ndarray:
+        """View `view` (an epoch, say) of the audio called `audio_id`: the same at each call, in any process."""
+        return self(audio, view_generator(seed, view, audio_id))
 
-    def __call__(self, sound: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    def __call__(self, audio: np.ndarray, generator: torch.Generator) -> np.ndarray:
         """(samples,) or (channels, N), any scale -> (channels, length), float32; `generator` decides the draws.
 
         Raises:
             ValueError: no samples, or another shape.
         """
-        sound = np.atleast_2d(np.asarray(sound, dtype=np.float32))
-        if sound.ndim != 2 or sound.size == 0:
-            raise ValueError(f"sound: shape {sound.shape}; want (samples,) or (channels, samples)")
+        audio = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+        if audio.ndim != 2 or audio.size == 0:
+            raise ValueError(f"audio: shape {audio.shape}; want (samples,) or (channels, samples)")
 
         def uniform(low: float, high: float) -> float:
             return low + (high - low) * torch.rand((), generator=generator).item()
 
         if uniform(0, 1) < self.reverse:
-            sound = sound[:, ::-1]
-        sound = stretch(sound, self.max_stretch ** uniform(-1, 1))
-        missing = self.length - sound.shape[1]
+            audio = audio[:, ::-1]
+        # The exponent is uniform in -1..1, so that r times longer and r times shorter are equally likely.
+        audio = stretch(audio, self.max_stretch ** uniform(-1, 1))
+
+        # To `length` samples: short audio at a random place between repetitions of its edges, long audio cut.
+        missing = self.length - audio.shape[1]
         place = int(torch.randint(abs(missing) + 1, (), generator=generator))
         if missing >= 0:
-            sound = pad_with_edges(sound, place, missing - place)
+            audio = pad_with_edges(audio, place, missing - place)
         else:
-            sound = sound[:, place : place + self.length]
+            audio = audio[:, place : place + self.length]
+
+        # SNR in decibels is 10 log10(signal power / noise power).
         if uniform(0, 1) < self.noise:
-            power = 10 ** (-uniform(*self.snr) / 10) * np.square(sound).mean()
-            sound = sound + math.sqrt(power) * torch.randn(sound.shape, generator=generator).numpy()
-        return np.ascontiguousarray(sound, dtype=np.float32)
+            power = 10 ** (-uniform(*self.snr) / 10) * np.square(audio).mean()
+            audio = audio + math.sqrt(power) * torch.randn(audio.shape, generator=generator).numpy()
+        return np.ascontiguousarray(audio, dtype=np.float32)
 
 
-def stretch(sound: np.ndarray, factor: float) -> np.ndarray:
-    """(C, N) -> (C, N * factor rounded down, at least 1), linearly interpolated: slower and lower for factors above 1."""
-    samples = sound.shape[1]
+def stretch(audio: np.ndarray, factor: float) -> np.ndarray:
+    """(C, N) -> (C, N * factor rounded down, at least 1), interpolated linearly: slower and lower for factors > 1."""
+    samples = audio.shape[1]
+    # Sample i of the output lies at i / factor of the input, between two samples that share it by their distance.
     place = np.arange(max(1, int(samples * factor)), dtype=np.float32) / np.float32(factor)
     before = place.astype(np.int64).clip(max=samples - 1)
     share = (place - before).astype(np.float32)
-    return sound[:, before] * (1 - share) + sound[:, np.minimum(before + 1, samples - 1)] * share
+    return audio[:, before] * (1 - share) + audio[:, np.minimum(before + 1, samples - 1)] * share
 
 
-__all__ = ["SoundAugmentation", "stretch"]
+__all__ = ["AudioAugmentation", "stretch"]

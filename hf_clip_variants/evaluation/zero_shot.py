@@ -1,0 +1,124 @@
+"""Zero-shot classification of labelled images by a model that may still be in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.images.image_set import ImageSet
+from ..modeling.clip.text_clip import encode_texts
+from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts, unit_norm
+from ..modeling.dual_encoders.prompts import format_prompts, resolve_templates
+
+
+@dataclass(frozen=True)
+class ZeroShotSet:
+    """
+    Labelled images to classify by their class names.
+
+    Args:
+        templates: as in `resolve_templates`.
+    """
+
+    name: str
+    images: ImageSet
+    templates: str | Sequence[str] | None = None
+
+
+def text_features(model: nn.Module, tokens: Any) -> torch.Tensor:
+    """Token ids and their mask -> (N, D) float32, not normalised."""
+    tokens = tokens.to(next(model.parameters()).device)
+    return model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
+
+
+def image_features(model: nn.Module, processor: Any, images: list | torch.Tensor) -> torch.Tensor:
+    """PIL images, or pixels that are normalised already -> (B, D) float32, not normalised."""
+    weight = next(model.parameters())
+    if not isinstance(images, torch.Tensor):
+        images = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return model.get_image_features(images.to(weight.device, weight.dtype)).pooler_output.float()
+
+
+def tokenize_prompts(
+    processor: Any, class_names: Sequence[str], templates: str | Sequence[str] | None, batch_size: int = 1024
+) -> list[Any]:
+    """The prompts of C classes in T templates as tokens, class by class, in batches; as `CLIPClassifier.set_classes`
+    does it.
+
+    Raises:
+        ValueError: bad templates or class names, see `resolve_templates` and `tokenize_texts`.
+    """
+    prompts = format_prompts(class_names, resolve_templates(templates))
+    options = {"what": "class prompts", "padding": True, "truncation": True, "return_tensors": "pt"}
+    batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+    return [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
+
+
+def class_embeddings(
+    model: nn.Module,
+    processor: Any,
+    class_names: Sequence[str],
+    templates: str | Sequence[str] | None = None,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """(C, D) unit-norm embeddings of classes: those of a `CLIPClassifier` of the same weights.
+
+    The classifier itself would need a copy of the model, a family for it, and its weights at hand. SLIP and AudioCLIP
+    have no family, and FSDP gathers sharded weights only for methods that it was told about. So prompts, tokens and
+    ensemble are the classifier's, and the encoder is the model's own `get_text_features`.
+    """
+    tokens = tokenize_prompts(processor, class_names, templates, batch_size)
+    features = torch.cat([text_features(model, batch) for batch in tokens])
+    return unit_norm(ensemble_prompts(features.unflatten(0, (len(class_names), -1))))
+
+
+@torch.no_grad()
+def zero_shot_accuracy(
+    model: nn.Module,
+    processor: Any,
+    images: ImageSet,
+    templates: str | Sequence[str] | None = None,
+    batch_size: int = 64,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    summed: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
+) -> dict[str, float]:
+    """Top-1 and top-5 of classification by class names (Radford et al. 2021, section 3.1).
+
+    Args:
+        model: anything with `get_text_features` and `get_image_features`, in eval mode.
+        processor: a processor with image processor and tokenizer.
+        templates: as in `resolve_templates`.
+        rank, world_size: this process takes every `world_size`-th image, from the `rank`-th on.
+        summed: counts of this process -> counts of all.
+    """
+    classes = class_embeddings(model, processor, images.class_names, templates, batch_size)
+    device, k = classes.device, min(5, len(classes))
+    # As many images on each process, since the forward pass of a sharded encoder is a collective operation: where the
+    # number does not divide, the last image comes again and counts once.
+    rows = range(rank, -(-len(images) // world_size) * world_size, world_size)
+    counts = torch.zeros(3, device=device)  # right at first, among the first five, images
+    for start in range(0, len(rows), batch_size):
+        batch = [min(row, len(images) - 1) for row in rows[start : start + batch_size]]
+        counted = torch.tensor([row < len(images) for row in rows[start : start + batch_size]], device=device)
+        labels = torch.tensor([int(images.labels[i]) for i in batch], device=device)
+        embeddings = unit_norm(image_features(model, processor, [images.image(i) for i in batch]))
+        hits = ((embeddings @ classes.T).topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
+        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum()])
+    top1, top5, number = summed(counts).tolist()
+    return {"top1": top1 / number, "top5": top5 / number}
+
+
+__all__ = [
+    "ZeroShotSet",
+    "class_embeddings",
+    "image_features",
+    "text_features",
+    "tokenize_prompts",
+    "zero_shot_accuracy",
+]

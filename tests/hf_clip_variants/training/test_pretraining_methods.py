@@ -1,0 +1,158 @@
+"""What pre-training knows of a method comes from the descriptor that its row points to, and from nowhere else."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from paths import ROOT, SCRIPTS
+from transformers import AutoModel, CLIPConfig, CLIPModel
+
+from hf_clip_variants import registry
+from hf_clip_variants.data.images.emoji import FOLDER
+from hf_clip_variants.modeling.dual_encoders.pretraining import Pretraining
+from hf_clip_variants.training.architectures import fitting_architectures, new_model
+from hf_clip_variants.training.pretraining_methods import pretraining_methods, pretraining_of
+
+
+MODELING = ROOT / "modeling"
+
+
+def test_names_are_those_of_the_table():
+    assert list(pretraining_methods()) == ["clip", "slip", "audioclip"]
+    assert pretraining_of("clip", "resnet").has_batch_norm and not pretraining_of("clip", "vit").has_batch_norm
+    assert pretraining_of("clip") is pretraining_of("clip", "vit")
+
+
+@pytest.mark.parametrize("row", [row for row in registry.methods() if row.pretraining], ids=lambda row: row.name)
+def test_descriptors_are_complete(row):
+    each = row.load("pretraining")
+    assert isinstance(each, Pretraining) and set(each.image_encoders) <= {"vit", "resnet"} and each.image_encoders
+    assert set(each.modalities) <= {"image", "text", "audio"} and each.views in ("one", "two")
+    assert each.learning_rate > 0 and each.small_learning_rate > 0 and each.weight_decay >= 0
+
+
+def test_loading_descriptors_imports_neither_torch_nor_transformers():
+    program = (
+        "from hf_clip_variants.training.pretraining_methods import pretraining_methods; pretraining_methods();"
+        "import sys; print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout.split() == []
+
+
+def test_descriptors_do_not_travel_with_models():
+    """Only descriptors import descriptors, or the module that says what one is."""
+    importing = []
+    for file in MODELING.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2].startswith("pretraining"):
+                importing.append(file.name)
+    assert importing and all(name.startswith("pretraining_") for name in importing)
+
+
+def test_pretraining_names_no_method():
+    """A comparison with a method's name would be a second place to change for a new method."""
+    names = {*pretraining_methods(), *(row.name for row in registry.methods())}
+    offenders = []
+    for file in [*(ROOT / "hf_clip_variants" / "training").glob("*.py"), SCRIPTS / "pretrain.py"]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            values = [part for each in compared for part in ast.walk(each) if isinstance(part, ast.Constant)]
+            offenders += [f"{file.name}:{part.lineno}" for part in values if part.value in names]
+            if isinstance(node, ast.ImportFrom):  # classes of one method
+                module = (node.module or "").rpartition(".")[2]
+                offenders += [f"{file.name}:{node.lineno}" for name in names if module.endswith(f"_{name}")]
+    assert not offenders
+
+
+class ToyModel(CLIPModel):
+    """CLIP with a loss part of its own, to see that this one was trained."""
+
+    __module__ = "hf_clip_variants.toy"  # where a method's model would be; its loss is taken as it is
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        return {"loss": outputs.loss, "toy_loss": outputs.loss.detach() * 2} if outputs.loss is not None else outputs
+
+
+TOY = Pretraining(
+    name="toy",
+    image_encoders=("vit",),
+    new_model=lambda fields, image_encoder, scale: ToyModel(CLIPConfig(**fields)),
+    load_for_use=lambda folder: CLIPModel.from_pretrained(folder),
+    learning_rate=1e-4,
+    small_learning_rate=2e-4,
+    weight_decay=0.05,
+    max_grad_norm=0.5,
+)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A method that is one descriptor and one row."""
+    paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
+    row = registry.Method(
+        *("toy", "model", "Toy", paper, code, "zero-shot-image-classification", "A toy."),
+        config="toy:ToyConfig",
+        pretraining="toy:TOY",
+    )
+    module = types.ModuleType("hf_clip_variants.toy")
+    module.TOY = TOY
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "_METHODS", (*registry._METHODS, row))
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import pretrain
+
+    threads = torch.get_num_threads()
+    yield pretrain
+    torch.set_num_threads(threads)
+    sys.modules.pop("pretrain", None)
+
+
+def test_a_new_method_is_one_descriptor_and_one_row(toy, tmp_path, capsys):
+    data = ["--data", str(FOLDER / "notov1.parquet"), "--text-columns", "name", "--augment", "icons"]
+    options = ["--method", "toy", "--arch", "ViT-mini", "--image-size", "32", "--steps", "2", "--batch-size", "8"]
+    evaluation = ["--eval", "emoji:fluent3d", "--workers", "0", "--log-every", "1", "--out", str(tmp_path / "run")]
+    assert toy.main([*data, *options, *evaluation]) == 0, capsys.readouterr().err
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [entry["toy_loss"] for entry in run["log"] if "toy_loss" in entry] == pytest.approx(
+        [2 * entry["loss"] for entry in run["log"] if "toy_loss" in entry], rel=1e-3
+    )
+    used = {name: run["settings"][name] for name in ("lr", "weight_decay", "clip_norm")}
+    assert used == {"lr": 2e-4, "weight_decay": 0.05, "clip_norm": 0.5}
+    assert "eval_fluent3d_top1" in run["metrics"]
+    assert type(AutoModel.from_pretrained(tmp_path / "run" / "model")) is CLIPModel
+    assert (tmp_path / "run" / "pretraining" / "model.safetensors").is_file()
+
+    with pytest.raises(ValueError, match="architecture: got 'RN-mini' for toy; want one of ViT-mini, "):
+        new_model("toy", "RN-mini")
+    assert fitting_architectures("toy")[0] == "ViT-mini"
+
+
+def test_what_a_method_says_decides_the_data():
+    from hf_clip_variants.data.augmentation.two_views import TwoViews
+    from hf_clip_variants.data.pairs.batches import CropView
+    from hf_clip_variants.training import pretraining_data as data
+
+    with torch.device("meta"):
+        _, processor = new_model("clip", "ViT-mini")
+    images = processor.image_processor
+    two = dataclasses.replace(TOY, views="two", extra_views=lambda config: ("second",))
+    assert isinstance(data.published_transform(TOY, images), CropView)
+    assert isinstance(data.published_transform(two, images).__self__, TwoViews)
+    views = data.batched_views(two, None, images, "crops", seed=0).augmentations
+    assert set(views) == {"pixel_values", "second"} and views["pixel_values"].flip == 0 < views["second"].flip
+    assert set(data.batched_views(TOY, None, images, "icons", seed=0).augmentations) == {"pixel_values"}
+    assert data.audio_reader(TOY, processor, 1.0, augmented=True) is None
+    heard = dataclasses.replace(TOY, modalities=("image", "text", "audio"))
+    with torch.device("meta"):
+        _, with_audio = new_model("audioclip", "RN-mini")
+    assert data.audio_reader(heard, with_audio, 1.0, augmented=True).length == 44_100
+    with pytest.raises(ValueError, match="audio_column: cannot tell"):
+        data.open_sources(heard, [str(Path(FOLDER) / "notov1.parquet")], text_columns=["name"])
