@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
-from ..decoding.audio_decoding import decode_audio, resample
+from ..decoding.audio_decoding import decode_audio, pad_with_edges, resample
 
 
 _INT16 = 32768
@@ -34,14 +34,6 @@ def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
     if _spread(centre) >= enough:
         return centre
     return tail if _spread(centre) < _spread(head) < enough else head
-
-
-def pad_with_edges(sound: np.ndarray, left: int, right: int) -> np.ndarray:
-    """(C, N) -> (C, left + N + right), with the mean over channels of the first and of the last sample, not with zeros."""
-    before, after = (
-        np.full((len(sound), count), edge.mean()) for count, edge in ((left, sound[:, 0]), (right, sound[:, -1]))
-    )
-    return np.concatenate([before, sound, after], axis=1, dtype=sound.dtype)
 
 
 def stretch_to_int16(sound: np.ndarray) -> np.ndarray:
@@ -290,4 +282,4 @@ def _to_channels(samples: np.ndarray, wanted: int, where: str) -> np.ndarray:
     raise ValueError(f"{where}: {len(samples)} channels, expected 1 or {wanted} (num_channels)")
 
 
-__all__ = ["AudioCLIPFeatureExtractor", "fit_length", "pad_with_edges", "stretch_to_int16"]
+__all__ = ["AudioCLIPFeatureExtractor", "fit_length", "stretch_to_int16"]

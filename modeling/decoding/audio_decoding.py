@@ -46,6 +46,14 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return np.ascontiguousarray(soxr.resample(np.asarray(samples, np.float32).T, rate, wanted).T)
 
 
+def pad_with_edges(samples: np.ndarray, left: int, right: int) -> np.ndarray:
+    """(C, N) -> (C, left + N + right), with the mean over channels of the first and of the last sample, not zeros."""
+    before, after = (
+        np.full((len(samples), count), edge.mean()) for count, edge in ((left, samples[:, 0]), (right, samples[:, -1]))
+    )
+    return np.concatenate([before, samples, after], axis=1, dtype=samples.dtype)
+
+
 def _optional(module: str, purpose: str):
     # Not an import statement: transformers asks for every package that travelling code imports, when it loads it.
     try:
@@ -56,4 +64,4 @@ def _optional(module: str, purpose: str):
         raise ImportError(f'{purpose} needs {module}: pip install "hf-clip-variants[audio]"', name=module) from error
 
 
-__all__ = ["MAX_SAMPLES", "decode_audio", "resample"]
+__all__ = ["MAX_SAMPLES", "decode_audio", "pad_with_edges", "resample"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...modeling.audioclip.feature_extraction_audioclip import pad_with_edges
+from ...modeling.decoding.audio_decoding import pad_with_edges
 from .views import view_generator
 
 

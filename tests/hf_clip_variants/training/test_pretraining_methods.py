@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -69,6 +70,30 @@ def test_pretraining_names_no_method():
                 module = (node.module or "").rpartition(".")[2]
                 offenders += [f"{file.name}:{node.lineno}" for name in names if module.endswith(f"_{name}")]
     assert not offenders
+
+
+@pytest.mark.parametrize("gone", ["slip", "audioclip"])
+def test_without_a_methods_folder_and_row_the_others_are_pretrained(gone, tmp_path):
+    """In a copy of the tree."""
+    shutil.copytree(ROOT / "hf_clip_variants", tmp_path / "hf_clip_variants")
+    shutil.copytree(MODELING, tmp_path / "hf_clip_variants" / "modeling")
+    shutil.rmtree(tmp_path / "hf_clip_variants" / "modeling" / gone)
+    program = f"""
+from hf_clip_variants import registry
+registry._METHODS = tuple(row for row in registry._METHODS if row.name != {gone!r})
+import torch
+from hf_clip_variants.training import pretrain_trainer, pretraining_data
+from hf_clip_variants.training.architectures import new_model
+from hf_clip_variants.training.pretraining_methods import pretraining_methods
+for name in pretraining_methods():
+    with torch.device("meta"):
+        print(name, type(new_model(name, "RN-mini")[0]).__name__)
+assert registry.__file__.startswith({str(tmp_path)!r})
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-2000:]
+    models = {"clip": "CLIPResNetModel", "slip": "SLIPForPreTraining", "audioclip": "AudioCLIPModel"}
+    assert result.stdout.split("\n")[:-1] == [f"{name} {model}" for name, model in models.items() if name != gone]
 
 
 class ToyModel(CLIPModel):
