@@ -240,7 +240,7 @@ def test_linear_probe_prints_what_the_function_finds(run, pictures, tmp_path):
     assert result["train"] == {"data": str(pictures), "split": "train", "images": 12, "unreadable": []}
 
     code, out, _ = run(*arguments[:4], "--features", "projected", "--strength", 3)
-    assert code == 0 and "of 12 pictures in 6 classes" in out and "projected features of width 256" in out
+    assert code == 0 and "of 12 images in 6 classes" in out and "projected features of width 256" in out
     assert "L2 strength 3 (given)" in out and "Mean over classes" in out and "12 training pictures" in out
 
 

@@ -310,6 +310,12 @@ def test_a_validation_split_is_what_hyper_parameters_are_chosen_on(clip, tmp_pat
     assert {"alpha", "beta", "search_step"} <= set(record["hyperparameters"])
 
 
+def test_benchmark_names_the_data_set_whose_recipes_are_used(clip, images, tmp_path):
+    arguments = settings("tip_adapter", shots=[2], benchmark="eurosat")
+    (record,) = adapt(clip, str(images), tmp_path / "run", **arguments)["runs"]
+    assert list(record["hyperparameters"]["search_scale"]) == [12.0, 10.0]
+
+
 def test_images_that_cannot_be_read_are_named_and_left_out(clip, tmp_path, caplog):
     data = save_images(tmp_path / "data", {"train": ["fluentflat", "emojione", "notov1"], "test": ["fluent3d"]})
     (data / "train" / "cat" / "fluentflat.png").write_bytes((data / "train" / "cat" / "notov1.png").read_bytes()[:200])
