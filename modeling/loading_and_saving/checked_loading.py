@@ -1,9 +1,12 @@
 """Loading that fails instead of going on with random, damaged or infinite weights."""
 
+import importlib.metadata
 from pathlib import Path
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
+from transformers.integrations import peft as peft_integration
 
 
 def damaged_file(source) -> Path | str:
@@ -15,6 +18,20 @@ def damaged_file(source) -> Path | str:
         except SafetensorError:
             return path
     return source
+
+
+def check_peft(method: str, instead: str) -> None:
+    """Raises ImportError where transformers' own adapter methods ask for a newer PEFT (which may not be released yet)."""
+    wanted = peft_integration.MIN_PEFT_VERSION
+    try:
+        installed = importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        return  # transformers says so
+    if Version(installed) < Version(wanted):
+        raise ImportError(
+            f"{method}: peft {installed} is installed and this transformers wants at least {wanted} for its own adapter methods; "
+            f"use {instead}, which works with both"
+        )
 
 
 class CheckedLoading:
@@ -56,6 +73,16 @@ class CheckedLoading:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(f"{source}: {name} has NaN or infinite values")
         return (model, info) if output_loading_info else model
+
+    def add_adapter(self, *args, **kwargs):
+        """As in transformers."""
+        check_peft("add_adapter", "peft.get_peft_model(model, config)")
+        return super().add_adapter(*args, **kwargs)
+
+    def load_adapter(self, *args, **kwargs):
+        """As in transformers."""
+        check_peft("load_adapter", "peft.PeftModel.from_pretrained(model, folder_or_id)")
+        return super().load_adapter(*args, **kwargs)
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
         """Of the weights that a checkpoint lacks, those without which the model is not whole; a class with parts that may be

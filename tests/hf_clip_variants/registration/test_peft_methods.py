@@ -6,11 +6,13 @@ import pickle
 import pytest
 import torch
 from adapter_models import tiny_classifier
-from peft import LoraConfig, PeftType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from tiny import tiny_pixels
+from tiny import tiny_pixels, tiny_tokenizer
+from transformers_adapters import needs_adapter_methods
 
 import hf_clip_variants
+from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import CoOpConfig, load_adapter, put_adapter
 from hf_clip_variants.registration.peft_methods import add_peft_type, register_all
 
@@ -42,6 +44,7 @@ def test_registering_again_changes_nothing():
     assert PeftType.LORA.value == "LORA"
 
 
+@needs_adapter_methods
 def test_failed_injection_leaves_no_trace():
     base = tiny_classifier()
     with pytest.raises(ValueError, match="context_init_ids: -1"):
@@ -54,6 +57,7 @@ def test_failed_injection_leaves_no_trace():
     base(pixel_values=tiny_pixels())
 
 
+@needs_adapter_methods
 def test_goes_together_with_lora():
     base = tiny_classifier()
     plain = base(pixel_values=tiny_pixels()).logits
@@ -67,6 +71,25 @@ def test_goes_together_with_lora():
     assert len({tuple(t.flatten().tolist()) for t in (plain, with_lora, both, with_coop)}) == 4
     base.set_adapter("lora")
     assert (base(pixel_values=tiny_pixels()).logits - with_lora).abs().max() < 1e-5
+
+
+def test_where_transformers_wants_another_peft_the_error_says_what_works(tmp_path, monkeypatch):
+    base = tiny_classifier()
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base = CLIPClassifier.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, CoOpConfig(num_context_tokens=2))
+    model.save_pretrained(tmp_path / "adapter")
+    model.unload()
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    for method, call, instead in (
+        ("add_adapter", lambda: base.add_adapter(CoOpConfig()), "get_peft_model"),
+        ("load_adapter", lambda: base.load_adapter(tmp_path / "adapter"), "PeftModel.from_pretrained"),
+        ("load_adapter", lambda: CLIPClassifier.from_pretrained(tmp_path / "adapter"), "PeftModel.from_pretrained"),
+    ):
+        with pytest.raises(ImportError, match=rf"^{method}: .*at least 99.0 .*; use peft.{instead}\("):
+            call()
+    assert isinstance(PeftModel.from_pretrained(base, tmp_path / "adapter"), PeftModel)
 
 
 def test_tensors_that_do_not_fit_leave_the_model_as_it_was():
