@@ -20,20 +20,6 @@ def damaged_file(source) -> Path | str:
     return source
 
 
-def check_peft(method: str, instead: str) -> None:
-    """Raises ImportError where transformers' own adapter methods ask for a newer PEFT (which may not be released yet)."""
-    wanted = peft_integration.MIN_PEFT_VERSION
-    try:
-        installed = importlib.metadata.version("peft")
-    except importlib.metadata.PackageNotFoundError:
-        return  # transformers says so
-    if Version(installed) < Version(wanted):
-        raise ImportError(
-            f"{method}: peft {installed} is installed and this transformers wants at least {wanted} for its own adapter methods; "
-            f"use {instead}, which works with both"
-        )
-
-
 class CheckedLoading:
     """Mixin before `PreTrainedModel`: `from_pretrained` loads every weight or says what is wrong."""
 
@@ -75,14 +61,14 @@ class CheckedLoading:
         return (model, info) if output_loading_info else model
 
     def add_adapter(self, *args, **kwargs):
-        """As in transformers."""
-        check_peft("add_adapter", "peft.get_peft_model(model, config)")
+        """As in transformers, which from 5.24 on asks for a newer PEFT here than PEFT's own functions do."""
+        installed, wanted = importlib.metadata.version("peft"), peft_integration.MIN_PEFT_VERSION
+        if Version(installed) < Version(wanted):
+            raise ImportError(
+                f"add_adapter: peft {installed} is installed; this transformers wants at least {wanted} for it. "
+                "Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
+            )
         return super().add_adapter(*args, **kwargs)
-
-    def load_adapter(self, *args, **kwargs):
-        """As in transformers."""
-        check_peft("load_adapter", "peft.PeftModel.from_pretrained(model, folder_or_id)")
-        return super().load_adapter(*args, **kwargs)
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
         """Of the weights that a checkpoint lacks, those without which the model is not whole; a class with parts that may be

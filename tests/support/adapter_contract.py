@@ -91,6 +91,15 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
         assert torch.equal(after[name], tensor), name
 
 
+def _saved_base(case: Case, folder):
+    """The case's base with its tokenizer in a folder, and loaded from there: an adapter on it names that folder."""
+    base = case.base()
+    base.save_pretrained(folder)
+    if not case.plain_clip:
+        tiny_tokenizer().save_pretrained(folder)
+    return type(base).from_pretrained(folder)
+
+
 class AdapterContract:
     """Subclass it with the fixtures `case` and `trained_case`, those cases that train something."""
 
@@ -196,11 +205,7 @@ class AdapterContract:
 
     @needs_adapter_methods
     def test_transformers_own_adapter_methods(self, case: Case, tmp_path):
-        case.base().save_pretrained(tmp_path / "base")
-        if not case.plain_clip:
-            tiny_tokenizer().save_pretrained(tmp_path / "base")
-        base_class = type(case.base())
-        base = base_class.from_pretrained(tmp_path / "base")
+        base = _saved_base(case, tmp_path / "base")
         plain = case.logits(base)
         base.add_adapter(case.config(), "mine")
         case.fill(base, "mine", seed=3)
@@ -214,18 +219,17 @@ class AdapterContract:
         base.delete_adapter("mine")
         assert torch.equal(case.logits(base), plain)
 
-        loaded = base_class.from_pretrained(tmp_path / "base")
-        loaded.load_adapter(tmp_path / "adapter", "other")
-        torch.testing.assert_close(case.logits(loaded), adapted, rtol=0, atol=1e-5)
-        whole = base_class.from_pretrained(tmp_path / "adapter")
-        torch.testing.assert_close(case.logits(whole), adapted, rtol=0, atol=1e-5)
+        again = PeftModel.from_pretrained(_saved_base(case, tmp_path / "base"), tmp_path / "adapter")
+        torch.testing.assert_close(case.logits(again), adapted, rtol=0, atol=1e-5)
 
-        other = case.base(seed=1)
-        before = state_of(other)
-        with pytest.raises(ValueError, match="backbone_fingerprint: the adapter was made for"):
-            other.load_adapter(tmp_path / "adapter")
-        assert_same_state(other, before)
-        assert all(p.requires_grad for p in other.parameters())
+    def test_transformers_loads_the_adapter_onto_a_base_and_with_its_base(self, case: Case, tmp_path):
+        model = case.model(_saved_base(case, tmp_path / "base"), seed=3)
+        model.save_pretrained(tmp_path / "adapter")
+        loaded = type(case.base()).from_pretrained(tmp_path / "base")
+        loaded.load_adapter(tmp_path / "adapter", "other")
+        whole = type(case.base()).from_pretrained(tmp_path / "adapter")
+        for again in (loaded, whole):
+            torch.testing.assert_close(case.logits(again), case.logits(model), rtol=0, atol=1e-5)
 
     def test_trainer_resumes_to_the_same_weights(self, trained_case: Case, tmp_path):
         model = trained_case.model(seed=1)
@@ -304,6 +308,8 @@ class AdapterContract:
         refusal = r"backbone_fingerprint: the adapter was made for .*'v1:.*this backbone has 'v1:"
         with pytest.raises(ValueError, match=refusal):
             PeftModel.from_pretrained(base, tmp_path)
+        with pytest.raises(ValueError, match=refusal):
+            base.load_adapter(tmp_path)
         with pytest.raises(ValueError, match=refusal):
             load_adapter(tmp_path, base)
         assert_same_state(base, before)
