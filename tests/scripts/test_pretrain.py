@@ -62,9 +62,7 @@ def finish(process):
 @pytest.mark.slow
 def test_the_smoke_test_trains_evaluates_and_saves_what_loads(tmp_path):
     """The README's first command."""
-    began = time.monotonic()
     printed = finish(start("--smoke", "--out", tmp_path / "run"))
-    assert time.monotonic() - began < 120, "a quarter of a minute on two free cores"
     assert "fluent3d_top1" in printed and "pairs a second" in printed
     from transformers import pipeline
 
