@@ -17,7 +17,9 @@ from paths import ROOT
 import hf_clip_variants
 
 
-NOT_SOURCE = (".*", "__pycache__", "*.py[cod]", "*.egg-info", "build", "dist", "runs")
+SOURCE_FOLDERS = ("hf_clip_variants", "modeling", "scripts", "tests")
+NOT_SOURCE = (".*", "__pycache__", "*.py[cod]")
+RUN_FOLDERS = ("clip-demo", "run", "runs")  # what the README's commands write into a checkout
 
 
 def files(folder: Path) -> set[str]:
@@ -28,7 +30,15 @@ def files(folder: Path) -> set[str]:
 def built(tmp_path_factory):
     """(copy of the sources, sdist, wheel made from the sdist), built offline with the installed setuptools."""
     source = tmp_path_factory.mktemp("build") / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    for name in SOURCE_FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, source)
+    for name in RUN_FOLDERS:
+        (source / name / "adapters").mkdir(parents=True)
+        (source / name / "adapters" / "adapter_model.safetensors").write_bytes(b"not source")
+        (source / name / "results.json").write_text("{}")
     out = source.parent / "out"
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
@@ -36,7 +46,7 @@ def built(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr, "setuptools has something to say"
-    for leftover in ("build", "hf_clip_variants.egg-info"):
+    for leftover in ("build", "hf_clip_variants.egg-info", *RUN_FOLDERS):
         shutil.rmtree(source / leftover, ignore_errors=True)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return source, sdist, wheel
@@ -63,6 +73,7 @@ def test_the_sdist_holds_the_sources_the_tests_and_the_scripts(built):
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     missing = {name for name in files(source) if name not in names}
     assert missing == set()
+    assert not {name.partition("/")[0] for name in names} & set(RUN_FOLDERS), "runs stay at home"
     assert {"tests/conftest.py", "pyproject.toml", "LICENSE", "modeling/__init__.py"} <= names
     assert any(name.startswith("scripts/") for name in names)
 

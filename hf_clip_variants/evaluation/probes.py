@@ -211,12 +211,20 @@ def _two_classes(labels) -> torch.Tensor:
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first ones."""
-    limit = similarities.topk(k, dim=1).values[:, -1:]
-    above, equal = similarities > limit, similarities == limit
-    wanted = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
-    columns = chosen.nonzero()[:, 1].view(-1, k)
+    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first ones.
+
+    scikit-learn's neighbours are no substitute: which of equals they return is not defined, and they know no GPU.
+    """
+    values, columns = similarities.topk(min(k + 1, similarities.shape[1]), dim=1)
+    columns = columns[:, :k].sort(dim=1).values
+    # `topk` takes any of equals: right unless the first that is left out equals the last that is in.
+    tied = (values[:, k - 1 : k] == values[:, k:]).any(dim=1)
+    if tied.any():
+        rows, limit = similarities[tied], values[tied, k - 1 : k]
+        above, equal = rows > limit, rows == limit
+        wanted = k - above.sum(dim=1, keepdim=True)
+        chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+        columns[tied] = chosen.nonzero()[:, 1].view(-1, k)
     return similarities.gather(1, columns), columns
 
 

@@ -1,7 +1,8 @@
 """Are these still the weights that were published? Compares a folder's or repository's weights with the hashes in its model card.
 
-safetensors notices a file that was cut, not a flipped bit; the Hub checks sizes. The card (`model_cards.model_card`) holds the SHA-256 of every weight
-file, written when the folder was.
+safetensors notices a file that was cut, not a flipped bit. The card (`model_cards.model_card`) holds the SHA-256 of every weight file, written when the
+folder was. `hf cache verify` compares a download with the Hub's own checksums instead: those of the upload, whatever happened before it, and only of
+what is on the Hub.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def verify(path_or_id: str | Path, revision: str | None = None) -> list[FileChec
     if not isinstance(recorded, dict) or not recorded:
         raise ValueError(
             f"path_or_id: {path_or_id} has no hashes to compare with: its {_CARD} records no sha256 of weight files"
+            + (f"; `hf cache verify {path_or_id}` compares with the Hub's" if not Path(path_or_id).is_dir() else "")
         )
     found = weight_hashes(folder)
     checks = []

@@ -539,9 +539,8 @@ def own_layers(
     position_ids = None if position_ids is None else position_ids[None]
     text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     hidden = text_model.embeddings(**text, position_ids=position_ids)
-    mask = create_causal_mask(
-        config=text_model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-    )
+    # The fourth argument, the cache, was renamed in transformers 5.24: positions are right on both sides of it.
+    mask = create_causal_mask(text_model.config, hidden, None, None)
     hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     token = pooled_token(text_model)
     eos = input_ids.argmax(dim=1) if token is None else (input_ids == token).int().argmax(dim=1)

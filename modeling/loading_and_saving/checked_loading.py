@@ -1,9 +1,12 @@
 """Loading that fails instead of going on with random, damaged or infinite weights."""
 
+import importlib.metadata
 from pathlib import Path
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError, safe_open
+from transformers.integrations import peft as peft_integration
 
 
 def damaged_file(source) -> Path | str:
@@ -56,6 +59,16 @@ class CheckedLoading:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(f"{source}: {name} has NaN or infinite values")
         return (model, info) if output_loading_info else model
+
+    def add_adapter(self, *args, **kwargs):
+        """As in transformers, which from 5.24 on asks for a newer PEFT here than PEFT's own functions do."""
+        installed, wanted = importlib.metadata.version("peft"), peft_integration.MIN_PEFT_VERSION
+        if Version(installed) < Version(wanted):
+            raise ImportError(
+                f"add_adapter: peft {installed} is installed; this transformers wants at least {wanted} for it. "
+                "Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
+            )
+        return super().add_adapter(*args, **kwargs)
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
         """Of the weights that a checkpoint lacks, those without which the model is not whole; a class with parts that may be

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -63,10 +62,7 @@ def finish(process):
 @pytest.mark.slow
 def test_the_smoke_test_trains_evaluates_and_saves_what_loads(tmp_path):
     """The README's first command."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     printed = finish(start("--smoke", "--out", tmp_path / "run"))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime < 100, "processor time; a quarter of a minute on two free cores"
     assert "fluent3d_top1" in printed and "pairs a second" in printed
     from transformers import pipeline
 

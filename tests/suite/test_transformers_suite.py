@@ -1,6 +1,7 @@
 """transformers' ModelTesterMixin, ProcessorTesterMixin and ImageProcessingTestMixin over every model of the registry.
 
 They need a package called `tests` that is theirs, hence a process of their own. Which tests are left out and why: `DESELECTED` in the suites.
+`SUITE_MODELS=clip_resnet,slip` runs those of some models only.
 """
 
 import os
@@ -10,12 +11,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from paths import SUPPORT
 
 from hf_clip_variants.registry import methods
 
 
 HERE = Path(__file__).parent
+CHOSEN = os.environ.get("SUITE_MODELS")
+ROWS = [row for row in methods("model") if not CHOSEN or row.name in CHOSEN.split(",")]
 # Tests without which a pass would mean little.
 ESSENTIAL = {
     "modeling_suite": (
@@ -35,7 +37,7 @@ ESSENTIAL = {
 def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), str(SUPPORT)]),
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),  # tests/support is in it: conftest.py
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -44,6 +46,8 @@ def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], s
     command = [sys.executable, "-m", "pytest", str(HERE / f"{suite}.py"), "--noconftest", "-c", os.devnull, "-q"]
     command += ["--rootdir", str(folder), "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
     command += ["--show-capture=no", "--tb=short", f"--junitxml={report}"]
+    if CHOSEN:
+        command += ["-k", " or ".join(row.load("model").__name__ for row in ROWS)]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     results: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
     if report.is_file():
@@ -63,7 +67,7 @@ def test_transformers_own_tests_pass(suite, transformers_tests, tmp_path, record
     record_property("suite", f"transformers' own tests, {suite}: {counts}")
     assert not results["failed"], f"{counts}\n{output}"
     assert results["passed"], output
-    for row in methods("model"):
+    for row in ROWS:
         if suite == "processing_suite" and not row.processor:
             continue  # it uses another method's
         passed = {name.split(".")[1] for name in results["passed"] if name.startswith(row.load("model").__name__)}

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors.torch import load_file
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
+from transformers_adapters import needs_adapter_methods
 
 from hf_clip_variants.adapters import load_adapter
 from hf_clip_variants.adapters.coop.layer import coop_prompt_ids
@@ -88,6 +89,15 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
     assert list(after) == list(before)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
+
+
+def _saved_base(case: Case, folder):
+    """The case's base with its tokenizer in a folder, and loaded from there: an adapter on it names that folder."""
+    base = case.base()
+    base.save_pretrained(folder)
+    if not case.plain_clip:
+        tiny_tokenizer().save_pretrained(folder)
+    return type(base).from_pretrained(folder)
 
 
 class AdapterContract:
@@ -193,12 +203,9 @@ class AdapterContract:
                 merge()
         assert torch.equal(case.logits(model), logits)
 
+    @needs_adapter_methods
     def test_transformers_own_adapter_methods(self, case: Case, tmp_path):
-        case.base().save_pretrained(tmp_path / "base")
-        if not case.plain_clip:
-            tiny_tokenizer().save_pretrained(tmp_path / "base")
-        base_class = type(case.base())
-        base = base_class.from_pretrained(tmp_path / "base")
+        base = _saved_base(case, tmp_path / "base")
         plain = case.logits(base)
         base.add_adapter(case.config(), "mine")
         case.fill(base, "mine", seed=3)
@@ -212,11 +219,17 @@ class AdapterContract:
         base.delete_adapter("mine")
         assert torch.equal(case.logits(base), plain)
 
-        loaded = base_class.from_pretrained(tmp_path / "base")
+        again = PeftModel.from_pretrained(_saved_base(case, tmp_path / "base"), tmp_path / "adapter")
+        torch.testing.assert_close(case.logits(again), adapted, rtol=0, atol=1e-5)
+
+    def test_transformers_loads_the_adapter_onto_a_base_and_with_its_base(self, case: Case, tmp_path):
+        model = case.model(_saved_base(case, tmp_path / "base"), seed=3)
+        model.save_pretrained(tmp_path / "adapter")
+        loaded = type(case.base()).from_pretrained(tmp_path / "base")
         loaded.load_adapter(tmp_path / "adapter", "other")
-        torch.testing.assert_close(case.logits(loaded), adapted, rtol=0, atol=1e-5)
-        whole = base_class.from_pretrained(tmp_path / "adapter")
-        torch.testing.assert_close(case.logits(whole), adapted, rtol=0, atol=1e-5)
+        whole = type(case.base()).from_pretrained(tmp_path / "adapter")
+        for again in (loaded, whole):
+            torch.testing.assert_close(case.logits(again), case.logits(model), rtol=0, atol=1e-5)
 
     def test_trainer_resumes_to_the_same_weights(self, trained_case: Case, tmp_path):
         model = trained_case.model(seed=1)

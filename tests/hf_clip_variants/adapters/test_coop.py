@@ -246,5 +246,5 @@ def test_training_fits_and_class_specific_contexts_fit_better():
             history.append(loss.item())
         losses[class_specific] = history
         assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
-    assert losses[False][-1] < 0.7 * losses[False][0]
+    assert losses[False][-1] < 0.85 * losses[False][0]
     assert losses[True][-1] <= losses[False][-1]

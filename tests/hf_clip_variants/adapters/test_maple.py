@@ -137,7 +137,7 @@ def by_hand(model: PeftModel) -> torch.Tensor:
             prompts = home.prompt_of("default", number).expand(len(ids), -1, -1)
             behind = hidden[:, 1:] if number == 0 else hidden[:, 1 + prompts.shape[1] :]
             hidden = torch.cat([hidden[:, :1], prompts, behind], dim=1)
-        mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        mask = create_causal_mask(tower.config, hidden, None, None)
         hidden = layer(hidden, mask, is_causal=True)
     assert hidden.shape[1] == ids.shape[1] + prompts.shape[1]
     end = (ids == classifier.padding_id).int().argmax(dim=1) + prompts.shape[1]

@@ -9,6 +9,7 @@ import torch
 from adapter_models import tiny_classifier
 from peft import LoraConfig, get_peft_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels
+from transformers_adapters import needs_adapter_methods
 
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import CLIPAdapterConfig, CoCoOpConfig, CoOpConfig, IVLPConfig, MaPLeConfig, VPTConfig
@@ -34,6 +35,7 @@ def logits(model) -> torch.Tensor:
         return model(pixel_values=tiny_pixels()).logits
 
 
+@needs_adapter_methods
 def test_lora_first_then_prompts(kind):
     base = tiny_classifier()
     torch.manual_seed(0)
@@ -66,6 +68,7 @@ SAME_PLACE = [
 ]
 
 
+@needs_adapter_methods
 @pytest.mark.parametrize(("first", "second"), SAME_PLACE)
 def test_two_kinds_of_prompts_in_one_place_are_refused(first, second):
     base = tiny_classifier()
@@ -82,6 +85,7 @@ def test_two_kinds_of_prompts_in_one_place_are_refused(first, second):
     assert not torch.allclose(logits(base), before, atol=1e-3)
 
 
+@needs_adapter_methods
 def test_places_inside_each_other_are_one_place():
     for first, second in (("coop", "maple"), ("maple", "coop")):
         base = tiny_clip()
@@ -91,6 +95,7 @@ def test_places_inside_each_other_are_one_place():
             base.add_adapter(configs[second], "second")
 
 
+@needs_adapter_methods
 @pytest.mark.parametrize("text", ["coop", "cocoop"])
 def test_prompts_in_different_places_go_together(text):
     base = tiny_classifier()

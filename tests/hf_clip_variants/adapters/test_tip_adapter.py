@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from adapter_models import tiny_classifier
 from peft import PeftModel, get_peft_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
+from transformers_adapters import needs_adapter_methods
 
 from hf_clip_variants.adapters import TipAdapterConfig
 from hf_clip_variants.adapters.tip_adapter.convert import labels_from_one_hot
@@ -152,6 +153,7 @@ def test_search_writes_the_configuration_that_is_saved(tmp_path):
     assert torch.equal(loaded(image_features=_toy(2)).logits, model(image_features=_toy(2)).logits)
 
 
+@needs_adapter_methods
 def test_cache_is_built_through_transformers_adapters_too():
     base = tiny_classifier()
     base.add_adapter(TipAdapterConfig(), "mine")

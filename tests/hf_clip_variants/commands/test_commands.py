@@ -384,7 +384,6 @@ def test_export_writes_a_folder_with_code(run, clip, tmp_path):
 @pytest.mark.slow
 def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
     """The whole of it at 2 shots and one seed: every method against zero-shot CLIP measured in the same run."""
-    start = time.process_time()
     code, out, err = run("demo", "--out", tmp_path / "demo", "--shots", 2, "--seeds", 1, "--json")
     results = json.loads(out)
     assert code == 0 and len(results["data"]["class_names"]) >= 150, err
@@ -399,7 +398,6 @@ def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
         if record["method"].startswith("tip"):
             assert all(record["accuracy"][style] > baseline[style] for style in baseline), record["accuracy"]
     assert (tmp_path / "demo" / "report.html").is_file()
-    assert time.process_time() - start < 150, "seconds of one core; the promise is three minutes on two"
 
 
 def test_interrupted_it_says_nothing_and_goes_on_later(clip, images, tmp_path):

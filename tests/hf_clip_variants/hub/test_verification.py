@@ -68,3 +68,11 @@ def test_a_folder_without_hashes_is_an_error(adapter_folder):
     (adapter_folder / "README.md").unlink()
     with pytest.raises(ValueError, match="has no hashes to compare with"):
         verify(adapter_folder)
+
+
+def test_a_repository_without_hashes_is_left_to_the_hubs_own_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    with pytest.raises(ValueError, match="me/clip has no hashes .*; `hf cache verify me/clip` compares"):
+        verify("me/clip")
+    with pytest.raises(ValueError, match="weight files$"):
+        verify(tmp_path)

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 from adapter_models import tiny_classifier
-from peft import LoraConfig, PeftType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from tiny import tiny_pixels
+from transformers_adapters import needs_adapter_methods
 
 import hf_clip_variants
 from hf_clip_variants.adapters import CoOpConfig, load_adapter, put_adapter
@@ -43,6 +44,7 @@ def test_registering_again_changes_nothing():
     assert PeftType.LORA.value == "LORA"
 
 
+@needs_adapter_methods
 def test_failed_injection_leaves_no_trace():
     base = tiny_classifier()
     with pytest.raises(ValueError, match="context_init_ids: -1"):
@@ -55,6 +57,7 @@ def test_failed_injection_leaves_no_trace():
     base(pixel_values=tiny_pixels())
 
 
+@needs_adapter_methods
 def test_goes_together_with_lora():
     base = tiny_classifier()
     plain = base(pixel_values=tiny_pixels()).logits
@@ -68,6 +71,20 @@ def test_goes_together_with_lora():
     assert len({tuple(t.flatten().tolist()) for t in (plain, with_lora, both, with_coop)}) == 4
     base.set_adapter("lora")
     assert (base(pixel_values=tiny_pixels()).logits - with_lora).abs().max() < 1e-5
+
+
+def test_where_transformers_wants_another_peft_the_error_says_what_works(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    base = tiny_classifier()
+    with pytest.raises(
+        ImportError, match=r"^add_adapter: peft .* at least 99.0 .*get_peft_model.*PeftModel.from_pretrained"
+    ):
+        base.add_adapter(CoOpConfig(), "mine")
+    model = get_peft_model(base, CoOpConfig(num_context_tokens=2))
+    model.save_pretrained(tmp_path)
+    logits = model(pixel_values=tiny_pixels()).logits
+    again = PeftModel.from_pretrained(tiny_classifier(), tmp_path)
+    assert torch.equal(again(pixel_values=tiny_pixels()).logits, logits)
 
 
 def test_tensors_that_do_not_fit_leave_the_model_as_it_was():

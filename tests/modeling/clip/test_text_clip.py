@@ -76,6 +76,13 @@ def test_special_tokens_typed_by_users_are_text(typed, clean):
     assert tiny_tokenizer().decode(ids[1:-1]).replace(" ", "") == typed.lower().replace(" ", "")
 
 
+def test_slip_truncation_cuts_the_end_token_off_long_texts_only():
+    tokenizer = tiny_tokenizer()
+    short, long = tokenize_texts(tokenizer, ["a cat", LONG], max_length=16, slip_truncation=True)
+    whole = tokenize_texts(tokenizer, [LONG], max_length=10_000)[0]
+    assert short[-1] == EOS and long == whole[:16] and EOS not in long
+
+
 def test_the_tokenizer_is_left_as_it_was():
     tokenizer = tiny_tokenizer()
     tokenize_texts(tokenizer, ["cat"])

@@ -100,6 +100,17 @@ def test_converting_last_equals_openai_in_every_mode(image, n_px):
     assert torch.equal(ours[0], official(n_px)(image))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_converting_first_or_last_differs_with_transparency_only(mode):
+    image = picture(40, 50, mode, 0)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(noise(40, 50, 0, seed=1)))
+    first, last = (
+        pixels(PIL, image, size={"shortest_edge": 24}, crop_size=24, convert_rgb_last=last) for last in (False, True)
+    )
+    assert torch.equal(first, last) == (mode == "RGB")
+
+
 @pytest.mark.parametrize("size", [(375, 500), (1200, 1600), (2100, 2400), (224, 224), (100, 333)])
 def test_default_equals_transformers_at_224(size):
     image = picture(*size)

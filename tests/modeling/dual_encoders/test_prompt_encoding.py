@@ -138,7 +138,7 @@ def full_length_from_embeddings(model, ids, embeds):
     from transformers.masking_utils import create_causal_mask
 
     hidden = model.embeddings(inputs_embeds=embeds)
-    mask = create_causal_mask(config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+    mask = create_causal_mask(model.config, hidden, None, None)
     hidden = model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     return model.final_layer_norm(hidden)[torch.arange(len(ids)), (ids == EOS).int().argmax(1)]
 
