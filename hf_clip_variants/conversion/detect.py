@@ -51,7 +51,7 @@ SIGNATURES = {
 
 _ELSEWHERE = {
     r"vision_model\.": "These are transformers' own names: nothing is to be converted, from_pretrained loads the folder with its config.json.",
-    r"fbsp\.m$": "This is AudioCLIP's sound tower alone: audio_tower_from_official in hf_clip_variants.modeling.audioclip.convert_audioclip takes it.",
+    r"fbsp\.m$": "This is AudioCLIP's sound tower alone: audio_encoder_from_official in hf_clip_variants.modeling.audioclip.convert_audioclip takes it.",
     r"enc\.transformer\.|shallow_prompt$": "This is VPT on a ViT (KMnP/vpt): convert_vpt_vit in hf_clip_variants.adapters.vpt.convert takes it.",
 }
 

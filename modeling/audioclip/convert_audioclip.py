@@ -66,7 +66,7 @@ def audioclip_from_official(
     return model.eval()
 
 
-def audio_tower_from_official(state_dict: Mapping[str, torch.Tensor], **audio: Any) -> AudioCLIPAudioModel:
+def audio_encoder_from_official(state_dict: Mapping[str, torch.Tensor], **audio: Any) -> AudioCLIPAudioModel:
     """The sound tower alone: of a whole AudioCLIP, or `ESRNXFBSP.pt`, whose `pooler_output` are logits of AudioSet's 527 classes.
 
     Arguments and errors as for `audioclip_from_official`.
@@ -211,7 +211,7 @@ def _name_table(expected: Mapping[str, torch.Tensor], config: AudioCLIPConfig) -
 
 
 __all__ = [
-    "audio_tower_from_official",
+    "audio_encoder_from_official",
     "audioclip_from_official",
     "convert_audioclip_state_dict",
     "infer_audioclip_config",

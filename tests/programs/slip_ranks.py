@@ -72,7 +72,7 @@ def main(out: Path, task: dict):
         found["shape"] = message(simclr_loss, x, x[:3] if is_last else x)
         found["afterwards"] = message(simclr_loss, x, x)
         model = slip_model()
-        found["one picture each"] = message(model, **slip_batch(1, seed=rank))
+        found["one image each"] = message(model, **slip_batch(1, seed=rank))
         found["one alone evaluates"] = message(model.eval(), **slip_batch(2)) if rank == 0 else "left"
     for objective in task.get("trainer", ()):
         model, logged = train_by_trainer(

@@ -1,4 +1,4 @@
-"""AudioCLIP beyond the contract of models: the spectrogram, losses of any modalities, gradients of the filters, frozen towers."""
+"""AudioCLIP beyond the contract of models: the spectrogram, losses of any modalities, gradients of the filters, frozen encoders."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ def model():
 
 
 @pytest.fixture
-def tower(model):
+def encoder(model):
     return model.audio_model
 
 
@@ -59,16 +59,16 @@ class TestSpectrogram:
         expected = frames.to(torch.complex128) @ basis.T / math.sqrt(config.n_fft)
         torch.testing.assert_close(spectrum.abs().double(), expected.abs(), rtol=1e-4, atol=1e-5)
 
-    def test_louder_by_ten_is_twenty_decibels_more(self, tower, sounds):
+    def test_louder_by_ten_is_twenty_decibels_more(self, encoder, sounds):
         sounds = sounds - sounds.mean() + 10_000  # far from the floor
         with torch.no_grad():
-            once, twice = (tower.fbsp(factor * sounds)[0] for factor in (0.1, 1.0))
+            once, twice = (encoder.fbsp(factor * sounds)[0] for factor in (0.1, 1.0))
         middle = (twice - once).median()
         assert middle.item() == pytest.approx(20, abs=0.1)
 
-    def test_silence_is_finite(self, tower):
+    def test_silence_is_finite(self, encoder):
         for value in (0.0, -0.5):  # -0.5 is the middle of the int16 range, where nothing is left but the floor
-            decibels, _ = tower.fbsp(torch.full((1, 1, 500), value))
+            decibels, _ = encoder.fbsp(torch.full((1, 1, 500), value))
             assert torch.isfinite(decibels).all()
         assert decibels.min().item() == pytest.approx(-180, abs=1e-3)
 
@@ -137,93 +137,93 @@ class TestSpectrogram:
             ("bell.wav", "got str"),
         ],
     )
-    def test_what_is_no_sound_is_named(self, tower, given, said):
+    def test_what_is_no_sound_is_named(self, encoder, given, said):
         with pytest.raises(ValueError, match=f"input_features: .*{said}"):
-            tower(given)
+            encoder(given)
 
 
 class TestFilterCache:
     @pytest.fixture
-    def made(self, tower, monkeypatch):
+    def made(self, encoder, monkeypatch):
         calls = []
-        plain = type(tower.fbsp)._make
-        monkeypatch.setattr(type(tower.fbsp), "_make", lambda self, *v: calls.append(1) or plain(self, *v))
+        plain = type(encoder.fbsp)._make
+        monkeypatch.setattr(type(encoder.fbsp), "_make", lambda self, *v: calls.append(1) or plain(self, *v))
         return calls
 
-    def test_one_bank_for_many_calls_without_gradients(self, tower, sounds, made):
+    def test_one_bank_for_many_calls_without_gradients(self, encoder, sounds, made):
         for context in (torch.no_grad, torch.inference_mode, torch.no_grad):
             with context():
-                tower(sounds)
+                encoder(sounds)
         assert len(made) == 1
-        tower(sounds).pooler_output.sum().backward()
+        encoder(sounds).pooler_output.sum().backward()
         assert len(made) == 2, "with gradients it is made anew"
-        tower.fbsp.requires_grad_(False)
-        tower(sounds).pooler_output.sum().backward()  # the bank of inference mode is part of this graph
+        encoder.fbsp.requires_grad_(False)
+        encoder(sounds).pooler_output.sum().backward()  # the bank of inference mode is part of this graph
         assert len(made) == 2
 
     @pytest.mark.parametrize("change", ["step", "data", "load", "train", "assign"])
-    def test_it_is_never_stale(self, tower, sounds, change):
+    def test_it_is_never_stale(self, encoder, sounds, change):
         with torch.no_grad():
-            tower(sounds)
-            other = copy.deepcopy(tower)
+            encoder(sounds)
+            other = copy.deepcopy(encoder)
             other.fbsp.m.add_(0.3)
             expected = other(sounds).pooler_output
             if change == "step":
-                tower.fbsp.m.add_(0.3)
+                encoder.fbsp.m.add_(0.3)
             elif change == "data":
-                tower.fbsp.m.data += 0.3  # no version counter sees this
+                encoder.fbsp.m.data += 0.3  # no version counter sees this
             elif change == "load":
-                tower.load_state_dict(other.state_dict())
+                encoder.load_state_dict(other.state_dict())
             elif change == "assign":
-                tower.load_state_dict(other.state_dict(), assign=True)
+                encoder.load_state_dict(other.state_dict(), assign=True)
             else:
-                tower.train()
-                assert tower.fbsp._cache is None
-                tower.eval().fbsp.m.add_(0.3)
-            assert torch.equal(tower(sounds).pooler_output, expected)
+                encoder.train()
+                assert encoder.fbsp._cache is None
+                encoder.eval().fbsp.m.add_(0.3)
+            assert torch.equal(encoder(sounds).pooler_output, expected)
 
-    def test_it_is_not_saved(self, tower, sounds, tmp_path):
+    def test_it_is_not_saved(self, encoder, sounds, tmp_path):
         with torch.no_grad():
-            expected = tower(sounds).pooler_output
-        names = set(tower.state_dict())
-        tower.save_pretrained(tmp_path)
+            expected = encoder(sounds).pooler_output
+        names = set(encoder.state_dict())
+        encoder.save_pretrained(tmp_path)
         assert set(load_file(tmp_path / "model.safetensors")) == names
         loaded = AutoModel.from_pretrained(tmp_path)
-        assert type(loaded) is AudioCLIPAudioModel and type(AutoConfig.from_pretrained(tmp_path)) is type(tower.config)
+        assert type(loaded) is AudioCLIPAudioModel and type(AutoConfig.from_pretrained(tmp_path)) is type(encoder.config)
         with torch.no_grad():
             CASE.check_same(loaded(sounds).pooler_output, expected)
 
 
 class TestChannels:
-    def test_their_order_does_not_matter(self, tower):
+    def test_their_order_does_not_matter(self, encoder):
         stereo = 5000 * torch.randn(3, 2, 900)
         with torch.no_grad():
-            one, two = (tower(sound, output_hidden_states=True) for sound in (stereo, stereo.flip(1)))
+            one, two = (encoder(sound, output_hidden_states=True) for sound in (stereo, stereo.flip(1)))
         torch.testing.assert_close(one.pooler_output, two.pooler_output)
         assert one.last_hidden_state.shape[1] == 2 * one.hidden_states[-1][0, 0, 0].numel()
 
-    def test_a_sound_twice_has_twice_the_pooled_features(self, tower, sounds):
+    def test_a_sound_twice_has_twice_the_pooled_features(self, encoder, sounds):
         pooled = []
-        tower.fc.register_forward_hook(lambda module, given, output: pooled.append(given[0]))
+        encoder.fc.register_forward_hook(lambda module, given, output: pooled.append(given[0]))
         with torch.no_grad():
-            tower(sounds)
-            tower(sounds.expand(-1, 2, -1))
+            encoder(sounds)
+            encoder(sounds.expand(-1, 2, -1))
         assert torch.equal(pooled[1], 2 * pooled[0])
 
-    def test_statistics_are_those_of_each_channel(self, tower):
+    def test_statistics_are_those_of_each_channel(self, encoder):
         """As in the official code: two updates with one channel each, not one with both."""
         stereo = torch.stack([5000 * torch.randn(4, 900), 100 * torch.randn(4, 900)], dim=1)
-        by_hand = copy.deepcopy(tower).train()
-        tower.train()(stereo)
+        by_hand = copy.deepcopy(encoder).train()
+        encoder.train()(stereo)
         for channel in (0, 1):
             by_hand(stereo[:, channel : channel + 1])
-        assert tower.bn1.num_batches_tracked == by_hand.bn1.num_batches_tracked
-        for norm, other in ((tower.bn1, by_hand.bn1), (tower.layer3[0].bn2, by_hand.layer3[0].bn2)):
+        assert encoder.bn1.num_batches_tracked == by_hand.bn1.num_batches_tracked
+        for norm, other in ((encoder.bn1, by_hand.bn1), (encoder.layer3[0].bn2, by_hand.layer3[0].bn2)):
             torch.testing.assert_close(norm.running_mean, other.running_mean)
             torch.testing.assert_close(norm.running_var, other.running_var)
 
-    def test_statistics_can_be_frozen(self, tower, sounds, tmp_path):
-        tower.save_pretrained(tmp_path)
+    def test_statistics_can_be_frozen(self, encoder, sounds, tmp_path):
+        encoder.save_pretrained(tmp_path)
         frozen = AudioCLIPAudioModel.from_pretrained(tmp_path, freeze_batch_norm=True).train()
         before = frozen.bn1.running_mean.clone()
         frozen(sounds).pooler_output.sum().backward()
@@ -232,7 +232,7 @@ class TestChannels:
 
 class TestGates:
     def test_without_them_it_is_a_plain_resnext(self, sounds):
-        """torchvision's network with the same weights, on the same picture of decibels."""
+        """torchvision's network with the same weights, on the same image of decibels."""
         from torchvision.models.resnet import Bottleneck, ResNet
 
         config = type(CASE.config().audio_config)(hidden_size=2048, depths=[1, 1, 1, 1], n_fft=64, win_length=50, hop_length=20, apply_attention=False)  # fmt: skip
@@ -244,14 +244,14 @@ class TestGates:
         state = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("fbsp.")}
         theirs.load_state_dict(state)
         with torch.no_grad():
-            picture = ours.fbsp(sounds[:2])[0][:, 0]
-            torch.testing.assert_close(ours(sounds[:2]).pooler_output, theirs(picture), rtol=1e-4, atol=1e-4)
+            image = ours.fbsp(sounds[:2])[0][:, 0]
+            torch.testing.assert_close(ours(sounds[:2]).pooler_output, theirs(image), rtol=1e-4, atol=1e-4)
 
-    def test_a_closed_gate_lets_nothing_pass(self, tower, sounds):
+    def test_a_closed_gate_lets_nothing_pass(self, encoder, sounds):
         with torch.no_grad():
-            tower.att4.bn.weight.zero_()
-            tower.att4.bn.bias.fill_(-100)
-            torch.testing.assert_close(tower(sounds).pooler_output, tower.fc.bias.expand(4, -1))
+            encoder.att4.bn.weight.zero_()
+            encoder.att4.bn.bias.fill_(-100)
+            torch.testing.assert_close(encoder(sounds).pooler_output, encoder.fc.bias.expand(4, -1))
 
 
 class TestLoss:
@@ -323,13 +323,13 @@ class TestLoss:
             with pytest.raises(ValueError, match=f"sample_weights: .*{said}"):
                 model(**inputs, sample_weights=weights, return_loss=True)
 
-    def test_the_penalty_pulls_norms_to_one(self, tower):
+    def test_the_penalty_pulls_norms_to_one(self, encoder):
         for normalized in (True, False):
-            tower.fbsp.config.normalized = normalized
+            encoder.fbsp.config.normalized = normalized
             at_init = wavelets(torch.zeros(33), torch.ones(33), torch.arange(33.0), 64, normalized)
-            assert tower.fbsp.penalty(at_init).item() == pytest.approx(0, abs=1e-9)
+            assert encoder.fbsp.penalty(at_init).item() == pytest.approx(0, abs=1e-9)
             wanted = 1 if normalized else 64
-            assert tower.fbsp.penalty(2 * at_init).item() == pytest.approx(wanted, rel=1e-4)
+            assert encoder.fbsp.penalty(2 * at_init).item() == pytest.approx(wanted, rel=1e-4)
 
 
 class TestGradientsOfTheFilters:
@@ -538,9 +538,9 @@ def sound_of(kind: int, generator: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_clip_learns_to_hear(tmp_path):
-    """The authors' second stage: a CLIP that knows colours by name stays as it is, and a sound tower is trained into its space.
+    """The authors' second stage: a CLIP that knows colours by name stays as it is, and an audio encoder is trained into its space.
 
-    Then sounds that it never heard find their names and their pictures; before it does not."""
+    Then sounds that it never heard find their names and their images; before it does not."""
     from PIL import Image
 
     torch.manual_seed(0)
@@ -549,8 +549,8 @@ def test_a_clip_learns_to_hear(tmp_path):
     processor.feature_extractor.max_length = SAMPLES
     values = CASE.config().to_dict() | {"frozen_modalities": ["audio"], "audio_logit_scale_init_value": math.log(30)}
     values["vision_config"] |= {"image_size": 32}
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in COLOURS]
-    clip = processor(images=pictures, text=NAMES, return_tensors="pt")
+    images = [Image.new("RGB", (64, 64), colour) for colour in COLOURS]
+    clip = processor(images=images, text=NAMES, return_tensors="pt")
     clip["pixel_values"] = clip["pixel_values"][..., ::2, ::2]
 
     model = AudioCLIPModel(AudioCLIPConfig.from_dict(values)).train()

@@ -16,8 +16,8 @@ def processor():
 
 
 def test_all_three_at_once_are_each_alone(processor):
-    picture = (255 * tiny_pixels(1, size=64)[0].sigmoid()).byte().permute(1, 2, 0).numpy()
-    given = {"images": picture, "text": ["a dog", "rain"], "audio": np.sin(np.arange(900))}
+    image = (255 * tiny_pixels(1, size=64)[0].sigmoid()).byte().permute(1, 2, 0).numpy()
+    given = {"images": image, "text": ["a dog", "rain"], "audio": np.sin(np.arange(900))}
     together = processor(**given, sampling_rate=8000, return_tensors="pt")
     assert set(together) == {"pixel_values", "input_ids", "attention_mask", "input_features"}
     assert set(together) == set(processor.model_input_names)

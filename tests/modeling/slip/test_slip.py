@@ -1,4 +1,4 @@
-"""SLIP beyond the contract of models: what trains what, heads that come and go, momentum encoders, any tower, bad input."""
+"""SLIP beyond the contract of models: what trains what, heads that come and go, momentum encoders, any encoder, bad input."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from hf_clip_variants import PretrainingCallback, SLIPConfig, SLIPForPreTraining, SLIPModel
 from hf_clip_variants.modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
 from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
-from hf_clip_variants.modeling.slip.configuration_slip import IMAGE_TOWERS
+from hf_clip_variants.modeling.slip.configuration_slip import IMAGE_ENCODERS
 from hf_clip_variants.modeling.slip.self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
 
 
@@ -48,11 +48,11 @@ class TestWhatTrainsWhat:
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         from_texts = set(gradients(model, model(**batch).clip_loss))
         from_views = set(gradients(model, model(**batch).ssl_loss))
-        tower = {name for name in trained if name.startswith("vision_model.")}
+        encoder = {name for name in trained if name.startswith("vision_model.")}
         heads = {name for name in trained if name.startswith(HEADS)}
         texts = {name for name in trained if name.startswith(ONLY_CLIP)}
-        assert tower and heads and texts and tower | heads | texts == trained
-        assert from_texts == tower | texts and from_views == tower | heads
+        assert encoder and heads and texts and encoder | heads | texts == trained
+        assert from_texts == encoder | texts and from_views == encoder | heads
         assert any(name.startswith("ssl_predictor.") for name in heads) == (objective != "simclr")
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         assert all(name.startswith("momentum_") for name in frozen) and bool(frozen) == (objective in MOMENTUM)
@@ -206,10 +206,10 @@ class TestTrainer:
             torch.float32
         }
 
-    @pytest.mark.parametrize("tower", ["vit", "clipv-clip_resnet_vision"])
-    def test_activation_checkpointing_counts_no_batch_twice(self, tower):
-        vision = {"model_type": tower}
-        vision |= {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 24, "patch_size": 8} if tower == "vit" else {
+    @pytest.mark.parametrize("encoder", ["vit", "clipv-clip_resnet_vision"])
+    def test_activation_checkpointing_counts_no_batch_twice(self, encoder):
+        vision = {"model_type": encoder}
+        vision |= {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 24, "patch_size": 8} if encoder == "vit" else {
             "hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 2, "image_size": 32, "projection_dim": 16
         }  # fmt: skip
         found = []
@@ -305,7 +305,7 @@ class TestHeadsComeAndGo:
         assert type(SLIPModel.from_pretrained(tmp_path)) is SLIPModel
 
 
-TOWERS = {
+ENCODERS = {
     "clip_vision_model": {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8},
     "clipv-clip_resnet_vision": {"hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 2, "image_size": 32, "projection_dim": 16},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
@@ -315,9 +315,9 @@ TOWERS = {
 
 
 class TestTowers:
-    @pytest.mark.parametrize("kind", TOWERS)
+    @pytest.mark.parametrize("kind", ENCODERS)
     def test_any_image_tower_trains_is_saved_and_loaded(self, kind, tmp_path):
-        model = slip_model(vision_config=TOWERS[kind] | {"model_type": kind})
+        model = slip_model(vision_config=ENCODERS[kind] | {"model_type": kind})
         batch = slip_batch(4, size=32)
         outputs = model(**batch)
         found = gradients(model, outputs.loss)
@@ -335,7 +335,7 @@ class TestTowers:
 
     def test_clip_resnet_is_ours(self):
         model = slip_model(
-            vision_config=TOWERS["clipv-clip_resnet_vision"] | {"model_type": "clipv-clip_resnet_vision"}
+            vision_config=ENCODERS["clipv-clip_resnet_vision"] | {"model_type": "clipv-clip_resnet_vision"}
         )
         assert type(model.vision_model) is CLIPResNetVisionModel and model.visual_projection.in_features == 16
 
@@ -353,7 +353,7 @@ class TestTowers:
         for kind in ("bert", "audio-spectrogram-transformer"):
             with pytest.raises(
                 (StrictDataclassError, ValueError),
-                match=f"vision_config.model_type: '{kind}', expected an image tower",
+                match=f"vision_config.model_type: '{kind}', expected an image encoder",
             ):
                 SLIPForPreTraining(slip_config(vision_config={"model_type": kind}))
 
@@ -362,19 +362,19 @@ class TestTowers:
         asked = []
         monkeypatch.setattr("socket.socket.connect", lambda *address: asked.append(address))
         evil = {"model_type": "timm_backbone", "backbone": "hf_hub:evil/repo", "use_pretrained_backbone": True}
-        tower = {
+        encoder = {
             "model_type": "dpt",
             "is_hybrid": True,
             "backbone_config": evil,
             "hidden_size": 24,
             "num_attention_heads": 3,
         }
-        for vision in (tower, evil, {"model_type": "timm_wrapper", "architecture": "hf_hub:evil/repo"}):
-            with pytest.raises((StrictDataclassError, ValueError), match="expected an image tower"):
+        for vision in (encoder, evil, {"model_type": "timm_wrapper", "architecture": "hf_hub:evil/repo"}):
+            with pytest.raises((StrictDataclassError, ValueError), match="expected an image encoder"):
                 SLIPModel(SLIPConfig.from_dict({"vision_config": vision}))
         assert not asked
 
-    @pytest.mark.parametrize("kind", IMAGE_TOWERS)
+    @pytest.mark.parametrize("kind", IMAGE_ENCODERS)
     def test_every_tower_that_is_offered_has_a_feature_of_the_width_it_says(self, kind):
         """With its default sizes, on no device."""
         config = slip_config(vision_config={"model_type": kind})
@@ -382,7 +382,7 @@ class TestTowers:
         with torch.device("meta"):
             model = SLIPModel(config)
             pixels = torch.zeros(1, 3, size, size)
-            feature = model._run_tower(model.vision_model, pixels, "pixel_values").pooler_output
+            feature = model._run_image_encoder(model.vision_model, pixels, "pixel_values").pooler_output
         assert feature.shape == (1, config.feature_dim)
 
     def test_a_file_chooses_no_code(self, tmp_path):
@@ -440,9 +440,9 @@ class TestRefused:
                 slip_model()(**{key: value for key, value in batch.items() if key != name})
 
     def test_numbers_of_pictures(self, batch):
-        with pytest.raises(ValueError, match="pixel_values_aug2: 5 pictures, pixel_values has 6"):
+        with pytest.raises(ValueError, match="pixel_values_aug2: 5 images, pixel_values has 6"):
             slip_model()(**batch | {"pixel_values_aug2": batch["pixel_values_aug2"][:5]})
-        with pytest.raises(ValueError, match="pixel_values_aug1: 1 picture, batch normalisation needs at least 2"):
+        with pytest.raises(ValueError, match="pixel_values_aug1: 1 image, batch normalisation needs at least 2"):
             slip_model()(**slip_batch(1))
 
     @pytest.mark.parametrize("name", ["pixel_values", "pixel_values_aug1", "pixel_values_aug2"])

@@ -1,4 +1,4 @@
-"""What SLIP claims, small: trained on the same pictures and captions for as many steps as CLIP, its features keep what captions do not say."""
+"""What SLIP claims, small: trained on the same images and captions for as many steps as CLIP, its features keep what captions do not say."""
 
 from functools import partial
 
@@ -25,16 +25,16 @@ CAPTIONS = torch.tensor([[98, 5, 6, 99], [98, 7, 8, 99]])  # "an animal or a pla
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Views by name, (V, N, 3, 32, 32), and the captions (N, 4): which of two groups a picture belongs to, and nothing more."""
-    pictures, views = load_emoji(["fluentflat", "emojione"]), TwoViews(SIZE, view_scale=CROPS, seed=0)
+    """Views by name, (V, N, 3, 32, 32), and the captions (N, 4): which of two groups an image belongs to, and nothing more."""
+    images, views = load_emoji(["fluentflat", "emojione"]), TwoViews(SIZE, view_scale=CROPS, seed=0)
     made = {name: [] for name in VIEWS}
     for epoch in range(VIEWS_OF_EACH):
         views.set_epoch(epoch)
-        rows = [views.views(pictures.image(i)) for i in range(len(pictures))]
+        rows = [views.views(images.image(i)) for i in range(len(images))]
         for name in VIEWS:
             made[name].append(torch.stack([row[name] for row in rows]))
     animals = set(load_emoji("fluentflat", groups="animals-nature").class_names)
-    is_animal = [pictures.class_names[label] in animals for label in pictures.dataset["label"]]
+    is_animal = [images.class_names[label] in animals for label in images.dataset["label"]]
     return {name: torch.stack(found) for name, found in made.items()}, CAPTIONS[torch.tensor(is_animal).long()]
 
 
@@ -51,8 +51,8 @@ def train(pairs, ssl_scale) -> tuple[SLIPForPreTraining, list[dict[str, float]]]
     vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes = {"projection_dim": 32, "ssl_mlp_dim": 128, "ssl_emb_dim": 64, "ssl_scale": ssl_scale}
     torch.manual_seed(0)
-    tower = vision | {"image_size": SIZE, "patch_size": 8}
-    model = SLIPForPreTraining(SLIPConfig(text_config=text, vision_config=tower, **sizes)).train()
+    encoder = vision | {"image_size": SIZE, "patch_size": 8}
+    model = SLIPForPreTraining(SLIPConfig(text_config=text, vision_config=encoder, **sizes)).train()
     optimizer = torch.optim.AdamW(weight_decay_groups(model, 0.1), lr=3e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, partial(warmup_cosine, peak=3e-3, num_steps=STEPS, warmup_steps=10)
@@ -74,9 +74,9 @@ def train(pairs, ssl_scale) -> tuple[SLIPForPreTraining, list[dict[str, float]]]
 
 @torch.no_grad()
 def found_again(model, style: str) -> float:
-    """Share of a style's 190 pictures whose augmented view is nearest to the picture itself, by the tower's features."""
-    pictures, views = load_emoji(style), TwoViews(SIZE, view_scale=CROPS, seed=99)
-    originals = [pictures.image(i) for i in range(len(pictures))]
+    """Share of a style's 190 images whose augmented view is nearest to the image itself, by the encoder's features."""
+    images, views = load_emoji(style), TwoViews(SIZE, view_scale=CROPS, seed=99)
+    originals = [images.image(i) for i in range(len(images))]
     small = [tv.pil_to_tensor(decode_image(one).resize((SIZE, SIZE))).float() / 255 for one in originals]
     features = []
     for pixels in (
@@ -85,7 +85,7 @@ def found_again(model, style: str) -> float:
     ):
         tokens = model.vision_model(pixels).last_hidden_state[:, 0]
         features.append(F.normalize(tokens - tokens.mean(0), dim=-1))
-    return (features[0] @ features[1].T).argmax(1).eq(torch.arange(len(pictures))).float().mean().item()
+    return (features[0] @ features[1].T).argmax(1).eq(torch.arange(len(images))).float().mean().item()
 
 
 def test_pictures_are_found_again_more_often_than_after_clip(pairs):

@@ -102,8 +102,8 @@ def test_errors_come_on_all_ranks_and_none_waits(ranks):
     first, last = (found for _, found in ranks)
     assert "ranks [1] of 2 refused their input" in first["shape"]
     assert last["shape"].startswith(
-        "ValueError: view1, view2: expected the same shape (pictures, width), got (4, 4), (3, 4)"
+        "ValueError: view1, view2: expected the same shape (images, width), got (4, 4), (3, 4)"
     )
     assert first["afterwards"] == last["afterwards"] == "no error"
-    assert first["one picture each"] == last["one picture each"] == "no error", "two pictures in all are a batch"
+    assert first["one image each"] == last["one image each"] == "no error", "two images in all are a batch"
     assert first["one alone evaluates"] == "no error"
