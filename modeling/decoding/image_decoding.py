@@ -103,7 +103,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
     source, name = _open(image)
     with source:
         try:
-            image = PIL.Image.open(source)
+            opened = PIL.Image.open(source)
         except PIL.Image.DecompressionBombError as error:
             raise ValueError(f"too large{name}: {error}") from error
         except PIL.UnidentifiedImageError as error:
@@ -111,7 +111,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
             raise ValueError(_why_unidentified(source.read(16), name)) from error
         except Exception as error:
             raise _damaged(error, name) from error
-        return _decode_pil(image, rules, name)
+        return _decode_pil(opened, rules, name)
 
 
 def _open(image):
