@@ -1,4 +1,4 @@
-"""Configurations of AudioCLIP: its sound tower, and the tower with both of CLIP's."""
+"""Configurations of AudioCLIP: the audio encoder, and the model that joins it to CLIP's image and text encoder."""
 
 import math
 from dataclasses import field
@@ -11,46 +11,48 @@ from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..loading_and_saving.untrusted_config import LARGEST, check_range, check_tower_types, without_kernels
 
 
-_REDUCTION = 32  # how many times wider than the stem the last map is
-_BANDS = 3  # of frequencies: the input channels of the ResNeXt
+_REDUCTION = 32  # the last feature map has 32 times the channels of the stem
+_BANDS = 3  # frequency bands of the spectrogram: the input channels of the ResNeXt
 
 
 @strict
 class AudioCLIPAudioConfig(PreTrainedConfig):
     r"""
-    The sound tower of AudioCLIP, ESResNeXt-fbsp: a learnable bank of B-spline wavelets turns the waveform into a picture of
-    decibels, a ResNeXt with attention gates looks at it. The defaults are the published model, ResNeXt-50 32x4d.
+    Configuration of AudioCLIP's audio encoder, ESResNeXt-fbsp: a learnable bank of B-spline wavelets computes a
+    spectrogram in decibels, which is the input of a ResNeXt with attention gates. The defaults are the published
+    model, ResNeXt-50 32x4d.
 
     Args:
         sampling_rate (`int`, defaults to 44100):
-            Samples a second that the model was trained on. The model itself does not read it.
+            Samples per second of the training audio. The model itself does not read it.
         n_fft (`int`, defaults to 2048):
             Length of the filters in samples.
         hop_length (`int`, defaults to 561):
             Samples from one frame to the next, 12.7 ms.
         win_length (`int`, defaults to 1654):
-            Samples of a frame, 37.5 ms; at most `n_fft`.
-        window (`str`, defaults to `"blackmanharris"`):
-            What frames are multiplied with; or `"hann"`. A new model starts with it, a checkpoint brings its own.
+            Samples in a frame, 37.5 ms; at most `n_fft`.
+        window (`"blackmanharris"` or `"hann"`, defaults to `"blackmanharris"`):
+            Window function of a new model's frames. A checkpoint contains its own window.
         normalized (`bool`, defaults to `True`):
-            Divide the filters by `sqrt(n_fft)`; their norm is then pulled towards 1, else towards `sqrt(n_fft)`.
+            Divide the filters by `sqrt(n_fft)`. The penalty then pulls their norms towards 1, otherwise towards
+            `sqrt(n_fft)`.
         onesided (`bool`, defaults to `True`):
-            Filters for half of the spectrum, `round(n_fft / 2) + 1`, else `n_fft` of them.
+            `round(n_fft / 2) + 1` filters, for half of the spectrum; otherwise `n_fft` filters.
         spec_height, spec_width (`int`, defaults to -1):
-            Rows (of each of three bands) and columns that the spectrogram is resized to; -1 leaves them as they are.
+            Size to which the spectrogram is resized: rows of each of the three bands, and columns. -1 does not resize.
         hidden_size (`int`, defaults to 2048):
-            Channels of the last map, a multiple of 32; the stem has a 32nd of it.
+            Channels of the last feature map, a multiple of 32. The stem has `hidden_size / 32` channels.
         depths (`list[int]`, defaults to `[3, 4, 6, 3]`):
-            Bottleneck blocks of the four stages.
+            Bottleneck blocks in each of the four stages.
         groups, width_per_group (`int`, default to 32 and 4):
-            Of the 3 x 3 convolutions: how many groups, and how wide one is in the first stage of a model whose stem has
-            64 channels.
+            Number of groups of the 3 x 3 convolutions, and channels of one group in the first stage of a model whose
+            stem has 64 channels.
         apply_attention (`bool`, defaults to `True`):
-            Gates beside each stage and behind the pooling.
+            Attention gates beside each stage and after the pooling.
         projection_dim (`int`, defaults to 1024):
-            Width of the joint space: what the tower puts out.
+            Width of the joint space, which is the output width of the encoder.
         freeze_batch_norm (`bool`, defaults to `False`):
-            Keep the running statistics of batch normalisation while training.
+            Keep the running statistics of batch normalisation fixed in training.
         initializer_factor (`float`, defaults to 1.0):
             Scales the standard deviations of the initial weights; for tests.
 
@@ -92,40 +94,40 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs."""
+        """As in transformers, but a file cannot choose which code runs."""
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property
     def width(self) -> int:
-        """Channels behind the stem."""
+        """Output channels of the stem."""
         return self.hidden_size // _REDUCTION
 
     @property
     def stage_channels(self) -> list[int]:
-        """Channels of the maps of stem and stages."""
+        """Output channels of the stem and of the four stages."""
         return [self.width, *(self.width * 4 * 2**index for index in range(4))]
 
     @property
     def inner_widths(self) -> list[int]:
-        """Channels of the 3 x 3 convolutions of the four stages."""
+        """Channels of the 3 x 3 convolutions of the four stages; torchvision computes them in the same way."""
         return [int(self.width * 2**index * (self.width_per_group / 64)) * self.groups for index in range(4)]
 
     @property
     def num_hidden_layers(self) -> int:
-        """Stages: `hidden_states` are what they put out, after what the stem does."""
+        """Number of stages. `hidden_states` has one entry more: the output of the stem comes first."""
         return len(self.depths)
 
     @property
     def num_filters(self) -> int:
-        """Frequencies that the wavelets answer to."""
+        """Number of filters, one for each frequency."""
         return round(self.n_fft / 2) + 1 if self.onesided else self.n_fft
 
     def num_frames(self, samples: int) -> int:
-        """Columns of the spectrogram of so many samples."""
+        """Columns of the spectrogram of a waveform with `samples` samples."""
         return 1 + max(0, math.ceil((samples - self.win_length) / self.hop_length))
 
     def spectrogram_size(self, samples: int) -> tuple[int, int]:
-        """Rows (of a band) and columns that the ResNeXt sees."""
+        """Rows of one band, and columns, of the spectrogram that the ResNeXt gets."""
         rows, columns = self.num_filters // _BANDS, self.num_frames(samples)
         return self.spec_height if self.spec_height > 0 else rows, self.spec_width if self.spec_width > 0 else columns
 
@@ -140,7 +142,8 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
             raise ValueError(f"hidden_size: {self.hidden_size} is not a multiple of {_REDUCTION}")
         if not all(self.inner_widths):
             raise ValueError(
-                f"width_per_group: {self.width_per_group} leaves no channel in the first stage of a stem of {self.width}"
+                f"width_per_group: {self.width_per_group} gives 0 channels in the first stage with hidden_size "
+                f"{self.hidden_size}, expected a larger number"
             )
         for name in ("spec_height", "spec_width"):
             if not (getattr(self, name) == -1 or 0 < getattr(self, name) <= LARGEST):
@@ -156,27 +159,28 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
 @strict
 class AudioCLIPConfig(PreTrainedConfig):
     r"""
-    AudioCLIP: CLIP with a ResNet image tower, and a sound tower. Fields sit where `CLIPConfig` has them; the defaults are the
-    published model, on RN50.
+    Configuration of AudioCLIP: CLIP with a ResNet image encoder, and an audio encoder. Fields have the names and
+    places that `CLIPConfig` gives them. The defaults are the published model, on RN50.
 
     Args:
         text_config (`dict` or `CLIPTextConfig`):
-            CLIP's text tower.
+            CLIP's text encoder.
         vision_config (`dict` or [`CLIPResNetVisionConfig`]):
-            The image tower.
+            The image encoder.
         audio_config (`dict` or [`AudioCLIPAudioConfig`]):
-            The sound tower.
+            The audio encoder.
         projection_dim (`int`, defaults to 1024):
-            Width of the joint space; those of the image and the sound tower are the same number and follow it where they
-            are not given.
+            Width of the joint space. `projection_dim` of the image and of the audio encoder must be the same number,
+            and is set to it where it is not given.
         frozen_modalities (`list[str]`, defaults to `[]`):
-            Of `"audio"`, `"image"` and `"text"`: towers that are not trained. They stay in eval mode in `train()`, so that
-            the statistics of batch normalisation stay, too. `["image", "text"]` is how the authors teach a CLIP to hear.
-            With both of a pair, its temperature is frozen as well.
+            Modalities (`"audio"`, `"image"`, `"text"`) whose encoders are not trained. Frozen encoders stay in eval
+            mode when `train()` is called, so that the statistics of their batch normalisation do not change either.
+            The authors add audio to a trained CLIP with `["image", "text"]`. If both modalities of a pair are frozen,
+            its logit scale is frozen, too.
         logit_scale_init_value (`float`, defaults to 2.6592):
             Logarithm of the initial scale of image-text logits, ln(1 / 0.07).
         audio_logit_scale_init_value (`float`, defaults to 4.6052):
-            Logarithm of that of audio-image and audio-text logits, ln(100).
+            Logarithm of the initial scale of audio-image and audio-text logits, ln(100).
         initializer_factor (`float`, defaults to 1.0):
             Scales the standard deviation of the initial text projection; for tests.
 
@@ -217,8 +221,8 @@ class AudioCLIPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: the caller chooses attention kernels, and the
-        towers are these three.
+        """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
+        and the encoders are the three named below.
         """
         types = {
             "text_config": ("clip_text_model", "clip"),
@@ -230,7 +234,7 @@ class AudioCLIPConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         if not isinstance(self.text_config, PreTrainedConfig):
-            return  # still dicts: the base class turns them into configurations
+            return  # still dicts: the base class has not converted them yet
         check_range(self, "", ("projection_dim",))
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
         check_range(self.text_config, "text_config.", (*names, "max_position_embeddings"))
@@ -238,8 +242,8 @@ class AudioCLIPConfig(PreTrainedConfig):
             width = getattr(self, part).projection_dim
             if width != self.projection_dim:
                 raise ValueError(
-                    f"{part}.projection_dim: {width}, expected projection_dim ({self.projection_dim}): the tower projects "
-                    "into the joint space"
+                    f"{part}.projection_dim: {width}, expected projection_dim ({self.projection_dim}): the encoder "
+                    "projects into the joint space"
                 )
         for name in ("logit_scale_init_value", "audio_logit_scale_init_value", "initializer_factor"):
             if not math.isfinite(getattr(self, name)):

@@ -78,7 +78,7 @@ def audioclip_from_official(
     return model.eval()
 
 
-def audio_tower_from_official(state_dict: Mapping[str, torch.Tensor], **audio: Any) -> AudioCLIPAudioModel:
+def audio_encoder_from_official(state_dict: Mapping[str, torch.Tensor], **audio: Any) -> AudioCLIPAudioModel:
     """The audio encoder alone: of a whole AudioCLIP, or `ESRNXFBSP.pt`, whose `pooler_output` are logits of AudioSet's
     527 classes.
 
@@ -250,7 +250,7 @@ CHECKPOINTS = ModelFormat(
     make_processor=_make_processor,
     example_inputs=_example_inputs,
     elsewhere={
-        r"fbsp\.m$": "This is AudioCLIP's audio encoder alone: audio_tower_from_official in "
+        r"fbsp\.m$": "This is AudioCLIP's audio encoder alone: audio_encoder_from_official in "
         "hf_clip_variants.modeling.audioclip.convert_audioclip takes it."
     },
 )
@@ -258,7 +258,7 @@ CHECKPOINTS = ModelFormat(
 
 __all__ = [
     "CHECKPOINTS",
-    "audio_tower_from_official",
+    "audio_encoder_from_official",
     "audioclip_from_official",
     "convert_audioclip_state_dict",
     "infer_audioclip_config",

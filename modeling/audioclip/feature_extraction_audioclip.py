@@ -1,4 +1,4 @@
-"""Feature extractor of AudioCLIP: any sound to waveforms on the int16 scale, 44.1 kHz and of one length."""
+"""Feature extractor of AudioCLIP: audio in any form to waveforms at 44.1 kHz, on the int16 scale and of one length."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,77 +13,83 @@ from ..decoding.audio_decoding import decode_audio, pad_with_edges, resample
 
 
 _INT16 = 32768
-_LARGEST_FLOAT = 16  # recordings exceed full scale a little; more is another scale
-_MAX_CHANNELS = 32  # more is (samples, channels), or a batch
+_LARGEST_FLOAT = 16  # recordings may exceed full scale a little; larger values are on another scale
+_MAX_CHANNELS = 32  # more channels mean that the array is (samples, channels), or a batch
 
 
-def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
-    """(C, N) -> (C, length), as the official code does in evaluation.
+def fit_length(waveform: np.ndarray, length: int) -> np.ndarray:
+    """(C, N) -> (C, length): padded or cut as in the official code's evaluation.
 
-    Shorter ones are put in the middle, between the mean over channels of the first and of the last sample. Of longer ones the
-    middle is taken; where it is less than half as loud (by standard deviation) as the whole, the head; and where the head
-    is louder than the middle, but not that loud either, the tail.
+    A shorter waveform is put in the middle and padded with its edge values (`pad_with_edges`). A longer one is cut:
+    the official rule takes the middle, unless it is quiet, which means that its standard deviation is below half of
+    that of the whole waveform. Then it takes the head; if the head is louder than the middle, but quiet as well, the
+    tail.
     """
-    missing = length - sound.shape[1]
+    missing = length - waveform.shape[1]
     if missing >= 0:
         left = round(missing / 2)
-        return pad_with_edges(sound, left, missing - left)
+        return pad_with_edges(waveform, left, missing - left)
     start = round(-missing / 2)
-    centre, head, tail = sound[:, start : start + length], sound[:, :length], sound[:, -length:]
-    enough = 0.5 * _spread(sound)
-    if _spread(centre) >= enough:
-        return centre
-    return tail if _spread(centre) < _spread(head) < enough else head
+    middle, head, tail = waveform[:, start : start + length], waveform[:, :length], waveform[:, -length:]
+    enough = 0.5 * _standard_deviation(waveform)
+    if _standard_deviation(middle) >= enough:
+        return middle
+    return tail if _standard_deviation(middle) < _standard_deviation(head) < enough else head
 
 
-def stretch_to_int16(sound: np.ndarray) -> np.ndarray:
-    """(C, N) -> the same with its lowest value at -32768 and its highest at 32767; a constant becomes 0."""
-    low, high = sound.min(), sound.max()
-    return np.zeros_like(sound) if low == high else (sound - low) / (high - low) * 65535 - 32768
+def stretch_to_int16(waveform: np.ndarray) -> np.ndarray:
+    """(C, N) -> (C, N), scaled so that the lowest value is -32768 and the highest 32767; a constant becomes 0."""
+    low, high = waveform.min(), waveform.max()
+    return np.zeros_like(waveform) if low == high else (waveform - low) / (high - low) * 65535 - 32768
 
 
-def _spread(sound: np.ndarray) -> float:
-    return float(sound.std(ddof=1, dtype=np.float64)) if sound.size > 1 else 0.0
+def _standard_deviation(waveform: np.ndarray) -> float:
+    """Over all channels, unbiased as torch's, which the official code uses."""
+    return float(waveform.std(ddof=1, dtype=np.float64)) if waveform.size > 1 else 0.0
 
 
 class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Sounds for AudioCLIP: checked, on the int16 scale, of one length. The spectrogram is made in the model, where it is learnt.
+    Checks audio and prepares waveforms for AudioCLIP: on the int16 scale and of one length. It computes no
+    spectrogram: the model does, because its filters are learned.
 
-    A sound is a float or int16 array or tensor, (samples,) or (channels, samples), a list of floats, `{"array": ...,
-    "sampling_rate": ...}` as in `datasets`, or a file: its path or bytes (needs the extra `audio`). A list of them, or an array
-    (batch, channels, samples), is a batch. Arrays without sampling rate are an error, and so is another one than the model's.
+    One item is a float or int16 array or tensor, (samples,) or (channels, samples), a list of floats, `{"array": ...,
+    "sampling_rate": ...}` as in `datasets`, or a file: its path or bytes (needs the extra `audio`). A list of these,
+    or an array (batch, channels, samples), is a batch. An array without sampling rate is an error, and so is a
+    sampling rate other than the model's.
 
     Args:
         feature_size (`int`, defaults to 1):
-            Channels that come out. 1: the mean of all; 2: mono twice, stereo as it is; 0: as they are. A stereo sound of two
-            equal channels is not the mono sound for the model, which sums over channels.
+            Number of output channels. 1: the mean over channels; 2: mono is doubled, stereo stays; 0: as many as the
+            input has. The model sums over channels, so that stereo audio with two equal channels differs from mono.
         sampling_rate (`int`, defaults to 44100):
-            Samples a second.
+            Samples per second.
         padding_value (`float`, defaults to 0.0):
-            Not used: padding continues the edges.
+            Not used: the padding continues the edge values.
         max_length (`int`, defaults to 220500):
-            Samples, 5 seconds. What is shorter is put in the middle; of longer sounds the middle, the head or the tail is taken
-            (`fit_length`).
+            Length in samples, 5 seconds. Shorter waveforms are padded on both sides; longer ones are cut to the
+            middle, the head or the tail (`fit_length`).
         do_rescale_int16 (`bool`, defaults to `True`):
-            Multiply floats by 32768, the scale of the training; int16 is on it. False passes values as they are: floats between -1
-            and 1 are then what the authors' demonstration feeds, 90 dB too quiet.
+            Multiply floats by 32768, the scale of the training data; int16 values have this scale. False passes values
+            on unchanged: floats between -1 and 1 are then 90 dB too quiet, as in the authors' demonstration.
         do_peak_scale (`bool`, defaults to `False`):
-            Stretch each sound to -32768..32767, as the authors do for UrbanSound8K.
+            Scale each waveform to the full range -32768..32767, as the authors do for UrbanSound8K.
         resample (`bool`, defaults to `False`):
-            Resample other sampling rates instead of refusing them; needs the extra `audio`.
+            Resample audio with another sampling rate instead of refusing it; needs the extra `audio`.
 
-    `feature_extractor(audio, sampling_rate=None, ...)` returns `input_features` (B, channels, samples), float32. Every argument but
-    `padding_value` can be given to the call as well (`num_channels` for `feature_size`); further ones:
+    `feature_extractor(audio, sampling_rate=None, ...)` returns `input_features` (B, channels, samples), float32. The
+    call takes all of these arguments but `padding_value` (`feature_size` is called `num_channels`), and:
 
-        padding: `"max_length"` (default) to `max_length`, `True` or `"longest"` to the longest of the batch, `False` none.
+        padding: `"max_length"` (default) pads to `max_length`, `True` or `"longest"` to the longest waveform of the
+            batch, `False` not at all.
         truncation: `True` (default) cuts to `max_length`.
         return_tensors: `"pt"` or `"np"`.
 
     Raises:
-        ValueError: no sampling rate, or another one; an empty sound, NaN or infinity, a wrong shape or type; floats that are
-        on the int16 scale already. The text names `audio[7]`.
-        FileNotFoundError: no such file. ImportError: a file, or resampling, without the extra `audio`.
+        ValueError: no sampling rate, or another one; empty audio, NaN or infinity, a wrong shape or type; floats that
+            are on the int16 scale already. The message names the item, such as `audio[7]`.
+        FileNotFoundError: no such file.
+        ImportError: a file, or resampling, without the extra `audio`.
 
     Example:
 
@@ -154,12 +160,13 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
         peak = self.do_peak_scale if do_peak_scale is None else do_peak_scale
         may_resample = self.resample if resample is None else resample
         waveforms = []
-        for index, sound in enumerate(_list_sounds(audio)):
+        for index, item in enumerate(_list_items(audio)):
             where = f"audio[{index}]"
-            samples, rate = _read(sound, sampling_rate, where)
+            samples, rate = _read(item, sampling_rate, where)
             samples = _to_rate(_check(samples, where), rate, self.sampling_rate, may_resample, where)
             samples = _scale(samples, rescale, peak, where)
             waveforms.append(_to_channels(samples, channels, where))
+        # First cut, then pad: the longest waveform of a batch is at most `max_length` long.
         if truncation is not False:
             waveforms = [
                 fit_length(waveform, length) if waveform.shape[1] > length else waveform for waveform in waveforms
@@ -170,68 +177,70 @@ class AudioCLIPFeatureExtractor(SequenceFeatureExtractor):
         shapes = {waveform.shape for waveform in waveforms}
         if return_tensors is not None and len(shapes) > 1:
             raise ValueError(
-                f"audio: sounds of different shapes {sorted(shapes)} are no tensor; pass padding='longest' or truncation=True, "
-                "or num_channels=1"
+                f"audio: waveforms of different shapes {sorted(shapes)} do not fit into one tensor; pass "
+                "padding='longest' or truncation=True, or num_channels=1"
             )
         return BatchFeature({"input_features": waveforms}, tensor_type=return_tensors)
 
 
-# ---- from what was given to (channels, samples) in float32
+# ---- from any input to (channels, samples) in float32: list, read, check, resample, scale, choose channels
 
 
-def _list_sounds(audio) -> list:
+def _list_items(audio) -> list:
+    """The items of a batch; a single item, such as a list of numbers, is a batch of one."""
     if isinstance(audio, np.ndarray | torch.Tensor):
-        sounds = list(audio) if audio.ndim == 3 else [audio]
+        items = list(audio) if audio.ndim == 3 else [audio]
     elif isinstance(audio, Sequence) and not isinstance(audio, str | bytes | bytearray | memoryview):
         is_numbers = len(audio) > 0 and all(isinstance(value, int | float) for value in audio)
-        sounds = [audio] if is_numbers else list(audio)
+        items = [audio] if is_numbers else list(audio)
     else:
-        sounds = [audio]
-    if not sounds:
-        raise ValueError("audio: no sounds")
-    return sounds
+        items = [audio]
+    if not items:
+        raise ValueError("audio: got an empty list, expected at least one waveform or file")
+    return items
 
 
-def _read(sound, stated: int | None, where: str) -> tuple[np.ndarray, int]:
-    """The samples as they are and their rate."""
+def _read(item, stated: int | None, where: str) -> tuple[np.ndarray, int]:
+    """The samples of `item`, unchanged, and its sampling rate; `stated` is the rate that the caller gave."""
     rate = stated
-    if isinstance(sound, Mapping):
-        own = sound.get("sampling_rate")
-        array = sound.get("array")
-        sound = array if array is not None else sound.get("bytes") or sound.get("path")
-        if sound is None:
-            raise ValueError(f"{where}: a dictionary without array, bytes or path")
+    if isinstance(item, Mapping):
+        own = item.get("sampling_rate")
+        array = item.get("array")
+        item = array if array is not None else item.get("bytes") or item.get("path")
+        if item is None:
+            raise ValueError(f"{where}: got a dictionary without array, bytes or path, expected one of them")
         rate = own if own is not None else stated
         if stated is not None and rate != stated:
-            raise ValueError(f"{where}: sampling_rate {stated} was stated, but it brings {rate}")
-    if isinstance(sound, str | os.PathLike | bytes | bytearray | memoryview):
+            raise ValueError(f"{where}: sampling_rate={stated} was passed, but the dictionary says {rate}")
+    if isinstance(item, str | os.PathLike | bytes | bytearray | memoryview):
         try:
-            sound, own = decode_audio(sound)
+            item, own = decode_audio(item)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{where}: {error}") from error
         if rate is not None and rate != own:
-            raise ValueError(f"{where}: sampling_rate {rate} was stated, but the file has {own}")
+            raise ValueError(f"{where}: sampling_rate={rate} was passed, but the file has {own}")
         rate = own
     if rate is None:
-        raise ValueError(f"{where}: no sampling_rate; say how many samples a second it has, arrays do not tell")
-    if isinstance(sound, torch.Tensor):
-        sound = sound.detach().cpu()
-        sound = (sound.float() if sound.dtype == torch.bfloat16 else sound).numpy()
+        raise ValueError(f"{where}: no sampling_rate; an array does not contain it, pass sampling_rate=")
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu()
+        item = (item.float() if item.dtype == torch.bfloat16 else item).numpy()  # NumPy has no bfloat16
     try:
-        return np.asarray(sound), rate
+        return np.asarray(item), rate
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {type(sound).__name__} is no array of samples ({error})") from error
+        raise ValueError(f"{where}: {type(item).__name__} is not an array of samples ({error})") from error
 
 
 def _check(samples: np.ndarray, where: str) -> np.ndarray:
+    """(samples,) or (channels, samples) -> (channels, samples); ValueError for everything else."""
     if samples.size == 0:
         raise ValueError(f"{where}: empty, shape {samples.shape}")
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2 or len(samples) > _MAX_CHANNELS:
         raise ValueError(
-            f"{where}: shape {samples.shape}, expected (samples,) or (channels, samples) with at most {_MAX_CHANNELS} channels; a "
-            "batch is a list"
+            f"{where}: shape {samples.shape}, expected (samples,) or (channels, samples) with at most {_MAX_CHANNELS} "
+            "channels; a batch is a list"
         )
     if samples.dtype != np.int16 and samples.dtype.kind != "f":
         raise ValueError(f"{where}: {samples.dtype}, expected floats between -1 and 1 or int16")
@@ -245,7 +254,8 @@ def _to_rate(samples: np.ndarray, rate: int, wanted: int, may_resample: bool, wh
         return samples
     if not may_resample:
         raise ValueError(
-            f"{where}: sampling_rate {rate}, expected {wanted}, which the model was trained on; pass resample=True to resample"
+            f"{where}: sampling_rate {rate}, expected {wanted}, which the model was trained on; pass resample=True to "
+            "resample"
         )
     if rate < 1:
         raise ValueError(f"{where}: sampling_rate {rate}, expected a positive number")
@@ -253,11 +263,12 @@ def _to_rate(samples: np.ndarray, rate: int, wanted: int, may_resample: bool, wh
         samples = samples / np.float32(_INT16)
     resampled = resample(samples, rate, wanted)
     if resampled.shape[1] == 0:
-        raise ValueError(f"{where}: {samples.shape[1]} samples at {rate} are none at {wanted}")
+        raise ValueError(f"{where}: {samples.shape[1]} samples at {rate} become 0 samples at {wanted}, expected more")
     return resampled
 
 
 def _scale(samples: np.ndarray, rescale: bool, peak: bool, where: str) -> np.ndarray:
+    """To the int16 scale, in float32."""
     is_float = samples.dtype.kind == "f"
     samples = samples.astype(np.float32)
     if peak:
@@ -267,7 +278,8 @@ def _scale(samples: np.ndarray, rescale: bool, peak: bool, where: str) -> np.nda
     largest = np.abs(samples).max()
     if largest > _LARGEST_FLOAT:
         raise ValueError(
-            f"{where}: floats up to {largest:.6g}, expected -1 to 1; for what is on the int16 scale pass do_rescale_int16=False"
+            f"{where}: floats up to {largest:.6g}, expected -1 to 1; if they are on the int16 scale already, pass "
+            "do_rescale_int16=False"
         )
     return samples * _INT16
 

@@ -1,6 +1,9 @@
-"""AudioCLIP: CLIP's text tower, its ResNet image tower and a ResNeXt for sounds in one joint space.
+"""AudioCLIP: CLIP's text encoder, its ResNet image encoder and a ResNeXt audio encoder with one joint space.
 
-Names inside the sound tower are the official ones; the spectrogram is in `spectrogram_audioclip.py`.
+Modules of the audio encoder have the names of the official code. Its spectrogram is in `spectrogram_audioclip.py`.
+
+Papers: "AudioCLIP: Extending CLIP to Image, Text and Audio", https://arxiv.org/abs/2106.13043; the audio encoder:
+"ESResNe(X)t-fbsp: Learning Robust Time-Frequency Transformation of Audio", https://arxiv.org/abs/2104.11587.
 """
 
 from collections.abc import Callable
@@ -26,11 +29,12 @@ from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
 from .spectrogram_audioclip import AudioCLIPSpectrogram, window_function
 
 
-# B sounds (or pictures), N texts, C channels of a sound, w width of the stem, D joint width
+# B waveforms (or images), N texts, L tokens, C audio channels, w channels of the stem, H x W size of a feature map,
+# D joint width
 
 _EXPANSION = 4
 _MODALITIES = ("audio", "image", "text")
-# Two modalities that are compared, and the scale of their logits.
+# The pairs of modalities that are compared, and the parameter that scales their logits.
 _PAIRS = {("audio", "image"): "logit_scale_ai", ("audio", "text"): "logit_scale_at", ("image", "text"): "logit_scale"}
 
 
@@ -41,9 +45,10 @@ _PAIRS = {("audio", "image"): "logit_scale_ai", ("audio", "text"): "logit_scale_
 class AudioCLIPAudioOutput(BaseModelOutputWithPooling):
     """
     Args:
-        last_hidden_state: (B, C H W, 32w), the pixels of the last maps in rows, channel after channel.
-        pooler_output: (B, D), the sound's feature in the joint space, un-normalised.
-        hidden_states: the maps of stem and stages, (B, C, w, H, W) to (B, C, 32w, H / 8, W / 8).
+        last_hidden_state: (B, C H W, 32w), the positions of the last feature maps row by row, one audio channel after
+            the other.
+        pooler_output: (B, D), the feature in the joint space, not normalised.
+        hidden_states: feature maps of the stem and the four stages, (B, C, w, H, W) to (B, C, 32w, H / 8, W / 8).
         loss_ttf: (), the penalty on the norms of the spectrogram's filters.
     """
 
@@ -53,17 +58,20 @@ class AudioCLIPAudioOutput(BaseModelOutputWithPooling):
 @dataclass
 class AudioCLIPOutput(ModelOutput):
     """
-    What concerns a modality that was not given is None.
+    Fields of a modality that was not given are None.
 
     Args:
         loss: (), with `return_loss` and at least two modalities.
-        loss_ttf: (), the penalty on the filters' norms, which `loss` contains.
-        logits_per_audio: (B, N), the same as `logits_audio_text`, for zero-shot classification of sounds.
-        logits_per_image: (B, N), the same as `logits_image_text`, for zero-shot classification of pictures.
-        logits_per_text: (N, B), texts against pictures; without pictures, against sounds.
-        logits_audio_image, logits_audio_text, logits_image_text: scaled cosines, rows of the first against the second.
-        audio_embeds, image_embeds, text_embeds: (B, D), (B, D) and (N, D), of unit length.
-        audio_model_output, vision_model_output, text_model_output: of the towers.
+        loss_ttf: (), the penalty on the norms of the spectrogram's filters; it is part of `loss`.
+        logits_per_audio: (B, N), the same as `logits_audio_text`; pipelines for zero-shot audio classification read
+            it.
+        logits_per_image: (B, N), the same as `logits_image_text`; pipelines for zero-shot image classification read
+            it.
+        logits_per_text: (N, B), texts against images, or against audio if no images are given.
+        logits_audio_image, logits_audio_text, logits_image_text: scaled cosine similarities; a row is an item of the
+            first modality, a column an item of the second.
+        audio_embeds, image_embeds, text_embeds: (B, D), (B, D) and (N, D), with unit norm.
+        audio_model_output, vision_model_output, text_model_output: outputs of the three encoders.
     """
 
     loss: torch.FloatTensor | None = None
@@ -88,12 +96,12 @@ class AudioCLIPOutput(ModelOutput):
 @dataclass(frozen=True)
 class AudioCLIPQueries:
     """
-    Answers of every modality to every other, keyed `"audio_to_text"`, `"text_to_audio"`, `"audio_to_image"`, ...: a row a
-    query, a column an entry of the gallery.
+    Retrieval in all directions between the given modalities. Keys are `"audio_to_text"`, `"text_to_audio"`,
+    `"audio_to_image"`, ...; each value is a matrix with a row for each query and a column for each gallery item.
 
     Args:
-        logits: scaled cosines.
-        probabilities: their softmax over the gallery; rows sum to 1.
+        logits: scaled cosine similarities.
+        probabilities: their softmax over the gallery; each row sums to 1.
     """
 
     logits: dict[str, torch.Tensor]
@@ -104,7 +112,9 @@ class AudioCLIPQueries:
 
 
 class AudioCLIPBottleneck(BatchNormBlock):
-    """1 x 1, grouped 3 x 3 and 1 x 1 convolution and a shortcut: (B, in, H, W) -> (B, 4 planes, H / stride, W / stride)."""
+    """A ResNeXt block: 1 x 1, grouped 3 x 3 and 1 x 1 convolution, plus a shortcut: (B, in, H, W) -> (B, 4 planes,
+    H / stride, W / stride). The stride is in the 3 x 3 convolution, as in torchvision's ResNeXt.
+    """
 
     def __init__(self, in_channels: int, planes: int, inner: int, groups: int, stride: int):
         super().__init__()
@@ -128,7 +138,7 @@ class AudioCLIPBottleneck(BatchNormBlock):
 
 
 class AudioCLIPStage(nn.Sequential):
-    """Bottleneck blocks of one width; the first one shrinks the map by `stride`."""
+    """Bottleneck blocks of one width; the first one reduces the feature map by `stride`."""
 
     def __init__(self, in_channels: int, planes: int, inner: int, groups: int, depth: int, stride: int):
         blocks = [AudioCLIPBottleneck(in_channels, planes, inner, groups, stride)]
@@ -137,9 +147,10 @@ class AudioCLIPStage(nn.Sequential):
 
 
 class AudioCLIPGate(nn.Module):
-    """What a stage lets pass: from what went into it, (B, in, H, W), to factors between 0 and 1, (B, out, *size).
+    """The attention gate of a stage: from the input of the stage, (B, in, H, W), to factors between 0 and 1 for its
+    output, (B, out, *size). ESResNeXt's `Attention2d`.
 
-    A kernel of 3 x 1 compares neighbouring frequencies, one of 1 x 5 neighbouring times.
+    A kernel of 3 x 1 combines neighbouring frequencies, a kernel of 1 x 5 neighbouring frames.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]):
@@ -150,6 +161,7 @@ class AudioCLIPGate(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, hidden_state: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        # A depthwise convolution over positions, then a 1 x 1 convolution over channels.
         pooled = F.adaptive_max_pool2d(hidden_state, size)
         return self.bn(self.conv_point(self.conv_depth(pooled))).sigmoid()
 
@@ -173,10 +185,11 @@ class AudioCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
         super()._init_weights(module)
         factor = self.config.initializer_factor
         if isinstance(module, nn.Conv2d):
-            # He et al. 2015, by the outputs
+            # Kaiming initialisation with fan-out, as in torchvision.
             fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
             init.normal_(module.weight, std=factor * (2 / fan_out) ** 0.5)
         elif isinstance(module, AudioCLIPSpectrogram):
+            # Order 0, bandwidth 1 and whole centre frequencies: a discrete Fourier transform (see `wavelets`).
             init.zeros_(module.m)
             init.ones_(module.fb)
             init.copy_(module.fc, torch.arange(len(module.fc), dtype=module.fc.dtype, device=module.fc.device))
@@ -194,11 +207,12 @@ class AudioCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
 
 class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
     r"""
-    The sound tower of AudioCLIP, ESResNeXt-fbsp (Guzhov et al. 2021): a learnable spectrogram, a ResNeXt, an attention gate
-    beside each stage, and a projection into the joint space.
+    The audio encoder of AudioCLIP, ESResNeXt-fbsp (Guzhov et al. 2021): a learnable spectrogram, a ResNeXt with an
+    attention gate beside each stage, and a projection into the joint space.
 
-    The channels of a sound go through the network one by one and are summed before the projection: a stereo sound of two equal
-    channels is not the mono sound. Loads its own checkpoints and those of a whole [`AudioCLIPModel`].
+    Each audio channel goes through the network separately; the pooled features are summed over channels before the
+    projection. So stereo audio with two equal channels has other features than the mono audio. Loads its own
+    checkpoints and those of an [`AudioCLIPModel`].
 
     Example:
 
@@ -206,19 +220,20 @@ class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
     >>> import torch
     >>> from hf_clip_variants import AudioCLIPAudioConfig, AudioCLIPAudioModel
 
+    >>> spectrogram = {"n_fft": 128, "win_length": 100, "hop_length": 50}
     >>> config = AudioCLIPAudioConfig(
-    ...     n_fft=128, win_length=100, hop_length=50, hidden_size=192, groups=2, width_per_group=32, depths=[1, 1, 1, 1]
+    ...     **spectrogram, hidden_size=192, groups=2, width_per_group=32, depths=[1, 1, 1, 1]
     ... )
     >>> model = AudioCLIPAudioModel(config).eval()
-    >>> sounds = 10_000 * torch.randn(2, 1, 4410)  # on the int16 scale
-    >>> outputs = model(sounds, output_hidden_states=True)
+    >>> waveforms = 10_000 * torch.randn(2, 1, 4410)  # on the int16 scale
+    >>> outputs = model(waveforms, output_hidden_states=True)
     >>> outputs.pooler_output.shape, [tuple(one.shape[1:]) for one in outputs.hidden_states]
     (torch.Size([2, 1024]), [(1, 6, 6, 22), (1, 24, 6, 22), (1, 48, 3, 11), (1, 96, 2, 6), (1, 192, 1, 3)])
     ```
     """
 
     config: AudioCLIPAudioConfig
-    base_model_prefix = "audio_model"  # where it sits in a whole model, whose checkpoints then load
+    base_model_prefix = "audio_model"  # its name in the full model, so that checkpoints of that one load, too
     main_input_name = "input_features"
     input_modalities = ("audio",)
     _input_embed_layer = "conv1"
@@ -234,9 +249,11 @@ class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
             stride = 1 if index == 0 else 2
             stage = AudioCLIPStage(channels[index], width * 2**index, inner, config.groups, depth, stride)
             self.add_module(f"layer{index + 1}", stage)
+            # Gates look at frequencies (3 x 1) beside stages 1 and 3, and at time (1 x 5) beside stages 2 and 4.
             if config.apply_attention:
                 gate = AudioCLIPGate(channels[index], channels[index + 1], (1, 5) if index % 2 else (3, 1))
                 self.add_module(f"att{index + 1}", gate)
+        # The fifth gate acts on the pooled features.
         if config.apply_attention:
             self.att5 = AudioCLIPGate(channels[4], channels[4], (3, 5))
         self.fc = nn.Linear(channels[4], config.projection_dim)
@@ -251,14 +268,14 @@ class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
                     module.eval()
         return self
 
-    def _stem(self, picture: torch.Tensor) -> torch.Tensor:
-        return self.maxpool(F.relu(self.bn1(self.conv1(picture)), inplace=True))
+    def _stem(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        return self.maxpool(F.relu(self.bn1(self.conv1(spectrogram)), inplace=True))
 
     def _stage(self, index: int, hidden_state: torch.Tensor) -> torch.Tensor:
-        passed = self.get_submodule(f"layer{index}")(hidden_state)
+        output = self.get_submodule(f"layer{index}")(hidden_state)
         if not self.config.apply_attention:
-            return passed
-        return passed * self.get_submodule(f"att{index}")(hidden_state, passed.shape[-2:])
+            return output
+        return output * self.get_submodule(f"att{index}")(hidden_state, output.shape[-2:])
 
     def _pool(self, hidden_state: torch.Tensor) -> torch.Tensor:
         pooled = F.adaptive_avg_pool2d(hidden_state, 1)
@@ -269,13 +286,18 @@ class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
     def forward(self, input_features: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> AudioCLIPAudioOutput:
         r"""
         Args:
-            input_features: (B, C, N), waveforms between -32768 and 32767, `config.sampling_rate` samples a second; any number of
-                channels and samples.
+            input_features: (B, C, samples), float waveforms between -32768 and 32767, at `config.sampling_rate`
+                samples per second; any number of channels and samples.
 
-        Returns an [`AudioCLIPAudioOutput`].
+        Returns:
+            [`AudioCLIPAudioOutput`].
+
+        Raises:
+            ValueError: `input_features` is not of this shape, or not floating point.
         """
-        _check_sounds(input_features)
+        _check_waveforms(input_features)
         decibels, loss_ttf = self.fbsp(input_features)
+        # Feature maps (B, C, channels, H, W); the three bands of decibels are the colour channels of the ResNeXt.
         maps = [_each_channel(self._stem, decibels.to(self.conv1.weight.dtype))]
         for index in range(1, 5):
             maps.append(_each_channel(lambda channel, index=index: self._stage(index, channel), maps[-1]))
@@ -290,11 +312,13 @@ class AudioCLIPAudioModel(AudioCLIPPreTrainedModel):
 
 class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
     r"""
-    AudioCLIP (Guzhov et al. 2021): sounds, pictures and texts in one space. `CLIPModel`'s and `ClapModel`'s interface in one; give
-    any of the three modalities.
+    AudioCLIP (Guzhov et al. 2021): audio, images and texts in one joint space. It has the interface of `CLIPModel` and
+    of `ClapModel`; pass any of the three modalities.
 
-    Loads checkpoints of [`CLIPResNetModel`], too, and then has a new sound tower: with `frozen_modalities=["image", "text"]` it
-    learns to hear in that CLIP's space. `modeling/audioclip/convert_audioclip.py` reads official weights.
+    Loads checkpoints of [`CLIPResNetModel`], too: the audio encoder is then new, and
+    `frozen_modalities=["image", "text"]` trains it into the joint space of that CLIP. For audio and text only,
+    transformers' `ClapModel` was trained on more data. `modeling/audioclip/convert_audioclip.py` converts official
+    weights.
 
     Example:
 
@@ -302,16 +326,17 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
     >>> import torch
     >>> from hf_clip_variants import AudioCLIPConfig, AudioCLIPModel
 
-    >>> sound = {"n_fft": 128, "win_length": 100, "hop_length": 50, "hidden_size": 192, "groups": 2, "width_per_group": 32}
-    >>> tower = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 64}
+    >>> audio = {"n_fft": 128, "win_length": 100, "hop_length": 50}
+    >>> audio |= {"hidden_size": 192, "groups": 2, "width_per_group": 32}
+    >>> vision = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 64}
     >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
-    >>> config = AudioCLIPConfig(text_config=text, vision_config=tower, audio_config=sound, projection_dim=48)
+    >>> config = AudioCLIPConfig(text_config=text, vision_config=vision, audio_config=audio, projection_dim=48)
     >>> model = AudioCLIPModel(config).eval()
     >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])
-    >>> sounds = 10_000 * torch.randn(2, 1, 4410)  # on the int16 scale
-    >>> model(input_features=sounds, input_ids=ids).logits_per_audio.shape
+    >>> waveforms = 10_000 * torch.randn(2, 1, 4410)  # on the int16 scale
+    >>> model(input_features=waveforms, input_ids=ids).logits_per_audio.shape
     torch.Size([2, 3])
-    >>> answers = model.query(input_features=sounds, input_ids=ids, pixel_values=torch.randn(4, 3, 64, 64))
+    >>> answers = model.query(input_features=waveforms, input_ids=ids, pixel_values=torch.randn(4, 3, 64, 64))
     >>> {name: tuple(found.shape) for name, found in answers.probabilities.items() if name.startswith("audio")}
     {'audio_to_image': (2, 4), 'audio_to_text': (2, 3)}
     ```
@@ -326,31 +351,35 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
         for name in _PAIRS.values():  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore them
             self.register_parameter(name, nn.Parameter(torch.empty(())))
         self.post_init()
-        # What a tower need not load of a whole model, a whole model does not know.
-        for tower in (CLIPResNetVisionModel, AudioCLIPAudioModel):
-            self._keys_to_ignore_on_load_unexpected -= set(tower._keys_to_ignore_on_load_unexpected)
+        # transformers adds up the ignore-on-load lists of all parts. Those of the image and the audio encoder do not
+        # apply to the full model.
+        for encoder in (CLIPResNetVisionModel, AudioCLIPAudioModel):
+            self._keys_to_ignore_on_load_unexpected -= set(encoder._keys_to_ignore_on_load_unexpected)
         self._freeze()
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, but what `config.frozen_modalities` names is frozen, and weights that are missing are an error."""
+        """As in transformers, but the modalities in `config.frozen_modalities` are frozen, and missing weights are an
+        error.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
-        # Loading makes new parameters, which want gradients.
+        # Loading creates new parameters, which require gradients.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
         return loaded
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
-        """A CLIP-ResNet without ears gets new ones; a sound tower of which only a part is missing is an error."""
-        hears = {
-            name for name in self.state_dict() if name.startswith("audio_model.") or name.startswith("logit_scale_")
-        }
-        return missing - hears if hears <= missing else missing
+        """A checkpoint without any audio weights (of a CLIP-ResNet) gets a new audio encoder. One that lacks only some
+        of them is damaged.
+        """
+        of_audio = {name for name in self.state_dict() if name.startswith(("audio_model.", "logit_scale_"))}
+        return missing - of_audio if of_audio <= missing else missing
 
     def _freeze(self):
         frozen = self.config.frozen_modalities
         for modality in frozen:
             for part in self._parts(modality):
                 part.requires_grad_(False)
+        # A logit scale is trained as long as one modality of its pair is.
         for pair, name in _PAIRS.items():
             if set(pair) <= set(frozen):
                 getattr(self, name).requires_grad_(False)
@@ -371,7 +400,9 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
     def get_audio_features(
         self, input_features: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
     ) -> AudioCLIPAudioOutput:
-        """As `ClapModel`'s: (B, C, N) -> the sound tower's output; `pooler_output` (B, D) is in the joint space, un-normalised."""
+        """As in `ClapModel`: (B, C, samples) -> the audio encoder's output; its `pooler_output` (B, D) is the feature
+        in the joint space, not normalised.
+        """
         return self.audio_model(input_features=input_features, return_dict=True, **kwargs)
 
     @can_return_tuple
@@ -389,30 +420,36 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
     ) -> AudioCLIPOutput:
         r"""
         Args:
-            input_ids: (N, L); the first end token ends a text.
-            pixel_values: (B, 3, H, W), normalised.
-            input_features: (B, C, samples), waveforms on the int16 scale.
-            attention_mask, position_ids: (N, L), for the text tower.
-            sample_weights: (B,), how much a sample counts in the loss, for instance the sum of its classes' weights.
-            return_loss: the loss, with sound i, picture i and text i of one sample; needs equally many of what is given.
-            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+            input_ids: (N, L); a text ends at its first end token.
+            pixel_values: (B, 3, H, W), normalised floats.
+            input_features: (B, C, samples), float waveforms on the int16 scale.
+            attention_mask, position_ids: (N, L), for the text encoder.
+            sample_weights: (B,), weights of the samples in the loss, for instance the sum of the weights of a sample's
+                classes. One process only.
+            return_loss: compute the loss. Waveform i, image i and text i are one sample; B = N.
+            interpolate_pos_encoding: accept image sizes other than `config.vision_config.image_size`.
 
-        The loss is that of the official code: each pair of modalities adds the cross-entropies of both directions, their sum is
-        divided by the factorial of the number of pairs (1 or 3), and the penalty on the filters is added. One modality alone has
-        none.
+        The loss is that of the official code: the sum over pairs of modalities of the cross-entropies of both
+        directions, divided by the factorial of the number of pairs (1 or 3), plus the penalty on the filters. With one
+        modality there is no loss. With two it is twice the loss of CLIP, which halves the sum of both directions.
 
-        Returns an [`AudioCLIPOutput`].
+        Returns:
+            [`AudioCLIPOutput`].
+
+        Raises:
+            ValueError: no modality is given, inputs have wrong shapes, the numbers of items differ with `return_loss`,
+                or `sample_weights` are not weights.
         """
-        towers, features = {}, {}
+        model_outputs, features = {}, {}
         if input_features is not None:
-            towers["audio"] = self.get_audio_features(input_features, **kwargs)
+            model_outputs["audio"] = self.get_audio_features(input_features, **kwargs)
         if pixel_values is not None:
-            towers["image"] = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+            model_outputs["image"] = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         if input_ids is not None:
-            towers["text"] = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        if not towers:
+            model_outputs["text"] = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
+        if not model_outputs:
             raise ValueError("input_features, pixel_values, input_ids: all missing, expected at least one of them")
-        for modality, output in towers.items():
+        for modality, output in model_outputs.items():
             embeds = unit_rows(output.pooler_output.float()).to(output.pooler_output.dtype)
             features[modality] = embeds.to(next(iter(features.values()), embeds).device)
         logits = {}
@@ -420,7 +457,7 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
             if one in features and other in features:
                 scale = self._log_scale(name).exp().to(features[one])
                 logits[one, other] = scale * features[one] @ features[other].t()
-        loss_ttf = towers["audio"].loss_ttf if "audio" in towers else None
+        loss_ttf = model_outputs["audio"].loss_ttf if "audio" in model_outputs else None
         loss = self._loss(features, loss_ttf, sample_weights) if return_loss and logits else None
         texts = logits.get(("image", "text"), logits.get(("audio", "text")))
         return AudioCLIPOutput(
@@ -435,13 +472,14 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
             audio_embeds=features.get("audio"),
             image_embeds=features.get("image"),
             text_embeds=features.get("text"),
-            audio_model_output=towers.get("audio"),
-            vision_model_output=towers.get("image"),
-            text_model_output=towers.get("text"),
+            audio_model_output=model_outputs.get("audio"),
+            vision_model_output=model_outputs.get("image"),
+            text_model_output=model_outputs.get("text"),
         )
 
     def _log_scale(self, name: str) -> torch.Tensor:
-        """Logarithm of the scale that is used: between 1 and 100, with gradient 0 where the limits cut."""
+        """Logarithm of the scale in use, which is limited to 1..100; beyond the limits its gradient is 0."""
+        # Limited in the forward pass, as in the official code; CLIP limits the parameter after each optimiser step.
         return getattr(self, name).float().exp().clamp(1, 100).log()
 
     def _loss(
@@ -457,8 +495,9 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
         for one, other in pairs:
             sides, log_scale = (features[one], features[other]), self._log_scale(_PAIRS[one, other])
             if sample_weights is None:
-                # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
+                # Only training gathers over ranks: one rank may evaluate alone, and would wait for the others.
                 gather = "exact" if self.training else "none"
+                # Twice, because the official loss sums both directions and `contrastive_loss` takes their mean.
                 losses.append(2 * contrastive_loss(*sides, log_scale, normalize=False, gather=gather))
             else:
                 losses.append(_weighted_loss(*sides, log_scale, sample_weights))
@@ -468,15 +507,17 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
 
     def _check_weights(self, weights: torch.Tensor, samples: int):
         if weights.shape != (samples,):
-            raise ValueError(f"sample_weights: shape {tuple(weights.shape)}, expected ({samples},), one a sample")
+            raise ValueError(
+                f"sample_weights: shape {tuple(weights.shape)}, expected ({samples},), one for each sample"
+            )
         if not torch.compiler.is_compiling() and not (
             torch.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0
         ):
             raise ValueError("sample_weights: expected finite numbers >= 0 that are not all 0")
         if self.training and world_size() > 1:
             raise ValueError(
-                "sample_weights: the weighted loss is of one process and would not be that of the whole batch over ranks; train "
-                "on one, or without weights"
+                f"sample_weights: given on {world_size()} ranks, but the weighted loss knows the samples of one "
+                "process only; train on one process, or without sample_weights"
             )
 
     @torch.no_grad()
@@ -487,9 +528,13 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
         input_features: torch.FloatTensor | None = None,
         **kwargs,
     ) -> AudioCLIPQueries:
-        """Every modality that is given asks every other one: audio→text, text→audio, audio→image, ..., in one call.
+        """Retrieval in all directions between the given modalities, audio → text, text → audio, audio → image, ..., in
+        one call and without gradients.
 
-        Arguments as for `forward`; numbers of sounds, pictures and texts may differ.
+        Arguments as in `forward`; the numbers of waveforms, images and texts may differ.
+
+        Returns:
+            [`AudioCLIPQueries`].
 
         Raises:
             ValueError: fewer than two modalities.
@@ -497,7 +542,7 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
         given = {"audio": input_features, "image": pixel_values, "text": input_ids}
         if sum(value is not None for value in given.values()) < 2:
             raise ValueError(
-                "input_features, pixel_values, input_ids: expected at least two of them, the queries and a gallery, got "
+                "input_features, pixel_values, input_ids: expected at least two of them, queries and a gallery, got "
                 f"{[name for name, value in given.items() if value is not None]}"
             )
         outputs = self(input_ids, pixel_values, input_features, return_dict=True, **kwargs)
@@ -512,7 +557,7 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
 def _weighted_loss(
     one: torch.Tensor, other: torch.Tensor, log_scale: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropies of both directions, each a mean weighted by the pairs' weights."""
+    """The sum of the cross-entropies of both directions, (); each is a mean weighted by the samples' weights (B,)."""
     with torch.autocast(one.device.type, enabled=False):
         logits = log_scale.exp().to(one.device) * one.float() @ other.float().t()
         pairs, weights = torch.arange(len(one), device=one.device), weights.to(logits)
@@ -520,13 +565,15 @@ def _weighted_loss(
 
 
 def _each_channel(function: Callable[[torch.Tensor], torch.Tensor], maps: torch.Tensor) -> torch.Tensor:
-    """(B, C, ...) -> `function` of each channel, (B, C, ...). One by one: batch normalisation counts each channel by itself."""
+    """Applies `function` to each audio channel: (B, C, ...) -> (B, C, ...). One channel after the other, as in the
+    official code: batch normalisation takes the statistics of each channel separately.
+    """
     if maps.shape[1] == 1:
         return function(maps[:, 0])[:, None]
     return torch.stack([function(channel) for channel in maps.unbind(1)], dim=1)
 
 
-def _check_sounds(input_features: torch.Tensor):
+def _check_waveforms(input_features: torch.Tensor):
     if not isinstance(input_features, torch.Tensor) or input_features.dim() != 3 or 0 in input_features.shape[1:]:
         is_tensor = isinstance(input_features, torch.Tensor)
         got = list(input_features.shape) if is_tensor else type(input_features).__name__

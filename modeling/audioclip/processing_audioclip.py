@@ -1,4 +1,4 @@
-"""Processor of AudioCLIP: sounds, pictures and texts to model inputs."""
+"""Processor of AudioCLIP: audio, images and texts to model inputs."""
 
 from collections.abc import Sequence
 
@@ -15,24 +15,27 @@ class AudioCLIPProcessorKwargs(ProcessingKwargs, total=False):
 
 class AudioCLIPProcessor(CLIPClassifierProcessor):
     r"""
-    An image processor, a tokenizer and a feature extractor in one. Pictures and texts as in `CLIPClassifierProcessor`; sounds as in
-    [`AudioCLIPFeatureExtractor`].
+    An image processor, a tokenizer and a feature extractor in one. It prepares images and texts as
+    `CLIPClassifierProcessor`, and audio as [`AudioCLIPFeatureExtractor`].
 
-    A text may be the labels of one sample, a list, which are joined by ", ". Underscores become spaces, as in the authors' data
-    sets. A text longer than the model reads is an error, as theirs; `truncation=True` cuts it.
+    A text may also be a list of class names, the classes of one sample; they are joined by ", ". Underscores become
+    spaces, as in the authors' data sets. A text that is longer than the model's context is an error, as in the
+    official code; `truncation=True` cuts it.
 
     Args:
         image_processor: CLIP's, of this package or transformers'.
         tokenizer: CLIP's.
-        feature_extractor ([`AudioCLIPFeatureExtractor`], *optional*): default: that of the published model.
+        feature_extractor ([`AudioCLIPFeatureExtractor`], *optional*): defaults to that of the published model.
         clean_text (`bool`, defaults to `False`): see `CLIPClassifierProcessor`.
 
-    `processor(images=None, text=None, audio=None, sampling_rate=None, audio_kwargs=None, **kwargs)` returns `pixel_values` (B, 3, H,
-    W), `input_ids` and `attention_mask` (N, L), `input_features` (B, channels, samples). `padding`, `truncation` and `max_length` are
-    those of the text; what is for the sounds goes into `audio_kwargs`.
+    `processor(images=None, text=None, audio=None, sampling_rate=None, audio_kwargs=None, **kwargs)` returns
+    `pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (N, L), `input_features` (B, channels, samples).
+    `padding`, `truncation` and `max_length` apply to texts only; arguments of the feature extractor go into
+    `audio_kwargs`.
 
     Raises:
-        ValueError: nothing given; or as in the parts, naming `images[7]`, `text[7]` or `audio[7]`.
+        ValueError: nothing is given; or an error of a part, which names the item, such as `images[7]`, `text[7]` or
+            `audio[7]`.
 
     Example:
 
@@ -42,8 +45,8 @@ class AudioCLIPProcessor(CLIPClassifierProcessor):
     >>> from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
 
     >>> processor = AudioCLIPProcessor(CLIPClassifierImageProcessor(), official_tokenizer())
-    >>> labels = [["dog_bark", "siren"], ["street_music"]]
-    >>> inputs = processor(text=labels, audio=np.zeros(44100), sampling_rate=44100, return_tensors="pt")
+    >>> class_names = [["dog_bark", "siren"], ["street_music"]]
+    >>> inputs = processor(text=class_names, audio=np.zeros(44100), sampling_rate=44100, return_tensors="pt")
     >>> {name: tuple(value.shape) for name, value in inputs.items()}
     {'input_ids': (2, 6), 'attention_mask': (2, 6), 'input_features': (1, 1, 220500)}
     ```
@@ -78,30 +81,32 @@ class AudioCLIPProcessor(CLIPClassifierProcessor):
         return BatchFeature(inputs)
 
     def _check_lengths(self, sentences: str | list[str], input_ids):
+        """ValueError that names the first text with more tokens than the model's context."""
         limit = self.tokenizer.model_max_length
         row = input_ids if isinstance(input_ids[0], int) else input_ids[0]
-        if len(row) <= limit:
+        if len(row) <= limit:  # rows are padded to the longest; an unpadded list is checked by its first row
             return
         for index, sentence in enumerate([sentences] if isinstance(sentences, str) else sentences):
             length = len(self.tokenizer(sentence, split_special_tokens=True).input_ids)
             if length > limit:
                 raise ValueError(
-                    f"text[{index}]: {length} tokens, the model reads {limit}: {sentence[:60]!r}; shorten it or pass truncation=True"
+                    f"text[{index}]: {length} tokens, expected at most {limit}: {sentence[:60]!r}; shorten it or pass "
+                    "truncation=True"
                 )
 
 
 def _sentences(text: str | Sequence[str | Sequence[str]]) -> str | list[str]:
-    """Labels with spaces; those of one sample joined."""
+    """Class names with spaces instead of underscores; those of one sample are joined by ", "."""
     if isinstance(text, str):
         return text.replace("_", " ")
     joined = []
     for index, one in enumerate(text):
-        labels = [one] if isinstance(one, str) else one
-        if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, str) for label in labels):
+        names = [one] if isinstance(one, str) else one
+        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(
-                f"text[{index}]: {one!r}, expected a string or the labels of one sample, a list of strings"
+                f"text[{index}]: {one!r}, expected a string, or the class names of one sample as a list of strings"
             )
-        joined.append(", ".join(label.replace("_", " ") for label in labels))
+        joined.append(", ".join(name.replace("_", " ") for name in names))
     return joined
 
 

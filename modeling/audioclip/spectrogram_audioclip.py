@@ -1,4 +1,8 @@
-"""From waveform to decibels by a learnable bank of complex B-spline wavelets (fbsp): the front end of ESResNe(X)t-fbsp.
+"""The front end of ESResNe(X)t-fbsp: a spectrogram in decibels by a learnable bank of complex frequency B-spline
+wavelets (fbsp).
+
+waveform -> windowed frames -> real and imaginary parts (one matrix product with the filters) -> power -> decibels,
+split into three frequency bands, which are the colour channels of the ResNeXt.
 
 Guzhov et al., "ESResNe(X)t-fbsp: Learning Robust Time-Frequency Transformation of Audio", 2021,
 https://arxiv.org/abs/2104.11587.
@@ -14,17 +18,17 @@ from ..losses.rank_exchange import Ranks, world_size
 from .configuration_audioclip import AudioCLIPAudioConfig
 
 
-# B sounds, C channels, N samples, T frames, L samples a frame, K samples a filter, M filters
+# B waveforms, C channels, N samples, T frames, L samples in a frame, K samples in a filter, M filters
 
 _EPS = 1e-8
-_FLOOR = 1e-18  # of the power: -180 dB
+_FLOOR = 1e-18  # smallest power, -180 dB
 _BANDS = 3
-# Cosine terms with alternating signs; periodic, as windows of spectrograms are.
+# Coefficients of cosine terms with alternating signs. The windows are periodic, as usual for spectrograms.
 _WINDOWS = {"blackmanharris": (0.35875, 0.48829, 0.14128, 0.01168), "hann": (0.5, 0.5)}
 
 
 def window_function(name: str, length: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """The window (length,) in float32."""
+    """The window `name`, `"blackmanharris"` or `"hann"`: (length,), float32. Equal to `scipy.signal.get_window`."""
     phase = 2 * math.pi * torch.arange(length, dtype=torch.float64, device=device) / length
     return sum((-1) ** k * a * (k * phase).cos() for k, a in enumerate(_WINDOWS[name])).float()
 
@@ -32,7 +36,8 @@ def window_function(name: str, length: int, device: torch.device | str | None = 
 def frame_signal(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) -> torch.Tensor:
     """(..., N) -> windowed frames (..., T, L), T = 1 + ceil((N - L) / hop_length), at least 1.
 
-    What the last frame lacks are zeros on both sides of the whole, the odd one on the right.
+    The waveform is padded with zeros to fill the last frame: half of them on the left, half (and the odd one) on the
+    right.
     """
     length, samples = len(window), waveform.shape[-1]
     frames = 1 + max(0, -((length - samples) // hop_length))
@@ -44,33 +49,52 @@ def frame_signal(waveform: torch.Tensor, window: torch.Tensor, hop_length: int) 
 def wavelets(
     m: torch.Tensor, fb: torch.Tensor, fc: torch.Tensor, length: int, normalized: bool = True
 ) -> torch.Tensor:
-    """Order, bandwidth and centre frequency of M filters (M,) -> real and imaginary parts (2, M, K) of
+    """Order `m`, bandwidth `fb` and centre frequency `fc` of M filters, (M,) each -> their real and imaginary parts,
+    (2, M, K), of
 
-    sqrt(fb) * sinc(fb t / m)^m * exp(-i fc t), t from -pi to pi, divided by sqrt(K) if `normalized`.
+    sqrt(fb) * sinc(fb t / m)^m * exp(-i fc t), K values of t from -pi to pi, divided by sqrt(K) if `normalized`.
 
-    The power of a negative sinc is complex, |sinc|^m exp(i pi m). At m = 0, fb = 1 and fc = 0, 1, 2, ... this is a discrete
-    Fourier transform. A bandwidth that has become negative counts as next to none, where the formula has no value.
+    sinc(x) is sin(x) / x. The power of a negative sinc is complex, |sinc|^m exp(i pi m). With m = 0, fb = 1 and
+    fc = 0, 1, 2, ..., the start of training, the filters are a discrete Fourier transform.
+
+    Deviations from the official code, which gives NaN there: a sinc of exactly 0, and a bandwidth that training made
+    negative, which counts as 1e-8. `wavelets_reference` is the formula in complex numbers.
     """
     time = math.pi * torch.linspace(-1, 1, length, dtype=m.dtype, device=m.device) + _EPS
     m, fb, fc = m[:, None], fb[:, None].clamp_min(_EPS), fc[:, None]
     x = fb * time / (m + _EPS)
+    # sinc(0) = 1. The inner `where` keeps 0 / 0 out of the gradient.
     zero = x == 0
     x = torch.where(zero, 1, x)
     sinc = torch.where(zero, 1, x.sin() / x)
-    # In the official order of operations, which gives its very bits: a rounding error here may make another sample the largest of
-    # a pooling window, and gradients differ where none of the outputs does. Without its complex product, which has 0 * log(0).
+    # |sinc|^m as (sinc^2)^(m/2): the official order of operations, with bit-equal results. A rounding error here can
+    # change which sample is the largest of a pooling window, and with it the gradients, while no output changes. The
+    # official code raises a complex number to the power m, which computes 0 * log(0) where sinc is 0.
     magnitude = (sinc.abs() ** 2).clamp_min(torch.finfo(m.dtype).tiny) ** (0.5 * m)
     phase = m * (math.pi * (sinc < 0))
     power_real, power_imag = magnitude * phase.cos(), magnitude * phase.sin()
+    # The complex product sinc^m * exp(-i fc t) in real numbers.
     real, imag = (fc * time).cos(), -(fc * time).sin()
     filters = torch.stack([power_real * real - power_imag * imag, power_real * imag + power_imag * real])
     filters = fb.sqrt() * filters
     return filters / length**0.5 if normalized else filters
 
 
+def wavelets_reference(
+    m: torch.Tensor, fb: torch.Tensor, fc: torch.Tensor, length: int, normalized: bool = True
+) -> torch.Tensor:
+    """`wavelets` as its formula reads, in complex numbers; for tests and for reading. m > 0 and fb > 0."""
+    m, fb, fc = m[:, None], fb[:, None], fc[:, None]
+    time = math.pi * torch.linspace(-1, 1, length, dtype=m.dtype, device=m.device) + _EPS
+    sinc = torch.sinc(fb * time / m / math.pi)  # torch's sinc(x) is sin(pi x) / (pi x)
+    power = torch.complex(sinc, torch.zeros_like(sinc)) ** m
+    filters = fb.sqrt() * power * torch.exp(-1j * fc * time)
+    return torch.view_as_real(filters / length**0.5 if normalized else filters).movedim(-1, 0)
+
+
 class _MaxNormGradients(torch.autograd.Function):
-    """Identity; each gradient is divided by its largest magnitude. Over ranks, by that of the mean over them: every rank
-    then has the gradient of one process with all sounds.
+    """Identity, whose backward pass divides the gradient of each vector by its largest magnitude. Over ranks, the mean
+    of the ranks' gradients is taken first: every rank then has the gradient of one process with all waveforms.
     """
 
     @staticmethod
@@ -80,6 +104,8 @@ class _MaxNormGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
+        # The official code does this in a gradient hook g / (max|g| + 1e-8). Hooks are lost by `from_pretrained`, by
+        # copies and by FSDP; a function that is part of the forward pass is not.
         gradients = torch.stack(gradients)
         if ctx.world_size > 1:
             gradients = Ranks((0,) * ctx.world_size).sum(gradients) / ctx.world_size
@@ -88,12 +114,13 @@ class _MaxNormGradients(torch.autograd.Function):
 
 
 class AudioCLIPSpectrogram(nn.Module):
-    """Waveforms (B, C, N) on the int16 scale -> decibels (B, C, 3, H, T), three bands from low to high frequencies, and the
-    penalty on the filters' norms.
+    """Waveforms (B, C, N) on the int16 scale -> decibels (B, C, 3, H, T), three bands from low to high frequencies,
+    and the penalty () on the filters' norms.
 
-    Works in float32 (or float64) whatever the model's dtype and autocast: centre frequencies up to 1024 and phases up to 1024 pi
-    have no half-precision form. The gradients of `m`, `fb` and `fc` have a largest magnitude of 1, as in the official code, whatever
-    the scale of the loss; with a `GradScaler` they would vanish, so train in float32 or bfloat16.
+    Computes in float32 (or float64), whatever the model's dtype and autocast: half precision cannot represent centre
+    frequencies up to 1024 and phases up to 1024 pi. As in the official code, the largest magnitude in the gradients of
+    `m`, `fb` and `fc` is 1, whatever the scale of the loss. A `GradScaler` would divide these gradients by its scale
+    and make them vanish: train in float32 or bfloat16.
     """
 
     def __init__(self, config: AudioCLIPAudioConfig):
@@ -106,6 +133,7 @@ class AudioCLIPSpectrogram(nn.Module):
         self._cache: tuple[torch.Tensor, ...] | None = None
 
     def _apply(self, fn, recurse=True):
+        # `model.half()` and `model.to(dtype)` move this module between devices, but do not lower its precision.
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
@@ -118,16 +146,20 @@ class AudioCLIPSpectrogram(nn.Module):
         return super().train(mode)
 
     def filters(self) -> torch.Tensor:
-        """The bank (2, M, K): real and imaginary parts. In eval mode without gradients it is made once."""
+        """Real and imaginary parts of the filters, (2, M, K). In eval mode without gradients they are computed once
+        and kept until `m`, `fb` or `fc` changes.
+        """
         vectors = (self.m, self.fb, self.fc)
         if torch.is_grad_enabled() and any(vector.requires_grad for vector in vectors):
             return self._make(*_MaxNormGradients.apply(self.training, *vectors))
         if self.training or torch.compiler.is_compiling() or self.m.is_meta:
             return self._make(*vectors)
         cache = self._cache
-        # Compared by value: three short vectors, and no way of changing a parameter goes unnoticed.
+        # Compared by value: the vectors are short, and version counters miss some ways of changing a parameter
+        # (`.data`, loading with `assign=True`).
         if cache is None or not all(torch.equal(*pair) for pair in zip(cache[1:], vectors, strict=True)):
-            with torch.inference_mode(False), torch.no_grad():  # for later calls of either kind
+            # Not an inference tensor, so that a later call with gradients can use the filters, too.
+            with torch.inference_mode(False), torch.no_grad():
                 cache = self._cache = (self._make(*vectors), *(vector.clone() for vector in vectors))
         return cache[0]
 
@@ -135,24 +167,32 @@ class AudioCLIPSpectrogram(nn.Module):
         return wavelets(m, fb, fc, self.config.n_fft, self.config.normalized)
 
     def penalty(self, filters: torch.Tensor) -> torch.Tensor:
-        """Mean squared difference between the filters' norms and what they should be, ()."""
+        """The loss on the filters, (): the mean squared difference of their norms, over samples and both parts, from 1
+        (from sqrt(K) if they are not normalised).
+        """
         wanted = 1 if self.config.normalized else math.sqrt(self.config.n_fft)
         return (torch.linalg.vector_norm(filters, dim=(0, 2)) - wanted).square().mean()
 
     def frames(self, waveform: torch.Tensor) -> torch.Tensor:
         """(B, C, N) on the int16 scale -> windowed frames (B, C, T, L) between -1 and 1."""
-        # In this order, to the official rounding error; silence is 1.5e-5, not 0.
+        # The official formula in its order of operations. It maps 0 to 1.5e-5: digital silence is a small constant.
         waveform = (waveform.to(self.window.dtype) + 32768) / 65535 * 2 - 1
         return frame_signal(waveform, self.window, self.config.hop_length)
 
     def spectrum(self, frames: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, L), (2, M, K) -> (B, C, T, 2, M), real and imaginary parts. A frame lies in the middle of the filters."""
+        """Frames (B, C, T, L) and filters (2, M, K) -> real and imaginary parts (B, C, T, 2, M).
+
+        The official code pads each frame with zeros to K samples, the frame in the middle. Taking the middle L samples
+        of the filters instead gives the same products.
+        """
         start = (filters.shape[-1] - frames.shape[-1]) // 2
         middle = filters[..., start : start + frames.shape[-1]].flatten(0, 1)
         return F.linear(frames, middle).unflatten(-1, (2, -1))
 
     def decibels(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """(B, C, T, 2, M) -> (B, C, 3, H, T). The one or two filters that do not fill three bands are left out, at the top."""
+        """(B, C, T, 2, M) -> decibels (B, C, 3, H, T), H = M // 3 filters a band. If 3 does not divide M, the one or
+        two highest frequencies are left out.
+        """
         power = spectrum.square().sum(dim=-2).transpose(-1, -2)
         rows = power.shape[-2] // _BANDS
         power = power[..., : _BANDS * rows, :].unflatten(-2, (_BANDS, rows))
@@ -170,4 +210,4 @@ class AudioCLIPSpectrogram(nn.Module):
             return decibels, self.penalty(filters)
 
 
-__all__ = ["AudioCLIPSpectrogram", "frame_signal", "wavelets", "window_function"]
+__all__ = ["AudioCLIPSpectrogram", "frame_signal", "wavelets", "wavelets_reference", "window_function"]

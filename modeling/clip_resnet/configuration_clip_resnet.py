@@ -1,4 +1,4 @@
-"""Configurations of CLIP-ResNet: its image tower, and the tower with CLIP's text tower."""
+"""Configurations of CLIP-ResNet: the image encoder, and the model that joins it to CLIP's text encoder."""
 
 import math
 from dataclasses import field
@@ -10,16 +10,17 @@ from transformers.backbone_utils import BackboneConfigMixin
 from ..loading_and_saving.untrusted_config import check_range, check_tower_types, without_kernels
 
 
-_REDUCTION = 32  # how many times smaller than the picture the last map is, and how many times wider than the stem
+_REDUCTION = 32  # the last feature map is 32 times smaller than the image and has 32 times the channels of the stem
 
 
 @strict
 class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    The ResNet image tower of CLIP: a stem of three convolutions, four stages of bottleneck blocks, attention pooling.
+    Configuration of CLIP's ResNet image encoder: a stem of three convolutions, four stages of bottleneck blocks, and
+    attention pooling.
 
-    `width`, the stem's output channels, is `hidden_size / 32`; the stages put out 4, 8, 16 and 32 times that. The
-    defaults are RN50. The others:
+    `width`, the number of output channels of the stem, is `hidden_size / 32`; the four stages have 4, 8, 16 and 32
+    times as many. The defaults are RN50. The other models of the paper:
 
     | | `hidden_size` | `depths` | `num_attention_heads` | `image_size` | `projection_dim` |
     |---|---|---|---|---|---|
@@ -30,21 +31,21 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         hidden_size (`int`, defaults to 2048):
-            Channels of the last stage, and width of the attention pooling. A multiple of 32.
+            Channels of the last stage, which is also the width of the attention pooling. A multiple of 32.
         depths (`list[int]`, defaults to `[3, 4, 6, 3]`):
-            Bottleneck blocks of the four stages.
+            Bottleneck blocks in each of the four stages.
         num_attention_heads (`int`, defaults to 32):
-            Heads of the attention pooling; 64 channels each in every published model.
+            Heads of the attention pooling; they have 64 channels in every published model.
         num_channels (`int`, defaults to 3):
-            Colour channels of the pictures.
+            Colour channels of the images.
         image_size (`int`, defaults to 224):
-            Height and width in pixels that the model is trained on, a multiple of 32. The attention pooling has
+            Height and width of the training images in pixels, a multiple of 32. The attention pooling has
             `(image_size / 32)² + 1` positions.
         projection_dim (`int`, defaults to 1024):
-            Width of the joint space: what the attention pooling puts out.
+            Width of the joint space, which is the output width of the attention pooling.
         freeze_batch_norm (`bool`, defaults to `False`):
-            Keep the running statistics of batch normalisation while training, as is usual when fine-tuning with small
-            batches. Their scales and shifts are trained all the same.
+            Keep the running statistics of batch normalisation fixed in training, as is usual for fine-tuning with
+            small batches. Scales and shifts are trained nevertheless.
         initializer_factor (`float`, defaults to 1.0):
             Scales the standard deviations of the initial weights; for tests.
 
@@ -73,7 +74,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.depths = list(self.depths)
-        self.validate_depths()  # before stages are looked for by name
+        self.validate_depths()  # `out_features` is compared with the names of the stages
         self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(len(self.depths)))]
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
@@ -82,27 +83,27 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: the caller chooses attention kernels."""
+        """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller."""
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property
     def width(self) -> int:
-        """Channels behind the stem."""
+        """Output channels of the stem."""
         return self.hidden_size // _REDUCTION
 
     @property
     def stage_channels(self) -> list[int]:
-        """Channels of the maps of `stage_names`."""
+        """Channels of the feature maps of `stage_names`."""
         return [self.width, *(self.width * 4 * 2**index for index in range(len(self.depths)))]
 
     @property
     def num_hidden_layers(self) -> int:
-        """Stages: `hidden_states` are what they put out, after what the stem does."""
+        """Number of stages. `hidden_states` has one entry more: the output of the stem comes first."""
         return len(self.depths)
 
     @property
     def grid_size(self) -> int:
-        """Rows and columns of the last map for pictures of `image_size`."""
+        """Rows (and columns) of the last feature map for images of `image_size`."""
         return self.image_size // _REDUCTION
 
     def validate_sizes(self):
@@ -128,19 +129,20 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 @strict
 class CLIPResNetConfig(PreTrainedConfig):
     r"""
-    CLIP with a ResNet image tower. Fields sit where `CLIPConfig` has them; the defaults are RN50.
+    Configuration of CLIP with a ResNet image encoder. Fields have the names and places that `CLIPConfig` gives them.
+    The defaults are RN50.
 
     Args:
         text_config (`dict` or `CLIPTextConfig`):
-            CLIP's text tower. Its width is 512 (RN50, RN101), 640 (RN50x4), 768 (RN50x16) or 1024 (RN50x64), with 64 a
-            head.
+            CLIP's text encoder. Its width is 512 (RN50, RN101), 640 (RN50x4), 768 (RN50x16) or 1024 (RN50x64), with
+            heads of width 64.
         vision_config (`dict` or [`CLIPResNetVisionConfig`]):
-            The image tower.
+            The image encoder.
         projection_dim (`int`, defaults to 1024):
-            Width of the joint space; `vision_config.projection_dim` is the same number and follows it where it is not
-            given.
+            Width of the joint space. `vision_config.projection_dim` must be the same number, and is set to it where it
+            is not given.
         logit_scale_init_value (`float`, defaults to 2.6592):
-            Logarithm of the initial temperature's inverse, ln(1 / 0.07).
+            Logarithm of the initial logit scale: ln(1 / 0.07), the inverse of a temperature of 0.07.
         initializer_factor (`float`, defaults to 1.0):
             Scales the standard deviation of the initial text projection; for tests.
 
@@ -173,8 +175,8 @@ class CLIPResNetConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: the caller chooses attention kernels, and the
-        towers are these two.
+        """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
+        and the encoders are the two named below.
         """
         check_tower_types(
             config_dict,
@@ -185,7 +187,7 @@ class CLIPResNetConfig(PreTrainedConfig):
     def validate_sizes(self):
         text, vision = self.text_config, self.vision_config
         if not isinstance(text, PreTrainedConfig) or not isinstance(vision, PreTrainedConfig):
-            return  # still dicts: the base class turns them into configurations
+            return  # still dicts: the base class has not converted them yet
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
         check_range(text, "text_config.", (*names, "max_position_embeddings"))
         check_range(self, "", ("projection_dim",))

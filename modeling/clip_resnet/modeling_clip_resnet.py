@@ -1,7 +1,11 @@
-"""CLIP with a ResNet image tower (RN50 to RN50x64): the tower, the dual encoder, and a backbone of stage maps.
+"""CLIP with a ResNet image encoder (RN50 to RN50x64): the image encoder, the dual encoder, and a backbone that returns
+the feature maps of its stages.
 
-Names inside the tower are the official ones. Attention pooling projects into the joint space, so there is no
-`visual_projection`.
+Modules of the image encoder have the names of the official code. The attention pooling projects into the joint space,
+so that there is no `visual_projection`.
+
+Paper: "Learning Transferable Visual Models From Natural Language Supervision", https://arxiv.org/abs/2103.00020,
+section 2.4.
 """
 
 import contextlib
@@ -29,7 +33,8 @@ from ..loading_and_saving.staged_saving import StagedSaving
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 
 
-# B images, N texts, L tokens, w width of the stem, C = 32w channels of the last map, S x S its size, D joint width
+# B images, N texts, L tokens, w channels of the stem, C = 32w channels of the last feature map, H x W size of a map,
+# D joint width
 
 _EXPANSION = 4
 
@@ -38,7 +43,9 @@ _EXPANSION = 4
 
 
 def _convolve(hidden_state: torch.Tensor, convolution: nn.Module, norm: nn.Module) -> torch.Tensor:
-    """Convolution and normalisation; as one, where `fuse_batch_norm` was called and the weight wants no gradient."""
+    """Convolution, then batch normalisation. One folded convolution instead, if `fuse_batch_norm` was called and no
+    gradient of the weight is needed.
+    """
     folded = getattr(convolution, "folded_weight", None)
     if folded is None or norm.training or (torch.is_grad_enabled() and convolution.weight.requires_grad):
         return norm(convolution(hidden_state))
@@ -46,7 +53,12 @@ def _convolve(hidden_state: torch.Tensor, convolution: nn.Module, norm: nn.Modul
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d):
-    """Puts the product of both beside the convolution's weight, computed in float32, in no state dict."""
+    """Stores the folded weight and bias as buffers of the convolution that are in no state dict.
+
+    In eval mode batch normalisation is linear, y = g (x - mean) / sqrt(var + eps) + b for each output channel, so that
+    it can be multiplied into the weight W that makes x: W' = g W / sqrt(var + eps) and
+    bias' = b - g mean / sqrt(var + eps). Computed in float32 also for half-precision weights.
+    """
     norm_tensors = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     wide = [value.detach().float() if isinstance(value, torch.Tensor) else value for value in norm_tensors]
     weight, bias = fuse_conv_bn_weights(convolution.weight.detach().float(), None, *wide)
@@ -57,14 +69,17 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d):
 
 
 def _unfold(convolution: nn.Module):
+    """Removes what `_fold` stored."""
     for name in ("folded_weight", "folded_bias"):
         if name in convolution._buffers:
             delattr(convolution, name)
 
 
 @contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside `module` uses the batch's statistics again, but does not count them twice."""
+def _running_statistics_kept(module: nn.Module) -> Iterator[None]:
+    """For a forward pass that repeats another one: batch normalisation inside `module` normalises by the statistics of
+    the batch, but does not add them to its running statistics a second time (momentum 0).
+    """
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -80,15 +95,17 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class CLIPResNetBranchNorm(nn.BatchNorm2d):
-    """The last one of a block's branch. Its scale starts at 0, so that a new block is its shortcut.
+    """The last batch normalisation of a block's residual branch. Its scale starts at 0, so that a new block returns
+    its shortcut (official initialisation).
 
-    A class of its own, because transformers initialises only modules that have parameters themselves: not the block.
+    A class of its own, because transformers calls `_init_weights` only for modules that have parameters of their own,
+    which the block has not.
     """
 
 
 class BatchNormBlock(GradientCheckpointingLayer):
-    """A block with batch normalisation, which counts a batch once also under activation checkpointing. Subclasses have
-    `_forward` in the place of `forward`.
+    """A block with batch normalisation that counts each batch once in its running statistics, also under activation
+    checkpointing, which runs the forward pass twice. Subclasses define `_forward` instead of `forward`.
     """
 
     def __init__(self):
@@ -103,16 +120,17 @@ class BatchNormBlock(GradientCheckpointingLayer):
             self._runs = False
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        # Activation checkpointing calls forward again in the backward pass, and not through __call__.
+        # In the backward pass, activation checkpointing calls `forward` again, and not through `__call__`.
         again = self.gradient_checkpointing and self.training and not self._runs
-        with _statistics_kept(self) if again else contextlib.nullcontext():
+        with _running_statistics_kept(self) if again else contextlib.nullcontext():
             return self._forward(hidden_state)
 
 
 class CLIPResNetBottleneck(BatchNormBlock):
-    """1 x 1, 3 x 3 and 1 x 1 convolution and a shortcut: (B, in, H, W) -> (B, 4 planes, H / stride, W / stride).
+    """1 x 1, 3 x 3 and 1 x 1 convolution, plus a shortcut: (B, in, H, W) -> (B, 4 planes, H / stride, W / stride).
 
-    No convolution has a stride: average pooling after the second one, and before the shortcut's, shrinks the map.
+    No convolution has a stride. Average pooling reduces the feature map instead: between the second and the third
+    convolution, and before the convolution of the shortcut.
     """
 
     def __init__(self, in_channels: int, planes: int, stride: int):
@@ -127,12 +145,13 @@ class CLIPResNetBottleneck(BatchNormBlock):
         self.bn3 = CLIPResNetBranchNorm(out_channels)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
+            # "0" and "1" are the official names; the pooling before them has no parameters.
             self.downsample = nn.ModuleDict(
                 {"0": nn.Conv2d(in_channels, out_channels, 1, bias=False), "1": nn.BatchNorm2d(out_channels)}
             )
 
     def convolutions(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Each convolution with the normalisation behind it."""
+        """Pairs of a convolution and the batch normalisation after it."""
         yield from ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
         if self.downsample is not None:
             yield self.downsample["0"], self.downsample["1"]
@@ -148,7 +167,7 @@ class CLIPResNetBottleneck(BatchNormBlock):
 
 
 class CLIPResNetStage(nn.Sequential):
-    """Bottleneck blocks of one width; the first one shrinks the map by `stride`."""
+    """Bottleneck blocks of one width; the first one reduces the feature map by `stride`."""
 
     def __init__(self, in_channels: int, planes: int, depth: int, stride: int):
         blocks = [CLIPResNetBottleneck(in_channels, planes, stride)]
@@ -157,10 +176,13 @@ class CLIPResNetStage(nn.Sequential):
 
 
 class CLIPResNetAttentionPool(nn.Module):
-    """Attention of the mean over a map to the mean and the map's pixels, then the projection: (B, C, H, W) -> (B, D).
+    """Pools a feature map by attention and projects it into the joint space: (B, C, H, W) -> (B, D).
 
-    Positions are learned, index 0 is the mean's. The second result are the weights, (B, heads, 1, 1 + H W), where the
-    implementation returns them.
+    Multi-head attention with a single query, the mean over all positions of the map; keys and values are this mean and
+    all positions. Each of the 1 + H W tokens has a learned position embedding; index 0 belongs to the mean.
+
+    Returns the feature (B, D), and the attention weights (B, heads, 1, 1 + H W), or None if the attention
+    implementation does not return them.
     """
 
     def __init__(self, config: CLIPResNetVisionConfig):
@@ -177,7 +199,9 @@ class CLIPResNetAttentionPool(nn.Module):
         self.c_proj = nn.Linear(config.hidden_size, config.projection_dim)
 
     def interpolated_positions(self, height: int, width: int) -> torch.Tensor:
-        """(1 + height * width, C): the grid's positions resized (bicubic, antialiased), the mean's as it is."""
+        """Position embeddings (1 + height * width, C) for a map of this size: those of the grid are resized (bicubic,
+        antialiased, as in timm), that of the mean stays. The official code takes the trained size only.
+        """
         positions = self.positional_embedding
         if (height, width) == (self.grid_size, self.grid_size):
             return positions
@@ -186,17 +210,19 @@ class CLIPResNetAttentionPool(nn.Module):
         return torch.cat([positions[:1], grid[0].flatten(1).t().to(positions.dtype)])
 
     def forward(self, feature_map: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # (B, C, H, W) -> tokens (B, 1 + H W, C). The mean is taken before the position embeddings are added.
         height, width = feature_map.shape[-2:]
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         tokens = tokens + self.interpolated_positions(height, width)
 
-        def heads(states: torch.Tensor) -> torch.Tensor:
+        def heads(states: torch.Tensor) -> torch.Tensor:  # (B, tokens, C) -> (B, heads, tokens, C / heads)
             return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        # Only token 0, the mean, asks: one query instead of 1 + H W.
         query, key, value = self.q_proj(tokens[:, :1]), self.k_proj(tokens), self.v_proj(tokens)
         pooled, weights = attend(self, heads(query), heads(key), heads(value), None, scaling=self.scaling, **kwargs)
         return self.c_proj(pooled.flatten(1)), weights
@@ -220,11 +246,13 @@ class CLIPResNetPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
         super()._init_weights(module)
         factor = self.config.initializer_factor
         if isinstance(module, nn.Conv2d):
+            # PyTorch's default of `nn.Conv2d`, which the official code keeps.
             fan_in = module.weight[0].numel()
             init.uniform_(module.weight, -(factor * fan_in**-0.5), factor * fan_in**-0.5)
         elif isinstance(module, CLIPResNetBranchNorm):
             init.zeros_(module.weight)
         elif isinstance(module, CLIPResNetAttentionPool):
+            # The official N(0, C^-0.5). Biases start at 0; officially they are PyTorch's uniform ones.
             std = factor * module.config.hidden_size**-0.5
             init.normal_(module.positional_embedding, std=std)
             for projection in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
@@ -234,11 +262,13 @@ class CLIPResNetPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
             init.constant_(module.logit_scale, module.config.logit_scale_init_value)
 
 
-class CLIPResNetTower(CLIPResNetPreTrainedModel):
-    """The convolutions: what `CLIPResNetVisionModel` and `CLIPResNetBackbone` have in common."""
+class CLIPResNetTrunk(CLIPResNetPreTrainedModel):
+    """Stem and stages, without the attention pooling: the common part of `CLIPResNetVisionModel` and
+    `CLIPResNetBackbone`.
+    """
 
     config: CLIPResNetVisionConfig
-    base_model_prefix = "vision_model"  # where it sits in a whole model, whose checkpoints then load
+    base_model_prefix = "vision_model"  # its name in the full model, so that checkpoints of that one load, too
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _input_embed_layer = "conv1"
@@ -266,33 +296,37 @@ class CLIPResNetTower(CLIPResNetPreTrainedModel):
         return [self.get_submodule(f"layer{index + 1}") for index in range(len(self.config.depths))]
 
     def convolutions(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Each convolution with the batch normalisation behind it."""
+        """Pairs of a convolution and the batch normalisation after it, for the stem and all blocks."""
         yield from ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
         for stage in self.stages:
             for block in stage:
                 yield from block.convolutions()
 
-    def fuse_batch_norm(self) -> "CLIPResNetTower":
-        """For inference: one convolution in the place of each convolution and its normalisation, in `channels_last`.
+    def fuse_batch_norm(self) -> "CLIPResNetTrunk":
+        """Faster inference: folds each batch normalisation into the convolution before it, and runs in
+        `channels_last`.
 
-        The products lie beside the weights and are used in eval mode where no gradient of the weights is wanted; they
-        are in no state dict, and nothing that is saved or trained changes. They cost the memory of the convolutions a
-        second time. `train()`, loading weights and `unfuse_batch_norm()` drop them; after changing weights in place,
-        call this again. Returns the model, in eval mode.
+        The folded weights are stored in addition to the original ones, so that convolutions need twice the memory.
+        They are used in eval mode if no gradient of the weights is needed; they are not saved, and change nothing that
+        is saved or trained. `train()`, loading weights and `unfuse_batch_norm()` remove them. After changing weights
+        in place, call this method again.
+
+        Returns:
+            The model, in eval mode.
         """
         self.eval()
         for convolution, norm in self.convolutions():
-            if type(convolution) is nn.Conv2d:  # an adapter's wrapper has more to add before the normalisation
+            if type(convolution) is nn.Conv2d:  # a LoRA layer adds its own output before the normalisation
                 _fold(convolution, norm)
         return self
 
-    def unfuse_batch_norm(self) -> "CLIPResNetTower":
-        """Drops what `fuse_batch_norm` made."""
+    def unfuse_batch_norm(self) -> "CLIPResNetTrunk":
+        """Removes the folded weights of `fuse_batch_norm`."""
         for convolution, _ in self.convolutions():
             _unfold(convolution)
         return self
 
-    def train(self, mode: bool = True) -> "CLIPResNetTower":
+    def train(self, mode: bool = True) -> "CLIPResNetTrunk":
         super().train(mode)
         if mode:
             self.unfuse_batch_norm()
@@ -306,7 +340,9 @@ class CLIPResNetTower(CLIPResNetPreTrainedModel):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, 3, H, W) -> the maps of stem and stages, (B, w, H / 4, W / 4) to (B, C, H / 32, W / 32)."""
+        """(B, 3, H, W) -> the feature maps of the stem and the four stages, (B, w, H / 4, W / 4) to (B, C, H / 32,
+        W / 32).
+        """
         hidden_state = pixel_values.to(self.conv1.weight.dtype)
         if "folded_weight" in self.conv1._buffers:
             hidden_state = hidden_state.contiguous(memory_format=torch.channels_last)
@@ -321,15 +357,16 @@ class CLIPResNetTower(CLIPResNetPreTrainedModel):
         check_pixels(pixel_values, self.config.num_channels)
         if min(pixel_values.shape[2:]) < 32:
             height, width = pixel_values.shape[2:]
-            raise ValueError(f"pixel_values: pictures of {height} x {width}, expected at least 32 x 32")
+            raise ValueError(f"pixel_values: images of {height} x {width}, expected at least 32 x 32")
 
 
-class CLIPResNetVisionModel(CLIPResNetTower):
+class CLIPResNetVisionModel(CLIPResNetTrunk):
     r"""
-    The image tower of CLIP-ResNet (Radford et al. 2021): a ResNet with three convolutions in its stem, average pooling
-    in the place of strided convolutions, and attention pooling that projects into the joint space.
+    The image encoder of CLIP-ResNet (Radford et al. 2021): a ResNet with three convolutions in its stem, average
+    pooling instead of strided convolutions, and attention pooling that projects into the joint space.
 
-    Loads its own checkpoints and those of a whole [`CLIPResNetModel`].
+    For image features in the joint space; [`CLIPResNetBackbone`] returns feature maps for dense tasks, and takes any
+    image size. Loads its own checkpoints and those of a [`CLIPResNetModel`].
 
     Example:
 
@@ -364,18 +401,22 @@ class CLIPResNetVisionModel(CLIPResNetTower):
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values: (B, 3, H, W), normalised; `config.image_size` high and wide.
-            interpolate_pos_encoding: accept other sizes, by resizing the positions of the attention pooling.
+            pixel_values: (B, 3, H, W), normalised floats; H and W are `config.image_size`.
+            interpolate_pos_encoding: accept other sizes; the position embeddings of the attention pooling are resized.
 
-        Returns `pooler_output` (B, D), the image's feature in the joint space, un-normalised; `last_hidden_state` (B,
-        H W / 1024, C), the pixels of the last map in rows; `hidden_states`, the maps of stem and stages; `attentions`,
-        one tensor (B, heads, 1, 1 + H W / 1024), with `attn_implementation="eager"`.
+        Returns:
+            `pooler_output` (B, D), the feature in the joint space, not normalised; `last_hidden_state` (B, H W / 1024,
+            C), the positions of the last feature map row by row; `hidden_states`, the feature maps of the stem and the
+            stages; `attentions`, one tensor (B, heads, 1, 1 + H W / 1024), with `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: `pixel_values` has another shape or size, or is not floating point.
         """
         self._check_pixels(pixel_values)
         size, (height, width) = self.config.image_size, pixel_values.shape[2:]
         if not interpolate_pos_encoding and (height, width) != (size, size):
             raise ValueError(
-                f"pixel_values: pictures of {height} x {width}, the model was trained on {size} x {size}; pass "
+                f"pixel_values: images of {height} x {width}, the model was trained on {size} x {size}; pass "
                 "interpolate_pos_encoding=True"
             )
         feature_map = self._maps(pixel_values)[-1]
@@ -385,13 +426,13 @@ class CLIPResNetVisionModel(CLIPResNetTower):
         )
 
 
-class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
+class CLIPResNetBackbone(BackboneMixin, CLIPResNetTrunk):
     r"""
-    The maps of CLIP-ResNet's stages, for detection and segmentation. `out_features` (or `out_indices`) picks among
-    `stem`, `stage1`, …, `stage4`: 4, 4, 8, 16 and 32 times smaller than the picture. Any picture of at least 32 x 32
-    pixels.
+    Feature maps of CLIP-ResNet's stages, for detection and segmentation. `out_features` (or `out_indices`) chooses
+    among `stem`, `stage1`, …, `stage4`, which are 4, 4, 8, 16 and 32 times smaller than the image. Takes images of any
+    size from 32 x 32 pixels on.
 
-    Loads checkpoints of a whole [`CLIPResNetModel`] and of its tower; it has no attention pooling.
+    Loads checkpoints of a [`CLIPResNetModel`] and of a [`CLIPResNetVisionModel`]; it has no attention pooling.
 
     Example:
 
@@ -409,8 +450,8 @@ class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
     """
 
     has_attentions = False
-    _can_record_outputs = {}  # all maps are at hand anyway
-    _keys_to_ignore_on_load_unexpected = [*CLIPResNetTower._keys_to_ignore_on_load_unexpected, r"attnpool\."]
+    _can_record_outputs = {}  # `forward` has all feature maps anyway
+    _keys_to_ignore_on_load_unexpected = [*CLIPResNetTrunk._keys_to_ignore_on_load_unexpected, r"attnpool\."]
 
     def __init__(self, config: CLIPResNetVisionConfig):
         super().__init__(config)
@@ -422,10 +463,14 @@ class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
     def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
         Args:
-            pixel_values: (B, 3, H, W), normalised.
+            pixel_values: (B, 3, H, W), normalised floats, H and W at least 32.
 
-        Returns `feature_maps` of `out_features`, and `hidden_states`, those of all stages, with
-        `output_hidden_states=True`.
+        Returns:
+            `feature_maps`, those of `out_features`; with `output_hidden_states=True` also `hidden_states`, the feature
+            maps of the stem and all stages.
+
+        Raises:
+            ValueError: `pixel_values` has another shape, is too small, or is not floating point.
         """
         self._check_pixels(pixel_values)
         maps = self._maps(pixel_values)
@@ -435,11 +480,12 @@ class CLIPResNetBackbone(BackboneMixin, CLIPResNetTower):
 
 class CLIPResNetModel(DualEncoder, CLIPResNetPreTrainedModel):
     r"""
-    CLIP with a ResNet image tower (Radford et al. 2021): `CLIPModel`'s interface and outputs, without
+    CLIP with a ResNet image encoder (Radford et al. 2021), with the interface and outputs of `CLIPModel`, but without
     `visual_projection`.
 
-    Prefer `CLIPModel` with a Vision Transformer for accuracy; this one for what was built on RN50 and its relatives,
-    and for feature maps of several resolutions. `modeling/clip_resnet/convert_clip_resnet.py` reads official weights.
+    For accuracy prefer `CLIPModel` with a Vision Transformer. Use this model for methods that were published on RN50
+    and its relatives, and for feature maps of several resolutions. `modeling/clip_resnet/convert_clip_resnet.py`
+    converts official weights.
 
     Example:
 
@@ -447,16 +493,16 @@ class CLIPResNetModel(DualEncoder, CLIPResNetPreTrainedModel):
     >>> import torch
     >>> from hf_clip_variants import CLIPResNetConfig, CLIPResNetModel
 
-    >>> tower = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 64}
+    >>> vision = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 4, "image_size": 64}
     >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
-    >>> model = CLIPResNetModel(CLIPResNetConfig(text_config=text, vision_config=tower, projection_dim=48)).eval()
+    >>> model = CLIPResNetModel(CLIPResNetConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
     >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])
     >>> model(pixel_values=torch.randn(2, 3, 64, 64), input_ids=ids).logits_per_image.shape
     torch.Size([2, 3])
     ```
     """
 
-    _can_record_outputs = {}  # the towers record theirs
+    _can_record_outputs = {}  # each encoder records its own outputs
 
     def __init__(self, config: CLIPResNetConfig):
         super().__init__(config)
@@ -465,17 +511,18 @@ class CLIPResNetModel(DualEncoder, CLIPResNetPreTrainedModel):
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
         self.post_init()
-        # What the tower need not load of a whole model, a whole model does not know.
-        self._keys_to_ignore_on_load_unexpected -= set(CLIPResNetTower._keys_to_ignore_on_load_unexpected)
+        # transformers adds up the ignore-on-load lists of all parts. That of the image encoder does not apply to the
+        # full model.
+        self._keys_to_ignore_on_load_unexpected -= set(CLIPResNetTrunk._keys_to_ignore_on_load_unexpected)
 
     def fuse_batch_norm(self) -> "CLIPResNetModel":
-        """`fuse_batch_norm` of the image tower; returns the model, in eval mode."""
+        """`fuse_batch_norm` of the image encoder; returns the model, in eval mode."""
         self.eval()
         self.vision_model.fuse_batch_norm()
         return self
 
     def unfuse_batch_norm(self) -> "CLIPResNetModel":
-        """`unfuse_batch_norm` of the image tower."""
+        """`unfuse_batch_norm` of the image encoder."""
         self.vision_model.unfuse_batch_norm()
         return self
 

@@ -1,7 +1,8 @@
-"""Anything that holds a picture, decoded: an upright RGB PIL image, or a (3, H, W) tensor for arrays.
+"""Decodes an image in any form to an upright RGB PIL image, or an array to a (3, H, W) tensor.
 
-Rules that every image processor shares: EXIF orientation, transparency, bit depth, first frames, size limit, channel
-axis. All errors are `ValueError`s that say what came; the caller adds which image it was.
+The rules are the same for every image processor: EXIF orientation is applied, transparency is blended on a background,
+16-bit values become 8-bit ones, the first frame of an animation is used, large images are refused, and the channel
+axis must be clear. All errors are `ValueError`s that say what came; the caller adds which image it was.
 """
 
 import base64
@@ -16,7 +17,7 @@ import torch
 from torchvision.transforms.v2 import functional as tvF
 
 
-MAX_PIXELS = 178_956_970  # what PIL itself refuses to open: twice its MAX_IMAGE_PIXELS
+MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
 _ORIENTATION_TAG = 0x0112
 _TO_UPRIGHT = {
@@ -35,15 +36,15 @@ _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken 
 
 @dataclass(frozen=True)
 class DecodingRules:
-    """What callers may choose.
+    """The options of `decode_image`.
 
     Attributes:
-        max_pixels: larger pictures are refused, files as soon as the header is read.
+        max_pixels: images with more pixels are refused; of a file only the header is read before.
         background: RGB colour (0..255) behind transparent pixels.
-        keep_mode: PIL images (and uint8 arrays, as PIL images) keep their mode, transparency and palette included.
-        convert_rgb: `False` refuses what is not RGB already.
-        input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
-        expect_0_255: the values are divided by 255 later, so a float picture within [0, 1] is a mistake.
+        keep_mode: PIL images keep their mode, including transparency and palette; uint8 arrays become PIL images.
+        convert_rgb: `False` refuses images in other modes than RGB.
+        input_data_format: "channels_first" or "channels_last", for arrays whose shape fits both.
+        expect_0_255: the caller divides values by 255 later, so that a float image within [0, 1] is an error.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -55,9 +56,9 @@ class DecodingRules:
 
 
 def list_images(images) -> list:
-    """One flat list from a picture, a batch array (B, ...) or any nesting of sequences; ValueError when there is none.
+    """An image, a batch array (B, ...) or nested sequences of images -> one flat list of images, not decoded.
 
-    Nothing is decoded. Strings and bytes are single pictures (a path, a URL, an encoded file).
+    Strings and bytes are single images (a path, a URL, an encoded file). Raises ValueError if there is no image.
     """
     flat = list(_flatten(images))
     if not flat:
@@ -76,10 +77,10 @@ def _flatten(images):
 
 
 def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image | torch.Tensor:
-    """Decode one picture.
+    """Decodes one image.
 
-    Depth: 16-bit values are divided by 257; other integers must lie in 0..255. Transparency is blended on
-    `rules.background`.
+    16-bit values are divided by 257 (65535 becomes 255); other integers must be in 0..255. Transparent pixels are
+    blended on `rules.background`.
 
     Args:
         image: a PIL image; an encoded file (its first frame) as bytes, a path, an http(s) or `data:` URL, base64 or an
@@ -102,7 +103,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
     source, name = _open(image)
     with source:
         try:
-            picture = PIL.Image.open(source)
+            opened = PIL.Image.open(source)
         except PIL.Image.DecompressionBombError as error:
             raise ValueError(f"too large{name}: {error}") from error
         except PIL.UnidentifiedImageError as error:
@@ -110,17 +111,18 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
             raise ValueError(_why_unidentified(source.read(16), name)) from error
         except Exception as error:
             raise _damaged(error, name) from error
-        return _decode_pil(picture, rules, name)
+        return _decode_pil(opened, rules, name)
 
 
 def _open(image):
-    """A binary file and its name for messages."""
+    """A binary file, and its name for error messages, with " in " before it."""
     if isinstance(image, bytes | bytearray | memoryview):
         return io.BytesIO(image), ""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return io.BytesIO(_download(image)), f" in {image}"
     if isinstance(image, str) and image.startswith("data:"):
         return io.BytesIO(_from_base64(image.partition(",")[2])), " in a data: URL"
+    # A string may be a path or base64: it is a path if it can be opened.
     if isinstance(image, str | os.PathLike):
         try:
             return open(image, "rb"), f" in {os.fspath(image)!r}"
@@ -147,7 +149,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    from huggingface_hub.utils import httpx  # whichever version of it huggingface_hub uses
+    from huggingface_hub.utils import httpx  # the same version that huggingface_hub uses
 
     try:
         return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
@@ -178,6 +180,7 @@ def _check_size(height: int, width: int, rules: DecodingRules, name: str = ""):
 
 
 def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.Image.Image | torch.Tensor:
+    # The size is known from the header; `load` decodes the pixels.
     _check_size(image.height, image.width, rules, name)
     try:
         image.load()
@@ -188,6 +191,8 @@ def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.
         return image
     if not rules.convert_rgb:
         raise ValueError(f"mode {image.mode}{name} with do_convert_rgb=False, expected RGB")
+    # Mode F holds floats. If the values stay as they are (`expect_0_255` is False), they are returned as a tensor,
+    # because a conversion to RGB would round them.
     if image.mode == "F":
         pixels = torch.from_numpy(np.array(image))
         _check_float(pixels, rules)
@@ -200,13 +205,15 @@ def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged metadata says nothing about the pixels
+    except Exception:  # damaged metadata: the pixels may be fine
         return image
     return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
 
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """PIL would clip 16-bit values to white, converts premultiplied alpha only in two steps, and cannot resize PA."""
+    """Modes that PIL converts wrongly or cannot resize, as modes that it handles: 16-bit grey as 8-bit grey (PIL would
+    clip it to white), premultiplied alpha and palettes with alpha as LA or RGBA.
+    """
     if image.mode in ("RGBa", "La", "PA"):
         return image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode not in (*_SIXTEEN_BIT_MODES, "I"):
@@ -215,9 +222,10 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest > 65535:
         raise ValueError(f"mode {image.mode}: values {lowest}..{highest}, expected 0..255 or 0..65535")
-    # Mode I is PIL's type for 16-bit files (PGM) and for any int32 array: only the values tell which.
+    # PIL uses mode I for 16-bit files (PGM) and for int32 arrays: only the values show which range is meant.
     is_eight_bit = image.mode == "I" and highest <= 255
     grey = PIL.Image.fromarray((values if is_eight_bit else (values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    # PNG can mark one grey value as transparent.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey.putalpha(PIL.Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
@@ -225,7 +233,7 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _on_background(image: PIL.Image.Image, rules: DecodingRules) -> PIL.Image.Image:
-    """transformers' rule (`convert_to_rgb`), which blends on white."""
+    """RGB, with transparent pixels blended on the background, as transformers' `convert_to_rgb` does on white."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -254,7 +262,7 @@ def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
         return image.detach().as_subclass(torch.Tensor)
     image = image.astype(image.dtype.newbyteorder("="), copy=False)
     try:
-        # torch cannot hold negative strides, and warns about read-only memory
+        # torch has no negative strides, and warns about read-only memory: such arrays are copied.
         return torch.from_numpy(
             image if image.flags.writeable and min(image.strides, default=0) >= 0 else image.copy()
         )
@@ -263,6 +271,9 @@ def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def _channels_first(pixels: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W). The axis of length 1, 3 or 4 is that of the channels; if the first
+    and the last axis both have such a length, `input_data_format` must say which it is.
+    """
     shape = tuple(pixels.shape)
     if pixels.ndim == 2:
         return pixels[None]
@@ -287,6 +298,7 @@ def _channels_first(pixels: torch.Tensor, input_data_format: str | None) -> torc
 
 
 def _supported_dtype(pixels: torch.Tensor) -> torch.Tensor:
+    """To uint8, float32 or float64. Bool becomes 0 and 255, uint16 is divided by 257, other integers are 0..255."""
     if pixels.dtype in (torch.uint8, torch.float32, torch.float64):
         return pixels
     if pixels.is_floating_point():
@@ -304,6 +316,7 @@ def _supported_dtype(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _check_float(pixels: torch.Tensor, rules: DecodingRules):
+    """ValueError for NaN, infinity, and values in [0, 1] where 0..255 is expected (0 and 1 only may be either)."""
     lowest, highest = (float(value) for value in pixels.aminmax())  # aminmax propagates NaN
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise ValueError(f"NaN or infinite pixel values (minimum {lowest}, maximum {highest})")
@@ -314,8 +327,11 @@ def _check_float(pixels: torch.Tensor, rules: DecodingRules):
 
 
 def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
-    """(4, H, W) on the background, by the operations of transformers' `convert_to_rgb`: equal to it bit by bit."""
+    """(4, H, W) -> (3, H, W), blended on the background with the operations of transformers' `convert_to_rgb`, and
+    bit-equal to it: rgb * alpha + background * (1 - alpha).
+    """
     dtype = pixels.dtype
+    # Integers are scaled to 0..1 first; floats keep their range, 0..255 or 0..1.
     highest = 255.0 if pixels.is_floating_point() and rules.expect_0_255 else 1.0
     if not pixels.is_floating_point():
         pixels = tvF.to_dtype(pixels, torch.float32, scale=True)

@@ -1,4 +1,4 @@
-"""Configuration of SLIP: two towers, a joint space, and the self-supervision that trains the image tower besides."""
+"""Configuration of SLIP: an image and a text encoder, their joint space, and the self-supervised loss on images."""
 
 import math
 
@@ -15,16 +15,30 @@ OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")
 WITH_PREDICTOR = ("moco_v3", "byol", "simsiam")
 WITH_MOMENTUM = ("moco_v3", "byol")
 
-# Image models of transformers without parts of which their configuration says where they come from: some fetch what a nested
-# backbone names, and a file must not choose that.
-IMAGE_TOWERS = (
-    "vit", "deit", "vit_msn", "beit", "dinov2", "dinov2_with_registers", "swin", "swinv2", "convnext", "convnextv2", "resnet", "regnet",
-    "clip_vision_model", "siglip_vision_model", CLIPResNetVisionConfig.model_type,
-)  # fmt: skip
+# Image models of transformers that build all of their parts themselves. Others (DPT, timm wrappers) download a nested
+# backbone that their configuration names; a config.json from the Hub must not choose what is downloaded.
+IMAGE_ENCODERS = (
+    "vit",
+    "deit",
+    "vit_msn",
+    "beit",
+    "dinov2",
+    "dinov2_with_registers",
+    "swin",
+    "swinv2",
+    "convnext",
+    "convnextv2",
+    "resnet",
+    "regnet",
+    "clip_vision_model",
+    "siglip_vision_model",
+    CLIPResNetVisionConfig.model_type,
+)
 
-_EPS = 1e-6  # of the layer norms of timm's Vision Transformer; transformers' default is another
+_EPS = 1e-6  # epsilon of the layer norms in timm's Vision Transformer; transformers' default is 1e-12
 _SIZES = {
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12},  # 12 heads as in MoCo v3, not 6
+    # 12 heads of width 32, as in MoCo v3's ViT-S; timm's ViT-S has 6 of width 64.
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
@@ -33,37 +47,41 @@ _SIZES = {
 @strict
 class SLIPConfig(PreTrainedConfig):
     r"""
-    SLIP: CLIP with a self-supervised loss on two augmented views of each picture. Fields sit where `CLIPConfig` has them;
-    the defaults are ViT-B/16 with SimCLR, and `SLIPConfig.of_size` gives the three of the paper. Those that start with
-    `ssl_`, and `clip_gather`, matter to [`SLIPForPreTraining`] only.
+    Configuration of SLIP: CLIP with a self-supervised loss on two augmented views of each image. Fields have the names
+    and places that `CLIPConfig` gives them. The defaults are ViT-B/16 with SimCLR; `SLIPConfig.of_size` returns the
+    three sizes of the paper. Only [`SLIPForPreTraining`] reads `clip_gather` and the fields that start with `ssl_`.
 
     Args:
         text_config (`dict` or `CLIPTextConfig`):
-            CLIP's text tower.
+            CLIP's text encoder.
         vision_config (`dict` or a configuration of an image model):
-            The image tower: `ViTConfig` by default (with `layer_norm_eps` 1e-6, where none is given), `CLIPVisionConfig`,
-            [`CLIPResNetVisionConfig`] or another of `IMAGE_TOWERS`. A dictionary says which by its `model_type`. The tower's feature is its pooled output; its first token where there is none.
+            The image encoder: `ViTConfig` by default (with `layer_norm_eps` 1e-6 unless given), `CLIPVisionConfig`,
+            [`CLIPResNetVisionConfig`] or another of `IMAGE_ENCODERS`. In a dictionary, `model_type` chooses. The
+            feature of an image is the encoder's pooled output, or its first token if the encoder does not pool.
         projection_dim (`int`, defaults to 512):
-            Width of the joint space of pictures and texts.
+            Width of the joint space of images and texts.
         logit_scale_init_value (`float`, defaults to 2.6592):
-            Logarithm of the initial temperature's inverse, ln(1 / 0.07).
+            Logarithm of the initial logit scale: ln(1 / 0.07), the inverse of a temperature of 0.07.
         initializer_factor (`float`, defaults to 1.0):
             Scales the standard deviation of the initial projections; for tests.
         clip_gather (`str`, defaults to `"exact"`):
-            On several processes: `"exact"` gives the gradient of one process with all pairs; `"slip"` that of the official
-            code, in which the other side's embeddings are constants and each rank's loss is that of its own rows.
+            Gradient of the CLIP loss on several processes. `"exact"`: that of one process with all pairs. `"slip"`:
+            that of the official code, which treats the gathered embeddings as constants and computes each rank's loss
+            on its own rows only.
         ssl_objective (`str`, defaults to `"simclr"`):
-            `"simclr"` (the paper's choice), `"moco_v3"`, `"byol"` or `"simsiam"` (which the paper compares).
+            `"simclr"` (the paper's choice), `"moco_v3"`, `"byol"` or `"simsiam"` (compared in the paper).
         ssl_mlp_dim (`int`, defaults to 4096):
-            Hidden width of the projection head, and of the predictor (not in SimCLR).
+            Hidden width of the projection head and of the predictor (SimCLR has no predictor).
         ssl_emb_dim (`int`, defaults to 256):
-            Width of what the projection head gives out.
+            Output width of the projection head.
         ssl_temperature (`float`, *optional*):
-            Cosines are divided by it (SimCLR, MoCo v3). Default: 0.1, and 0.2 for MoCo v3.
+            SimCLR and MoCo v3 divide cosine similarities by it. Default: 0.2 for MoCo v3, else 0.1.
         ssl_scale (`float`, defaults to 1.0):
-            Weight of the self-supervised loss; the CLIP loss has 1. With 0 the views are not looked at: plain CLIP.
+            Weight of the self-supervised loss; the CLIP loss has weight 1. 0 trains with the CLIP loss alone and
+            ignores the views.
         ssl_momentum (`float`, defaults to 0.99):
-            MoCo v3 and BYOL: how much of the momentum encoder stays in the first step; grows to 1 along a cosine.
+            MoCo v3 and BYOL: momentum m of the first update, copy <- m copy + (1 - m) weight. It grows to 1 along a
+            cosine during training.
 
     Example:
 
@@ -109,9 +127,8 @@ class SLIPConfig(PreTrainedConfig):
                 )
             if kind == "vit":
                 self.vision_config = {"layer_norm_eps": _EPS} | self.vision_config
-            elif (
-                kind == CLIPResNetVisionConfig.model_type
-            ):  # which AutoConfig does not know where only the code travelled
+            elif kind == CLIPResNetVisionConfig.model_type:
+                # AutoConfig does not know this type where the code was loaded from the Hub without this package.
                 self.vision_config = CLIPResNetVisionConfig(**self.vision_config)
         if self.ssl_temperature is None:
             self.ssl_temperature = 0.2 if self.ssl_objective == "moco_v3" else 0.1
@@ -119,23 +136,27 @@ class SLIPConfig(PreTrainedConfig):
 
     @classmethod
     def of_size(cls, size: str, **kwargs) -> "SLIPConfig":
-        """The paper's ViT-S/16 (`"small"`), ViT-B/16 (`"base"`) or ViT-L/16 (`"large"`); `kwargs`: other fields."""
+        """The paper's ViT-S/16 (`"small"`), ViT-B/16 (`"base"`) or ViT-L/16 (`"large"`); `kwargs` are further fields.
+
+        Raises:
+            ValueError: `size` is none of the three.
+        """
         if size not in _SIZES:
             raise ValueError(f"size: {size!r}, expected one of {', '.join(_SIZES)}")
-        tower = _SIZES[size] | {"intermediate_size": 4 * _SIZES[size]["hidden_size"]}
-        return cls(vision_config=tower | kwargs.pop("vision_config", {}), **kwargs)
+        vision_config = _SIZES[size] | {"intermediate_size": 4 * _SIZES[size]["hidden_size"]}
+        return cls(vision_config=vision_config | kwargs.pop("vision_config", {}), **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: the caller chooses attention kernels, and the
-        towers are CLIP's and an image model that transformers or this package knows.
+        """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
+        the text encoder is CLIP's, and the image encoder is one of `IMAGE_ENCODERS`.
         """
         check_tower_types(config_dict, {"text_config": ("clip_text_model", "clip")})
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property
     def feature_dim(self) -> int:
-        """Width of what the image tower gives out, before the projection into the joint space and the projection head."""
+        """Width of the image encoder's feature, the input of the image projection and of the projection head."""
         vision = self.vision_config
         if vision.model_type == CLIPResNetVisionConfig.model_type:
             return vision.projection_dim
@@ -158,33 +179,37 @@ class SLIPConfig(PreTrainedConfig):
         if not 0 <= self.ssl_momentum <= 1:
             raise ValueError(f"ssl_momentum: {self.ssl_momentum}, expected a number in 0..1")
 
-    def validate_towers(self):
+    def validate_encoders(self):
         for part in ("text_config", "vision_config"):
-            tower = getattr(self, part)
-            if not isinstance(tower, PreTrainedConfig):
-                continue  # still a dict: the base class turns it into a configuration
+            encoder = getattr(self, part)
+            if not isinstance(encoder, PreTrainedConfig):
+                continue  # still a dict: the base class has not converted it yet
+            # Image models have different fields; those that are present are checked.
             names = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size")
             names += ("num_attention_heads", "num_hidden_layers", "image_size", "patch_size")
-            sizes = [name for name in names if isinstance(getattr(tower, name, None), int)]
-            check_range(tower, f"{part}.", sizes)
-            if {"hidden_size", "num_attention_heads"} <= set(sizes) and tower.hidden_size % tower.num_attention_heads:
+            sizes = [name for name in names if isinstance(getattr(encoder, name, None), int)]
+            check_range(encoder, f"{part}.", sizes)
+            if {"hidden_size", "num_attention_heads"} <= set(
+                sizes
+            ) and encoder.hidden_size % encoder.num_attention_heads:
                 raise ValueError(
-                    f"{part}.num_attention_heads: {tower.num_attention_heads} does not divide hidden_size "
-                    f"({tower.hidden_size})"
+                    f"{part}.num_attention_heads: {encoder.num_attention_heads} does not divide hidden_size "
+                    f"({encoder.hidden_size})"
                 )
-            if {"image_size", "patch_size"} <= set(sizes) and tower.patch_size > tower.image_size:
+            if {"image_size", "patch_size"} <= set(sizes) and encoder.patch_size > encoder.image_size:
                 raise ValueError(
-                    f"{part}.patch_size: {tower.patch_size} is larger than image_size ({tower.image_size})"
+                    f"{part}.patch_size: {encoder.patch_size} is larger than image_size ({encoder.image_size})"
                 )
         vision = self.vision_config
         if not isinstance(vision, PreTrainedConfig):
             return
-        if vision.model_type not in IMAGE_TOWERS:
+        if vision.model_type not in IMAGE_ENCODERS:
             raise ValueError(
-                f"vision_config.model_type: {vision.model_type!r}, expected an image tower: {', '.join(IMAGE_TOWERS)}"
+                f"vision_config.model_type: {vision.model_type!r}, expected an image encoder: "
+                f"{', '.join(IMAGE_ENCODERS)}"
             )
         if not 0 < self.feature_dim <= LARGEST:
             raise ValueError(f"vision_config: features of width {self.feature_dim}, expected 1..{LARGEST}")
 
 
-__all__ = ["IMAGE_TOWERS", "OBJECTIVES", "WITH_MOMENTUM", "WITH_PREDICTOR", "SLIPConfig"]
+__all__ = ["IMAGE_ENCODERS", "OBJECTIVES", "WITH_MOMENTUM", "WITH_PREDICTOR", "SLIPConfig"]

@@ -1,4 +1,8 @@
-"""SLIP: a dual encoder, and its pre-training with CLIP's loss and a self-supervised one on two views of each picture."""
+"""SLIP: a dual encoder (`SLIPModel`), and its pre-training with CLIP's loss and a self-supervised loss on two
+augmented views of each image (`SLIPForPreTraining`).
+
+Paper: "SLIP: Self-supervision meets Language-Image Pre-training", https://arxiv.org/abs/2112.12750, algorithm 1.
+"""
 
 import math
 from collections.abc import Iterator
@@ -27,13 +31,14 @@ from .self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsia
 
 logger = logging.get_logger(__name__)
 
-# B images, N texts, L tokens, F width of the image tower's feature, D joint width, E width of the projection head's output
+# B images, N texts, L tokens, F width of the image encoder's feature, D joint width, E output width of the projection
+# head
 
-# What pre-training has and the dual encoder has not.
+# Modules that `SLIPForPreTraining` has and `SLIPModel` has not.
 _PRETRAINING_PARTS = ("ssl_projector", "ssl_predictor", "momentum_vision_model", "momentum_projector")
 
 
-def _image_tower(config) -> PreTrainedModel:
+def _make_image_encoder(config) -> PreTrainedModel:
     if config.model_type == CLIPResNetVisionConfig.model_type:
         return CLIPResNetVisionModel._from_config(config)
     if config.model_type == "vit":
@@ -45,11 +50,17 @@ def _image_tower(config) -> PreTrainedModel:
 
 
 class SLIPHeadLinear(nn.Linear):
-    """A layer of a head. A class of its own, because its initialisation is PyTorch's and not the towers'."""
+    """A layer of a head. A class of its own so that `_init_weights` gives it PyTorch's initialisation, as in the
+    official code, and not that of the encoders.
+    """
 
 
 class SLIPProjector(nn.Module):
-    """(R, F) -> (R, E): three layers, batch normalisation and ReLU behind the first two. One call is one batch of statistics."""
+    """The projection head, (R, F) -> (R, E): three linear layers, with batch normalisation and ReLU after the first
+    two.
+
+    One call is one batch of statistics: call it once for each view.
+    """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__()
@@ -65,7 +76,7 @@ class SLIPProjector(nn.Module):
 
 
 class SLIPPredictor(nn.Module):
-    """(R, E) -> (R, E): two layers, batch normalisation and ReLU between them."""
+    """The predictor, (R, E) -> (R, E): two linear layers, with batch normalisation and ReLU between them."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -87,27 +98,27 @@ class SLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules = [
-        "CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "ViTLayer", "ViTEmbeddings", "CLIPResNetBottleneck",
-        "CLIPResNetAttentionPool",
-    ]  # fmt: skip
-    _can_record_outputs = {}  # the towers record theirs
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "ViTLayer", "ViTEmbeddings"]
+    _no_split_modules += ["CLIPResNetBottleneck", "CLIPResNetAttentionPool"]
+    _can_record_outputs = {}  # each encoder records its own outputs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, SLIPHeadLinear):
+            # PyTorch's default of `nn.Linear`.
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, SLIPModel):
+            # The official N(0, width^-0.5), without bias.
             for projection in (module.visual_projection, module.text_projection):
                 init.normal_(projection.weight, std=self.config.initializer_factor * projection.in_features**-0.5)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers, but under the names that the model has. By default it would write a Vision Transformer under those of
-        transformers 4, which `from_pretrained` reads and `Trainer`, when it resumes, does not.
+        """As in transformers, but with the model's own parameter names in the file. By default, transformers writes a
+        Vision Transformer with the names of version 4: `from_pretrained` reads them, but a resumed `Trainer` does not.
         """
         kwargs.setdefault("save_original_format", False)
         return super().save_pretrained(save_directory, *args, **kwargs)
@@ -115,10 +126,11 @@ class SLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
 
 class SLIPModel(DualEncoder, SLIPPreTrainedModel):
     r"""
-    The dual encoder of SLIP (Mu et al. 2021): `CLIPModel`'s interface and outputs, on any image tower.
+    The dual encoder of SLIP (Mu et al. 2021), with the interface and outputs of `CLIPModel`, on any of
+    `configuration_slip.IMAGE_ENCODERS`.
 
-    Loads its own checkpoints and those of [`SLIPForPreTraining`], whose heads it leaves out; `modeling/slip/convert_slip.py`
-    reads official weights.
+    For inference and fine-tuning; [`SLIPForPreTraining`] has the self-supervised loss. Loads its own checkpoints and
+    those of [`SLIPForPreTraining`], without their heads. `modeling/slip/convert_slip.py` converts official weights.
 
     Example:
 
@@ -126,9 +138,9 @@ class SLIPModel(DualEncoder, SLIPPreTrainedModel):
     >>> import torch
     >>> from hf_clip_variants import SLIPConfig, SLIPModel
 
-    >>> tower = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "image_size": 32}
     >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
-    >>> model = SLIPModel(SLIPConfig(text_config=text, vision_config=tower, projection_dim=48)).eval()
+    >>> vision = text | {"image_size": 32}
+    >>> model = SLIPModel(SLIPConfig(text_config=text, vision_config=vision, projection_dim=48)).eval()
     >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])
     >>> model(pixel_values=torch.randn(2, 3, 32, 32), input_ids=ids).logits_per_image.shape
     torch.Size([2, 3])
@@ -138,12 +150,13 @@ class SLIPModel(DualEncoder, SLIPPreTrainedModel):
     def __init__(self, config: SLIPConfig):
         super().__init__(config)
         self.text_model = CLIPTextModel._from_config(config.text_config)
-        self.vision_model = _image_tower(config.vision_config)
+        self.vision_model = _make_image_encoder(config.vision_config)
         self.visual_projection = nn.Linear(config.feature_dim, config.projection_dim, bias=False)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
         self.post_init()
-        # The towers' lists of what they leave out of a whole model are not the whole's; what pre-training adds is left out.
+        # transformers adds up the ignore-on-load lists of all parts. Those of the encoders do not apply to the full
+        # model: it ignores the modules of pre-training, and nothing else.
         self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in _PRETRAINING_PARTS}
 
     @can_return_tuple
@@ -153,20 +166,25 @@ class SLIPModel(DualEncoder, SLIPPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is the projected feature, un-normalised."""
-        if interpolate_pos_encoding:  # not every tower has positions
+        """As in `CLIPModel`: (B, 3, H, W) pixels -> the image encoder's output; its `pooler_output` (B, D) is the
+        feature in the joint space, not normalised.
+        """
+        if interpolate_pos_encoding:  # convolutional encoders do not know this argument
             kwargs["interpolate_pos_encoding"] = True
-        outputs = self._run_tower(self.vision_model, pixel_values, "pixel_values", **kwargs)
+        outputs = self._run_image_encoder(self.vision_model, pixel_values, "pixel_values", **kwargs)
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
 
     @staticmethod
-    def _run_tower(
-        tower: PreTrainedModel, pixel_values: torch.Tensor, name: str, **kwargs
+    def _run_image_encoder(
+        encoder: PreTrainedModel, pixel_values: torch.Tensor, name: str, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """An image tower's output; `pooler_output` (B, F) is its feature: what it pools, its first token if it does not."""
-        check_pixels(pixel_values, getattr(tower.config, "num_channels", 3), name)
-        outputs = tower(pixel_values=pixel_values.to(tower.dtype), return_dict=True, **kwargs)
+        """Output of `encoder`; its `pooler_output` (B, F) is the feature: the pooled output, or the first token (the
+        class token) of an encoder that does not pool. `name` is the argument that errors name.
+        """
+        check_pixels(pixel_values, getattr(encoder.config, "num_channels", 3), name)
+        outputs = encoder(pixel_values=pixel_values.to(encoder.dtype), return_dict=True, **kwargs)
+        # Convolutional models pool to (B, F, 1, 1).
         pooled = outputs.get("pooler_output")
         outputs["pooler_output"] = outputs.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
         return outputs
@@ -174,15 +192,17 @@ class SLIPModel(DualEncoder, SLIPPreTrainedModel):
 
 @dataclass
 class SLIPForPreTrainingOutput(CLIPOutput):
-    """As `CLIPOutput`, and the parts of the loss. On several ranks losses are those of the whole batch, accuracies of this rank's rows.
+    """`CLIPOutput` and the parts of the loss. On several ranks, losses are those of the whole batch, and accuracies
+    those of this rank's rows.
 
     Args:
-        loss (`torch.Tensor`): `clip_loss + ssl_scale * ssl_loss`; without views, in evaluation, `clip_loss`.
-        clip_loss, ssl_loss (`torch.Tensor`): without their weights.
-        clip_accuracy (`torch.Tensor`): share of the pictures whose own text is the nearest in the batch.
-        ssl_accuracy (`torch.Tensor`): share of the first views that find the second; SimCLR and MoCo v3.
-        aug1_embeds, aug2_embeds (`torch.Tensor`): (B, E), what the projection head gives for the views (behind a predictor, what it
-            gives), not normalised.
+        loss (`torch.Tensor`): (), `clip_loss + ssl_scale * ssl_loss`; in evaluation without views, `clip_loss`.
+        clip_loss, ssl_loss (`torch.Tensor`): (), without their weights.
+        clip_accuracy (`torch.Tensor`): (), the share of images whose own text is the most similar text of the batch.
+        ssl_accuracy (`torch.Tensor`): (), the share of first views whose second view is the most similar row; SimCLR
+            and MoCo v3 only.
+        aug1_embeds, aug2_embeds (`torch.Tensor`): (B, E), outputs of the projection head for the views, or of the
+            predictor where there is one; not normalised.
     """
 
     clip_loss: torch.Tensor | None = None
@@ -195,12 +215,13 @@ class SLIPForPreTrainingOutput(CLIPOutput):
 
 class SLIPForPreTraining(SLIPModel):
     r"""
-    SLIP in training: the dual encoder, and a projection head on the image tower's feature, with `config.ssl_objective` on it.
-    MoCo v3, BYOL and SimSiam add a predictor; MoCo v3 and BYOL momentum copies of tower and head, which take no gradient.
+    SLIP in training: the dual encoder, and a projection head on the image encoder's feature that is trained with
+    `config.ssl_objective`. MoCo v3, BYOL and SimSiam add a predictor. MoCo v3 and BYOL add momentum copies of the
+    image encoder and the projection head, which get no gradient.
 
-    With `Trainer`, add `hf_clip_variants.PretrainingCallback`: after each step of the optimiser it keeps `logit_scale` in range and
-    calls `update_momentum_encoder`. `SLIPModel.from_pretrained` takes the trained dual encoder out of a saved folder, `dual_encoder`
-    out of the model in memory. From a folder of [`SLIPModel`], `from_pretrained` begins with new heads.
+    With `Trainer`, add `hf_clip_variants.PretrainingCallback`: after each optimiser step it limits `logit_scale` and
+    calls `update_momentum_encoder`. To get the trained dual encoder, call `SLIPModel.from_pretrained` on the saved
+    folder, or `dual_encoder()` on the model in memory. `from_pretrained` on a folder of [`SLIPModel`] adds new heads.
 
     Example:
 
@@ -208,13 +229,13 @@ class SLIPForPreTraining(SLIPModel):
     >>> import torch
     >>> from hf_clip_variants import SLIPConfig, SLIPForPreTraining
 
-    >>> tower = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128, "image_size": 32}
     >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
-    >>> config = SLIPConfig(text_config=text, vision_config=tower, projection_dim=48, ssl_mlp_dim=32, ssl_emb_dim=16)
+    >>> vision = text | {"image_size": 32}
+    >>> config = SLIPConfig(text_config=text, vision_config=vision, projection_dim=48, ssl_mlp_dim=32, ssl_emb_dim=16)
     >>> model = SLIPForPreTraining(config).train()
-    >>> picture, view1, view2 = torch.randn(3, 2, 3, 32, 32)
+    >>> image, view1, view2 = torch.randn(3, 2, 3, 32, 32)
     >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407]])
-    >>> outputs = model(ids, picture, view1, view2)
+    >>> outputs = model(ids, image, view1, view2)
     >>> torch.equal(outputs.loss, outputs.clip_loss + outputs.ssl_loss), outputs.aug1_embeds.shape
     (True, torch.Size([2, 16]))
     ```
@@ -226,29 +247,34 @@ class SLIPForPreTraining(SLIPModel):
         if config.ssl_objective in WITH_PREDICTOR:
             self.ssl_predictor = SLIPPredictor(config.ssl_emb_dim, config.ssl_mlp_dim)
         if config.ssl_objective in WITH_MOMENTUM:
-            self.momentum_vision_model = _image_tower(config.vision_config)
+            self.momentum_vision_model = _make_image_encoder(config.vision_config)
             self.momentum_projector = SLIPProjector(config.feature_dim, config.ssl_mlp_dim, config.ssl_emb_dim)
         self.post_init()
-        # A checkpoint may have what only another objective needs.
+        # A checkpoint of another objective may hold modules that this one does not use.
         here = dict(self.named_children())
         self._keys_to_ignore_on_load_unexpected = {rf"^{part}\." for part in _PRETRAINING_PARTS if part not in here}
         for online, momentum in self._momentum_pairs():
             momentum.requires_grad_(False)
             momentum.load_state_dict(online.state_dict())
-        if config.ssl_scale == 0:  # DistributedDataParallel would wait for the gradients
+        # Heads that no loss reaches are frozen: DistributedDataParallel would wait for their gradients.
+        if config.ssl_scale == 0:
             for part in _PRETRAINING_PARTS:
                 if part in here:
                     here[part].requires_grad_(False)
         self._version_at_update: int | None = None
 
     def _momentum_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """(online, momentum copy)"""
+        """Pairs of a trained module and its momentum copy; none for objectives without momentum encoder."""
         if self.config.ssl_objective in WITH_MOMENTUM:
             yield self.vision_model, self.momentum_vision_model
             yield self.ssl_projector, self.momentum_projector
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
-        """New heads, where a checkpoint has nothing of one; a new momentum copy is equal to what it copies."""
+        """A module of pre-training of which a checkpoint holds nothing starts anew; one that is partly there is
+        damaged.
+
+        A new momentum copy starts equal to the module that it copies.
+        """
         for part in _PRETRAINING_PARTS:
             names = {name for name in self.state_dict() if name.startswith(part + ".")}
             if names and names <= missing:
@@ -260,11 +286,15 @@ class SLIPForPreTraining(SLIPModel):
 
     @torch.no_grad()
     def update_momentum_encoder(self, progress: float = 0.0):
-        """Moves the momentum copies towards the weights, copy <- m copy + (1 - m) weight; to be called once after each step of the
-        optimiser. Does nothing for objectives without them.
+        """Moves the momentum copies towards the trained weights: copy <- m copy + (1 - m) weight (BYOL, equation 1).
+        Call it once after each optimiser step. Does nothing for objectives without momentum encoder.
 
         Args:
-            progress: share of the training that is done, 0 to 1; m = 1 - (1 - `ssl_momentum`) (1 + cos(pi `progress`)) / 2.
+            progress: the share of training that is done, 0 to 1. The momentum m follows from it:
+                m = 1 - (1 - `ssl_momentum`) (1 + cos(pi `progress`)) / 2.
+
+        Raises:
+            ValueError: `progress` is outside 0..1.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress: {progress}, expected a number in 0..1")
@@ -275,9 +305,11 @@ class SLIPForPreTraining(SLIPModel):
         self._version_at_update = self._weights_version()
 
     def _weights_version(self) -> int:
+        """PyTorch's counter of in-place changes of one trained weight: it grows with each optimiser step."""
         return self.ssl_projector.layer3.weight._version
 
-    def _warn_of_a_standing_momentum_encoder(self):
+    def _warn_if_momentum_encoder_is_stale(self):
+        """Warns once if the optimiser changed the weights and nobody called `update_momentum_encoder`."""
         if torch.compiler.is_compiling():
             return
         version = self._weights_version()
@@ -285,12 +317,14 @@ class SLIPForPreTraining(SLIPModel):
             self._version_at_update = version
         elif version != self._version_at_update:
             logger.warning_once(
-                f"ssl_objective={self.config.ssl_objective!r}: the weights were changed and the momentum encoder was not. Call "
-                "update_momentum_encoder after each step of the optimiser, or give Trainer a PretrainingCallback."
+                f"ssl_objective={self.config.ssl_objective!r}: the weights changed, but the momentum encoder was not "
+                "updated. Call update_momentum_encoder after each optimiser step, or give Trainer a "
+                "PretrainingCallback."
             )
 
     def dual_encoder(self) -> SLIPModel:
-        """The model without heads. It shares its towers with this one; `.save_pretrained` saves it alone."""
+        """The dual encoder without heads. It shares its parameters with this model; save it with `save_pretrained`."""
+        # Built without memory; then each module is replaced by the one of this model.
         with torch.device("meta"):
             model = SLIPModel(self.config)
         for name in ("text_model", "vision_model", "text_projection", "visual_projection", "logit_scale"):
@@ -313,17 +347,23 @@ class SLIPForPreTraining(SLIPModel):
     ) -> SLIPForPreTrainingOutput:
         r"""
         Args:
-            input_ids: (B, L), the text of each picture; the first end token ends it.
-            pixel_values: (B, 3, H, W), normalised: the view for the CLIP loss.
-            pixel_values_aug1, pixel_values_aug2: (B, 3, H, W), two augmented views of the same pictures, as
-                `hf_clip_variants.data.TwoViews` makes them. Needed in training, unless `ssl_scale` is 0.
-            attention_mask, position_ids: (B, L), for the text tower.
-            return_loss: False for embeddings and logits alone, as `SLIPModel`.
-            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+            input_ids: (B, L), the text of each image; it ends at the first end token.
+            pixel_values: (B, 3, H, W), normalised floats: the view for the CLIP loss.
+            pixel_values_aug1, pixel_values_aug2: (B, 3, H, W), two augmented views of the same images, as
+                `hf_clip_variants.data.TwoViews` makes them. Required in training, unless `ssl_scale` is 0.
+            attention_mask, position_ids: (B, L), for the text encoder.
+            return_loss: False returns embeddings and logits only, as `SLIPModel` does.
+            interpolate_pos_encoding: accept image sizes other than `config.vision_config.image_size`.
+
+        Returns:
+            [`SLIPForPreTrainingOutput`].
 
         Raises:
-            ValueError: inputs are missing or of other shapes, numbers of pictures differ, or a batch of one in training.
+            ValueError: inputs are missing or have wrong shapes, the numbers of images differ, or a batch of one image
+                in training.
         """
+        # The paper's algorithm 1: total loss = CLIP loss + ssl_scale * self-supervised loss. The views go through the
+        # image encoder first, as in the official code.
         views = {"pixel_values_aug1": pixel_values_aug1, "pixel_values_aug2": pixel_values_aug2}
         ssl = self._self_supervision(pixel_values, views, interpolate_pos_encoding) if return_loss else {}
         outputs = super().forward(
@@ -338,36 +378,40 @@ class SLIPForPreTraining(SLIPModel):
         return SLIPForPreTrainingOutput(**outputs, **ssl)
 
     def _self_supervision(self, pixel_values, views: dict[str, torch.Tensor | None], interpolate: bool) -> dict:
-        """`ssl_loss` and what goes with it in the output; nothing where there is none to compute."""
+        """`ssl_loss` and the other self-supervised fields of the output; {} if there is no such loss to compute."""
         absent = [name for name, view in views.items() if view is None]
         if self.config.ssl_scale == 0 or (len(absent) == 2 and not self.training):
             return {}
         if absent:
             raise ValueError(
-                f"{absent[0]}: missing; {self.config.ssl_objective} needs two views of each picture (TwoViews makes them). ssl_scale=0 "
-                "trains with the CLIP loss alone"
+                f"{absent[0]}: missing; {self.config.ssl_objective} needs two views of each image (TwoViews makes "
+                "them). ssl_scale=0 trains with the CLIP loss alone"
             )
         for name, view in views.items():
             if pixel_values is not None and len(view) != len(pixel_values):
-                raise ValueError(f"{name}: {len(view)} pictures, pixel_values has {len(pixel_values)}")
+                raise ValueError(f"{name}: {len(view)} images, pixel_values has {len(pixel_values)}")
             if self.training and len(view) < 2 and world_size() == 1:
-                raise ValueError(f"{name}: {len(view)} picture, batch normalisation needs at least 2 in training")
+                raise ValueError(f"{name}: {len(view)} image, batch normalisation needs at least 2 in training")
         options = {"interpolate_pos_encoding": True} if interpolate else {}
 
-        def project(tower, projector) -> list[torch.Tensor]:
-            # One after the other: each view is a batch of its own to batch normalisation.
+        def project(encoder, projector) -> list[torch.Tensor]:
+            # One view after the other: batch normalisation takes the statistics of each view separately, and updates
+            # its running statistics twice a step, as in the official code.
             return [
-                projector(self._run_tower(tower, view, name, **options).pooler_output) for name, view in views.items()
+                projector(self._run_image_encoder(encoder, view, name, **options).pooler_output)
+                for name, view in views.items()
             ]
 
         objective, gather = self.config.ssl_objective, "exact" if self.training else "none"
+        # The trained branch: encoder, projection head and, except in SimCLR, predictor.
         embeds = projections = project(self.vision_model, self.ssl_projector)
         if objective in WITH_PREDICTOR:
             embeds = [self.ssl_predictor(each) for each in projections]
+        # The target branch: momentum copies (MoCo v3, BYOL), or the same projections without gradient (SimSiam).
         targets = projections
         if objective in WITH_MOMENTUM:
             if self.training:
-                self._warn_of_a_standing_momentum_encoder()
+                self._warn_if_momentum_encoder_is_stale()
             with torch.no_grad():
                 targets = project(self.momentum_vision_model, self.momentum_projector)
         accuracy = None

@@ -1,6 +1,6 @@
 """AudioCLIP's loss and gradients on this rank's share of a batch, under DDP on gloo; run by torchrun.
 
-python audioclip_ranks.py OUT TASK.json. Writes OUT/rank<r>.safetensors and, of what was refused, OUT/rank<r>.json.
+python audioclip_ranks.py OUT TASK.json. Writes OUT/rank<r>.safetensors, and the expected error to OUT/rank<r>.json.
 """
 
 import json
@@ -28,7 +28,7 @@ def main(out: Path):
     case = CASES["audioclip"]
     bare = case.make()
     bare.audio_model.fbsp.requires_grad_(True)
-    # Statistics of batch normalisation are those of each rank, and not what this is about.
+    # Batch normalisation here takes the statistics of each rank; frozen, they are equal on all.
     bare.config.vision_config.freeze_batch_norm = bare.config.audio_config.freeze_batch_norm = True
     share = BATCH // size
     inputs = {name: value[share * rank : share * (rank + 1)] for name, value in case.inputs(BATCH).items()}

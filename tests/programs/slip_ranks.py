@@ -1,7 +1,8 @@
 """SLIP's losses and training steps on the ranks of one batch; run by torchrun, on gloo.
 
-python slip_ranks.py OUT TASK.json: `inputs` (a safetensors file with aug1, aug2), `temperature`, `counts`; `steps`, names of objectives;
-`trainer`, names of objectives. Writes OUT/rank<r>.safetensors and OUT/rank<r>.json.
+python slip_ranks.py OUT TASK.json: `inputs` (a safetensors file with aug1, aug2), `temperature`, `counts`; `steps`,
+pairs of objective and `clip_gather`; `trainer`, names of objectives. Writes OUT/rank<r>.safetensors and
+OUT/rank<r>.json.
 """
 
 import json
@@ -23,7 +24,8 @@ def own(tensor, counts):
 
 
 def losses(inputs, counts, temperature):
-    """Each loss of this rank's rows of aug1 and aug2 (the predictors' targets are their negatives), its accuracy and gradients."""
+    """Each loss on this rank's rows of aug1 and aug2, with its accuracy and gradients. The targets of the predictions
+    are the negated rows, reversed."""
     found = {}
     for name in ("simclr", "moco_v3", "byol", "simsiam"):
         views = [own(inputs[view], counts).requires_grad_() for view in ("aug1", "aug2")]
@@ -72,8 +74,8 @@ def main(out: Path, task: dict):
         found["shape"] = message(simclr_loss, x, x[:3] if is_last else x)
         found["afterwards"] = message(simclr_loss, x, x)
         model = slip_model()
-        found["one picture each"] = message(model, **slip_batch(1, seed=rank))
-        found["one alone evaluates"] = message(model.eval(), **slip_batch(2)) if rank == 0 else "left"
+        found["one image per rank"] = message(model, **slip_batch(1, seed=rank))
+        found["evaluation on one rank"] = message(model.eval(), **slip_batch(2)) if rank == 0 else "left"
     for objective in task.get("trainer", ()):
         model, logged = train_by_trainer(
             out / objective,

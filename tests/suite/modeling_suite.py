@@ -1,4 +1,5 @@
-"""transformers' own model tests over every model of the registry. Run by test_transformers_suite.py, in a process where `tests` is theirs.
+"""transformers' own model tests on every model of the registry. Run by test_transformers_suite.py, in a process in
+which `tests` is transformers' package of that name.
 
 Each row of the registry needs a tester here: a tiny configuration and its inputs.
 """
@@ -25,25 +26,22 @@ from hf_clip_variants import (
 from hf_clip_variants.registry import load_reference, methods
 
 
-# What cannot hold for our models, each with its reason. "Class.test" or "test" -> reason.
+# Tests that cannot hold for our models. "Class.test" or "test" -> reason.
+_OWN_NAMES = "saved with its own parameter names: a resumed Trainer does not find those of transformers 4"
 DESELECTED: dict[str, str] = {
-    "SLIPModelSuite.test_reverse_loading_mapping": "saved under its own names: those of transformers 4, Trainer would not find when it resumes",
-    "SLIPForPreTrainingSuite.test_reverse_loading_mapping": "saved under its own names: those of transformers 4, Trainer would not find when it resumes",
-    "AudioCLIPModelSuite.test_get_audio_features_attentions": "the sound tower has no attention",
+    "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
+    "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
+    "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
 }
 
-TEXT = {
-    "vocab_size": 99, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 98, "projection_dim": 24,
-}  # fmt: skip
-VISION = {
-    "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 30,
-    "patch_size": 5, "projection_dim": 24,
-}  # fmt: skip
+SIZES = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = SIZES | {"vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 24}
+TEXT |= {"bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 98}
+VISION = SIZES | {"image_size": 30, "patch_size": 5, "projection_dim": 24}
 
 
 class CLIPClassifierTester:
-    """The image tower's sizes are what is recorded: its are the hidden states and attentions that come out."""
+    """The sizes are those of the image encoder, whose hidden states and attentions are in the output."""
 
     batch_size, num_labels, is_training = 3, 5, True
     seq_length = encoder_seq_length = key_length = (30 // 5) ** 2 + 1
@@ -53,10 +51,9 @@ class CLIPClassifierTester:
         self.parent, self.config_class = parent, config_class
 
     def get_config(self):
-        return self.config_class(
-            text_config=TEXT, vision_config=VISION, projection_dim=24, num_labels=self.num_labels,
-            templates=["a photo of a {}.", "the {}."], prompt_length=6, tail_length=3,
-        )  # fmt: skip
+        prompts = {"templates": ["a photo of a {}.", "the {}."], "prompt_length": 6, "tail_length": 3}
+        encoders = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 24}
+        return self.config_class(**encoders, num_labels=self.num_labels, **prompts)
 
     def text_inputs(self):
         input_ids = torch.full((self.batch_size, 8), TEXT["eos_token_id"])
@@ -99,10 +96,8 @@ class CLIPResNetVisionTester:
         self.parent, self.config_class = parent, config_class
 
     def get_config(self):
-        return self.config_class(
-            hidden_size=256, depths=[1, 2, 1, 1], num_attention_heads=4, image_size=64, projection_dim=24,
-            out_features=["stage2", "stage4"],
-        )  # fmt: skip
+        sizes = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 4, "projection_dim": 24}
+        return self.config_class(**sizes, image_size=64, out_features=["stage2", "stage4"])
 
     def prepare_config_and_inputs(self):
         return self.get_config(), floats_tensor([self.batch_size, 3, 64, 64])
@@ -112,7 +107,7 @@ class CLIPResNetVisionTester:
         return config, {"pixel_values": pixel_values}
 
 
-class TowerSuite(ModelTesterMixin):
+class ImageEncoderSuite(ModelTesterMixin):
     has_attentions = True
     test_resize_embeddings = False  # there is no vocabulary
 
@@ -158,14 +153,14 @@ class TowerSuite(ModelTesterMixin):
             self.assertIsNotNone(tensor.grad)
 
 
-class BackboneSuite(BackboneTesterMixin, TowerSuite):
+class BackboneSuite(BackboneTesterMixin, ImageEncoderSuite):
     has_attentions = False
     test_stages_by_configuration = BackboneTesterMixin.test_config
     test_attention_outputs = ModelTesterMixin.test_attention_outputs  # which sees that there are none
 
 
 class CLIPResNetTester(CLIPClassifierTester):
-    """Both towers; recorded are the text tower's states, where transformers looks at one."""
+    """Two encoders. Where transformers' tests look at one, it is the text encoder."""
 
     seq_length = encoder_seq_length = key_length = 8
     config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24}
@@ -187,7 +182,7 @@ class CLIPResNetTester(CLIPClassifierTester):
 class DualEncoderSuite(ModelTesterMixin):
     _is_composite = True
     has_attentions = True
-    test_resize_embeddings = False  # as for CLIPModel: the vocabulary is the text tower's affair
+    test_resize_embeddings = False  # as for CLIPModel: the vocabulary belongs to the text encoder
     additional_model_inputs = ["pixel_values"]
 
     def _run(self, by_config, **options):
@@ -213,8 +208,8 @@ class DualEncoderSuite(ModelTesterMixin):
 
     def test_retain_grad_hidden_states_attentions(self):
         outputs = self._run(False, output_hidden_states=True, output_attentions=True)
-        towers = (outputs.vision_model_output, outputs.text_model_output)
-        kept = [tensor for tower in towers for tensor in (*tower.hidden_states, *tower.attentions)]
+        encoders = (outputs.vision_model_output, outputs.text_model_output)
+        kept = [tensor for encoder in encoders for tensor in (*encoder.hidden_states, *encoder.attentions)]
         for tensor in kept:
             tensor.retain_grad()
         outputs.loss.backward()
@@ -229,7 +224,7 @@ class DualEncoderSuite(ModelTesterMixin):
 
 
 class AudioCLIPAudioTester:
-    """Recorded are four stages of maps, for each of two channels."""
+    """Hidden states are feature maps of the stem and four stages, for each of two channels."""
 
     batch_size, is_training, hidden_size = 3, True, 96
     common_properties = ["hidden_size", "num_hidden_layers"]
@@ -240,22 +235,21 @@ class AudioCLIPAudioTester:
         self.parent, self.config_class = parent, config_class
 
     def get_config(self):
-        return self.config_class(
-            n_fft=64, win_length=50, hop_length=20, hidden_size=96, depths=[1, 2, 1, 1], groups=2, width_per_group=48,
-            projection_dim=24,
-        )  # fmt: skip
+        spectrogram = {"n_fft": 64, "win_length": 50, "hop_length": 20}
+        sizes = {"hidden_size": 96, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48, "projection_dim": 24}
+        return self.config_class(**spectrogram, **sizes)
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), {"input_features": 5000 * floats_tensor([self.batch_size, 2, 900])}
 
 
-class AudioTowerSuite(TowerSuite):
+class AudioEncoderSuite(ImageEncoderSuite):
     has_attentions = False
     test_attention_outputs = ModelTesterMixin.test_attention_outputs  # which sees that there are none
 
 
 class AudioCLIPTester(CLIPResNetTester):
-    """Three towers; recorded are the text tower's states, where transformers looks at one."""
+    """Three encoders. Where transformers' tests look at one, it is the text encoder."""
 
     config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24, "frozen_modalities": ["text"]}
 
@@ -264,10 +258,8 @@ class AudioCLIPTester(CLIPResNetTester):
         self.audio_model_tester = AudioCLIPAudioTester(parent, AudioCLIPAudioConfig)
 
     def get_config(self):
-        towers = {"vision": self.vision_model_tester.get_config(), "audio": self.audio_model_tester.get_config()}
-        return self.config_class(
-            text_config=TEXT, vision_config=towers["vision"], audio_config=towers["audio"], projection_dim=24
-        )
+        vision, audio = self.vision_model_tester.get_config(), self.audio_model_tester.get_config()
+        return self.config_class(text_config=TEXT, vision_config=vision, audio_config=audio, projection_dim=24)
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
@@ -276,14 +268,14 @@ class AudioCLIPTester(CLIPResNetTester):
 
 class AudioCLIPSuite(DualEncoderSuite):
     additional_model_inputs = ["pixel_values", "input_ids", "attention_mask"]
-    skip_test_audio_features_output_shape = True  # the last map is not as wide as the joint space
+    skip_test_audio_features_output_shape = True  # the last feature map is not as wide as the joint space
 
     def _audio_features_get_expected_num_hidden_states(self, model_tester=None):
         return 5
 
 
 class SLIPTester(CLIPClassifierTester):
-    """Both towers; recorded are the text tower's states, where transformers looks at one."""
+    """Two encoders. Where transformers' tests look at one, it is the text encoder."""
 
     seq_length = encoder_seq_length = key_length = 8
     config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24, "ssl_objective": "moco_v3"}
@@ -291,7 +283,7 @@ class SLIPTester(CLIPClassifierTester):
 
     def __init__(self, parent, config_class):
         super().__init__(parent, config_class)
-        self.vision_model_tester = self  # for the tests of get_image_features, which look at this tower
+        self.vision_model_tester = self  # the tests of get_image_features look at the image encoder
 
     def get_config(self):
         vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
@@ -305,8 +297,8 @@ class SLIPTester(CLIPClassifierTester):
         )
 
     def prepare_config_and_inputs_for_common(self):
-        pictures = {name: floats_tensor([self.batch_size, 3, 30, 30]) for name in self.views}
-        return self.get_config(), pictures | self.text_inputs() | {"return_loss": True}
+        images = {name: floats_tensor([self.batch_size, 3, 30, 30]) for name in self.views}
+        return self.get_config(), images | self.text_inputs() | {"return_loss": True}
 
 
 class SLIPPreTrainingTester(SLIPTester):
@@ -340,22 +332,21 @@ TESTERS = {
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
     "clip_resnet": [
         (CLIPResNetTester, DualEncoderSuite),
-        (CLIPResNetVisionTester, TowerSuite, CLIPResNetVisionModel),
+        (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
-    "audioclip": [(AudioCLIPTester, AudioCLIPSuite), (AudioCLIPAudioTester, AudioTowerSuite, AudioCLIPAudioModel)],
+    "audioclip": [(AudioCLIPTester, AudioCLIPSuite), (AudioCLIPAudioTester, AudioEncoderSuite, AudioCLIPAudioModel)],
 }
 
 
 def make_test_class(row, tester_class, suite, model_class=None):
-    """`model_class`: a tower of the row; without it, the whole model under all its Auto classes."""
+    """`model_class`: an encoder of the row; without it, the full model with all its Auto classes."""
     config_class = model_class.config_class if model_class else row.load("config")
     auto_classes = row.auto_classes
-    for tower in row.submodels:
-        auto_classes = (
-            tower.auto_classes if model_class and load_reference(tower.config) is config_class else auto_classes
-        )
+    for encoder in row.submodels:
+        if model_class and load_reference(encoder.config) is config_class:
+            auto_classes = encoder.auto_classes
 
     class Test(suite, unittest.TestCase):
         all_model_classes = (

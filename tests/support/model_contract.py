@@ -171,7 +171,7 @@ _SLIP = {
         ({"vision_config": {"num_attention_heads": 5}}, "vision_config.num_attention_heads: 5 does not divide"),
         ({"vision_config": {"patch_size": 32}}, "vision_config.patch_size: 32 is larger than image_size"),
         ({"vision_config": {"model_type": "evil"}}, "vision_config.model_type: 'evil'"),
-        ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected an image tower"),
+        ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected an image encoder"),
         ({"text_config": {"model_type": "bert"}}, "text_config.model_type: 'bert', expected 'clip_text_model'"),
         ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
     ),

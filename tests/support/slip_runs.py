@@ -1,4 +1,4 @@
-"""A tiny SLIP, batches for it, and training steps that `programs/slip_ranks.py` does on many processes."""
+"""A tiny SLIP, batches for it, and training steps, which `programs/slip_ranks.py` also runs on several processes."""
 
 import torch
 from paths import PROGRAMS
@@ -10,13 +10,12 @@ from hf_clip_variants import PretrainingCallback, SLIPConfig, SLIPForPreTraining
 PROGRAM = PROGRAMS / "slip_ranks.py"
 OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")
 STEPS = 2
-VISION = {
-    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 24, "patch_size": 8,
-}  # fmt: skip
+VISION = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+VISION |= {"image_size": 24, "patch_size": 8}
 
 
 def slip_config(**options) -> SLIPConfig:
-    """Nowhere the default."""
+    """No size is the default."""
     text = tiny_clip_config(text_config={"projection_dim": 20}).text_config.to_dict()
     sizes = {"projection_dim": 20, "logit_scale_init_value": 2.0, "ssl_mlp_dim": 28, "ssl_emb_dim": 12}
     return SLIPConfig(**{"text_config": text, "vision_config": VISION, **sizes, **options})
@@ -37,7 +36,8 @@ def slip_model(seed: int = 0, **options) -> SLIPForPreTraining:
 
 
 def train_steps(model, bare, batch, steps: int = STEPS) -> dict[str, torch.Tensor]:
-    """Losses of some steps of SGD, the gradients of the first one, and what the model is afterwards. `model`: `bare`, or its wrapper."""
+    """Losses of some steps of SGD, the gradients of the first step, and the state dict afterwards. `model` is `bare`
+    or a wrapper of it."""
     callback, result = PretrainingCallback(), {}
     optimizer = torch.optim.SGD([p for p in bare.parameters() if p.requires_grad], lr=0.05)
     for step in range(steps):
@@ -57,17 +57,29 @@ def train_steps(model, bare, batch, steps: int = STEPS) -> dict[str, torch.Tenso
 def train_by_trainer(
     folder, batch_size: int, accumulation: int = 1, steps: int = 3, resume=None, dtype=torch.float32, **options
 ):
-    """`Trainer` on sixteen pairs, always in the same order; the model afterwards, and the logged losses. `options`: of `SLIPConfig`,
-    and `arguments`, of `TrainingArguments`."""
+    """Runs `Trainer` on sixteen pairs, always in the same order; returns the model and the logged losses. `options`
+    are fields of `SLIPConfig`, and `arguments`, a dictionary of `TrainingArguments`."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     whole = slip_batch(16)
     data = [{name: value[i] for name, value in whole.items()} for i in range(16)]
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=0.05, optim="sgd", use_cpu=True,
-        report_to="none", disable_tqdm=True, train_sampling_strategy="sequential", lr_scheduler_type="constant", max_grad_norm=0,
-        gradient_accumulation_steps=accumulation, save_steps=2, logging_steps=1, **options.pop("arguments", {}),
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=0.05,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        save_steps=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        **options.pop("arguments", {}),
+    )
     model = slip_model(**options).to(dtype)
     trainer = Trainer(
         model, arguments, train_dataset=data, data_collator=default_data_collator, callbacks=[PretrainingCallback()]

@@ -1,4 +1,5 @@
-"""AudioCLIP beyond the contract of models: the spectrogram, losses of any modalities, gradients of the filters, frozen towers."""
+"""What AudioCLIP does beyond the contract of models: the spectrogram, channels, gates, losses of any modalities,
+gradients of the filters, frozen encoders, training."""
 
 import copy
 import math
@@ -14,7 +15,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, pipeline
 
 from hf_clip_variants import AudioCLIPAudioModel, AudioCLIPConfig, AudioCLIPModel
-from hf_clip_variants.modeling.audioclip.spectrogram_audioclip import frame_signal, wavelets, window_function
+from hf_clip_variants.modeling.audioclip.spectrogram_audioclip import (
+    frame_signal,
+    wavelets,
+    wavelets_reference,
+    window_function,
+)
 
 
 CASE = CASES["audioclip"]
@@ -31,12 +37,12 @@ def model():
 
 
 @pytest.fixture
-def tower(model):
+def encoder(model):
     return model.audio_model
 
 
 @pytest.fixture
-def sounds():
+def waveforms():
     return CASE.inputs(4)["input_features"]
 
 
@@ -45,35 +51,35 @@ def gradients(module) -> dict[str, torch.Tensor]:
 
 
 class TestSpectrogram:
-    def test_a_new_one_is_a_fourier_transform(self):
-        """Of frames with their middle at pi: the magnitudes of torch's own, for each of the frequencies."""
+    def test_new_filters_are_a_fourier_transform(self):
+        """With each frame shifted by pi, and so with equal magnitudes."""
         config = CASE.config().audio_config
         front = AudioCLIPAudioModel(config).fbsp
         signal = 3000 * torch.randn(2, 1, 500)
         frames = front.frames(signal)
         spectrum = torch.view_as_complex(front.spectrum(frames, front.filters()).movedim(-2, -1).contiguous())
-        # Time runs from -pi to pi inclusively: a transform of n_fft - 1 points, at whole frequencies.
+        # The filters' time runs from -pi to pi, both included: n_fft points of a period of n_fft - 1.
         time = math.pi * torch.linspace(-1, 1, config.n_fft, dtype=torch.float64)
         start = (config.n_fft - config.win_length) // 2
         basis = torch.exp(-1j * torch.arange(config.num_filters)[:, None] * time)[:, start : start + config.win_length]
         expected = frames.to(torch.complex128) @ basis.T / math.sqrt(config.n_fft)
         torch.testing.assert_close(spectrum.abs().double(), expected.abs(), rtol=1e-4, atol=1e-5)
 
-    def test_louder_by_ten_is_twenty_decibels_more(self, tower, sounds):
-        sounds = sounds - sounds.mean() + 10_000  # far from the floor
+    def test_ten_times_the_amplitude_is_20_decibels_more(self, encoder, waveforms):
+        waveforms = waveforms - waveforms.mean() + 10_000  # far from the floor
         with torch.no_grad():
-            once, twice = (tower.fbsp(factor * sounds)[0] for factor in (0.1, 1.0))
+            once, twice = (encoder.fbsp(factor * waveforms)[0] for factor in (0.1, 1.0))
         middle = (twice - once).median()
         assert middle.item() == pytest.approx(20, abs=0.1)
 
-    def test_silence_is_finite(self, tower):
-        for value in (0.0, -0.5):  # -0.5 is the middle of the int16 range, where nothing is left but the floor
-            decibels, _ = tower.fbsp(torch.full((1, 1, 500), value))
+    def test_silence_gives_finite_decibels(self, encoder):
+        for value in (0.0, -0.5):  # -0.5 is mapped to 0 exactly, where only the smallest power is left
+            decibels, _ = encoder.fbsp(torch.full((1, 1, 500), value))
             assert torch.isfinite(decibels).all()
         assert decibels.min().item() == pytest.approx(-180, abs=1e-3)
 
     @pytest.mark.parametrize("samples", [1, 49, 50, 51, 70, 71, 900])
-    def test_frames_lie_in_the_middle(self, samples):
+    def test_waveform_is_padded_on_both_sides(self, samples):
         signal, window = torch.arange(1.0, samples + 1)[None], torch.ones(50)
         frames = frame_signal(signal, window, 20)
         assert frames.shape[1] == CASE.config().audio_config.num_frames(samples)
@@ -83,7 +89,7 @@ class TestSpectrogram:
         left = (len(total) - samples) // 2
         assert torch.equal(total[left : left + samples], signal[0]) and total.count_nonzero() == samples
 
-    def test_windows_are_those_of_scipy(self):
+    def test_windows_equal_scipy(self):
         windows = pytest.importorskip("scipy.signal.windows")
         for name in ("blackmanharris", "hann"):
             for length in (50, 101):
@@ -92,19 +98,25 @@ class TestSpectrogram:
                     window_function(name, length).double(), torch.from_numpy(expected), rtol=0, atol=1e-6
                 )
 
-    def test_it_is_resized_where_that_is_asked_for(self, sounds):
+    def test_spectrogram_is_resized_to_spec_height_and_width(self, waveforms):
         config = CASE.config().audio_config
-        plain = AudioCLIPAudioModel(config).fbsp(sounds)[0]
-        assert plain.shape == (4, 1, 3, *config.spectrogram_size(sounds.shape[-1]))
+        plain = AudioCLIPAudioModel(config).fbsp(waveforms)[0]
+        assert plain.shape == (4, 1, 3, *config.spectrogram_size(waveforms.shape[-1]))
         for height, width in ((20, 30), (20, -1), (-1, 30)):
             resized_config = type(config)(**config.to_dict() | {"spec_height": height, "spec_width": width})
-            resized = AudioCLIPAudioModel(resized_config).fbsp(sounds)[0]
-            assert resized.shape[-2:] == resized_config.spectrogram_size(sounds.shape[-1])
+            resized = AudioCLIPAudioModel(resized_config).fbsp(waveforms)[0]
+            assert resized.shape[-2:] == resized_config.spectrogram_size(waveforms.shape[-1])
             corners = [one[..., [0, 0, -1, -1], [0, -1, 0, -1]] for one in (resized, plain)]
             torch.testing.assert_close(*corners, rtol=1e-4, atol=1e-3)
 
-    def test_filters_where_the_official_product_is_not_a_number(self):
-        """A sinc of exactly zero, orders of zero, bandwidths that have become negative: finite, gradients too."""
+    def test_filters_equal_reference(self):
+        m, fb, fc = torch.rand(3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+        for normalized in (True, False):
+            expected = wavelets_reference(m, fb, 10 * fc, 64, normalized)
+            torch.testing.assert_close(wavelets(m, fb, 10 * fc, 64, normalized), expected, rtol=1e-5, atol=1e-6)
+
+    def test_filters_are_finite_where_the_official_ones_are_nan(self):
+        """A sinc of exactly zero, orders of zero, negative bandwidths: filters and gradients."""
         vectors = [
             torch.tensor(v, requires_grad=True)
             for v in ([1.0, 0.0, 2.0, -0.5], [1.0, 1.0, 0.0, -1.0], [0.0, 1.0, 2.0, 3.0])
@@ -114,8 +126,8 @@ class TestSpectrogram:
         assert torch.isfinite(bank).all() and all(torch.isfinite(v.grad).all() for v in vectors)
 
     @pytest.mark.parametrize("how", ["to", "half", "load", "autocast"])
-    def test_it_stays_in_float32(self, model, sounds, tmp_path, how):
-        exact = model.audio_model.fbsp(sounds)[0]
+    def test_spectrogram_stays_in_float32(self, model, waveforms, tmp_path, how):
+        exact = model.audio_model.fbsp(waveforms)[0]
         if how == "load":
             model.save_pretrained(tmp_path)
             model = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -125,8 +137,8 @@ class TestSpectrogram:
             model = model.half()
         assert all(t.dtype == torch.float32 for t in model.audio_model.fbsp.state_dict().values())
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
-            assert torch.equal(model.audio_model.fbsp(sounds)[0], exact)
-        assert model.audio_model.double().fbsp(sounds)[0].dtype == torch.float64
+            assert torch.equal(model.audio_model.fbsp(waveforms)[0], exact)
+        assert model.audio_model.double().fbsp(waveforms)[0].dtype == torch.float64
 
     @pytest.mark.parametrize(
         ("given", "said"),
@@ -137,105 +149,107 @@ class TestSpectrogram:
             ("bell.wav", "got str"),
         ],
     )
-    def test_what_is_no_sound_is_named(self, tower, given, said):
+    def test_invalid_waveforms_are_refused(self, encoder, given, said):
         with pytest.raises(ValueError, match=f"input_features: .*{said}"):
-            tower(given)
+            encoder(given)
 
 
 class TestFilterCache:
     @pytest.fixture
-    def made(self, tower, monkeypatch):
+    def made(self, encoder, monkeypatch):
         calls = []
-        plain = type(tower.fbsp)._make
-        monkeypatch.setattr(type(tower.fbsp), "_make", lambda self, *v: calls.append(1) or plain(self, *v))
+        plain = type(encoder.fbsp)._make
+        monkeypatch.setattr(type(encoder.fbsp), "_make", lambda self, *v: calls.append(1) or plain(self, *v))
         return calls
 
-    def test_one_bank_for_many_calls_without_gradients(self, tower, sounds, made):
+    def test_filters_are_computed_once_without_gradients(self, encoder, waveforms, made):
         for context in (torch.no_grad, torch.inference_mode, torch.no_grad):
             with context():
-                tower(sounds)
+                encoder(waveforms)
         assert len(made) == 1
-        tower(sounds).pooler_output.sum().backward()
-        assert len(made) == 2, "with gradients it is made anew"
-        tower.fbsp.requires_grad_(False)
-        tower(sounds).pooler_output.sum().backward()  # the bank of inference mode is part of this graph
+        encoder(waveforms).pooler_output.sum().backward()
+        assert len(made) == 2, "with gradients they are computed again"
+        encoder.fbsp.requires_grad_(False)
+        encoder(waveforms).pooler_output.sum().backward()  # uses filters computed in inference mode
         assert len(made) == 2
 
     @pytest.mark.parametrize("change", ["step", "data", "load", "train", "assign"])
-    def test_it_is_never_stale(self, tower, sounds, change):
+    def test_filters_are_recomputed_after_a_change(self, encoder, waveforms, change):
         with torch.no_grad():
-            tower(sounds)
-            other = copy.deepcopy(tower)
+            encoder(waveforms)
+            other = copy.deepcopy(encoder)
             other.fbsp.m.add_(0.3)
-            expected = other(sounds).pooler_output
+            expected = other(waveforms).pooler_output
             if change == "step":
-                tower.fbsp.m.add_(0.3)
+                encoder.fbsp.m.add_(0.3)
             elif change == "data":
-                tower.fbsp.m.data += 0.3  # no version counter sees this
+                encoder.fbsp.m.data += 0.3  # no version counter sees this
             elif change == "load":
-                tower.load_state_dict(other.state_dict())
+                encoder.load_state_dict(other.state_dict())
             elif change == "assign":
-                tower.load_state_dict(other.state_dict(), assign=True)
+                encoder.load_state_dict(other.state_dict(), assign=True)
             else:
-                tower.train()
-                assert tower.fbsp._cache is None
-                tower.eval().fbsp.m.add_(0.3)
-            assert torch.equal(tower(sounds).pooler_output, expected)
+                encoder.train()
+                assert encoder.fbsp._cache is None
+                encoder.eval().fbsp.m.add_(0.3)
+            assert torch.equal(encoder(waveforms).pooler_output, expected)
 
-    def test_it_is_not_saved(self, tower, sounds, tmp_path):
+    def test_cached_filters_are_not_saved(self, encoder, waveforms, tmp_path):
         with torch.no_grad():
-            expected = tower(sounds).pooler_output
-        names = set(tower.state_dict())
-        tower.save_pretrained(tmp_path)
+            expected = encoder(waveforms).pooler_output
+        names = set(encoder.state_dict())
+        encoder.save_pretrained(tmp_path)
         assert set(load_file(tmp_path / "model.safetensors")) == names
         loaded = AutoModel.from_pretrained(tmp_path)
-        assert type(loaded) is AudioCLIPAudioModel and type(AutoConfig.from_pretrained(tmp_path)) is type(tower.config)
+        assert type(loaded) is AudioCLIPAudioModel
+        assert type(AutoConfig.from_pretrained(tmp_path)) is type(encoder.config)
         with torch.no_grad():
-            CASE.check_same(loaded(sounds).pooler_output, expected)
+            CASE.check_same(loaded(waveforms).pooler_output, expected)
 
 
 class TestChannels:
-    def test_their_order_does_not_matter(self, tower):
+    def test_order_of_channels_does_not_matter(self, encoder):
         stereo = 5000 * torch.randn(3, 2, 900)
         with torch.no_grad():
-            one, two = (tower(sound, output_hidden_states=True) for sound in (stereo, stereo.flip(1)))
+            one, two = (encoder(each, output_hidden_states=True) for each in (stereo, stereo.flip(1)))
         torch.testing.assert_close(one.pooler_output, two.pooler_output)
         assert one.last_hidden_state.shape[1] == 2 * one.hidden_states[-1][0, 0, 0].numel()
 
-    def test_a_sound_twice_has_twice_the_pooled_features(self, tower, sounds):
+    def test_pooled_features_are_summed_over_channels(self, encoder, waveforms):
         pooled = []
-        tower.fc.register_forward_hook(lambda module, given, output: pooled.append(given[0]))
+        encoder.fc.register_forward_hook(lambda module, given, output: pooled.append(given[0]))
         with torch.no_grad():
-            tower(sounds)
-            tower(sounds.expand(-1, 2, -1))
+            encoder(waveforms)
+            encoder(waveforms.expand(-1, 2, -1))
         assert torch.equal(pooled[1], 2 * pooled[0])
 
-    def test_statistics_are_those_of_each_channel(self, tower):
-        """As in the official code: two updates with one channel each, not one with both."""
+    def test_batch_norm_statistics_are_per_channel(self, encoder):
+        """As in the official code: two updates of the statistics, each with one channel."""
         stereo = torch.stack([5000 * torch.randn(4, 900), 100 * torch.randn(4, 900)], dim=1)
-        by_hand = copy.deepcopy(tower).train()
-        tower.train()(stereo)
+        by_hand = copy.deepcopy(encoder).train()
+        encoder.train()(stereo)
         for channel in (0, 1):
             by_hand(stereo[:, channel : channel + 1])
-        assert tower.bn1.num_batches_tracked == by_hand.bn1.num_batches_tracked
-        for norm, other in ((tower.bn1, by_hand.bn1), (tower.layer3[0].bn2, by_hand.layer3[0].bn2)):
+        assert encoder.bn1.num_batches_tracked == by_hand.bn1.num_batches_tracked
+        for norm, other in ((encoder.bn1, by_hand.bn1), (encoder.layer3[0].bn2, by_hand.layer3[0].bn2)):
             torch.testing.assert_close(norm.running_mean, other.running_mean)
             torch.testing.assert_close(norm.running_var, other.running_var)
 
-    def test_statistics_can_be_frozen(self, tower, sounds, tmp_path):
-        tower.save_pretrained(tmp_path)
+    def test_freeze_batch_norm_keeps_statistics(self, encoder, waveforms, tmp_path):
+        encoder.save_pretrained(tmp_path)
         frozen = AudioCLIPAudioModel.from_pretrained(tmp_path, freeze_batch_norm=True).train()
         before = frozen.bn1.running_mean.clone()
-        frozen(sounds).pooler_output.sum().backward()
+        frozen(waveforms).pooler_output.sum().backward()
         assert torch.equal(frozen.bn1.running_mean, before) and frozen.bn1.weight.grad.any() and frozen.training
 
 
 class TestGates:
-    def test_without_them_it_is_a_plain_resnext(self, sounds):
-        """torchvision's network with the same weights, on the same picture of decibels."""
+    def test_without_gates_equals_torchvision_resnext(self, waveforms):
+        """torchvision's network with the same weights, on the same spectrogram."""
         from torchvision.models.resnet import Bottleneck, ResNet
 
-        config = type(CASE.config().audio_config)(hidden_size=2048, depths=[1, 1, 1, 1], n_fft=64, win_length=50, hop_length=20, apply_attention=False)  # fmt: skip
+        sizes = {"hidden_size": 2048, "depths": [1, 1, 1, 1], "n_fft": 64, "win_length": 50, "hop_length": 20}
+        config = type(CASE.config().audio_config)(**sizes, apply_attention=False)
         torch.manual_seed(0)
         ours = AudioCLIPAudioModel(config).eval()
         theirs = ResNet(
@@ -244,14 +258,14 @@ class TestGates:
         state = {name: tensor for name, tensor in ours.state_dict().items() if not name.startswith("fbsp.")}
         theirs.load_state_dict(state)
         with torch.no_grad():
-            picture = ours.fbsp(sounds[:2])[0][:, 0]
-            torch.testing.assert_close(ours(sounds[:2]).pooler_output, theirs(picture), rtol=1e-4, atol=1e-4)
+            spectrogram = ours.fbsp(waveforms[:2])[0][:, 0]
+            torch.testing.assert_close(ours(waveforms[:2]).pooler_output, theirs(spectrogram), rtol=1e-4, atol=1e-4)
 
-    def test_a_closed_gate_lets_nothing_pass(self, tower, sounds):
+    def test_closed_gate_sets_features_to_zero(self, encoder, waveforms):
         with torch.no_grad():
-            tower.att4.bn.weight.zero_()
-            tower.att4.bn.bias.fill_(-100)
-            torch.testing.assert_close(tower(sounds).pooler_output, tower.fc.bias.expand(4, -1))
+            encoder.att4.bn.weight.zero_()
+            encoder.att4.bn.bias.fill_(-100)
+            torch.testing.assert_close(encoder(waveforms).pooler_output, encoder.fc.bias.expand(4, -1))
 
 
 class TestLoss:
@@ -272,7 +286,7 @@ class TestLoss:
             (("input_features",), ("image_text",)),
         ],
     )
-    def test_any_subset(self, model, left_out, pairs, weighted):
+    def test_loss_of_any_modalities(self, model, left_out, pairs, weighted):
         inputs = {name: value for name, value in CASE.inputs(4).items() if name not in left_out}
         weights = torch.tensor([1.0, 0.5, 2.0, 0.0]) if weighted else None
         outputs = model(**inputs, sample_weights=weights, return_loss=True)
@@ -284,7 +298,7 @@ class TestLoss:
             torch.testing.assert_close(ours, wanted)
         assert (outputs.loss_ttf is None) == ("input_features" in left_out)
 
-    def test_one_modality_alone_has_none(self, model):
+    def test_one_modality_has_no_loss(self, model):
         for name, value in CASE.inputs(2).items():
             outputs = model(**{name: value}, return_loss=True)
             assert outputs.loss is None and outputs.logits_per_text is None
@@ -292,14 +306,17 @@ class TestLoss:
         with pytest.raises(ValueError, match="input_features, pixel_values, input_ids: all missing"):
             model(return_loss=True)
 
-    def test_towers_that_are_not_asked_get_no_gradient(self, model):
+    def test_missing_modality_gets_no_gradient(self, model):
         inputs = {name: value for name, value in CASE.inputs(4).items() if name != "input_features"}
         model(**inputs, return_loss=True).loss.backward()
         assert all(p.grad is None for p in model.audio_model.parameters())
         assert model.logit_scale_ai.grad is None and model.logit_scale.grad is not None
 
-    @pytest.mark.parametrize(("value", "scale", "trains"), [(4.9, 100, False), (4.0, math.exp(4), True), (-0.1, 1, False), (0.5, math.exp(0.5), True)])  # fmt: skip
-    def test_scales_are_limited_without_gradient(self, model, value, scale, trains):
+    @pytest.mark.parametrize(
+        ("value", "scale", "trains"),
+        [(4.9, 100, False), (4.0, math.exp(4), True), (-0.1, 1, False), (0.5, math.exp(0.5), True)],
+    )
+    def test_logit_scales_are_limited_without_gradient(self, model, value, scale, trains):
         with torch.no_grad():
             for name in PAIRS.values():
                 getattr(model, name).fill_(value)
@@ -310,7 +327,7 @@ class TestLoss:
             torch.testing.assert_close(outputs[f"logits_{pair}"], scale * one @ other.t(), rtol=1e-5, atol=1e-5)
             assert bool(getattr(model, name).grad != 0) == trains
 
-    def test_what_does_not_go_together_is_named(self, model):
+    def test_invalid_combinations_are_refused(self, model):
         inputs = CASE.inputs(4)
         with pytest.raises(ValueError, match=r"return_loss: .* got {'audio': 3, 'image': 4, 'text': 4}"):
             model(**inputs | {"input_features": inputs["input_features"][:3]}, return_loss=True)
@@ -323,13 +340,13 @@ class TestLoss:
             with pytest.raises(ValueError, match=f"sample_weights: .*{said}"):
                 model(**inputs, sample_weights=weights, return_loss=True)
 
-    def test_the_penalty_pulls_norms_to_one(self, tower):
+    def test_penalty_is_the_squared_deviation_from_the_wanted_norm(self, encoder):
         for normalized in (True, False):
-            tower.fbsp.config.normalized = normalized
+            encoder.fbsp.config.normalized = normalized
             at_init = wavelets(torch.zeros(33), torch.ones(33), torch.arange(33.0), 64, normalized)
-            assert tower.fbsp.penalty(at_init).item() == pytest.approx(0, abs=1e-9)
+            assert encoder.fbsp.penalty(at_init).item() == pytest.approx(0, abs=1e-9)
             wanted = 1 if normalized else 64
-            assert tower.fbsp.penalty(2 * at_init).item() == pytest.approx(wanted, rel=1e-4)
+            assert encoder.fbsp.penalty(2 * at_init).item() == pytest.approx(wanted, rel=1e-4)
 
 
 class TestGradientsOfTheFilters:
@@ -337,7 +354,7 @@ class TestGradientsOfTheFilters:
         return [getattr(front, name).grad.abs().max().item() for name in FILTERS]
 
     @pytest.mark.parametrize("how", ["new", "saved", "copied", "scaled"])
-    def test_their_largest_is_one(self, model, tmp_path, how):
+    def test_largest_gradient_is_one(self, model, tmp_path, how):
         if how == "saved":
             model.save_pretrained(tmp_path)
             model = AudioCLIPModel.from_pretrained(tmp_path)
@@ -347,8 +364,8 @@ class TestGradientsOfTheFilters:
         (1000 * loss if how == "scaled" else loss).backward()
         assert self.largest(model.audio_model.fbsp) == pytest.approx([1, 1, 1], abs=1e-6)
 
-    def test_contrast_and_penalty_go_through_one_division(self, model, monkeypatch):
-        """Not each through its own: the direction is that of the sum."""
+    def test_contrastive_loss_and_penalty_are_normalised_together(self, model, monkeypatch):
+        """The gradient of the sum is divided once, not that of each loss by itself."""
         inputs = CASE.inputs(4)
         model(**inputs, return_loss=True).loss.backward()
         divided = gradients(model.audio_model.fbsp)
@@ -360,7 +377,7 @@ class TestGradientsOfTheFilters:
             assert raw.abs().max() != pytest.approx(1, abs=1e-3)
             torch.testing.assert_close(divided[name], raw / (raw.abs().max() + 1e-8))
 
-    def test_other_parameters_are_not_touched_by_it(self, model, monkeypatch):
+    def test_gradients_of_other_parameters_are_unchanged(self, model, monkeypatch):
         inputs = CASE.inputs(4)
         model(**inputs, return_loss=True).loss.backward()
         with_it = gradients(model)
@@ -377,13 +394,17 @@ class TestFrozen:
         model.save_pretrained(tmp_path)
         return AudioCLIPModel.from_pretrained(tmp_path, frozen_modalities=["image", "text"])
 
-    def test_only_what_hears_is_trained(self, frozen):
+    def test_frozen_modalities_train_audio_encoder_only(self, frozen):
         trained = {name for name, p in frozen.named_parameters() if p.requires_grad}
-        hears = {name for name, _ in frozen.named_parameters() if name.startswith("audio_model.")}
-        assert trained == hears | {"logit_scale_ai", "logit_scale_at"}
-        assert {name for name, p in AudioCLIPModel(AudioCLIPConfig.from_dict(CASE.config().to_dict() | {"frozen_modalities": ["audio"]})).named_parameters() if not p.requires_grad} == hears  # fmt: skip
+        of_audio = {name for name, _ in frozen.named_parameters() if name.startswith("audio_model.")}
+        assert trained == of_audio | {"logit_scale_ai", "logit_scale_at"}
 
-    def test_frozen_towers_stay_in_eval_and_keep_their_statistics(self, frozen, tmp_path):
+    def test_frozen_audio_freezes_audio_encoder_only(self):
+        config = AudioCLIPConfig.from_dict(CASE.config().to_dict() | {"frozen_modalities": ["audio"]})
+        for name, parameter in AudioCLIPModel(config).named_parameters():
+            assert parameter.requires_grad != name.startswith("audio_model."), name
+
+    def test_frozen_encoders_stay_in_eval_and_keep_statistics(self, frozen, tmp_path):
         assert frozen.train().training and frozen.audio_model.training
         assert not any(m.training for part in (frozen.vision_model, frozen.text_model) for m in part.modules())
         before = copy.deepcopy(frozen.state_dict())
@@ -392,34 +413,35 @@ class TestFrozen:
             frozen(**CASE.inputs(4), return_loss=True).loss.backward()
             optimizer.step()
         for name, tensor in frozen.state_dict().items():
-            heard = name.startswith("audio_model.") or name in ("logit_scale_ai", "logit_scale_at")
-            assert heard or torch.equal(tensor, before[name]), name
+            is_trained = name.startswith("audio_model.") or name in ("logit_scale_ai", "logit_scale_at")
+            assert is_trained or torch.equal(tensor, before[name]), name
         assert not torch.equal(frozen.audio_model.bn1.running_mean, before["audio_model.bn1.running_mean"])
         frozen.save_pretrained(tmp_path / "again")
         again = AudioCLIPModel.from_pretrained(tmp_path / "again")
         assert not again.text_projection.weight.requires_grad and not again.train().vision_model.training
 
 
-class TestFromClip:
-    def test_a_clip_resnet_gets_a_new_sound_tower(self, model, tmp_path):
+class TestLoadingClipCheckpoints:
+    def test_clip_resnet_checkpoint_gets_new_audio_encoder(self, model, tmp_path):
         clip = CASES["clip_resnet"].make()
         clip.save_pretrained(tmp_path)
         values = {"audio_config": CASE.config().audio_config, "frozen_modalities": ["image", "text"]}
-        hears = AudioCLIPModel.from_pretrained(tmp_path, **values)
+        audioclip = AudioCLIPModel.from_pretrained(tmp_path, **values)
         inputs = CASE.inputs(3)
         with torch.no_grad():
-            outputs, expected = hears(**inputs), CASES["clip_resnet"].make()
-            seen = expected(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
-        torch.testing.assert_close(outputs.logits_per_image, seen.logits_per_image)
-        front = hears.audio_model.fbsp
+            outputs = audioclip(**inputs)
+            expected = clip(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"])
+        torch.testing.assert_close(outputs.logits_per_image, expected.logits_per_image)
+        front = audioclip.audio_model.fbsp
         assert not front.m.any() and (front.fb == 1).all() and torch.equal(front.fc, torch.arange(33.0))
         assert (
             torch.equal(front.window, window_function("blackmanharris", 50))
             and torch.isfinite(outputs.audio_embeds).all()
         )
-        assert hears.logit_scale_at.item() == pytest.approx(math.log(100)) and not hears.logit_scale.requires_grad
+        assert audioclip.logit_scale_at.item() == pytest.approx(math.log(100))
+        assert not audioclip.logit_scale.requires_grad
 
-    def test_a_part_of_a_sound_tower_is_no_sound_tower(self, model, tmp_path):
+    def test_incomplete_audio_encoder_is_an_error(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
         some = {name: tensor for name, tensor in weights.items() if ".att3." not in name}
@@ -429,7 +451,7 @@ class TestFromClip:
 
 
 class TestQueries:
-    def test_every_modality_asks_every_other(self, model):
+    def test_query_covers_all_directions(self, model):
         inputs = CASE.inputs(5)
         inputs["input_features"], inputs["pixel_values"] = inputs["input_features"][:3], inputs["pixel_values"][:4]
         sizes = {"audio": 3, "image": 4, "text": 5}
@@ -447,7 +469,7 @@ class TestQueries:
         assert torch.equal(answers.logits["image_to_text"], outputs.logits_per_image)
         assert torch.equal(outputs.logits_per_text, outputs.logits_per_image.t())
 
-    def test_two_modalities_are_enough_and_one_is_not(self, model):
+    def test_query_needs_two_modalities(self, model):
         inputs = CASE.inputs(2)
         del inputs["pixel_values"]
         assert model.query(**inputs).logits.keys() == {"audio_to_text", "text_to_audio"}
@@ -456,41 +478,44 @@ class TestQueries:
             model.query(input_ids=inputs["input_ids"])
 
 
-def test_both_stock_pipelines_take_a_saved_folder(model, tmp_path):
+def test_stock_pipelines_load_a_saved_folder(model, tmp_path):
     from PIL import Image
 
     model.save_pretrained(tmp_path)
     CASE.processor().save_pretrained(tmp_path)
     processor = CASE.processor()
-    labels, sound = ["cat", "sports car"], np.sin(np.arange(1300) / 3)
-    heard = pipeline("zero-shot-audio-classification", model=str(tmp_path))(
-        sound, candidate_labels=labels, hypothesis_template="{}"
+    class_names, waveform = ["cat", "sports car"], np.sin(np.arange(1300) / 3)
+    for_audio = pipeline("zero-shot-audio-classification", model=str(tmp_path))(
+        waveform, candidate_labels=class_names, hypothesis_template="{}"
     )
-    inputs = processor(text=labels, audio=sound, sampling_rate=8000, return_tensors="pt")
+    inputs = processor(text=class_names, audio=waveform, sampling_rate=8000, return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits_per_audio.softmax(-1)[0]
-    assert {a["label"]: a["score"] for a in heard} == pytest.approx(
-        dict(zip(labels, expected.tolist(), strict=True)), rel=1e-4
+    assert {answer["label"]: answer["score"] for answer in for_audio} == pytest.approx(
+        dict(zip(class_names, expected.tolist(), strict=True)), rel=1e-4
     )
-    seen = pipeline("zero-shot-image-classification", model=str(tmp_path))(
-        Image.new("RGB", (70, 50), "red"), candidate_labels=labels
+    for_image = pipeline("zero-shot-image-classification", model=str(tmp_path))(
+        Image.new("RGB", (70, 50), "red"), candidate_labels=class_names
     )
-    assert {answer["label"] for answer in seen} == set(labels)
+    assert {answer["label"] for answer in for_image} == set(class_names)
 
 
 @pytest.mark.slow
-def test_loss_and_gradients_over_two_ranks_are_those_of_one(tmp_path):
-    """All three pairs, under DDP: the filters' gradients too, although they are divided by their largest."""
+def test_two_ranks_have_loss_and_gradients_of_one(tmp_path):
+    """All three pairs of modalities, under DDP; also the filters' gradients, which are divided by their largest
+    value.
+    """
     ((one, _),) = run_ranks(tmp_path / "one", 1, program=RANKS)
     for tensors, refused in run_ranks(tmp_path / "two", 2, program=RANKS):
-        assert "sample_weights: the weighted loss is of one process" in refused["weights"]
+        assert "sample_weights: given on 2 ranks, but the weighted loss" in refused["weights"]
         assert tensors.keys() == one.keys() and {f"audio_model.fbsp.{name}" for name in FILTERS} <= one.keys()
         for name, expected in one.items():
-            torch.testing.assert_close(tensors[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item() + 1e-7, msg=name)  # fmt: skip
+            atol = 1e-4 * expected.abs().max().item() + 1e-7
+            torch.testing.assert_close(tensors[name], expected, rtol=1e-3, atol=atol, msg=name)
 
 
 @pytest.mark.slow
-def test_trainer_in_bfloat16_trains_the_filters_and_resumes(model, tmp_path):
+def test_trainer_in_bfloat16_trains_filters_and_resumes(model, tmp_path):
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     inputs = CASE.inputs(16)
@@ -498,10 +523,22 @@ def test_trainer_in_bfloat16_trains_the_filters_and_resumes(model, tmp_path):
 
     def train(resume=None):
         arguments = TrainingArguments(
-            str(tmp_path), max_steps=4, per_device_train_batch_size=4, gradient_accumulation_steps=2, save_steps=2, use_cpu=True,
-            learning_rate=0.01, optim="sgd", bf16=True, report_to="none", disable_tqdm=True, logging_steps=1, max_grad_norm=0,
-            train_sampling_strategy="sequential", lr_scheduler_type="constant",
-        )  # fmt: skip
+            str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            save_steps=2,
+            use_cpu=True,
+            learning_rate=0.01,
+            optim="sgd",
+            bf16=True,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1,
+            max_grad_norm=0,
+            train_sampling_strategy="sequential",
+            lr_scheduler_type="constant",
+        )
         collate = lambda rows: default_data_collator(rows) | {"return_loss": True}  # noqa: E731
         trainer = Trainer(copy.deepcopy(model), arguments, train_dataset=data, data_collator=collate)
         trainer.train(resume_from_checkpoint=resume)
@@ -510,7 +547,7 @@ def test_trainer_in_bfloat16_trains_the_filters_and_resumes(model, tmp_path):
     once, losses = train()
     assert all(map(math.isfinite, losses)) and once.audio_model.fbsp.fc.dtype == torch.float32
     moved = (once.audio_model.fbsp.fc - model.audio_model.fbsp.fc).abs().max().item()
-    # Four steps of two micro-steps, whose gradients have a largest of 1 each, whatever the loss is divided by.
+    # Four steps of two accumulated batches, whose gradients have a largest magnitude of 1 each.
     assert 0.01 < moved <= 4 * 2 * 0.01 + 1e-5
     again, losses_again = train(str(tmp_path / "checkpoint-2"))
     assert losses_again == losses
@@ -524,24 +561,23 @@ COLOURS = ["red", "lime", "blue", "yellow", "magenta", "cyan", "white", "black"]
 RATE, SAMPLES = 8000, 2400
 
 
-def sound_of(kind: int, generator: np.random.Generator) -> np.ndarray:
-    """0.3 s of a tone, a chirp, a beat or noise, of random phase and loudness."""
+def waveform_of(kind: int, generator: np.random.Generator) -> np.ndarray:
+    """0.3 s of a tone, a chirp, a beat or noise, with random phase and amplitude."""
     time = np.arange(SAMPLES) / RATE
     phase, noise = generator.uniform(0, 2 * np.pi), generator.standard_normal(SAMPLES)
     tone = lambda frequency: np.sin(2 * np.pi * frequency * time + phase)  # noqa: E731
-    sound = [
-        tone(300), tone(900), tone(2500), tone(200 + 4000 * time), tone(1500 - 4000 * time), noise, np.cumsum(noise) / 20,
-        tone(600) * (np.sin(2 * np.pi * 20 * time) > 0),
-    ][kind]  # fmt: skip
-    return (generator.uniform(0.2, 0.8) * sound / np.abs(sound).max() + 0.001 * noise).astype(np.float32)
+    tones = [tone(300), tone(900), tone(2500), tone(200 + 4000 * time), tone(1500 - 4000 * time)]
+    noises = [noise, np.cumsum(noise) / 20, tone(600) * (np.sin(2 * np.pi * 20 * time) > 0)]
+    signal = [*tones, *noises][kind]
+    return (generator.uniform(0.2, 0.8) * signal / np.abs(signal).max() + 0.001 * noise).astype(np.float32)
 
 
 @pytest.mark.slow
-def test_audio_encoder_trained_on_a_frozen_clip_names_new_audio(tmp_path):
-    """The authors' second stage: a CLIP that knows colours by name stays as it is, and an audio encoder is trained into its space.
-
-    New audio then finds its names and images; before training it does so at chance (1 in 8). The margins leave room for other
-    processors' rounding, which decides single samples."""
+def test_audio_encoder_is_trained_into_the_space_of_a_clip(tmp_path):
+    """The authors' second stage: a CLIP that knows eight colours by name is frozen, and a new audio encoder is trained
+    into its joint space. Audio that was not trained on then finds its name and its image; before training it does
+    not.
+    """
     from PIL import Image
 
     torch.manual_seed(0)
@@ -568,23 +604,24 @@ def test_audio_encoder_trained_on_a_frozen_clip_names_new_audio(tmp_path):
     assert colours.float().mean() > 0.6, "the frozen part is trained"
 
     def features(rounds: int) -> torch.Tensor:
-        heard = [sound_of(kind, generator) for _ in range(rounds) for kind in range(8)]
-        return processor.feature_extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features
+        waveforms = [waveform_of(kind, generator) for _ in range(rounds) for kind in range(8)]
+        return processor.feature_extractor(waveforms, sampling_rate=RATE, return_tensors="pt").input_features
 
     train, test = features(12), features(5)
 
     @torch.no_grad()
-    def measure(sounds) -> tuple[float, float, float]:
-        answers = model.eval().query(input_features=sounds, **clip).logits
-        right = torch.arange(8).repeat(len(sounds) // 8)
-        named, pictured = (answers[f"audio_to_{other}"].argmax(1) == right for other in ("text", "image"))
-        loss = model(input_features=sounds[:8], **clip, return_loss=True).loss
-        return named.float().mean().item(), pictured.float().mean().item(), loss.item()
+    def measure(waveforms) -> tuple[float, float, float]:
+        answers = model.eval().query(input_features=waveforms, **clip).logits
+        right = torch.arange(8).repeat(len(waveforms) // 8)
+        named, matched = (answers[f"audio_to_{other}"].argmax(1) == right for other in ("text", "image"))
+        loss = model(input_features=waveforms[:8], **clip, return_loss=True).loss
+        return named.float().mean().item(), matched.float().mean().item(), loss.item()
 
-    names_before, pictures_before, loss_before = measure(test)
+    names_before, images_before, loss_before = measure(test)
     filters = [p for name, p in model.named_parameters() if ".fbsp." in name or name.startswith("logit_scale")]
     others = [p for name, p in model.named_parameters() if p.requires_grad and not any(p is one for one in filters)]
-    # Filters apart, as the authors have them: without decay; and slower, because their gradients do not become small.
+    # Filters are a group of their own, as in the official code: without weight decay. Their learning rate is lower,
+    # because their gradients do not become small.
     groups = [
         {"params": others, "weight_decay": 5e-4},
         {"params": [p for p in filters if p.requires_grad], "lr": 1e-4},
@@ -595,10 +632,10 @@ def test_audio_encoder_trained_on_a_frozen_clip_names_new_audio(tmp_path):
         model.train()(input_features=train[start : start + 8], **clip, return_loss=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    names, pictures, loss = measure(test)
+    names, found, loss = measure(test)
     assert loss < 0.5 * loss_before
     assert measure(train)[0] > 0.8
-    assert names > names_before + 0.4 and pictures > pictures_before + 0.4
+    assert names > names_before + 0.4 and found > images_before + 0.4
     for name, tensor in model.state_dict().items():
-        heard = name.startswith("audio_model.") or name in ("logit_scale_ai", "logit_scale_at")
-        assert heard or torch.equal(tensor, before[name]), name
+        is_trained = name.startswith("audio_model.") or name in ("logit_scale_ai", "logit_scale_at")
+        assert is_trained or torch.equal(tensor, before[name]), name

@@ -13,7 +13,7 @@ from hf_clip_variants import AudioCLIPAudioConfig, AudioCLIPAudioModel, AudioCLI
 from hf_clip_variants.conversion.convert import convert_checkpoint
 from hf_clip_variants.conversion.detect import detect_method
 from hf_clip_variants.modeling.audioclip.convert_audioclip import (
-    audio_tower_from_official,
+    audio_encoder_from_official,
     audioclip_from_official,
     convert_audioclip_state_dict,
     infer_audioclip_config,
@@ -76,17 +76,17 @@ def test_the_sound_tower_alone_may_have_another_head(published):
     """ESRNXFBSP.pt: no prefix, 527 classes of AudioSet."""
     weights = {name.removeprefix("audio."): t for name, t in published.items() if name.startswith("audio.")}
     weights |= {"fc.weight": torch.empty(527, 2048, device="meta"), "fc.bias": torch.empty(527, device="meta")}
-    with pytest.raises(ValueError, match="method: ESRNXFBSP.pt .* audio_tower_from_official"):
+    with pytest.raises(ValueError, match="method: ESRNXFBSP.pt .* audio_encoder_from_official"):
         detect_method(weights, "ESRNXFBSP.pt")
     with torch.device("meta"):
-        assert audio_tower_from_official(weights).config.projection_dim == 527
+        assert audio_encoder_from_official(weights).config.projection_dim == 527
 
 
 def test_the_sound_tower_of_a_whole_and_alone_are_the_same(tiny, official):
-    whole = audio_tower_from_official(official, **HOP)
+    whole = audio_encoder_from_official(official, **HOP)
     alone = {name.removeprefix("audio."): t for name, t in official.items() if name.startswith("audio.")}
     del alone["window"], alone["fbsp.bias"]
-    alone = audio_tower_from_official(alone, **HOP, win_length=50)
+    alone = audio_encoder_from_official(alone, **HOP, win_length=50)
     sounds = CASES["audioclip"].inputs(2)["input_features"]
     with torch.no_grad():
         expected = tiny.audio_model(sounds).pooler_output

@@ -1,4 +1,4 @@
-"""AudioCLIP's feature extractor: what it takes, what it refuses, scales, channels, lengths, files."""
+"""AudioCLIP's feature extractor: forms of input, errors, scales, channels, lengths, files."""
 
 import io
 import pickle
@@ -27,8 +27,8 @@ def tone():
     return (0.5 * np.sin(2 * np.pi * 440 * np.arange(LENGTH) / RATE)).astype(np.float32)
 
 
-def features(extract, sounds, **options) -> torch.Tensor:
-    return extract(sounds, **{"sampling_rate": RATE, "return_tensors": "pt"} | options).input_features
+def features(extract, waveforms, **options) -> torch.Tensor:
+    return extract(waveforms, **{"sampling_rate": RATE, "return_tensors": "pt"} | options).input_features
 
 
 def file_of(samples: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
@@ -38,7 +38,7 @@ def file_of(samples: np.ndarray, rate: int = RATE, kind: str = "WAV") -> bytes:
     return buffer.getvalue()
 
 
-def test_every_form_of_a_sound_gives_the_same(extract, tone, tmp_path):
+def test_all_input_forms_give_the_same_features(extract, tone, tmp_path):
     int16 = np.round(tone * 32768).astype(np.int16)
     on_grid = int16 / np.float32(32768)
     expected = features(extract, on_grid)
@@ -46,33 +46,46 @@ def test_every_form_of_a_sound_gives_the_same(extract, tone, tmp_path):
     assert torch.equal(expected[0, 0], torch.from_numpy(int16).float())
     path = tmp_path / "tone.wav"
     path.write_bytes(file_of(on_grid[None]))
-    forms = {
-        "int16": int16, "float64": on_grid.astype(np.float64), "a channel": on_grid[None], "a list": [on_grid], "a batch": on_grid[None, None],
-        "numbers": on_grid.tolist(), "a tensor": torch.from_numpy(on_grid), "an int16 tensor": torch.from_numpy(int16),
-    }  # fmt: skip
-    for name, sound in forms.items():
-        torch.testing.assert_close(features(extract, sound), expected, msg=name)
-    # These bring their sampling rate.
-    own = {
-        "datasets": {"array": on_grid, "sampling_rate": RATE}, "bytes": path.read_bytes(), "path": path, "string": str(path),
-        "undecoded": {"bytes": path.read_bytes(), "path": None}, "by path": {"bytes": None, "path": str(path)},
-    }  # fmt: skip
-    for name, sound in own.items():
-        torch.testing.assert_close(features(extract, sound, sampling_rate=None), expected, msg=name)
-    mixed = features(extract, [*own.values()], sampling_rate=None)
-    assert mixed.shape == (len(own), 1, LENGTH) and torch.equal(mixed, expected.expand_as(mixed))
+    arrays = {
+        "int16": int16,
+        "float64": on_grid.astype(np.float64),
+        "a channel": on_grid[None],
+        "a list": [on_grid],
+        "a batch": on_grid[None, None],
+        "numbers": on_grid.tolist(),
+        "a tensor": torch.from_numpy(on_grid),
+        "an int16 tensor": torch.from_numpy(int16),
+    }
+    for name, audio in arrays.items():
+        torch.testing.assert_close(features(extract, audio), expected, msg=name)
+    with_rate = {
+        "datasets": {"array": on_grid, "sampling_rate": RATE},
+        "bytes": path.read_bytes(),
+        "path": path,
+        "string": str(path),
+        "undecoded": {"bytes": path.read_bytes(), "path": None},
+        "by path": {"bytes": None, "path": str(path)},
+    }
+    for name, audio in with_rate.items():
+        torch.testing.assert_close(features(extract, audio, sampling_rate=None), expected, msg=name)
+    mixed = features(extract, [*with_rate.values()], sampling_rate=None)
+    assert mixed.shape == (len(with_rate), 1, LENGTH) and torch.equal(mixed, expected.expand_as(mixed))
 
 
 @pytest.mark.parametrize(
-    ("sound", "options", "said"),
+    ("audio", "options", "said"),
     [
         (np.zeros(9), {"sampling_rate": None}, r"audio\[0\]: no sampling_rate"),
         (np.zeros(9), {"sampling_rate": 16_000}, r"audio\[0\]: sampling_rate 16000, expected 44100, .* resample=True"),
-        ({"array": np.zeros(9), "sampling_rate": 48_000}, {}, "sampling_rate 44100 was stated, but it brings 48000"),
+        (
+            {"array": np.zeros(9), "sampling_rate": 48_000},
+            {},
+            "sampling_rate=44100 was passed, but the dictionary .* 48000",
+        ),
         ({"array": np.zeros(9), "sampling_rate": 48_000}, {"sampling_rate": None}, "48000, expected 44100"),
         ([np.zeros(9), np.zeros(0)], {}, r"audio\[1\]: empty"),
         (np.zeros((2, 0)), {}, r"audio\[0\]: empty"),
-        ([], {}, "audio: no sounds"),
+        ([], {}, "audio: got an empty list, expected at least one"),
         (np.array([0.1, np.nan]), {}, r"audio\[0\]: NaN or infinite"),
         (np.array([0.1, np.inf]), {}, "NaN or infinite"),
         (np.zeros((900, 2)), {}, r"shape \(900, 2\), expected .* at most 32 channels; a batch is a list"),
@@ -83,23 +96,27 @@ def test_every_form_of_a_sound_gives_the_same(extract, tone, tmp_path):
         (["gone.wav"], {}, r"audio\[0\]: gone.wav: no such file"),
         (np.full(9, 20_000.0), {}, "floats up to 20000, .* pass do_rescale_int16=False"),
         (np.zeros((3, 9)), {"num_channels": 2}, r"3 channels, expected 1 or 2 \(num_channels\)"),
-        ({"sampling_rate": RATE}, {}, "a dictionary without array, bytes or path"),
+        ({"sampling_rate": RATE}, {}, "got a dictionary without array, bytes or path"),
         (b"RIFF and nothing else", {}, r"audio\[0\]: 21 bytes: cannot be decoded as audio"),
-        ([np.zeros(9), np.zeros(8)], {"padding": False}, r"sounds of different shapes \[\(1, 8\), \(1, 9\)\] are no tensor"),
+        (
+            [np.zeros(9), np.zeros(8)],
+            {"padding": False},
+            r"different shapes \[\(1, 8\), \(1, 9\)\] do not fit into one tensor",
+        ),
         (np.zeros(9), {"padding": "repeat"}, "padding: 'repeat', expected"),
         (np.zeros(9), {"max_length": 0}, "max_length: 0"),
     ],
-)  # fmt: skip
-def test_what_is_wrong_is_named(extract, sound, options, said):
+)
+def test_invalid_audio_is_refused(extract, audio, options, said):
     pytest.importorskip("soundfile")
     with pytest.raises((ValueError, FileNotFoundError), match=said):
-        features(extract, sound, **options)
+        features(extract, audio, **options)
 
 
 @pytest.mark.parametrize(
     "values", [{"feature_size": -1}, {"sampling_rate": 0}, {"max_length": 0}, {"max_length": "5 s"}]
 )
-def test_bad_settings_are_named(values):
+def test_invalid_settings_are_refused(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))}: .*expected a whole number"):
         AudioCLIPFeatureExtractor(**values)
 
@@ -113,7 +130,7 @@ def test_scales(extract, tone):
     assert torch.equal(already, plain)
     stretched = features(extract, 0.01 * tone + 0.3, do_peak_scale=True)
     assert (stretched.min().item(), stretched.max().item()) == pytest.approx((-32768, 32767), abs=0.01)
-    assert not features(extract, np.zeros(50), do_peak_scale=True).any(), "silence stays silent"
+    assert not features(extract, np.zeros(50), do_peak_scale=True).any(), "silence stays silence"
     assert not features(extract, np.zeros(50)).any()
 
 
@@ -137,17 +154,17 @@ def test_lengths(extract, tone):
     assert (padded[:left] == padded[left]).all() and (padded[left + 501 :] == padded[left + 500]).all()
     assert features(extract, long).shape[-1] == LENGTH
     assert features(extract, [short, tone[:700]], padding="longest").shape == (2, 1, 700)
-    assert features(extract, [short, long], padding=True).shape == (2, 1, LENGTH), "it is cut before"
+    assert features(extract, [short, long], padding=True).shape == (2, 1, LENGTH), "cut before it is padded"
     assert features(extract, long, truncation=False).shape == (1, 1, 3 * LENGTH)
     assert features(extract, [long, short], padding=True, truncation=False).shape == (2, 1, 3 * LENGTH)
     rows = extract([short, long], sampling_rate=RATE, padding=False, truncation=False).input_features
     assert [row.shape for row in rows] == [(1, 501), (1, 3 * LENGTH)]
     assert features(extract, tone[:1], max_length=5).shape == (1, 1, 5)
-    alone = torch.cat([features(extract, sound) for sound in (short, long, tone)])
+    alone = torch.cat([features(extract, each) for each in (short, long, tone)])
     assert torch.equal(features(extract, [short, long, tone]), alone)
 
 
-def test_other_rates_are_resampled_where_that_is_asked_for(extract):
+def test_resample_converts_other_sampling_rates(extract):
     pytest.importorskip("soxr")
     slow = (0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.float32)
     resampled = features(extract, slow, sampling_rate=16_000, resample=True, padding=False, truncation=False)[0, 0]
@@ -157,7 +174,7 @@ def test_other_rates_are_resampled_where_that_is_asked_for(extract):
     int16 = np.round(slow * 32768).astype(np.int16)
     again = features(extract, int16, sampling_rate=16_000, resample=True, padding=False, truncation=False)[0, 0]
     torch.testing.assert_close(again, resampled, rtol=0, atol=2)
-    with pytest.raises(ValueError, match="1 samples at 48000000 are none at 44100"):
+    with pytest.raises(ValueError, match="1 samples at 48000000 become 0 samples at 44100"):
         features(extract, np.zeros(1), sampling_rate=48_000_000, resample=True)
     same = np.zeros((1, 9), np.float32)
     assert resample(same, RATE, RATE) is same
@@ -173,7 +190,7 @@ def test_files_are_decoded_without_ffmpeg(kind):
     assert power.argmax() == 440 and np.abs(samples).max() == pytest.approx(0.4, abs=0.05)
 
 
-def test_files_that_are_none(tmp_path, monkeypatch):
+def test_invalid_files_are_refused(tmp_path, monkeypatch):
     pytest.importorskip("soundfile")
     with pytest.raises(FileNotFoundError, match="missing.wav: no such file"):
         decode_audio(tmp_path / "missing.wav")
@@ -185,14 +202,14 @@ def test_files_that_are_none(tmp_path, monkeypatch):
         decode_audio(file_of(np.zeros((1, 101))))
 
 
-@pytest.mark.parametrize(("module", "sound"), [("soundfile", b"RIFF"), ("soxr", np.zeros(9))])
-def test_without_the_extra_the_error_says_which(extract, monkeypatch, module, sound):
+@pytest.mark.parametrize(("module", "audio"), [("soundfile", b"RIFF"), ("soxr", np.zeros(9))])
+def test_missing_extra_is_named(extract, monkeypatch, module, audio):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'needs {module}: pip install "hf-clip-variants\[audio\]"'):
-        features(extract, sound, sampling_rate=16_000, resample=True)
+        features(extract, audio, sampling_rate=16_000, resample=True)
 
 
-def test_it_is_saved_found_and_copied(extract, tone, tmp_path):
+def test_save_load_and_pickle(extract, tone, tmp_path):
     extract.save_pretrained(tmp_path)
     AudioCLIPConfig().save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""AudioCLIP's processor: three modalities in one call, labels, lengths."""
+"""AudioCLIP's processor: three modalities in one call, class names as texts, lengths."""
 
 import numpy as np
 import pytest
@@ -15,9 +15,9 @@ def processor():
     return CASES["audioclip"].processor()
 
 
-def test_all_three_at_once_are_each_alone(processor):
-    picture = (255 * tiny_pixels(1, size=64)[0].sigmoid()).byte().permute(1, 2, 0).numpy()
-    given = {"images": picture, "text": ["a dog", "rain"], "audio": np.sin(np.arange(900))}
+def test_all_modalities_together_equal_each_alone(processor):
+    image = (255 * tiny_pixels(1, size=64)[0].sigmoid()).byte().permute(1, 2, 0).numpy()
+    given = {"images": image, "text": ["a dog", "rain"], "audio": np.sin(np.arange(900))}
     together = processor(**given, sampling_rate=8000, return_tensors="pt")
     assert set(together) == {"pixel_values", "input_ids", "attention_mask", "input_features"}
     assert set(together) == set(processor.model_input_names)
@@ -30,20 +30,21 @@ def test_all_three_at_once_are_each_alone(processor):
         processor(return_tensors="pt")
 
 
-def test_labels_become_sentences(processor):
+def test_class_names_become_sentences(processor):
     ids = lambda text: processor(text=text, return_tensors="pt").input_ids  # noqa: E731
     assert torch.equal(ids([["dog_bark", "siren"], ["street_music"]]), ids(["dog bark, siren", "street music"]))
     assert torch.equal(ids("dog_bark"), ids("dog bark"))
     for wrong in (["dog", []], ["dog", 3], [["dog", 3]]):
-        with pytest.raises(ValueError, match=rf"text\[{len(wrong) - 1}\]: .*expected a string or the labels"):
+        with pytest.raises(ValueError, match=rf"text\[{len(wrong) - 1}\]: .*expected a string, or the class names"):
             ids(wrong)
 
 
-def test_texts_that_are_too_long_are_an_error_or_cut(processor):
+def test_long_texts_are_refused_or_cut(processor):
     limit = processor.tokenizer.model_max_length
     for text, index in ((["short", "dog " * limit], 1), ("dog " * limit, 0)):
         with pytest.raises(
-            ValueError, match=rf"text\[{index}\]: \d+ tokens, the model reads {limit}: 'dog dog.* pass truncation=True"
+            ValueError,
+            match=rf"text\[{index}\]: \d+ tokens, expected at most {limit}: 'dog dog.* pass truncation=True",
         ):
             processor(text=text)
         with pytest.warns(UserWarning, match="was cut, keeping the end token"):
@@ -52,8 +53,8 @@ def test_texts_that_are_too_long_are_an_error_or_cut(processor):
     assert processor(text=["dog"], padding="max_length", return_tensors="pt").input_ids.shape[1] == limit
 
 
-def test_options_of_texts_do_not_reach_sounds(processor):
-    """`max_length=8` is about tokens: a sound of 8 samples would be a silent mistake."""
+def test_text_options_do_not_apply_to_audio(processor):
+    """`max_length=8` means 8 tokens; audio of 8 samples would be a silent error."""
     options = {"padding": "max_length", "max_length": 8, "truncation": True, "return_tensors": "pt"}
     both = processor(text=["dog"], audio=np.zeros(900), sampling_rate=8000, **options)
     assert both.input_ids.shape == (1, 8) and both.input_features.shape[-1] == processor.feature_extractor.max_length
@@ -63,7 +64,7 @@ def test_options_of_texts_do_not_reach_sounds(processor):
         processor(audio=np.zeros(900))
 
 
-def test_it_is_saved_with_all_its_parts(processor, tmp_path):
+def test_save_and_load_with_all_parts(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert type(loaded) is AudioCLIPProcessor and loaded.to_dict() == processor.to_dict()
@@ -78,7 +79,7 @@ def test_it_is_saved_with_all_its_parts(processor, tmp_path):
         assert torch.equal(tensor, processor(**given)[name])
 
 
-def test_a_clip_processor_gets_ears(processor):
+def test_clip_processor_gets_a_feature_extractor(processor):
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     ours = AudioCLIPProcessor.from_clip(CLIPProcessor(CLIPImageProcessor(), processor.tokenizer))

@@ -1,4 +1,6 @@
-"""CLIP-ResNet beyond the contract of models: picture sizes, batch normalisation, backbone, loading, and learning."""
+"""What CLIP-ResNet does beyond the contract of models: image sizes, batch normalisation, backbone, loading,
+training.
+"""
 
 import copy
 import json
@@ -31,7 +33,7 @@ def model():
 
 
 @pytest.fixture
-def tower(model):
+def encoder(model):
     return model.vision_model
 
 
@@ -47,18 +49,18 @@ def near(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
-class TestPictures:
-    def test_other_sizes_are_asked_for(self, tower):
+class TestImageSizes:
+    def test_other_sizes_need_interpolate_pos_encoding(self, encoder):
         for size in ((96, 64), (65, 65), (32, 32)):
             with pytest.raises(
                 ValueError, match=rf"{size[0]} x {size[1]}, .* trained on 64 x 64; .*interpolate_pos_enc"
             ):
-                tower(torch.randn(1, 3, *size))
+                encoder(torch.randn(1, 3, *size))
 
-    def test_positions_are_resized_as_in_timm(self, tower):
-        """timm's tower for the same weights resizes them by default."""
+    def test_position_embeddings_are_resized_as_in_timm(self, encoder):
+        """timm's attention pooling resizes them by default."""
         timm_layers = pytest.importorskip("timm.layers")
-        pool, width = tower.attnpool, tower.config.hidden_size
+        pool, width = encoder.attnpool, encoder.config.hidden_size
         theirs = timm_layers.AttentionPool2d(
             width, feat_size=2, out_features=20, num_heads=8, qkv_separate=True
         ).eval()
@@ -71,13 +73,13 @@ class TestPictures:
             with torch.no_grad():
                 near(pool(feature_map)[0], theirs(feature_map))
 
-    def test_the_trained_size_is_not_touched(self, tower):
+    def test_trained_size_is_not_interpolated(self, encoder):
         with torch.no_grad():
-            plain, asked = (tower(tiny_pixels(2, size=64), interpolate_pos_encoding=flag) for flag in (False, True))
+            plain, asked = (encoder(tiny_pixels(2, size=64), interpolate_pos_encoding=flag) for flag in (False, True))
         assert torch.equal(plain.pooler_output, asked.pooler_output)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_the_whole_model_takes_other_sizes(self, model, dtype):
+    def test_full_model_takes_other_sizes(self, model, dtype):
         inputs = CASE.inputs(2) | {"pixel_values": torch.randn(2, 3, 96, 160)}
         outputs = model.to(dtype)(**inputs, interpolate_pos_encoding=True, return_loss=True)
         assert outputs.vision_model_output.last_hidden_state.shape == (2, 3 * 5, 256)
@@ -91,18 +93,18 @@ class TestPictures:
             (torch.zeros(1, 64, 64, 3), r"expected \[batch, 3, H, W\], got \[1, 64, 64, 3\]"),
             (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "torch.uint8 looks unnormalised"),
             (torch.zeros(1, 3, 16, 64), "16 x 64, expected at least 32 x 32"),
-            ("picture.png", r"expected \[batch, 3, H, W\], got str"),
+            ("image.png", r"expected \[batch, 3, H, W\], got str"),
         ],
     )
-    def test_what_is_no_picture_is_named(self, tower, pixels, said):
-        for one in (tower, CLIPResNetBackbone(tower.config)):
+    def test_invalid_pixels_are_refused(self, encoder, pixels, said):
+        for one in (encoder, CLIPResNetBackbone(encoder.config)):
             with pytest.raises(ValueError, match=f"pixel_values: .*{said}"):
                 one(pixels)
 
-    def test_pixels_are_cast_to_the_models_dtype(self, tower):
-        assert tower(tiny_pixels(1, size=64).double()).pooler_output.dtype == torch.float32
+    def test_pixels_are_cast_to_the_dtype_of_the_model(self, encoder):
+        assert encoder(tiny_pixels(1, size=64).double()).pooler_output.dtype == torch.float32
 
-    def test_one_modality_has_its_own_method(self, model):
+    def test_missing_modality_is_named(self, model):
         for name in ("input_ids", "pixel_values"):
             inputs = {key: value for key, value in CASE.inputs(2).items() if key != name}
             with pytest.raises(ValueError, match=f"{name}: missing; for one modality call get_image_features"):
@@ -110,7 +112,7 @@ class TestPictures:
 
 
 class TestFoldedBatchNorm:
-    def test_same_features_without_a_normalisation(self, model, norm_calls):
+    def test_folded_model_has_the_same_features(self, model, norm_calls):
         pixels = tiny_pixels(3, size=64)
         with torch.no_grad():
             plain = model.get_image_features(pixels, output_hidden_states=True)
@@ -118,13 +120,13 @@ class TestFoldedBatchNorm:
             norm_calls.clear()
             assert model.fuse_batch_norm() is model
             folded = model.get_image_features(pixels, output_hidden_states=True)
-        assert not norm_calls
+        assert not norm_calls, "no batch normalisation ran"
         for one, two in zip(folded.hidden_states, plain.hidden_states, strict=True):
             near(one, two)
             assert one.is_contiguous(memory_format=torch.channels_last)
         near(folded.pooler_output, plain.pooler_output)
 
-    def test_nothing_of_it_is_saved(self, model, tmp_path):
+    def test_folded_weights_are_not_saved(self, model, tmp_path):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model.fuse_batch_norm().save_pretrained(tmp_path)
         for state in (model.state_dict(), load_file(tmp_path / "model.safetensors")):
@@ -135,7 +137,7 @@ class TestFoldedBatchNorm:
                 CASE.run(model, **CASE.inputs(2)),
             )
 
-    def test_gradients_of_weights_go_the_plain_way(self, model, norm_calls):
+    def test_weight_gradients_use_the_original_weights(self, model, norm_calls):
         plain = copy.deepcopy(model)
         model.fuse_batch_norm()
         for one in (plain, model):
@@ -145,21 +147,21 @@ class TestFoldedBatchNorm:
         model.requires_grad_(False)
         pixels = tiny_pixels(2, size=64).requires_grad_()
         model.get_image_features(pixels).pooler_output.sum().backward()
-        assert pixels.grad.any() and not norm_calls, "gradients of pixels alone do not need it"
+        assert pixels.grad.any() and not norm_calls, "gradients of pixels use the folded weights"
 
-    def test_training_and_loading_drop_it(self, model):
-        tower = model.vision_model
+    def test_training_and_loading_remove_folded_weights(self, model):
+        encoder = model.vision_model
         for drop in (
             lambda: model.train(),
             lambda: model.load_state_dict(model.state_dict()),
             lambda: model.unfuse_batch_norm(),
         ):
             model.fuse_batch_norm()
-            assert not model.training and "folded_weight" in tower.layer1[0].conv2._buffers
+            assert not model.training and "folded_weight" in encoder.layer1[0].conv2._buffers
             drop()
             assert not [name for name, _ in model.named_buffers() if "folded" in name]
 
-    def test_it_moves_and_is_cast_with_the_model(self, model):
+    def test_folded_weights_are_copied_and_cast_with_the_model(self, model):
         with torch.no_grad():
             exact = model.get_image_features(tiny_pixels(2, size=64)).pooler_output
             model = copy.deepcopy(model.fuse_batch_norm()).to(torch.bfloat16)
@@ -167,20 +169,20 @@ class TestFoldedBatchNorm:
         assert rough.dtype == torch.bfloat16
         torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
 
-    def test_what_an_adapter_adds_is_not_lost(self, tower):
+    def test_lora_layers_are_not_folded(self, encoder):
         from peft import LoraConfig, get_peft_model
 
-        wrapped = get_peft_model(tower, LoraConfig(target_modules=["conv2"], r=2, init_lora_weights=False)).eval()
+        wrapped = get_peft_model(encoder, LoraConfig(target_modules=["conv2"], r=2, init_lora_weights=False)).eval()
         pixels = tiny_pixels(2, size=64)
         with torch.no_grad():
             expected = wrapped(pixels).pooler_output
-            tower.fuse_batch_norm()
+            encoder.fuse_batch_norm()
             near(wrapped(pixels).pooler_output, expected)
             with wrapped.disable_adapter():
                 assert not torch.allclose(wrapped(pixels).pooler_output, expected, rtol=1e-2)
 
-    def test_a_backbone_has_it_too(self, tower):
-        backbone = CLIPResNetBackbone(tower.config).eval()
+    def test_backbone_can_be_folded(self, encoder):
+        backbone = CLIPResNetBackbone(encoder.config).eval()
         with torch.no_grad():
             (expected,) = backbone(tiny_pixels(1, size=96)).feature_maps
             (folded,) = backbone.fuse_batch_norm()(tiny_pixels(1, size=96)).feature_maps
@@ -188,11 +190,11 @@ class TestFoldedBatchNorm:
 
 
 class TestStatistics:
-    def statistics(self, tower):
-        return {name: tensor.clone() for name, tensor in tower.named_buffers() if "running" in name}
+    def statistics(self, encoder):
+        return {name: tensor.clone() for name, tensor in encoder.named_buffers() if "running" in name}
 
-    def test_they_follow_the_batches_unless_they_are_frozen(self, tower, tmp_path):
-        tower.save_pretrained(tmp_path)
+    def test_freeze_batch_norm_keeps_statistics(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
         for frozen in (False, True):
             one = CLIPResNetVisionModel.from_pretrained(tmp_path, freeze_batch_norm=frozen).train()
             assert one.training and one.layer1[0].training
@@ -202,17 +204,17 @@ class TestStatistics:
             assert all(torch.equal(after[name], before[name]) == frozen for name in before)
             assert one.bn1.weight.grad.any(), "scale and shift are trained"
 
-    def test_the_flag_is_saved(self, tower, tmp_path):
-        tower.config.freeze_batch_norm = True
-        tower.save_pretrained(tmp_path)
+    def test_freeze_batch_norm_is_saved(self, encoder, tmp_path):
+        encoder.config.freeze_batch_norm = True
+        encoder.save_pretrained(tmp_path)
         assert not CLIPResNetVisionModel.from_pretrained(tmp_path).train().bn1.training
 
     @pytest.mark.parametrize("reentrant", [False, True])
-    def test_activation_checkpointing_counts_a_batch_once(self, tower, reentrant):
+    def test_activation_checkpointing_counts_a_batch_once(self, encoder, reentrant):
         pixels = tiny_pixels(4, size=64).requires_grad_()
         after = []
         for checkpointing in (False, True):
-            one = copy.deepcopy(tower).train()
+            one = copy.deepcopy(encoder).train()
             if checkpointing:
                 one.activation_checkpointing_enable({"use_reentrant": reentrant})
             one(pixels).pooler_output.sum().backward()
@@ -222,15 +224,15 @@ class TestStatistics:
 
 
 class TestInitialisation:
-    def test_a_new_block_is_its_shortcut(self):
-        tower = CLIPResNetVisionModel(CASE.config().vision_config).eval()
+    def test_new_block_returns_its_shortcut(self):
+        encoder = CLIPResNetVisionModel(CASE.config().vision_config).eval()
         with torch.no_grad():
-            stem, stage1, *_ = tower(tiny_pixels(1, size=64), output_hidden_states=True).hidden_states
-            block = tower.layer1[0].downsample
+            stem, stage1, *_ = encoder(tiny_pixels(1, size=64), output_hidden_states=True).hidden_states
+            block = encoder.layer1[0].downsample
             near(stage1, block["1"](block["0"](stem)).relu())
-        assert tower.bn3.weight.all(), "that of the stem is not zero"
+        assert encoder.bn3.weight.all(), "the stem's batch normalisation does not start at 0"
 
-    def test_spread_of_the_attention_pooling_and_the_projection(self):
+    def test_standard_deviations_of_initial_weights(self):
         torch.manual_seed(0)
         model = CLIPResNetModel(CASE.config())
         pool = model.vision_model.attnpool
@@ -241,7 +243,7 @@ class TestInitialisation:
 
 
 class TestBackbone:
-    def test_maps_are_those_of_the_tower(self, model, tmp_path):
+    def test_feature_maps_equal_those_of_the_full_model(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         pixels = tiny_pixels(2, size=64)
         with torch.no_grad():
@@ -252,15 +254,15 @@ class TestBackbone:
         for ours, theirs in zip(outputs.feature_maps, (expected[0], expected[2], expected[4]), strict=True):
             assert torch.equal(ours, theirs)
 
-    def test_any_size_of_at_least_32_pixels(self):
+    def test_images_of_any_size_from_32_pixels_on(self):
         backbone = CLIPResNetBackbone(
             CLIPResNetVisionConfig(hidden_size=64, depths=[1] * 4, num_attention_heads=1, out_features=STAGES)
         )
         shapes = [tuple(one.shape) for one in backbone.eval()(torch.randn(1, 3, 40, 72)).feature_maps]
         assert shapes == [(1, 2, 10, 18), (1, 8, 10, 18), (1, 16, 5, 9), (1, 32, 2, 4), (1, 64, 1, 2)]
 
-    def test_auto_classes_know_the_tower(self, tower, tmp_path):
-        tower.save_pretrained(tmp_path)
+    def test_auto_classes_load_the_image_encoder(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
         assert type(AutoModel.from_pretrained(tmp_path)) is CLIPResNetVisionModel
         config = AutoConfig.from_pretrained(tmp_path, out_indices=[1, 3])
         assert type(config) is CLIPResNetVisionConfig
@@ -268,27 +270,27 @@ class TestBackbone:
         assert type(AutoBackbone.from_config(config)) is CLIPResNetBackbone
 
     @pytest.mark.hub
-    def test_the_hubs_copy_of_a_tower(self, tower, tmp_path):
-        """By name only: transformers' AutoBackbone takes a folder for a model of timm."""
+    def test_backbone_loads_from_the_hub(self, encoder, tmp_path):
+        """By repository name: for a local folder, transformers' AutoBackbone looks for a timm model."""
         with hub_in_this_process(tmp_path / "home"):
-            tower.push_to_hub("alice/tower")
-            backbone = AutoBackbone.from_pretrained("alice/tower", out_features=["stage3"])
+            encoder.push_to_hub("alice/encoder")
+            backbone = AutoBackbone.from_pretrained("alice/encoder", out_features=["stage3"])
         assert type(backbone) is CLIPResNetBackbone and backbone.channels == [128]
-        assert torch.equal(backbone.conv1.weight, tower.conv1.weight)
+        assert torch.equal(backbone.conv1.weight, encoder.conv1.weight)
 
-    def test_transformers_own_models_take_it_as_a_backbone(self):
+    def test_backbone_of_a_transformers_model(self):
         from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-        towers = CLIPResNetVisionConfig(hidden_size=64, depths=[1] * 4, num_attention_heads=1, out_features=STAGES[1:])
+        vision = CLIPResNetVisionConfig(hidden_size=64, depths=[1] * 4, num_attention_heads=1, out_features=STAGES[1:])
         config = UperNetConfig(
-            backbone_config=towers, hidden_size=16, num_labels=3, auxiliary_in_channels=32, auxiliary_channels=8
+            backbone_config=vision, hidden_size=16, num_labels=3, auxiliary_in_channels=32, auxiliary_channels=8
         )
         logits = UperNetForSemanticSegmentation(config).eval()(torch.randn(1, 3, 64, 64)).logits
         assert logits.shape == (1, 3, 64, 64)
 
 
 class TestFiles:
-    def test_what_is_too_much_is_reported_by_the_whole_and_not_by_the_tower(self, model, tmp_path):
+    def test_unexpected_weights_are_reported_by_the_full_model_only(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
         weights["text_model.adapter.weight"] = torch.ones(1)
@@ -301,7 +303,7 @@ class TestFiles:
             _, info = cls.from_pretrained(tmp_path, output_loading_info=True)
             assert set(info["unexpected_keys"]) == unexpected and not info["missing_keys"]
 
-    def test_a_file_chooses_no_code(self, model, tmp_path):
+    def test_config_file_cannot_choose_code(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         path = tmp_path / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -313,7 +315,7 @@ class TestFiles:
             assert one.config._attn_implementation == "sdpa"
         assert CLIPResNetVisionModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
-    def test_damage_is_named(self, model, tmp_path):
+    def test_damaged_files_are_refused(self, model, tmp_path):
         model.save_pretrained(tmp_path)
         file = tmp_path / "model.safetensors"
         whole = file.read_bytes()
@@ -326,7 +328,7 @@ class TestFiles:
         with pytest.raises(ValueError, match="vision_model.bn1.weight has NaN or infinite values"):
             CLIPResNetModel.from_pretrained(tmp_path, check_finite=True)
 
-    def test_a_checkpoint_of_a_vision_transformer_is_refused(self, tmp_path):
+    def test_vision_transformer_checkpoint_is_refused(self, tmp_path):
         from tiny import tiny_clip
 
         tiny_clip().save_pretrained(tmp_path)
@@ -335,7 +337,7 @@ class TestFiles:
         ):
             CLIPResNetModel.from_pretrained(tmp_path)
 
-    def test_widths_follow_from_the_joint_space(self):
+    def test_projection_dim_is_passed_to_both_encoders(self):
         config = CLIPResNetConfig(projection_dim=64, text_config={"hidden_size": 128, "num_attention_heads": 2})
         assert config.vision_config.projection_dim == config.text_config.projection_dim == 64
         assert type(config.text_config) is CLIPTextConfig
@@ -348,9 +350,9 @@ SHAPES = ("square", "circle", "stripe", "frame")
 
 
 def coloured_shapes(generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
-    """One picture (3, 64, 64) and caption of each of 16 coloured shapes, at random places on noise."""
+    """An image (3, 64, 64) and a caption of each of 16 coloured shapes, at random places on noise."""
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    pictures, captions = [], []
+    images, captions = [], []
     for colour, rgb in COLOURS.items():
         for shape in SHAPES:
             y, x = (
@@ -365,14 +367,15 @@ def coloured_shapes(generator: torch.Generator) -> tuple[torch.Tensor, list[str]
                 "frame": inside & (torch.maximum(x, y) > 11),
             }[shape]
             noise = torch.randn(3, 64, 64, generator=generator) * 0.2 - 0.5
-            pictures.append(torch.where(mask, torch.tensor(rgb)[:, None, None] * 2.0 - 0.5, noise))
+            images.append(torch.where(mask, torch.tensor(rgb)[:, None, None] * 2.0 - 0.5, noise))
             captions.append(f"a {colour} {shape}")
-    return torch.stack(pictures), captions
+    return torch.stack(images), captions
 
 
 @pytest.mark.slow
-def test_training_matches_captions_to_new_images(tmp_path):
-    """A tiny image encoder, 200 steps of Trainer on 16 captions: it then finds the captions of new images, and before does not."""
+def test_training_learns_to_match_images_and_captions(tmp_path):
+    """A tiny model, 200 steps of Trainer on 16 captions. It then finds the caption of new images, which it does not
+    before training."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     generator = torch.Generator().manual_seed(0)
@@ -380,24 +383,32 @@ def test_training_matches_captions_to_new_images(tmp_path):
     captions = rounds[0][1]
     ids = tiny_tokenizer()(captions, padding=True, return_tensors="pt").input_ids
     data = [
-        {"pixel_values": picture, "input_ids": row}
-        for pictures, _ in rounds[:25]
-        for picture, row in zip(pictures, ids, strict=True)
+        {"pixel_values": image, "input_ids": row}
+        for images, _ in rounds[:25]
+        for image, row in zip(images, ids, strict=True)
     ]
     torch.manual_seed(0)
     model = CLIPResNetModel(CASE.config())
 
     def recall(model) -> float:
         with torch.no_grad():
-            pictures = torch.cat([pictures for pictures, _ in rounds[25:]])
-            best = model.eval()(pixel_values=pictures, input_ids=ids).logits_per_image.argmax(-1)
+            images = torch.cat([images for images, _ in rounds[25:]])
+            best = model.eval()(pixel_values=images, input_ids=ids).logits_per_image.argmax(-1)
         return (best == torch.arange(16).repeat(5)).float().mean().item()
 
     before = recall(model)
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=200, per_device_train_batch_size=16, learning_rate=2e-3, use_cpu=True, report_to="none",
-        save_strategy="no", disable_tqdm=True, logging_steps=20, train_sampling_strategy="sequential",
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=200,
+        per_device_train_batch_size=16,
+        learning_rate=2e-3,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=20,
+        train_sampling_strategy="sequential",
+    )
     trainer = Trainer(
         model,
         arguments,

@@ -1,4 +1,5 @@
-"""SLIP beyond the contract of models: what trains what, heads that come and go, momentum encoders, any tower, bad input."""
+"""What SLIP does beyond the contract of models: gradients of both losses, momentum encoders, loading with other heads,
+all image encoders, invalid inputs, the self-supervised losses."""
 
 import copy
 import json
@@ -9,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from slip_runs import OBJECTIVES, slip_batch, slip_config, slip_model, train_by_trainer, train_steps
+from slip_runs import OBJECTIVES, VISION, slip_batch, slip_config, slip_model, train_by_trainer, train_steps
 from tiny import tiny_clip, tiny_tokenizer
 from transformers import AutoModel, AutoModelForPreTraining, CLIPImageProcessor, CLIPProcessor, pipeline
 from transformers.utils import logging as transformers_logging
@@ -17,13 +18,19 @@ from transformers.utils import logging as transformers_logging
 from hf_clip_variants import PretrainingCallback, SLIPConfig, SLIPForPreTraining, SLIPModel
 from hf_clip_variants.modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
 from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
-from hf_clip_variants.modeling.slip.configuration_slip import IMAGE_TOWERS
-from hf_clip_variants.modeling.slip.self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
+from hf_clip_variants.modeling.slip.configuration_slip import IMAGE_ENCODERS
+from hf_clip_variants.modeling.slip.self_supervised_losses import (
+    byol_loss,
+    moco_v3_loss,
+    simclr_loss,
+    simclr_loss_reference,
+    simsiam_loss,
+)
 
 
 MOMENTUM = ("moco_v3", "byol")
 HEADS = ("ssl_projector.", "ssl_predictor.")
-ONLY_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
+CLIP_ONLY = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 
 
 @pytest.fixture
@@ -41,23 +48,23 @@ def parameters(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-class TestWhatTrainsWhat:
+class TestGradients:
     @pytest.mark.parametrize("objective", OBJECTIVES)
-    def test_heads_learn_from_the_views_projections_from_the_texts_and_the_tower_from_both(self, batch, objective):
+    def test_which_loss_trains_which_parameters(self, batch, objective):
         model = slip_model(ssl_objective=objective)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         from_texts = set(gradients(model, model(**batch).clip_loss))
         from_views = set(gradients(model, model(**batch).ssl_loss))
-        tower = {name for name in trained if name.startswith("vision_model.")}
+        encoder = {name for name in trained if name.startswith("vision_model.")}
         heads = {name for name in trained if name.startswith(HEADS)}
-        texts = {name for name in trained if name.startswith(ONLY_CLIP)}
-        assert tower and heads and texts and tower | heads | texts == trained
-        assert from_texts == tower | texts and from_views == tower | heads
+        texts = {name for name in trained if name.startswith(CLIP_ONLY)}
+        assert encoder and heads and texts and encoder | heads | texts == trained
+        assert from_texts == encoder | texts and from_views == encoder | heads
         assert any(name.startswith("ssl_predictor.") for name in heads) == (objective != "simclr")
         frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
         assert all(name.startswith("momentum_") for name in frozen) and bool(frozen) == (objective in MOMENTUM)
 
-    def test_without_weight_the_views_are_not_looked_at(self, batch):
+    def test_ssl_scale_0_ignores_the_views(self, batch):
         model = slip_model(ssl_scale=0)
         views = {name: batch.pop(name) for name in ("pixel_values_aug1", "pixel_values_aug2")}
         outputs = model(**batch)
@@ -72,7 +79,7 @@ class TestWhatTrainsWhat:
         dual = model.dual_encoder()
         assert torch.equal(dual(**batch, return_loss=True).loss, outputs.loss)
 
-    def test_the_loss_is_the_weighted_sum(self, batch):
+    def test_loss_is_the_weighted_sum(self, batch):
         model = slip_model(ssl_scale=0.25)
         outputs = model(**batch)
         torch.testing.assert_close(outputs.loss, outputs.clip_loss + 0.25 * outputs.ssl_loss)
@@ -83,7 +90,7 @@ class TestWhatTrainsWhat:
         )
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
-    def test_swapping_the_views_leaves_the_loss(self, batch, objective):
+    def test_swapping_the_views_keeps_the_loss(self, batch, objective):
         swapped = batch | {
             "pixel_values_aug1": batch["pixel_values_aug2"],
             "pixel_values_aug2": batch["pixel_values_aug1"],
@@ -91,7 +98,7 @@ class TestWhatTrainsWhat:
         losses = [slip_model(ssl_objective=objective)(**each).ssl_loss for each in (batch, swapped)]
         torch.testing.assert_close(*losses)
 
-    def test_each_view_is_a_batch_of_its_own_to_batch_normalisation(self, batch):
+    def test_batch_norm_statistics_are_per_view(self, batch):
         model = slip_model()
         before = copy.deepcopy(model)
         outputs = model(**batch)
@@ -102,7 +109,7 @@ class TestWhatTrainsWhat:
         for name, buffer in model.ssl_projector.named_buffers():
             torch.testing.assert_close(buffer, before.ssl_projector.get_buffer(name))
 
-    def test_evaluation_without_views_is_the_clip_loss(self, batch):
+    def test_evaluation_without_views_returns_the_clip_loss(self, batch):
         model = slip_model().eval()
         texts = {name: batch[name] for name in ("input_ids", "pixel_values")}
         with torch.no_grad():
@@ -112,7 +119,7 @@ class TestWhatTrainsWhat:
         assert plain.loss is plain.clip_loss is plain.clip_accuracy is None
         assert torch.equal(plain.logits_per_image, outputs.logits_per_image)
 
-    def test_accuracies_count_what_finds_its_partner(self, batch):
+    def test_accuracies_are_the_share_of_matched_rows(self, batch):
         model = slip_model().eval()
         batch["pixel_values_aug2"] = batch["pixel_values_aug1"]
         with torch.no_grad():
@@ -125,7 +132,7 @@ class TestWhatTrainsWhat:
 
 class TestMomentum:
     @pytest.mark.parametrize("objective", MOMENTUM)
-    def test_copies_begin_equal_and_follow_once_a_step(self, batch, objective):
+    def test_momentum_copies_start_equal_and_are_updated_once_a_step(self, batch, objective):
         model = slip_model(ssl_objective=objective, ssl_momentum=0.9)
         for online, momentum in (
             (model.vision_model, model.momentum_vision_model),
@@ -146,21 +153,21 @@ class TestMomentum:
         assert all(torch.equal(after[n], before[n]) for n in after if not n.startswith("momentum_"))
         model.update_momentum_encoder(progress=1.0)
         assert all(torch.equal(tensor, after[n]) for n, tensor in parameters(model).items()), (
-            "at the end it stands still"
+            "the last update changes nothing"
         )
         with pytest.raises(ValueError, match=r"progress: 1.5, expected a number in 0..1"):
             model.update_momentum_encoder(1.5)
 
-    def test_without_a_momentum_encoder_there_is_nothing_to_update(self):
+    def test_update_without_momentum_encoder_changes_nothing(self):
         model = slip_model()
         before = parameters(model)
         model.update_momentum_encoder(0.5)
         assert all(torch.equal(tensor, before[name]) for name, tensor in parameters(model).items())
 
-    def test_who_forgets_the_update_is_told(self, batch, caplog):
+    def test_forgotten_update_warns(self, batch, caplog):
         transformers_logging.enable_propagation()
         transformers_logging.warning_once.cache_clear()  # another test may have seen it
-        for told in (False, True):
+        for forgotten in (True, False):
             model = slip_model(ssl_objective="moco_v3")
             optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
             caplog.clear()
@@ -168,13 +175,13 @@ class TestMomentum:
                 for _ in range(2):  # accumulation
                     model(**batch).loss.backward()
                 optimizer.step()
-                if not told:
+                if not forgotten:
                     PretrainingCallback().after_step(model, 0.1)
                 model(**batch)
-            found = [r for r in caplog.records if "momentum encoder was not" in r.message]
-            assert bool(found) == told
+            found = [record for record in caplog.records if "momentum encoder was not updated" in record.message]
+            assert bool(found) == forgotten
 
-    def test_trainer_updates_once_a_step_whatever_the_accumulation(self, tmp_path, monkeypatch):
+    def test_trainer_updates_once_per_optimiser_step(self, tmp_path, monkeypatch):
         calls = []
         plain = SLIPForPreTraining.update_momentum_encoder
         monkeypatch.setattr(
@@ -186,7 +193,7 @@ class TestMomentum:
         assert calls == [0.25, 0.5, 0.75, 1.0]
 
     @pytest.mark.parametrize("objective", ["moco_v3", "simsiam"])
-    def test_a_resumed_training_ends_where_an_uninterrupted_one_does(self, tmp_path, objective):
+    def test_resumed_training_equals_an_uninterrupted_one(self, tmp_path, objective):
         whole, losses = train_by_trainer(tmp_path, 4, accumulation=2, steps=4, ssl_objective=objective)
         resumed, again = train_by_trainer(
             tmp_path, 4, accumulation=2, steps=4, ssl_objective=objective, resume=str(tmp_path / "checkpoint-2")
@@ -206,12 +213,9 @@ class TestTrainer:
             torch.float32
         }
 
-    @pytest.mark.parametrize("tower", ["vit", "clipv-clip_resnet_vision"])
-    def test_activation_checkpointing_counts_no_batch_twice(self, tower):
-        vision = {"model_type": tower}
-        vision |= {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 24, "patch_size": 8} if tower == "vit" else {
-            "hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 2, "image_size": 32, "projection_dim": 16
-        }  # fmt: skip
+    @pytest.mark.parametrize("kind", ["vit", "clipv-clip_resnet_vision"])
+    def test_activation_checkpointing_counts_a_batch_once(self, kind):
+        vision = {"model_type": kind} | (VISION if kind == "vit" else ENCODERS[kind])
         found = []
         for checkpointing in (False, True):
             model = slip_model(vision_config=vision)
@@ -222,7 +226,7 @@ class TestTrainer:
         for name, tensor in ((n, t) for n, t in found[0].items() if "num_batches" not in n or "ssl_" in n):
             torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
-    def test_evaluation_needs_no_flag_in_the_batch(self, tmp_path):
+    def test_trainer_evaluates_without_return_loss_in_the_batch(self, tmp_path):
         from transformers import Trainer, TrainingArguments, default_data_collator
 
         batch = slip_batch(4)
@@ -233,7 +237,7 @@ class TestTrainer:
             expected = slip_model().eval()(**batch).loss.item()
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
-    def test_the_logit_scale_stays_in_range(self, batch):
+    def test_callback_limits_the_logit_scale(self, batch):
         for value, expected in ((9.0, math.log(100)), (-3.0, 0.0), (2.0, 2.0)):
             model = slip_model(logit_scale_init_value=value)
             PretrainingCallback().after_step(torch.nn.parallel.DataParallel(model), 0.5)
@@ -244,13 +248,13 @@ class TestTrainer:
             PretrainingCallback(0)
 
 
-class TestHeadsComeAndGo:
+class TestLoadingWithOtherHeads:
     @pytest.mark.parametrize("objective", OBJECTIVES)
-    def test_the_dual_encoder_leaves_them_out_without_a_word(self, batch, objective, tmp_path, caplog):
+    def test_dual_encoder_ignores_heads_silently(self, batch, objective, tmp_path, caplog):
         model = slip_model(ssl_objective=objective).eval()
         model.save_pretrained(tmp_path / "pretraining")
         names = set(load_file(tmp_path / "pretraining" / "model.safetensors"))
-        assert names == set(model.state_dict()), "under its own names"
+        assert names == set(model.state_dict()), "saved with the model's own names"
         transformers_logging.enable_propagation()
         with caplog.at_level(logging.WARNING), torch.no_grad():
             loaded, info = SLIPModel.from_pretrained(tmp_path / "pretraining", output_loading_info=True)
@@ -265,7 +269,7 @@ class TestHeadsComeAndGo:
         assert not caplog.records, [record.message for record in caplog.records]
         assert not any(tensor.is_meta for tensor in model.dual_encoder().buffers())
 
-    def test_a_dual_encoder_begins_pretraining_with_new_heads(self, tmp_path):
+    def test_pretraining_from_a_dual_encoder_gets_new_heads(self, tmp_path):
         dual = slip_model(ssl_objective="moco_v3").dual_encoder()
         with torch.no_grad():
             for p in dual.parameters():
@@ -282,10 +286,10 @@ class TestHeadsComeAndGo:
             copied = getattr(model, f"momentum_{part}").state_dict()
             assert all(torch.equal(copied[name], tensor) for name, tensor in online.state_dict().items())
         weight = model.ssl_projector.layer2.weight
-        assert 0.8 < weight.abs().max() * math.sqrt(weight.shape[1]) <= 1, "uniform, as PyTorch's layers"
+        assert 0.8 < weight.abs().max() * math.sqrt(weight.shape[1]) <= 1, "PyTorch's uniform initialisation"
         assert torch.isfinite(model.train()(**slip_batch(4)).loss)
 
-    def test_another_objective_keeps_what_it_can_use(self, tmp_path):
+    def test_another_objective_keeps_shared_modules(self, tmp_path):
         model = slip_model(ssl_objective="moco_v3")
         model.save_pretrained(tmp_path)
         fewer, info = SLIPForPreTraining.from_pretrained(tmp_path, ssl_objective="simsiam", output_loading_info=True)
@@ -295,7 +299,7 @@ class TestHeadsComeAndGo:
         more = SLIPForPreTraining.from_pretrained(tmp_path / "simclr", ssl_objective="byol")
         assert torch.equal(more.momentum_projector.layer1.weight, slip_model().ssl_projector.layer1.weight)
 
-    def test_half_a_head_is_an_error(self, tmp_path):
+    def test_incomplete_head_is_an_error(self, tmp_path):
         slip_model().save_pretrained(tmp_path)
         weights = load_file(tmp_path / "model.safetensors")
         del weights["ssl_projector.layer2.weight"]
@@ -305,19 +309,21 @@ class TestHeadsComeAndGo:
         assert type(SLIPModel.from_pretrained(tmp_path)) is SLIPModel
 
 
-TOWERS = {
-    "clip_vision_model": {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8},
-    "clipv-clip_resnet_vision": {"hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 2, "image_size": 32, "projection_dim": 16},
+CLIP_RESNET = {"hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": 2, "projection_dim": 16}
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "patch_size": 4, "window_size": 2}
+ENCODERS = {
+    "clip_vision_model": VISION | {"image_size": 32},
+    "clipv-clip_resnet_vision": CLIP_RESNET | {"image_size": 32},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "dinov2": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8},
-    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "image_size": 32, "patch_size": 4, "window_size": 2},
-}  # fmt: skip
+    "swin": SWIN | {"image_size": 32},
+}
 
 
-class TestTowers:
-    @pytest.mark.parametrize("kind", TOWERS)
-    def test_any_image_tower_trains_is_saved_and_loaded(self, kind, tmp_path):
-        model = slip_model(vision_config=TOWERS[kind] | {"model_type": kind})
+class TestImageEncoders:
+    @pytest.mark.parametrize("kind", ENCODERS)
+    def test_image_encoders_train_save_and_load(self, kind, tmp_path):
+        model = slip_model(vision_config=ENCODERS[kind] | {"model_type": kind})
         batch = slip_batch(4, size=32)
         outputs = model(**batch)
         found = gradients(model, outputs.loss)
@@ -333,13 +339,13 @@ class TestTowers:
         with torch.no_grad():
             torch.testing.assert_close(loaded(**texts).logits_per_image, model(**texts).logits_per_image)
 
-    def test_clip_resnet_is_ours(self):
+    def test_clip_resnet_is_the_class_of_this_package(self):
         model = slip_model(
-            vision_config=TOWERS["clipv-clip_resnet_vision"] | {"model_type": "clipv-clip_resnet_vision"}
+            vision_config=ENCODERS["clipv-clip_resnet_vision"] | {"model_type": "clipv-clip_resnet_vision"}
         )
         assert type(model.vision_model) is CLIPResNetVisionModel and model.visual_projection.in_features == 16
 
-    def test_a_clip_checkpoint_loads(self, tmp_path):
+    def test_clip_checkpoint_loads(self, tmp_path):
         clip = tiny_clip()
         clip.save_pretrained(tmp_path)
         model = SLIPModel.from_pretrained(tmp_path)
@@ -349,43 +355,43 @@ class TestTowers:
                 model(**inputs).logits_per_image, clip(**inputs).logits_per_image, rtol=1e-5, atol=1e-5
             )
 
-    def test_what_is_no_image_tower_is_named(self):
+    def test_other_encoders_are_refused(self):
         for kind in ("bert", "audio-spectrogram-transformer"):
             with pytest.raises(
                 (StrictDataclassError, ValueError),
-                match=f"vision_config.model_type: '{kind}', expected an image tower",
+                match=f"vision_config.model_type: '{kind}', expected an image encoder",
             ):
                 SLIPForPreTraining(slip_config(vision_config={"model_type": kind}))
 
-    def test_a_file_names_nothing_to_be_fetched(self, monkeypatch):
-        """A hybrid DPT builds what its nested backbone names, from the Hub."""
+    def test_config_file_cannot_download_a_backbone(self, monkeypatch):
+        """A hybrid DPT downloads the nested backbone that its configuration names."""
         asked = []
         monkeypatch.setattr("socket.socket.connect", lambda *address: asked.append(address))
         evil = {"model_type": "timm_backbone", "backbone": "hf_hub:evil/repo", "use_pretrained_backbone": True}
-        tower = {
+        encoder = {
             "model_type": "dpt",
             "is_hybrid": True,
             "backbone_config": evil,
             "hidden_size": 24,
             "num_attention_heads": 3,
         }
-        for vision in (tower, evil, {"model_type": "timm_wrapper", "architecture": "hf_hub:evil/repo"}):
-            with pytest.raises((StrictDataclassError, ValueError), match="expected an image tower"):
+        for vision in (encoder, evil, {"model_type": "timm_wrapper", "architecture": "hf_hub:evil/repo"}):
+            with pytest.raises((StrictDataclassError, ValueError), match="expected an image encoder"):
                 SLIPModel(SLIPConfig.from_dict({"vision_config": vision}))
         assert not asked
 
-    @pytest.mark.parametrize("kind", IMAGE_TOWERS)
-    def test_every_tower_that_is_offered_has_a_feature_of_the_width_it_says(self, kind):
-        """With its default sizes, on no device."""
+    @pytest.mark.parametrize("kind", IMAGE_ENCODERS)
+    def test_feature_dim_of_every_image_encoder(self, kind):
+        """With its default sizes, on the meta device."""
         config = slip_config(vision_config={"model_type": kind})
         size = getattr(config.vision_config, "image_size", 224)
         with torch.device("meta"):
             model = SLIPModel(config)
             pixels = torch.zeros(1, 3, size, size)
-            feature = model._run_tower(model.vision_model, pixels, "pixel_values").pooler_output
+            feature = model._run_image_encoder(model.vision_model, pixels, "pixel_values").pooler_output
         assert feature.shape == (1, config.feature_dim)
 
-    def test_a_file_chooses_no_code(self, tmp_path):
+    def test_config_file_cannot_choose_code(self, tmp_path):
         slip_model().save_pretrained(tmp_path)
         path = tmp_path / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -396,13 +402,13 @@ class TestTowers:
         model = SLIPModel.from_pretrained(tmp_path)
         assert model.config._attn_implementation == "sdpa" and type(model.vision_model).__name__ == "ViTModel"
 
-    def test_presets_are_named(self):
+    def test_of_size_refuses_unknown_sizes(self):
         assert SLIPConfig.of_size("large", ssl_scale=0.5).ssl_scale == 0.5
         with pytest.raises(ValueError, match="size: 'huge', expected one of small, base, large"):
             SLIPConfig.of_size("huge")
 
 
-def test_the_stock_pipeline_takes_a_pretraining_folder(tmp_path):
+def test_stock_pipeline_loads_a_pretraining_folder(tmp_path):
     slip_model().save_pretrained(tmp_path)
     images = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}, resample=2)
     CLIPProcessor(images, tiny_tokenizer()).save_pretrained(tmp_path)
@@ -413,8 +419,8 @@ def test_the_stock_pipeline_takes_a_pretraining_folder(tmp_path):
     assert type(classify.model) is SLIPModel and sum(one["score"] for one in found) == pytest.approx(1, abs=1e-5)
 
 
-def test_captions_that_were_cut_without_their_end_are_pooled_at_the_start_as_officially():
-    """There at the largest id, which then is the start token's."""
+def test_captions_without_end_token_are_pooled_at_the_start_token():
+    """As in the official code, which pools at the largest id; here that is the id of the start token."""
     model, ids = slip_model().eval(), torch.tensor([[4036, 5, 900, 17, 32], [4036, 8, 7, 6, 2000]])
     assert not ids.argmax(1).any()
     with torch.no_grad():
@@ -423,8 +429,8 @@ def test_captions_that_were_cut_without_their_end_are_pooled_at_the_start_as_off
         torch.testing.assert_close(outputs.pooler_output[0], outputs.pooler_output[1])
 
 
-class TestRefused:
-    def test_views_are_asked_for(self, batch):
+class TestInvalidInputs:
+    def test_missing_views_are_named(self, batch):
         for absent in (("pixel_values_aug1",), ("pixel_values_aug2",), ("pixel_values_aug1", "pixel_values_aug2")):
             some = {name: value for name, value in batch.items() if name not in absent}
             with pytest.raises(
@@ -434,19 +440,19 @@ class TestRefused:
         with pytest.raises(ValueError, match="pixel_values_aug2: missing"):
             slip_model().eval()(**{name: value for name, value in batch.items() if name != "pixel_values_aug2"})
 
-    def test_both_modalities_are_asked_for(self, batch):
+    def test_missing_modality_is_named(self, batch):
         for name in ("input_ids", "pixel_values"):
             with pytest.raises(ValueError, match=f"{name}: missing"):
                 slip_model()(**{key: value for key, value in batch.items() if key != name})
 
-    def test_numbers_of_pictures(self, batch):
-        with pytest.raises(ValueError, match="pixel_values_aug2: 5 pictures, pixel_values has 6"):
+    def test_different_numbers_of_images_are_refused(self, batch):
+        with pytest.raises(ValueError, match="pixel_values_aug2: 5 images, pixel_values has 6"):
             slip_model()(**batch | {"pixel_values_aug2": batch["pixel_values_aug2"][:5]})
-        with pytest.raises(ValueError, match="pixel_values_aug1: 1 picture, batch normalisation needs at least 2"):
+        with pytest.raises(ValueError, match="pixel_values_aug1: 1 image, batch normalisation needs at least 2"):
             slip_model()(**slip_batch(1))
 
     @pytest.mark.parametrize("name", ["pixel_values", "pixel_values_aug1", "pixel_values_aug2"])
-    def test_what_is_no_picture_is_named(self, batch, name):
+    def test_invalid_pixels_are_refused(self, batch, name):
         for wrong, said in (
             (torch.zeros(6, 24, 24), r"expected \[batch, 3, H, W\], got \[6, 24, 24\]"),
             (torch.zeros(6, 24, 24, 3), r"expected \[batch, 3, H, W\], got \[6, 24, 24, 3\]"),
@@ -459,14 +465,16 @@ class TestRefused:
 class TestLosses:
     VIEWS = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
 
-    def test_simclr_is_the_cross_entropy_over_all_other_rows(self):
-        rows = torch.nn.functional.normalize(torch.cat([self.VIEWS[0], self.VIEWS[1]]), dim=1)
-        logits = (rows @ rows.T / 0.3).fill_diagonal_(-math.inf)
-        expected = torch.nn.functional.cross_entropy(logits, torch.arange(10).roll(5))
-        torch.testing.assert_close(simclr_loss(self.VIEWS[0], self.VIEWS[1], 0.3)[0], expected)
+    def test_simclr_loss_equals_reference(self):
+        views, reference_views = (self.VIEWS[:2].clone().requires_grad_() for _ in range(2))
+        loss, expected = simclr_loss(*views, 0.3)[0], simclr_loss_reference(*reference_views, 0.3)
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(views.grad, reference_views.grad)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-    def test_half_precision_is_computed_in_float32(self, dtype):
+    def test_half_precision_inputs_are_computed_in_float32(self, dtype):
         half = self.VIEWS.to(dtype)
         for loss in (
             lambda v: simclr_loss(v[0], v[1], 0.01)[0],
@@ -478,7 +486,7 @@ class TestLosses:
             assert found.dtype == torch.float32
             assert torch.equal(found, loss(half.float()))
 
-    def test_a_row_of_zeros_is_finite(self):
+    def test_zero_row_has_finite_loss_and_zero_gradient(self):
         views = self.VIEWS.clone()
         views[:, 2] = 0
         views.requires_grad_()
@@ -490,7 +498,7 @@ class TestLosses:
             and not views.grad[:, 2].any()
         )
 
-    def test_bad_arguments_are_named(self):
+    def test_invalid_arguments_are_refused(self):
         one, two, *_ = self.VIEWS
         with pytest.raises(ValueError, match=r"view1, view2: expected the same shape .*, got \(5, 6\), \(4, 6\)"):
             simclr_loss(one, two[:4])

@@ -1,4 +1,5 @@
-"""SLIP on several processes: a step is the step of one process with the whole batch, batch normalisation included."""
+"""SLIP on several processes: a training step equals that of one process with the whole batch, including the statistics
+of batch normalisation."""
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 EVEN, UNEVEN = [4, 4], [5, 3]
 TEMPERATURE = 0.3
-AFTER_STEPS = 1e-9  # in float64: of some biases the gradient is 0, and rounding is all there would be to compare
+AFTER_STEPS = 1e-9  # in float64: the gradient of some biases is 0, and in float32 only rounding would be compared
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def close(actual, expected, what="", tolerance=2e-5):
 
 @pytest.mark.parametrize("counts", [EVEN, UNEVEN], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_losses_are_those_of_one_process_and_gradients_its_after_the_average(ranks, views, counts, objective):
+def test_losses_and_averaged_gradients_equal_one_process(ranks, views, counts, objective):
     prefix = f"{'-'.join(map(str, counts))}.{objective}."
     online = [views[name].clone().requires_grad_() for name in ("aug1", "aug2")]
     targets = [-views[name].flip(1) for name in ("aug1", "aug2")]
@@ -60,7 +61,7 @@ def test_losses_are_those_of_one_process_and_gradients_its_after_the_average(ran
 @pytest.mark.parametrize(
     ("objective", "counts"), [*((name, EVEN) for name in OBJECTIVES), ("simclr", UNEVEN), ("moco_v3", UNEVEN)], ids=str
 )
-def test_two_steps_under_ddp_are_those_of_one_process(ranks, objective, counts):
+def test_ddp_steps_equal_those_of_one_process(ranks, objective, counts):
     model = slip_model(ssl_objective=objective).double()
     expected = train_steps(model, model, slip_batch(8))
     assert any(name.startswith("after.ssl_projector.bn1.running_var") for name in expected)
@@ -72,7 +73,7 @@ def test_two_steps_under_ddp_are_those_of_one_process(ranks, objective, counts):
             close(found[name], tensor, f"{name} of rank {rank}", AFTER_STEPS)
 
 
-def test_the_official_gathering_has_other_gradients_of_the_clip_loss(ranks):
+def test_official_gather_changes_gradients_of_the_clip_loss_only(ranks):
     model = slip_model().double()
     expected = train_steps(model, model, slip_batch(8))
     losses = []
@@ -83,12 +84,12 @@ def test_the_official_gathering_has_other_gradients_of_the_clip_loss(ranks):
         close(tensors[prefix + "grad.ssl_projector.layer3.weight"], expected["grad.ssl_projector.layer3.weight"])
         differs = tensors[prefix + "grad.text_projection.weight"] - expected["grad.text_projection.weight"]
         assert differs.abs().max() > 0.01 * expected["grad.text_projection.weight"].abs().max()
-    assert losses[0] != losses[1], "each rank has the loss of its own rows"
+    assert losses[0] != losses[1], "each rank returns the loss of its own rows"
     close(torch.stack(losses).mean(), expected["clip_loss0"], "mean over ranks")
 
 
 @pytest.mark.parametrize("objective", ["simclr", "moco_v3"])
-def test_trainer_on_two_processes_is_trainer_on_one(ranks, objective, tmp_path):
+def test_trainer_on_two_processes_equals_one(ranks, objective, tmp_path):
     model, logged = train_by_trainer(
         tmp_path, 8, arguments={"save_strategy": "no"}, dtype=torch.float64, ssl_objective=objective
     )
@@ -98,12 +99,12 @@ def test_trainer_on_two_processes_is_trainer_on_one(ranks, objective, tmp_path):
     assert ranks[0][1][f"trainer.{objective}"] == pytest.approx(logged, rel=1e-4)
 
 
-def test_errors_come_on_all_ranks_and_none_waits(ranks):
+def test_error_on_one_rank_is_raised_on_all(ranks):
     first, last = (found for _, found in ranks)
     assert "ranks [1] of 2 refused their input" in first["shape"]
     assert last["shape"].startswith(
-        "ValueError: view1, view2: expected the same shape (pictures, width), got (4, 4), (3, 4)"
+        "ValueError: view1, view2: expected the same shape (images, width), got (4, 4), (3, 4)"
     )
     assert first["afterwards"] == last["afterwards"] == "no error"
-    assert first["one picture each"] == last["one picture each"] == "no error", "two pictures in all are a batch"
-    assert first["one alone evaluates"] == "no error"
+    assert first["one image per rank"] == last["one image per rank"] == "no error", "together they are a batch of two"
+    assert first["evaluation on one rank"] == "no error"
