@@ -139,6 +139,7 @@ def load_adapter(
     """
     if unknown := sorted(set(hub_arguments) - set(_HUB_ARGUMENTS)):
         raise TypeError(f"load_adapter: unknown arguments {unknown}, expected {', '.join(_HUB_ARGUMENTS)}")
+    # First all checks that need only the files, then those that need the base model (in `Tuner`), then the changes.
     register_all()
     folder = _local_folder(path_or_id, subfolder, hub_arguments)
     config, base_class = _read_config(folder / _CONFIG_FILE)
@@ -171,6 +172,7 @@ def put_adapter(
     """
     trained = [p for p in base.parameters() if p.requires_grad]  # injecting an adapter freezes them
     wrapped = isinstance(base, PeftModel)
+    # Both calls run the checks of `Tuner` before they wrap a module, so that an error in them needs no clean-up.
     if wrapped:
         model = base
         model.add_adapter(adapter_name, config)
@@ -181,12 +183,13 @@ def put_adapter(
         tensors = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     except Exception:
+        # The modules are wrapped already: remove the adapter, and make the base model trainable again.
         model.delete_adapter(adapter_name) if wrapped else model.unload()
         for parameter in trained:
             parameter.requires_grad_(True)
         raise
     if wrapped and not config.inference_mode:
-        model.set_requires_grad(adapter_name)
+        model.set_requires_grad(adapter_name)  # PEFT does this only for the adapter that is active
     return model.eval() if config.inference_mode else model
 
 

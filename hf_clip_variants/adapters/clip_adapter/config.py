@@ -82,9 +82,11 @@ class CLIPAdapterConfig(TunerConfig):
         return ("image", "text") if self.modality == "both" else (self.modality,)
 
     def ratio_of(self, modality: str) -> float:
+        """Ratio of "image" or "text" features."""
         return self.text_ratio if modality == "text" and self.text_ratio is not None else self.ratio
 
     def hidden_width(self, width: int) -> int:
+        """Units of the bottleneck for features of this width; at least 1."""
         return max(width // self.reduction, 1)
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:

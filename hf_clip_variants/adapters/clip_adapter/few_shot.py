@@ -45,6 +45,7 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CLI
 
 def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """Train the bottleneck with every candidate ratio and keep the best."""
+    # The candidates are compared only if there are validation images, and if the ratio was not given by the user.
     ratios = (fit.recipe.ratio,)
     if fit.folds and "ratio" not in fit.asked and not fit.config.get("learnable_ratio"):
         ratios = fit.recipe.ratio_candidates or ratios

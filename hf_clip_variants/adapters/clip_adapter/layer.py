@@ -76,7 +76,7 @@ class CLIPAdapterLayer(TunerLayer):
         name = self.active_name()
         if name is None:
             return features
-        config = self.configs[name]
+        config = self.configs[name]  # read in every forward pass: the ratio may have been changed
         down, up = self.clipv_clip_adapter_down[name].weight, self.clipv_clip_adapter_up[name].weight
         ratio = config.ratio_of(self.modality)
         if config.learnable_ratio:

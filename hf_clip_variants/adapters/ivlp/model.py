@@ -46,6 +46,8 @@ class IVLPModel(Tuner):
         base = Base(self.model, self.prefix)
         family, starts = base.family, base.family.num_start_tokens
         visual_module = base.path(family.vision_embeddings)
+        # Modules that hold prompts: around the prompt embedder of a classifier or the token embedding of a plain dual
+        # encoder, and around the embeddings of the image encoder. All other targets are encoder layers.
         if name == "prompt_embedder":
             return IVLPPromptEmbedder(target, anchor)
         if name == family.token_embedding:

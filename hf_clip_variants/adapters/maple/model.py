@@ -44,6 +44,8 @@ class MaPLeModel(Tuner):
         family, starts = base.family, base.family.num_start_tokens
         visual_module = base.path(family.vision_embeddings)
         text_module = "prompt_embedder" if base.is_classifier else family.token_embedding
+        # Modules that hold prompts: around the prompt embedder of a classifier or the token embedding of a plain dual
+        # encoder, and around the embeddings of the image encoder. All other targets are encoder layers.
         if name == "prompt_embedder":
             return MaPLePromptEmbedder(target, anchor)
         if name == family.token_embedding:

@@ -117,6 +117,8 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     searching = bool(fit.folds) and not given
     on_split = fit.validates_on_split and searching
 
+    # alpha and beta come, in this order of preference: from the recipe, from a search on validation images, from
+    # cross-validation on the labelled images, or from the values used in training.
     def search(model: PeftModel, queries: LabelledImages):
         return model.base_model.search_hyperparameters(
             queries.all_features()[0], queries.labels, scale=values.search_scale, steps=values.search_step
@@ -135,8 +137,8 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
             counts = correct.flatten().tolist()
             best = counts.index(max(counts))  # of several best points the first one, as in the official search
             row, column = divmod(best, len(grid.alphas))
-        asked = sum(len(fold.queries) for fold in fit.folds)
-        fit.validation = Validation("cross-validation", max(counts) / asked)
+        num_queries = sum(len(fold.queries) for fold in fit.folds)
+        fit.validation = Validation("cross-validation", max(counts) / num_queries)
     with fit.timed("train"):
         model = fit.attach(config)
         fit.curve = fill(model, fit.shots, "final")

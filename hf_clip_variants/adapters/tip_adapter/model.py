@@ -161,7 +161,7 @@ def search_hyperparameters(
     if not len(keys):
         raise ValueError(f"adapter {adapter_name!r} has an empty cache: call build_cache(features, labels)")
     features, labels = _features_and_labels(features, labels, config)
-    if features.dim() == 3 and len(features) == 1:
+    if features.dim() == 3 and len(features) == 1:  # `Features` of one view: (1, n, D)
         features = features[0]
     if features.dim() != 2 or len(features) != len(labels):
         raise ValueError(

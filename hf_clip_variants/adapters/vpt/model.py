@@ -73,7 +73,7 @@ class VPTModel(Tuner):
     @classmethod
     def targets(cls, config: VPTConfig, base: VisionBase) -> dict[str, nn.Module]:
         names = visual_targets(base, _depth(config, base), config.normalize_first)
-        anchor = base.model.get_submodule(names[0])
+        anchor = base.model.get_submodule(names[0])  # the embeddings, which have parameters in every family
         return dict.fromkeys(names, anchor)
 
     @classmethod
@@ -84,7 +84,7 @@ class VPTModel(Tuner):
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> VPTLayer:
         base = self.base_class(self.model, self.__class__.__name__)
         embeddings = base.path(base.family.vision_embeddings)
-        if name == embeddings:
+        if name == embeddings:  # the module that holds the prompts; all other targets are encoder layers
             patch_size, width = base.vision_config.patch_size, base.widths["image width"]
             return VPTPromptParameters(target, anchor, base.family.patch_norm is not None, patch_size, width)
         index, count = int(name.rpartition(".")[2]), base.widths["image layers"]

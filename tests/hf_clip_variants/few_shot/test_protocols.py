@@ -277,7 +277,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
         profile="tiny",
         overrides={"coop.class_specific": True, "coop.epochs": 1},
     )
-    assert "one context a class" in specific.run(task, "coop", 1, 1)["tests"]["new"]["why"]
+    assert "one context per class" in specific.run(task, "coop", 1, 1)["tests"]["new"]["why"]
     json.dumps(tip)
 
 
