@@ -45,20 +45,20 @@ class IVLPModel(Tuner):
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> IVLPLayer:
         base = Base(self.model, self.prefix)
         family, starts = base.family, base.family.num_start_tokens
-        visual_module = base.path(family.vision_embeddings)
+        visual_module_name = base.path(family.vision_embeddings)
         # Modules that hold prompts: around the prompt embedder of a classifier or the token embedding of a plain dual
         # encoder, and around the embeddings of the image encoder. All other targets are encoder layers.
         if name == "prompt_embedder":
             return IVLPPromptEmbedder(target, anchor)
         if name == family.token_embedding:
             return IVLPTokenEmbedding(target, anchor, starts)
-        if name == visual_module:
+        if name == visual_module_name:
             return IVLPVisualPromptParameters(
                 target, anchor, family.patch_norm is not None, base.widths["image width"]
             )
         index = int(name.rpartition(".")[2])
         if name.startswith(f"{base.path(family.vision_layers)}."):
-            return IVLPVisionLayer(target, anchor, self.model, visual_module, index, base.widths["image layers"])
+            return IVLPVisionLayer(target, anchor, self.model, visual_module_name, index, base.widths["image layers"])
         return IVLPTextLayer(target, anchor, self.model, family.token_embedding, index, starts)
 
 
