@@ -169,6 +169,21 @@ def put_adapter(
     Raises:
         ValueError: tensors that `config` does not describe, or a base model that the adapter does not fit. `base` is
             then as before.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPClassifier, embedded_model
+    >>> from hf_clip_variants.adapters import CoOpConfig, put_adapter
+
+    >>> classifier = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog"])
+    >>> context = torch.zeros(4, classifier.clip.config.text_config.hidden_size)
+    >>> tensors = {"prompt_embedder.clipv_coop_context": context}
+    >>> model = put_adapter(classifier, CoOpConfig(num_context_tokens=4), tensors)
+    >>> model.peft_config["default"].class_names
+    ['cat', 'dog']
+    ```
     """
     trained = [p for p in base.parameters() if p.requires_grad]  # injecting an adapter freezes them
     wrapped = isinstance(base, PeftModel)

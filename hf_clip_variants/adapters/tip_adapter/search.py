@@ -68,6 +68,14 @@ def search_alpha_beta(
 
     Raises:
         ValueError: no images, another number of labels, or an invalid grid.
+
+    Example:
+
+    >>> embeds, labels = torch.eye(2), torch.tensor([0, 1])
+    >>> wrong = embeds.flip(0)  # zero-shot CLIP mixes up the two classes
+    >>> found = search_alpha_beta(embeds, labels, wrong, embeds, labels, scale=(7, 300), steps=(2, 3))
+    >>> round(found.alpha), round(found.beta, 2), found.accuracy
+    (200, 3.55, 100.0)
     """
     if len(image_embeds) != len(labels) or not len(labels):
         raise ValueError(f"labels: {len(labels)} for {len(image_embeds)} images, expected one each and at least one")
