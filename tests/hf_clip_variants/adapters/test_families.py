@@ -165,8 +165,8 @@ PLAIN = {
 REFUSALS = {
     "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
     "tip_adapter": "CLIPV_TIP_ADAPTER adds to logits.*use CLIPClassifier",
-    "coop": "CLIPV_COOP finds its placeholders in CLIP's prompts.*use CLIPClassifier",
-    "clip_adapter": "CLIPV_CLIP_ADAPTER sits on projections.*use CLIPClassifier",
+    "coop": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
+    "clip_adapter": "CLIPV_CLIP_ADAPTER wraps projections.*use CLIPClassifier",
     "maple_vpt_deep": "'vpt_deep' inserts tokens.*use CLIPClassifier",
 }
 
