@@ -1,4 +1,4 @@
-"""`hf-clip-variants`: the command line. Nothing heavy is imported here, nor for `--help`: a command's module is imported when it runs."""
+"""`hf-clip-variants`: the command line. The module of a command is imported only when the command runs."""
 
 import errno
 import importlib
@@ -13,12 +13,13 @@ from typer.core import TyperCommand, TyperGroup
 
 PROGRAM = "hf-clip-variants"
 
-# name -> one line for the list. The command is the function `name` in hf_clip_variants/commands/<name>.py, with _ for -.
+# Name -> one line in the list of commands. The command is the function <name> in hf_clip_variants/commands/<name>.py,
+# with _ for -.
 COMMANDS = {
     "demo": "Teach the embedded tiny CLIP classes that it has never seen. Offline, about a minute.",
     "methods": "List the methods: when to use each, its paper, its licence.",
-    "adapt": "Teach a CLIP your classes from a few pictures of each, and report what it gained.",
-    "evaluate": "Measure a model, with or without an adapter, on labelled pictures.",
+    "adapt": "Teach a CLIP your classes from a few images of each, and report the gain.",
+    "evaluate": "Measure a model, with or without an adapter, on labelled images.",
     "linear-probe": "Measure frozen image features: a linear classifier on them, as in CLIP's paper.",
     "knn": "Measure frozen image features: a vote of the nearest neighbours. Nothing is trained.",
     "predict": "Classify files, folders or standard input; CSV or JSON lines.",
@@ -28,14 +29,14 @@ COMMANDS = {
     "verify": "Check weights against the hashes in their card.",
 }
 
-# What the user can mend. Anything else is a bug and keeps its traceback.
+# Errors that a user can fix; they are printed in one line. Any other is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE: what a shell reports
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell reports them
 
 
 class LazyCommands(TyperGroup):
-    """Lists commands from the table and imports the one that is run."""
+    """Lists the commands of `COMMANDS` and imports only the one that is run."""
 
     def __init__(self, **attributes):
         super().__init__(**attributes)
@@ -52,7 +53,8 @@ class LazyCommands(TyperGroup):
         except BrokenPipeError as error:
             if any(map(_is_unread, (sys.__stdout__, sys.__stderr__))):
                 raise
-            raise ConnectionError(*error.args[1:]) from error  # a socket or a worker: typer would exit in silence
+            # The pipe of a socket or a worker, not of our output: typer would exit without a message.
+            raise ConnectionError(*error.args[1:]) from error
 
 
 def load_command(name: str) -> TyperCommand:
@@ -76,19 +78,19 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. May be anywhere on the line.")
     ] = False,
 ) -> None:
     """
-    CLIP and the methods built on it: name your classes, give a few pictures of each, share what comes out.
+    CLIP and the methods built on it: name your classes, give a few images of each, share the result.
 
     \b
     [bold]A first session[/bold]
       hf-clip-variants demo
-      hf-clip-variants adapt --data pictures/ --shots 4 --out run
+      hf-clip-variants adapt --data images/ --shots 4 --out run
       hf-clip-variants predict --help
 
-    Data is a folder with one sub-folder a class, a Hub data set or Parquet files. Every command takes --json.
+    Data is a folder with one sub-folder per class, a Hub data set or Parquet files. Every command takes --json.
     """
 
 
@@ -100,10 +102,10 @@ def make_command() -> TyperGroup:
 
 def main(arguments: list[str] | None = None) -> None:
     """
-    The entry point; always ends in `SystemExit`.
+    The entry point. It always raises `SystemExit`.
 
-    Exit codes: 0 done, 1 an error that was printed in one line, 2 wrong usage, 130 Ctrl-C, 141 the reader of our output went away;
-    a command may add its own.
+    Exit codes: 0 for success, 1 for an error that was printed in one line, 2 for wrong usage, 130 for Ctrl-C, 141 if
+    the reader of our output was closed. A command may add others.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(arguments)
@@ -111,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         make_command().main(arguments, prog_name=PROGRAM)
     except SystemExit as exit:
         code = exit.code
-        # rich and typer make it a 1.
+        # typer exits with 1 here; a shell expects 141.
         if isinstance(exit.__context__, OSError) and exit.__context__.errno == errno.EPIPE:
             code = _BROKEN_PIPE
     except KeyboardInterrupt:
@@ -156,7 +158,7 @@ def _is_unread(stream) -> bool:
 
 
 def _drop_output() -> None:
-    """Nobody reads any more: without this the interpreter complains when it flushes at exit."""
+    """Redirect closed outputs to the null device, or the interpreter reports an error when it flushes at exit."""
     for stream in filter(_is_unread, (sys.__stdout__, sys.__stderr__)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -1,4 +1,4 @@
-"""What is installed by an extra only, and the error that says which one."""
+"""Dependencies that only an extra installs, and the error that names the extra."""
 
 import importlib
 from types import ModuleType
@@ -14,24 +14,26 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
 
 def require(module: str, purpose: str) -> ModuleType:
     """
-    Import an optional dependency where it is used.
+    Import an optional dependency.
 
     Args:
         module: importable name, a key of `EXTRAS`.
-        purpose: subject of the error, for example `"CLIP's text cleaning"`.
+        purpose: what needs it; the subject of the error, for example `"CLIP's text cleaning"`.
 
     Raises:
-        ImportError: it is not installed; the text holds the `pip install` command.
+        ImportError: it is not installed; the message has the `pip install` command.
+        ValueError: `module` is not a key of `EXTRAS`.
     """
     if module not in EXTRAS:
-        raise ValueError(f"module: {module!r} is no optional dependency; known: {', '.join(sorted(EXTRAS))}")
+        raise ValueError(f"module: {module!r} is not an optional dependency; known: {', '.join(sorted(EXTRAS))}")
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name != module:  # it is installed, but one of its own dependencies is not
             raise
         raise missing(module, purpose) from error
 
 
 def missing(module: str, purpose: str) -> ImportError:
+    """The error for a missing dependency, with the `pip install` command; see `require`."""
     return ImportError(f'{purpose} needs {module}: pip install "hf-clip-variants[{EXTRAS[module]}]"', name=module)

@@ -1,10 +1,10 @@
 """
-The one table of methods.
+The table of methods, with one row per method.
 
-One row a method. The rows drive the registration with transformers' Auto classes and with PEFT (`registration/`), the commands, conversion,
-few-shot fitting, pre-training, the table in README.md and the parametrised contract tests; nothing else lists methods by hand. Reading it imports
-nothing: classes, functions and descriptors are written `"module:name"`, relative to `hf_clip_variants`, and are imported by `Method.load` or
-`load_reference`.
+Everything that depends on the list of methods reads it here: registration with transformers' Auto classes and with
+PEFT (`registration/`), commands, conversion, few-shot fitting, pre-training, the table in README.md and the contract
+tests. Nothing else lists methods by hand. Reading the table imports nothing: classes, functions and descriptors are
+references `"module:name"`, relative to `hf_clip_variants`, which `Method.load` and `load_reference` import.
 """
 
 import difflib
@@ -30,7 +30,7 @@ class Paper:
 @dataclass(frozen=True)
 class OfficialCode:
     repository: str  # owner/name on GitHub
-    licence: str | None  # SPDX identifier; None: the repository states none, so nothing of it may be copied
+    licence: str | None  # SPDX identifier; None: no licence is stated, so no code may be copied
 
     @property
     def url(self) -> str:
@@ -43,13 +43,14 @@ KindName = Literal["model", "adapter", "synthesis"]
 @dataclass(frozen=True)
 class Kind:
     """
-    What the methods of one kind have in common.
+    A kind of method, and what its methods have in common.
 
     Args:
-        package: holds a folder for each method, relative to `hf_clip_variants`.
-        required: parts that every row of the kind names.
-        optional: parts that a row of the kind may name.
-        registered_with: who learns the classes when `hf_clip_variants` is imported; None: nobody, they are used by their own names.
+        package: the package with a folder for each method, relative to `hf_clip_variants`.
+        required: fields that every row of the kind has.
+        optional: fields that a row of the kind may have.
+        registered_with: the library that the classes are registered with when `hf_clip_variants` is imported. None:
+            they are not registered, and users import them by name.
     """
 
     package: str
@@ -74,8 +75,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             optional=("few_shot", "checkpoints", "card_snippet"),
             registered_with="peft",
         ),
-        # Pixels or strokes that are optimised against frozen models. Nothing is trained that could be loaded into a model: the configuration
-        # is a dataclass, and the generator a callable that takes loaded models and a text or an image and returns an image.
+        # Pixels or strokes that are optimised with frozen models. No weights are trained. The configuration is a
+        # dataclass; the generator is a callable that takes loaded models and a text or an image, and returns an image.
         "synthesis": Kind(package="synthesis", required=("config", "generator")),
     }
 )
@@ -84,10 +85,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 @dataclass(frozen=True)
 class Submodel:
     """
-    A part of a model that is of use alone, with a configuration of its own, such as the image encoder.
+    A part of a model that can be used alone, such as the image encoder, with its own configuration.
 
     Args:
-        name: suffix of the configuration's `model_type`, behind the method's name.
+        name: suffix of the configuration's `model_type`, after the method's name.
         config: the configuration class.
         auto_classes: Auto class -> class, as in `Method`.
     """
@@ -103,11 +104,12 @@ class FewShotEntry:
     A way to fit an adapter to a few labelled images, as `adapt --methods` and `fit_adapter` name it.
 
     Args:
-        name: the method's name in commands and results. An adapter may have several: with and without training, for instance.
-        title: in tables and reports.
-        descriptor: `few_shot.fitting.FewShotMethod`, with recipes and the function that fits.
-        by_default: `adapt` runs it unless told otherwise: minutes without a GPU. The others run an encoder at every step.
-        in_demo: `demo` runs it, too.
+        name: its name in commands and results. An adapter may have several entries, for instance with and without
+            training.
+        title: its name in tables and reports.
+        descriptor: `few_shot.method.FewShotMethod`, with recipes and the function that fits.
+        by_default: whether `adapt` runs it by default; it must take only minutes without a GPU.
+        in_demo: whether `demo` runs it by default.
     """
 
     name: str
@@ -161,26 +163,26 @@ class CheckpointEntry:
 @dataclass(frozen=True)
 class Method:
     """
-    One method: what it is, where it comes from and which classes implement it.
+    One method: its paper and code, and the classes that implement it.
 
     Args:
-        name: folder, argument of every command and suffix of `model_type` or `peft_type`.
-        kind: `"model"` (own forward pass and checkpoints, in `modeling/<name>`), `"adapter"` (a PEFT tuner, in `adapters/<name>`) or
-            `"synthesis"` (an image optimised against frozen models, in `synthesis/<name>`).
-        title: how the paper writes the method's name.
+        name: name of its folder, of the argument of commands, and suffix of `model_type` or `peft_type`.
+        kind: `"model"` (own forward pass and checkpoints, in `modeling/<name>`), `"adapter"` (a PEFT tuner, in
+            `adapters/<name>`) or `"synthesis"` (an image optimised with frozen models, in `synthesis/<name>`).
+        title: the method's name as in the paper.
         task: the Hub's pipeline tag.
         summary: when to use it, in one line.
         config: the configuration class.
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
-        processor, image_processors, feature_extractor: models only. `image_processors` is keyed by transformers' back-end name;
-            `feature_extractor` is for audio.
-        submodels: models only, parts that the Auto classes know as well.
-        layer, tuner: adapters only, the module that wraps and PEFT's `BaseTuner`.
-        generator: synthesis only, the callable that makes the image.
+        processor, image_processors, feature_extractor: models only. The keys of `image_processors` are transformers'
+            names of back-ends; `feature_extractor` is for audio.
+        submodels: models only, parts that are also registered with the Auto classes.
+        layer, tuner: adapters only, a wrapping layer and the subclass of PEFT's `BaseTuner`.
+        generator: synthesis only, the callable that returns the image.
         few_shot: adapters only, the ways to fit it to a few labelled images.
-        checkpoints: formats of official files that `convert` turns into this method.
+        checkpoints: formats of official files that `convert` can read.
         pretraining: how `scripts/pretrain.py` trains it from scratch (`modeling.dual_encoders.pretraining.Pretraining`).
-        card_snippet: the code in model cards of an adapter on a plain `CLIPModel`, where it is not the usual one; a
+        card_snippet: code in the model card of an adapter on a plain `CLIPModel`, if the usual code does not work; a
             format string of the configuration's fields, `repo_id`, `base_model` and `names`.
     """
 
@@ -208,12 +210,12 @@ class Method:
 
     @property
     def folder(self) -> str:
-        """The package that holds the method."""
+        """Full name of the method's package."""
         return f"hf_clip_variants.{KINDS[self.kind].package}.{self.name}"
 
     @property
     def model_type(self) -> str | None:
-        """`config.model_type` of a model. Prefixed: a plain name would clash on the day transformers ships the method."""
+        """`config.model_type` of a model. The prefix avoids a clash if transformers adds the method one day."""
         return f"clipv-{self.name}" if self.kind == "model" else None
 
     @property
@@ -223,7 +225,7 @@ class Method:
 
     @property
     def exports(self) -> dict[str, str]:
-        """Public class name -> module: what `hf_clip_variants` offers of this method."""
+        """Public class name -> module, for all classes of this method that `hf_clip_variants` exports."""
         references = [self.config, self.model, self.processor, *self.image_processors.values(), self.feature_extractor]
         references += [*self.auto_classes.values(), self.generator]
         for submodel in self.submodels:
@@ -231,7 +233,7 @@ class Method:
         return {name: module for module, name in (split_reference(reference) for reference in references if reference)}
 
     def load(self, part: str) -> Any:
-        """Import and return one class, function or descriptor: `part` is one of `_PARTS` or the name of an Auto class."""
+        """Import and return one class, function or descriptor: one of `_PARTS`, or the name of an Auto class."""
         reference = self.auto_classes.get(part) or (getattr(self, part) if part in _PARTS else None)
         if reference is None:
             known = [name for name in _PARTS if getattr(self, name)] + list(self.auto_classes)
@@ -239,7 +241,7 @@ class Method:
         return load_reference(reference)
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as plain data, for `hf-clip-variants methods --json`."""
+        """The row as a dictionary, for `hf-clip-variants methods --json`."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -271,13 +273,13 @@ _PARTS = (
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """`"adapters.coop.config:CoOpConfig"` -> the module's full name and the name in it."""
+    """`"adapters.coop.config:CoOpConfig"` -> full name of the module, and name in the module."""
     module, _, name = reference.partition(":")
     return f"hf_clip_variants.{module}", name
 
 
 def load_reference(reference: str) -> Any:
-    """Import what `"module:name"` names."""
+    """Import and return the object that a reference `"module:name"` names."""
     module, name = split_reference(reference)
     return getattr(importlib.import_module(module), name)
 
@@ -287,8 +289,9 @@ _CLIP_PAPER = Paper(
     "Learning Transferable Visual Models From Natural Language Supervision",
     "2103.00020",
     2021,
-    "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini and "
-    "Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and Sutskever, Ilya",
+    "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini "
+    "and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and "
+    "Sutskever, Ilya",
 )
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
@@ -322,7 +325,7 @@ _METHODS = (
         paper=_CLIP_PAPER,
         code=OfficialCode("openai/CLIP", "MIT"),
         task="zero-shot-image-classification",
-        summary="No pictures, only names: zero-shot classification with prompt templates. Every adapter sits on it.",
+        summary="No images, only class names: zero-shot classification with templates. The base of every adapter.",
         config="modeling.clip_classifier.configuration_clip_classifier:CLIPClassifierConfig",
         model=_CLIP_CLASSIFIER,
         auto_classes={
@@ -347,7 +350,7 @@ _METHODS = (
         paper=_CLIP_PAPER,
         code=OfficialCode("openai/CLIP", "MIT"),
         task="zero-shot-image-classification",
-        summary="CLIP with a ResNet image tower (RN50 to RN50x64): for work built on it, and for maps of four resolutions.",
+        summary="CLIP with a ResNet image encoder (RN50 to RN50x64): for work built on it, and for feature maps.",
         config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetConfig",
         model=_CLIP_RESNET + "Model",
         auto_classes={
@@ -380,7 +383,7 @@ _METHODS = (
         ),
         code=OfficialCode("facebookresearch/SLIP", "MIT"),
         task="zero-shot-image-classification",
-        summary="Pre-training: CLIP's loss plus SimCLR, MoCo v3, BYOL or SimSiam; better features from the same pictures.",
+        summary="Pre-training with CLIP's loss plus SimCLR, MoCo v3, BYOL or SimSiam: better image features.",
         config="modeling.slip.configuration_slip:SLIPConfig",
         model=_SLIP + "Model",
         auto_classes={
@@ -410,7 +413,7 @@ _METHODS = (
         ),
         code=OfficialCode("AndreyGuzhov/AudioCLIP", "MIT"),
         task="zero-shot-audio-classification",
-        summary="Sounds, pictures and texts in one space: names sounds without examples, finds pictures by sound and back.",
+        summary="Audio, images and texts in one space: zero-shot audio classification, audio-image retrieval.",
         config="modeling.audioclip.configuration_audioclip:AudioCLIPConfig",
         model=_AUDIOCLIP + "Model",
         auto_classes={
@@ -437,11 +440,12 @@ _METHODS = (
             "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
             "2207.09519",
             2022,
-            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and Qiao, Yu and Li, Hongsheng",
+            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and "
+            "Qiao, Yu and Li, Hongsheng",
         ),
         code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
         task="image-classification",
-        summary="The first to try with 1 to 16 pictures a class: no training, or a short one of the cache (Tip-Adapter-F).",
+        summary="The first to try with 1 to 16 images per class: no training, or a short one (Tip-Adapter-F).",
         config="adapters.tip_adapter.config:TipAdapterConfig",
         layer="adapters.tip_adapter.layer:TipAdapterLayer",
         tuner="adapters.tip_adapter.model:TipAdapterModel",
@@ -479,11 +483,12 @@ _METHODS = (
             "CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
             "2110.04544",
             2021,
-            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and Li, Hongsheng and Qiao, Yu",
+            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and "
+            "Li, Hongsheng and Qiao, Yu",
         ),
         code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
         task="image-classification",
-        summary="A small bottleneck on CLIP's features. Trains in seconds on cached features; works on a plain CLIPModel.",
+        summary="A small bottleneck on CLIP's features. Trains in seconds; works on a plain CLIPModel, too.",
         config="adapters.clip_adapter.config:CLIPAdapterConfig",
         layer="adapters.clip_adapter.layer:CLIPAdapterLayer",
         tuner="adapters.clip_adapter.model:CLIPAdapterModel",
@@ -513,7 +518,7 @@ _METHODS = (
         ),
         code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
         task="image-classification",
-        summary="Learns the words around the class name. A few kilobytes; unified contexts still take new class names.",
+        summary="Learns the words around the class name. A few kilobytes; can serve new class names, too.",
         config="adapters.coop.config:CoOpConfig",
         layer="adapters.coop.layer:CoOpLayer",
         tuner="adapters.coop.model:CoOpModel",
@@ -548,7 +553,7 @@ _METHODS = (
         ),
         code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
         task="image-classification",
-        summary="CoOp's words, shifted for each picture: loses less on classes that were not trained on. Any batch size here.",
+        summary="CoOp's context, shifted for each image: better on classes that were not trained on. Any batch size.",
         config="adapters.cocoop.config:CoCoOpConfig",
         layer="adapters.cocoop.layer:CoCoOpLayer",
         tuner="adapters.cocoop.model:CoCoOpModel",
@@ -562,7 +567,7 @@ _METHODS = (
         paper=_MAPLE,
         code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
         task="image-classification",
-        summary="Learned tokens in several layers of both towers, coupled: for classes that were and were not trained on.",
+        summary="Coupled learned tokens in several layers of both encoders: for trained classes and for new ones.",
         config="adapters.maple.config:MaPLeConfig",
         layer="adapters.maple.layer:MaPLePromptEmbedder",
         tuner="adapters.maple.model:MaPLeModel",
@@ -577,13 +582,14 @@ _METHODS = (
             "Visual Prompt Tuning",
             "2203.12119",
             2022,
-            "Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and Hariharan, Bharath and Lim, Ser-Nam",
+            "Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and "
+            "Hariharan, Bharath and Lim, Ser-Nam",
         ),
         code=OfficialCode("KMnP/vpt", "CC-BY-NC-4.0"),
         task="image-classification",
-        summary="Learned tokens beside the patches, shallow or deep; on CLIP's image tower or on a plain ViT with a new head.",
+        summary="Learned tokens beside the image patches; on CLIP's image encoder, or on a plain ViT with a new head.",
         config="adapters.vpt.config:VPTConfig",
-        layer="adapters.vpt.layer:VPTHome",
+        layer="adapters.vpt.layer:VPTPromptParameters",
         tuner="adapters.vpt.model:VPTModel",
         few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT", in_demo=True),),
         checkpoints=(CheckpointEntry("vpt", "VPT", "adapters.vpt.convert:CHECKPOINTS"),),
@@ -595,7 +601,7 @@ _METHODS = (
         paper=_MAPLE,
         code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
         task="image-classification",
-        summary="Learned tokens in both towers, not coupled; or in the text tower alone (deep language prompting).",
+        summary="Learned tokens in both encoders, not coupled; or in one of them (deep language prompting, VPT).",
         config="adapters.ivlp.config:IVLPConfig",
         layer="adapters.ivlp.layer:IVLPPromptEmbedder",
         tuner="adapters.ivlp.model:IVLPModel",
@@ -632,7 +638,7 @@ def method(name: str) -> Method:
 
 
 def few_shot_entries() -> dict[str, FewShotEntry]:
-    """Name -> entry of every way to fit an adapter to a few labelled images, in the table's order. Imports nothing."""
+    """Name -> entry, for all ways to fit an adapter to a few labelled images, in the table's order."""
     return {entry.name: entry for row in _METHODS for entry in row.few_shot}
 
 

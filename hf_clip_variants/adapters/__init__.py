@@ -1,10 +1,11 @@
 """
-Adapters on a frozen dual encoder, as PEFT tuners: few trained tensors, small files, everything that PEFT does with LoRA except merging.
+Adapters on a frozen dual encoder, as PEFT tuners: few trained tensors and small files.
 
-Importing this package imports PEFT and makes it know them. The configuration classes are those of the table's rows.
+They support everything that PEFT does with LoRA, except merging. Importing this package imports PEFT and registers the
+tuners with it. It exports the configuration classes of all adapters in the table of methods.
 """
 
-# First: the post-import hook of `import peft` comes back here, and must not find a tuner that is half imported.
+# Must come first: our hook that runs after `import peft` imports this package, and must not meet half-imported tuners.
 import peft  # noqa: F401
 
 from ..registration.peft_methods import register_all

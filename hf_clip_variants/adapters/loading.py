@@ -1,4 +1,4 @@
-"""Loading adapters so that nothing is half done: every check comes before the base model is touched."""
+"""Loads adapters. All checks run before the base model is changed."""
 
 import importlib
 import json
@@ -46,7 +46,8 @@ def _read_config(path: Path) -> tuple[TunerConfig, str | None]:
     if peft_type not in ours:
         known = ", ".join(t.value for t in ours)
         raise ValueError(
-            f"peft_type: {path} has {peft_type!r}, this version of hf-clip-variants loads {known}; upgrade it, or use PeftModel.from_pretrained"
+            f"peft_type: {path} has {peft_type!r}, this version of hf-clip-variants loads {known}; upgrade it, or use "
+            "PeftModel.from_pretrained"
         )
     config = ours[peft_type].from_pretrained(str(path.parent))
     return config, (values.get("auto_mapping") or {}).get("base_model_class")
@@ -62,7 +63,11 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _class_called(name: str) -> type[nn.Module]:
-    """A model class of transformers or of the table. ValueError for any other name: a file does not choose what is imported."""
+    """The model class `name` of transformers or of the table of methods.
+
+    Raises:
+        ValueError: any other name, because `name` comes from a file, which must not decide what is imported.
+    """
     import transformers
 
     ours = {export: module for row in methods("model") for export, module in row.exports.items()}
@@ -70,7 +75,8 @@ def _class_called(name: str) -> type[nn.Module]:
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise ValueError(
-            f"base: the adapter was made on a {name!r}, which is no model of transformers or hf_clip_variants; pass base=..."
+            f"base: the adapter was made on a {name!r}, which is not a model of transformers or hf_clip_variants; "
+            "pass base=..."
         )
     return found
 
@@ -99,24 +105,30 @@ def load_adapter(
     subfolder: str | None = None,
     **hub_arguments,
 ) -> PeftModel:
-    """A model with a saved adapter on it, from a folder or the Hub.
+    """Loads a saved adapter from a folder or the Hub and puts it on a base model.
 
-    Stricter than `PeftModel.from_pretrained`: file, configuration, tensor names and shapes, backbone and classes are checked before `base` is
-    touched, so an error leaves it as it was, bit for bit.
+    It is stricter than `PeftModel.from_pretrained`: file, configuration, tensor names and shapes, backbone and classes
+    are checked before `base` is changed. After an error `base` has the same weights as before.
 
     Args:
         path_or_id: the folder that `save_pretrained` wrote, or a Hub repository.
-        base: what the adapter goes on. Default: built from the adapter's own record of its base model, classes and templates. A `PeftModel`
-            with adapters of the same kind gets one more (give it another `adapter_name`, then `set_adapter`).
-        allow_other_backbone: load although the backbone's weights are not those that the adapter was trained with.
-        adapter_name: name on the model.
-        is_trainable: go on training; default is inference.
-        subfolder: of the folder or repository.
+        base: the model that gets the adapter. Default: loaded as the adapter's configuration says (base model, class
+            names, templates). If it is a `PeftModel` with adapters of the same method, it gets one more: pass another
+            `adapter_name`, then call `set_adapter`.
+        allow_other_backbone: load on a backbone with other weights than those that the adapter was trained with.
+        adapter_name: name of the adapter in the model.
+        is_trainable: prepare for further training instead of inference.
+        subfolder: subfolder of the folder or repository.
         hub_arguments: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, `endpoint`.
+
+    Returns:
+        The model, in evaluation mode unless `is_trainable`. The adapter's tensors are float32.
 
     Raises:
         OSError: a missing, truncated or damaged file; the text has its path.
-        ValueError: an unknown kind of adapter, one from a newer version, missing or unexpected tensors, another backbone, other classes.
+        ValueError: an unknown PEFT type, a newer format, missing or unexpected tensors, another backbone or other
+            classes.
+        TypeError: unknown `hub_arguments`.
 
     Example:
 
@@ -127,6 +139,7 @@ def load_adapter(
     """
     if unknown := sorted(set(hub_arguments) - set(_HUB_ARGUMENTS)):
         raise TypeError(f"load_adapter: unknown arguments {unknown}, expected {', '.join(_HUB_ARGUMENTS)}")
+    # First all checks that need only the files, then those that need the base model (in `Tuner`), then the changes.
     register_all()
     folder = _local_folder(path_or_id, subfolder, hub_arguments)
     config, base_class = _read_config(folder / _CONFIG_FILE)
@@ -144,18 +157,37 @@ def load_adapter(
 def put_adapter(
     base: nn.Module, config: TunerConfig, tensors: dict[str, torch.Tensor], adapter_name: str = "default"
 ) -> PeftModel:
-    """Puts an adapter that is already in memory on `base` (a `CLIPClassifier`, a `CLIPModel`, or a `PeftModel` on one).
+    """Puts an adapter that is already in memory on a base model. For one in a file use `load_adapter`.
 
     Args:
-        base: changed in place, as by `get_peft_model`, unless a check fails.
-        config: of the adapter.
-        tensors: as in its file, for instance from a converter in `adapters/*/convert.py`.
-        adapter_name: name on the model.
+        base: a `CLIPClassifier`, a `CLIPModel` or its like, or a `PeftModel` on one. It is changed in place, as by
+            `get_peft_model`, unless a check fails.
+        config: configuration of the adapter.
+        tensors: name -> tensor as in the adapter's file, for instance from a converter in `adapters/*/convert.py`.
+        adapter_name: name of the adapter in the model.
 
-    Raises ValueError for tensors that are not those of `config`, and for a base that the adapter does not fit; `base` is then as it was.
+    Raises:
+        ValueError: tensors that `config` does not describe, or a base model that the adapter does not fit. `base` is
+            then as before.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPClassifier, embedded_model
+    >>> from hf_clip_variants.adapters import CoOpConfig, put_adapter
+
+    >>> classifier = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog"])
+    >>> context = torch.zeros(4, classifier.clip.config.text_config.hidden_size)
+    >>> tensors = {"prompt_embedder.clipv_coop_context": context}
+    >>> model = put_adapter(classifier, CoOpConfig(num_context_tokens=4), tensors)
+    >>> model.peft_config["default"].class_names
+    ['cat', 'dog']
+    ```
     """
-    trained = [p for p in base.parameters() if p.requires_grad]
+    trained = [p for p in base.parameters() if p.requires_grad]  # injecting an adapter freezes them
     wrapped = isinstance(base, PeftModel)
+    # Both calls run the checks of `Tuner` before they wrap a module, so that an error in them needs no clean-up.
     if wrapped:
         model = base
         model.add_adapter(adapter_name, config)
@@ -166,12 +198,13 @@ def put_adapter(
         tensors = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in tensors.items()}
         set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     except Exception:
+        # The modules are wrapped already: remove the adapter, and make the base model trainable again.
         model.delete_adapter(adapter_name) if wrapped else model.unload()
         for parameter in trained:
             parameter.requires_grad_(True)
         raise
     if wrapped and not config.inference_mode:
-        model.set_requires_grad(adapter_name)
+        model.set_requires_grad(adapter_name)  # PEFT does this only for the adapter that is active
     return model.eval() if config.inference_mode else model
 
 

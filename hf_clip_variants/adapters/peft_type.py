@@ -1,4 +1,4 @@
-"""Members of PEFT's enumeration of adapter types. A leaf: imports PEFT when it is called only."""
+"""Adds members to PEFT's enumeration of adapter types. PEFT is imported on the first call."""
 
 from typing import TYPE_CHECKING
 
@@ -8,21 +8,24 @@ if TYPE_CHECKING:
 
 
 def add_peft_type(name: str) -> "PeftType":
-    """The member `name` of PEFT's type enum, made if it is not there yet.
+    """The member `name` of PEFT's enumeration `PeftType`, created if it does not exist yet.
 
-    `register_peft_method` refuses names outside `PeftType`, and `PeftType` is a closed enum (huggingface/peft#2273). A plain string instead
-    of a member gets through PEFT but not through transformers' `load_adapter` and `delete_adapter`, which read `peft_type.value`.
+    `register_peft_method` refuses names outside `PeftType`, and an enumeration cannot be extended
+    (huggingface/peft#2273). PEFT would accept a plain string instead of a member, but `load_adapter` and
+    `delete_adapter` of transformers read `peft_type.value`.
     """
     from peft import PeftType
 
     if name in PeftType.__members__:
         return PeftType[name]
+    # What `enum.EnumType` does for each member when it creates the class.
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     member.__objclass__ = PeftType
     member._sort_order_ = len(PeftType._member_names_)
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
-    # Python 3.11 would find the attribute in _member_map_; 3.12 and later do not look there.
+    # Makes `PeftType.<name>` work: Python 3.11 finds it in `_member_map_`, but 3.12 and later do not look there.
+    # `type.__setattr__`, because the enumeration's own refuses to set members.
     type.__setattr__(PeftType, name, member)
     return member

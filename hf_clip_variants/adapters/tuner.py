@@ -1,4 +1,8 @@
-"""What our tuners share over PEFT's `BaseTuner`: one base model contract, checks before anything is touched, strict loading."""
+"""Base classes of our PEFT tuners: configuration, wrapped layer, tuner, and the supported base models.
+
+Over PEFT's `BaseTuner` they add three things: all checks run before the base model is changed, files are loaded
+strictly (no missing or unexpected tensor), and an adapter is tied to the backbone weights that it was made for.
+"""
 
 import json
 from collections.abc import Mapping
@@ -23,12 +27,14 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass
 class TunerConfig(PeftConfig):
-    """Fields that every adapter of ours has. All but the last are filled when the adapter is made: leave them alone."""
+    """Fields that all our adapters share.
+
+    All but the last one are filled when the adapter is created; users do not set them.
+    """
 
     peft_type_name: ClassVar[str]
-    filled_fields: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # of the method, filled when the adapter is made: not for users
+    # Further fields of a method that are filled when the adapter is created, not by users.
+    filled_fields: ClassVar[frozenset[str]] = frozenset()
 
     target_modules: list[str] | None = field(
         default=None, metadata={"help": "The modules that are wrapped. Follows from the base model and the method."}
@@ -41,17 +47,19 @@ class TunerConfig(PeftConfig):
         default=None, metadata={"help": "The classifier's prompt templates when the adapter was made."}
     )
     backbone_fingerprint: str | None = field(
-        default=None, metadata={"help": "Of the weights that the adapter was made for; other weights are refused."}
+        default=None,
+        metadata={"help": "Fingerprint of the backbone weights that the adapter was made for; others are refused."},
     )
     backbone_widths: dict[str, int] | None = field(
         default=None, metadata={"help": "Widths and depths of the backbone that the adapter was made for."}
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
-    # Each subclass repeats the next field: PEFT takes from_pretrained(..., allow_other_backbone=True) from the class's own annotations only.
+    # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
+    # only names in the class's own annotations.
     allow_other_backbone: bool = field(
         default=False,
         metadata={
-            "help": "Load although the backbone's weights are not those that the adapter was made for. Not saved."
+            "help": "Load on a backbone with other weights than those that the adapter was made for. Not saved."
         },
     )
 
@@ -60,7 +68,7 @@ class TunerConfig(PeftConfig):
         self.peft_type = self.peft_type_member()
         if self.task_type is not None:
             raise ValueError(
-                f"task_type: {self.task_type!r}, expected None (PEFT's task classes call the model with input_ids first)"
+                f"task_type: {self.task_type!r}, expected None (PEFT's task classes pass input_ids first)"
             )
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
@@ -74,27 +82,31 @@ class TunerConfig(PeftConfig):
 
     @classmethod
     def peft_type_member(cls):
-        """This adapter's member of PEFT's `PeftType`, made if it is not there yet."""
+        """This adapter's member of PEFT's `PeftType`, created if it does not exist yet."""
         return add_peft_type(cls.peft_type_name)
 
     def to_dict(self) -> dict:
         values = super().to_dict()
-        del values["allow_other_backbone"]  # a decision of one load, not a property of the adapter
+        del values["allow_other_backbone"]  # an option of one load, not a property of the adapter
         return values
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
-        """Names (below the base model) and shapes of everything that the adapter's file holds."""
+        """Name in the base model -> shape, for every tensor in the adapter's file."""
         raise NotImplementedError
 
     def why_classes_are_fixed(self) -> str | None:
-        """What in the adapter belongs to the k-th class; None when any classes will do."""
+        """Why the adapter works only with the classes that it was made for; None if it works with any classes.
+
+        The text is the end of a sentence that begins with "the adapter".
+        """
         return None
 
 
 def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor], origin: str = "adapter") -> None:
-    """Raises ValueError unless `tensors` are exactly those that `config` describes, in name and shape."""
+    """Raises ValueError unless `tensors` have exactly the names and shapes that `config` describes."""
     found = {name.removeprefix(_PEFT_PREFIX): tuple(tensor.shape) for name, tensor in tensors.items()}
-    # Modules that are saved as a whole are PEFT's; their shapes follow from the base.
+    # PEFT's `modules_to_save` are whole modules of the base model. Here only their presence is checked: their shapes
+    # follow from the base model.
     of_module = {
         module: [name for name in found if f".{module}." in f".{name}"]
         for module in getattr(config, "modules_to_save", None) or ()
@@ -118,7 +130,7 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
 def without_prefixes(
     state_dict: Mapping[str, torch.Tensor], prefixes: tuple[str, ...] = ("module.", "prompt_learner.")
 ) -> dict[str, torch.Tensor]:
-    """An official state dict's names without what wrappers put before them."""
+    """An official state dict without the prefixes that wrapper modules add to its names."""
     tensors = {}
     for name, tensor in state_dict.items():
         for prefix in prefixes:
@@ -128,7 +140,7 @@ def without_prefixes(
 
 
 def check_keys(tensors: Mapping[str, torch.Tensor], expected: set[str]) -> None:
-    """Raises ValueError unless an official state dict has exactly the keys that a converter knows."""
+    """Raises ValueError unless an official state dict has exactly the expected keys."""
     missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     faults = [f"{len(n)} {kind} keys: {n[:5]}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
     if faults:
@@ -136,14 +148,14 @@ def check_keys(tensors: Mapping[str, torch.Tensor], expected: set[str]) -> None:
 
 
 def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """The tensor in float32. Raises ValueError for one with NaN or infinity."""
+    """The tensor in float32, detached. Raises ValueError if it holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name}: not finite")
     return tensor.detach().float().contiguous()
 
 
 def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
-    """Raises ValueError, saying what differs, unless both lists are equal."""
+    """Raises ValueError, with the difference, unless both lists are equal."""
     if made_for == given:
         return
     added = [name for name in given if name not in made_for]
@@ -157,7 +169,20 @@ def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
 
 
 class Base:
-    """The frozen model as the tuners see it: a `CLIPClassifier`, or a plain dual encoder of any family in `modeling/dual_encoders/backbones.py`."""
+    """The frozen base model of an adapter, with what tuners need to know about it.
+
+    It is a `CLIPClassifier`, or a plain dual encoder of a family in `modeling/dual_encoders/backbones.py`.
+
+    Attributes:
+        model: the base model.
+        is_classifier: whether it is a `CLIPClassifier`.
+        clip: the dual encoder: `model` itself, or `model.clip` of a classifier.
+        family: names and sizes of this kind of dual encoder.
+        widths: widths and depths of its encoders, such as "text width" and "image layers".
+
+    Raises:
+        ValueError: any other model.
+    """
 
     def __init__(self, model: nn.Module, peft_type: str):
         config = getattr(model, "config", None)
@@ -176,12 +201,12 @@ class Base:
         self.widths: dict[str, int] = self.family.widths(config)
 
     def path(self, name: str) -> str:
-        """A module's name in the dual encoder -> its name in the model."""
+        """Name of a module in the dual encoder -> its name in the base model."""
         return f"clip.{name}" if self.is_classifier else name
 
     @property
     def class_names(self) -> list[str] | None:
-        """The classifier's classes; None when there are none yet, or no place for them."""
+        """The classifier's class names; None if it has no classes yet, or if the model is no classifier."""
         return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
 
     @property
@@ -190,14 +215,15 @@ class Base:
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
-    """Wraps `base_layer`; with no adapter active, or adapters disabled, it is `base_layer`.
+    """Wraps `base_layer`. With no active adapter, or with adapters disabled, it behaves like `base_layer`.
 
     Args:
-        base_layer: the wrapped module, often one without parameters.
-        anchor: a module of the backbone whose device new tensors go to. Not registered.
+        base_layer: the wrapped module; many of them have no parameters.
+        anchor: a module of the backbone, whose device new tensors are created on. For text prompts it is the token
+            embedding, which also gives initial vectors. It is not registered as a submodule.
     """
 
-    merge_refusal = "it is not a change of the base model's weights"
+    merge_refusal = "it is not a change of the base model's weights"  # why merging is impossible, for the error
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module):
         super().__init__()
@@ -211,7 +237,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer":  # while unpickling
+            if name == "base_layer":  # not set yet while unpickling; without this the lookup below never ends
                 raise
             return getattr(self.base_layer, name)
 
@@ -220,7 +246,11 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         return next(self._anchor[0].parameters()).device
 
     def active_name(self) -> str | None:
-        """The adapter of this layer that takes part in the forward pass. ValueError for several: their contexts or caches do not add up."""
+        """Name of this layer's active adapter; None if there is none or adapters are disabled.
+
+        Raises:
+            ValueError: several are active. Unlike LoRA's updates, prompts or caches cannot be summed.
+        """
         if self.disable_adapters:
             return None
         names = [name for name in self.active_adapters if name in self.configs]
@@ -230,13 +260,17 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         return names[0] if names else None
 
     def check_class_names(self, class_names: list[str]) -> None:
-        """`CLIPClassifier.set_classes` asks before it changes the classes: ValueError if an adapter here depends on the old ones."""
+        """Called by `CLIPClassifier.set_classes` before it changes the classes.
+
+        Raises:
+            ValueError: an adapter of this layer works only with the old classes.
+        """
         for name, config in self.configs.items():
             if reason := _why_classes_are_fixed(config):
                 check_class_names(config.class_names, class_names, f"adapter {name!r} {reason}")
 
     def _all_available_adapter_names(self) -> list[str]:
-        return sorted(self.configs)  # PEFT's own looks for tensors, and a layer need not have any
+        return sorted(self.configs)  # PEFT's method looks for tensors, but some layers have none
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.configs.pop(adapter_name, None)
@@ -249,7 +283,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         raise ValueError(_merge_error(self.configs, self.merge_refusal))
 
     def _get_base_layer_device_and_dtype(self, base_layer):
-        # No dtype: adapters stay in float32 whatever the base is in, because small updates vanish in half precision.
+        # No dtype: adapters stay in float32 even if the base is in half precision, where small updates would be lost.
         return self.adapter_device, None
 
 
@@ -259,18 +293,24 @@ def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
 
 
 def _why_classes_are_fixed(config: TunerConfig) -> str | None:
-    """What in the adapter belongs to the k-th class, if anything does."""
+    """`config.why_classes_are_fixed()`, or None if the adapter was made without classes."""
     return config.why_classes_are_fixed() if config.class_names is not None else None
 
 
 class Tuner(BaseTuner):
-    """Checks the base model, fills the configuration, wraps the targets. Subclasses say which modules and with which layer."""
+    """Checks the base model, fills the configuration and wraps the target modules.
+
+    Subclasses define which modules are wrapped (`targets`) and by which layer (`_wrap`).
+
+    PEFT's `inject_adapter` calls the hooks in this order: `_check_new_adapter_config`, where all checks are and after
+    which the configuration is complete; then `_create_and_replace` for each module in `config.target_modules`; then it
+    freezes everything but the adapter. An error in the first hook leaves the model unchanged.
+    """
 
     tuner_layer_cls = TunerLayer
     target_module_mapping: dict[str, list[str]] = {}
-    tensor_widths: ClassVar[
-        tuple[str, ...]
-    ]  # the backbone widths that the adapter's tensors have; nothing overrides a mismatch
+    # Backbone widths that occur in the shapes of the adapter's tensors: a mismatch is an error in any case.
+    tensor_widths: ClassVar[tuple[str, ...]]
     base_class: ClassVar[type[Base]] = Base
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, *args, **kwargs):
@@ -278,7 +318,8 @@ class Tuner(BaseTuner):
         try:
             super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         except Exception:
-            # transformers' add_adapter shares one dictionary with the model and has marked it as loaded already.
+            # transformers' `add_adapter` passes the model's own dictionary of configurations, and has already set the
+            # flag that an adapter is loaded. Undo both.
             others = getattr(model, "peft_config", None)
             if others and others.get(adapter_name) is config:
                 del others[adapter_name]
@@ -286,29 +327,30 @@ class Tuner(BaseTuner):
                 model._hf_peft_config_loaded = False
             raise
 
-    # ---- what a subclass says
+    # ---- for subclasses
 
     @classmethod
     def targets(cls, config: TunerConfig, base: Base) -> dict[str, nn.Module]:
-        """Names of the modules to wrap, each with the module that gives the device."""
+        """Name of each module to wrap -> its anchor (see `TunerLayer`)."""
         raise NotImplementedError
 
     @classmethod
     def fill_config(cls, config: TunerConfig, base: Base) -> None:
-        """Method-specific checks, then method-specific fields."""
+        """Checks that are specific to the method; then fills its fields of `config`."""
 
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> TunerLayer:
-        """`name` is the target's in the model."""
+        """The layer that replaces `target`, whose name in the base model is `name`."""
         raise NotImplementedError
 
     # ---- PEFT's hooks
 
     def _check_new_adapter_config(self, config: TunerConfig) -> None:
-        """The first thing that `inject_adapter` does, for a first adapter and for any other."""
+        """First call of `inject_adapter`, for the first adapter and for each later one."""
         super()._check_new_adapter_config(config)
         base = self.base_class(self.model, config.peft_type_name)
         self._check_base(config, base)
         self.fill_config(config, base)
+        # A loaded configuration has these values already; a new adapter gets those of the base model.
         config.target_modules = sorted(self.targets(config, base))
         config.class_names = config.class_names if config.class_names is not None else base.class_names
         config.templates = config.templates if config.templates is not None else base.templates
@@ -318,11 +360,12 @@ class Tuner(BaseTuner):
 
     def _check_base(self, config: TunerConfig, base: Base) -> None:
         targets = sorted(self.targets(config, base))
-        self._refuse_on_top_of_others(config, targets)
+        self._check_for_other_adapters(config, targets)
         if config.target_modules is not None and sorted(config.target_modules) != targets:
             raise ValueError(
-                f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} it would wrap "
-                f"{targets}; load it on the class that it was made for (auto_mapping in adapter_config.json)"
+                f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
+                f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
+                "adapter_config.json)"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)
@@ -341,13 +384,18 @@ class Tuner(BaseTuner):
         if reason and base.is_classifier:
             if base.class_names is None:
                 raise ValueError(
-                    f"class_names: the adapter {reason}, but the classifier has no classes; call set_classes({config.class_names[:3]}...)"
+                    f"class_names: the adapter {reason}, but the classifier has no classes; call "
+                    f"set_classes({config.class_names[:3]}...)"
                 )
             check_class_names(config.class_names, base.class_names, f"the adapter {reason}")
 
-    def _refuse_on_top_of_others(self, config: TunerConfig, targets: list[str]) -> None:
-        """ValueError when another kind of adapter of ours is at a target, around it or in it: each would undo what the other does there."""
+    def _check_for_other_adapters(self, config: TunerConfig, targets: list[str]) -> None:
+        """Raises ValueError if an adapter of another of our methods is at a target, around it or inside it.
+
+        Each of the two would overwrite the other's tokens.
+        """
         ours = {name: module for name, module in self.model.named_modules() if isinstance(module, TunerLayer)}
+        # `place`: the wrapped module's name as it was before wrapping, to compare it with the targets.
         for name, module in ours.items():
             place, kinds = name.replace(".base_layer", ""), {c.peft_type.value for c in module.configs.values()}
             if not kinds - {config.peft_type.value} or not any(
@@ -355,8 +403,8 @@ class Tuner(BaseTuner):
             ):
                 continue
             raise ValueError(
-                f"model: {config.peft_type.value} goes where the model has {', '.join(sorted(kinds))} already ({place}), and they cannot share a "
-                "place; use delete_adapter, unload() or another copy of the model"
+                f"model: {config.peft_type.value} cannot be added, {', '.join(sorted(kinds))} already changes "
+                f"{place}; remove it with delete_adapter or unload(), or use another copy of the model"
             )
 
     def _create_and_replace(
@@ -371,11 +419,11 @@ class Tuner(BaseTuner):
         layer.update_layer(adapter_name, peft_config)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own looks for `.weight`, which hooks and embeddings do not have.
+        # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
-        """The base model as it was. PEFT's own would leave the active adapter's copies of `modules_to_save` in it."""
+        """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module._active_adapter = []
@@ -386,9 +434,10 @@ class Tuner(BaseTuner):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
-        # The last place before tensors are copied: PEFT itself only warns about missing keys and is silent about unexpected ones.
+        # The last hook before tensors are copied. PEFT itself only warns about missing keys, and ignores unexpected
+        # ones.
         check_adapter_tensors(config, state_dict)
-        # Names without the prefix would pass all of PEFT and load nothing into a PeftModel.
+        # PEFT would accept names without the prefix, and load nothing into a PeftModel.
         state_dict = {_PEFT_PREFIX + name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state_dict.items()}
         return super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
@@ -402,6 +451,14 @@ def _describe(config: TunerConfig) -> str:
 
 
 __all__ = [
-    "FORMAT_VERSION", "Base", "Tuner", "TunerConfig", "TunerLayer", "check_adapter_tensors", "check_class_names", "check_keys", "finite",
+    "FORMAT_VERSION",
+    "Base",
+    "Tuner",
+    "TunerConfig",
+    "TunerLayer",
+    "check_adapter_tensors",
+    "check_class_names",
+    "check_keys",
+    "finite",
     "without_prefixes",
-]  # fmt: skip
+]

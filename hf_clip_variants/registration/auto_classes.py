@@ -1,4 +1,4 @@
-"""Makes every method of the table known to transformers' Auto classes and to PEFT, importing neither."""
+"""Registers every method of the table with transformers' Auto classes and with PEFT, without importing them."""
 
 import importlib
 import sys
@@ -10,10 +10,11 @@ from .post_import import after_import
 
 def register() -> None:
     """
-    Make every method known to transformers' Auto classes and to PEFT. `import hf_clip_variants` calls it; calling it again is harmless.
+    Register every method with transformers' Auto classes and with PEFT.
 
-    Nothing is imported for it. Each of their modules gets our entries when it is imported (or now, if it already is), and each entry
-    imports its class when it is looked up.
+    `import hf_clip_variants` calls it. It may be called several times. It imports nothing: each module of transformers
+    and PEFT gets our entries when it is imported (or now, if it is already imported), and each entry imports its class
+    when it is looked up.
     """
     after_import("transformers.models.auto.configuration_auto", _register_configs)
     after_import("transformers.models.auto.modeling_auto", _register_models)
@@ -24,7 +25,7 @@ def register() -> None:
 
 
 def _configs() -> list[tuple[str, str, dict[str, str]]]:
-    """Of every model and every submodel: model type, configuration class, Auto classes."""
+    """Model type, configuration class and Auto classes of every model and every submodel."""
     found = []
     for row in methods("model"):
         found.append((row.model_type, row.config, row.auto_classes))
@@ -75,7 +76,8 @@ def _register_for_config(mapping, config: str, load_value) -> None:
 
 
 def _register_adapters(module) -> None:
-    # `hf_clip_variants.adapters` imports PEFT, then registers. If it is there already, another thread (or this one, further down the
-    # stack) is in the middle of that and will finish; asking for it here could deadlock with that thread.
+    # `hf_clip_variants.adapters` imports PEFT and then registers the tuners. If it is in `sys.modules`, another thread
+    # (or this one, further up the stack) is doing that and will finish. To import it here could deadlock with that
+    # thread.
     if "hf_clip_variants.adapters" not in sys.modules:
         importlib.import_module("hf_clip_variants.adapters")

@@ -1,4 +1,4 @@
-"""Registration in transformers' Auto classes that imports neither the configuration nor the model before somebody asks for it."""
+"""Lazy entries in transformers' Auto mappings: a class is imported when it is looked up."""
 
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
@@ -7,12 +7,12 @@ from typing import Any
 
 class LazyContent(MutableMapping):
     """
-    What third parties registered in one of transformers' Auto mappings, with entries that are imported when they are looked up.
+    The entries that third parties registered in one of transformers' Auto mappings, some of them lazy.
 
-    It takes the place of a mapping's `_extra_content` dict. A lazy entry is found by the *name* of its key: a model type for the
-    configurations, the full name of the configuration class for everything else. So `type(config) in mapping` imports nothing, and an
-    entry of ours in `AutoModel` costs nothing to somebody who loads BERT. Going through all entries imports all of them; one whose
-    optional dependency is missing is left out with a warning.
+    It replaces a mapping's dictionary `_extra_content`. A lazy entry is found by the *name* of its key: a model type
+    in the mapping of configurations, the full name of the configuration class in all others. So
+    `type(config) in mapping` imports nothing, and loading BERT with `AutoModel` does not import our models. Iteration
+    imports all entries. An entry whose optional dependency is missing is left out, with a warning.
     """
 
     def __init__(self, content: dict | None = None):
@@ -20,7 +20,7 @@ class LazyContent(MutableMapping):
         self._lazy: dict[str, Callable[[], tuple[Any, Any]]] = {}
 
     def add_lazily(self, key_name: str, load: Callable[[], tuple[Any, Any]]) -> None:
-        """`load()` returns the real key and value. Entries that exist already stay."""
+        """Add an entry; `load()` imports and returns its key and value. An existing entry is kept."""
         if key_name not in (_name_of(key) for key in self._content):
             self._lazy[key_name] = load
 
@@ -29,7 +29,8 @@ class LazyContent(MutableMapping):
         if load is None:
             return
         key, value = load()
-        # First in, then out: a second thread finds it in one of the two. It keeps the entry if the first was faster.
+        # Added to the one dictionary before it is removed from the other, so that a second thread finds it in one of
+        # them. `setdefault` keeps the first thread's value if both load the entry.
         self._content.setdefault(key, value)
         self._lazy.pop(key_name, None)
 
@@ -72,10 +73,10 @@ def _name_of(key) -> str:
 
 def register_lazily(mapping, key_name: str, load: Callable[[], tuple[Any, Any]]) -> None:
     """
-    Add one entry to a transformers Auto mapping (`CONFIG_MAPPING`, `AutoModel._model_mapping`, `PROCESSOR_MAPPING`, …).
+    Add a lazy entry to one of transformers' Auto mappings (`CONFIG_MAPPING`, `AutoModel._model_mapping`, ...).
 
-    `_extra_content` is private to transformers. If a release has it no longer, the entry is imported and registered the public way:
-    slower, same result.
+    `_extra_content` is private to transformers. If a release does not have it, the entry is imported now and
+    registered with the public method `register`: slower, but with the same result.
     """
     content = getattr(mapping, "_extra_content", None)
     if isinstance(content, dict):

@@ -1,10 +1,10 @@
-"""The one place that makes PEFT know our tuners. PEFT is imported when it is needed only."""
+"""Registers our tuners with PEFT. PEFT is imported on the first call."""
 
 from ..registry import methods
 
 
 def register_all() -> None:
-    """Registers every tuner of the table with PEFT. May be called any number of times."""
+    """Register every tuner of the table with PEFT. It may be called several times."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import register_peft_method
 
@@ -12,7 +12,7 @@ def register_all() -> None:
         config_class, tuner_class = method.load("config"), method.load("tuner")
         peft_type = config_class.peft_type_member()
         if peft_type in PEFT_TYPE_TO_TUNER_MAPPING:
-            # imported anew: PEFT must see the classes of today
+            # Our modules were imported again (in a test, or by `reload`): PEFT must use the new classes.
             PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class
             PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner_class
         else:

@@ -1,4 +1,4 @@
-"""Run a function right after a module has been imported: now if it is there, otherwise whenever somebody imports it."""
+"""Runs a function right after a module is imported: now if it is imported already, otherwise later."""
 
 import importlib
 import sys
@@ -9,11 +9,12 @@ from types import ModuleType
 
 def after_import(name: str, callback: Callable[[ModuleType], None]) -> None:
     """
-    Call `callback(module)` once module `name` has run, without importing it.
+    Call `callback(module)` as soon as the module `name` is imported, without importing it.
 
-    If the module is already imported the call happens here, and its errors reach the caller. Otherwise it happens at the end of the
-    import statement that runs the module (again after `importlib.reload`); an error there becomes a `RuntimeWarning`, because somebody
-    who imports PEFT must get PEFT. One callback a module: a second one replaces the first. Callbacks should be idempotent.
+    If the module is already imported, the callback runs now and its errors are raised. Otherwise it runs at the end of
+    the import that executes the module, and again after `importlib.reload`. An error is then only a `RuntimeWarning`:
+    `import peft` must succeed even if our registration fails. There is one callback per module; a second one replaces
+    the first. Callbacks should be idempotent.
 
     Example:
 
@@ -31,12 +32,12 @@ def after_import(name: str, callback: Callable[[ModuleType], None]) -> None:
     if module is None:
         return
     if getattr(getattr(module, "__spec__", None), "_initializing", False):
-        module = importlib.import_module(name)  # another thread is at it: wait for the module's lock
+        module = importlib.import_module(name)  # another thread imports it: wait for its lock
     callback(module)
 
 
 class _PostImportFinder:
-    """Lets the finders behind it find the module, then puts a loader around theirs."""
+    """Lets the other finders find a module, then wraps the loader that they return."""
 
     def __init__(self):
         self.callbacks: dict[str, Callable[[ModuleType], None]] = {}
@@ -46,7 +47,8 @@ class _PostImportFinder:
         if callback is None:
             return None
         spec = self._found_by_others(fullname, path, target)
-        # No loader: a namespace package. No exec_module: a loader of before Python 3.4, left alone.
+        # A namespace package has no loader. A loader without `exec_module` is older than Python 3.4. Both are
+        # unchanged.
         if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _PostImportLoader(spec.loader, callback)
         return spec
@@ -61,7 +63,7 @@ class _PostImportFinder:
 
 
 class _PostImportLoader:
-    """Stands in for `loader` until the module runs; `importlib.util.find_spec(name).loader` still answers like the original."""
+    """Wraps a module's loader until the module is executed; all other attributes are those of that loader."""
 
     def __init__(self, loader, callback):
         self._loader = loader
@@ -76,16 +78,18 @@ class _PostImportLoader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
+        # Remove ourselves first: code in the module, and `inspect` later, sees the original loader.
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         if sys.modules.get(module.__name__) is not module:
-            return  # run by hand (module_from_spec + exec_module): nobody else will see this copy
+            return  # a private copy (module_from_spec + exec_module): nothing to register
         try:
             self._callback(module)
         except Exception as error:
             warnings.warn(
-                f"hf_clip_variants could not register its methods with {module.__name__} ({type(error).__name__}: {error}); "
-                f"{module.__name__} itself works. Check the versions in `pip install -U hf-clip-variants`.",
+                f"hf_clip_variants could not register its methods with {module.__name__} "
+                f"({type(error).__name__}: {error}); {module.__name__} itself works. Check the versions in "
+                "`pip install -U hf-clip-variants`.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""What every adapter must do, on every base that it supports. `tests/hf_clip_variants/adapters/test_contract.py` has the cases."""
+"""Tests that every adapter must pass on every base that it supports. The cases are in `test_contract.py`."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ from hf_clip_variants.registration.peft_methods import register_all
 
 JOINT_WIDTH = 24  # of tests/support/tiny.py
 LABELS = torch.tensor([0, 1, 2, 3])
-_WIDTH_THAT_MATTERS = {"coop": "text", "cocoop": "text", "maple": "text", "ivlp": "text", "vpt": "image"}
+_ENCODER_OF_WIDTH = {"coop": "text", "cocoop": "text", "maple": "text", "ivlp": "text", "vpt": "image"}
 
 
 @dataclass
@@ -31,11 +31,11 @@ class Case:
     """One adapter on one base.
 
     Args:
-        method: the row of the registry.
-        config: makes a fresh configuration.
+        method: name of the row in the table of methods.
+        config: returns a new configuration.
         shapes: names and shapes in the adapter's file, without `base_model.model.`
         trained: those of them that are trained.
-        plain_clip: on a `CLIPModel` instead of a `CLIPClassifier`.
+        plain_clip: whether the base is a `CLIPModel` instead of a `CLIPClassifier`.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Case:
         return model
 
     def fill(self, model, adapter_name: str, seed: int = 0) -> None:
-        """What an adapter needs before its first forward: Tip-Adapter's cache."""
+        """What an adapter needs before its first forward pass: Tip-Adapter's cache."""
         if self.method == "tip_adapter":
             from hf_clip_variants.adapters.tip_adapter.model import build_cache
 
@@ -66,7 +66,7 @@ class Case:
         batch = {"pixel_values": tiny_pixels() if pixel_values is None else pixel_values}
         if self.plain_clip:
             config, tokens = self.config(), 0
-            for name in ("num_context_tokens", "num_prompt_tokens", "num_text_tokens"):  # VPT's are none of text
+            for name in ("num_context_tokens", "num_prompt_tokens", "num_text_tokens"):  # VPT's are not text tokens
                 tokens = getattr(config, name, tokens) if self.method != "vpt" else 0
             batch["input_ids"] = coop_prompt_ids(tiny_tokenizer(), CLASS_NAMES, tokens or 1, max_length=32)
             if not tokens:
@@ -101,9 +101,9 @@ def _saved_base(case: Case, folder):
 
 
 class AdapterContract:
-    """Subclass it with the fixtures `case` and `trained_case`, those cases that train something."""
+    """Needs the fixtures `case` and `trained_case`, which is for the cases with trained tensors."""
 
-    def test_trains_its_own_tensors_and_nothing_else(self, case: Case):
+    def test_trains_only_its_own_tensors(self, case: Case):
         model = case.model()
         prefix = PEFT_TYPE_TO_PREFIX_MAPPING[model.peft_config["default"].peft_type]
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -148,7 +148,7 @@ class AdapterContract:
     def test_disabled_and_unloaded_model_is_the_base(self, case: Case):
         base = case.base()
         with torch.no_grad():
-            logits = case.logits(base)  # first: the classifier keeps its class features
+            logits = case.logits(base)  # before the adapter is added, so that class features are cached
         before, kinds = state_of(base), [type(m) for m in base.modules()]
         model = case.model(base)
         assert not torch.equal(case.logits(model), logits)
@@ -160,7 +160,7 @@ class AdapterContract:
         assert_same_state(base, before)
         assert torch.equal(case.logits(base), logits)
 
-    def test_several_adapters_switch_and_leave(self, case: Case, tmp_path):
+    def test_several_adapters_can_be_switched_and_deleted(self, case: Case, tmp_path):
         model = case.model(seed=1)
         first = case.logits(model)
         torch.manual_seed(2)
@@ -195,7 +195,7 @@ class AdapterContract:
         model.set_adapter("default")
         case.logits(model)
 
-    def test_merging_is_refused_before_anything_is_touched(self, case: Case):
+    def test_merging_is_refused_and_changes_nothing(self, case: Case):
         model = case.model()
         logits = case.logits(model)
         for merge in (model.merge_and_unload, model.merge_adapter, model.unmerge_adapter):
@@ -204,7 +204,7 @@ class AdapterContract:
         assert torch.equal(case.logits(model), logits)
 
     @needs_adapter_methods
-    def test_transformers_own_adapter_methods(self, case: Case, tmp_path):
+    def test_adapter_methods_of_transformers(self, case: Case, tmp_path):
         base = _saved_base(case, tmp_path / "base")
         plain = case.logits(base)
         base.add_adapter(case.config(), "mine")
@@ -252,9 +252,14 @@ class AdapterContract:
         for batch_size, accumulation in ((4, 1), (2, 2)):
             model = trained_case.model(seed=1)
             _trainer(
-                trained_case, model, tmp_path / str(accumulation), max_steps=1, save_strategy="no",
-                per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
-            ).train()  # fmt: skip
+                trained_case,
+                model,
+                tmp_path / str(accumulation),
+                max_steps=1,
+                save_strategy="no",
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=accumulation,
+            ).train()
             results.append(get_peft_model_state_dict(model))
         for name in trained_case.trained:
             pair = [result[f"base_model.model.{name}"] for result in results]
@@ -272,7 +277,7 @@ class AdapterContract:
             case.loss(model, pixel_values=tiny_pixels().to(torch.bfloat16)).backward()
             assert all(torch.isfinite(p.grad).all() for p in floats if p.requires_grad)
         model.save_pretrained(tmp_path)
-        PeftModel.from_pretrained(case.base(), tmp_path)  # the same weights in another dtype are the same backbone
+        PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not make it another backbone
 
     def test_gradient_checkpointing_changes_nothing(self, trained_case: Case):
         gradients = []
@@ -287,7 +292,7 @@ class AdapterContract:
         for plain, checkpointed in zip(*gradients, strict=True):
             torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-7)
 
-    def test_copies(self, case: Case):
+    def test_can_be_copied_and_pickled(self, case: Case):
         model = case.model()
         config = model.peft_config["default"]
         assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
@@ -318,19 +323,19 @@ class AdapterContract:
         model = PeftModel.from_pretrained(case.base(seed=1), tmp_path, allow_other_backbone=True)
         assert case.logits(model).isfinite().all()
 
-    def test_other_width_names_both(self, case: Case, tmp_path):
+    def test_error_for_other_width_has_both_widths(self, case: Case, tmp_path):
         case.model().save_pretrained(tmp_path)
         width, wanted = {
             "text": ({"text_config": {"hidden_size": 48}}, r"width 32, backbone has 48 \(text width\)"),
             "image": ({"vision_config": {"hidden_size": 48}}, r"width 40, backbone has 48 \(image width\)"),
             "depth": ({"vision_config": {"num_hidden_layers": 2}}, r"depth 3, backbone has 2 \(image layers\)"),
-        }[_WIDTH_THAT_MATTERS.get(case.method, "depth")]
+        }[_ENCODER_OF_WIDTH.get(case.method, "depth")]
         base = case.base(**width)
         with pytest.raises(ValueError, match=f"adapter expects {wanted}"):
             load_adapter(tmp_path, base)
         assert not any("clipv_" in name for name in base.state_dict())
 
-    def test_damaged_files_leave_the_base_alone(self, case: Case, tmp_path):
+    def test_damaged_files_do_not_change_the_base(self, case: Case, tmp_path):
         case.model().save_pretrained(tmp_path)
         base = case.base()
         before, kinds = state_of(base), [type(m) for m in base.modules()]
@@ -419,10 +424,21 @@ def _trainer(case: Case, model, output_dir, **arguments):
     return Trainer(
         model=model,
         args=TrainingArguments(
-            str(output_dir), learning_rate=0.1, optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", report_to=[], use_cpu=True,
-            disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], logging_strategy="no", seed=0, **arguments,
+            str(output_dir),
+            learning_rate=0.1,
+            optim="sgd",
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            logging_strategy="no",
+            seed=0,
+            **arguments,
         ),
         train_dataset=examples,
         data_collator=collate,
         compute_loss_func=classification_loss if case.plain_clip else None,
-    )  # fmt: skip
+    )

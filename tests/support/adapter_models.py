@@ -1,4 +1,4 @@
-"""Base models that adapter tests put adapters on: tiny ones with random weights, and those of the parity fixtures."""
+"""Base models for tests of adapters: tiny ones with random weights, and those of the parity fixtures."""
 
 import copy
 
@@ -25,7 +25,7 @@ def tiny_classifier(seed: int = 0, class_names=CLASS_NAMES, templates=None, **ov
 
 
 def fixture_clip(fixture):
-    """The `CLIPModel` of an adapter fixture, through our converter."""
+    """The `CLIPModel` of an adapter's fixture, read by our converter."""
     heads = {
         f"{ours}_heads": fixture.hparam(f"{theirs}_heads")
         for ours, theirs in (("vision", "vision"), ("text", "transformer"))
@@ -34,7 +34,7 @@ def fixture_clip(fixture):
 
 
 def fixture_classifier(fixture, template_ids: torch.Tensor, tail_ids=None, tail_name_lengths=None) -> CLIPClassifier:
-    """The same as a classifier; `template_ids` (C, T, L) or (C, L)."""
+    """The `CLIPClassifier` of an adapter's fixture. `template_ids`: (C, T, L) or (C, L)."""
     if template_ids.dim() == 2:
         template_ids = template_ids[:, None]
     if tail_ids is None:
@@ -45,7 +45,7 @@ def fixture_classifier(fixture, template_ids: torch.Tensor, tail_ids=None, tail_
 
 
 class Compared:
-    """Compares outputs with a fixture's, and at the end asserts that none was left out."""
+    """Compares outputs with those of a fixture, and asserts at the end that all were compared."""
 
     def __init__(self, fixture):
         self.expected, self.seen = fixture.outputs, set()

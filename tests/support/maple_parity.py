@@ -1,4 +1,4 @@
-"""The body of `tests/parity/test_maple.py` and `test_maple_words.py`: MaPLe equals muzairkhattak/multimodal-prompt-learning."""
+"""Shared by `tests/parity/test_maple.py` and `test_maple_words.py`: MaPLe equals the official code."""
 
 import torch
 from adapter_models import Compared
@@ -17,16 +17,16 @@ from prompted_parity import (
 from hf_clip_variants.adapters.maple.convert import convert_maple
 
 
-def _compare_own_tensors(model, base, prompts_home, compare: Compared) -> None:
+def _compare_own_tensors(model, base, base_kind, compare: Compared) -> None:
     depth = model.peft_config["default"].prompt_depth
-    vision = (base if prompts_home == "plain" else base.clip).vision_model.embeddings
-    compare("vision_shallow_prompt", vision.prompts_of("default", 0, 1)[0])
+    vision = (base if base_kind == "plain" else base.clip).vision_model.embeddings
+    compare("vision_shallow_prompt", vision.layer_prompts("default", 0, 1)[0])
     weight, bias = (trained(model, f"clipv_maple_projection_{part}").grad for part in ("weight", "bias"))
     compare("grad.ctx", trained(model, "clipv_maple_context").grad)
     compare("grad.proj.weight", weight[0])
     compare("grad.proj.bias", bias[0])
     for i in range(depth - 1):
-        compare(f"vision_deep_prompt.{i}", vision.prompts_of("default", i + 1, 1)[0])
+        compare(f"vision_deep_prompt.{i}", vision.layer_prompts("default", i + 1, 1)[0])
         compare(f"grad.compound_prompts_text.{i}", trained(model, "clipv_maple_text_prompts").grad[i])
         compare(f"grad.compound_prompt_projections.{i}.weight", weight[i + 1])
         compare(f"grad.compound_prompt_projections.{i}.bias", bias[i + 1])

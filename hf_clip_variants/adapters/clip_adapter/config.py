@@ -7,7 +7,7 @@ from ..tuner import TunerConfig
 
 
 Modality = Literal["image", "text", "both"]
-# the module that each adapter wraps, on a CLIPClassifier and on a CLIPModel
+# Modality -> the module that its adapter wraps, on a CLIPClassifier and on a CLIPModel
 TARGETS = {
     "image": ("image_feature_adapter", "visual_projection"),
     "text": ("text_feature_adapter", "text_projection"),
@@ -18,20 +18,23 @@ TARGETS = {
 class CLIPAdapterConfig(TunerConfig):
     """CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a bottleneck on CLIP's final features, blended with them.
 
-    f' = ratio * A(f) + (1 - ratio) * f on un-normalised features. Small, fast on cached features, good for any classes of the same domain.
-    Prefer `TipAdapterConfig` for no training at all, `CoOpConfig` to train through the text tower.
+    f' = ratio * A(f) + (1 - ratio) * f, on un-normalised features (section 3.2). It is small, trains fast on cached
+    features, and works for new classes of the same domain. Prefer `TipAdapterConfig` if nothing should be trained, and
+    `CoOpConfig` to train through the text encoder.
 
     Args:
         modality (`str`): Adapt "image" features (the paper's default), "text" features (class weights), or "both".
         reduction (`int`): The bottleneck has width // reduction units.
-        ratio (`float`): Weight of the adapted feature, 0 to 1. Read at every forward, so it can be swept after training. The paper's
-            text gives about 0.2 for ImageNet and 0.6 for fine-grained sets.
-        text_ratio (`float`, *optional*): The text adapter's own ratio. Default: `ratio`.
-        output_relu (`bool`): ReLU after the second layer too, as in the official code; the paper's formula has none.
-        learnable_ratio (`bool`): Train the ratios as well, starting from those given (ours; the paper mentions it).
+        ratio (`float`): Weight of the adapted features, from 0 to 1. It is read in every forward pass, so it can be
+            varied after training. The paper uses about 0.2 for ImageNet and 0.6 for fine-grained data sets.
+        text_ratio (`float`, *optional*): Ratio of the text adapter. Default: `ratio`.
+        output_relu (`bool`): Apply a ReLU after the second layer, too, as in the official code. The paper's formula
+            has none.
+        learnable_ratio (`bool`): Train the ratios as well, starting from the given values. The paper mentions it, the
+            official code does not have it.
 
     Raises:
-        ValueError: for values outside these.
+        ValueError: an invalid value.
 
     Example:
 
@@ -45,16 +48,16 @@ class CLIPAdapterConfig(TunerConfig):
 
     peft_type_name: ClassVar[str] = "CLIPV_CLIP_ADAPTER"
 
-    modality: Modality = field(default="image", metadata={"help": "Which features are adapted: image, text or both."})
-    reduction: int = field(
-        default=4, metadata={"help": "How many times narrower the bottleneck is than the features."}
-    )
+    modality: Modality = field(default="image", metadata={"help": "Features to adapt: image, text or both."})
+    reduction: int = field(default=4, metadata={"help": "Width of the features divided by that of the bottleneck."})
     ratio: float = field(
-        default=0.2, metadata={"help": "Weight of the adapted feature against the original, between 0 and 1."}
+        default=0.2, metadata={"help": "Weight of the adapted features, from 0 to 1; the original ones get the rest."}
     )
-    text_ratio: float | None = field(default=None, metadata={"help": "The same for text features; None: as `ratio`."})
-    output_relu: bool = field(default=True, metadata={"help": "ReLU after the second layer, as in the official code."})
-    learnable_ratio: bool = field(default=False, metadata={"help": "Train the ratio too."})
+    text_ratio: float | None = field(default=None, metadata={"help": "Ratio of text features. Default: `ratio`."})
+    output_relu: bool = field(
+        default=True, metadata={"help": "Apply a ReLU after the second layer, as in the official code."}
+    )
+    learnable_ratio: bool = field(default=False, metadata={"help": "Train the ratio, too."})
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
@@ -79,9 +82,11 @@ class CLIPAdapterConfig(TunerConfig):
         return ("image", "text") if self.modality == "both" else (self.modality,)
 
     def ratio_of(self, modality: str) -> float:
+        """Ratio of "image" or "text" features."""
         return self.text_ratio if modality == "text" and self.text_ratio is not None else self.ratio
 
     def hidden_width(self, width: int) -> int:
+        """Units of the bottleneck for features of this width; at least 1."""
         return max(width // self.reduction, 1)
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""How CLIP-Adapter is fitted to a few labelled images: recipes and the fit."""
+"""Fits CLIP-Adapter to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CLIPAdapterRecipe(Recipe):
-    """CLIP-Adapter's. `ratio_candidates` are to be compared on a validation split: there is no published table of ratios."""
+    """CLIP-Adapter's recipe. `ratio_candidates` are compared on validation images: no table of ratios is published."""
 
     ratio: float = 0.2
     ratio_candidates: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -27,7 +27,10 @@ class CLIPAdapterRecipe(Recipe):
 
 
 def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CLIPAdapterRecipe:
-    """The paper's text says learning rate 1e-5, the repository says "CoOp's ImageNet command": the latter can be run."""
+    """CoOp's ImageNet settings, to which the repository refers.
+
+    The paper says learning rate 1e-5, but does not give the other settings.
+    """
     return CLIPAdapterRecipe(
         method="clip_adapter",
         learning_rate=2e-3,
@@ -41,7 +44,8 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CLI
 
 
 def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Train the bottleneck at every candidate ratio, keep the best."""
+    """Train the bottleneck with every candidate ratio and keep the best."""
+    # The candidates are compared only if there are validation images, and if the ratio was not given by the user.
     ratios = (fit.recipe.ratio,)
     if fit.folds and "ratio" not in fit.asked and not fit.config.get("learnable_ratio"):
         ratios = fit.recipe.ratio_candidates or ratios

@@ -1,4 +1,4 @@
-"""CLIP-Adapter's bottleneck and residual blend, and the module that wraps a projection or a feature hook with them."""
+"""CLIP-Adapter's bottleneck and residual blend, and the layer that applies them to features."""
 
 import math
 
@@ -11,7 +11,9 @@ from .config import CLIPAdapterConfig
 
 
 def bottleneck(features: torch.Tensor, down: torch.Tensor, up: torch.Tensor, output_relu: bool = True) -> torch.Tensor:
-    """A(f) of Gao et al. 2021: ReLU(ReLU(f Wd) Wu), without the outer ReLU if `output_relu` is False.
+    """The adapter A(f) of Gao et al. 2021, section 3.2: ReLU(f Wd) Wu.
+
+    Deviation: like the official code, it applies a second ReLU to the result, unless `output_relu` is False.
 
     Args:
         features: (..., D), not normalised.
@@ -26,7 +28,9 @@ def bottleneck(features: torch.Tensor, down: torch.Tensor, up: torch.Tensor, out
 
 
 def blend(features: torch.Tensor, adapted: torch.Tensor, ratio: float | torch.Tensor) -> torch.Tensor:
-    """ratio * adapted + (1 - ratio) * features, (..., D) each; exactly `features` at 0 and exactly `adapted` at 1.
+    """ratio * adapted + (1 - ratio) * features; (..., D) each.
+
+    `torch.lerp` returns exactly `features` at ratio 0 and exactly `adapted` at ratio 1.
 
     >>> blend(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]), 0.25)
     tensor([0.7500, 0.5000])
@@ -35,7 +39,12 @@ def blend(features: torch.Tensor, adapted: torch.Tensor, ratio: float | torch.Te
 
 
 class CLIPAdapterLayer(TunerLayer):
-    """Wraps a projection `nn.Linear` of `CLIPModel` or a `FeatureAdapter` of `CLIPClassifier`; modality "image" or "text"."""
+    """Wraps a projection `nn.Linear` of a `CLIPModel`, or a `FeatureAdapter` of a `CLIPClassifier`.
+
+    Args:
+        base_layer, anchor: see `TunerLayer`.
+        modality: "image" or "text", for the ratio.
+    """
 
     adapter_layer_names = ("clipv_clip_adapter_down", "clipv_clip_adapter_up", "clipv_clip_adapter_ratio_logit")
     merge_refusal = "its bottleneck is not linear (ReLU)"
@@ -43,12 +52,13 @@ class CLIPAdapterLayer(TunerLayer):
     def __init__(self, base_layer: nn.Module, anchor: nn.Module, modality: str):
         super().__init__(base_layer, anchor)
         self.modality = modality
-        # One dictionary a Linear: a Sequential would leave the adapter's name in the checkpoint's keys.
+        # One dictionary per Linear. Inside a Sequential, PEFT would not remove the adapter's name from saved keys.
         self.clipv_clip_adapter_down = nn.ModuleDict()
         self.clipv_clip_adapter_up = nn.ModuleDict()
         self.clipv_clip_adapter_ratio_logit = nn.ParameterDict()
 
     def update_layer(self, adapter_name: str, config: CLIPAdapterConfig) -> None:
+        """Creates the bottleneck in float32, with the initial values of `nn.Linear`."""
         width = config.backbone_widths["joint width"]
         hidden = config.hidden_width(width)
         options = {"bias": False, "device": self.adapter_device, "dtype": torch.float32}
@@ -57,6 +67,7 @@ class CLIPAdapterLayer(TunerLayer):
         self.clipv_clip_adapter_up[adapter_name] = nn.Linear(hidden, width, **options)
         if config.learnable_ratio:
             ratio = config.ratio_of(self.modality)
+            # The sigmoid of this parameter is the ratio, so that it stays between 0 and 1.
             logit = torch.tensor(math.log(ratio / (1 - ratio)), device=self.adapter_device)
             self.clipv_clip_adapter_ratio_logit[adapter_name] = nn.Parameter(logit)
 
@@ -65,12 +76,12 @@ class CLIPAdapterLayer(TunerLayer):
         name = self.active_name()
         if name is None:
             return features
-        config = self.configs[name]
+        config = self.configs[name]  # read in every forward pass: the ratio may have been changed
         down, up = self.clipv_clip_adapter_down[name].weight, self.clipv_clip_adapter_up[name].weight
         ratio = config.ratio_of(self.modality)
         if config.learnable_ratio:
             ratio = self.clipv_clip_adapter_ratio_logit[name].sigmoid()
-        inputs = features.to(down.dtype)
+        inputs = features.to(down.dtype)  # the bottleneck is float32 even if the base is in half precision
         return blend(inputs, bottleneck(inputs, down, up, config.output_relu), ratio).to(features.dtype)
 
 

@@ -8,7 +8,10 @@ from .layer import CLIPAdapterLayer
 
 
 class CLIPAdapterModel(Tuner):
-    """Made by `get_peft_model(base, CLIPAdapterConfig(...))`; wraps one or two modules of a `CLIPClassifier` or a `CLIPModel`."""
+    """Created by `get_peft_model(base, CLIPAdapterConfig(...))`.
+
+    It wraps the feature adapters of a `CLIPClassifier`, or the projections of a plain `CLIPModel`; one or both.
+    """
 
     prefix = "clipv_clip_adapter_"
     tuner_layer_cls = CLIPAdapterLayer
@@ -19,7 +22,8 @@ class CLIPAdapterModel(Tuner):
         projections = {"image": base.family.visual_projection, "text": base.family.text_projection}
         if not base.is_classifier and (bare := [m for m in config.modalities if projections[m] is None]):
             raise ValueError(
-                f"model: CLIPV_CLIP_ADAPTER sits on projections, and {type(base.model).__name__} has none for {bare[0]}; use CLIPClassifier"
+                f"model: CLIPV_CLIP_ADAPTER wraps projections, but {type(base.model).__name__} has none for {bare[0]} "
+                "features; use CLIPClassifier"
             )
         anchors = {
             "image": base.family.image_modules(base.clip)[-1],

@@ -9,21 +9,25 @@ from ..tuner import TunerConfig
 
 @dataclass
 class CoCoOpConfig(TunerConfig):
-    """CoCoOp (Zhou et al. 2022, arXiv 2203.05557): CoOp's context, shifted for each image by a small network on its feature.
+    """CoCoOp (Zhou et al. 2022, arXiv 2203.05557): CoOp's context, shifted for each image.
 
-    For a `CLIPClassifier`. It loses less than CoOp on classes that were not trained on, and the text tower runs once for each image and class: prefer
-    `CoOpConfig` where the classes stay, `MaPLeConfig` where the image tower may be touched, too.
+    The prompt of class i for image x is t_i(x) = [v_1(x), ..., v_M(x), c_i] with v_m(x) = v_m + h(x), where h is a
+    small network on the image embedding, the "meta-net" (section 3.2, eq. 3). Needs a `CLIPClassifier`. It loses less
+    than CoOp on classes that were not trained on, but the text encoder runs once for each pair of image and class.
+    Prefer `CoOpConfig` if the classes do not change, and `MaPLeConfig` if the image encoder may be changed too.
 
     Args:
-        num_context_tokens (`int`, *optional*): How many vectors are trained, M. Default: as many as `context_init` has tokens, or 4.
-        context_init (`str`, *optional*): Words that the context starts from. None: N(0, 0.02²).
-        context_init_ids (`list[int]`, *optional*): Their token ids. Filled from the classifier's tokenizer.
-        meta_reduction (`int`): The network's hidden width is the joint width divided by this.
-        text_chunk_size (`int`, *optional*): So many tokens go through the text tower at once, and training computes them a second time instead of
-            keeping what lies between: any batch then fits, for a third more time. None: everything is kept.
+        num_context_tokens (`int`, *optional*): Number of trained vectors, M. Default: the number of tokens of
+            `context_init`, or 4.
+        context_init (`str`, *optional*): Words that the context starts from. None: random vectors from N(0, 0.02²).
+        context_init_ids (`list[int]`, *optional*): Token ids of these words. Filled by the classifier's tokenizer.
+        meta_reduction (`int`): The meta-net's hidden width is the joint width divided by this.
+        text_chunk_size (`int`, *optional*): Encode this number of tokens at a time, and recompute them in the backward
+            pass instead of keeping their activations. Any batch size then fits into memory, for a third more time.
+            None: encode all at once and keep all activations.
 
     Raises:
-        ValueError: for values outside these, and where words and `num_context_tokens` disagree.
+        ValueError: an invalid value, or `num_context_tokens` differs from the number of tokens of the words.
 
     Example:
 
@@ -40,19 +44,19 @@ class CoCoOpConfig(TunerConfig):
 
     num_context_tokens: int | None = field(
         default=None,
-        metadata={"help": "How many context vectors are trained: 4, or as many as `context_init` has tokens."},
+        metadata={"help": "Number of trained context vectors. Default: the number of tokens of `context_init`, or 4."},
     )
     context_init: str | None = field(
-        default="a photo of a", metadata={"help": "Words that the context starts from; None: random."}
+        default="a photo of a", metadata={"help": "Words that the context starts from; None: random vectors."}
     )
     context_init_ids: list[int] | None = field(
         default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
     )
     meta_reduction: int = field(
-        default=16, metadata={"help": "The network's hidden width is the joint width divided by this."}
+        default=16, metadata={"help": "The meta-net's hidden width is the joint width divided by this."}
     )
     text_chunk_size: int | None = field(
-        default=None, metadata={"help": "Tokens at once in the text tower, computed twice in training: less memory."}
+        default=None, metadata={"help": "Tokens to encode at a time, recomputed in the backward pass: less memory."}
     )
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
@@ -72,12 +76,16 @@ class CoCoOpConfig(TunerConfig):
             self.num_context_tokens = 4
 
     def set_context_ids(self, ids: list[int]) -> None:
-        """Makes the context start from these tokens. ValueError if there are others than `num_context_tokens` of them."""
+        """Makes the context start from these tokens.
+
+        Raises:
+            ValueError: their number differs from `num_context_tokens`, or there is none.
+        """
         ids = [int(i) for i in ids]
         if self.num_context_tokens not in (None, len(ids)) or not ids:
             raise ValueError(
-                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has {len(ids)} tokens; "
-                "leave num_context_tokens out, or set context_init=None"
+                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
+                f"{len(ids)} tokens; leave num_context_tokens out, or set context_init=None"
             )
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 
@@ -94,7 +102,7 @@ class CoCoOpConfig(TunerConfig):
         return {f"prompt_embedder.clipv_cocoop_{name}": shape for name, shape in tensors.items()}
 
     def hidden_width(self, joint_width: int) -> int:
-        """Of the network; at least 1."""
+        """Hidden width of the meta-net; at least 1."""
         return max(1, joint_width // self.meta_reduction)
 
 

@@ -1,4 +1,4 @@
-"""How CoCoOp is fitted to a few labelled images: recipes and the fit."""
+"""Fits CoCoOp to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CoCoOpRecipe(Recipe):
-    """CoCoOp's, with the settings of the context that go with it (fields of `CoCoOpConfig`)."""
+    """CoCoOp's recipe. The fields added here are those of `CoCoOpConfig`."""
 
     num_context_tokens: int | None = None
     context_init: str | None = "a photo of a"
 
 
 def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CoCoOpRecipe:
-    """KaiyangZhou/CoOp, configs and scripts of CoCoOp: one image a batch."""
+    """KaiyangZhou/CoOp, configs and scripts of CoCoOp: batches of one image."""
     return CoCoOpRecipe(method="cocoop", learning_rate=2e-3, epochs=10, views=10, batch_size=1, **COOP_TRAINER)
 
 

@@ -1,4 +1,4 @@
-"""CoCoOp's prompts: one context for each image."""
+"""CoCoOp's prompts: one context per image."""
 
 import dataclasses
 
@@ -11,23 +11,24 @@ from ..tuner import TunerLayer
 from .config import CoCoOpConfig
 
 
-# B images, C classes, M context tokens, D joint width, d text width
+# Shapes: B images, C classes, M context tokens, D joint width, d width of the text encoder
 
 
 class CoCoOpLayer(TunerLayer):
-    """Wraps the classifier's `prompt_embedder`: prompts are start, context + shift(image), name, full stop (eq. 3).
+    """Wraps the classifier's `prompt_embedder`: prompts are SOS, context + shift(image), class name, ".".
 
-    Holds the context (M, d) and the network D -> D / 16 -> d that makes the shift from an image's unit-norm embedding.
+    See section 3.2 and eq. 3 of Zhou et al. 2022 (arXiv 2203.05557). It holds the context (M, d) and the meta-net
+    D -> D / 16 -> d, which computes the shift from the unit-norm embedding of an image.
     """
 
     adapter_layer_names = ("clipv_cocoop_context", "clipv_cocoop_linear1", "clipv_cocoop_linear2")
-    merge_refusal = "it changes what is read, not the weights that read it"
+    merge_refusal = "it changes the text encoder's input, not its weights"
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module, joint_width: int):
         super().__init__(base_layer, anchor)
         self.joint_width = joint_width
         self.clipv_cocoop_context = nn.ParameterDict()
-        # One dictionary a layer: inside a Sequential the adapter's name would stay in the saved keys.
+        # One dictionary per Linear. Inside a Sequential, PEFT would not remove the adapter's name from saved keys.
         self.clipv_cocoop_linear1, self.clipv_cocoop_linear2 = nn.ModuleDict(), nn.ModuleDict()
 
     @property
@@ -35,7 +36,11 @@ class CoCoOpLayer(TunerLayer):
         return self.active_name() is not None or self.base_layer.depends_on_images
 
     def update_layer(self, adapter_name: str, config: CoCoOpConfig) -> None:
-        """Context of words or random; the network as torch initialises it (not zero: a new adapter is not zero-shot CLIP)."""
+        """Creates the tensors of an adapter, all float32.
+
+        The context starts from words or at random, the meta-net as `nn.Linear` starts. Its shift is not zero, so a new
+        adapter differs from zero-shot CLIP, as in the official code.
+        """
         token_embedding = self._anchor[0]
         width = token_embedding.weight.shape[1]
         context = initial_vectors((config.num_context_tokens, width), token_embedding, config.context_init_ids)
@@ -47,12 +52,12 @@ class CoCoOpLayer(TunerLayer):
         self.clipv_cocoop_linear2[adapter_name] = nn.Linear(hidden, width, **where)
 
     def shifts(self, image_embeds: torch.Tensor, adapter_name: str) -> torch.Tensor:
-        """(B, D) unit-norm image embeddings -> (B, d): what is added to each context vector."""
+        """(B, D) unit-norm image embeddings -> (B, d): the vector that is added to each context vector."""
         linear1, linear2 = self.clipv_cocoop_linear1[adapter_name], self.clipv_cocoop_linear2[adapter_name]
         return linear2(F.relu(linear1(image_embeds.to(linear1.weight))))
 
     def forward(self, prompts, token_embedding: nn.Module, image_embeds: torch.Tensor | None = None):
-        """`prompts`: ClassPrompts of C classes. Returns EmbeddedPrompts of C rows in B variants."""
+        """`prompts`: ClassPrompts of C classes. Returns EmbeddedPrompts of C rows with B prefixes, one per image."""
         embedded = self.base_layer(prompts, token_embedding, image_embeds)
         name = self.active_name()
         if name is None:
@@ -60,7 +65,9 @@ class CoCoOpLayer(TunerLayer):
         config, context = self.configs[name], self.clipv_cocoop_context[name]
         starts = prompts.start_ids.shape[1]
         check_prompt_length(len(context), prompts.tail_ids.shape[1], prompts.max_length, starts)
-        contexts = context + self.shifts(image_embeds, name)[:, None]  # (B, M, d)
+        # Deviation: the official code embeds all B * C prompts. Only their beginning depends on the image, and only
+        # their end on the class, so the beginnings (B, S0 + M, d) and the ids (C, L) are passed on separately.
+        contexts = context + self.shifts(image_embeds, name)[:, None]  # (B, M, d): v_m(x) = v_m + h(x)
         start = token_embedding(prompts.start_ids[0]).to(contexts).expand(len(contexts), -1, -1)
         return dataclasses.replace(
             embedded,

@@ -9,7 +9,7 @@ from .layer import CoCoOpLayer
 
 
 class CoCoOpModel(Tuner):
-    """Made by `get_peft_model(classifier, CoCoOpConfig(...))`; wraps the classifier's `prompt_embedder`."""
+    """Created by `get_peft_model(classifier, CoCoOpConfig(...))`; wraps the classifier's `prompt_embedder`."""
 
     prefix = "clipv_cocoop_"
     tuner_layer_cls = CoCoOpLayer
@@ -19,7 +19,8 @@ class CoCoOpModel(Tuner):
     def targets(cls, config: CoCoOpConfig, base: Base) -> dict[str, nn.Module]:
         if not base.is_classifier:
             raise ValueError(
-                f"model: CLIPV_COCOOP makes prompts for each image, and a plain {type(base.model).__name__} has one batch of texts for all; use "
+                "model: CLIPV_COCOOP makes prompts for each image, but a plain "
+                f"{type(base.model).__name__} encodes one batch of texts for all images; use "
                 "CLIPClassifier.from_pretrained(same_checkpoint, class_names=[...])"
             )
         return {"prompt_embedder": base.family.token_embedding_of(base.clip)}

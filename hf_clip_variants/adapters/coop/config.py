@@ -12,21 +12,27 @@ DEFAULT_NUM_CONTEXT_TOKENS = 16
 
 @dataclass
 class CoOpConfig(TunerConfig):
-    """CoOp (Zhou et al. 2022, arXiv 2109.01134): the words around the class name become trained vectors.
+    """CoOp (Zhou et al. 2022, arXiv 2109.01134): trained vectors replace the words around the class name.
 
-    On a `CLIPClassifier` it replaces the templates; on a plain `CLIPModel` it fills placeholders in `input_ids` that
-    `coop_prompt_ids` lays out. Prefer `CLIPAdapterConfig` or `TipAdapterConfig` for a few pictures a class and a small model: they
-    start from zero-shot CLIP, which a randomly initialised context does not.
+    A prompt is [V]_1 ... [V]_M [CLASS] (eq. 2); the M vectors are the only trained weights. On a `CLIPClassifier` they
+    replace the templates. On a plain `CLIPModel` they replace placeholders in `input_ids`, which `coop_prompt_ids`
+    makes. Prefer `CLIPAdapterConfig` or `TipAdapterConfig` with one or two images per class or a small model: they
+    start from zero-shot CLIP, but a random context does not.
 
     Args:
-        num_context_tokens (`int`, *optional*): How many vectors are trained, M. Default 16, or the number of tokens of `context_init`.
-        context_init (`str`, *optional*): Words that the context starts from, for instance "a photo of a". Default: N(0, 0.02²).
-        context_init_ids (`list[int]`, *optional*): Their token ids. Filled from the classifier's tokenizer; a plain `CLIPModel` has none.
-        class_token_position (`str`): Where the class name stands: after the context ("end"), in its middle, or before it ("front").
-        class_specific (`bool`): One context a class (CSC) instead of one for all. Cannot serve other classes.
+        num_context_tokens (`int`, *optional*): Number of trained vectors, M. Default: 16, or the number of tokens of
+            `context_init`.
+        context_init (`str`, *optional*): Words that the context starts from, for instance "a photo of a". Default:
+            None, which means random vectors from N(0, 0.02²).
+        context_init_ids (`list[int]`, *optional*): Token ids of these words. Filled by the classifier's tokenizer; a
+            plain `CLIPModel` has none.
+        class_token_position (`str`): Position of the class name: after the context ("end"), in its middle ("middle"),
+            or before it ("front").
+        class_specific (`bool`): Train one context per class (CSC) instead of one for all classes. The adapter then
+            works only with these classes.
 
     Raises:
-        ValueError: for values outside these, and where words and `num_context_tokens` disagree.
+        ValueError: an invalid value, or `num_context_tokens` differs from the number of tokens of the words.
 
     Example:
 
@@ -43,18 +49,23 @@ class CoOpConfig(TunerConfig):
 
     num_context_tokens: int | None = field(
         default=None,
-        metadata={"help": "How many context vectors are trained: 16, or as many as `context_init` has tokens."},
+        metadata={
+            "help": "Number of trained context vectors. Default: 16, or the number of tokens of `context_init`."
+        },
     )
     context_init: str | None = field(
-        default=None, metadata={"help": 'Words that the context starts from, such as "a photo of a"; None: random.'}
+        default=None,
+        metadata={"help": 'Words that the context starts from, such as "a photo of a"; None: random vectors.'},
     )
     context_init_ids: list[int] | None = field(
         default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
     )
     class_token_position: ClassTokenPosition = field(
-        default="end", metadata={"help": "Where the class name stands among the context: end, middle or front."}
+        default="end", metadata={"help": "Position of the class name relative to the context: end, middle or front."}
     )
-    class_specific: bool = field(default=False, metadata={"help": "Train one context a class instead of one for all."})
+    class_specific: bool = field(
+        default=False, metadata={"help": "Train one context per class instead of one for all."}
+    )
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
@@ -63,7 +74,8 @@ class CoOpConfig(TunerConfig):
         super().__post_init__()
         if self.class_token_position not in get_args(ClassTokenPosition):
             raise ValueError(
-                f"class_token_position: {self.class_token_position!r}, expected one of {', '.join(get_args(ClassTokenPosition))}"
+                f"class_token_position: {self.class_token_position!r}, expected one of "
+                f"{', '.join(get_args(ClassTokenPosition))}"
             )
         if self.context_init is not None and not self.context_init.replace("_", " ").strip():
             raise ValueError("context_init: blank, expected words or None")
@@ -75,20 +87,24 @@ class CoOpConfig(TunerConfig):
             raise ValueError(f"num_context_tokens: {self.num_context_tokens}, expected at least 1")
 
     def set_context_ids(self, ids: list[int]) -> None:
-        """Makes the context start from these tokens. ValueError if there are others than `num_context_tokens` of them."""
+        """Makes the context start from these tokens.
+
+        Raises:
+            ValueError: their number differs from `num_context_tokens`.
+        """
         ids = [int(i) for i in ids]
-        # The official code counts words and takes as many tokens; a word of two tokens would be cut there without a word.
+        # Deviation: the official code counts words and takes as many tokens, so it silently cuts a word of two tokens.
         if self.num_context_tokens not in (None, len(ids)):
             raise ValueError(
-                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has {len(ids)} tokens; "
-                "leave num_context_tokens out"
+                f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
+                f"{len(ids)} tokens; leave num_context_tokens out"
             )
         if not ids:
             raise ValueError("context_init_ids: empty, expected at least one token")
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 
     def context_shape(self, width: int) -> tuple[int, ...]:
-        """(M, d), or (C, M, d) when class-specific."""
+        """(M, d), or (C, M, d) if class-specific."""
         shape = (self.num_context_tokens, width)
         return (len(self.class_names), *shape) if self.class_specific else shape
 
@@ -97,7 +113,7 @@ class CoOpConfig(TunerConfig):
         return {f"{target}.clipv_coop_context": self.context_shape(self.backbone_widths["text width"])}
 
     def why_classes_are_fixed(self) -> str | None:
-        return "has one context a class (class_specific=True)" if self.class_specific else None
+        return "has one context per class (class_specific=True)" if self.class_specific else None
 
 
 __all__ = ["ClassTokenPosition", "CoOpConfig"]

@@ -1,4 +1,4 @@
-"""How CoOp is fitted to a few labelled images: recipes and the fit."""
+"""Fits CoOp to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CoOpRecipe(Recipe):
-    """CoOp's, with the settings of the context that go with it (fields of `CoOpConfig`)."""
+    """CoOp's recipe. The fields added here are those of `CoOpConfig`."""
 
     num_context_tokens: int | None = 16
     context_init: str | None = None
@@ -28,7 +28,7 @@ class CoOpRecipe(Recipe):
 def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CoOpRecipe:
     """KaiyangZhou/CoOp, configs and scripts: the number of epochs depends on the shots."""
     epochs = 50 if dataset == "imagenet" or shots == 1 else 100 if shots <= 4 else 200
-    # What CoCoOp's paper compares itself with on new classes: four tokens that start as words.
+    # For new classes: the CoOp that the CoCoOp paper compares with, four tokens that start from words.
     context = {} if protocol == "few_shot" else {"num_context_tokens": None, "context_init": "a photo of a"}
     return CoOpRecipe(
         method="coop",

@@ -9,7 +9,10 @@ from .layer import CoOpLayer, PromptEmbedderWithContext, TextEmbeddingsWithConte
 
 
 class CoOpModel(Tuner):
-    """Made by `get_peft_model(base, CoOpConfig(...))`; wraps one module of a `CLIPClassifier` or a `CLIPModel`."""
+    """Created by `get_peft_model(base, CoOpConfig(...))`.
+
+    It wraps `prompt_embedder` of a `CLIPClassifier`, or the text embeddings of a plain `CLIPModel`.
+    """
 
     prefix = "clipv_coop_"
     tuner_layer_cls = CoOpLayer
@@ -22,7 +25,8 @@ class CoOpModel(Tuner):
             return {"prompt_embedder": anchor}
         if not base.family.text_is_causal:
             raise ValueError(
-                f"model: CLIPV_COOP finds its placeholders in CLIP's prompts, not in those of {type(base.model).__name__}; use CLIPClassifier"
+                f"model: CLIPV_COOP finds its placeholders in prompts of CLIP, not in those of a plain "
+                f"{type(base.model).__name__}; use CLIPClassifier"
             )
         return {base.family.text_embeddings: anchor}
 

@@ -1,4 +1,4 @@
-"""How IVLP is fitted to a few labelled images: recipes and the fit."""
+"""Fits IVLP to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IVLPRecipe(Recipe):
-    """IVLP's, with the settings that go with it (fields of `IVLPConfig`)."""
+    """IVLP's recipe. The fields added here are those of `IVLPConfig`."""
 
     num_text_tokens: int = 2
     num_vision_tokens: int = 2
@@ -34,7 +34,7 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> IVL
 
 
 def fit_ivlp(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Train prompts of both encoders, each its own."""
+    """Train the prompts of both encoders, independent of each other."""
     names = ("num_text_tokens", "num_vision_tokens", "text_depth", "vision_depth")
     settings = {name: getattr(fit.recipe, name) for name in names}
     model, _ = fit.train_best([IVLPConfig(context_init=fit.context_init, **settings, **fit.config)])

@@ -1,4 +1,4 @@
-"""IVLP's prompts in both towers."""
+"""IVLP's prompts in both encoders."""
 
 import torch
 from torch import nn
@@ -9,35 +9,36 @@ from ..prompts.text_prompts import (
     TextPromptLayer,
     TextPromptTokenEmbedding,
 )
-from ..prompts.visual_prompts import VisualPromptHome, VisualPromptLayer
+from ..prompts.visual_prompts import VisualPromptLayer, VisualPromptParameters
 from ..tuner import TunerLayer
 from .config import IVLPConfig
 
 
 class IVLPLayer(TunerLayer):
-    """What all modules of IVLP are."""
+    """Base class of all IVLP layers, by which the tuner recognises them."""
 
-    merge_refusal = "it adds tokens, which no weight can hold"
+    merge_refusal = "it adds tokens, which no weight matrix can represent"
 
 
 class _IVLPText(IVLPLayer):
+    # Deviation: the prompts of all deeper layers are one tensor (J - 1, n, d); the official code has one per block.
     adapter_layer_names = ("clipv_ivlp_context", "clipv_ivlp_text_prompts")
 
 
 class IVLPPromptEmbedder(_IVLPText, TextPromptEmbedder):
-    """Text side on a classifier."""
+    """Text prompts on a `CLIPClassifier`."""
 
 
 class IVLPTokenEmbedding(_IVLPText, TextPromptTokenEmbedding):
-    """Text side on a plain dual encoder."""
+    """Text prompts of layer 0 on a plain dual encoder, and the tensors of all layers."""
 
 
 class IVLPTextLayer(TextPromptLayer, IVLPLayer):
-    """Wraps one text layer of a plain dual encoder."""
+    """Text prompts of one deeper layer on a plain dual encoder."""
 
 
-class IVLPVisionHome(VisualPromptHome, IVLPLayer):
-    """Wraps the image tower's embeddings; holds the prompts (J, n, d)."""
+class IVLPVisualPromptParameters(VisualPromptParameters, IVLPLayer):
+    """Wraps the image encoder's embeddings; holds the prompts (J, n, d)."""
 
     adapter_layer_names = ("clipv_ivlp_vision_prompts",)
 
@@ -47,17 +48,18 @@ class IVLPVisionHome(VisualPromptHome, IVLPLayer):
         self.clipv_ivlp_vision_prompts = nn.ParameterDict()
 
     def update_layer(self, adapter_name: str, config: IVLPConfig) -> None:
+        """Creates the prompts, N(0, 0.02²) in float32."""
         shape = (config.vision_depth, config.num_vision_tokens, self.width)
         prompts = torch.empty(shape, dtype=torch.float32, device=self.adapter_device)
         self.configs[adapter_name] = config
         self.clipv_ivlp_vision_prompts[adapter_name] = nn.Parameter(nn.init.normal_(prompts, std=INIT_STD))
 
-    def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
+    def layer_prompts(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         return self.clipv_ivlp_vision_prompts[adapter_name][layer].expand(batch_size, -1, -1)
 
 
 class IVLPVisionLayer(VisualPromptLayer, IVLPLayer):
-    """Wraps one layer of the image tower."""
+    """Wraps one layer of the image encoder."""
 
 
 __all__ = [
@@ -65,6 +67,6 @@ __all__ = [
     "IVLPPromptEmbedder",
     "IVLPTextLayer",
     "IVLPTokenEmbedding",
-    "IVLPVisionHome",
     "IVLPVisionLayer",
+    "IVLPVisualPromptParameters",
 ]

@@ -6,11 +6,22 @@ from ..prompts.text_prompts import fill_text_config, text_targets
 from ..prompts.visual_prompts import visual_targets
 from ..tuner import Base, Tuner
 from .config import IVLPConfig
-from .layer import IVLPLayer, IVLPPromptEmbedder, IVLPTextLayer, IVLPTokenEmbedding, IVLPVisionHome, IVLPVisionLayer
+from .layer import (
+    IVLPLayer,
+    IVLPPromptEmbedder,
+    IVLPTextLayer,
+    IVLPTokenEmbedding,
+    IVLPVisionLayer,
+    IVLPVisualPromptParameters,
+)
 
 
 class IVLPModel(Tuner):
-    """Made by `get_peft_model(base, IVLPConfig(...))`; base: a `CLIPClassifier` or a plain dual encoder with a transformer for pictures."""
+    """Created by `get_peft_model(base, IVLPConfig(...))`.
+
+    `base`: a `CLIPClassifier`, or a plain dual encoder whose image encoder is a vision transformer. With
+    `vision_depth=0` the image encoder may be of any kind.
+    """
 
     prefix = "clipv_ivlp_"
     tuner_layer_cls = IVLPLayer
@@ -34,23 +45,28 @@ class IVLPModel(Tuner):
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> IVLPLayer:
         base = Base(self.model, self.prefix)
         family, starts = base.family, base.family.num_start_tokens
-        vision_home = base.path(family.vision_embeddings)
+        visual_module_name = base.path(family.vision_embeddings)
+        # Modules that hold prompts: around the prompt embedder of a classifier or the token embedding of a plain dual
+        # encoder, and around the embeddings of the image encoder. All other targets are encoder layers.
         if name == "prompt_embedder":
             return IVLPPromptEmbedder(target, anchor)
         if name == family.token_embedding:
             return IVLPTokenEmbedding(target, anchor, starts)
-        if name == vision_home:
-            return IVLPVisionHome(target, anchor, family.patch_norm is not None, base.widths["image width"])
+        if name == visual_module_name:
+            return IVLPVisualPromptParameters(
+                target, anchor, family.patch_norm is not None, base.widths["image width"]
+            )
         index = int(name.rpartition(".")[2])
         if name.startswith(f"{base.path(family.vision_layers)}."):
-            return IVLPVisionLayer(target, anchor, self.model, vision_home, index, base.widths["image layers"])
+            return IVLPVisionLayer(target, anchor, self.model, visual_module_name, index, base.widths["image layers"])
         return IVLPTextLayer(target, anchor, self.model, family.token_embedding, index, starts)
 
 
 def _depths(config: IVLPConfig, base: Base) -> tuple[int, int]:
+    """Layers with prompts in the text encoder and in the image encoder."""
     return tuple(
-        base.widths[f"{tower} layers"] if depth == "all" else depth
-        for tower, depth in (("text", config.text_depth), ("image", config.vision_depth))
+        base.widths[f"{encoder} layers"] if depth == "all" else depth
+        for encoder, depth in (("text", config.text_depth), ("image", config.vision_depth))
     )
 
 

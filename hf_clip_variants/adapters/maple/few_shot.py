@@ -1,4 +1,4 @@
-"""How MaPLe is fitted to a few labelled images: recipes and the fit."""
+"""Fits MaPLe to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaPLeRecipe(Recipe):
-    """MaPLe's, with the settings that go with it (fields of `MaPLeConfig`)."""
+    """MaPLe's recipe. The fields added here are those of `MaPLeConfig`."""
 
     num_prompt_tokens: int = 2
     prompt_depth: int | str = 9
@@ -27,7 +27,7 @@ class MaPLeRecipe(Recipe):
 
 
 def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> MaPLeRecipe:
-    """muzairkhattak/multimodal-prompt-learning, configs: shorter and shallower for transfer to other data sets."""
+    """muzairkhattak/multimodal-prompt-learning, configs: fewer epochs and layers for transfer to other data sets."""
     if protocol == "cross_dataset":
         return MaPLeRecipe(
             method="maple", learning_rate=2.6e-3, epochs=2, views=2, prompt_depth=3, **TWO_ENCODER_TRAINER
@@ -36,7 +36,7 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> MaP
 
 
 def fit_maple(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Train prompts of both encoders through both."""
+    """Train the text prompts and the coupling functions, through both encoders."""
     config = MaPLeConfig(
         num_prompt_tokens=fit.recipe.num_prompt_tokens,
         prompt_depth=fit.recipe.prompt_depth,

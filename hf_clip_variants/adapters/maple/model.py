@@ -11,13 +11,16 @@ from .layer import (
     MaPLePromptEmbedder,
     MaPLeTextLayer,
     MaPLeTokenEmbedding,
-    MaPLeVisionHome,
     MaPLeVisionLayer,
+    MaPLeVisualPromptParameters,
 )
 
 
 class MaPLeModel(Tuner):
-    """Made by `get_peft_model(base, MaPLeConfig(...))`; base: a `CLIPClassifier` or a plain dual encoder with a transformer for pictures."""
+    """Created by `get_peft_model(base, MaPLeConfig(...))`.
+
+    `base`: a `CLIPClassifier`, or a plain dual encoder whose image encoder is a vision transformer.
+    """
 
     prefix = "clipv_maple_"
     tuner_layer_cls = MaPLeLayer
@@ -39,22 +42,25 @@ class MaPLeModel(Tuner):
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> MaPLeLayer:
         base = Base(self.model, self.prefix)
         family, starts = base.family, base.family.num_start_tokens
-        vision_home = base.path(family.vision_embeddings)
-        text_home = "prompt_embedder" if base.is_classifier else family.token_embedding
+        visual_module_name = base.path(family.vision_embeddings)
+        text_module_name = "prompt_embedder" if base.is_classifier else family.token_embedding
+        # Modules that hold prompts: around the prompt embedder of a classifier or the token embedding of a plain dual
+        # encoder, and around the embeddings of the image encoder. All other targets are encoder layers.
         if name == "prompt_embedder":
             return MaPLePromptEmbedder(target, anchor)
         if name == family.token_embedding:
             return MaPLeTokenEmbedding(target, anchor, starts)
-        if name == vision_home:
-            widths = (base.widths["text width"], base.widths["image width"])
-            return MaPLeVisionHome(target, anchor, family.patch_norm is not None, widths, self.model, text_home)
+        if name == visual_module_name:
+            widths, has_norm = (base.widths["text width"], base.widths["image width"]), family.patch_norm is not None
+            return MaPLeVisualPromptParameters(target, anchor, has_norm, widths, self.model, text_module_name)
         index = int(name.rpartition(".")[2])
         if name.startswith(f"{base.path(family.vision_layers)}."):
-            return MaPLeVisionLayer(target, anchor, self.model, vision_home, index, base.widths["image layers"])
-        return MaPLeTextLayer(target, anchor, self.model, text_home, index, starts)
+            return MaPLeVisionLayer(target, anchor, self.model, visual_module_name, index, base.widths["image layers"])
+        return MaPLeTextLayer(target, anchor, self.model, text_module_name, index, starts)
 
 
 def _depth(config: MaPLeConfig, base: Base) -> int:
+    """Layers with prompts; "all" is the depth of the shallower encoder, because the coupling needs both."""
     layers = min(base.widths["text layers"], base.widths["image layers"])
     return layers if config.prompt_depth == "all" else config.prompt_depth
 

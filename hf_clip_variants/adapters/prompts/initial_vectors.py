@@ -1,4 +1,4 @@
-"""What all prompt learners share: where vectors start from, whether a prompt is short enough, and checks of their settings and files."""
+"""Code that all prompt learners share: initial vectors, the length of prompts, checks of settings and of files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from ..tuner import Base, TunerConfig, finite
 
 
-INIT_STD = 0.02  # of vectors that do not start as words (Zhou et al. 2022)
+INIT_STD = 0.02  # standard deviation of vectors that do not start from words (Zhou et al. 2022)
 
 
 def initial_vectors(
     shape: tuple[int, ...], token_embedding: nn.Module, token_ids: list[int] | None = None
 ) -> torch.Tensor:
-    """float32 vectors of `shape` (…, M, d): embeddings of M tokens, or N(0, 0.02²) without `token_ids`."""
+    """float32 vectors of `shape` (..., M, d): the embeddings of M tokens, or N(0, 0.02²) without `token_ids`."""
     weight = token_embedding.weight
     vectors = torch.empty(shape, dtype=torch.float32, device=weight.device)
     if token_ids is None:
@@ -27,19 +27,29 @@ def initial_vectors(
 
 
 def check_prompt_length(num_tokens: int, tail_length: int, max_length: int, num_start_tokens: int = 1) -> None:
-    """ValueError when start, `num_tokens` before the name and the longest name with its end are more than the text tower takes."""
+    """Raises ValueError if a prompt is longer than the text encoder's `max_length`.
+
+    Args:
+        num_tokens: tokens between the start and the class name.
+        tail_length: tokens of the longest class name, with "." and EOS.
+        max_length: positions of the text encoder.
+        num_start_tokens: 1 for SOS, or 0.
+    """
     length = num_start_tokens + num_tokens + tail_length
     if length > max_length:
         raise ValueError(
-            f"num_context_tokens: {num_tokens} context tokens and the longest class name make a prompt of {length} tokens, the "
-            f"text tower takes {max_length}"
+            f"num_context_tokens: {num_tokens} context tokens and the longest class name make a prompt of {length} "
+            f"tokens, the text encoder takes {max_length}"
         )
 
 
 def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
-    """Token ids of `config.context_init` by the classifier's tokenizer, or by the one beside a plain dual encoder's checkpoint.
+    """Token ids of `words`, without start and end of text. Underscores are read as spaces.
 
-    Raises ValueError where there is none.
+    The tokenizer is the classifier's, or the one in the folder of a plain dual encoder's checkpoint.
+
+    Raises:
+        ValueError: there is no tokenizer.
     """
     words = words.replace("_", " ").strip()
     if base.is_classifier:
@@ -53,13 +63,13 @@ def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
         return AutoTokenizer.from_pretrained(source)(words, add_special_tokens=False).input_ids
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have ({error}); pass "
-            "context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
+            f"context_init: {words!r} needs a tokenizer, which a {type(base.model).__name__} does not have ({error}); "
+            "pass context_init_ids=tokenizer(words, add_special_tokens=False).input_ids"
         ) from error
 
 
 def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
-    """ValueError for an id that the base's vocabulary does not have."""
+    """Raises ValueError for an id outside the base's vocabulary."""
     vocabulary = base.family.token_embedding_of(base.clip).num_embeddings
     for token in ids or []:
         if not 0 <= token < vocabulary:
@@ -67,13 +77,13 @@ def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
 
 
 def check_count(argument: str, value: int, least: int = 1) -> None:
-    """ValueError unless `value` is a whole number of at least `least`."""
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{argument}: {value!r}, expected a whole number of at least {least}")
 
 
 def check_depth(argument: str, value: int | str, least: int = 1) -> None:
-    """ValueError unless `value` is a number of layers or "all"."""
+    """Raises ValueError unless `value` is a number of layers or "all"."""
     if value != "all":
         if isinstance(value, str):
             raise ValueError(f"{argument}: {value!r}, expected a number of layers or 'all'")
@@ -81,7 +91,16 @@ def check_depth(argument: str, value: int | str, least: int = 1) -> None:
 
 
 def stack_layers(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: str) -> torch.Tensor:
-    """Prompts (n, d) of layer 0 and of layers 1..J-1 -> (J, n, d) float32. ValueError for gaps and for different shapes."""
+    """Stacks the prompts of a checkpoint's layers, (n, d) each -> (J, n, d) float32.
+
+    Args:
+        first: prompts of layer 0.
+        deep: prompts of layers 1 to J - 1.
+        what: their name in the checkpoint, for errors.
+
+    Raises:
+        ValueError: a layer is missing, shapes differ, or a number is not finite.
+    """
     if sorted(deep) != list(range(1, len(deep) + 1)):
         raise ValueError(f"state_dict: {what} of layers {sorted(deep)}, expected 1 to {len(deep)}")
     prompts = [first, *(deep[layer] for layer in sorted(deep))]
@@ -92,5 +111,12 @@ def stack_layers(first: torch.Tensor, deep: Mapping[int, torch.Tensor], what: st
 
 
 __all__ = [
-    "INIT_STD", "check_count", "check_depth", "check_prompt_length", "check_token_ids", "initial_vectors", "stack_layers", "words_to_ids",
-]  # fmt: skip
+    "INIT_STD",
+    "check_count",
+    "check_depth",
+    "check_prompt_length",
+    "check_token_ids",
+    "initial_vectors",
+    "stack_layers",
+    "words_to_ids",
+]

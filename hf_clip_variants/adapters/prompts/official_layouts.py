@@ -1,4 +1,4 @@
-"""How the trainers of muzairkhattak/multimodal-prompt-learning name the prompts of the image encoder in their files."""
+"""Names of the image encoder's prompts in checkpoints of muzairkhattak/multimodal-prompt-learning."""
 
 import re
 from collections.abc import Mapping
@@ -12,12 +12,15 @@ _LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.VPT_shallow")
 
 
 def is_vision_prompt(name: str) -> bool:
-    """Whether a tensor with this name lies in the image encoder."""
+    """Whether a tensor with this name belongs to the image encoder."""
     return name.startswith(("image_encoder.", "visual.", "clip.visual."))
 
 
 def vision_prompts(state_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`VPT` and `VPT_shallow` of an official model's image encoder -> (J, n, d) float32."""
+    """The image encoder's prompts in an official checkpoint -> (J, n, d) float32.
+
+    `VPT` are the prompts of layer 0. Layer i >= 1 has its own in `VPT_shallow`, whatever that name suggests.
+    """
     tensors = {name: tensor for name, tensor in state_dict.items() if "VPT" in name and is_vision_prompt(name)}
     first = [tensor for name, tensor in tensors.items() if name.endswith((".VPT", "visual.VPT"))]
     deep = {int(match[1]): tensor for name, tensor in tensors.items() if (match := _LAYER.search(name))}

@@ -1,4 +1,4 @@
-"""What the recipes of prompts in both encoders share."""
+"""Settings that the recipes for prompts in both encoders share."""
 
 from typing import Any
 

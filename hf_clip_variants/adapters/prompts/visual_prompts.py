@@ -1,8 +1,13 @@
-"""Learned tokens in a vision transformer: the two modules that VPT, IVLP and MaPLe put around its embeddings and its layers.
+"""Learned tokens in the layers of a vision transformer, as VPT, IVLP and MaPLe use them.
 
-The module around the embeddings (the home) holds every tensor; those around layers hold none and ask it. Prompts of layer 0 join the
-sequence after the position embedding, before or after the tower's first norm; those of layers 1..J-1 replace what stands in their places;
-after the last layer they are taken off, so that whatever comes next (pooling heads, dense tokens, mean pooling) sees the patches alone.
+Two kinds of modules are wrapped:
+
+- The embeddings. This wrapper, a `VisualPromptParameters`, holds all tensors of the image encoder's prompts.
+- Encoder layers. These wrappers, `VisualPromptLayer`, hold no tensors and get the prompts from the first one.
+
+The prompts of layer 0 are inserted after the position embedding, before or after the encoder's first norm. The prompts
+of layers 1 to J - 1 replace the tokens at the same positions. The prompts are removed after the last layer, so that
+everything that follows (pooling head, dense head, mean over tokens) sees only the class token and the patches.
 """
 
 from __future__ import annotations
@@ -18,13 +23,15 @@ from torch import nn
 from ..tuner import Base, TunerLayer
 
 
-# B images, N tokens of the image, n prompts a layer, J layers with prompts, d image width
+# Shapes: B images, N tokens of the image, n prompts per layer, J layers with prompts, d width of the image encoder
 
 PromptPosition = Literal["end", "after_cls"]
 
 
 def insert_prompts(hidden: torch.Tensor, prompts: torch.Tensor, position: PromptPosition) -> torch.Tensor:
-    """(B, N, d) and (B, n, d) -> (B, N + n, d): prompts at the end, or behind the class token.
+    """(B, N, d) and (B, n, d) -> (B, N + n, d): prompts at the end, or directly after the class token.
+
+    The result has the dtype of `hidden`.
 
     >>> hidden, prompts = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[[9.0]]])
     >>> insert_prompts(hidden, prompts, "after_cls").flatten().tolist()
@@ -44,9 +51,12 @@ def remove_prompts(hidden: torch.Tensor, count: int, position: PromptPosition) -
 
 
 def extend_mask(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    """A padding mask of N tokens -> of N + n, the new ones seen by all and seeing what all see.
+    """Extends an attention mask from N to N + n tokens. All tokens see the n new ones, which see what all tokens see.
 
-    (B, 1, N, N) bool (True: seen) or additive (0: seen), the same for every query; or (B, N) with 1 for what is seen.
+    Args:
+        mask: (B, N) with 1 for visible tokens; or (B, 1, N, N), the same for every query, either bool (True: visible)
+            or additive (0: visible). None stays None.
+        count: n.
 
     >>> extend_mask(torch.tensor([[1, 1, 0]]), 2).tolist()
     [[1, 1, 0, 1, 1]]
@@ -55,14 +65,22 @@ def extend_mask(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
         return None
     if mask.dim() == 2:
         return F.pad(mask, (0, count), value=1)
-    seen = True if mask.dtype == torch.bool else 0.0
+    visible = True if mask.dtype == torch.bool else 0.0
+    # New queries first: they copy the row of query 0, because all rows are equal. Then the columns of the new keys.
     mask = torch.cat([mask, mask[:, :, :1].expand(-1, -1, count, -1)], dim=2)
-    return F.pad(mask, (0, count), value=seen)
+    return F.pad(mask, (0, count), value=visible)
 
 
 @dataclass(frozen=True)
 class VisualPromptShape:
-    """How many prompts a layer, in how many layers, where in the sequence, and whether the tower's first norm is applied to the first."""
+    """Where an adapter has visual prompts.
+
+    Attributes:
+        count: n, prompts per layer.
+        depth: J, layers with prompts of their own; 0 for none.
+        position: where they are in the sequence.
+        normalize_first: whether the encoder's first norm is applied to the prompts of layer 0.
+    """
 
     count: int
     depth: int
@@ -70,12 +88,15 @@ class VisualPromptShape:
     normalize_first: bool = True
 
 
-class VisualPromptHome(TunerLayer):
-    """Wraps a vision tower's embeddings. Subclasses hold tensors and say what the prompts are (`prompts_of`).
+class VisualPromptParameters(TunerLayer):
+    """Wraps an image encoder's embeddings and holds the tensors of its prompts.
+
+    Subclasses create the tensors and compute the prompts of a layer from them (`layer_prompts`).
 
     Args:
         base_layer, anchor: see `TunerLayer`.
-        has_patch_norm: a norm stands between the embeddings and the first layer: prompts can go in before it.
+        has_patch_norm: whether a norm follows the embeddings, before the first layer. Then prompts can be inserted
+            before it.
     """
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module, has_patch_norm: bool = True):
@@ -83,42 +104,54 @@ class VisualPromptHome(TunerLayer):
         self.has_patch_norm = has_patch_norm
 
     @abstractmethod
-    def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
+    def layer_prompts(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         """(B, n, d) prompts of `layer`."""
 
     def shape_of(self, adapter_name: str) -> VisualPromptShape:
-        """How many prompts, in how many layers, where: `vision_shape` of the adapter's configuration."""
+        """`vision_shape` of the adapter's configuration."""
         return self.configs[adapter_name].vision_shape
 
-    def goes_in_here(self, adapter_name: str) -> bool:
-        """Whether the first prompts are normalised with the patches."""
+    def inserts_before_first_norm(self, adapter_name: str) -> bool:
+        """Whether this module inserts the prompts of layer 0, so that the first norm is applied to them."""
         return self.has_patch_norm and self.shape_of(adapter_name).normalize_first
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = self.base_layer(*args, **kwargs)
         name = self.active_name()
-        if name is None or not self.shape_of(name).depth or not self.goes_in_here(name):
+        if name is None or not self.shape_of(name).depth or not self.inserts_before_first_norm(name):
             return hidden
-        return insert_prompts(hidden, self.prompts_of(name, 0, len(hidden)), self.shape_of(name).position)
+        return insert_prompts(hidden, self.layer_prompts(name, 0, len(hidden)), self.shape_of(name).position)
 
 
 class VisualPromptLayer(TunerLayer):
-    """Wraps one layer: puts the prompts of the home in before it, or takes them off behind the last. Has no tensors.
+    """Wraps one layer of an image encoder: inserts the layer's prompts, or removes them after the last layer.
+
+    It has no tensors.
 
     Args:
         base_layer, anchor: see `TunerLayer`.
-        root, home: the model and the home's name in it; looked up when needed, because it may be wrapped later.
-        index, count: which layer of how many.
+        root: the model.
+        prompt_module_name: name in `root` of the `VisualPromptParameters`. It is looked up in every forward pass,
+            because that module may be wrapped after this one.
+        index, count: index of the layer, and number of layers.
     """
 
-    def __init__(self, base_layer: nn.Module, anchor: nn.Module, root: nn.Module, home: str, index: int, count: int):
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        anchor: nn.Module,
+        root: nn.Module,
+        prompt_module_name: str,
+        index: int,
+        count: int,
+    ):
         super().__init__(base_layer, anchor)
-        self._root = (root,)  # not registered
-        self.home_name, self.index, self.count = home, index, count
+        self._root = (root,)  # in a tuple, so that nn.Module does not register it
+        self.prompt_module_name, self.index, self.count = prompt_module_name, index, count
 
     @property
-    def home(self) -> VisualPromptHome:
-        return self._root[0].get_submodule(self.home_name)
+    def prompt_module(self) -> VisualPromptParameters:
+        return self._root[0].get_submodule(self.prompt_module_name)
 
     def update_layer(self, adapter_name: str, config) -> None:
         self.configs[adapter_name] = config
@@ -127,56 +160,65 @@ class VisualPromptLayer(TunerLayer):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ):
         name = self.active_name()
-        home = self.home
-        shape = home.shape_of(name) if name is not None else None
+        prompt_module = self.prompt_module
+        shape = prompt_module.shape_of(name) if name is not None else None
         if shape is None or not shape.depth:
             return self.base_layer(hidden_states, attention_mask, *args, **kwargs)
         first = self.index == 0
-        if first and not home.goes_in_here(name):
-            hidden_states = insert_prompts(hidden_states, home.prompts_of(name, 0, len(hidden_states)), shape.position)
-        elif not first and self.index < shape.depth:
-            hidden_states = remove_prompts(hidden_states, shape.count, shape.position)
-            prompts = home.prompts_of(name, self.index, len(hidden_states))
+        if first and not prompt_module.inserts_before_first_norm(name):
+            # No norm for the prompts (original VPT), or the encoder has none: the sequence has N tokens here.
+            prompts = prompt_module.layer_prompts(name, 0, len(hidden_states))
             hidden_states = insert_prompts(hidden_states, prompts, shape.position)
+        elif not first and self.index < shape.depth:
+            # VPT-deep (Jia et al. 2022, eq. 7): the outputs of the previous layer at the prompts' positions are
+            # discarded, and this layer's own prompts replace them. They get no position embedding and no norm.
+            hidden_states = remove_prompts(hidden_states, shape.count, shape.position)
+            prompts = prompt_module.layer_prompts(name, self.index, len(hidden_states))
+            hidden_states = insert_prompts(hidden_states, prompts, shape.position)
+        # Layers from J on keep the outputs at the prompts' positions (eq. 5).
         if attention_mask is not None:
             attention_mask = extend_mask(attention_mask, shape.count)
         hidden_states = self.base_layer(hidden_states, attention_mask, *args, **kwargs)
         if self.index == self.count - 1:
+            # Deviation: the official codes leave the prompts in the output. See the module's docstring.
             hidden_states = remove_prompts(hidden_states, shape.count, shape.position)
         return hidden_states
 
 
 def visual_targets(base: Base, depth: int, normalize_first: bool = True) -> list[str]:
-    """Names of the modules to wrap for prompts in the first `depth` layers: the embeddings (home) first.
+    """Names of the modules to wrap for prompts in the first `depth` layers; the embeddings come first.
 
-    Raises ValueError for a tower that is no transformer, and for more layers than it has.
+    Raises:
+        ValueError: the image encoder is not a transformer, or has fewer layers.
     """
     family, layers = base.family, base.widths.get("image layers")
     if depth == 0:
         return []
     if family.vision_layers is None:
         raise ValueError(
-            f"model: visual prompts need a vision transformer, and the image tower of {type(base.clip).__name__} is none (model_type "
-            f"{family.model_type!r}); use CoOp, CoCoOp, CLIP-Adapter or Tip-Adapter"
+            f"model: visual prompts need a vision transformer, but the image encoder of {type(base.clip).__name__} "
+            f"(model_type {family.model_type!r}) is not one; use CoOp, CoCoOp, CLIP-Adapter or Tip-Adapter"
         )
     if not 0 < depth <= layers:
-        raise ValueError(f"prompt_depth: {depth}, but the image tower has {layers} layers")
+        raise ValueError(f"prompt_depth: {depth}, but the image encoder has {layers} layers")
+    # Layers 1 to J - 1 replace prompts and the last layer removes them. All others pass them on, so they need no
+    # wrapper, with two exceptions.
     wrapped = {*range(1, depth), layers - 1}
-    if family.masks_patches:  # each layer gets the mask
-        wrapped = set(range(layers))
+    if family.masks_patches:
+        wrapped = set(range(layers))  # SigLIP 2: each layer gets the mask of the patches, which has to be extended
     elif family.patch_norm is None or not normalize_first:
-        wrapped.add(0)
+        wrapped.add(0)  # layer 0 inserts the prompts itself, after the first norm
     return [base.path(family.vision_embeddings)] + [base.path(f"{family.vision_layers}.{i}") for i in sorted(wrapped)]
 
 
-def visual_home(target_modules: list[str]) -> str:
-    """The wrapped module that holds the visual prompts: the image tower's embeddings."""
-    (home,) = [name for name in target_modules if name.split(".")[-1] == "embeddings" and "text_model" not in name]
-    return home
+def visual_prompt_module(target_modules: list[str]) -> str:
+    """Name of the wrapped module that holds the visual prompts: the image encoder's embeddings."""
+    (name,) = [name for name in target_modules if name.split(".")[-1] == "embeddings" and "text_model" not in name]
+    return name
 
 
 def check_position(position: str, family) -> None:
-    """ValueError for an unknown position, and for "after_cls" where there is no class token."""
+    """Raises ValueError for an unknown position, and for "after_cls" if the encoder has no class token."""
     if position not in ("end", "after_cls"):
         raise ValueError(f"prompt_position: {position!r}, expected 'end' or 'after_cls'")
     if position == "after_cls" and not family.has_class_token:
@@ -186,6 +228,14 @@ def check_position(position: str, family) -> None:
 
 
 __all__ = [
-    "PromptPosition", "VisualPromptHome", "VisualPromptLayer", "VisualPromptShape", "check_position", "extend_mask", "insert_prompts",
-    "remove_prompts", "visual_home", "visual_targets",
-]  # fmt: skip
+    "PromptPosition",
+    "VisualPromptLayer",
+    "VisualPromptParameters",
+    "VisualPromptShape",
+    "check_position",
+    "extend_mask",
+    "insert_prompts",
+    "remove_prompts",
+    "visual_prompt_module",
+    "visual_targets",
+]

@@ -8,23 +8,26 @@ from ..tuner import TunerConfig
 
 @dataclass
 class TipAdapterConfig(TunerConfig):
-    """Tip-Adapter (Zhang et al. 2022, arXiv 2207.09519): labelled pictures vote for their classes, beside zero-shot CLIP. No training.
+    """Tip-Adapter (Zhang et al. 2022, arXiv 2207.09519): labelled images vote for their classes. No training.
 
-    logits = logit_scale * f W + alpha * sum over cached pictures of class c of exp(-beta * (1 - f k)). Needs a `CLIPClassifier`. Fill the
-    cache with `build_cache`, choose alpha and beta with `search_hyperparameters` on validation pictures. `trainable_keys=True` is
-    Tip-Adapter-F, usually the better one from four pictures a class on; prefer `CLIPAdapterConfig` or `CoOpConfig` when classes will be added
-    later, which a cache cannot follow.
+    The logit of class c is logit_scale * f W_c + alpha * (sum over the cached images k of class c of
+    exp(-beta * (1 - f k))). Needs a `CLIPClassifier`. Fill the cache with `build_cache`, and choose alpha and beta on
+    validation images with `search_hyperparameters`. `trainable_keys=True` is Tip-Adapter-F, which is usually better
+    with four or more images per class. Prefer `CLIPAdapterConfig` or `CoOpConfig` if classes will be added later: a
+    cache works only with its own classes.
 
     Args:
-        alpha (`float`): Weight of the cache against zero-shot CLIP. What is best depends on how many pictures a class has.
-        beta (`float`): Sharpness: how near a picture must be to vote.
-        trainable_keys (`bool`): Train the keys (Tip-Adapter-F). Labels stay.
-        logit_scale (`float`, *optional*): Of the zero-shot logits. The official code has 100 whatever the model; None: the model's own.
-        cache_size (`int`, *optional*): Cached pictures, N. Written by `build_cache`.
-        num_classes (`int`, *optional*): C. Taken from the classifier.
+        alpha (`float`): Weight of the cache relative to zero-shot CLIP. The best value depends on the number of images
+            per class.
+        beta (`float`): Sharpness of the votes: the larger it is, the closer a cached image must be to have an effect.
+        trainable_keys (`bool`): Train the keys (Tip-Adapter-F). Labels are never trained.
+        logit_scale (`float`, *optional*): Factor of the zero-shot logits. 100 for all models, as in the official code;
+            None: the model's own.
+        cache_size (`int`, *optional*): Number of cached images, N. Filled by `build_cache`.
+        num_classes (`int`, *optional*): Number of classes, C. Taken from the classifier.
 
     Raises:
-        ValueError: for negative or non-finite numbers.
+        ValueError: a negative or non-finite number.
 
     Example:
 
@@ -39,14 +42,16 @@ class TipAdapterConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_TIP_ADAPTER"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"cache_size", "num_classes", "trainable_keys"})
 
-    alpha: float = field(default=1.0, metadata={"help": "Weight of the cached pictures against zero-shot CLIP."})
-    beta: float = field(default=5.5, metadata={"help": "Sharpness: how near a cached picture must be to vote."})
+    alpha: float = field(default=1.0, metadata={"help": "Weight of the cached images relative to zero-shot CLIP."})
+    beta: float = field(
+        default=5.5, metadata={"help": "Sharpness of the votes: how close a cached image must be to have an effect."}
+    )
     trainable_keys: bool = field(default=False, metadata={"help": "Train the cached features (Tip-Adapter-F)."})
     logit_scale: float | None = field(
         default=100.0, metadata={"help": "Factor of the zero-shot logits; None: the model's own temperature."}
     )
-    cache_size: int | None = field(default=None, metadata={"help": "How many pictures are cached."})
-    num_classes: int | None = field(default=None, metadata={"help": "How many classes they belong to."})
+    cache_size: int | None = field(default=None, metadata={"help": "Number of cached images."})
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes."})
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
@@ -67,7 +72,7 @@ class TipAdapterConfig(TunerConfig):
         }
 
     def why_classes_are_fixed(self) -> str | None:
-        return "caches pictures of its classes"
+        return "caches images of its classes"
 
 
 __all__ = ["TipAdapterConfig"]

@@ -1,4 +1,4 @@
-"""How Tip-Adapter, with and without training, is fitted to a few labelled images: recipes and the fit."""
+"""Fits Tip-Adapter and Tip-Adapter-F to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TipAdapterRecipe(Recipe):
-    """Tip-Adapter's (`epochs` 0) and Tip-Adapter-F's.
+    """The recipe of Tip-Adapter (`epochs` 0) and of Tip-Adapter-F.
 
     Attributes:
-        cache_views (`int`): augmented views whose mean is a key.
-        init_alpha, init_beta (`float`): used in training; also the answer where nothing can be searched.
-        alpha, beta (`float`, *optional*): the answer without a search. Default: search on validation images.
-        search_scale (`tuple[float, float]`), search_step (`tuple[int, int]`): upper ends and numbers of grid points of (beta, alpha).
+        cache_views (`int`): number of augmented views whose mean is a key.
+        init_alpha, init_beta (`float`): values during training, and the final ones if nothing can be searched.
+        alpha, beta (`float`, *optional*): final values without a search. Default: search on validation images.
+        search_scale (`tuple[float, float]`), search_step (`tuple[int, int]`): upper ends and numbers of grid points of
+            (beta, alpha).
     """
 
     cache_views: int = 10
@@ -51,7 +52,8 @@ class TipAdapterRecipe(Recipe):
         return replace(self, views=1, cache_views=1)
 
 
-# gaopengcuhk/Tip-Adapter, configs. Data set: search_scale (beta, alpha), init_alpha, epochs of Tip-Adapter-F.
+# From the configurations of gaopengcuhk/Tip-Adapter. Data set -> search_scale (beta, alpha), init_alpha, epochs of
+# Tip-Adapter-F.
 _PUBLISHED = {
     "imagenet": ((7.0, 3.0), 1.17, 20),
     "caltech101": ((12.0, 5.0), 3.0, 20),
@@ -65,13 +67,13 @@ _PUBLISHED = {
     "sun397": ((12.0, 10.0), 1.17, 20),
     "ucf101": ((7.0, 3.0), 3.0, 20),
 }
-# Of no publication: data of one's own gets the widest of the ranges above, in steps as fine as theirs.
+# Not published: other data sets get the widest of the ranges above, with 200 steps for alpha, too.
 _OTHER_DATA = ((50.0, 50.0), 1.17, 20)
 _OTHER_SEARCH_STEP = (200, 200)
 
 
 def published_recipe_f(shots: int, dataset: str | None, protocol: Protocol) -> TipAdapterRecipe:
-    """Tip-Adapter-F's: the keys are trained."""
+    """Tip-Adapter-F: the keys are trained."""
     scale, alpha, epochs = _PUBLISHED.get(dataset, _OTHER_DATA)
     return TipAdapterRecipe(
         method="tip_adapter_f",
@@ -93,13 +95,13 @@ def published_recipe_f(shots: int, dataset: str | None, protocol: Protocol) -> T
 
 
 def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> TipAdapterRecipe:
-    """Tip-Adapter's: nothing is trained."""
+    """Tip-Adapter: nothing is trained."""
     published = published_recipe_f(shots, dataset, protocol)
     return replace(published, method="tip_adapter", epochs=0, views=published.cache_views)
 
 
 def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Fill the cache, train its keys (Tip-Adapter-F), choose alpha and beta."""
+    """Fill the cache, train its keys (Tip-Adapter-F only), choose alpha and beta."""
     from ...few_shot.fitting import Validation
 
     values = fit.recipe
@@ -115,12 +117,15 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     searching = bool(fit.folds) and not given
     on_split = fit.validates_on_split and searching
 
+    # alpha and beta come, in this order of preference: from the recipe, from a search on validation images, from
+    # cross-validation on the labelled images, or from the values used in training.
     def search(model: PeftModel, queries: LabelledImages):
         return model.base_model.search_hyperparameters(
             queries.all_features()[0], queries.labels, scale=values.search_scale, steps=values.search_step
         )
 
-    # Cross-validation: every fold gives the accuracy at each grid point; the point with the most correct answers in all folds together wins.
+    # Cross-validation: each fold gives the accuracy at every grid point. The point with the most correct predictions,
+    # summed over all folds, wins.
     if searching and not on_split:
         with fit.timed("search"):
             correct = 0
@@ -130,10 +135,10 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
                     grid = search(model, fold.queries)
                 correct = correct + (grid.accuracies.double() * len(fold.queries) / 100).round().long()
             counts = correct.flatten().tolist()
-            best = counts.index(max(counts))  # the first: ties keep it, as in the official search
+            best = counts.index(max(counts))  # of several best points the first one, as in the official search
             row, column = divmod(best, len(grid.alphas))
-        asked = sum(len(fold.queries) for fold in fit.folds)
-        fit.validation = Validation("cross-validation", max(counts) / asked)
+        num_queries = sum(len(fold.queries) for fold in fit.folds)
+        fit.validation = Validation("cross-validation", max(counts) / num_queries)
     with fit.timed("train"):
         model = fit.attach(config)
         fit.curve = fill(model, fit.shots, "final")

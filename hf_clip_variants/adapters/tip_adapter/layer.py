@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache: keys, votes, logits, and the module that adds them to a classifier's."""
+"""Tip-Adapter's cache: keys, votes and logits, and the layer that adds them to a classifier's logits."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,14 @@ from ..tuner import TunerLayer
 from .config import TipAdapterConfig
 
 
-# B images, N cached images, C classes, D joint width, V views
+# Shapes: B images, N cached images, C classes, D joint width, V views
 
 
 def make_keys(features: torch.Tensor) -> torch.Tensor:
-    """Cache keys (N, D) of features (N, D), or (V, N, D) of V views: the mean over views of *un-normalised* features, then normalised.
+    """Cache keys (N, D) from un-normalised features (N, D), or from those of V views (V, N, D). float32, unit norm.
 
-    Float32. Not the mean of normalised features: the official code weighs views by their length.
+    A key is the normalised mean over views of *un-normalised* features, as in the official code: a view with a longer
+    feature vector has more weight.
     """
     features = features.float()
     if features.dim() == 3:
@@ -26,19 +27,24 @@ def make_keys(features: torch.Tensor) -> torch.Tensor:
 
 
 def sum_by_class(votes: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(N, B) votes and (N,) labels -> (C, B). What the official code does with an (N, C) one-hot matrix."""
+    """Sums (N, B) votes over the cached images of each class, given (N,) labels -> (C, B).
+
+    Deviation: the official code multiplies by an (N, C) one-hot matrix. The result is the same.
+    """
     return votes.new_zeros(num_classes, votes.shape[1]).index_add(0, labels, votes)
 
 
 def cache_logits(
     image_embeds: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor, num_classes: int, beta: float
 ) -> torch.Tensor:
-    """exp(-beta * (1 - f k)) summed over the cached images of each class (Zhang et al. 2022, equation 6).
+    """exp(-beta * (1 - f k)), summed over the cached images k of each class (Zhang et al. 2022, section 3.1).
 
     Args:
-        image_embeds: (B, D) of length 1.
-        keys: (N, D); of length 1 until they are trained.
+        image_embeds: (B, D), unit norm.
+        keys: (N, D), unit norm until they are trained.
         labels: (N,) int64.
+        num_classes: C.
+        beta: sharpness of the votes.
 
     Returns:
         (B, C).
@@ -49,7 +55,7 @@ def cache_logits(
     >>> cache_logits(keys[:1], keys, labels, num_classes=2, beta=5.0)
     tensor([[1.0000, 0.0135]])
     """
-    # beta * affinity - beta in one product; images in columns, so that sums by class add whole rows
+    # beta * affinity - beta in one matrix product. Images are columns, so that sums by class add whole rows.
     exponents = torch.addmm(keys.new_full((), -beta), keys, (beta * image_embeds).t())
     return sum_by_class(exponents.exp(), labels, num_classes).t()
 
@@ -57,7 +63,7 @@ def cache_logits(
 def check_labels(
     labels: torch.Tensor, num_classes: int, class_names: Sequence[str] | None = None, allow_missing: bool = False
 ) -> None:
-    """Raises ValueError for labels outside 0..C-1 and, unless allowed, for classes without a cached image."""
+    """Raises ValueError for labels outside 0..C-1 and, unless `allow_missing`, for classes without an image."""
     if labels.dim() != 1 or labels.is_floating_point():
         raise ValueError(f"labels: expected integers of shape (N,), got {labels.dtype} {tuple(labels.shape)}")
     outside = labels[(labels < 0) | (labels >= num_classes)]
@@ -67,17 +73,17 @@ def check_labels(
     if absent and not allow_missing:
         named = [class_names[i] if class_names else i for i in absent[:5]]
         raise ValueError(
-            f"labels: {len(absent)} of {num_classes} classes have no image: {named}; pass allow_missing_classes=True to leave "
-            "them to zero-shot CLIP"
+            f"labels: {len(absent)} of {num_classes} classes have no image: {named}; pass allow_missing_classes=True "
+            "to leave them to zero-shot CLIP"
         )
 
 
 class TipAdapterLayer(TunerLayer):
-    """Wraps the classifier's `logit_head`."""
+    """Wraps the classifier's `logit_head` and adds the cache's logits. Holds keys (N, D) and labels (N,)."""
 
     adapter_layer_names = ("clipv_tip_adapter_keys",)
     other_param_names = ("clipv_tip_adapter_labels",)
-    merge_refusal = "its cache is compared with every picture"
+    merge_refusal = "its cache is compared with every image"
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module):
         super().__init__(base_layer, anchor)
@@ -86,18 +92,22 @@ class TipAdapterLayer(TunerLayer):
         self.frozen_peft_weight_names = {}
 
     def update_layer(self, adapter_name: str, config: TipAdapterConfig) -> None:
-        """An empty cache of the configured size, to be filled by `set_cache` or from a checkpoint."""
+        """Creates a cache of zeros of the configured size. `set_cache` or a checkpoint fills it."""
         self.configs[adapter_name] = config
         size, width, device = config.cache_size or 0, config.backbone_widths["joint width"], self.adapter_device
         self.clipv_tip_adapter_keys[adapter_name] = nn.Parameter(torch.zeros(size, width, device=device))
         self.clipv_tip_adapter_labels[adapter_name] = torch.zeros(size, dtype=torch.int64, device=device)
-        if not config.trainable_keys:  # PEFT's word for parameters that stay frozen when their adapter is trained
+        if not config.trainable_keys:  # PEFT keeps these parameters frozen when it trains the adapter
             self.frozen_peft_weight_names[adapter_name] = ("clipv_tip_adapter_keys",)
 
     def set_cache(self, adapter_name: str, keys: torch.Tensor, labels: torch.Tensor) -> None:
-        """Copies keys (N, D) and labels (N,) in; the configuration remembers N. Optimisers made before hold the old keys."""
+        """Copies keys (N, D) and labels (N,) into the cache, and N into the configuration.
+
+        The keys become a new parameter. An optimiser that exists already still has the old one.
+        """
         old = self.clipv_tip_adapter_keys[adapter_name]
-        # Always a copy: keys that are trained must not be those of another adapter or of the caller.
+        # Deviation: in the official code trained keys share memory with the cache, so that training Tip-Adapter-F
+        # changes the results of Tip-Adapter. Here keys are always a copy.
         keys = keys.detach().to(old.device, torch.float32, copy=True).contiguous()
         self.clipv_tip_adapter_keys[adapter_name] = nn.Parameter(keys, requires_grad=old.requires_grad)
         self.clipv_tip_adapter_labels[adapter_name] = labels.detach().to(old.device, torch.int64, copy=True)
@@ -106,7 +116,13 @@ class TipAdapterLayer(TunerLayer):
     def forward(
         self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor
     ) -> torch.Tensor:
-        """(B, D), (C, D) of length 1 and exp(logit_scale) -> (B, C) logits, in the cache's float32."""
+        """Zero-shot logits plus alpha times the cache's logits, (B, C) float32.
+
+        Args:
+            image_embeds: (B, D), unit norm.
+            class_embeds: (C, D), unit norm.
+            logit_scale: the model's scale after exp; used only if the configuration has none.
+        """
         name = self.active_name()
         if name is None:
             return self.base_layer(image_embeds, class_embeds, logit_scale)
@@ -116,9 +132,11 @@ class TipAdapterLayer(TunerLayer):
             raise ValueError(f"adapter {name!r} has an empty cache: call build_cache(features, labels)")
         if config.num_classes != len(class_embeds):
             raise ValueError(
-                f"adapter {name!r} caches pictures of {config.num_classes} classes, the classifier is asked for {len(class_embeds)}"
+                f"adapter {name!r} caches images of {config.num_classes} classes, but the classifier is asked for "
+                f"{len(class_embeds)}"
             )
-        # Logits of 100 have steps of 0.5 in bfloat16, which the votes would get lost in.
+        # Deviation: float32, where the official code uses float16. Near 100, bfloat16 has steps of 0.5 and float16 of
+        # 0.06, in which small votes would be lost.
         image_embeds, class_embeds = image_embeds.to(keys.dtype), class_embeds.to(keys.dtype)
         scale = logit_scale if config.logit_scale is None else logit_scale.new_tensor(config.logit_scale)
         zero_shot = self.base_layer(image_embeds, class_embeds, scale.to(keys.dtype))

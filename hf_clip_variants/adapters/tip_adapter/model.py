@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TipAdapterModel(Tuner):
-    """Made by `get_peft_model(classifier, TipAdapterConfig(...))`; wraps the classifier's `logit_head`."""
+    """Created by `get_peft_model(classifier, TipAdapterConfig(...))`; wraps the classifier's `logit_head`."""
 
     prefix = "clipv_tip_adapter_"
     tuner_layer_cls = TipAdapterLayer
@@ -85,7 +85,7 @@ def _features_and_labels(
             raise ValueError("labels: None, expected (N,) class indices to go with the tensor of features")
         return features, labels
     if labels is not None:
-        raise ValueError("labels: given twice, Features have their own")
+        raise ValueError("labels: given twice, Features contain labels already")
     if features.class_names and config.class_names is not None:
         check_class_names(config.class_names, list(features.class_names), "the features are of a labelled data set")
     return features.features, features.labels
@@ -98,18 +98,18 @@ def build_cache(
     adapter_name: str | None = None,
     allow_missing_classes: bool = False,
 ) -> None:
-    """Fills an adapter's cache with labelled pictures. Do it before an optimiser is made.
+    """Fills an adapter's cache with labelled images. Call it before you create an optimiser.
 
     Args:
-        model: with a Tip-Adapter on it.
-        features: (N, D), or (V, N, D) of V augmented views: *un-normalised* image features, `get_image_features(...).pooler_output`;
-            or `Features` from `data.features.compute_features`, which have labels of their own.
-        labels: (N,) class indices.
+        model: a model with a Tip-Adapter.
+        features: *un-normalised* image features, `get_image_features(...).pooler_output`: (N, D), or (V, N, D) for V
+            augmented views; or `Features` from `data.images.feature_cache.compute_features`, which contain labels.
+        labels: (N,) class indices, with tensors only.
         adapter_name: default: the active one.
-        allow_missing_classes: classes without a picture are left to zero-shot CLIP instead of being an error.
+        allow_missing_classes: leave classes without an image to zero-shot CLIP instead of raising an error.
 
     Raises:
-        ValueError: shapes or labels that do not fit, non-finite features, a class without a picture.
+        ValueError: shapes or labels that do not fit, non-finite features, or a class without an image.
     """
     layer, adapter_name = _layer_and_name(model, adapter_name)
     config = layer.configs[adapter_name]
@@ -122,7 +122,8 @@ def build_cache(
         or not len(labels)
     ):
         raise ValueError(
-            f"features: expected (N, {width}) or (V, N, {width}) with N = {len(labels)} labels, got {tuple(features.shape)}"
+            f"features: expected (N, {width}) or (V, N, {width}) with N = {len(labels)} labels, got "
+            f"{tuple(features.shape)}"
         )
     if not torch.isfinite(features).all():
         raise ValueError("features: not finite")
@@ -138,22 +139,29 @@ def search_hyperparameters(
     steps: tuple[int, int] = (200, 20),
     adapter_name: str | None = None,
 ) -> TipSearch:
-    """Chooses alpha and beta on *validation* pictures and writes them into the adapter's configuration, which is saved with it.
+    """Chooses alpha and beta on *validation* images and writes them into the adapter's configuration.
 
     Args:
-        model: a `CLIPClassifier` with a filled Tip-Adapter on it.
-        features: (n, D) un-normalised image features, not of the cached pictures and not of the test set; or `Features` of one view.
-        labels: (n,).
-        scale: upper ends (excluded) of beta and alpha; the paper's are in the README.
-        steps: grid points of beta and alpha.
+        model: a `CLIPClassifier` with a Tip-Adapter whose cache is filled.
+        features: (n, D) un-normalised features of images that are neither in the cache nor in the test set; or
+            `Features` of one view.
+        labels: (n,) class indices, with tensors only.
+        scale: upper ends (excluded) of beta and alpha. The paper's values are in the README.
+        steps: numbers of grid points of beta and alpha.
         adapter_name: default: the active one.
+
+    Returns:
+        The best pair, its accuracy, and the accuracies of the whole grid.
+
+    Raises:
+        ValueError: an empty cache, or shapes or labels that do not fit.
     """
     layer, adapter_name = _layer_and_name(model, adapter_name)
     config, keys = layer.configs[adapter_name], layer.clipv_tip_adapter_keys[adapter_name].detach()
     if not len(keys):
         raise ValueError(f"adapter {adapter_name!r} has an empty cache: call build_cache(features, labels)")
     features, labels = _features_and_labels(features, labels, config)
-    if features.dim() == 3 and len(features) == 1:
+    if features.dim() == 3 and len(features) == 1:  # `Features` of one view: (1, n, D)
         features = features[0]
     if features.dim() != 2 or len(features) != len(labels):
         raise ValueError(
@@ -162,6 +170,7 @@ def search_hyperparameters(
     classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
     features, labels = features.to(keys.device), labels.to(keys.device)
     check_labels(labels, config.num_classes, config.class_names, allow_missing=True)
+    # Through the classifier, so that other adapters on it, such as CLIP-Adapter, change the embeddings as usual.
     was_training = classifier.training
     classifier.eval()
     with torch.no_grad():
@@ -172,9 +181,15 @@ def search_hyperparameters(
     if logit_scale is None:
         logit_scale = float(classifier.family.logit_scale(classifier.clip).detach())
     found = search_alpha_beta(
-        image_embeds.to(keys.dtype), labels, class_embeds.to(keys.dtype), keys,
-        layer.clipv_tip_adapter_labels[adapter_name], logit_scale=logit_scale, scale=scale, steps=steps,
-    )  # fmt: skip
+        image_embeds.to(keys.dtype),
+        labels,
+        class_embeds.to(keys.dtype),
+        keys,
+        layer.clipv_tip_adapter_labels[adapter_name],
+        logit_scale=logit_scale,
+        scale=scale,
+        steps=steps,
+    )
     config.alpha, config.beta = found.alpha, found.beta
     return found
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from ..prompts.initial_vectors import check_count, check_depth
-from ..prompts.visual_prompts import PromptPosition, VisualPromptShape, visual_home
+from ..prompts.visual_prompts import PromptPosition, VisualPromptShape, visual_prompt_module
 from ..tuner import TunerConfig
 
 
@@ -13,24 +13,31 @@ PromptInit = Literal["normal", "uniform_patch"]
 
 @dataclass
 class VPTConfig(TunerConfig):
-    """Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): learned tokens beside the patches, in the first layer or in all of them.
+    """Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): learned tokens beside the patches of an image.
 
-    The defaults are the CLIP variant of Khattak et al.'s repository (prompts at the end, normalised with the patches in layer 0); the original
-    on a `ViTForImageClassification` is `VPTConfig.original(...)`. Prefer `MaPLeConfig` or `IVLPConfig` where the text side may learn, too, and LoRA
-    where the adapter must merge into the weights.
+    VPT-shallow has them in the first layer (eq. 4), VPT-deep in every layer (eq. 7). The defaults are the CLIP variant
+    in the repository of Khattak et al.: prompts at the end of the sequence, normalised with the patches in layer 0.
+    For the original on a `ViTForImageClassification` use `VPTConfig.original(...)`. Prefer `MaPLeConfig` or
+    `IVLPConfig` if text prompts should be trained too, and LoRA if the adapter must be merged into the weights.
 
     Args:
         num_prompt_tokens (`int`): Learned tokens in each layer, n.
-        prompt_depth (`int` or `"all"`): How many layers get tokens of their own, J; 1 is VPT-shallow, `"all"` VPT-deep.
-        prompt_position (`str`): `"end"`, or `"after_cls"` between class token and patches. The features do not depend on it.
-        normalize_first (`bool`): Whether CLIP's norm before the first layer is applied to the prompts of layer 0. ViT and SigLIP have none.
-        init (`str`): `"normal"`: N(0, 0.02²); `"uniform_patch"`: the original's U(-v, v), v² = 6 / (3 patch² + width).
-        dropout (`float`): On the prompts in training.
-        projection_dim (`int`, *optional*): Prompts have this width, and one trained `Linear` for all layers brings them to the tower's (PROJECT).
-        modules_to_save (`list[str]`, *optional*): Modules that are trained and saved as a whole, such as the `"classifier"` of a ViT.
+        prompt_depth (`int` or `"all"`): Layers with tokens of their own, J, counted from the first: 1 is VPT-shallow,
+            `"all"` VPT-deep.
+        prompt_position (`str`): `"end"`, or `"after_cls"` between class token and patches. Features do not depend on
+            it.
+        normalize_first (`bool`): Apply CLIP's norm before the first layer to the prompts of layer 0, too. ViT and
+            SigLIP do not have this norm.
+        init (`str`): `"normal"`: N(0, 0.02²). `"uniform_patch"`: U(-v, v) with v² = 6 / (3 patch² + width), the
+            original.
+        dropout (`float`): Dropout probability of the prompts during training.
+        projection_dim (`int`, *optional*): Width of the prompts. One trained `Linear` for all layers maps them to the
+            encoder's width (PROJECT in the official code). None: prompts have the encoder's width.
+        modules_to_save (`list[str]`, *optional*): Modules that are trained and saved as a whole, such as the
+            `"classifier"` of a ViT.
 
     Raises:
-        ValueError: for values outside these.
+        ValueError: an invalid value.
 
     Example:
 
@@ -46,21 +53,22 @@ class VPTConfig(TunerConfig):
 
     num_prompt_tokens: int = field(default=8, metadata={"help": "Learned tokens in each layer."})
     prompt_depth: int | str = field(
-        default="all", metadata={"help": "Layers with tokens of their own: 1 (shallow) up to all (deep)."}
+        default="all", metadata={"help": "Layers with tokens of their own: from 1 (shallow) to all (deep)."}
     )
     prompt_position: PromptPosition = field(
-        default="end", metadata={"help": "Where the tokens stand: end, or after_cls. Features do not depend on it."}
+        default="end", metadata={"help": "Position of the tokens: end or after_cls. Features do not depend on it."}
     )
     normalize_first: bool = field(
-        default=True, metadata={"help": "Apply CLIP's norm before the first layer to the first layer's tokens."}
+        default=True,
+        metadata={"help": "Apply CLIP's norm before the first layer to the learned tokens of that layer, too."},
     )
     init: PromptInit = field(
         default="normal",
-        metadata={"help": "Start from N(0, 0.02^2) (normal) or the original's range (uniform_patch)."},
+        metadata={"help": "Initial values: N(0, 0.02^2) (normal), or the original's range (uniform_patch)."},
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the tokens in training."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout probability of the tokens during training."})
     projection_dim: int | None = field(
-        default=None, metadata={"help": "Width of the tokens where a trained Linear brings them to the tower's width."}
+        default=None, metadata={"help": "Width of the tokens, if a trained Linear maps them to the encoder's width."}
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to train and save as a whole, such as a ViT's classifier."}
@@ -82,7 +90,11 @@ class VPTConfig(TunerConfig):
 
     @classmethod
     def original(cls, **changes) -> "VPTConfig":
-        """The paper's own on a ViT: behind the class token, its initial range, a new head (`classifier`) trained with the prompts.
+        """The original on a ViT: prompts after the class token, its initial range, and a new head that is trained too.
+
+        Args:
+            changes: fields of `VPTConfig` with other values.
+
 
         >>> VPTConfig.original(num_prompt_tokens=10).modules_to_save
         ['classifier']
@@ -95,13 +107,13 @@ class VPTConfig(TunerConfig):
         return VisualPromptShape(self.num_prompt_tokens, self.prompt_depth, self.prompt_position, self.normalize_first)
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
-        home = visual_home(self.target_modules)
+        module = visual_prompt_module(self.target_modules)
         width = self.backbone_widths["image width"]
         shape = (self.prompt_depth, self.num_prompt_tokens, self.projection_dim or width)
-        tensors = {f"{home}.clipv_vpt_prompts": shape}
+        tensors = {f"{module}.clipv_vpt_prompts": shape}
         if self.projection_dim is not None:
-            tensors[f"{home}.clipv_vpt_projection.weight"] = (width, self.projection_dim)
-            tensors[f"{home}.clipv_vpt_projection.bias"] = (width,)
+            tensors[f"{module}.clipv_vpt_projection.weight"] = (width, self.projection_dim)
+            tensors[f"{module}.clipv_vpt_projection.bias"] = (width,)
         return tensors
 
 

@@ -1,4 +1,4 @@
-"""How VPT on CLIP is fitted to a few labelled images: recipes and the fit."""
+"""Fits VPT on CLIP to a few labelled images: the recipes and the fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VPTRecipe(Recipe):
-    """VPT's on CLIP, with the settings that go with it (fields of `VPTConfig`)."""
+    """The recipe of VPT on CLIP. The fields added here are those of `VPTConfig`."""
 
     num_prompt_tokens: int = 8
     prompt_depth: int | str = "all"
@@ -31,7 +31,7 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> VPT
 
 
 def fit_vpt(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
-    """Train prompts of the image encoder against the fixed class embeddings."""
+    """Train the prompts of the image encoder. Class embeddings stay fixed."""
     config = VPTConfig(
         num_prompt_tokens=fit.recipe.num_prompt_tokens, prompt_depth=fit.recipe.prompt_depth, **fit.config
     )

@@ -1,20 +1,20 @@
-"""VPT's prompts: what they are in each layer, and the modules that put them into the image tower."""
+"""VPT's prompts: the prompts of each layer, and the modules that insert them into the image encoder."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..prompts.initial_vectors import INIT_STD
-from ..prompts.visual_prompts import VisualPromptHome, VisualPromptLayer
+from ..prompts.visual_prompts import VisualPromptLayer, VisualPromptParameters
 from ..tuner import TunerLayer
 from .config import VPTConfig
 
 
-# B images, n prompts a layer, J layers with prompts, q prompt width, d image width
+# Shapes: B images, n prompts per layer, J layers with prompts, q width of prompts, d width of the image encoder
 
 
 def uniform_patch_bound(patch_size: int, width: int) -> float:
-    """The original's initial range: sqrt(6 / (3 patch² + q)).
+    """v of the original's initial values U(-v, v): sqrt(6 / (3 patch² + q)).
 
     >>> uniform_patch_bound(16, 768)
     0.0625
@@ -23,17 +23,19 @@ def uniform_patch_bound(patch_size: int, width: int) -> float:
 
 
 class VPTLayer(TunerLayer):
-    """What all modules of VPT are."""
+    """Base class of all VPT layers, by which the tuner recognises them."""
 
     adapter_layer_names = ("clipv_vpt_prompts", "clipv_vpt_projection")
-    merge_refusal = "it adds tokens, which no weight can hold"
+    merge_refusal = "it adds tokens, which no weight matrix can represent"
 
 
-class VPTHome(VisualPromptHome, VPTLayer):
-    """Wraps the image tower's embeddings; holds the prompts (J, n, q) and, where q is not the tower's width, their projection.
+class VPTPromptParameters(VisualPromptParameters, VPTLayer):
+    """Wraps the image encoder's embeddings; holds the prompts (J, n, q), and their projection if q is not d.
 
     Args:
-        patch_size, width: of the tower.
+        base_layer, anchor, has_patch_norm: see `VisualPromptParameters`.
+        patch_size: side of the encoder's patches in pixels.
+        width: width of the encoder, d.
     """
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module, has_patch_norm: bool, patch_size: int, width: int):
@@ -43,7 +45,7 @@ class VPTHome(VisualPromptHome, VPTLayer):
         self.clipv_vpt_projection = nn.ModuleDict()
 
     def update_layer(self, adapter_name: str, config: VPTConfig) -> None:
-        """Makes prompts as `config.init` says."""
+        """Creates prompts with the initial values of `config.init`, and the projection. float32."""
         width = config.projection_dim or self.width
         shape = (config.prompt_depth, config.num_prompt_tokens, width)
         prompts = torch.empty(shape, dtype=torch.float32, device=self.adapter_device)
@@ -55,22 +57,23 @@ class VPTHome(VisualPromptHome, VPTLayer):
         self.configs[adapter_name] = config
         self.clipv_vpt_prompts[adapter_name] = nn.Parameter(prompts)
         if config.projection_dim is not None:
+            # One projection for all layers, with the initial values of the original code (PROJECT).
             projection = nn.Linear(width, self.width, device=self.adapter_device, dtype=torch.float32)
             nn.init.kaiming_normal_(projection.weight, a=0, mode="fan_out")
             self.clipv_vpt_projection[adapter_name] = projection
 
-    def prompts_of(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
+    def layer_prompts(self, adapter_name: str, layer: int, batch_size: int) -> torch.Tensor:
         prompts = self.clipv_vpt_prompts[adapter_name][layer]
         if adapter_name in self.clipv_vpt_projection:
             prompts = self.clipv_vpt_projection[adapter_name](prompts)
-        prompts = prompts.expand(batch_size, -1, -1)
+        prompts = prompts.expand(batch_size, -1, -1)  # before dropout: each image gets a mask of its own
         return F.dropout(prompts, self.configs[adapter_name].dropout, self.training)
 
 
 class VPTEncoderLayer(VisualPromptLayer, VPTLayer):
-    """Wraps one layer of the image tower."""
+    """Wraps one layer of the image encoder."""
 
     adapter_layer_names = ()
 
 
-__all__ = ["VPTEncoderLayer", "VPTHome", "VPTLayer", "uniform_patch_bound"]
+__all__ = ["VPTEncoderLayer", "VPTLayer", "VPTPromptParameters", "uniform_patch_bound"]

@@ -7,11 +7,11 @@ from hf_clip_variants.modeling.dual_encoders.backbones import CLIPFamily
 from ..prompts.visual_prompts import check_position, visual_targets
 from ..tuner import Base, Tuner
 from .config import VPTConfig
-from .layer import VPTEncoderLayer, VPTHome, VPTLayer
+from .layer import VPTEncoderLayer, VPTLayer, VPTPromptParameters
 
 
 class _ViT(CLIPFamily):
-    """A plain vision transformer: transformers' `ViTModel`, or a model with a head around it."""
+    """A plain vision transformer: `ViTModel` of transformers, alone or inside a model with a head."""
 
     model_type = "vit"
     vision_embeddings, vision_layers = "embeddings", "layers"
@@ -23,7 +23,7 @@ class _ViT(CLIPFamily):
 
 
 class _CLIPVision(CLIPFamily):
-    """CLIP's image tower alone: `CLIPVisionModel`, or with its projection."""
+    """CLIP's image encoder alone: `CLIPVisionModel`, or `CLIPVisionModelWithProjection`."""
 
     model_type = "clip_vision_model"
     vision_embeddings, vision_layers = "embeddings", "encoder.layers"
@@ -33,22 +33,23 @@ class _CLIPVision(CLIPFamily):
         return {"image width": config.hidden_size, "image layers": config.num_hidden_layers}
 
 
-_TOWERS = {tower.model_type: tower for tower in (_ViT, _CLIPVision)}
+_IMAGE_ENCODERS = {family.model_type: family for family in (_ViT, _CLIPVision)}
 
 
 class VisionBase(Base):
-    """`Base`, or an image tower alone: VPT needs no text."""
+    """`Base`, or an image encoder alone, because VPT needs no text."""
 
     def __init__(self, model: nn.Module, peft_type: str):
         config = getattr(model, "config", None)
-        tower = _TOWERS.get(getattr(config, "model_type", None))
-        if tower is None:
+        family = _IMAGE_ENCODERS.get(getattr(config, "model_type", None))
+        if family is None:
             super().__init__(model, peft_type)
             self.vision_config = self.clip.config.vision_config
             return
-        self.is_classifier, self.family, self.vision_config = False, tower, config
-        self.widths = tower.widths(config)
-        # The tower is the model, or one level down in it. A head is not part of the backbone: each run starts it anew.
+        self.is_classifier, self.family, self.vision_config = False, family, config
+        self.widths = family.widths(config)
+        # The encoder is the model itself, or a child of a model with a head. The head is not part of the backbone, so
+        # that the fingerprint does not depend on it: each run may start with a new head.
         inside = [name for name, _ in model.named_children() if name in ("vit", "vision_model")]
         self.prefix = f"{inside[0]}." if inside else ""
         self.model, self.clip = model, getattr(model, inside[0]) if inside else model
@@ -58,10 +59,10 @@ class VisionBase(Base):
 
 
 class VPTModel(Tuner):
-    """Made by `get_peft_model(base, VPTConfig(...))`; wraps the image tower's embeddings and layers.
+    """Created by `get_peft_model(base, VPTConfig(...))`; wraps the image encoder's embeddings and layers.
 
-    `base`: a `CLIPClassifier`, a plain dual encoder with a transformer for pictures, `CLIPVisionModel(WithProjection)`, `ViTModel` or
-    `ViTForImageClassification`.
+    `base`: a `CLIPClassifier`, a plain dual encoder whose image encoder is a vision transformer, `CLIPVisionModel`,
+    `CLIPVisionModelWithProjection`, `ViTModel` or `ViTForImageClassification`.
     """
 
     prefix = "clipv_vpt_"
@@ -72,7 +73,7 @@ class VPTModel(Tuner):
     @classmethod
     def targets(cls, config: VPTConfig, base: VisionBase) -> dict[str, nn.Module]:
         names = visual_targets(base, _depth(config, base), config.normalize_first)
-        anchor = base.model.get_submodule(names[0])
+        anchor = base.model.get_submodule(names[0])  # the embeddings, which have parameters in every family
         return dict.fromkeys(names, anchor)
 
     @classmethod
@@ -82,12 +83,12 @@ class VPTModel(Tuner):
 
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> VPTLayer:
         base = self.base_class(self.model, self.__class__.__name__)
-        home = base.path(base.family.vision_embeddings)
-        if name == home:
+        embeddings = base.path(base.family.vision_embeddings)
+        if name == embeddings:  # the module that holds the prompts; all other targets are encoder layers
             patch_size, width = base.vision_config.patch_size, base.widths["image width"]
-            return VPTHome(target, anchor, base.family.patch_norm is not None, patch_size, width)
+            return VPTPromptParameters(target, anchor, base.family.patch_norm is not None, patch_size, width)
         index, count = int(name.rpartition(".")[2]), base.widths["image layers"]
-        return VPTEncoderLayer(target, anchor, self.model, home, index, count)
+        return VPTEncoderLayer(target, anchor, self.model, embeddings, index, count)
 
 
 def _depth(config: VPTConfig, base: Base) -> int:

@@ -1,4 +1,4 @@
-"""What is special about CLIP-Adapter."""
+"""CLIP-Adapter: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def _outputs(model):
     return model(pixel_values=tiny_pixels())
 
 
-def test_bottleneck_and_blend_by_hand():
+def test_bottleneck_and_blend_equal_a_calculation_by_hand():
     features = torch.tensor([[1.0, -2.0]])
     down, up = torch.tensor([[1.0, 1.0], [2.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, -1.0]])
     # down: (-1, 2) -> ReLU (0, 2); up: (2, -2) -> ReLU (2, 0)
@@ -25,7 +25,7 @@ def test_bottleneck_and_blend_by_hand():
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "both"])
-def test_ratio_zero_is_clip_and_ratio_one_is_the_adapter_alone(modality):
+def test_ratio_zero_gives_clip_and_ratio_one_the_adapter_alone(modality):
     base = tiny_classifier()
     zero_shot = _outputs(base)
     features = base.get_image_features(tiny_pixels()).pooler_output
@@ -39,13 +39,13 @@ def test_ratio_zero_is_clip_and_ratio_one_is_the_adapter_alone(modality):
             features, layer.clipv_clip_adapter_down["default"].weight, layer.clipv_clip_adapter_up["default"].weight
         )
         torch.testing.assert_close(output.image_embeds, F.normalize(alone, dim=-1))
-    # the other side is left alone
+    # The other modality does not change.
     if modality != "both":
         untouched = "text_embeds" if modality == "image" else "image_embeds"
         assert torch.equal(output[untouched], zero_shot[untouched])
 
 
-def test_ratio_can_be_swept_after_loading(tmp_path):
+def test_ratio_can_be_changed_after_loading(tmp_path):
     model = get_peft_model(tiny_classifier(), CLIPAdapterConfig(ratio=0.2))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_classifier(), tmp_path)
@@ -68,7 +68,7 @@ def test_text_has_its_own_ratio():
     assert torch.equal(_outputs(model).text_embeds, zero_shot.text_embeds)
 
 
-def test_learned_ratio_starts_where_it_is_told_and_moves():
+def test_learnable_ratio_starts_from_the_given_value_and_gets_a_gradient():
     bases = tiny_classifier(), tiny_classifier()
     models = []
     for base, learnable in zip(bases, (False, True), strict=True):
@@ -81,7 +81,7 @@ def test_learned_ratio_starts_where_it_is_told_and_moves():
     assert logit.grad.abs() > 0
 
 
-def test_reduction_is_rounded_down():
+def test_bottleneck_width_is_rounded_down():
     layer = get_peft_model(tiny_classifier(), CLIPAdapterConfig(reduction=7)).get_base_model().image_feature_adapter
     assert layer.clipv_clip_adapter_down["default"].weight.shape == (24 // 7, 24)
 
@@ -99,7 +99,7 @@ def test_plain_clip_model_and_classifier_agree():
     torch.testing.assert_close(_outputs(on_classifier).logits, expected, rtol=0, atol=1e-5)
 
 
-def test_an_adapter_of_the_classifier_is_refused_by_a_plain_clip_model(tmp_path):
+def test_adapter_of_a_classifier_is_refused_on_a_plain_clip_model(tmp_path):
     get_peft_model(tiny_classifier(), CLIPAdapterConfig()).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"target_modules: the adapter wraps \['image_feature_adapter'\], on a CLIPModel"
@@ -117,7 +117,7 @@ def test_an_adapter_of_the_classifier_is_refused_by_a_plain_clip_model(tmp_path)
         ({"ratio": 0.0, "learnable_ratio": True}, "ratio: 0.0 cannot be learned"),
     ],
 )
-def test_configuration_refuses(arguments, message):
+def test_invalid_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CLIPAdapterConfig(**arguments)
 

@@ -1,4 +1,4 @@
-"""What is special about CoCoOp."""
+"""CoCoOp: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -28,36 +28,36 @@ def gradients(model: PeftModel, **batch) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.requires_grad]
 
 
-def test_without_its_network_it_is_coop_and_with_words_zero_shot_clip():
-    def without_network(model):
+def test_without_meta_net_it_equals_coop_and_with_words_zero_shot_clip():
+    def without_meta_net(model):
         with torch.no_grad():
             for parameter in layer_of(model).clipv_cocoop_linear2.parameters():
                 parameter.zero_()
         return model(pixel_values=tiny_pixels()).logits
 
     zero_shot = tiny_classifier()(pixel_values=tiny_pixels()).logits
-    torch.testing.assert_close(without_network(cocoop()), zero_shot, rtol=0, atol=1e-5)
+    torch.testing.assert_close(without_meta_net(cocoop()), zero_shot, rtol=0, atol=1e-5)
 
     model, coop = cocoop(context_init=None), get_peft_model(tiny_classifier(), CoOpConfig(num_context_tokens=4))
     with torch.no_grad():
         layer_of(coop).clipv_coop_context["default"].copy_(layer_of(model).clipv_cocoop_context["default"])
-    torch.testing.assert_close(without_network(model), coop(pixel_values=tiny_pixels()).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(without_meta_net(model), coop(pixel_values=tiny_pixels()).logits, rtol=0, atol=1e-5)
 
 
-def test_each_picture_has_its_own_class_embeddings():
+def test_each_image_has_its_own_class_embeddings():
     model = cocoop()
     output = model(pixel_values=tiny_pixels())
     assert output.text_embeds.shape == (4, 5, 24) and output.logits.shape == (4, 5)
     spread = output.text_embeds.std(dim=0).max()
-    assert spread > 1e-3  # else the network does nothing
+    assert spread > 1e-3  # otherwise the meta-net has no effect
     torch.testing.assert_close(output.text_embeds.norm(dim=-1), torch.ones(4, 5))
-    # One shift for all context tokens, from the picture's unit-norm embedding: the length of its feature does not matter.
+    # The shift depends on the unit-norm embedding, so the norm of the features does not matter.
     features = torch.randn(4, 24, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(image_features=features * 7).logits, model(image_features=features).logits)
 
 
-def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures():
-    """The official code takes one picture a step; a batch changes how often weights move, not where to."""
+def test_batch_gradient_is_the_mean_of_the_images_gradients():
+    """The official code has one image per step. A larger batch only averages these gradients."""
     model, pixels = cocoop(), tiny_pixels()
     together = gradients(model, pixel_values=pixels, labels=LABELS)
     alone = [gradients(model, pixel_values=pixels[i : i + 1], labels=LABELS[i : i + 1]) for i in range(4)]
@@ -66,12 +66,12 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_pictures():
 
 
 def kept_bytes(run) -> int:
-    """Bytes of distinct storages that autograd keeps for the backward pass, weights included."""
+    """Bytes of all storages that autograd keeps for the backward pass, weights included."""
     kept, alive = {}, []
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        alive.append(tensor)  # a freed storage's address may come again
+        alive.append(tensor)  # keeps the storage alive, so that its address is not used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -79,7 +79,7 @@ def kept_bytes(run) -> int:
     return sum(kept.values())
 
 
-def test_computing_the_text_twice_changes_memory_and_nothing_else():
+def test_text_chunk_size_changes_memory_but_no_numbers():
     names = [f"{adjective} {noun}" for adjective in ("red", "big", "old", "wet") for noun in ("cat", "dog", "car")]
     features, labels = torch.randn(16, 24, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 12
     losses, grads, kept = [], [], []
@@ -95,12 +95,12 @@ def test_computing_the_text_twice_changes_memory_and_nothing_else():
     assert kept[1] < kept[0] / 4, kept
 
 
-def test_there_are_no_class_features_without_pictures():
+def test_class_features_without_images_are_an_error():
     model = cocoop()
     classifier = model.get_base_model()
     with pytest.raises(ValueError, match="class features: the adapter makes prompts from each image; call the model"):
         classifier.get_class_features()
-    # Prompts that are given as ids have no learned context, so these are CLIP's.
+    # Prompts that are passed as ids have no learned context, so they give CLIP's features.
     ids = tiny_tokenizer()(["a photo of a cat."], return_tensors="pt").input_ids
     assert torch.equal(classifier.get_class_features(ids), tiny_classifier().get_class_features(ids))
     with model.disable_adapter():
@@ -136,12 +136,12 @@ def test_number_of_parameters():
         ({"context_init_ids": [1, 2], "num_context_tokens": 3}, "num_context_tokens: 3, but context_init .* 2 tokens"),
     ],
 )
-def test_configuration_refuses(arguments, message):
+def test_invalid_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CoCoOpConfig(**arguments)
 
 
-def test_prompts_that_are_too_long_are_refused():
+def test_too_long_prompts_are_refused():
     model = cocoop(num_context_tokens=30, context_init=None)
     with pytest.raises(ValueError, match="30 context tokens and the longest class name make a prompt of .* takes 32"):
         model(pixel_values=tiny_pixels())

@@ -1,4 +1,4 @@
-"""Every adapter of the registry, on every base that it supports, keeps the contract of `tests/support/adapter_contract.py`."""
+"""Runs the contract of `tests/support/adapter_contract.py` on every adapter, on every base that it supports."""
 
 import json
 import os
@@ -37,14 +37,18 @@ _CONTEXT = "prompt_embedder.clipv_coop_context"
 
 
 def _shapes(prefix, **shapes):
-    """{"<prefix><name>": shape}, `__` for the dots of a parameter's own name."""
+    """{"<prefix><name>": shape}; `__` in a name stands for "."."""
     return {f"{prefix}{name.replace('__', '.')}": shape for name, shape in shapes.items()}
 
 
 _COCOOP = _shapes(
     "prompt_embedder.clipv_cocoop_",
-    context=[4, 32], linear1__weight=[6, 24], linear1__bias=[6], linear2__weight=[32, 6], linear2__bias=[32],
-)  # fmt: skip
+    context=[4, 32],
+    linear1__weight=[6, 24],
+    linear1__bias=[6],
+    linear2__weight=[32, 6],
+    linear2__bias=[32],
+)
 _VISION, _TOKENS = "vision_model.embeddings.clipv_", "text_model.embeddings.token_embedding.clipv_"
 
 
@@ -56,8 +60,8 @@ def _maple_shapes(count=2, depth=2, projections=2, plain_clip=False):
 
 
 def _ivlp_shapes(text=2, text_depth=2, vision=3, vision_depth=3, plain_clip=False):
-    home, images = (_TOKENS, _VISION) if plain_clip else ("prompt_embedder.clipv_", f"clip.{_VISION}")
-    shapes = _shapes(f"{home}ivlp_", context=[text, 32], text_prompts=[text_depth - 1, text, 32])
+    texts, images = (_TOKENS, _VISION) if plain_clip else ("prompt_embedder.clipv_", f"clip.{_VISION}")
+    shapes = _shapes(f"{texts}ivlp_", context=[text, 32], text_prompts=[text_depth - 1, text, 32])
     return shapes | (_shapes(f"{images}ivlp_", vision_prompts=[vision_depth, vision, 40]) if vision_depth else {})
 
 
@@ -70,7 +74,7 @@ def _trained(method, config, shapes, plain_clip=False):
 
 CASES = {
     "cocoop": _trained("cocoop", lambda: CoCoOpConfig(meta_reduction=4), _COCOOP),
-    "cocoop_computed_twice": _trained(
+    "cocoop_recomputed": _trained(
         "cocoop", lambda: CoCoOpConfig(meta_reduction=4, text_chunk_size=8, context_init=None), _COCOOP
     ),
     "maple": _trained("maple", lambda: MaPLeConfig(prompt_depth=2), _maple_shapes()),
@@ -175,13 +179,15 @@ for name, plain_clip in json.load(open(f"{root}/cases.json")).items():
         PeftModel.from_pretrained(AutoModel.from_pretrained(base).eval(), f"{root}/{name}/adapter"),
         load_adapter(f"{root}/{name}/adapter"),
         AutoModel.from_pretrained(f"{root}/{name}/adapter").eval(),
-        AutoPeftModel.from_pretrained(f"{root}/{name}/adapter", import_allowlist=["transformers", "hf_clip_variants"]).eval(),
+        AutoPeftModel.from_pretrained(
+            f"{root}/{name}/adapter", import_allowlist=["transformers", "hf_clip_variants"]
+        ).eval(),
     ]
     for model in models:
         with torch.no_grad():
             found = model(**expected).logits_per_image
         assert (found - logits).abs().max() < 1e-4, name
-    if name == "tip_adapter_f":  # the state with a buffer and a parameter goes to the Hub and back
+    if name == "tip_adapter_f":  # a file with a buffer and a parameter, through the Hub
         models[0].push_to_hub("alice/adapter")
         again = load_adapter("alice/adapter", AutoModel.from_pretrained(base).eval())
         assert (again(**expected).logits - logits).abs().max() < 1e-4
@@ -208,11 +214,14 @@ def test_loads_in_a_fresh_process(tmp_path):
     with FakeHub() as hub:
         run = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", _FRESH_PROCESS, str(tmp_path)],
-            capture_output=True, text=True, cwd=tmp_path, env=os.environ | hub.environment(tmp_path / "home"),
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | hub.environment(tmp_path / "home"),
+        )
     assert run.returncode == 0, run.stderr[-3000:]
     assert [line for line in run.stdout.splitlines() if line in CASES] == list(CASES)
 
 
-def test_class_names_of_the_cases_are_those_of_the_tiny_models():
-    assert len(CLASS_NAMES) == 5  # the shapes above say so
+def test_shapes_of_the_cases_fit_the_tiny_models():
+    assert len(CLASS_NAMES) == 5  # as in the shapes above

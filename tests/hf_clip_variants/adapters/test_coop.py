@@ -1,4 +1,4 @@
-"""What is special about CoOp."""
+"""CoOp: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from hf_clip_variants.adapters.coop.layer import (
 POSITIONS = ("end", "middle", "front")
 
 
-def _spell(start, context, tail, name_length, position):
-    """The paper's layouts as lists, to compare with."""
+def _expected_layout(start, context, tail, name_length, position):
+    """The layouts of the paper, as lists."""
     name, rest, half = tail[:name_length], tail[name_length:], len(context) // 2
     return {
         "end": [start, *context, *name, *rest],
@@ -31,7 +31,7 @@ def _spell(start, context, tail, name_length, position):
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("num_context_tokens", [1, 2, 5])
-def test_splice_lays_prompts_out_as_the_paper(position, num_context_tokens):
+def test_splice_has_the_layouts_of_the_paper(position, num_context_tokens):
     generator = torch.Generator().manual_seed(num_context_tokens)
     name_lengths = torch.tensor([3, 0, 1, 6])
     tails = torch.randint(10, 99, (4, 8), generator=generator)
@@ -39,7 +39,8 @@ def test_splice_lays_prompts_out_as_the_paper(position, num_context_tokens):
     start = torch.full((4, 1), 7)
     found = splice(start, context, tails, name_lengths, position)
     expected = [
-        _spell(7, context.tolist(), tails[i].tolist(), int(name_lengths[i]), position) for i in range(len(tails))
+        _expected_layout(7, context.tolist(), tails[i].tolist(), int(name_lengths[i]), position)
+        for i in range(len(tails))
     ]
     assert found.tolist() == expected
     table = torch.randn(200, 5, generator=generator)
@@ -52,7 +53,7 @@ def test_splice_lays_prompts_out_as_the_paper(position, num_context_tokens):
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_stated_prefix_is_shared_and_end_of_text_stays_where_it_is(position, class_specific):
+def test_shared_prefix_is_equal_and_eos_position_is_independent_of_layout(position, class_specific):
     model = tiny_classifier()
     config = CoOpConfig(num_context_tokens=5, class_token_position=position, class_specific=class_specific)
     get_peft_model(model, config)
@@ -68,7 +69,7 @@ def test_stated_prefix_is_shared_and_end_of_text_stays_where_it_is(position, cla
     assert end.tolist() == (1 + 5 + (model.tail_ids == model.padding_id).int().argmax(dim=1)).tolist()
 
 
-def test_words_start_at_zero_shot_clip():
+def test_context_from_words_starts_from_zero_shot_clip():
     model = tiny_classifier()
     zero_shot = model(pixel_values=tiny_pixels()).logits
     adapted = get_peft_model(model, CoOpConfig(context_init="a_photo_of_a"))
@@ -81,7 +82,7 @@ def test_words_start_at_zero_shot_clip():
 def test_context_is_counted_in_tokens_not_words():
     words = "an ultraviolet photomicrograph of a"
     ids = tiny_tokenizer()(words, add_special_tokens=False).input_ids
-    assert len(ids) > len(words.split())  # else this test shows nothing
+    assert len(ids) > len(words.split())  # otherwise the test compares nothing
     model = get_peft_model(tiny_classifier(), CoOpConfig(context_init=words))
     assert model.peft_config["default"].num_context_tokens == len(ids)
     with pytest.raises(ValueError, match=f"num_context_tokens: 5, but context_init .* has {len(ids)} tokens"):
@@ -131,7 +132,7 @@ def test_class_specific_contexts_refuse_other_classes(tmp_path):
         (CLASS_NAMES[:-1], r"added \[\] \(0\), removed \['red apple'\] \(1\)"),
         (swapped, "the same names in another order: 'cat' is now 'golden retriever' at 0"),
     ):
-        with pytest.raises(ValueError, match=f"class_names: .*one context a class.*{message}"):
+        with pytest.raises(ValueError, match=f"class_names: .*one context per class.*{message}"):
             PeftModel.from_pretrained(tiny_classifier(class_names=names), tmp_path)
         with pytest.raises(ValueError, match=message):
             load_adapter(tmp_path, tiny_classifier(class_names=names))
@@ -144,7 +145,7 @@ def test_class_specific_contexts_refuse_other_classes(tmp_path):
     model.add_adapter("shared", CoOpConfig(num_context_tokens=4))
     model.set_adapter("shared")
     model.delete_adapter("default")
-    model.get_base_model().set_classes(swapped)  # nobody depends on the old ones any more
+    model.get_base_model().set_classes(swapped)  # no adapter depends on the old classes any more
 
 
 def test_class_specific_needs_class_names():
@@ -171,7 +172,7 @@ def test_placeholders_are_checked():
         fill_placeholders(embeds, ids, context, class_specific=False)
     filled = fill_placeholders(embeds, ids[:1].expand(2, -1), context, class_specific=False)
     assert filled[:, :, 0].tolist() == [[0, 1, 1, 0, 0, 0]] * 2
-    with pytest.raises(ValueError, match="2 prompts, but the class-specific context is of 3 classes"):
+    with pytest.raises(ValueError, match="2 prompts, but the class-specific context is for 3 classes"):
         fill_placeholders(embeds, ids, torch.ones(3, 2, 3), class_specific=True)
     model = get_peft_model(tiny_clip(), CoOpConfig(num_context_tokens=4))
     text = tiny_tokenizer()(["a photo of a cat."], return_tensors="pt").input_ids
@@ -189,8 +190,8 @@ def test_too_long_prompts_are_refused():
         coop_prompt_ids(tiny_tokenizer(), CLASS_NAMES, 30, max_length=32)
 
 
-def test_start_of_text_is_read_from_the_prompts():
-    """Configurations of 2022 say that SOS is 0 and EOS 2."""
+def test_start_token_is_read_from_the_prompts_not_the_configuration():
+    """Old configurations say that SOS is 0 and EOS is 2."""
     logits = []
     for token_ids in ({}, {"bos_token_id": 0, "eos_token_id": 2}):
         base = classifier_from_clip(tiny_clip(text_config=token_ids))
@@ -215,17 +216,17 @@ def test_start_of_text_is_read_from_the_prompts():
         ),
     ],
 )
-def test_configuration_refuses(arguments, message):
+def test_invalid_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         CoOpConfig(**arguments)
 
 
-def test_sixteen_tokens_are_the_default():
+def test_default_is_sixteen_context_tokens():
     assert CoOpConfig().num_context_tokens == 16
 
 
 def test_training_fits_and_class_specific_contexts_fit_better():
-    """Random features of five classes around five centres; only the context may change."""
+    """Random features of five classes around five centres; only the context is trained."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(5, 24, generator=generator)
     labels = torch.arange(40) % 5

@@ -165,8 +165,8 @@ PLAIN = {
 REFUSALS = {
     "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
     "tip_adapter": "CLIPV_TIP_ADAPTER adds to logits.*use CLIPClassifier",
-    "coop": "CLIPV_COOP finds its placeholders in CLIP's prompts.*use CLIPClassifier",
-    "clip_adapter": "CLIPV_CLIP_ADAPTER sits on projections.*use CLIPClassifier",
+    "coop": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
+    "clip_adapter": "CLIPV_CLIP_ADAPTER wraps projections.*use CLIPClassifier",
     "maple_vpt_deep": "'vpt_deep' inserts tokens.*use CLIPClassifier",
 }
 
@@ -269,6 +269,6 @@ def test_more_layers_than_a_tower_has_are_refused(config):
     base = tiny_dual_encoder("clip")  # text 2 layers, vision 3
     if hasattr(config, "context_init"):
         config.context_init = None
-    with pytest.raises(ValueError, match=r"prompt_depth: \d, but the (text|image) tower has \d layers"):
+    with pytest.raises(ValueError, match=r"prompt_depth: \d, but the (text|image) encoder has \d layers"):
         get_peft_model(base, config)
     assert not any("clipv_" in name for name in base.state_dict())

@@ -1,4 +1,4 @@
-"""What is special about IVLP."""
+"""IVLP: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -27,22 +27,22 @@ def image_features(model) -> torch.Tensor:
     return getattr(model, "get_base_model", lambda: model)().get_image_features(tiny_pixels()).pooler_output.detach()
 
 
-def test_either_side_may_be_left_out():
+def test_depth_zero_leaves_an_encoder_unchanged():
     base = tiny_classifier()
-    classes, pictures = class_features(base), image_features(base)
-    text_alone = ivlp(vision_depth=0)
-    assert torch.equal(image_features(text_alone), pictures)
-    assert not torch.allclose(class_features(text_alone), classes, atol=1e-3)
-    vision_alone = ivlp(text_depth=0)
-    assert torch.equal(class_features(vision_alone), classes)
-    assert not torch.allclose(image_features(vision_alone), pictures, atol=1e-3)
-    assert text_alone.peft_config["default"].target_modules == ["prompt_embedder"]
-    assert "prompt_embedder" not in vision_alone.peft_config["default"].target_modules
+    classes, images = class_features(base), image_features(base)
+    text_only = ivlp(vision_depth=0)
+    assert torch.equal(image_features(text_only), images)
+    assert not torch.allclose(class_features(text_only), classes, atol=1e-3)
+    vision_only = ivlp(text_depth=0)
+    assert torch.equal(class_features(vision_only), classes)
+    assert not torch.allclose(image_features(vision_only), images, atol=1e-3)
+    assert text_only.peft_config["default"].target_modules == ["prompt_embedder"]
+    assert "prompt_embedder" not in vision_only.peft_config["default"].target_modules
     with pytest.raises(ValueError, match="text_depth, vision_depth: both 0"):
         IVLPConfig(text_depth=0, vision_depth=0)
 
 
-def test_without_text_it_is_vpt():
+def test_without_text_prompts_it_equals_vpt():
     model = ivlp(text_depth=0, num_vision_tokens=3)
     vpt = get_peft_model(tiny_classifier(), VPTConfig(num_prompt_tokens=3))
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_without_text_it_is_vpt():
     assert torch.equal(vpt(pixel_values=tiny_pixels()).logits, model(pixel_values=tiny_pixels()).logits)
 
 
-def test_one_layer_of_words_starts_as_zero_shot_clip_and_deep_prompts_do_not():
+def test_one_layer_from_words_starts_from_zero_shot_clip_but_deep_prompts_do_not():
     zero_shot = class_features(tiny_classifier())
     shallow, deep = ivlp(text_depth=1), ivlp(text_depth=2)
     torch.testing.assert_close(class_features(shallow), zero_shot, rtol=0, atol=1e-5)
@@ -60,25 +60,25 @@ def test_one_layer_of_words_starts_as_zero_shot_clip_and_deep_prompts_do_not():
     assert "default" not in text_side(shallow).clipv_ivlp_text_prompts
 
 
-def test_the_sides_are_independent():
+def test_text_prompts_do_not_change_image_features():
     model = ivlp()
-    pictures, classes = image_features(model), class_features(model)
+    images, classes = image_features(model), class_features(model)
     with torch.no_grad():
         for parameter in text_side(model).parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    assert torch.equal(image_features(model), pictures)
+    assert torch.equal(image_features(model), images)
     assert not torch.allclose(class_features(model), classes, atol=1e-3)
 
 
-def test_words_behind_the_learned_ones_stay():
-    """ "a photo of a" with two learned tokens: the others are words of every prompt, so another ending is another prompt."""
+def test_words_after_the_learned_tokens_are_kept():
+    """With two learned tokens, "of a" stays in each prompt of "a photo of a"."""
     features = [class_features(ivlp(context_init=words)) for words in ("a photo of a", "a photo of the")]
     assert not torch.allclose(*features, atol=1e-3)
     config = ivlp(context_init="a photo", num_text_tokens=2).peft_config["default"]
     assert len(config.context_init_ids) == 2
     with pytest.raises(ValueError, match="'a photo' has 2 tokens, fewer than the 3 learned ones"):
         ivlp(context_init="a photo", num_text_tokens=3)
-    ivlp(context_init="a photo", num_text_tokens=3, text_depth=0)  # no text prompts, no matter
+    ivlp(context_init="a photo", num_text_tokens=3, text_depth=0)  # without text prompts, the words are not used
 
 
 @pytest.mark.parametrize(("text", "vision"), [((2, 2), (2, 3)), ((4, 1), (3, 0)), ((1, 0), (5, 2))])

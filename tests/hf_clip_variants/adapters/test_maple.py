@@ -1,4 +1,4 @@
-"""What is special about MaPLe."""
+"""MaPLe: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def change(*parameters: torch.Tensor) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
 
 
-def test_prompts_are_seen_by_the_layers_and_by_nobody_else():
+def test_all_layers_see_the_prompts_and_the_output_has_none():
     model = maple(num_prompt_tokens=4)
     vision, lengths = model.get_base_model().clip.vision_model, []
     for layer in vision.encoder.layers:
@@ -49,7 +49,7 @@ def test_prompts_are_seen_by_the_layers_and_by_nobody_else():
     assert last.shape == (4, 1 + PATCHES, 40)
 
 
-def test_prompts_of_pictures_follow_those_of_text():
+def test_visual_prompts_depend_on_text_prompts():
     model = maple()
     before = image_features(model)
     for parameter in (
@@ -62,8 +62,8 @@ def test_prompts_of_pictures_follow_those_of_text():
         before = after
 
 
-def test_coupling_is_what_pictures_learn_through():
-    """With the projections at zero, pictures do not depend on the text's prompts, and text is as it was."""
+def test_zero_projections_remove_the_coupling():
+    """Image features then do not depend on the text prompts; class features still do."""
     model = maple()
     features, classes = image_features(model), model.get_base_model().get_class_features()
     with torch.no_grad():
@@ -82,12 +82,12 @@ def test_depth_one_has_no_deep_prompts():
     assert [n for n, p in model.named_parameters() if p.requires_grad and "text_prompts" in n] == []
     wrapped = model.peft_config["default"].target_modules
     assert wrapped == ["clip.vision_model.embeddings", "clip.vision_model.encoder.layers.2", "prompt_embedder"]
-    # The first n tokens of a zero-shot prompt are the context's start: text is CLIP's until it is trained.
+    # The context starts from the first n tokens of a zero-shot prompt: before training, class features are CLIP's.
     zero_shot = tiny_classifier().get_class_features()
     torch.testing.assert_close(model.get_base_model().get_class_features(), zero_shot, rtol=0, atol=1e-5)
 
 
-def test_projections_behind_the_first_start_equal():
+def test_projections_after_the_first_start_equal():
     base = tiny_classifier(text_config={"num_hidden_layers": 3})
     weight = image_side(get_peft_model(base, MaPLeConfig(prompt_depth="all"))).clipv_maple_projection_weight["default"]
     assert len(weight) == 3 and torch.equal(weight[1], weight[2]) and not torch.equal(weight[0], weight[1])
@@ -100,8 +100,8 @@ def test_one_projection_serves_all_layers():
     )
     assert weight.shape == (1, 40, 32)
     for layer in range(2):
-        expected = text_side(model).prompt_of("default", layer) @ weight[0].T + bias[0]
-        torch.testing.assert_close(image_side(model).prompts_of("default", layer, 3), expected.expand(3, -1, -1))
+        expected = text_side(model).layer_prompts("default", layer) @ weight[0].T + bias[0]
+        torch.testing.assert_close(image_side(model).layer_prompts("default", layer, 3), expected.expand(3, -1, -1))
 
 
 def parameter_count(n: int, depth: int, text: int, image: int, share: bool = False) -> int:
@@ -114,8 +114,8 @@ def test_number_of_parameters(n, depth, share):
     assert model.get_nb_trainable_parameters()[0] == parameter_count(n, depth, 32, 40, share)
 
 
-def test_number_of_parameters_is_the_papers():
-    """ViT-B/16 with the defaults: 3.555 M; 0.40 M with one projection."""
+def test_number_of_parameters_is_that_of_the_paper():
+    """ViT-B/16 with the defaults: 3.555 M parameters; 0.40 M with one projection."""
     text = {"hidden_size": 512, "num_attention_heads": 8}
     config = CLIPConfig(text_config=text, vision_config={"hidden_size": 768, "patch_size": 16})
     for share, count in ((False, 3_555_072), (True, 403_200)):
@@ -126,37 +126,37 @@ def test_number_of_parameters_is_the_papers():
         assert model.get_nb_trainable_parameters()[0] == count == parameter_count(2, 9, 512, 768, share)
 
 
-def by_hand(model: PeftModel) -> torch.Tensor:
-    """Class features of style "vpt_deep": SOS, n tokens without positions, the template's words where they always were."""
-    classifier, home = model.get_base_model(), text_side(model)
-    tower, ids = classifier.clip.text_model, classifier.prompt_ids[:, 0].long()
-    words = tower.embeddings(input_ids=ids)
-    depth, hidden = home.shape_of("default").depth, words
-    for number, layer in enumerate(tower.encoder.layers):
+def vpt_deep_reference(model: PeftModel) -> torch.Tensor:
+    """Class features of style "vpt_deep": n tokens without positions after SOS; all words keep their positions."""
+    classifier, prompt_module = model.get_base_model(), text_side(model)
+    encoder, ids = classifier.clip.text_model, classifier.prompt_ids[:, 0].long()
+    words = encoder.embeddings(input_ids=ids)
+    depth, hidden = prompt_module.shape_of("default").depth, words
+    for number, layer in enumerate(encoder.encoder.layers):
         if number < depth:
-            prompts = home.prompt_of("default", number).expand(len(ids), -1, -1)
-            behind = hidden[:, 1:] if number == 0 else hidden[:, 1 + prompts.shape[1] :]
-            hidden = torch.cat([hidden[:, :1], prompts, behind], dim=1)
-        mask = create_causal_mask(tower.config, hidden, None, None)
+            prompts = prompt_module.layer_prompts("default", number).expand(len(ids), -1, -1)
+            rest = hidden[:, 1:] if number == 0 else hidden[:, 1 + prompts.shape[1] :]
+            hidden = torch.cat([hidden[:, :1], prompts, rest], dim=1)
+        mask = create_causal_mask(encoder.config, hidden, None, None)
         hidden = layer(hidden, mask, is_causal=True)
     assert hidden.shape[1] == ids.shape[1] + prompts.shape[1]
     end = (ids == classifier.padding_id).int().argmax(dim=1) + prompts.shape[1]
-    return classifier.clip.text_projection(tower.final_layer_norm(hidden[torch.arange(len(ids)), end]))
+    return classifier.clip.text_projection(encoder.final_layer_norm(hidden[torch.arange(len(ids)), end]))
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_vpt_deep_inserts_tokens_and_leaves_every_word_where_it_was(depth):
+def test_vpt_deep_inserts_tokens_and_keeps_positions_of_words(depth):
     model = maple(num_prompt_tokens=5, prompt_depth=depth, text_prompt_style="vpt_deep")  # more tokens than words
     config = model.peft_config["default"]
     classifier = model.get_base_model()
     ids = text_side(model)(classifier.class_prompts, classifier.get_input_embeddings()).input_ids
     start = classifier.prompt_ids[:, 0]
-    assert torch.equal(torch.cat([ids[:, :1], ids[:, 6:]], dim=1), start)  # words are all there, none is replaced
+    assert torch.equal(torch.cat([ids[:, :1], ids[:, 6:]], dim=1), start)  # no word is replaced
     assert len(config.context_init_ids) == 4
-    torch.testing.assert_close(classifier.get_class_features(), by_hand(model), rtol=0, atol=1e-5)
+    torch.testing.assert_close(classifier.get_class_features(), vpt_deep_reference(model), rtol=0, atol=1e-5)
 
 
-def test_the_two_styles_differ():
+def test_text_prompt_styles_differ():
     features = [
         maple(text_prompt_style=style).get_base_model().get_class_features() for style in ("maple", "vpt_deep")
     ]
@@ -190,6 +190,6 @@ def test_class_names_may_change_after_training(tmp_path):
         ({"text_prompt_style": "vpt"}, "text_prompt_style: 'vpt', expected one of maple, vpt_deep"),
     ],
 )
-def test_configuration_refuses(arguments, message):
+def test_invalid_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MaPLeConfig(**arguments)

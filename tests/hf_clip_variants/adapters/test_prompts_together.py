@@ -1,4 +1,4 @@
-"""Adapters that put tokens into a model: with LoRA, with each other, compiled, copied and forgotten."""
+"""Adapters that insert tokens into a model: with LoRA, with each other, compiled, copied and deleted."""
 
 import copy
 import gc
@@ -16,7 +16,7 @@ from hf_clip_variants.adapters import CLIPAdapterConfig, CoCoOpConfig, CoOpConfi
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-KINDS = {
+CONFIGS = {
     "coop": lambda: CoOpConfig(num_context_tokens=3),
     "cocoop": lambda: CoCoOpConfig(meta_reduction=4),
     "maple": lambda: MaPLeConfig(prompt_depth=2),
@@ -25,7 +25,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=CONFIGS)
 def kind(request) -> str:
     return request.param
 
@@ -36,19 +36,19 @@ def logits(model) -> torch.Tensor:
 
 
 @needs_adapter_methods
-def test_lora_first_then_prompts(kind):
+def test_prompts_added_after_lora_work_together(kind):
     base = tiny_classifier()
     torch.manual_seed(0)
     base.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "lora")
     with_lora = logits(base)
-    base.add_adapter(KINDS[kind](), kind)
+    base.add_adapter(CONFIGS[kind](), kind)
     with_prompts = logits(base)
     base.set_adapter(["lora", kind])
     both = logits(base)
     assert not torch.allclose(both, with_lora, atol=1e-3) and not torch.allclose(both, with_prompts, atol=1e-3)
     base(pixel_values=tiny_pixels(), labels=torch.arange(4)).loss.backward()
     moved = {name for name, p in base.named_parameters() if p.grad is not None}
-    # CLIP is frozen; both kinds of tensors learn, LoRA's in layers that are wrapped as well.
+    # CLIP is frozen. LoRA and prompts are trained, LoRA also in layers that the prompts wrap.
     assert all("lora_" in name or f"clipv_{kind}_" in name for name in moved)
     wrapped = [name for name in moved if "lora_" in name and "vision_model.encoder.layers.2." in name]
     assert len(wrapped) == 2 and any("clipv_" in name for name in moved)
@@ -58,7 +58,7 @@ def test_lora_first_then_prompts(kind):
     torch.testing.assert_close(logits(base), with_prompts, rtol=0, atol=1e-5)
 
 
-SAME_PLACE = [
+SAME_MODULE = [
     ("vpt", "maple"),
     ("maple", "vpt"),
     ("ivlp", "vpt"),
@@ -69,43 +69,43 @@ SAME_PLACE = [
 
 
 @needs_adapter_methods
-@pytest.mark.parametrize(("first", "second"), SAME_PLACE)
-def test_two_kinds_of_prompts_in_one_place_are_refused(first, second):
+@pytest.mark.parametrize(("first", "second"), SAME_MODULE)
+def test_two_kinds_of_prompts_on_one_module_are_refused(first, second):
     base = tiny_classifier()
-    base.add_adapter(KINDS[first](), "first")
+    base.add_adapter(CONFIGS[first](), "first")
     before = logits(base)
     with pytest.raises(
-        ValueError, match=f"CLIPV_{second.upper()} goes where the model has CLIPV_{first.upper()} already"
+        ValueError, match=f"CLIPV_{second.upper()} cannot be added, CLIPV_{first.upper()} already changes"
     ):
-        base.add_adapter(KINDS[second](), "second")
+        base.add_adapter(CONFIGS[second](), "second")
     assert torch.equal(logits(base), before) and list(base.peft_config) == ["first"]
     base.delete_adapter("first")
-    base.add_adapter(KINDS[second](), "second")
+    base.add_adapter(CONFIGS[second](), "second")
     torch.manual_seed(0)
     assert not torch.allclose(logits(base), before, atol=1e-3)
 
 
 @needs_adapter_methods
-def test_places_inside_each_other_are_one_place():
+def test_prompts_on_nested_modules_are_refused():
     for first, second in (("coop", "maple"), ("maple", "coop")):
         base = tiny_clip()
         configs = {"coop": CoOpConfig(num_context_tokens=2), "maple": MaPLeConfig(prompt_depth=2, context_init=None)}
         base.add_adapter(configs[first], "first")
-        with pytest.raises(ValueError, match=r"already \(text_model.embeddings"):
+        with pytest.raises(ValueError, match="already changes text_model.embeddings"):
             base.add_adapter(configs[second], "second")
 
 
 @needs_adapter_methods
 @pytest.mark.parametrize("text", ["coop", "cocoop"])
-def test_prompts_in_different_places_go_together(text):
+def test_prompts_on_different_modules_work_together(text):
     base = tiny_classifier()
-    base.add_adapter(KINDS[text](), "text")
+    base.add_adapter(CONFIGS[text](), "text")
     alone = logits(base)
-    base.add_adapter(KINDS["vpt"](), "pictures")
+    base.add_adapter(CONFIGS["vpt"](), "images")
     base.add_adapter(CLIPAdapterConfig(), "features")
-    base.set_adapter(["text", "pictures"])
+    base.set_adapter(["text", "images"])
     two = logits(base)
-    base.set_adapter(["text", "pictures", "features"])
+    base.set_adapter(["text", "images", "features"])
     three = logits(base)
     assert not torch.allclose(two, alone, atol=1e-3) and not torch.allclose(three, two, atol=1e-4)
     base.set_adapter("text")
@@ -113,9 +113,9 @@ def test_prompts_in_different_places_go_together(text):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_logits_are_the_same(kind):
-    """Without a first eager forward, and after the adapter has changed."""
-    model = get_peft_model(tiny_classifier(), KINDS[kind]()).eval()
+def test_compiled_logits_equal_eager_logits(kind):
+    """Without an eager forward pass before, and after the adapter has changed."""
+    model = get_peft_model(tiny_classifier(), CONFIGS[kind]()).eval()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_compiled_logits_are_the_same(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_classifiers_know_their_classes(tmp_path):
+def test_compiled_classifier_equals_eager_classifier(tmp_path):
     tiny_classifier().save_pretrained(tmp_path)
     expected = logits(tiny_classifier())
     torch._dynamo.reset()
@@ -137,32 +137,32 @@ def test_compiled_classifiers_know_their_classes(tmp_path):
         logits(torch.compile(CLIPClassifier.from_pretrained(tmp_path), backend="eager")), expected, rtol=0, atol=1e-5
     )
     torch._dynamo.reset()
-    new = torch.compile(tiny_classifier(class_names=CLASS_NAMES[::-1]), backend="eager")  # nothing is computed yet
+    new = torch.compile(tiny_classifier(class_names=CLASS_NAMES[::-1]), backend="eager")  # no features cached yet
     torch.testing.assert_close(logits(new), expected.flip(1), rtol=0, atol=1e-5)
 
 
-def test_a_copy_looks_up_its_own_prompts(kind):
-    """Modules around layers hold no tensors and ask the model for them: a copy must ask the copy, and a forgotten model go away."""
-    model = get_peft_model(tiny_classifier(), KINDS[kind]())
+def test_copy_uses_its_own_prompts_and_can_be_freed(kind):
+    """Wrapped layers without tensors look them up in the model: a copy's layers must use the copy."""
+    model = get_peft_model(tiny_classifier(), CONFIGS[kind]())
     before, twin = logits(model), copy.deepcopy(model)
-    asking = [module for module in twin.modules() if hasattr(module, "_root")]
-    assert all(module._root[0] is twin.get_base_model() for module in asking)
-    assert bool(asking) == (kind in ("maple", "vpt", "ivlp"))
+    dependent = [module for module in twin.modules() if hasattr(module, "_root")]
+    assert all(module._root[0] is twin.get_base_model() for module in dependent)
+    assert bool(dependent) == (kind in ("maple", "vpt", "ivlp"))
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             if "clipv_" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(logits(model), before) and not torch.allclose(logits(twin), before, atol=1e-3)
 
-    alive = [weakref.ref(module) for module in twin.modules()]
-    del twin, asking, parameter
+    references = [weakref.ref(module) for module in twin.modules()]
+    del twin, dependent, parameter
     gc.collect()
-    assert [ref for ref in alive if ref() is not None] == []
+    assert [ref for ref in references if ref() is not None] == []
 
 
-def test_unloading_leaves_nothing_of_the_adapter_behind(kind):
+def test_unload_frees_all_adapter_layers(kind):
     base = tiny_classifier()
-    model = get_peft_model(base, KINDS[kind]())
+    model = get_peft_model(base, CONFIGS[kind]())
     model(pixel_values=tiny_pixels(), labels=torch.arange(4)).loss.backward()
     layers = [weakref.ref(module) for module in base.modules() if hasattr(module, "adapter_layer_names")]
     assert layers

@@ -1,4 +1,4 @@
-"""What is special about Tip-Adapter."""
+"""Tip-Adapter: what the contract of all adapters does not test."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_keys_are_the_mean_of_unnormalised_views():
     assert torch.equal(make_keys(views[0]), F.normalize(views[0], dim=-1))
 
 
-def test_alpha_zero_is_zero_shot_with_factor_100():
+def test_alpha_zero_gives_zero_shot_logits_with_scale_100():
     output = _model(alpha=0.0)(image_features=_toy(1))
     torch.testing.assert_close(output.logits, 100 * output.image_embeds @ output.text_embeds.t(), rtol=1e-5, atol=1e-4)
     base = tiny_classifier()(image_features=_toy(1))
@@ -64,16 +64,17 @@ def test_alpha_zero_is_zero_shot_with_factor_100():
     torch.testing.assert_close(own.logits, base.logits, rtol=1e-5, atol=1e-4)
 
 
-def test_sharp_and_heavy_cache_is_the_nearest_neighbour():
+def test_large_alpha_and_beta_give_the_nearest_neighbour():
     model = _model(alpha=1e20, beta=60.0)
     features = _toy(1)
     keys = _layer(model).clipv_tip_adapter_keys["default"]
     nearest = LABELS[(F.normalize(features, dim=-1) @ keys.t()).argmax(dim=1)]
     assert torch.equal(model(image_features=features).logits.argmax(1), nearest)
-    assert torch.equal(model(image_features=_toy(0)).logits.argmax(1), LABELS)  # a cached picture is its own best key
+    # A cached image is its own nearest neighbour.
+    assert torch.equal(model(image_features=_toy(0)).logits.argmax(1), LABELS)
 
 
-def test_order_of_cached_pictures_does_not_matter():
+def test_order_of_cached_images_does_not_matter():
     order = torch.randperm(C * K, generator=torch.Generator().manual_seed(3))
     model, shuffled = _model(), get_peft_model(tiny_classifier(), TipAdapterConfig())
     shuffled.build_cache(_toy(0)[order], LABELS[order])
@@ -81,7 +82,7 @@ def test_order_of_cached_pictures_does_not_matter():
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-4)
 
 
-def test_trained_keys_start_at_tip_adapter_and_leave_it_alone():
+def test_tip_adapter_f_starts_from_tip_adapter_and_does_not_change_it():
     model = _model(beta=1.0, alpha=1.17)
     before = model(image_features=_toy(1)).logits
     model.add_adapter("f", TipAdapterConfig(beta=1.0, alpha=1.17, trainable_keys=True))
@@ -123,7 +124,7 @@ def test_search_equals_the_official_double_loop(monkeypatch):
             accuracies[i, j] = 100 * (logits.argmax(1) == LABELS).float().mean()
             if accuracies[i, j] > best[0]:
                 best = (accuracies[i, j].item(), (alpha, beta))
-    assert len(accuracies.unique()) > 3  # else nothing is searched
+    assert len(accuracies.unique()) > 3  # otherwise the test compares nothing
     for chunk in (1 << 24, 7 * len(keys)):  # the second: seven images at a time
         monkeypatch.setattr("hf_clip_variants.adapters.tip_adapter.search._CHUNK_ELEMENTS", chunk)
         found = search_alpha_beta(features, LABELS, weights, keys, LABELS, scale=scale, steps=steps)
@@ -131,13 +132,13 @@ def test_search_equals_the_official_double_loop(monkeypatch):
         assert (found.alpha, found.beta) == best[1] and found.accuracy == pytest.approx(best[0])
 
 
-def test_grid_starts_at_a_tenth_and_leaves_the_end_out():
+def test_search_grid_includes_a_tenth_and_excludes_the_maximum():
     assert search_grid(7, 4) == pytest.approx([0.1, 1.825, 3.55, 5.275])
     with pytest.raises(ValueError, match="0 steps"):
         search_grid(7, 0)
 
 
-def test_search_writes_the_configuration_that_is_saved(tmp_path):
+def test_search_result_is_saved_with_the_configuration(tmp_path):
     model = _model()
     default = (model(image_features=_toy(1)).logits.argmax(1) == LABELS).float().mean() * 100
     with model.disable_adapter():
@@ -154,7 +155,7 @@ def test_search_writes_the_configuration_that_is_saved(tmp_path):
 
 
 @needs_adapter_methods
-def test_cache_is_built_through_transformers_adapters_too():
+def test_cache_can_be_built_after_add_adapter_of_transformers():
     base = tiny_classifier()
     base.add_adapter(TipAdapterConfig(), "mine")
     build_cache(base, _toy(0), LABELS)
@@ -205,12 +206,12 @@ def test_cache_refuses_what_does_not_fit():
     assert (output.logits[:, :4] > zero_shot[:, :4]).all()
 
 
-def test_classes_cannot_change_under_a_cache(tmp_path):
+def test_classes_of_a_cache_cannot_be_changed(tmp_path):
     model = _model()
-    with pytest.raises(ValueError, match=r"caches pictures of its classes, but the classes differ: added \['owl'\]"):
+    with pytest.raises(ValueError, match=r"caches images of its classes, but the classes differ: added \['owl'\]"):
         model.get_base_model().set_classes([*CLASS_NAMES, "owl"])
     prompts = tiny_tokenizer()(["an owl", "a cat"], padding=True, return_tensors="pt").input_ids
-    with pytest.raises(ValueError, match="caches pictures of 5 classes, the classifier is asked for 2"):
+    with pytest.raises(ValueError, match="caches images of 5 classes, but the classifier is asked for 2"):
         model(pixel_values=tiny_pixels(), input_ids=prompts)
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"class_names: .*removed \['red apple'\]"):

@@ -1,4 +1,4 @@
-"""What is special about VPT: on CLIP, on its image tower alone, and the original on a ViT."""
+"""VPT on CLIP, on CLIP's image encoder alone, and the original on a ViT."""
 
 import copy
 
@@ -45,7 +45,7 @@ def features(model: PeftModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("depth", [1, "all"])
-def test_the_order_of_prompts_does_not_matter(depth):
+def test_features_do_not_depend_on_the_order_of_prompts(depth):
     model = vpt(prompt_depth=depth)
     before = features(model)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_the_order_of_prompts_does_not_matter(depth):
     torch.testing.assert_close(features(model), before, rtol=0, atol=1e-5)
 
 
-def test_the_place_of_prompts_does_not_matter_and_the_first_norm_does():
+def test_features_depend_on_the_first_norm_but_not_on_the_position():
     found = [
         features(vpt(prompt_position=position, normalize_first=normalize))
         for position in ("end", "after_cls")
@@ -64,13 +64,13 @@ def test_the_place_of_prompts_does_not_matter_and_the_first_norm_does():
     assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
-def test_text_is_left_alone():
+def test_text_features_do_not_change():
     base = tiny_classifier()
     with torch.no_grad():
-        classes, pictures = base.get_class_features(), features_of(base)
+        classes, images = base.get_class_features(), features_of(base)
     model = vpt(base)
     assert torch.equal(base.get_class_features(), classes)
-    assert not torch.allclose(features(model), pictures, atol=1e-3)
+    assert not torch.allclose(features(model), images, atol=1e-3)
 
 
 def features_of(classifier) -> torch.Tensor:
@@ -78,33 +78,33 @@ def features_of(classifier) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("position", ["end", "after_cls"])
-def test_prompts_pass_through_the_layers_and_are_taken_off_behind_them(position):
+def test_all_layers_see_the_prompts_and_the_output_has_none(position):
     model = vpt(prompt_depth=2, prompt_position=position)
-    tower, lengths = model.get_base_model().clip.vision_model, []
-    for layer in tower.encoder.layers:
+    encoder, lengths = model.get_base_model().clip.vision_model, []
+    for layer in encoder.encoder.layers:
         bare = getattr(layer, "base_layer", layer)
         bare.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
-    output = tower(tiny_pixels())
+    output = encoder(tiny_pixels())
     assert lengths == [1 + PATCHES + 3] * 3 and output.last_hidden_state.shape == (4, 1 + PATCHES, 40)
 
 
-def test_dropout_is_for_training():
+def test_dropout_is_active_in_training_only():
     model, plain = vpt(dropout=0.5), vpt()
     assert torch.equal(features(model.eval()), features(plain.eval()))
     model.train()
     assert not torch.equal(features(model), features(model))
     torch.manual_seed(1)
-    home = model.get_base_model().clip.vision_model.embeddings
-    dropped = home.prompts_of("default", 0, 2)  # a mask for each picture, what is left twice as large
+    prompt_module = model.get_base_model().clip.vision_model.embeddings
+    dropped = prompt_module.layer_prompts("default", 0, 2)  # one mask per image; kept values are doubled
     kept = dropped != 0
     assert 0.2 < kept.float().mean() < 0.8 and not torch.equal(kept[0], kept[1])
     torch.testing.assert_close(dropped[kept], (2 * prompts_of(model)[0]).expand_as(dropped)[kept])
 
 
-def test_a_projection_brings_prompts_to_the_towers_width():
+def test_projection_maps_prompts_to_the_encoders_width():
     model, plain = vpt(projection_dim=7), vpt()
-    home = model.get_base_model().clip.vision_model.embeddings
-    projection = home.clipv_vpt_projection["default"]
+    prompt_module = model.get_base_model().clip.vision_model.embeddings
+    projection = prompt_module.clipv_vpt_projection["default"]
     with torch.no_grad():
         prompts_of(plain).copy_(prompts_of(model) @ projection.weight.T + projection.bias)
     assert prompts_of(model).shape == (3, 3, 7)
@@ -121,7 +121,7 @@ def test_number_of_parameters(count, depth):
     assert [torch.Size(shape).numel() for shape in config.adapter_tensors().values()] == [73_728]
 
 
-def test_a_module_that_is_trained_as_a_whole_does_not_make_another_backbone(tmp_path):
+def test_modules_to_save_do_not_change_the_backbone_fingerprint(tmp_path):
     model = vpt(modules_to_save=["visual_projection"])
     model.save_pretrained(tmp_path)
     model.load_adapter(tmp_path, "second")
@@ -142,20 +142,20 @@ def test_a_module_that_is_trained_as_a_whole_does_not_make_another_backbone(tmp_
         ({"projection_dim": 0}, "projection_dim: 0"),
     ],
 )
-def test_configuration_refuses(arguments, message):
+def test_invalid_configuration_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         VPTConfig(**arguments)
 
 
-def test_an_unknown_position_is_refused():
+def test_unknown_position_is_refused():
     with pytest.raises(ValueError, match="prompt_position: 'start', expected 'end' or 'after_cls'"):
         vpt(prompt_position="start")
 
 
-# ---- on an image tower alone
+# ---- on an image encoder alone
 
 
-def test_image_towers_alone_equal_the_whole_model():
+def test_image_encoder_alone_equals_the_full_model():
     clip = tiny_clip()
     on_clip = vpt(clip)
     expected = clip.get_image_features(tiny_pixels()).pooler_output
@@ -176,8 +176,8 @@ def test_image_towers_alone_equal_the_whole_model():
     assert found[0].last_hidden_state.shape == (4, 1 + PATCHES, 40)
 
 
-def test_who_averages_tokens_sees_patches_only():
-    """transformers' own head on CLIP is the mean over all tokens but the first."""
+def test_head_that_averages_tokens_sees_patches_only():
+    """`CLIPForImageClassification` averages all tokens but the first."""
     config = tiny_clip().config
     config.num_labels = 5
     torch.manual_seed(0)
@@ -197,11 +197,17 @@ def test_who_averages_tokens_sees_patches_only():
 def tiny_vit(num_labels: int = 5, head_seed: int = 0, kind=ViTForImageClassification):
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=40, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8, num_labels=num_labels,
+        hidden_size=40,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=24,
+        patch_size=8,
+        num_labels=num_labels,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     model = kind(config).eval()
-    if hasattr(model, "classifier"):  # as from_pretrained leaves it for a checkpoint with another head
+    if hasattr(model, "classifier"):  # as after from_pretrained on a checkpoint with another head
         torch.manual_seed(head_seed)
         torch.nn.init.normal_(model.classifier.weight)
     return model
@@ -219,16 +225,27 @@ def logits(model) -> torch.Tensor:
 
 
 def train_a_little(model, output_dir, max_steps: int = 3, resume: str | None = None):
-    """`model` after `max_steps` of SGD, with a checkpoint behind the second."""
+    """Trains `model` for `max_steps` of SGD, with a checkpoint after the second step, and returns it."""
     pixels = tiny_pixels()
     Trainer(
         model=model,
         args=TrainingArguments(
-            str(output_dir), learning_rate=0.1, optim="sgd", max_steps=max_steps, save_steps=2, per_device_train_batch_size=2, report_to=[],
-            use_cpu=True, disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], lr_scheduler_type="constant", seed=0,
+            str(output_dir),
+            learning_rate=0.1,
+            optim="sgd",
+            max_steps=max_steps,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            lr_scheduler_type="constant",
+            seed=0,
         ),
         train_dataset=[{"pixel_values": pixels[i % 4], "labels": i % 4} for i in range(8)],
-    ).train(resume_from_checkpoint=resume)  # fmt: skip
+    ).train(resume_from_checkpoint=resume)
     return model.eval()
 
 
@@ -239,7 +256,7 @@ HEAD_AND_PROMPTS = {
 }
 
 
-def test_the_original_trains_prompts_and_a_head_and_comes_back(tmp_path):
+def test_original_trains_prompts_and_head_and_can_be_reloaded(tmp_path):
     model = original()
     config = model.peft_config["default"]
     assert (config.prompt_position, config.normalize_first, config.init) == ("after_cls", False, "uniform_patch")
@@ -253,7 +270,7 @@ def test_the_original_trains_prompts_and_a_head_and_comes_back(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in saved.items()} == HEAD_AND_PROMPTS
-    # A base whose new head has another random start is the same backbone.
+    # A head with other random values does not make it another backbone.
     for load in (
         lambda base: PeftModel.from_pretrained(base, tmp_path / "adapter"),
         lambda base: load_adapter(tmp_path / "adapter", base),
@@ -264,7 +281,7 @@ def test_the_original_trains_prompts_and_a_head_and_comes_back(tmp_path):
     torch.testing.assert_close(logits(base), logits(model), rtol=0, atol=1e-5)
 
 
-def test_a_file_without_the_head_is_refused(tmp_path):
+def test_file_without_the_head_is_refused(tmp_path):
     config = VPTConfig.original(num_prompt_tokens=4)
     model = original()
     prompts = {n: t for n, t in get_peft_model_state_dict(model).items() if "clipv_" in n}
@@ -272,7 +289,7 @@ def test_a_file_without_the_head_is_refused(tmp_path):
         put_adapter(tiny_vit(), config, prompts)
 
 
-def test_training_of_the_original_resumes(tmp_path):
+def test_original_resumes_training_with_the_same_result(tmp_path):
     whole = train_a_little(original(seed=1), tmp_path)
     resumed = train_a_little(original(seed=2), tmp_path, resume=str(tmp_path / "checkpoint-2"))
     for name, tensor in get_peft_model_state_dict(resumed).items():
@@ -284,7 +301,7 @@ def change_head(base, adapter_name: str, factor: float) -> None:
     base.classifier.modules_to_save[adapter_name].weight.mul_(factor)
 
 
-def test_a_second_original_has_its_own_head(tmp_path):
+def test_each_original_adapter_has_its_own_head(tmp_path):
     base = tiny_vit()
     plain, kinds = logits(base), [type(m) for m in base.modules()]
     model = original(base)
@@ -311,7 +328,7 @@ def test_a_second_original_has_its_own_head(tmp_path):
     assert torch.equal(logits(base), plain)
 
 
-def test_another_backbone_or_number_of_classes_is_refused(tmp_path):
+def test_other_backbone_or_number_of_classes_is_refused(tmp_path):
     original().save_pretrained(tmp_path)
     other = tiny_vit()
     with torch.no_grad():
@@ -326,7 +343,7 @@ def test_another_backbone_or_number_of_classes_is_refused(tmp_path):
     assert [type(m) for m in base.modules()] == kinds and all(p.requires_grad for p in base.parameters())
 
 
-def test_a_vit_without_a_head():
+def test_vit_without_a_head():
     base, with_head = tiny_vit(kind=ViTModel), tiny_vit()
     with_head.vit.load_state_dict({n: t for n, t in base.state_dict().items() if not n.startswith("pooler.")})
     model, expected = vpt(base), vpt(with_head)

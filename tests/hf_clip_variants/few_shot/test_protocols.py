@@ -272,7 +272,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [1], [1])
     runner = runner_of(tiny_clip_folder, tmp_path, [task])
     tip = runner.run(task, "tip_adapter", 1, 1)["tests"]
-    assert tip["new"]["accuracy"] is None and tip["new"]["why"] == "the adapter caches pictures of its classes"
+    assert tip["new"]["accuracy"] is None and tip["new"]["why"] == "the adapter caches images of its classes"
     assert tip["base"]["accuracy"] is not None
     specific = FewShotRunner(
         tiny_clip_folder,
@@ -283,7 +283,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
         profile="tiny",
         overrides={"coop.class_specific": True, "coop.epochs": 1},
     )
-    assert "one context a class" in specific.run(task, "coop", 1, 1)["tests"]["new"]["why"]
+    assert "one context per class" in specific.run(task, "coop", 1, 1)["tests"]["new"]["why"]
     json.dumps(tip)
 
 

@@ -278,7 +278,7 @@ def test_an_adapter_alone_names_a_base_that_others_have(hub, classifier, process
     }
     readme = repository.files["README.md"].decode()
     assert "base_model: openai/tiny-clip" in readme and "base_model_relation: adapter" in readme
-    assert "The adapter caches pictures of its classes" in readme and str(tmp_path) not in readme
+    assert "The adapter caches images of its classes" in readme and str(tmp_path) not in readme
     torch.testing.assert_close(logits_of(load_adapter("alice/tip")), expected, rtol=0, atol=1e-5)
     run_snippet(readme, tmp_path)
 

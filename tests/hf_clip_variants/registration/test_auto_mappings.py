@@ -1,4 +1,4 @@
-"""Lazy entries in transformers' Auto mappings, on toy configurations and transformers' own mapping class."""
+"""Lazy entries in transformers' Auto mappings, with toy configurations and transformers' own mapping class."""
 
 import copy
 import pickle
@@ -33,7 +33,7 @@ NAME = f"{ToyConfig.__module__}.ToyConfig"
 
 
 def toy_mapping(loads, value=ToyModel):
-    """An Auto mapping of one built-in model plus our lazy toy; `loads` collects the moments at which the toy was imported."""
+    """An Auto mapping with one built-in model and our lazy toy; `loads` gets an item each time the toy is loaded."""
     mapping = _LazyAutoMapping(dict(CONFIG_MAPPING_NAMES), OrderedDict(bert="BertConfig"))
 
     def load():
@@ -44,7 +44,7 @@ def toy_mapping(loads, value=ToyModel):
     return mapping
 
 
-def test_membership_and_other_lookups_import_nothing():
+def test_membership_and_lookups_of_other_keys_import_nothing():
     loads = []
     mapping = toy_mapping(loads)
     assert ToyConfig in mapping and OtherConfig not in mapping and "ToyConfig" not in mapping
@@ -81,7 +81,7 @@ def test_membership_and_other_lookups_import_nothing():
         "deepcopy",
     ],
 )
-def test_every_way_of_reading_imports_once_and_gives_the_class(read):
+def test_every_lookup_imports_once_and_returns_the_class(read):
     loads = []
     mapping = toy_mapping(loads)
     assert read(mapping) is ToyModel
@@ -89,19 +89,19 @@ def test_every_way_of_reading_imports_once_and_gives_the_class(read):
     assert len(loads) == 1
 
 
-def test_keys_and_iteration_hold_real_classes():
+def test_keys_and_iteration_return_classes():
     mapping = toy_mapping([])
     assert mapping.keys() == [BertConfig, ToyConfig] and list(mapping) == [BertConfig, ToyConfig] and bool(mapping)
 
 
 def test_a_mutable_value_is_the_same_object_each_time():
-    # AutoImageProcessor.register adds a back-end to the dict that it finds.
+    # `AutoImageProcessor.register` adds a back-end to the dictionary in the mapping.
     mapping = toy_mapping([], value={"torchvision": ToyModel})
     mapping[ToyConfig]["pil"] = OtherModel
     assert mapping[ToyConfig] == {"torchvision": ToyModel, "pil": OtherModel}
 
 
-def test_what_the_user_registers_wins_whenever_it_comes():
+def test_entries_of_the_user_replace_ours_before_and_after():
     loads = []
     mapping = toy_mapping(loads)
     mapping.register(ToyConfig, OtherModel, exist_ok=True)
@@ -135,7 +135,7 @@ def test_configurations_are_found_by_model_type():
     assert mapping["toy"] is ToyConfig and mapping.keys() == ["bert", "toy"] and mapping.values()[-1] is ToyConfig
 
 
-def test_a_missing_dependency_spoils_its_own_entry_only():
+def test_missing_dependency_affects_only_its_own_entry():
     mapping = toy_mapping([])
 
     def load():
@@ -149,7 +149,7 @@ def test_a_missing_dependency_spoils_its_own_entry_only():
         mapping[OtherConfig]
 
 
-def test_without_the_private_attribute_the_public_way_is_taken():
+def test_without_the_private_attribute_the_public_method_is_used():
     class FutureMapping(dict):
         def register(self, key, value, exist_ok=False):
             assert exist_ok
@@ -160,12 +160,12 @@ def test_without_the_private_attribute_the_public_way_is_taken():
     assert mapping[ToyConfig] is ToyModel
 
 
-def test_threads_get_one_value():
+def test_all_threads_get_the_same_value():
     barrier, seen = threading.Barrier(8), []
     content = LazyContent()
 
     def load():
-        barrier.wait(10)  # all eight are inside before any has finished
+        barrier.wait(10)  # all eight threads are here before the first one continues
         return ToyConfig, object()
 
     content.add_lazily(NAME, load)

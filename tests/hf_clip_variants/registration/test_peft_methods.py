@@ -1,4 +1,4 @@
-"""PEFT knows our tuners, once."""
+"""Registration of our tuners with PEFT."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from hf_clip_variants.registration.peft_methods import register_all
 
 
 @pytest.mark.parametrize("row", hf_clip_variants.methods("adapter"), ids=lambda row: row.name)
-def test_each_adapter_is_a_full_member_of_peft(row):
+def test_each_adapter_is_registered_with_peft(row):
     member = PeftType(row.peft_type)
     assert (
         member in list(PeftType) and getattr(PeftType, row.peft_type) is member and PeftType[row.peft_type] is member
@@ -45,7 +45,7 @@ def test_registering_again_changes_nothing():
 
 
 @needs_adapter_methods
-def test_failed_injection_leaves_no_trace():
+def test_failed_injection_leaves_the_model_unchanged():
     base = tiny_classifier()
     with pytest.raises(ValueError, match="context_init_ids: -1"):
         base.add_adapter(CoOpConfig(context_init_ids=[-1]), "bad")
@@ -58,7 +58,7 @@ def test_failed_injection_leaves_no_trace():
 
 
 @needs_adapter_methods
-def test_goes_together_with_lora():
+def test_works_together_with_lora():
     base = tiny_classifier()
     plain = base(pixel_values=tiny_pixels()).logits
     base.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "lora")
@@ -87,7 +87,7 @@ def test_where_transformers_wants_another_peft_the_error_says_what_works(tmp_pat
     assert torch.equal(again(pixel_values=tiny_pixels()).logits, logits)
 
 
-def test_tensors_that_do_not_fit_leave_the_model_as_it_was():
+def test_tensors_of_wrong_shape_leave_the_model_unchanged():
     base = tiny_classifier()
     kinds = [type(m) for m in base.modules()]
     wrong = {"prompt_embedder.clipv_coop_context": torch.zeros(3, 32)}
@@ -105,7 +105,7 @@ def test_tensors_that_do_not_fit_leave_the_model_as_it_was():
     model(pixel_values=tiny_pixels())
 
 
-def test_load_adapter_needs_to_know_the_base(tmp_path):
+def test_load_adapter_without_a_known_base_is_an_error(tmp_path):
     get_peft_model(tiny_classifier(), CoOpConfig(num_context_tokens=2)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="base: the adapter does not say what it was trained on"):
         load_adapter(tmp_path)
@@ -115,7 +115,7 @@ def test_load_adapter_needs_to_know_the_base(tmp_path):
         load_adapter(tmp_path, tiny_classifier(), reversion="main")
 
 
-def test_load_adapter_adds_to_a_peft_model_and_trains_on_request(tmp_path):
+def test_load_adapter_adds_to_a_peft_model_and_can_be_trainable(tmp_path):
     get_peft_model(tiny_classifier(), CoOpConfig(num_context_tokens=2)).save_pretrained(tmp_path)
     model = load_adapter(tmp_path, tiny_classifier())
     assert not any(p.requires_grad for p in model.parameters())

@@ -1,4 +1,4 @@
-"""The post-import hook, on toy modules."""
+"""The post-import hook, with toy modules."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ from hf_clip_variants.registration.post_import import after_import
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """Makes a module of a name nobody has, forgets it and its hook afterwards."""
+    """Creates toy modules, and removes them and their hooks afterwards."""
     names = []
 
     def make(name, source="VALUE = 1\n"):
@@ -33,7 +33,7 @@ def toy(tmp_path, monkeypatch):
         post_import._FINDER.callbacks.pop(name, None)
 
 
-def test_callback_runs_after_the_body_and_sees_the_module(toy):
+def test_callback_runs_after_the_import_and_gets_the_module(toy):
     seen = []
     after_import(toy("toy_late"), lambda module: seen.append(module.VALUE))
     assert seen == []
@@ -46,14 +46,14 @@ def test_callback_runs_after_the_body_and_sees_the_module(toy):
     assert seen == [1, 1], "a reload runs the module, so the callback again"
 
 
-def test_callback_runs_at_once_when_the_module_is_there(toy):
+def test_callback_runs_now_if_the_module_is_imported(toy):
     importlib.import_module(toy("toy_early"))
     seen = []
     after_import("toy_early", seen.append)
     assert [module.__name__ for module in seen] == ["toy_early"]
 
 
-def test_the_hook_leaves_no_trace_on_the_module(toy):
+def test_imported_module_has_its_original_loader(toy):
     after_import(toy("toy_trace"), lambda module: None)
     import toy_trace
 
@@ -62,7 +62,7 @@ def test_the_hook_leaves_no_trace_on_the_module(toy):
     assert inspect.getsource(toy_trace) == "VALUE = 1\n"
 
 
-def test_find_spec_answers_without_importing(toy):
+def test_find_spec_does_not_import(toy):
     seen = []
     after_import(toy("toy_spec"), seen.append)
     spec = importlib.util.find_spec("toy_spec")
@@ -74,7 +74,7 @@ def test_find_spec_answers_without_importing(toy):
         importlib.import_module("toy_absent")
 
 
-def test_a_copy_run_by_hand_is_not_registered(toy):
+def test_private_copy_of_a_module_is_not_registered(toy):
     seen = []
     after_import(toy("toy_by_hand"), seen.append)
     spec = importlib.util.find_spec("toy_by_hand")
@@ -83,7 +83,7 @@ def test_a_copy_run_by_hand_is_not_registered(toy):
     assert module.VALUE == 1 and seen == []
 
 
-def test_an_error_of_the_callback_is_a_warning_to_who_imports(toy):
+def test_error_in_the_callback_is_a_warning_during_import(toy):
     def fail(module):
         raise KeyError("no such enum")
 
@@ -93,11 +93,11 @@ def test_an_error_of_the_callback_is_a_warning_to_who_imports(toy):
     ):
         import toy_failing
     assert toy_failing.VALUE == 1
-    with pytest.raises(KeyError):  # already imported: the caller is us, who wants to know
+    with pytest.raises(KeyError):  # already imported: the error is raised
         after_import("toy_failing", fail)
 
 
-def test_an_error_of_the_module_stays_its_own(toy):
+def test_error_in_the_module_is_raised_unchanged(toy):
     seen = []
     after_import(toy("toy_broken", "raise RuntimeError('mine')\n"), seen.append)
     with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def test_zip_archives_and_namespace_packages(toy, tmp_path, monkeypatch):
 
 
 def test_another_hook_of_the_same_kind(toy, monkeypatch):
-    """Two finders that both ask `importlib.util.find_spec` for the rest must not chase each other."""
+    """Two finders that both call `importlib.util.find_spec` must not call each other without end."""
 
     class Other:
         busy = False
@@ -156,7 +156,7 @@ def test_another_hook_of_the_same_kind(toy, monkeypatch):
         assert seen and set(seen) == {1}
 
 
-def test_eight_threads_import_at_once(toy):
+def test_eight_threads_import_at_the_same_time(toy):
     seen, errors = [], []
     after_import(
         toy("toy_threads", "import time\ntime.sleep(0.05)\nVALUE = 1\n"), lambda module: seen.append(module.VALUE)
@@ -176,7 +176,7 @@ def test_eight_threads_import_at_once(toy):
     assert not errors and seen == [1]
 
 
-def test_who_asks_while_another_thread_imports_waits_for_it(toy):
+def test_after_import_waits_for_an_import_in_another_thread(toy):
     started, seen = threading.Event(), []
     sys.toy_started = started
     toy("toy_slow", "import sys, time\nsys.toy_started.set()\ntime.sleep(0.1)\nVALUE = 1\n")
@@ -189,9 +189,12 @@ def test_who_asks_while_another_thread_imports_waits_for_it(toy):
     assert seen == [1]
 
 
-def test_the_package_survives_run_module(toy, tmp_path):
-    """`python -m name` asks the loader for code, which our stand-in must hand on."""
+def test_module_with_a_hook_can_be_run_by_run_module(toy, tmp_path):
+    """`python -m name` asks our loader for the module's code."""
     toy("toy_main", "import sys\nprint('ran', __name__, sys.argv[1:])\n")
-    program = "import runpy, hf_clip_variants.registration.post_import as p; p.after_import('toy_main', print); runpy.run_module('toy_main', run_name='x')"
+    program = (
+        "import runpy, hf_clip_variants.registration.post_import as p; "
+        "p.after_import('toy_main', print); runpy.run_module('toy_main', run_name='x')"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "ran x []\n", done.stderr
