@@ -23,7 +23,7 @@ from ..data.images.image_set import ImageSet
 from ..files.atomic_writes import staged_folder, write_atomically
 from ..metrics.classification import accuracy, accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.dual_encoders.backbones import fingerprint
+from ..modeling.dual_encoders.fingerprint import fingerprint
 from .fitting import (
     FAST_METHODS,
     FEW_SHOT_METHODS,

@@ -18,7 +18,7 @@ from ..data.images.image_set import ImageSet
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
-from ..modeling.dual_encoders.backbones import fingerprint
+from ..modeling.dual_encoders.fingerprint import fingerprint
 from .adapt import TINY_PARAMETERS, VIEW_SEED, describe_environment, overrides_by_method
 from .fitting import FewShotMethod, Shots, apply_overrides, few_shot_method, fit_adapter, views_needed
 from .labelled_images import CachedPictures, LivePictures, Pictures

@@ -18,6 +18,7 @@ from ..data.pairs.batches import PairDataset, PairLoader, PairReader, PairStream
 from ..data.pairs.sources import Pairs
 from ..files.atomic_writes import last_complete_checkpoint, staged_folder
 from ..metrics.retrieval import retrieval
+from ..modeling.dual_encoders.backbones import unit_norm
 from ..modeling.dual_encoders.prompts import resolve_templates
 from ..modeling.losses.gradient_cache import backward_in_chunks
 from .atomic_trainer import AtomicTrainer
@@ -262,7 +263,7 @@ def zero_shot_accuracy(
     text = torch.cat([
         _text_features(model, processor, prompts[i : i + batch_size], device) for i in range(0, len(prompts), batch_size)
     ])  # fmt: skip
-    classes = unit(unit(text).view(len(names), len(templates), -1).mean(1))
+    classes = unit_norm(unit_norm(text).view(len(names), len(templates), -1).mean(1))
     rank, world = _place() if summed else (0, 1)
     counts = torch.zeros(3, device=device)
     k = min(5, len(names))
@@ -272,7 +273,7 @@ def zero_shot_accuracy(
         batch = rows[start : start + batch_size]
         labels = torch.tensor([int(images.labels[i]) for i in batch], device=device)
         counted = torch.tensor([rank + world * (start + j) < len(images) for j in range(len(batch))], device=device)
-        features = unit(_image_features(model, processor, [images.image(i) for i in batch], device))
+        features = unit_norm(_image_features(model, processor, [images.image(i) for i in batch], device))
         hits = ((features @ classes.T).topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
         counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum()])
     top1, top5, number = (summed(counts) if summed else counts).tolist()
@@ -297,7 +298,7 @@ def retrieval_of_pairs(
         if sounds is not None:
             parts["audio"] = model.get_audio_features(sounds.to(device)).pooler_output.float()
         for name, features in parts.items():
-            found.setdefault(name, []).append(unit(features))
+            found.setdefault(name, []).append(unit_norm(features))
     features = {name: torch.cat(values) for name, values in found.items()}
     same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
     return {
@@ -309,10 +310,6 @@ def retrieval_of_pairs(
             features[query] @ features[gallery].T, correct=same if "text" in (query, gallery) else None
         ).items()
     }
-
-
-def unit(features: torch.Tensor) -> torch.Tensor:
-    return nn.functional.normalize(features.float(), dim=-1)
 
 
 def _text_features(model: nn.Module, processor: Any, texts: list[str], device: torch.device) -> torch.Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..losses.contrastive_loss import unit_rows
-from ..losses.rank_exchange import Ranks, meet
+from ..dual_encoders.backbones import unit_norm
+from ..losses.rank_exchange import Ranks, sync_batch_sizes
 
 
 class _GatheredRows(torch.autograd.Function):
@@ -79,7 +79,7 @@ def simclr_loss(
     """
     ranks, (view1, view2) = _meet("simclr_loss", gather, group, temperature, view1=view1, view2=view2)
     with torch.autocast(view1.device.type, enabled=False):
-        view1, view2 = unit_rows(view1), unit_rows(view2)
+        view1, view2 = unit_norm(view1), unit_norm(view2)
         all1, all2 = _GatheredRows.apply(torch.cat([view1, view2], dim=1), ranks).chunk(2, dim=1)
         own = _own_rows(ranks, view1)
         itself = F.one_hot(own, ranks.total).bool()
@@ -127,7 +127,7 @@ def moco_v3_loss(
     given = {"prediction1": prediction1, "prediction2": prediction2, "target1": target1, "target2": target2}
     ranks, views = _meet("moco_v3_loss", gather, group, temperature, **given)
     with torch.autocast(views[0].device.type, enabled=False):
-        p1, p2, z1, z2 = map(unit_rows, views)
+        p1, p2, z1, z2 = map(unit_norm, views)
         all1, all2 = ranks.gather(torch.cat([z1, z2], dim=1).detach()).chunk(2, dim=1)
         own = _own_rows(ranks, p1)
         logits1, logits2 = p1 @ all2.T / temperature, p2 @ all1.T / temperature
@@ -186,7 +186,7 @@ def _mean_cosine(what, gather, group, prediction1, prediction2, target1, target2
     given = {"prediction1": prediction1, "prediction2": prediction2, "target1": target1, "target2": target2}
     ranks, views = _meet(what, gather, group, **given)
     with torch.autocast(views[0].device.type, enabled=False):
-        p1, p2, z1, z2 = map(unit_rows, views)
+        p1, p2, z1, z2 = map(unit_norm, views)
         cosines = (p1 * z2.detach()).sum(1) + (p2 * z1.detach()).sum(1)
         return _MeanOfAll.apply(cosines / 2, ranks)
 
@@ -213,7 +213,7 @@ def _meet(what, gather, group, temperature: float = 1.0, **views) -> tuple[Ranks
         check()
         ranks = Ranks((shapes[0][0],))
     else:
-        ranks = meet(cast[0], check, what, group)
+        ranks = sync_batch_sizes(cast[0], check, what, group)
     if ranks.total == 0:
         raise ValueError(f"{', '.join(views)}: the batch is empty")
     return ranks, cast

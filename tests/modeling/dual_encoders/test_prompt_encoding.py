@@ -432,7 +432,7 @@ def test_compiles_to_one_graph(text_model):
         (torch.tensor([[SOS, EOS], [SOS, EOS], [SOS, EOS], [SOS, 5]]), r"row 3 has no EOS token \(98\)"),
         (
             torch.full((2, 90), 5).index_fill_(1, torch.tensor([85]), EOS),
-            "row 0 has 86 tokens, the text tower takes 77",
+            "row 0 has 86 tokens, the text encoder takes 77",
         ),
     ],
 )

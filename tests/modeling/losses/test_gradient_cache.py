@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from contrastive_runs import plain_sigmoid, step_batch
+from contrastive_runs import step_batch
 from tiny import tiny_clip
 
 from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
+from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrastive_loss_reference
 from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
 
 
@@ -89,7 +90,7 @@ def test_the_sigmoid_form_trains_scale_and_bias():
     batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
     reference = copy.deepcopy(model)
     outputs = reference(**batch)
-    plain = plain_sigmoid(
+    plain = contrastive_loss_reference(
         outputs.image_embeds, outputs.text_embeds, reference.logit_scale, reference.logit_bias, False
     )
     plain.backward()
