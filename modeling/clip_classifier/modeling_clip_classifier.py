@@ -253,7 +253,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         super().__setstate__(state)
         valid, self._kept = self._kept, ClassFeatureCache()
         if valid:
-            self._kept.stored_state = text_state(self._text_side())
+            self._kept.set_stored(self._text_side())
 
     def _apply(self, fn, *args, **kwargs):
         """`.to`, `.half`, `.cuda`, ...: stored features move along; in another dtype they are computed anew."""
@@ -261,7 +261,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         super()._apply(fn, *args, **kwargs)
         self._kept.forget()
         if valid and self.class_features.dtype == dtype:
-            self._kept.stored_state = text_state(self._text_side())
+            self._kept.set_stored(self._text_side())
         return self
 
     def __setattr__(self, name, value):
@@ -436,7 +436,6 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 "image_features"
             )
         if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
-            self._kept.forget_recent()
             text_modules = self.family.text_modules(self.clip)
             if self.training and any(p.requires_grad for m in text_modules for p in m.parameters()):
                 self.forget_class_features()
@@ -450,24 +449,29 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return torch.compiler.disable(self._kept_class_features)(None)  # what a graph cannot know: adapters' features
 
     def _kept_class_features(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        state = text_state(self._text_side())
-        if input_ids is not None:
-            key = (state, self._kept.key_of_labels(input_ids))
-            return self._kept.recent(key, lambda: self._encode(EmbeddedPrompts(input_ids)))
-        return self._kept.recent((state, None), lambda: self._stored_features(state))
+        text_side = self._text_side()
+        state = text_state(text_side)
 
-    def _stored_features(self, state: tuple) -> torch.Tensor:
+        def compute():
+            return self._stored_features(text_side) if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+
+        if not state:
+            with torch.no_grad():
+                return compute()
+        labels = None if input_ids is None else self._kept.key_of_labels(input_ids)
+        return self._kept.recent((state, labels), text_side, compute)
+
+    def _stored_features(self, text_side: tuple[nn.Module, ...]) -> torch.Tensor:
         """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter
         had a part in them).
         """
-        if state and state == self._kept.stored_state and not adapters_on(self._text_side()):
-            return self.class_features.clone()
-        features = self._encode_classes()
-        if not adapters_on(self._text_side()):
-            self.class_features.copy_(features)
+        if adapters_on(text_side):
+            return self._encode_classes()
+        if not self._stored_features_are_valid():
+            self.class_features.copy_(self._encode_classes())
             self.class_features_ready.fill_(True)
-            self._kept.stored_state = state
-        return features
+            self._kept.set_stored(text_side)
+        return self.class_features.clone()
 
     # ---- inference and training
 
@@ -607,7 +611,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 raise ValueError("templates: given without class_names, and the checkpoint has no classes")
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
         elif model.device.type != "meta" and model.class_features_ready:
-            model._kept.stored_state = text_state(model._text_side())
+            model._kept.set_stored(model._text_side())
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
