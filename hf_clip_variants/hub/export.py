@@ -77,11 +77,14 @@ def _edit_json(path: Path, change) -> None:
 def export_with_code(
     model: Any, processor: Any, folder: str | Path, *, license: str | None = None, **card: Any
 ) -> Path:
-    """Saves a model and its processor together with their code: `trust_remote_code=True` loads the folder where this package is not installed.
+    """Saves a model and its processor together with their code: `trust_remote_code=True` loads the folder where this
+    package is not installed.
 
-    Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes in `auto_map`. Loaded
-    from there, the model can be saved and pushed again with its code. In a process that has this package, its classes win over the copies.
-    Prefer `save_pretrained` for those who have the package: it is smaller and gets its corrections.
+    Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes
+    in `auto_map`. Loaded from there, the model can be saved and pushed again with its code. In a process that has this
+    package, its classes win over the copies. What adapters and converters need stays behind, and so does the fast way to
+    encode many prompts: the copy runs each through the whole text encoder. Prefer `save_pretrained` for those who have
+    the package: it is smaller and gets its corrections.
 
     Args:
         model: a model of this package, without adapters.
@@ -110,7 +113,10 @@ def export_with_code(
 
     parts = [model, model.config, processor]
     parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
-    code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__)
+    # What a model finds by name, it finds with its configuration: the family of a classifier's backbone.
+    family = getattr(model, "family", None)
+    by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
+    code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:
         model.save_pretrained(stage)
