@@ -165,7 +165,14 @@ class Base:
             )
         self.clip = model.clip if self.is_classifier else model
         self.family = family
-        self.widths: dict[str, int] = self.family.widths(config)
+        text, vision = config.text_config, config.vision_config
+        self.widths: dict[str, int] = {  # and depths: what an adapter must agree with
+            "text width": text.hidden_size,
+            "image width": vision.hidden_size,
+            "joint width": family.joint_width(config),
+            "text layers": text.num_hidden_layers,
+            "image layers": vision.num_hidden_layers,
+        }
 
     def path(self, name: str) -> str:
         """A module's name in the dual encoder -> its name in the model."""

@@ -87,7 +87,8 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a warning."""
+    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a
+    warning."""
     found = [(int(m[1]), p) for p in Path(folder).glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(p.name))]
     for _, path in sorted(found, reverse=True):
         reason = why_incomplete(path)

@@ -77,14 +77,15 @@ def _flattened(source: bytes, imports: list[tuple[ast.ImportFrom, str]]) -> byte
 def travelling_code(
     modules: Iterable[str], version: str, by_name: Mapping[str, Iterable[str]] | None = None
 ) -> dict[str, bytes]:
-    """File name -> source of the given modules of `modeling/` and of all that they import there, ready to lie in one folder.
+    """File name -> source of the given modules of `modeling/` and of all that they import there, ready to lie in one
+    folder.
 
     Args:
         modules: full names, `hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier`.
         version: of this package, for the note on top of each file.
-        by_name: module -> modules that it finds by name instead of importing them, such as the family of a classifier's
-            backbone. They travel, too, and an import of each is added at the end of the first's file, because
-            transformers takes along what it sees imported.
+        by_name: module -> modules that it finds by name instead of importing them, such as the family of a
+            classifier's backbone. They travel, too, and an import of each is added at the end of the first's file,
+            because transformers takes along what it sees imported.
 
     Raises:
         ValueError: two modules have the same file name; an import that cannot travel; a docstring that transformers
@@ -112,7 +113,8 @@ def travelling_code(
         seen = {a or b for a, b in _SEEN_BY_TRANSFORMERS.findall(text.decode())}
         if seen - meant:
             raise ValueError(
-                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and transformers "
+                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and "
+                f"transformers "
                 "would look for it"
             )
         if meant - seen:

@@ -110,12 +110,15 @@ def export_with_code(
     if row is None or getattr(model, "_hf_peft_config_loaded", False):
         _refuse_to_export(model)
     from .. import __version__
+    from ..modeling.dual_encoders.text_cleaning import clean_text
 
     parts = [model, model.config, processor]
     parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
     # What a model finds by name, it finds with its configuration: the family of a classifier's backbone.
     family = getattr(model, "family", None)
     by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
+    if getattr(processor, "clean_text", False) and _is_travelling(processor):
+        by_name[type(processor).__module__] = [clean_text.__module__]
     code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from ..dual_encoders.prompts import check_texts, clean_text, encode_texts, tokenize_texts
+from ..dual_encoders.prompts import check_texts, encode_texts, tokenize_texts
+from ..dual_encoders.text_cleaning import clean_text
 
 
 # every OpenAI CLIP and open_clip's CLIP models share this vocabulary

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of
-from ..loading_and_saving.checkpoints import check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import check_range, check_tower_types, without_kernels
 
 
 @strict
@@ -98,14 +98,11 @@ class CLIPClassifierConfig(CLIPConfig):
                 )
 
     def validate_sizes(self):
+        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
         for part in ("text_config", "vision_config"):
             config = getattr(self, part)
-            if not hasattr(config, "hidden_size"):
-                continue  # still a dict: the base class turns it into a configuration
-            for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
-                value = getattr(config, name, 1)  # a ResNet has no intermediate_size
-                if not 0 < value <= 1_000_000:
-                    raise ValueError(f"{part}.{name}: {value} is outside 1..1000000")
+            if hasattr(config, "hidden_size"):  # else still a dict: the base class turns it into a configuration
+                check_range(config, f"{part}.", [n for n in names if hasattr(config, n)])  # a ResNet lacks one of them
         vision = self.vision_config
         if isinstance(getattr(vision, "patch_size", None), int) and isinstance(
             getattr(vision, "image_size", None), int
@@ -114,8 +111,7 @@ class CLIPClassifierConfig(CLIPConfig):
                 raise ValueError(
                     f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"
                 )
-        if self.projection_dim is None or not 0 < self.projection_dim <= 1_000_000:
-            raise ValueError(f"projection_dim: {self.projection_dim} is outside 1..1000000")
+        check_range(self, "", ("projection_dim",))
 
     def validate_templates(self):
         for template in self.templates:

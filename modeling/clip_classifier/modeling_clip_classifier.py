@@ -25,32 +25,16 @@ from .configuration_clip_classifier import CLIPClassifierConfig
 
 @dataclass
 class CLIPClassifierOutput(ModelOutput):
-    r"""
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Returned with `labels`: cross-entropy, or what `config.problem_type` says.
-        logits (`torch.FloatTensor` of shape `(B, C)`):
-            Scaled cosine similarity of each image to each class; adapters may add to it.
-        logits_per_image (`torch.FloatTensor` of shape `(B, C)`):
-            The same tensor under CLIP's name.
-        logits_per_text (`torch.FloatTensor` of shape `(C, B)`):
-            Its transpose.
-        image_embeds (`torch.FloatTensor` of shape `(B, D)`):
-            Unit-norm image embeddings.
-        text_embeds (`torch.FloatTensor` of shape `(C, D)`):
-            Unit-norm class embeddings; `(B, C, D)` under an adapter that makes prompts from each image (CoCoOp).
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            The image tower's.
-        attentions (`tuple(torch.FloatTensor)`, *optional*):
-            The image tower's.
-    """
+    """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
+    encoder's."""
 
-    loss: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None  # (), with `labels`: cross-entropy, or what `config.problem_type` says
+    # (B, C) scaled cosine of each image and each class; adapters may add to it
     logits: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
+    logits_per_text: torch.FloatTensor | None = None  # (C, B), its transpose
+    image_embeds: torch.FloatTensor | None = None  # (B, D)
+    text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -110,7 +94,7 @@ class PromptEmbedder(nn.Module):
     """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context
     vectors instead.
 
-    `token_embedding` is the text tower's table; `image_embeds` (B, D) of unit norm come only where
+    `token_embedding` is the text encoder's table; `image_embeds` (B, D) of unit norm come only where
     `depends_on_images`.
     """
 
@@ -175,10 +159,9 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, CLIPClassifier):
-            for name, placeholder in zip(
-                ("prompt_ids", "tail_ids", "tail_name_lengths"), module._placeholder_prompts(), strict=True
-            ):
-                init.copy_(getattr(module, name), placeholder)
+            buffers = (module.prompt_ids, module.tail_ids, module.tail_name_lengths)
+            for buffer, placeholder in zip(buffers, module._placeholder_prompts(), strict=True):
+                init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
 
@@ -188,7 +171,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     Image classifier whose weights are the text embeddings of the class names (Radford et al. 2021, section 3.1).
 
     Holds a dual encoder (`clip`), the classes, the templates and the classes' cached features, which are saved with
-    it: a reloaded classifier never runs the text tower, and it runs it once for any number of images. Trains with
+    it: a reloaded classifier never runs the text encoder, and it runs it once for any number of images. Trains with
     `Trainer`, whole or through adapters, which replace one of four parameter-free modules: `prompt_embedder`,
     `image_feature_adapter`, `text_feature_adapter`, `logit_head`.
 
@@ -200,9 +183,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     ```python
     >>> from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
 
-    >>> model = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog", "pizza"],
-    templates="icons")
-    >>> processor = CLIPClassifierProcessor.from_pretrained(embedded_model())
+    >>> names, processor = ["cat", "dog", "pizza"], CLIPClassifierProcessor.from_pretrained(embedded_model())
+    >>> model = CLIPClassifier.from_pretrained(embedded_model(), class_names=names, templates="icons")
     >>> model.class_names
     ['cat', 'dog', 'pizza']
     ```
@@ -234,15 +216,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return prompts.int(), tails.int(), torch.zeros(config.num_labels, dtype=torch.int32)
 
     def _register_prompts(self, prompt_ids: torch.Tensor, tail_ids: torch.Tensor, tail_name_lengths: torch.Tensor):
-        device, dtype = self.clip.logit_scale.device, self.clip.logit_scale.dtype
-        self.register_buffer("prompt_ids", prompt_ids.to(device))
-        self.register_buffer("tail_ids", tail_ids.to(device))
-        self.register_buffer("tail_name_lengths", tail_name_lengths.to(device))
-        self.register_buffer(
-            "class_features", torch.zeros(len(prompt_ids), self.config.projection_dim, device=device, dtype=dtype)
-        )
-        # Travels in the state dict: whether class_features belong to the text tower saved beside them.
-        self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=device))
+        scale, ids = self.clip.logit_scale, {"prompt_ids": prompt_ids, "tail_ids": tail_ids}
+        for name, value in (ids | {"tail_name_lengths": tail_name_lengths}).items():
+            self.register_buffer(name, value.to(scale.device))
+        self.register_buffer("class_features", scale.new_zeros(len(prompt_ids), self.config.projection_dim))
+        # Travels in the state dict: whether class_features belong to the text encoder saved beside them.
+        self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=scale.device))
 
     # ---- what happens to kept class features; the table is in class_features.py
 
@@ -357,13 +336,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     ) -> "CLIPClassifier":
         """`set_classes` for those who tokenised themselves.
 
-        Args:
-            template_ids: (C, T, L) ids of every class in every template, from SOS to EOS, padded with anything after
-            EOS.
-            tail_ids: (C, S) ids of `"name."` without SOS, with EOS.
-            tail_name_lengths: (C,) how many of them are the name.
-            class_names: C names.
-            templates: T templates, for the record.
+        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS.
+        `tail_ids` (C, S): `"name."` without SOS, with EOS; `tail_name_lengths` (C,): how many of them are the name.
+        `templates`: T of them, for the record.
         """
         names = resolve_class_names(class_names)
         if template_ids.dim() != 3 or tail_ids.dim() != 2 or tail_name_lengths.dim() != 1:
@@ -518,9 +493,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
             input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline
                 sends them). They are encoded as they are: learned contexts apply to the stored classes only.
-            attention_mask: ignored; after EOS nothing counts in a causal tower.
+            attention_mask: ignored; after EOS nothing counts in a causal encoder.
             image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of
-                pixels: the image tower is not run.
+                pixels: the image encoder is not run.
             interpolate_pos_encoding: accept image sizes other than the trained one.
         """
         if (pixel_values is None) == (image_features is None):
@@ -547,15 +522,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
+        embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
+        inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
-            loss=loss,
-            logits=logits,
-            logits_per_image=logits,
-            logits_per_text=logits.t(),
-            image_embeds=image_embeds,
-            text_embeds=class_embeds,
-            hidden_states=hidden_states,
-            attentions=attentions,
+            loss, logits, logits_per_image=logits, logits_per_text=logits.t(), **embeds, **inner
         )
 
     @property
@@ -564,14 +534,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.is_activation_checkpointing
 
     def train(self, mode: bool = True):
-        """As in torch, but a frozen tower with dropout or batch normalisation stays in eval mode: noise in what is not
-        trained helps nobody.
+        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in what is
+        not trained helps nobody.
         """
         super().train(mode)
         if mode:
-            for tower in map(self.clip.get_submodule, self.family.eval_when_frozen):
-                if not any(p.requires_grad for p in tower.parameters()):
-                    tower.eval()
+            for encoder in map(self.clip.get_submodule, self.family.eval_when_frozen):
+                if not any(p.requires_grad for p in encoder.parameters()):
+                    encoder.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -623,15 +593,5 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-__all__ = [
-    "CLIPClassifier",
-    "CLIPClassifierOutput",
-    "CLIPClassifierPreTrainedModel",
-    "ClassPrompts",
-    "EmbeddedPrompts",
-    "FeatureAdapter",
-    "LogitHead",
-    "PromptEmbedder",
-    "ensemble_prompts",
-    "unit_norm",
-]
+__all__ = ["CLIPClassifier", "CLIPClassifierOutput", "CLIPClassifierPreTrainedModel", "ClassPrompts"]
+__all__ += ["EmbeddedPrompts", "FeatureAdapter", "LogitHead", "PromptEmbedder", "ensemble_prompts", "unit_norm"]

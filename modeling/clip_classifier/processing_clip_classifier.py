@@ -28,8 +28,8 @@ class CLIPClassifierProcessor(ProcessorMixin):
         image_processor ([`CLIPClassifierImageProcessor`]).
         tokenizer: any fast tokenizer; CLIP's for CLIP.
         clean_text (`bool`, defaults to `False`):
-            Clean text as OpenAI does (`modeling/dual_encoders/prompts.py`: Unicode repair, HTML, white space) before
-            tokenising. Needs ftfy to be exact. Saved in processor_config.json.
+            Clean text as OpenAI does (`modeling/dual_encoders/text_cleaning.py`: Unicode repair, HTML, white space)
+            before tokenising. Needs ftfy to be exact. Saved in processor_config.json.
 
     `processor(images=None, text=None, **kwargs)` returns `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask`
     (N, L). Keyword arguments are those of both parts (`return_tensors="pt"`, `padding`, `max_length`, ...).

@@ -1,4 +1,4 @@
-"""Anything that holds a picture, decoded: an upright RGB PIL image, or a (3, H, W) tensor for arrays.
+"""Anything that holds an image, decoded: an upright RGB PIL image, or a (3, H, W) tensor for arrays.
 
 Rules that every image processor shares: EXIF orientation, transparency, bit depth, first frames, size limit, channel
 axis. All errors are `ValueError`s that say what came; the caller adds which image it was.
@@ -19,15 +19,9 @@ from torchvision.transforms.v2 import functional as tvF
 MAX_PIXELS = 178_956_970  # what PIL itself refuses to open: twice its MAX_IMAGE_PIXELS
 
 _ORIENTATION_TAG = 0x0112
-_TO_UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+_T = PIL.Image.Transpose
+_TO_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
+_TO_UPRIGHT |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken for file names
@@ -35,29 +29,20 @@ _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken 
 
 @dataclass(frozen=True)
 class DecodingRules:
-    """What callers may choose.
+    """What callers may choose."""
 
-    Attributes:
-        max_pixels: larger pictures are refused, files as soon as the header is read.
-        background: RGB colour (0..255) behind transparent pixels.
-        keep_mode: PIL images (and uint8 arrays, as PIL images) keep their mode, transparency and palette included.
-        convert_rgb: `False` refuses what is not RGB already.
-        input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
-        expect_0_255: the values are divided by 255 later, so a float picture within [0, 1] is a mistake.
-    """
-
-    max_pixels: int = MAX_PIXELS
-    background: tuple[int, int, int] = (255, 255, 255)
-    keep_mode: bool = False
-    convert_rgb: bool = True
-    input_data_format: str | None = None
-    expect_0_255: bool = True
+    max_pixels: int = MAX_PIXELS  # larger images are refused, files as soon as the header is read
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB colour behind transparent pixels
+    keep_mode: bool = False  # PIL images and uint8 arrays keep their mode, transparency and palette included
+    convert_rgb: bool = True  # False refuses what is not RGB already
+    input_data_format: str | None = None  # "channels_first" or "channels_last", where an array's shape does not tell
+    expect_0_255: bool = True  # the values are divided by 255 later, so a float image within [0, 1] is a mistake
 
 
 def list_images(images) -> list:
-    """One flat list from a picture, a batch array (B, ...) or any nesting of sequences; ValueError when there is none.
+    """One flat list from an image, a batch array (B, ...) or any nesting of sequences; ValueError when there is none.
 
-    Nothing is decoded. Strings and bytes are single pictures (a path, a URL, an encoded file).
+    Nothing is decoded. Strings and bytes are single images (a path, a URL, an encoded file).
     """
     flat = list(_flatten(images))
     if not flat:
@@ -76,7 +61,7 @@ def _flatten(images):
 
 
 def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image | torch.Tensor:
-    """Decode one picture.
+    """Decode one image.
 
     Depth: 16-bit values are divided by 257; other integers must lie in 0..255. Transparency is blended on
     `rules.background`.
@@ -102,7 +87,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
     source, name = _open(image)
     with source:
         try:
-            picture = PIL.Image.open(source)
+            opened = PIL.Image.open(source)
         except PIL.Image.DecompressionBombError as error:
             raise ValueError(f"too large{name}: {error}") from error
         except PIL.UnidentifiedImageError as error:
@@ -110,7 +95,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
             raise ValueError(_why_unidentified(source.read(16), name)) from error
         except Exception as error:
             raise _damaged(error, name) from error
-        return _decode_pil(picture, rules, name)
+        return _decode_pil(opened, rules, name)
 
 
 def _open(image):

@@ -2,13 +2,10 @@
 
 A family says where token embeddings enter, which position is pooled, whether padding is masked, cut or part of the
 input, where layers and projections are, and how images come in. CLIP's is here; every other one is a module of its own
-with a class `FAMILY`, found by name from the `model_type` of the configuration:
+with a class `FAMILY`, found by name from the `model_type` of the configuration; to add one, write such a module:
 
     model_type "siglip"             dual_encoders/family_siglip.py           a model of transformers
     model_type "clipv-clip_resnet"  clip_resnet/family_clip_resnet.py        a method of ours, in its folder
-
-To add a family, write such a module; nothing lists them. `tests/modeling/dual_encoders/test_backbones.py` compares it
-with the model's own forward.
 """
 
 import importlib
@@ -61,7 +58,8 @@ class CLIPFamily:
     prefix = "CLIP"  # of the class names in that module
 
     # text
-    text_is_causal = True  # states up to EOS do not see what follows: prompts may be trimmed and share prefixes
+    # Causal: states up to EOS do not see what follows, prompts may be trimmed and share prefixes. Else they run whole.
+    text_is_causal = True
     num_start_tokens = 1  # before the words: SOS, [CLS]; context vectors come after them
     default_template = "a photo of a {}."
     default_context = "a photo of a"  # words that learned contexts start from
@@ -112,17 +110,6 @@ class CLIPFamily:
         """Height and width in pixels of the images that the model was trained on."""
         return config.vision_config.image_size
 
-    @classmethod
-    def widths(cls, config) -> dict[str, int]:
-        """The widths and depths that an adapter must agree with."""
-        return {
-            "text width": config.text_config.hidden_size,
-            "image width": config.vision_config.hidden_size,
-            "joint width": cls.joint_width(config),
-            "text layers": config.text_config.num_hidden_layers,
-            "image layers": config.vision_config.num_hidden_layers,
-        }
-
     # ---- text
 
     @staticmethod
@@ -130,10 +117,12 @@ class CLIPFamily:
         """Tokens that a prompt may have, special ones included."""
         return config.text_config.max_position_embeddings
 
-    @staticmethod
-    def padding_id(config) -> int:
-        """What fills rows of ids behind their end. Here the end token, which pooling finds first."""
+    @classmethod
+    def padding_id(cls, config) -> int:
+        """What fills rows of ids behind their end. For causal encoders the end token, which pooling finds first."""
         text = config.text_config
+        if not cls.text_is_causal:
+            return text.pad_token_id
         return text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
 
     @classmethod
@@ -202,14 +191,12 @@ class CLIPFamily:
     @classmethod
     def text_modules(cls, model: nn.Module) -> tuple[nn.Module, ...]:
         """Everything that class embeddings depend on."""
-        names = ("text_model",) if cls.text_projection is None else ("text_model", cls.text_projection)
-        return tuple(model.get_submodule(name) for name in names)
+        return tuple(model.get_submodule(name) for name in ("text_model", cls.text_projection) if name)
 
     @classmethod
     def image_modules(cls, model: nn.Module) -> tuple[nn.Module, ...]:
         """Everything that image features depend on."""
-        names = ("vision_model",) if cls.visual_projection is None else ("vision_model", cls.visual_projection)
-        return tuple(model.get_submodule(name) for name in names)
+        return tuple(model.get_submodule(name) for name in ("vision_model", cls.visual_projection) if name)
 
 
 def encode_whole_rows(
@@ -227,21 +214,10 @@ def encode_whole_rows(
     pooled = []
     for rows in ids.split(max(1, max_tokens_per_chunk // ids.shape[1])):
         if checkpoint and torch.is_grad_enabled():
-            run = checkpoint_activations(lambda rows: family.run_text(model, rows), rows, use_reentrant=False)
+            pooled.append(checkpoint_activations(family.run_text, model, rows, use_reentrant=False))
         else:
-            run = family.run_text(model, rows)
-        pooled.append(run)
+            pooled.append(family.run_text(model, rows))
     return torch.cat(pooled)
-
-
-class WholeRowsFamily(CLIPFamily):
-    """Bidirectional text encoders: nothing of a row can be shared or left out, except what is masked."""
-
-    text_is_causal = False
-
-    @staticmethod
-    def padding_id(config) -> int:
-        return config.text_config.pad_token_id
 
 
 def find_family(model_type: str | None) -> type[CLIPFamily] | None:
@@ -274,4 +250,4 @@ def _known() -> str:
     )
 
 
-__all__ = ["CLIPFamily", "WholeRowsFamily", "encode_whole_rows", "family_of", "find_family", "unit_norm"]
+__all__ = ["CLIPFamily", "encode_whole_rows", "family_of", "find_family", "unit_norm"]

@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from .backbones import WholeRowsFamily
+from .backbones import CLIPFamily
 
 
-class AltCLIPFamily(WholeRowsFamily):
+class AltCLIPFamily(CLIPFamily):
     """`AltCLIPModel`: XLM-RoBERTa whose first token is projected twice, padding masked; CLIP's image encoder."""
 
     model_type = "altclip"
+    text_is_causal = False
     module = "transformers.models.altclip"
     prefix = "AltCLIP"
     eval_when_frozen = ("text_model",)

@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
-from .backbones import WholeRowsFamily
+from .backbones import CLIPFamily
 
 
-class ChineseCLIPFamily(WholeRowsFamily):
+class ChineseCLIPFamily(CLIPFamily):
     """`ChineseCLIPModel`: BERT, [CLS] pooling without a pooler, padding masked; CLIP's image encoder."""
 
     model_type = "chinese_clip"
+    text_is_causal = False
     module = "transformers.models.chinese_clip"
     prefix = "ChineseCLIP"
     default_template = "一张{}的照片。"

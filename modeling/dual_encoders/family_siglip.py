@@ -3,15 +3,16 @@
 import torch
 from torch import nn
 
-from .backbones import WholeRowsFamily
+from .backbones import CLIPFamily
 
 
-class SiglipFamily(WholeRowsFamily):
+class SiglipFamily(CLIPFamily):
     """`SiglipModel`: the last of a fixed number of positions is pooled, padding counts; no class token, no
     projections, a logit bias.
     """
 
     model_type = "siglip"
+    text_is_causal = False
     module = "transformers.models.siglip"
     prefix = "Siglip"
     num_start_tokens = 0

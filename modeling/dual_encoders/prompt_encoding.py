@@ -300,9 +300,8 @@ def encode_prompts(
     Example:
         >>> import torch
         >>> from transformers import CLIPTextConfig, CLIPTextModel
-        >>> sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "max_position_embeddings":
-        16}
-        >>> config = CLIPTextConfig(**sizes, vocab_size=99, eos_token_id=98)
+        >>> sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 99}
+        >>> config = CLIPTextConfig(**sizes, eos_token_id=98, max_position_embeddings=16)
         >>> text_model = CLIPTextModel(config).eval()
         >>> ids = torch.tensor([[97, 5, 6, 7, 98, 98], [97, 5, 6, 8, 9, 98]])
         >>> torch.allclose(encode_prompts(text_model, ids), text_model(ids).pooler_output, atol=1e-5)

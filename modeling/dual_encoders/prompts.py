@@ -1,74 +1,25 @@
 """What users write, checked: class names and prompt templates, and any text as token ids.
 
 A template is a string with exactly one `{}`, the place of the class name. Ensembles (Radford et al. 2021, section
-3.1.4) average the normalised text embeddings of several templates; which set helps depends on the images, hence the
-sets below, in our own wording.
+3.1.4) average the normalised text embeddings of several templates.
 """
 
-import html
-import json
-import re
-import unicodedata
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
-
-
-TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
-    "name": ("{}",),
-    "photo": ("a photo of a {}.",),
-    "general": (
-        "a photo of a {}.",
-        "a close-up photo of a {}.",
-        "a photo of the small {}.",
-        "a photo of the large {}.",
-        "a blurry photo of a {}.",
-        "a bright photo of the {}.",
-        "a dark photo of the {}.",
-        "a drawing of a {}.",
-        "an illustration of the {}.",
-        "a picture of one {}.",
-        "a picture of many {}.",
-        "a {} on a plain background.",
-    ),
-    "pets": ("a photo of a {}, a type of pet.", "a close-up photo of a {}, a pet.", "a photo of my {}."),
-    "flowers": ("a photo of a {}, a type of flower.", "a close-up photo of a {} in bloom.", "a {} in a garden."),
-    "food": ("a photo of {}, a type of food.", "a plate of {}.", "a close-up photo of {} ready to eat."),
-    "aircraft": ("a photo of a {}, a type of aircraft.", "a {} in flight.", "a {} parked at an airport."),
-    "cars": (
-        "a photo of a {}.",
-        "a photo of a {}, a type of car.",
-        "a {} parked on a street.",
-        "a side view of a {}.",
-    ),
-    "textures": ("a photo of a {} texture.", "a {} surface.", "a close-up of a {} pattern."),
-    "satellite": ("a satellite photo of {}.", "an aerial view of {}.", "{} seen from above."),
-    "actions": ("a photo of a person doing {}.", "a frame of a video of someone doing {}.", "an example of {}."),
-    "scenes": ("a photo of a {}.", "a photo taken in a {}.", "a wide view of a {}."),
-    "digits": ("a photo of the number {}.", "the handwritten digit {}.", "a sign showing the number {}."),
-    "chinese": ("一张{}的照片。", "{}的照片", "一张{}的图片", "一张{}的特写照片", "一张模糊的{}的照片", "一幅{}的画"),
-    "icons": ("an emoji of {}", "{}", "a picture of {}", "an icon of {}"),
-}
-
-
-def _parse_template_file(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        templates = json.loads(text)
-        if not isinstance(templates, list):
-            raise ValueError(f"templates: {path} holds a JSON {type(templates).__name__}, expected a list of strings")
-        return templates
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+def _beside(name: str, wanted: str):
+    """A module that exported code may lack; ValueError says what was wanted of it."""
+    try:
+        return importlib.import_module(f".{name}", __package__)
+    except ModuleNotFoundError:
+        raise ValueError(f"{wanted}: this exported code lacks {name}.py; install hf-clip-variants") from None
 
 
 def resolve_templates(templates: str | Path | Sequence[str] | None) -> list[str]:
-    """Templates from one string, a list, a named set of `TEMPLATE_SETS`, or a file (JSON list, or a line each, `#`
+    """Templates from one string, a list, a named set (`template_sets.py`), or a file (JSON list, or a line each, `#`
     comments).
 
     `None` gives `"a photo of a {}."`. Raises ValueError for an unknown name, an empty list, a template without exactly
@@ -78,21 +29,11 @@ def resolve_templates(templates: str | Path | Sequence[str] | None) -> list[str]
     'a photo of a {}, a type of pet.'
     """
     if templates is None:
-        templates = TEMPLATE_SETS["photo"]
-    if isinstance(templates, Path):
-        templates = _parse_template_file(templates)
-    elif isinstance(templates, str):
-        if "{}" in templates:
-            templates = [templates]
-        elif templates in TEMPLATE_SETS:
-            templates = TEMPLATE_SETS[templates]
-        elif Path(templates).suffix in (".txt", ".json") and Path(templates).is_file():
-            templates = _parse_template_file(Path(templates))
-        else:
-            raise ValueError(
-                f"templates: template {templates!r} has no {{}}, and it is neither a named set "
-                f"({', '.join(TEMPLATE_SETS)}) nor a .txt or .json file"
-            )
+        templates = "a photo of a {}."
+    if isinstance(templates, str) and "{}" in templates:
+        templates = [templates]
+    elif isinstance(templates, str | Path):
+        templates = _beside("template_sets", f"templates: {str(templates)!r} has no {{}}").find_templates(templates)
     templates = list(templates)
     if not templates:
         raise ValueError("templates is empty")
@@ -149,56 +90,6 @@ def format_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 # ---- text to token ids
-#
-# Official pipeline (openai/CLIP `simple_tokenizer.py`): `ftfy.fix_text`, HTML unescaping twice, white space, lower
-# case, byte-level BPE. transformers' `CLIPTokenizer` lacks the first two steps: `clean_text` adds them.
-
-_QUOTES = {"'": "\u02bc\u2018\u2019\u201a\u201b", '"': "\u201c\u201d\u201e\u201f"}
-_STRAIGHT_QUOTES = str.maketrans({curly: straight for straight, every in _QUOTES.items() for curly in every})
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]|\x1b\\[((?:\\d|;)*)([a-zA-Z])")
-_COMPATIBILITY = re.compile("[\u0132\u0133\u0149\u01c4-\u01cc\u01f1-\u01f3\u3000\ufb00-\ufb06\uff01-\uffef]")
-
-
-@cache
-def _ftfy():
-    try:
-        import ftfy
-    except ImportError:
-        logger.warning(
-            "ftfy is not installed: clean_text repairs no wrongly decoded text (all else is as in the official one); "
-            "pip install ftfy"
-        )
-        return None
-    return ftfy
-
-
-def clean_text(text: str) -> str:
-    """The official cleaning before tokenisation: mend Unicode, unescape HTML twice, collapse white space, lower-case.
-
-    Needs `ftfy` to equal the official code. Without it the result is **approximate**: quotes, ligatures, character
-    width, control characters and NFC are done here, wrongly decoded text ("schÃ¶n") stays as it is, and a warning is
-    logged once.
-
-    Python's `lower()` knows the Greek final sigma, which the lower-casing inside `CLIPTokenizer` does not.
-
-    Example:
-
-    ```python
-    >>> from hf_clip_variants.modeling.dual_encoders.prompts import clean_text
-
-    >>> clean_text(" Tom &amp;amp;  Jerry ")
-    'tom & jerry'
-    ```
-    """
-    ftfy = _ftfy()
-    if ftfy is not None:
-        text = ftfy.fix_text(text)
-    else:
-        text = _CONTROL.sub("", html.unescape(text).translate(_STRAIGHT_QUOTES))
-        text = _COMPATIBILITY.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
-        text = unicodedata.normalize("NFC", text)
-    text = html.unescape(html.unescape(text))
-    return re.sub(r"\s+", " ", text).strip().lower()
 
 
 def tokenize_texts(
@@ -217,28 +108,19 @@ def tokenize_texts(
 
     Args:
         tokenizer: any fast transformers tokenizer.
-        texts: a list of strings.
-        max_length: longest row, SOS and EOS included; `None` is the tokenizer's `model_max_length`. Longer texts are
+        max_length: longest row, SOS and EOS included; None is the tokenizer's `model_max_length`. Longer texts are
             cut, EOS is kept, and one warning names the first of them.
-        clean: apply `clean_text` first.
+        clean: clean the texts first, as OpenAI does (`text_cleaning.py`).
         what: the argument's name for messages.
         slip_truncation: cut long texts as SLIP's code does, end token and all. Models then pool at the start token,
-            and all
-            long texts have one embedding: for comparison with SLIP's numbers only.
+            and all long texts have one embedding: for comparison with SLIP's numbers only.
 
     Raises:
-        ValueError: a single string instead of a list, no text, a text that is no string, blank (also after cleaning)
-            or holds a lone surrogate; the message names the index.
+        ValueError: see `check_texts`; the message names the index.
 
-    Example:
-
-    ```python
     >>> from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
-    >>> from hf_clip_variants.modeling.dual_encoders.prompts import tokenize_texts
-
     >>> tokenize_texts(official_tokenizer(), ["a photo of a cat"])
     [[49406, 320, 1125, 539, 320, 2368, 49407]]
-    ```
     """
     if slip_truncation:
         whole = encode_texts(tokenizer, texts, clean=clean, what=what, return_attention_mask=False, verbose=False)
@@ -280,12 +162,17 @@ def encode_texts(
 
 
 def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -> list[str]:
-    """The texts as a list, cleaned if asked; ValueError (see `tokenize_texts`) naming `what` and the index."""
+    """The texts as a list, cleaned if asked.
+
+    ValueError, naming `what` and the index: a single string instead of a list, no text, a text that is no string, is
+    blank (also after cleaning) or holds a lone surrogate.
+    """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{what}: got the single string {texts!r}, expected a list of strings")
     texts = list(texts)
     if not texts:
         raise ValueError(f"{what} is empty")
+    clean_text = _beside("text_cleaning", "clean").clean_text if clean else str
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{what}[{index}]: expected a string, got {type(text).__name__} ({text!r})")
@@ -295,7 +182,7 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
             raise ValueError(
                 f"{what}[{index}]: {text!r} has a lone surrogate at position {error.start}, which is not valid Unicode"
             ) from None
-        cleaned = clean_text(text) if clean else text
+        cleaned = clean_text(text)
         if not cleaned.strip():
             raise ValueError(f"{what}[{index}]: {text!r} is blank{' after cleaning' if text.strip() else ''}")
         texts[index] = cleaned
@@ -328,13 +215,5 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             )
 
 
-__all__ = [
-    "TEMPLATE_SETS",
-    "check_texts",
-    "clean_text",
-    "encode_texts",
-    "format_prompts",
-    "resolve_class_names",
-    "resolve_templates",
-    "tokenize_texts",
-]
+__all__ = ["check_texts", "encode_texts", "format_prompts", "resolve_class_names", "resolve_templates"]
+__all__ += ["tokenize_texts"]

@@ -111,8 +111,8 @@ class CheckedLoading:
         return (model, info) if output_loading_info else model
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
-        """Of the weights that a checkpoint lacks, those without which the model is not whole; a class with parts that
-        may be new overrides this, and finishes their initialisation.
+        """Those without which the model is not whole; a class with parts that may be new overrides this, and
+        finishes their initialisation.
         """
         return missing
 
@@ -159,12 +159,8 @@ def fsync_file(path: str | os.PathLike) -> None:
 
 
 def fsync_folder(folder: str | os.PathLike) -> None:
-    """Forces every file below `folder`, and the folders themselves, to the disk: a power cut after this loses
-    nothing.
-    """
-    for path, _, names in os.walk(folder):
-        for name in names:
-            fsync_file(os.path.join(path, name))
+    """Forces all that is in `folder`, names included, to the disk: a power cut after this loses nothing."""
+    for path in [*Path(folder).rglob("*"), folder]:
         fsync_file(path)
 
 
@@ -186,18 +182,13 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         os.close(handle)
 
 
-def _previous(target: Path) -> Path:
-    """Where the old folder is while the new one takes its place."""
-    return target.with_name(f".{target.name}.previous")
-
-
 def _finish_interrupted(target: Path) -> None:
     """After a `swap_in` that was stopped half-way: puts the old folder back if there is none now, else removes it."""
-    if _previous(target).is_dir():
-        if target.exists():
-            shutil.rmtree(_previous(target), ignore_errors=True)
-        else:
-            os.rename(_previous(target), target)
+    previous = target.with_name(f".{target.name}.previous")
+    if previous.is_dir() and target.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    elif previous.is_dir():
+        os.rename(previous, target)
 
 
 def swap_in(stage: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -211,7 +202,7 @@ def swap_in(stage: str | os.PathLike, target: str | os.PathLike) -> None:
     try:
         if target.exists():
             shutil.copymode(target, stage)
-            os.rename(target, _previous(target))
+            os.rename(target, target.with_name(f".{target.name}.previous"))
         os.rename(stage, target)
     finally:
         _finish_interrupted(target)
@@ -231,38 +222,20 @@ def _replace_files(stage: Path, target: Path, stale: list[Path]) -> None:
 
 def _must_stay(folder: Path) -> bool:
     """Whether the folder itself cannot be replaced: it is mounted, or this process works in it."""
-    try:
+    with contextlib.suppress(FileNotFoundError):  # the working folder was deleted
         return folder.is_mount() or Path.cwd().is_relative_to(folder)
-    except FileNotFoundError:  # the working folder was deleted
-        return False
+    return False
 
 
-def _remove_abandoned(place: Path, name: str) -> None:
-    """Removes what killed processes left behind; a stage that is still being written is locked by its writer."""
+def _new_stage(place: Path, name: str) -> Path:
+    """An empty folder; those that killed processes left behind are removed, their writers hold no lock any more."""
     for path in [p for p in place.iterdir() if p.name.startswith(f".tmp-{name}-") and _STAGE.fullmatch(p.name)]:
         with contextlib.suppress(OSError), _locked(path, wait=False) as abandoned:
             if abandoned:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _share_files(folder: Path) -> None:
-    """safetensors makes files of mode 0600; gives all what `open` would have given under the process's umask."""
-    probe = folder / f".mode-{secrets.token_hex(6)}"
-    probe.touch()  # asking for the umask itself would mean to set it, for all threads
-    mode = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o600:
-            path.chmod(mode)
-
-
-def _stale_files(target: Path, stage: Path, replaces: re.Pattern | None) -> list[Path]:
-    """Files of `target` that what was staged makes wrong: shards of an older save, and strays of killed writers."""
-    written = set(os.listdir(stage))
-    if replaces is None or not any(replaces.fullmatch(name) for name in written):
-        replaces = re.compile("(?!)")  # nothing
-    others = [path for path in target.iterdir() if path.is_file() and path.name not in written]
-    return [path for path in others if path.name.startswith(".tmp") or replaces.fullmatch(path.name)]
+    stage = place / f".tmp-{name}-{secrets.token_hex(6)}"
+    stage.mkdir()
+    return stage
 
 
 def _keep_others(target: Path, stage: Path, stale: list[Path]) -> None:
@@ -276,6 +249,32 @@ def _keep_others(target: Path, stage: Path, stale: list[Path]) -> None:
                 os.link(old, new, follow_symlinks=False)
             except OSError:  # no links on this file system
                 shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _put_in_place(stage: Path, target: Path, beside: bool, keep_others: bool, replaces: re.Pattern | None) -> None:
+    for path in stage.rglob("*"):
+        if path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o600:
+            path.chmod(0o666 & stage.stat().st_mode)  # safetensors lets nobody else read; folders follow the umask
+    if beside:
+        _finish_interrupted(target)
+    stale: list[Path] = []
+    if target.exists() and keep_others:
+        # Made wrong by what is new: shards of an older save, and strays of killed writers.
+        written = set(os.listdir(stage))
+        drop = replaces if replaces and any(replaces.fullmatch(name) for name in written) else re.compile("(?!)")
+        others = [path for path in target.iterdir() if path.is_file() and path.name not in written]
+        stale = [path for path in others if path.name.startswith(".tmp") or drop.fullmatch(path.name)]
+    if target.exists() and (not beside or _must_stay(target)):
+        _replace_files(stage, target, stale)
+        return
+    if target.exists() and keep_others:
+        _keep_others(target, stage, stale)
+    try:
+        swap_in(stage, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EBUSY):  # an image layer's folder, a mount elsewhere
+            raise
+        _replace_files(stage, target, stale)
 
 
 @contextlib.contextmanager
@@ -299,26 +298,16 @@ def staged_folder(
     - Of several savers at once, each replaces the folder as a whole, one after the other.
     - Where a folder cannot be replaced (a mount point, the current working folder, a parent that is read-only) its
       files are replaced one by one: each is old or new, the folder may be of both after a kill.
-
-    Folders `.tmp-NAME-...` that killed savers left behind are removed by the next save.
+    - Folders `.tmp-NAME-...` that killed savers left behind are removed by the next save.
 
     Args:
         target: the folder to save to; it and its parents are made if missing.
         bytes_needed: what will be written, for a check beforehand and for the message when the disk is full.
         keep_others: files of `target` that are not written anew stay.
-        replaces: names of which, when one is written, the others are dropped from `target`: a model in one file or in
-            shards.
+        replaces: names of which, when one is written, the others are dropped: a model in one file or in shards.
 
     Raises:
-        NotADirectoryError: `target` is a file.
-        OSError: the disk is full; names `target` and the bytes needed.
-
-    Example:
-
-    ```python
-    with staged_folder("my-model") as folder:
-        (folder / "notes.txt").write_text("all or nothing")
-    ```
+        NotADirectoryError: `target` is a file. OSError: the disk is full; names `target` and the bytes needed.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
@@ -336,9 +325,7 @@ def staged_folder(
             beside = os.access(parent, os.W_OK) and not target.is_mount()
             place = parent if beside else target  # on the file system of `target`
             with _locked(place):  # nobody takes the new stage for an abandoned one before it is locked
-                _remove_abandoned(place, target.name)
-                stage = place / f".tmp-{target.name}-{secrets.token_hex(6)}"
-                stage.mkdir()
+                stage = _new_stage(place, target.name)
                 open_locks.enter_context(_locked(stage))
             _OPEN_STAGES.add(stage)
             yield stage
@@ -355,39 +342,11 @@ def staged_folder(
             _OPEN_STAGES.discard(stage)
 
 
-def _put_in_place(stage: Path, target: Path, beside: bool, keep_others: bool, replaces: re.Pattern | None) -> None:
-    _share_files(stage)
-    if beside:
-        _finish_interrupted(target)
-    if not target.exists():
-        swap_in(stage, target)
-        return
-    stale = _stale_files(target, stage, replaces) if keep_others else []
-    if not beside or _must_stay(target):
-        _replace_files(stage, target, stale)
-        return
-    if keep_others:
-        _keep_others(target, stage, stale)
-    try:
-        swap_in(stage, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EBUSY):  # an image layer's folder, a mount elsewhere
-            raise
-        _replace_files(stage, target, stale)
-
-
 def _without_auto_map(path: Path) -> None:
     """Removes `auto_map`, at any depth, from a JSON file."""
-
-    def clean(value):
-        if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items() if key != "auto_map"}
-        return value
-
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if '"auto_map"' in text:
-            path.write_text(json.dumps(clean(json.loads(text)), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if path.is_file() and '"auto_map"' in (text := path.read_text(encoding="utf-8")):
+        values = json.loads(text, object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "auto_map"})
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_all_at_once(saved, save, save_directory, *args, push_to_hub: bool = False, **kwargs):
@@ -399,11 +358,8 @@ def save_all_at_once(saved, save, save_directory, *args, push_to_hub: bool = Fal
     if args or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
         # Several processes write to one folder (or this one does not write): the caller stages it, if anybody.
         return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
-    upload = {
-        name: kwargs.pop(name)
-        for name in ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
-        if name in kwargs
-    }
+    of_upload = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+    upload = {name: kwargs.pop(name) for name in of_upload if name in kwargs}
     stem = ".".join(filter(None, ("model", kwargs.get("variant"))))
     weights = re.compile(rf"{re.escape(stem)}(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?")
     bytes_needed, is_model = None, hasattr(saved, "num_parameters")
@@ -436,18 +392,6 @@ class StagedSaving:
         return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = [
-    "LARGEST",
-    "CheckedLoading",
-    "StagedSaving",
-    "check_range",
-    "check_tower_types",
-    "damaged_file",
-    "fsync_file",
-    "fsync_folder",
-    "no_space_error",
-    "save_all_at_once",
-    "staged_folder",
-    "swap_in",
-    "without_kernels",
-]
+__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_range", "check_tower_types", "damaged_file"]
+__all__ += ["fsync_file", "fsync_folder", "no_space_error", "save_all_at_once", "staged_folder", "swap_in"]
+__all__ += ["without_kernels"]

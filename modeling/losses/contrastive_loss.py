@@ -234,8 +234,8 @@ def log_normalizers(image, text, scale, chunk_size, first_pair: int = 0):
     # Allocated once: twice the memory stays in the process when each chunk allocates its own.
     logits_buffer = image.new_empty(min(chunk_size, rows), columns)
     buffer = torch.empty_like(logits_buffer)
-    # Rows are whole within a chunk: their log-sum-exp is one step. Columns run through all chunks: `col_sum` is the sum
-    # of exp(S - col_max) so far; where a chunk has a larger maximum, the old sum is scaled down to it first.
+    # Rows are whole within a chunk: their log-sum-exp is one step. Columns run through all chunks: `col_sum` is the
+    # sum of exp(S - col_max) so far; where a chunk has a larger maximum, the old sum is scaled down to it first.
     for start in range(0, rows, chunk_size):
         chunk = slice(start, min(start + chunk_size, rows))
         logits, exp = logits_buffer[: chunk.stop - start], buffer[: chunk.stop - start]

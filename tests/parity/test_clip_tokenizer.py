@@ -9,7 +9,7 @@ from parity_fixtures import load_fixture
 
 from hf_clip_variants.modeling.clip import text_clip
 from hf_clip_variants.modeling.clip.text_clip import clean_text, official_tokenizer, tokenize_texts
-from hf_clip_variants.modeling.dual_encoders import prompts
+from hf_clip_variants.modeling.dual_encoders import text_cleaning
 
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*was cut, keeping the end token:UserWarning")]
@@ -98,6 +98,6 @@ def test_open_clip_is_what_is_found_without_a_hub(tokenizer, monkeypatch):
 
 
 def test_approximate_cleaning_fails_on_wrongly_decoded_text_only(cases, monkeypatch):
-    monkeypatch.setattr(prompts, "_ftfy", lambda: None)
+    monkeypatch.setattr(text_cleaning, "_ftfy", lambda: None)
     wrong = [case["text"] for case in cases if clean_text(case["text"]) != case["cleaned"]]
     assert all(any(mark in text for mark in "ÃâÂ") for text in wrong)

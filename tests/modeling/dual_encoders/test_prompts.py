@@ -11,17 +11,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
-from hf_clip_variants.modeling.dual_encoders import prompts
+from hf_clip_variants.modeling.dual_encoders import text_cleaning
 from hf_clip_variants.modeling.dual_encoders.prompts import (
-    TEMPLATE_SETS,
     check_texts,
-    clean_text,
     encode_texts,
     format_prompts,
     resolve_class_names,
     resolve_templates,
     tokenize_texts,
 )
+from hf_clip_variants.modeling.dual_encoders.template_sets import TEMPLATE_SETS
+from hf_clip_variants.modeling.dual_encoders.text_cleaning import clean_text
 
 
 def test_templates_come_from_one_a_list_a_named_set_or_a_file(tmp_path):
@@ -123,18 +123,18 @@ def word_tokenizer(**special):
 )
 def test_cleaning_with_and_without_ftfy(raw, clean, monkeypatch):
     assert clean_text(raw) == clean
-    monkeypatch.setattr(prompts, "_ftfy", lambda: None)
+    monkeypatch.setattr(text_cleaning, "_ftfy", lambda: None)
     assert clean_text(raw) == clean
 
 
 def test_only_ftfy_mends_wrongly_decoded_text(monkeypatch):
     assert clean_text("schÃ¶n") == "schön"
-    prompts._ftfy.cache_clear()
+    text_cleaning._ftfy.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
     try:
         assert clean_text("schÃ¶n") == "schã¶n"
     finally:
-        prompts._ftfy.cache_clear()
+        text_cleaning._ftfy.cache_clear()
 
 
 @pytest.mark.parametrize(
