@@ -122,7 +122,7 @@ def travelling_code(
                 f"{module}: the import of {', '.join(sorted(meant - seen))} must start a line, transformers does not "
                 "see it otherwise"
             )
-        for name in {*(by_name or {}).get(module, ())} - {target for _, target in imports}:
+        for name in sorted({*(by_name or {}).get(module, ())} - {target for _, target in imports}):
             text += f"\nfrom .{name.rpartition('.')[2]} import *  # noqa: E402, F403 (found by name)\n".encode()
             waiting.append(name)
         note = f"# {module} of hf-clip-variants {version}, Apache-2.0; imports made flat, otherwise unchanged.\n"

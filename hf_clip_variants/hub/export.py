@@ -1,4 +1,4 @@
-"""Sharing: folders with code that load without this package, model cards, and a push that loses nothing when it fails."""
+"""Sharing: folders with code that load without this package, model cards, a push that loses nothing when it fails."""
 
 import json
 import shlex
@@ -22,7 +22,8 @@ _DEFAULT_CARD = "[More Information Needed]"  # in the cards that PEFT and transf
 
 
 class PushError(RuntimeError):
-    """A push that failed. The text names the folder where everything lies and the command that tries again; never the token."""
+    """A push that failed. The text names the folder where everything lies and the command that tries again; never the
+    token."""
 
     def __init__(self, message: str, folder: Path, repo_id: str):
         super().__init__(message)
@@ -46,9 +47,9 @@ def _refuse_to_export(model: Any):
     name, module = type(model).__name__, type(model).__module__
     if hasattr(model, "peft_config"):
         raise ValueError(
-            f"model: {name} carries an adapter. Code cannot travel with adapters: PEFT looks their type up before it would run code from a "
-            "repository. Push the adapter as it is (hf_clip_variants.hub.export.push), whoever loads it imports hf_clip_variants; or export the "
-            "classifier without it."
+            f"model: {name} carries an adapter. Code cannot travel with adapters: PEFT looks their type up before it "
+            "would run code from a repository. Push the adapter as it is (hf_clip_variants.hub.export.push), whoever "
+            "loads it imports hf_clip_variants; or export the classifier without it."
         )
     if module.startswith("transformers_modules."):
         raise ValueError(
@@ -82,9 +83,9 @@ def export_with_code(
 
     Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes
     in `auto_map`. Loaded from there, the model can be saved and pushed again with its code. In a process that has this
-    package, its classes win over the copies. What adapters and converters need stays behind, and so does the fast way to
-    encode many prompts: the copy runs each through the whole text encoder. Prefer `save_pretrained` for those who have
-    the package: it is smaller and gets its corrections.
+    package, its classes win over the copies. What adapters and converters need stays behind, and so does the fast way
+    to encode many prompts: the copy runs each through the whole text encoder. Prefer `save_pretrained` for those who
+    have the package: it is smaller and gets its corrections.
 
     Args:
         model: a model of this package, without adapters.
@@ -173,20 +174,26 @@ def push(
     commit_message: str | None = None,
     **card: Any,
 ):
-    """Pushes a classifier or an adapter with a card, in one commit; what fails can be repeated from the folder that the error names.
+    """Pushes a classifier or an adapter with a card, in one commit; what fails can be repeated from the folder that
+    the error names.
 
     Args:
         folder_or_model: a saved classifier or adapter, or one in memory (`CLIPClassifier`, `PeftModel`).
         repo_id: `owner/name`; made if it does not exist.
         processor: saved with a model. Needed for a classifier that was not loaded from a checkpoint with one.
-        folder: where a model is saved first. Default: a temporary folder, removed after success and kept after failure.
+        folder: where a model is saved first. Default: a temporary folder, removed after success and kept after
+            failure.
         with_base: for an adapter: put its classifier and processor into the same repository, so that
-            `pipeline("image-classification", model=repo_id)` and `AutoModelForImageClassification.from_pretrained(repo_id)` work.
-        base: with `with_base` and an adapter folder: the model or checkpoint that it belongs to, if its configuration does not say.
-        base_model: Hub id of the base. For an adapter that was trained on a local folder: what others shall load instead.
+            `pipeline("image-classification", model=repo_id)` and
+            `AutoModelForImageClassification.from_pretrained(repo_id)` work.
+        base: with `with_base` and an adapter folder: the model or checkpoint that it belongs to, if its configuration
+            does not say.
+        base_model: Hub id of the base. For an adapter that was trained on a local folder: what others shall load
+            instead.
         adapter_name: which adapter of a `PeftModel`.
         private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
-        card: `license`, `results`, `recipe`, `tags`, ... of `model_card`; any of them replaces a README.md that is there.
+        card: `license`, `results`, `recipe`, `tags`, ... of `model_card`; any of them replaces a README.md that is
+            there.
 
     Returns `huggingface_hub.CommitInfo`.
 
@@ -344,8 +351,10 @@ def _shared_adapter_config(place: Path, base_model: str | None) -> bytes:
     base_model = base_model or values.get("base_model_name_or_path")
     if not base_model or Path(base_model).exists():
         raise ValueError(
-            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which nobody else has; push both together "
-            "with with_base=True (--with-base), or name the base on the Hub with base_model='owner/name' (--base-model)"
+            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which nobody else has; "
+            f"push both together "
+            "with with_base=True (--with-base), or name the base on the Hub with base_model='owner/name' "
+            "(--base-model)"
         )
     values["base_model_name_or_path"] = base_model
     return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

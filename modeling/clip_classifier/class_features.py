@@ -57,7 +57,7 @@ def adapters_on(modules: Sequence[nn.Module]) -> tuple:
         (str(getattr(m, "_active_adapter", None)), m._disable_adapters, tuple(getattr(m, "merged_adapters", ())))
         for module in modules
         for m in module.modules()
-        if isinstance(getattr(m, "_disable_adapters", None), bool)
+        if "_disable_adapters" in vars(m) or hasattr(type(m), "_disable_adapters")
     )
 
 

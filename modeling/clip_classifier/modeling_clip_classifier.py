@@ -434,7 +434,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             with torch.no_grad():
                 return compute()
         labels = None if input_ids is None else self._kept.key_of_labels(input_ids)
-        return self._kept.recent((state, labels), text_side, compute)
+        return self._kept.recent((state, labels, self.prompt_ids.device), text_side, compute)
 
     def _stored_features(self, text_side: tuple[nn.Module, ...]) -> torch.Tensor:
         """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter

@@ -23,7 +23,7 @@ STEPS, SAVE_EVERY = 4, 2
 
 @pytest.fixture(scope="module")
 def make_trainer():
-    """A trainer of a network of 42 weights with dropout (so that the random state matters), which saves every second step."""
+    """A trainer of a network of 42 weights with dropout (the random state matters), which saves every second step."""
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
     from hf_clip_variants.training.atomic_trainer import AtomicTrainer
@@ -50,9 +50,17 @@ def make_trainer():
         torch.manual_seed(0)
         save_on_error = kwargs.pop("save_on_error", "raise")
         arguments = TrainingArguments(
-            str(folder), max_steps=kwargs.pop("max_steps", STEPS), per_device_train_batch_size=4, logging_steps=1,
-            save_steps=SAVE_EVERY, disable_tqdm=True, report_to="none", use_cpu=True, learning_rate=0.1, **kwargs,
-        )  # fmt: skip
+            str(folder),
+            max_steps=kwargs.pop("max_steps", STEPS),
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            save_steps=SAVE_EVERY,
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=True,
+            learning_rate=0.1,
+            **kwargs,
+        )
         return AtomicTrainer(
             Line(LineConfig()), arguments, train_dataset=data, eval_dataset=data, save_on_error=save_on_error
         )

@@ -138,7 +138,7 @@ def exports(tmp_path_factory):
     for model_type in OWN_FILES:
         checkpoint = save_tiny_family(model_type, root / f"{model_type}-backbone")
         classifier = CLIPClassifier.from_pretrained(checkpoint, class_names=family_class_names(model_type)).eval()
-        processor = CLIPClassifierProcessor.from_clip(checkpoint)
+        processor = CLIPClassifierProcessor.from_clip(checkpoint, clean_text=model_type == "siglip")
         with torch.no_grad():
             logits = classifier(**tiny_family_pixels(model_type)).logits
         found[model_type] = export_with_code(classifier, processor, root / model_type), logits
@@ -160,7 +160,16 @@ def test_each_family_takes_along_its_own_module_and_no_other(exports):
         more = {path.name for path in exports[model_type][0].glob("*.py")} - of_clip
         assert own <= more, model_type
         assert {name for name in more if name.startswith("family_")} == {n for n in own if n.startswith("family_")}
-        assert model_type == "clipv-clip_resnet" or more == own
+        assert model_type == "clipv-clip_resnet" or more - {"text_cleaning.py"} == own
+
+
+def test_cleaning_of_text_travels_with_processors_that_clean(exports, tmp_path):
+    folder, _ = exports["clip"]
+    assert not (folder / "text_cleaning.py").exists()
+    classifier = CLIPClassifier.from_pretrained(folder)
+    processor = CLIPClassifierProcessor.from_clip(folder, clean_text=True)
+    with_cleaning = export_with_code(classifier, processor, tmp_path / "clean")
+    assert {p.name for p in with_cleaning.glob("*.py")} == {p.name for p in folder.glob("*.py")} | {"text_cleaning.py"}
 
 
 WITHOUT_THE_PACKAGE = """
@@ -190,8 +199,15 @@ for source in sys.argv[1:]:
         torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-5, atol=1e-4)
         model.forget_class_features()
         torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-4, atol=1e-3)
-    tokenizer = AutoProcessor.from_pretrained(source, trust_remote_code=True).tokenizer
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    tokenizer = processor.tokenizer
+    if processor.clean_text:
+        assert processor(text="A &amp;amp; b")["input_ids"] == processor(text="a & b")["input_ids"]
     assert model.set_classes(model.class_names[::-1], tokenizer=tokenizer)(**inputs).logits.requires_grad
+    try:
+        model.set_classes(["a", "b"], "pets", tokenizer=tokenizer)
+    except ValueError as error:
+        assert "templates: 'pets' has no {}: this exported code lacks template_sets.py" in str(error), error
     print("passed", source, flush=True)
 """
 

@@ -249,7 +249,8 @@ def test_cached_features_serve_inference_mode_first_and_training_later(classifie
     with torch.inference_mode():
         classifier(tiny_pixels())
     classifier.clip.requires_grad_(False)
-    # A text adapter keeps the cached features for its backward pass, which autograd refuses for tensors made under inference_mode.
+    # A text adapter keeps the cached features for its backward pass, which autograd refuses for tensors made under
+    # inference_mode.
     classifier.text_feature_adapter = torch.nn.Linear(24, 24)
     classifier(image_features=torch.randn(2, 24), labels=torch.tensor([0, 1])).loss.backward()
     assert classifier.text_feature_adapter.weight.grad.abs().sum() > 0

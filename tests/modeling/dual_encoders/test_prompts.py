@@ -1,4 +1,4 @@
-"""Class names, templates and user text: checked, cleaned and safely tokenised (equality with OpenAI's: tests/parity)."""
+"""Class names, templates and user text: checked, cleaned, safely tokenised (equality with OpenAI's: tests/parity)."""
 
 import time
 import warnings

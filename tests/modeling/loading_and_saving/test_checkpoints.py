@@ -1,4 +1,4 @@
-"""A folder is saved all at once: killed, full disk, mounted, shared (reliability: what `save_pretrained` must survive)."""
+"""A folder is saved all at once: killed, full disk, mounted, shared; what `save_pretrained` must survive."""
 
 import json
 import os

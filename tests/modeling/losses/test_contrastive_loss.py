@@ -110,7 +110,8 @@ def test_a_number_for_the_scale_has_the_precision_of_the_embeddings():
 @pytest.mark.parametrize("logit_scale", [math.log(100), -3.0, 8.0])
 def test_stays_exact_where_a_fixed_shift_over_or_underflows(logit_scale):
     image, text, _ = pairs(20)
-    text.data.neg_()  # all pairs' cosines are low: e^(S - scale) underflows at scale 100, e^S overflows for unpaired ones
+    # All pairs' cosines are low: e^(S - scale) underflows at scale 100, e^S overflows for unpaired ones.
+    text.data.neg_()
     inputs = [image, text, torch.tensor(logit_scale)]
     ours = loss_and_gradients(contrastive_loss, inputs, chunk_size=6)
     exact = loss_and_gradients(contrastive_loss_reference, [x.double() for x in inputs])

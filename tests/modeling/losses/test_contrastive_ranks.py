@@ -122,16 +122,36 @@ def test_accuracy_counts_each_images_own_text_among_all(counts, request):
 @pytest.mark.parametrize(
     "case, first, last",
     [
-        ("shape", r"RuntimeError: .*ranks \[1\] of 2 refused their input.*rank 0 stops too", r"ValueError: .*same shape .*got \(4, 4\) and \(3, 4\)"),
-        ("scale", r"RuntimeError: .*ranks \[1\] of 2 refused", r"FloatingPointError: logit_scale: exp\(logit_scale\) is nan"),
+        (
+            "shape",
+            r"RuntimeError: .*ranks \[1\] of 2 refused their input.*rank 0 stops too",
+            r"ValueError: .*same shape .*got \(4, 4\) and \(3, 4\)",
+        ),
+        (
+            "scale",
+            r"RuntimeError: .*ranks \[1\] of 2 refused",
+            r"FloatingPointError: logit_scale: exp\(logit_scale\) is nan",
+        ),
         ("width", r"ValueError: .*width differs over the ranks: \[4, 3\]", r"ValueError: .*width differs"),
-        ("dtype", r"ValueError: .*bytes of one number differs over the ranks: \[4, 8\]", r"ValueError: .*bytes of one number"),
+        (
+            "dtype",
+            r"ValueError: .*bytes of one number differs over the ranks: \[4, 8\]",
+            r"ValueError: .*bytes of one number",
+        ),
         ("empty", "ValueError: image_embeds, text_embeds: the batch is empty", "ValueError: .*the batch is empty"),
-        ("slip", r"ValueError: gather: 'slip' needs as many pairs on every rank, got \[4, 3\]", "ValueError: gather: 'slip'"),
+        (
+            "slip",
+            r"ValueError: gather: 'slip' needs as many pairs on every rank, got \[4, 3\]",
+            "ValueError: gather: 'slip'",
+        ),
         ("afterwards", "no error", "no error"),
-        ("absent", r"RuntimeError: contrastive_loss: rank 0 of 2 waited for the others in vain.*same number of steps", "left"),
+        (
+            "absent",
+            r"RuntimeError: contrastive_loss: rank 0 of 2 waited for the others in vain.*same number of steps",
+            "left",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_on_one_rank_stops_all_with_a_message(two, case, first, last):
     for (_, messages), expected in zip(two, (first, last), strict=True):
         assert re.match(expected, messages[case]), messages[case]

@@ -146,12 +146,15 @@ def test_activations_are_those_of_one_chunk():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"input_ids": step_batch(3)["input_ids"]}, r"inputs: expected tensors of one length, got \{'input_ids': 3, 'pixel_values': 4\}"),
+        (
+            {"input_ids": step_batch(3)["input_ids"]},
+            r"inputs: expected tensors of one length, got \{'input_ids': 3, 'pixel_values': 4\}",
+        ),
         ({"micro_batch_size": 0}, "micro_batch_size: expected a number of pairs >= 1, got 0"),
         ({"input_ids": None, "pixel_values": None}, r"inputs: expected tensors of one length, got \{\}"),
         (step_batch(0), r"inputs: every rank needs a pair for each of 1 chunks, the ranks have \[0\]"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(change, message):
     inputs = {**step_batch(4), "micro_batch_size": 2} | change
     with pytest.raises(ValueError, match=message):
