@@ -22,8 +22,7 @@ _DEFAULT_CARD = "[More Information Needed]"  # in the cards that PEFT and transf
 
 
 class PushError(RuntimeError):
-    """A push that failed. The text names the folder where everything lies and the command that tries again; never the
-    token."""
+    """A push that failed. The text names the folder where everything lies and the command that tries again; never the token."""
 
     def __init__(self, message: str, folder: Path, repo_id: str):
         super().__init__(message)
@@ -174,26 +173,20 @@ def push(
     commit_message: str | None = None,
     **card: Any,
 ):
-    """Pushes a classifier or an adapter with a card, in one commit; what fails can be repeated from the folder that
-    the error names.
+    """Pushes a classifier or an adapter with a card, in one commit; what fails can be repeated from the folder that the error names.
 
     Args:
         folder_or_model: a saved classifier or adapter, or one in memory (`CLIPClassifier`, `PeftModel`).
         repo_id: `owner/name`; made if it does not exist.
         processor: saved with a model. Needed for a classifier that was not loaded from a checkpoint with one.
-        folder: where a model is saved first. Default: a temporary folder, removed after success and kept after
-            failure.
+        folder: where a model is saved first. Default: a temporary folder, removed after success and kept after failure.
         with_base: for an adapter: put its classifier and processor into the same repository, so that
-            `pipeline("image-classification", model=repo_id)` and
-            `AutoModelForImageClassification.from_pretrained(repo_id)` work.
-        base: with `with_base` and an adapter folder: the model or checkpoint that it belongs to, if its configuration
-            does not say.
-        base_model: Hub id of the base. For an adapter that was trained on a local folder: what others shall load
-            instead.
+            `pipeline("image-classification", model=repo_id)` and `AutoModelForImageClassification.from_pretrained(repo_id)` work.
+        base: with `with_base` and an adapter folder: the model or checkpoint that it belongs to, if its configuration does not say.
+        base_model: Hub id of the base. For an adapter that was trained on a local folder: what others shall load instead.
         adapter_name: which adapter of a `PeftModel`.
         private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
-        card: `license`, `results`, `recipe`, `tags`, ... of `model_card`; any of them replaces a README.md that is
-            there.
+        card: `license`, `results`, `recipe`, `tags`, ... of `model_card`; any of them replaces a README.md that is there.
 
     Returns `huggingface_hub.CommitInfo`.
 
@@ -351,10 +344,8 @@ def _shared_adapter_config(place: Path, base_model: str | None) -> bytes:
     base_model = base_model or values.get("base_model_name_or_path")
     if not base_model or Path(base_model).exists():
         raise ValueError(
-            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which nobody else has; "
-            f"push both together "
-            "with with_base=True (--with-base), or name the base on the Hub with base_model='owner/name' "
-            "(--base-model)"
+            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which nobody else has; push both together "
+            "with with_base=True (--with-base), or name the base on the Hub with base_model='owner/name' (--base-model)"
         )
     values["base_model_name_or_path"] = base_model
     return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
