@@ -157,6 +157,8 @@ def write(rows: list[dict], path: Path) -> None:
     """Atomically, and with `datasets`' own schema, so that the image column is an Image without a cast."""
     from datasets import Dataset, Features, Image, List, Value
 
+    from hf_clip_variants.files.atomic_writes import replacing
+
     text = Value("string")
     features = Features(
         image=Image(),
@@ -168,9 +170,8 @@ def write(rows: list[dict], path: Path) -> None:
         group=text,
         subgroup=Value("int64"),
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    Dataset.from_list(rows, features=features).to_parquet(temporary)
-    temporary.replace(path)
+    with replacing(path) as aside:
+        Dataset.from_list(rows, features=features).to_parquet(aside)
     print(f"{path}: {len(rows)} rows, {path.stat().st_size:,} bytes")
 
 

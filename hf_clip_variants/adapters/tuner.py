@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from hf_clip_variants.modeling.dual_encoders.backbones import FAMILIES, family_of, fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.backbones import find_family
+from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
 
 from .peft_type import add_peft_type
 
@@ -189,16 +190,22 @@ class Base:
         model_type = getattr(config, "model_type", None)
         self.model = model
         self.is_classifier = model_type == _CLASSIFIER and hasattr(model, "prompt_embedder")
-        if not self.is_classifier and not (
-            model_type in FAMILIES and isinstance(model, FAMILIES[model_type].model_class())
-        ):
+        family = find_family(config.backbone_model_type if self.is_classifier else model_type)
+        if not self.is_classifier and not (family and isinstance(model, family.model_class())):
             raise ValueError(
                 f"model: {peft_type} works on CLIPClassifier and on CLIPModel and its like, got {type(model).__name__}"
                 + (f" (model_type {model_type!r})" if model_type else "")
             )
         self.clip = model.clip if self.is_classifier else model
-        self.family = family_of(config.backbone_model_type if self.is_classifier else model_type)
-        self.widths: dict[str, int] = self.family.widths(config)
+        self.family = family
+        text, vision = config.text_config, config.vision_config
+        self.widths: dict[str, int] = {  # and depths: what an adapter must agree with
+            "text width": text.hidden_size,
+            "image width": vision.hidden_size,
+            "joint width": family.joint_width(config),
+            "text layers": text.num_hidden_layers,
+            "image layers": vision.num_hidden_layers,
+        }
 
     def path(self, name: str) -> str:
         """Name of a module in the dual encoder -> its name in the base model."""

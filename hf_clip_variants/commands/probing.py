@@ -77,7 +77,7 @@ def run_probe(
     import torch
 
     from ..evaluation.image_encoder import load_image_encoder, load_probe_pictures
-    from ..few_shot.run_folder import write_json
+    from ..files.json_files import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
 
     if out is not None and Path(out).is_dir():

@@ -16,7 +16,8 @@ from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_sets import absolute_source, align_classes, read_labelled
 from ..data.images.sources import load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.dual_encoders.backbones import FAMILIES, CLIPFamily, fingerprint
+from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
+from ..modeling.dual_encoders.fingerprint import fingerprint
 from .prediction import check_model_folder, load_processor
 
 
@@ -104,7 +105,7 @@ def load_image_encoder(
         raise ValueError(
             f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
         )
-    family = FAMILIES.get(model.config.model_type)
+    family = find_family(model.config.model_type)
     if isinstance(model, CLIPClassifier):
         family, model = model.family, model.clip
     model = model.to(device, dtype).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import nn
 from ..data.pairs.batches import PairReader, PairViews
 from ..data.pairs.sources import Pairs
 from ..metrics.retrieval import retrieval
-from ..modeling.clip_classifier.modeling_clip_classifier import unit_norm
+from ..modeling.dual_encoders.backbones import unit_norm
 from .zero_shot import image_features, text_features
 
 

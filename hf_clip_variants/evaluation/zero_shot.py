@@ -11,7 +11,8 @@ from torch import nn
 
 from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
-from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts, unit_norm
+from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
+from ..modeling.dual_encoders.backbones import unit_norm
 from ..modeling.dual_encoders.prompts import format_prompts, resolve_templates
 
 

@@ -22,7 +22,7 @@ from ..files.atomic_writes import staged_folder, write_atomically
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
-from ..modeling.dual_encoders.backbones import fingerprint
+from ..modeling.dual_encoders.fingerprint import fingerprint
 from .fitting import apply_overrides
 from .method import default_methods, few_shot_method
 from .protocols import Plan, Task, whole_set

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic_writes import write_atomically
+from ..files.json_files import write_json
 
 
 VERSION = 1  # of results.json
@@ -25,11 +25,6 @@ def digest(value: Any) -> str:
     True
     """
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step: a reader, also after a kill, finds the old text or the new one, never a part."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def key_of(record: Mapping[str, Any]) -> tuple:

@@ -24,7 +24,7 @@ from ..evaluation.image_prediction import predict
 from ..evaluation.prediction import load_processor
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.dual_encoders.backbones import fingerprint
+from ..modeling.dual_encoders.fingerprint import fingerprint
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, Task

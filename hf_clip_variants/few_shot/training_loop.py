@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..data.images.labelled_images import LabelledImages
+from ..files.atomic_writes import replacing
 
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,8 @@ class TrainingState:
         tensors = {f"parameter.{index}": p.detach().clone() for index, p in enumerate(parameters)}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": v.clone() for key, v in values.items() if v is not None}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        save_file(tensors, temporary, metadata={"curve": json.dumps(curve)})
-        os.replace(temporary, self.path)
+        with replacing(self.path, sum(tensor.nbytes for tensor in tensors.values())) as path:
+            save_file(tensors, path, metadata={"curve": json.dumps(curve)})
         self._saved = time.monotonic()
 
     def load(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..modeling.loading_and_saving.staged_saving import (
+from ..modeling.loading_and_saving.checkpoints import (
     fsync_file,
     fsync_folder,
     no_space_error,
@@ -23,24 +24,39 @@ MARKER = "complete.json"  # written last into a checkpoint: its files and their 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Writes a file that readers see whole or not at all; its folder is made if missing. OSError names the path if the disk is full."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, bytes_needed: int | None = None) -> Iterator[Path]:
+    """Gives a name beside `path` to write a file to; at the end it takes the place of `path` in one step.
+
+    A reader, and whoever comes after a kill, finds the old file or the new one, whole. Its folder is made if missing.
+    An exception leaves the old file. For libraries that write to a path; `write_atomically` for what is in memory.
+
+    Raises:
+        OSError: the disk is full; names `path` and the bytes needed.
+    """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".tmp-{path.name[:80]}-{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        aside.touch(exist_ok=False)
+        mode = aside.stat().st_mode  # what the umask allows; safetensors makes 0600
+        yield aside
+        aside.chmod(mode)
+        fsync_file(aside)
         os.replace(aside, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        raise (isinstance(error, OSError) and no_space_error(error, path, len(data))) or error from None
+        raise (isinstance(error, Exception) and no_space_error(error, path, bytes_needed)) or error from None
     fsync_file(path.parent)
-    return path
+
+
+def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
+    """Writes a file that readers see whole or not at all (`replacing`). OSError names the path if the disk is full."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path, len(data)) as aside:
+        aside.write_bytes(data)
+    return Path(path)
 
 
 def mark_complete(checkpoint: str | os.PathLike) -> None:
@@ -71,7 +87,8 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a warning."""
+    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a
+    warning."""
     found = [(int(m[1]), p) for p in Path(folder).glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(p.name))]
     for _, path in sorted(found, reverse=True):
         reason = why_incomplete(path)
@@ -87,6 +104,7 @@ __all__ = [
     "last_complete_checkpoint",
     "mark_complete",
     "no_space_error",
+    "replacing",
     "staged_folder",
     "swap_in",
     "why_incomplete",

@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -25,7 +25,9 @@ def _source_file(module: str) -> Path | None:
 
 
 def _travelling_imports(source: bytes, module: str) -> list[tuple[ast.ImportFrom, str]]:
-    """Every import of a module of `modeling/` with the imported module's full name; ValueError for what cannot travel."""
+    """Every import of a module of `modeling/` with the imported module's full name; ValueError for what cannot
+    travel.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,14 +49,17 @@ def _travelling_imports(source: bytes, module: str) -> list[tuple[ast.ImportFrom
             names = ", ".join(alias.name for alias in node.names)
             raise ValueError(
                 f"{module}, line {node.lineno}: `{target}` is not a module with a file of its own; write "
-                f"`from {'.' * node.level}{node.module or ''}<module> import ...` instead of importing {names} from a package"
+                f"`from {'.' * node.level}{node.module or ''}<module> import ...` instead of importing {names} from a "
+                "package"
             )
         found.append((node, target))
     return found
 
 
 def _flattened(source: bytes, imports: list[tuple[ast.ImportFrom, str]]) -> bytes:
-    """The source with `from ..package.module import` as `from .module import`; everything else, byte for byte, as it was."""
+    """The source with `from ..package.module import` as `from .module import`; everything else, byte for byte, as it
+    was.
+    """
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
@@ -69,15 +74,22 @@ def _flattened(source: bytes, imports: list[tuple[ast.ImportFrom, str]]) -> byte
     return source
 
 
-def travelling_code(modules: Iterable[str], version: str) -> dict[str, bytes]:
-    """File name -> source of the given modules of `modeling/` and of all that they import there, ready to lie in one folder.
+def travelling_code(
+    modules: Iterable[str], version: str, by_name: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, bytes]:
+    """File name -> source of the given modules of `modeling/` and of all that they import there, ready to lie in one
+    folder.
 
     Args:
         modules: full names, `hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier`.
         version: of this package, for the note on top of each file.
+        by_name: module -> modules that it finds by name instead of importing them, such as the family of a
+            classifier's backbone. They travel, too, and an import of each is added at the end of the first's file,
+            because transformers takes along what it sees imported.
 
     Raises:
-        ValueError: two modules have the same file name; an import that cannot travel; a docstring that transformers would take for an import.
+        ValueError: two modules have the same file name; an import that cannot travel; a docstring that transformers
+            would take for an import.
     """
     files: dict[str, bytes] = {}
     origin: dict[str, str] = {}
@@ -101,12 +113,18 @@ def travelling_code(modules: Iterable[str], version: str) -> dict[str, bytes]:
         seen = {a or b for a, b in _SEEN_BY_TRANSFORMERS.findall(text.decode())}
         if seen - meant:
             raise ValueError(
-                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and transformers would look for it"
+                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and "
+                f"transformers "
+                "would look for it"
             )
         if meant - seen:
             raise ValueError(
-                f"{module}: the import of {', '.join(sorted(meant - seen))} must start a line, transformers does not see it otherwise"
+                f"{module}: the import of {', '.join(sorted(meant - seen))} must start a line, transformers does not "
+                "see it otherwise"
             )
+        for name in sorted({*(by_name or {}).get(module, ())} - {target for _, target in imports}):
+            text += f"\nfrom .{name.rpartition('.')[2]} import *  # noqa: E402, F403 (found by name)\n".encode()
+            waiting.append(name)
         note = f"# {module} of hf-clip-variants {version}, Apache-2.0; imports made flat, otherwise unchanged.\n"
         files[path.name] = note.encode() + text
         waiting += [target for _, target in imports]

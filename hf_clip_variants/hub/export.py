@@ -24,9 +24,9 @@ def _refuse_to_export(model: Any):
     name, module = type(model).__name__, type(model).__module__
     if hasattr(model, "peft_config"):
         raise ValueError(
-            f"model: {name} carries an adapter. Code cannot travel with adapters: PEFT looks their type up before it would run code from a "
-            "repository. Push the adapter as it is (hf_clip_variants.hub.push.push), whoever loads it imports hf_clip_variants; or export the "
-            "classifier without it."
+            f"model: {name} carries an adapter. Code cannot travel with adapters: PEFT looks their type up before it "
+            "would run code from a repository. Push the adapter as it is (hf_clip_variants.hub.push.push), whoever "
+            "loads it imports hf_clip_variants; or export the classifier without it."
         )
     if module.startswith("transformers_modules."):
         raise ValueError(
@@ -55,11 +55,14 @@ def _edit_json(path: Path, change) -> None:
 def export_with_code(
     model: Any, processor: Any, folder: str | Path, *, license: str | None = None, **card: Any
 ) -> Path:
-    """Saves a model and its processor together with their code: `trust_remote_code=True` loads the folder where this package is not installed.
+    """Saves a model and its processor together with their code: `trust_remote_code=True` loads the folder where this
+    package is not installed.
 
-    Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes in `auto_map`. Loaded
-    from there, the model can be saved and pushed again with its code. In a process that has this package, its classes win over the copies.
-    Prefer `save_pretrained` for those who have the package: it is smaller and gets its corrections.
+    Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes
+    in `auto_map`. Loaded from there, the model can be saved and pushed again with its code. In a process that has this
+    package, its classes win over the copies. What adapters and converters need stays behind, and so does the fast way
+    to encode many prompts: the copy runs each through the whole text encoder. Prefer `save_pretrained` for those who
+    have the package: it is smaller and gets its corrections.
 
     Args:
         model: a model of this package, without adapters.
@@ -85,10 +88,16 @@ def export_with_code(
     if row is None or getattr(model, "_hf_peft_config_loaded", False):
         _refuse_to_export(model)
     from .. import __version__
+    from ..modeling.dual_encoders.text_cleaning import clean_text
 
     parts = [model, model.config, processor]
     parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
-    code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__)
+    # What a model finds by name, it finds with its configuration: the family of a classifier's backbone.
+    family = getattr(model, "family", None)
+    by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
+    if getattr(processor, "clean_text", False) and _is_travelling(processor):
+        by_name[type(processor).__module__] = [clean_text.__module__]
+    code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:
         model.save_pretrained(stage)

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.untrusted_config import LARGEST, check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import LARGEST, check_range, check_tower_types, without_kernels
 
 
 _REDUCTION = 32  # the last feature map has 32 times the channels of the stem

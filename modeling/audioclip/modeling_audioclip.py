@@ -20,10 +20,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..clip_resnet.modeling_clip_resnet import BatchNormBlock, CLIPResNetVisionModel
+from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.dual_encoder import DualEncoder
-from ..loading_and_saving.checked_loading import CheckedLoading
-from ..loading_and_saving.staged_saving import StagedSaving
-from ..losses.contrastive_loss import contrastive_loss, unit_rows
+from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..losses.contrastive_loss import contrastive_loss
 from ..losses.rank_exchange import world_size
 from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
 from .spectrogram_audioclip import AudioCLIPSpectrogram, window_function
@@ -450,7 +450,7 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
         if not model_outputs:
             raise ValueError("input_features, pixel_values, input_ids: all missing, expected at least one of them")
         for modality, output in model_outputs.items():
-            embeds = unit_rows(output.pooler_output.float()).to(output.pooler_output.dtype)
+            embeds = unit_norm(output.pooler_output)
             features[modality] = embeds.to(next(iter(features.values()), embeds).device)
         logits = {}
         for (one, other), name in _PAIRS.items():

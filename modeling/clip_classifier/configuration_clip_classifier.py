@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of
-from ..loading_and_saving.untrusted_config import check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import check_range, check_tower_types, without_kernels
 
 
 @strict
@@ -14,18 +14,20 @@ class CLIPClassifierConfig(CLIPConfig):
     r"""
     A `CLIPConfig` (every field sits where CLIP has it, so a plain CLIP checkpoint loads) and what is classified.
 
-    Class names are `id2label`, as everywhere in transformers; `class_names` reads them in order. `text_config` and `vision_config` are of the
-    backbone's family; `projection_dim` is the joint width, whatever the family calls it.
+    Class names are `id2label`, as everywhere in transformers; `class_names` reads them in order. `text_config` and
+    `vision_config` are of the backbone's family; `projection_dim` is the joint width, whatever the family calls it.
 
     Args:
         backbone_model_type (`str`, defaults to `"clip"`):
-            The family of the dual encoder, one of `modeling/dual_encoders/backbones.py`. Read from the checkpoint that is loaded.
+            The family of the dual encoder, one of `modeling/dual_encoders/backbones.py`. Read from the checkpoint that
+            is loaded.
         templates (`list[str]`, defaults to `[]`):
             Prompt templates, each with one `{}`. Empty: no classes were set yet (`CLIPClassifier.set_classes`).
         prompt_length (`int`, defaults to 2):
             Tokens of the longest class prompt, SOS and EOS included. Written by `set_classes`.
         tail_length (`int`, defaults to 1):
-            Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by `set_classes`.
+            Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by
+            `set_classes`.
 
     Example:
 
@@ -59,7 +61,9 @@ class CLIPClassifierConfig(CLIPConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only, towers are the family's."""
+        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
+        towers are the family's.
+        """
         backbone = config_dict.get("backbone_model_type", "clip")
         family = family_of(backbone)
         parts = {
@@ -74,7 +78,9 @@ class CLIPClassifierConfig(CLIPConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; a plain backbone's configuration is one of ours without classes, any other model type is an error."""
+        """As in transformers; a plain backbone's configuration is one of ours without classes, any other model type is
+        an error.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -92,14 +98,11 @@ class CLIPClassifierConfig(CLIPConfig):
                 )
 
     def validate_sizes(self):
+        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
         for part in ("text_config", "vision_config"):
             config = getattr(self, part)
-            if not hasattr(config, "hidden_size"):
-                continue  # still a dict: the base class turns it into a configuration
-            for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
-                value = getattr(config, name, 1)  # a ResNet has no intermediate_size
-                if not 0 < value <= 1_000_000:
-                    raise ValueError(f"{part}.{name}: {value} is outside 1..1000000")
+            if hasattr(config, "hidden_size"):  # else still a dict: the base class turns it into a configuration
+                check_range(config, f"{part}.", [n for n in names if hasattr(config, n)])  # a ResNet lacks one of them
         vision = self.vision_config
         if isinstance(getattr(vision, "patch_size", None), int) and isinstance(
             getattr(vision, "image_size", None), int
@@ -108,8 +111,7 @@ class CLIPClassifierConfig(CLIPConfig):
                 raise ValueError(
                     f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"
                 )
-        if self.projection_dim is None or not 0 < self.projection_dim <= 1_000_000:
-            raise ValueError(f"projection_dim: {self.projection_dim} is outside 1..1000000")
+        check_range(self, "", ("projection_dim",))
 
     def validate_templates(self):
         for template in self.templates:

@@ -1,4 +1,4 @@
-"""Image processor of `CLIPClassifier`: transformers' `CLIPImageProcessor` bit by bit, faster, safe on any picture."""
+"""Image processor of `CLIPClassifier`: transformers' `CLIPImageProcessor` bit by bit, faster, safe on any image."""
 
 import math
 
@@ -22,7 +22,7 @@ from transformers.processing_utils import ImagesKwargs
 from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
 
 
-# A resized picture larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
+# A resized image larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
 # at 224 pixels).
 _LARGEST_RESIZED_BYTES = 64 * 2**20
 
@@ -38,23 +38,23 @@ class CLIPClassifierImageProcessorKwargs(ImagesKwargs, total=False):
 
 class CLIPClassifierImageProcessor(TorchvisionBackend):
     r"""
-    Pictures of any kind to `pixel_values`: resize the shortest edge (antialiased bicubic), crop the centre, rescale,
+    Images of any kind to `pixel_values`: resize the shortest edge (antialiased bicubic), crop the centre, rescale,
     normalise.
 
-    The default path equals transformers' `CLIPImageProcessor` bit by bit and is 2 to 5 times faster: pictures stay in
+    The default path equals transformers' `CLIPImageProcessor` bit by bit and is 2 to 5 times faster: images stay in
     the interleaved layout that torchvision's uint8 kernel is fast on, and are reduced one by one, so a batch never
-    holds more than one full-size picture. With `resample_backend="pil"` the result equals OpenAI's own transform bit
+    holds more than one full-size image. With `resample_backend="pil"` the result equals OpenAI's own transform bit
     by bit instead (antialiasing by Pillow, which differs by a grey level or so, and OpenAI's rounding of odd crop
     offsets); prefer it to reproduce published numbers.
 
     Accepted: PIL images of every mode, paths, URLs, encoded bytes, NumPy arrays and tensors, mixed as you like, nested
     or not; each gives the same as alone. EXIF orientation is applied to all of them, first frames are taken, 16-bit
-    pictures are scaled to 8 bit.
+    images are scaled to 8 bit.
 
     Args:
         do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean,
             image_std, do_convert_rgb, do_pad, pad_size: as in `CLIPImageProcessor`; but `do_convert_rgb=False` refuses
-            pictures that are not RGB.
+            images that are not RGB.
         resample_backend (`str`, defaults to `"torchvision"`):
             `"torchvision"` or `"pil"`, see above.
         convert_rgb_last (`bool`, defaults to `False`):
@@ -63,13 +63,13 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         background (`tuple[int, int, int]`, defaults to white):
             Colour behind transparent pixels. White is transformers' rule.
         max_pixels (`int`, defaults to 178956970):
-            Larger pictures raise. The default is where Pillow gives up; for encoded files Pillow's own limit stays in
+            Larger images raise. The default is where Pillow gives up; for encoded files Pillow's own limit stays in
             force.
 
     `preprocess(images, return_tensors="pt")` gives `pixel_values` (B, 3, crop height, crop width) float32.
 
     Raises:
-        ValueError: `images: no images`; `images[7]: ...` for a picture that is missing, truncated, too large, empty,
+        ValueError: `images: no images`; `images[7]: ...` for an image that is missing, truncated, too large, empty,
             not finite, has floats in [0, 1] although `do_rescale`, or whose channel axis is ambiguous
             (`input_data_format` settles that).
 
@@ -113,17 +113,10 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         kwargs["background"] = tuple(background) if isinstance(background, list) else background  # JSON has no tuples
         return kwargs
 
-    def _validate_preprocess_kwargs(
-        self,
-        resample_backend=None,
-        convert_rgb_last=None,
-        background=None,
-        max_pixels=None,
-        data_format=None,
-        **kwargs,
-    ):
+    def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
+        own = [kwargs.pop(n) for n in ("resample_backend", "convert_rgb_last", "background", "max_pixels")]
         super()._validate_preprocess_kwargs(**kwargs)
-        self._validate_own_kwargs(resample_backend, convert_rgb_last, background, max_pixels)
+        self._validate_own_kwargs(*own)
         if data_format not in (None, "channels_first"):
             raise ValueError(f"data_format: {data_format!r}, pixel_values are always 'channels_first'")
 
@@ -142,14 +135,14 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             raise ValueError(f"max_pixels: {max_pixels}, expected at least 1")
 
     def fetch_images(self, image_url_or_urls):
-        """Pass through: `preprocess` reads pictures one by one, and can then name the one that cannot be read."""
+        """Pass through: `preprocess` reads images one by one, and can then name the one that cannot be read."""
         return image_url_or_urls
 
     def _preprocess_image_like_inputs(self, images, device=None, return_tensors=None, **options) -> BatchFeature:
         images = list_images(images)
         if device is None:
             device = next((image.device for image in images if isinstance(image, torch.Tensor)), None)
-        rules, affine = self._rules(**options), self._affine(device, **options)
+        rules, affine = self._rules(options), self._affine(device, **options)
         finished, shape = [], self._known_shape(**options)
         batch = torch.empty((len(images), *shape), device=device) if shape else None
         for index, image in enumerate(images):
@@ -165,28 +158,19 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         return BatchFeature(data={"pixel_values": finished}, tensor_type=return_tensors)
 
     @staticmethod
-    def _rules(
-        do_convert_rgb,
-        convert_rgb_last,
-        background,
-        max_pixels,
-        input_data_format,
-        do_rescale,
-        rescale_factor,
-        **unused,
-    ) -> DecodingRules:
+    def _rules(options: dict) -> DecodingRules:
         return DecodingRules(
-            max_pixels=max_pixels,
-            background=background,
-            keep_mode=convert_rgb_last,
-            convert_rgb=bool(do_convert_rgb),
-            input_data_format=input_data_format,
-            expect_0_255=bool(do_rescale and rescale_factor < 1),
+            max_pixels=options["max_pixels"],
+            background=options["background"],
+            keep_mode=options["convert_rgb_last"],
+            convert_rgb=bool(options["do_convert_rgb"]),
+            input_data_format=options["input_data_format"],
+            expect_0_255=bool(options["do_rescale"] and options["rescale_factor"] < 1),
         )
 
     @staticmethod
     def _known_shape(do_center_crop, crop_size, do_resize, size, do_rescale, do_normalize, **unused):
-        """(3, H, W) of every result, or None where it depends on the picture (or no floats are made)."""
+        """(3, H, W) of every result, or None where it depends on the image (or no floats are made)."""
         if not (do_rescale or do_normalize):
             return None
         if do_center_crop:
@@ -196,7 +180,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     def _cropped(
         self, image, device, do_resize, size, resample, resample_backend, do_center_crop, crop_size, **unused
     ) -> torch.Tensor:
-        """A decoded picture, resized and cropped: (3, h, w), in the interleaved layout for uint8."""
+        """A decoded image, resized and cropped: (3, h, w), in the interleaved layout for uint8."""
         exact_pil = resample_backend == "pil"
         if isinstance(image, PIL.Image.Image):
             height, width = image.height, image.width
@@ -242,9 +226,9 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
 
     @staticmethod
     def _normalized(pixels, out, affine, do_rescale, rescale_factor, do_normalize, **unused) -> torch.Tensor:
-        """(3, h, w) float32, written to `out` if there is one; the pictures' own values if nothing is asked for."""
+        """(3, h, w) float32, written to `out` if there is one; the images' own values if nothing is asked for."""
         if not (do_rescale or do_normalize):
-            return pixels.clone(memory_format=torch.contiguous_format)  # never the picture's own memory
+            return pixels.clone(memory_format=torch.contiguous_format)  # never the image's own memory
         out = torch.empty(pixels.shape, device=pixels.device) if out is None else out
         if not do_normalize:
             return out.copy_(pixels * rescale_factor)
@@ -272,7 +256,7 @@ def _crop_offset(exact_pil: bool):
 
 
 def _to_pil(image: PIL.Image.Image | torch.Tensor) -> list[PIL.Image.Image]:
-    """One picture, or three planes of mode F for floats (Pillow has no float RGB)."""
+    """One image, or three planes of mode F for floats (Pillow has no float RGB)."""
     if isinstance(image, PIL.Image.Image):
         return [image]
     if image.dtype == torch.uint8:
@@ -281,11 +265,11 @@ def _to_pil(image: PIL.Image.Image | torch.Tensor) -> list[PIL.Image.Image]:
 
 
 def _to_tensor(planes: list[PIL.Image.Image], device=None) -> torch.Tensor:
-    """(3, H, W): a uint8 picture without leaving the interleaved layout, or three float planes."""
+    """(3, H, W): a uint8 image without leaving the interleaved layout, or three float planes."""
     if len(planes) == 3:
         return torch.stack([torch.from_numpy(np.array(plane)) for plane in planes]).to(device)
-    picture = planes[0] if planes[0].mode == "RGB" else planes[0].convert("RGB")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(device)
+    image = planes[0] if planes[0].mode == "RGB" else planes[0].convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(device)
 
 
 def _is_accelerator(device) -> bool:
@@ -293,10 +277,10 @@ def _is_accelerator(device) -> bool:
 
 
 def _interleaved(image: PIL.Image.Image) -> torch.Tensor:
-    """(3 or 4, H, W) uint8 of an RGB picture, channels innermost, the layout of torchvision's fast kernel.
+    """(3 or 4, H, W) uint8 of an RGB image, channels innermost, the layout of torchvision's fast kernel.
 
     Pillow keeps RGB in four bytes a pixel and hands that memory out through Arrow: nothing is copied, and resizing the
-    fourth channel along is free. Pictures in several memory blocks (above 16 MB) and installations without pyarrow
+    fourth channel along is free. Images in several memory blocks (above 16 MB) and installations without pyarrow
     take the copy.
     """
     if hasattr(image, "__arrow_c_array__"):
@@ -315,9 +299,8 @@ def _pil_filter(resample) -> PIL.Image.Resampling:
 
 
 def _resize_pil(image: PIL.Image.Image, target: tuple[int, int], resample) -> PIL.Image.Image:
-    return (
-        image.resize((target[1], target[0]), _pil_filter(resample)) if target != (image.height, image.width) else image
-    )
+    width_first = (target[1], target[0])
+    return image.resize(width_first, _pil_filter(resample)) if width_first != image.size else image
 
 
 def _centre_crop_pil(image: PIL.Image.Image, crop: tuple[int, int]) -> PIL.Image.Image:
@@ -325,7 +308,7 @@ def _centre_crop_pil(image: PIL.Image.Image, crop: tuple[int, int]) -> PIL.Image
 
 
 def _resize_band(planes: list[PIL.Image.Image], target, crop, resample, offset) -> list[PIL.Image.Image]:
-    """What the centre crop would keep of the resized picture, and no more: same sampling positions, tiny memory.
+    """What the centre crop would keep of the resized image, and no more: same sampling positions, tiny memory.
 
     Pillow's `box` takes fractions of a pixel and still filters over the neighbours outside of it.
     """

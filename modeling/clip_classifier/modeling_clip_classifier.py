@@ -1,70 +1,49 @@
 """`CLIPClassifier`: a dual encoder that knows its classes, and the four places where adapters plug in."""
 
-import hashlib
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from ..clip.text_clip import tokenize_texts
-from ..dual_encoders.backbones import family_of
-from ..dual_encoders.prompt_encoding import plan_prompts, pooled_token
-from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates
-from ..loading_and_saving.checked_loading import CheckedLoading
-from ..loading_and_saving.staged_saving import StagedSaving
+from ..dual_encoders.backbones import family_of, unit_norm
+from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates, tokenize_texts
+from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from .class_features import ClassFeatureCache, adapters_on, text_state
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
-# B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, P prefix tokens, n deep tokens, W text width, D joint width
-
-_LABEL_SETS_KEPT = 16  # label sets whose class features stay in memory
+# B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, P prefix tokens, n deep tokens,
+# W text width, D joint width
 
 
 @dataclass
 class CLIPClassifierOutput(ModelOutput):
-    r"""
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Returned with `labels`: cross-entropy, or what `config.problem_type` says.
-        logits (`torch.FloatTensor` of shape `(B, C)`):
-            Scaled cosine similarity of each image to each class; adapters may add to it.
-        logits_per_image (`torch.FloatTensor` of shape `(B, C)`):
-            The same tensor under CLIP's name.
-        logits_per_text (`torch.FloatTensor` of shape `(C, B)`):
-            Its transpose.
-        image_embeds (`torch.FloatTensor` of shape `(B, D)`):
-            Unit-norm image embeddings.
-        text_embeds (`torch.FloatTensor` of shape `(C, D)`):
-            Unit-norm class embeddings; `(B, C, D)` under an adapter that makes prompts from each image (CoCoOp).
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            The image tower's.
-        attentions (`tuple(torch.FloatTensor)`, *optional*):
-            The image tower's.
-    """
+    """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
+    encoder's."""
 
-    loss: torch.FloatTensor | None = None
+    loss: torch.FloatTensor | None = None  # (), with `labels`: cross-entropy, or what `config.problem_type` says
+    # (B, C) scaled cosine of each image and each class; adapters may add to it
     logits: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
+    logits_per_text: torch.FloatTensor | None = None  # (C, B), its transpose
+    image_embeds: torch.FloatTensor | None = None  # (B, D)
+    text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The classes as token ids: what a prompt embedder makes prompts from. S0 start tokens: 1 (SOS, [CLS]) or, for SigLIP, none."""
+    """The classes as token ids: what a prompt embedder makes prompts from. S0 start tokens: 1 (SOS, [CLS]) or, for
+    SigLIP, none.
+    """
 
     template_ids: torch.Tensor  # (C, T, L) int: start, template with the name in it, end, padding
     tail_ids: torch.Tensor  # (C, S) int: name, full stop, end, padding
@@ -85,7 +64,7 @@ class ClassPrompts:
 
 @dataclass(frozen=True)
 class EmbeddedPrompts:
-    """Prompts ready for the text tower; see `encode_prompts` in `prompt_encoding.py`."""
+    """Prompts ready for the text encoder. Learned parts: see `encode_prompts` in `prompt_encoding.py`."""
 
     input_ids: torch.Tensor  # (N, L) int: where the end is, and (where no embeddings are given) the tokens themselves
     inputs_embeds: torch.Tensor | None = None  # (N, L, W) token embeddings, positions not yet added
@@ -97,11 +76,26 @@ class EmbeddedPrompts:
     max_tokens_per_chunk: int | None = None  # run so many tokens at once, and in training compute them twice
     num_start_tokens: int = 1  # S0: where deep prompts begin
 
+    def learned(self) -> dict:
+        """What plain prompts do not have, as arguments of `CLIPFamily.encode_text`."""
+        options = {
+            "inputs_embeds": self.inputs_embeds,
+            "shared_prefix": self.shared_prefix,
+            "prefix_embeds": self.prefix_embeds,
+            "position_ids": self.position_ids,
+        }
+        options = {name: value for name, value in options.items() if value is not None}
+        if self.deep_prompts:
+            options |= {"deep_prompts": self.deep_prompts, "deep_start": self.num_start_tokens}
+        return options
+
 
 class PromptEmbedder(nn.Module):
-    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context vectors instead.
+    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context
+    vectors instead.
 
-    `token_embedding` is the text tower's table; `image_embeds` (B, D) of unit norm come only where `depends_on_images`.
+    `token_embedding` is the text encoder's table; `image_embeds` (B, D) of unit norm come only where
+    `depends_on_images`.
     """
 
     depends_on_images = False  # True: classes have features for each image (CoCoOp), and nothing can be kept
@@ -120,7 +114,9 @@ class FeatureAdapter(nn.Module):
 
 
 class LogitHead(nn.Module):
-    """Hook: (B, D) and (C, D) or (B, C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's vote."""
+    """Hook: (B, D) and (C, D) or (B, C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's
+    vote.
+    """
 
     def forward(
         self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor
@@ -130,13 +126,9 @@ class LogitHead(nn.Module):
         return logit_scale * image_embeds @ class_embeds.t()
 
 
-def unit_norm(features: torch.Tensor) -> torch.Tensor:
-    """(…, D) -> (…, D) of length 1, computed in float32; a zero row stays zero instead of becoming NaN."""
-    return F.normalize(features.float(), dim=-1).to(features.dtype)
-
-
 def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
-    """(…, C, T, D) text features of T templates -> (…, C, D) class features: normalise, mean over templates, normalise (Radford et al. 2021).
+    """(…, C, T, D) text features of T templates -> (…, C, D) class features: normalise, mean over templates, normalise
+    (Radford et al. 2021).
 
     One template is passed through un-normalised, so that a text adapter sees what the projection gave.
     """
@@ -158,23 +150,18 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _no_split_modules = [
-        "CLIPEncoderLayer",
-        "CLIPTextEmbeddings",
-        "CLIPVisionEmbeddings",
-    ]  # other families bring their own
-    _keys_to_ignore_on_load_missing = [  # a plain CLIP checkpoint knows no classes
-        "prompt_ids", "tail_ids", "tail_name_lengths", "class_features", "class_features_ready",
-    ]  # fmt: skip
+    # other families bring their own
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
+    # a plain CLIP checkpoint knows no classes
+    _keys_to_ignore_on_load_missing = ["prompt_ids", "tail_ids", "tail_name_lengths", r"class_features(_ready)?"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, CLIPClassifier):
-            for name, placeholder in zip(
-                ("prompt_ids", "tail_ids", "tail_name_lengths"), module._placeholder_prompts(), strict=True
-            ):
-                init.copy_(getattr(module, name), placeholder)
+            buffers = (module.prompt_ids, module.tail_ids, module.tail_name_lengths)
+            for buffer, placeholder in zip(buffers, module._placeholder_prompts(), strict=True):
+                init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
 
@@ -183,20 +170,21 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     r"""
     Image classifier whose weights are the text embeddings of the class names (Radford et al. 2021, section 3.1).
 
-    Holds a dual encoder (`clip`), the classes, the templates and the classes' cached features, which are saved with it: a reloaded
-    classifier never runs the text tower, and it runs it once for any number of images. Trains with `Trainer`, whole or through adapters, which
-    replace one of four parameter-free modules: `prompt_embedder`, `image_feature_adapter`, `text_feature_adapter`, `logit_head`.
+    Holds a dual encoder (`clip`), the classes, the templates and the classes' cached features, which are saved with
+    it: a reloaded classifier never runs the text encoder, and it runs it once for any number of images. Trains with
+    `Trainer`, whole or through adapters, which replace one of four parameter-free modules: `prompt_embedder`,
+    `image_feature_adapter`, `text_feature_adapter`, `logit_head`.
 
-    Prefer plain `CLIPModel` for retrieval and contrastive training; `CLIPForImageClassification` has a randomly initialised linear head
-    and no use for class names.
+    Prefer plain `CLIPModel` for retrieval and contrastive training; `CLIPForImageClassification` has a randomly
+    initialised linear head and no use for class names.
 
     Example:
 
     ```python
     >>> from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, embedded_model
 
-    >>> model = CLIPClassifier.from_pretrained(embedded_model(), class_names=["cat", "dog", "pizza"], templates="icons")
-    >>> processor = CLIPClassifierProcessor.from_pretrained(embedded_model())
+    >>> names, processor = ["cat", "dog", "pizza"], CLIPClassifierProcessor.from_pretrained(embedded_model())
+    >>> model = CLIPClassifier.from_pretrained(embedded_model(), class_names=names, templates="icons")
     >>> model.class_names
     ['cat', 'dog', 'pizza']
     ```
@@ -212,10 +200,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.logit_head = LogitHead()
         self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
-        self._features_by_labels: OrderedDict = OrderedDict()
-        self._ready_state = None  # the text side's state that class_features were computed with
-        self._last_plan = (None, None, None)
-        self._lock = threading.Lock()
+        self._kept = ClassFeatureCache()  # class_features.py says when what is valid
         self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
 
@@ -231,24 +216,46 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return prompts.int(), tails.int(), torch.zeros(config.num_labels, dtype=torch.int32)
 
     def _register_prompts(self, prompt_ids: torch.Tensor, tail_ids: torch.Tensor, tail_name_lengths: torch.Tensor):
-        device, dtype = self.clip.logit_scale.device, self.clip.logit_scale.dtype
-        self.register_buffer("prompt_ids", prompt_ids.to(device))
-        self.register_buffer("tail_ids", tail_ids.to(device))
-        self.register_buffer("tail_name_lengths", tail_name_lengths.to(device))
-        self.register_buffer(
-            "class_features", torch.zeros(len(prompt_ids), self.config.projection_dim, device=device, dtype=dtype)
-        )
-        # Travels in the state dict: whether class_features belong to the text tower saved beside them.
-        self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=device))
+        scale, ids = self.clip.logit_scale, {"prompt_ids": prompt_ids, "tail_ids": tail_ids}
+        for name, value in (ids | {"tail_name_lengths": tail_name_lengths}).items():
+            self.register_buffer(name, value.to(scale.device))
+        self.register_buffer("class_features", scale.new_zeros(len(prompt_ids), self.config.projection_dim))
+        # Travels in the state dict: whether class_features belong to the text encoder saved beside them.
+        self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=scale.device))
 
-    # ---- pickling and copying: a lock cannot be
+    # ---- what happens to kept class features; the table is in class_features.py
 
     def __getstate__(self):
-        return self.__dict__ | {"_lock": None, "_features_by_labels": OrderedDict()}
+        return self.__dict__ | {"_kept": self._stored_features_are_valid()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._lock = threading.Lock()
+        valid, self._kept = self._kept, ClassFeatureCache()
+        if valid:
+            self._kept.set_stored(self._text_side())
+
+    def _apply(self, fn, *args, **kwargs):
+        """`.to`, `.half`, `.cuda`, ...: stored features move along; in another dtype they are computed anew."""
+        valid, dtype = self._stored_features_are_valid(), self.class_features.dtype
+        super()._apply(fn, *args, **kwargs)
+        self._kept.forget()
+        if valid and self.class_features.dtype == dtype:
+            self._kept.set_stored(self._text_side())
+        return self
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "peft_config" and adapters_on(self._text_side()):
+            # PEFT sets it when its layers are in place. Merging them writes to the weights past the version counters.
+            self._kept.forget()
+
+    def forget_class_features(self) -> None:
+        """Computes class features anew at the next forward: for weights that were changed in place through `.data`."""
+        self.class_features_ready.fill_(False)
+        self._kept.forget()
+
+    def _stored_features_are_valid(self) -> bool:
+        return self._kept.stored_state is not None and self._kept.stored_state == text_state(self._text_side())
 
     # ---- classes
 
@@ -288,11 +295,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         templates: str | Path | Sequence[str] | None = None,
         tokenizer=None,
     ) -> "CLIPClassifier":
-        """Names the classes, in label order, and the templates (default: those already set, else the family's, `"a photo of a {}."`).
+        """Names the classes, in label order, and the templates (default: those already set, else the family's,
+        `"a photo of a {}."`).
 
-        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class features are computed at the next forward.
-        Raises ValueError for empty, blank or repeated names and bad templates, and while an adapter is on the model that depends on
-        the old classes. Returns the model.
+        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class
+        features are computed at the next forward. Raises ValueError for empty, blank or repeated names and bad
+        templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
         if templates is None:
@@ -328,12 +336,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     ) -> "CLIPClassifier":
         """`set_classes` for those who tokenised themselves.
 
-        Args:
-            template_ids: (C, T, L) ids of every class in every template, from SOS to EOS, padded with anything after EOS.
-            tail_ids: (C, S) ids of `"name."` without SOS, with EOS.
-            tail_name_lengths: (C,) how many of them are the name.
-            class_names: C names.
-            templates: T templates, for the record.
+        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS.
+        `tail_ids` (C, S): `"name."` without SOS, with EOS; `tail_name_lengths` (C,): how many of them are the name.
+        `templates`: T of them, for the record.
         """
         names = resolve_class_names(class_names)
         if template_ids.dim() != 3 or tail_ids.dim() != 2 or tail_name_lengths.dim() != 1:
@@ -355,8 +360,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         config.prompt_length = template_ids.shape[-1]
         config.tail_length = tail_ids.shape[-1]
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
-        self._features_by_labels.clear()
-        self._ready_state = None
+        self._kept.forget()
         return self
 
     def _refuse_while_adapters_depend_on(self, class_names: list[str]):
@@ -368,41 +372,19 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     @property
     def class_prompts(self) -> ClassPrompts:
         """The classes as token ids."""
-        return ClassPrompts(
-            self.prompt_ids, self.tail_ids, self.tail_name_lengths, self.padding_id,
-            self.family.num_start_tokens, self.family.context_length(self.config),
-        )  # fmt: skip
+        family = self.family
+        ids = (self.prompt_ids, self.tail_ids, self.tail_name_lengths)
+        return ClassPrompts(*ids, self.padding_id, family.num_start_tokens, family.context_length(self.config))
 
     # ---- class features: (C, D), before the text adapter
 
     def _encode(self, prompts: EmbeddedPrompts) -> torch.Tensor:
         """(C, D), or (B, C, D) where prompts differ from image to image."""
-        training = self.training and self.is_activation_checkpointing
-        chunk = {}
+        options = {"checkpoint": self.training and self.is_activation_checkpointing}
         if prompts.max_tokens_per_chunk is not None:
-            chunk, training = {"max_tokens_per_chunk": prompts.max_tokens_per_chunk}, True
-        features = self.family.encode_text(
-            self.clip, prompts.input_ids, plan=self._plan(prompts), inputs_embeds=prompts.inputs_embeds, prefix_embeds=prompts.prefix_embeds,
-            position_ids=prompts.position_ids, deep_prompts=prompts.deep_prompts, deep_start=prompts.num_start_tokens, checkpoint=training,
-            **chunk,
-        )  # fmt: skip
+            options = {"checkpoint": True, "max_tokens_per_chunk": prompts.max_tokens_per_chunk}
+        features = self.family.encode_text(self.clip, prompts.input_ids, **options, **prompts.learned())
         return ensemble_prompts(features.unflatten(-2, (-1, prompts.prompts_per_class)))
-
-    def _plan(self, prompts: EmbeddedPrompts):
-        """How the prompts share work; planned once for the same ids, because a training step asks for it each time."""
-        if not self.family.text_is_causal:
-            return None
-        if torch.compiler.is_compiling():  # planning is NumPy's, and kept from call to call
-            return torch.compiler.disable(self._plan)(prompts)
-        ids, shared_prefix = prompts.input_ids, prompts.shared_prefix
-        if shared_prefix is None:
-            shared_prefix = "auto" if prompts.inputs_embeds is None else 0
-        planned_ids, planned_prefix, plan = self._last_plan
-        same = plan is not None and planned_prefix == shared_prefix and planned_ids.shape == ids.shape
-        if not (same and planned_ids.device == ids.device and torch.equal(planned_ids, ids)):
-            plan = plan_prompts(ids, pooled_token(self.family.text_tower(self.clip)), shared_prefix)
-            self._last_plan = (ids.detach().clone(), shared_prefix, plan)
-        return plan
 
     def _encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         if not self.config.templates:
@@ -414,93 +396,66 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def _text_side(self) -> tuple[nn.Module, ...]:
         return (*self.family.text_modules(self.clip), self.prompt_embedder)
 
-    def _adapters_on_text(self) -> bool:
-        """Whether PEFT layers are on the text side; read without importing peft, which is slow and optional for inference."""
-        modules = (m for module in self._text_side() for m in module.modules())
-        return any(isinstance(getattr(m, "_disable_adapters", None), bool) for m in modules)
-
-    def _text_state(self) -> tuple:
-        """A value that changes when class features would: in-place updates, adapter switches, merged weights (one value of each matrix)."""
-        parameters = [p for module in self._text_side() for p in module.parameters()]
-        if any(p.is_meta for p in parameters):
-            return ()
-        versions = tuple(0 if p.is_inference() else p._version for p in parameters)
-        probe = [p.detach().reshape(-1)[0].float() for p in parameters if p.dim() >= 2]
-        # Learned contexts as a whole: two adapters with equally many updates must not be taken for each other.
-        probe += [p.detach().float().sum() for p in self.prompt_embedder.parameters()]
-        probe = torch.stack(probe).tolist()
-        # PEFT layers say here which adapter is on; read without importing peft, which is slow and optional for inference.
-        switches = tuple(
-            (str(getattr(m, "_active_adapter", None)), m._disable_adapters)
-            for module in self._text_side()
-            for m in module.modules()
-            if isinstance(getattr(m, "_disable_adapters", None), bool)
-        )
-        return versions, tuple(probe), switches
-
     def get_class_features(self, input_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(C, D) class features before the text adapter and normalisation; of the stored classes, or of prompts (C, L) given as ids.
+        """(C, D) class features before the text adapter and normalisation; of the stored classes, or of prompts (C, L)
+        given as ids.
 
-        Computed once and kept while nothing that they depend on changes (a label set each, so threads with different labels do not
-        disturb each other); recomputed with gradient in training when something that they depend on is trained. ValueError for stored classes
-        whose prompts depend on the images (CoCoOp): `forward` computes those, as (B, C, D).
+        Computed once and kept while nothing that they depend on changes (a label set each, so threads with different
+        labels do not disturb each other); recomputed with gradient in training when something that they depend on is
+        trained. ValueError for stored classes whose prompts depend on the images (CoCoOp): `forward` computes those,
+        as (B, C, D).
         """
         if input_ids is None and self.prompt_embedder.depends_on_images:
             raise ValueError(
-                "class features: the adapter makes prompts from each image; call the model with pixel_values or image_features"
+                "class features: the adapter makes prompts from each image; call the model with pixel_values or "
+                "image_features"
             )
         if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
-            if self.training and any(
-                p.requires_grad for m in self.family.text_modules(self.clip) for p in m.parameters()
-            ):
-                self.class_features_ready.fill_(False)
-                self._ready_state = None
+            text_modules = self.family.text_modules(self.clip)
+            if self.training and any(p.requires_grad for m in text_modules for p in m.parameters()):
+                self.forget_class_features()
             return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
         if not torch.compiler.is_compiling():
             return self._kept_class_features(input_ids)
         if input_ids is not None:
             return self._encode(EmbeddedPrompts(input_ids))
-        if self._ready_state is not None and not self._adapters_on_text():
+        if self._kept.stored_state is not None and not adapters_on(self._text_side()):
             return self.class_features
         return torch.compiler.disable(self._kept_class_features)(None)  # what a graph cannot know: adapters' features
 
     def _kept_class_features(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        state = self._text_state()
-        labels = None
-        if input_ids is not None:
-            ids = input_ids.detach().to("cpu", torch.int32)
-            labels = (tuple(ids.shape), hashlib.sha256(ids.numpy().tobytes()).digest())
-        key = (labels, state, self.prompt_ids.device)
-        with self._lock:
-            features = self._features_by_labels.get(key)
-            if features is None:
-                # Not an inference tensor even under inference_mode: training reads the same cache later.
-                with torch.inference_mode(False), torch.no_grad():
-                    features = self._encode(EmbeddedPrompts(input_ids)) if labels else self._stored_features(state)
-                self._features_by_labels[key] = features
-                while len(self._features_by_labels) > _LABEL_SETS_KEPT:
-                    self._features_by_labels.popitem(last=False)
-            self._features_by_labels.move_to_end(key)
-        return features
+        text_side = self._text_side()
+        state = text_state(text_side)
 
-    def _stored_features(self, state: tuple) -> torch.Tensor:
-        """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter had a part in them)."""
-        adapters_on_text = state and state[-1]
-        if self.class_features_ready and state == self._ready_state and not adapters_on_text:
-            return self.class_features.clone()
-        features = self._encode_classes()
-        if not adapters_on_text:
-            self.class_features.copy_(features)
+        def compute():
+            return self._stored_features(text_side) if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+
+        if not state:
+            with torch.no_grad():
+                return compute()
+        labels = None if input_ids is None else self._kept.key_of_labels(input_ids)
+        return self._kept.recent((state, labels, self.prompt_ids.device), text_side, compute)
+
+    def _stored_features(self, text_side: tuple[nn.Module, ...]) -> torch.Tensor:
+        """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter
+        had a part in them).
+        """
+        if adapters_on(text_side):
+            return self._encode_classes()
+        if not self._stored_features_are_valid():
+            self.class_features.copy_(self._encode_classes())
             self.class_features_ready.fill_(True)
-            self._ready_state = state
-        return features
+            self._kept.set_stored(text_side)
+        return self.class_features.clone()
 
     # ---- inference and training
 
     def get_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs):
-        """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what `forward(image_features=...)` takes.
+        """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what
+        `forward(image_features=...)` takes.
 
-        For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²) patches.
+        For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
+        patches.
         """
         self._check_pixels(pixel_values, patches_allowed=kwargs.get("spatial_shapes") is not None)
         return self.family.image_features(
@@ -536,11 +491,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised.
             labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
-            input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline sends them).
-                They are encoded as they are: learned contexts apply to the stored classes only.
-            attention_mask: ignored; after EOS nothing counts in a causal tower.
-            image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of pixels: the image
-                tower is not run.
+            input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline
+                sends them). They are encoded as they are: learned contexts apply to the stored classes only.
+            attention_mask: ignored; after EOS nothing counts in a causal encoder.
+            image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of
+                pixels: the image encoder is not run.
             interpolate_pos_encoding: accept image sizes other than the trained one.
         """
         if (pixel_values is None) == (image_features is None):
@@ -567,15 +522,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config)
+        embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
+        inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
-            loss=loss,
-            logits=logits,
-            logits_per_image=logits,
-            logits_per_text=logits.t(),
-            image_embeds=image_embeds,
-            text_embeds=class_embeds,
-            hidden_states=hidden_states,
-            attentions=attentions,
+            loss, logits, logits_per_image=logits, logits_per_text=logits.t(), **embeds, **inner
         )
 
     @property
@@ -584,12 +534,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.is_activation_checkpointing
 
     def train(self, mode: bool = True):
-        """As in torch, but a frozen tower with dropout or batch normalisation stays in eval mode: noise in what is not trained helps nobody."""
+        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in what is
+        not trained helps nobody.
+        """
         super().train(mode)
         if mode:
-            for tower in map(self.clip.get_submodule, self.family.eval_when_frozen):
-                if not any(p.requires_grad for p in tower.parameters()):
-                    tower.eval()
+            for encoder in map(self.clip.get_submodule, self.family.eval_when_frozen):
+                if not any(p.requires_grad for p in encoder.parameters()):
+                    encoder.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -612,9 +564,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus `set_classes(class_names, templates, tokenizer)`.
+        """`PreTrainedModel.from_pretrained` for a classifier or a plain CLIP checkpoint, plus
+        `set_classes(class_names, templates, tokenizer)`.
 
-        A checkpoint that lacks weights or has a damaged file is an error, and `check_finite=True` is taken: see `CheckedLoading`.
+        A checkpoint that lacks weights or has a damaged file is an error, and `check_finite=True` is taken: see
+        `CheckedLoading`.
         """
         loaded = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=output_loading_info, **kwargs
@@ -627,7 +581,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 raise ValueError("templates: given without class_names, and the checkpoint has no classes")
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
         elif model.device.type != "meta" and model.class_features_ready:
-            model._ready_state = model._text_state()
+            model._kept.set_stored(model._text_side())
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -639,15 +593,5 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-__all__ = [
-    "CLIPClassifier",
-    "CLIPClassifierOutput",
-    "CLIPClassifierPreTrainedModel",
-    "ClassPrompts",
-    "EmbeddedPrompts",
-    "FeatureAdapter",
-    "LogitHead",
-    "PromptEmbedder",
-    "ensemble_prompts",
-    "unit_norm",
-]
+__all__ = ["CLIPClassifier", "CLIPClassifierOutput", "CLIPClassifierPreTrainedModel", "ClassPrompts"]
+__all__ += ["EmbeddedPrompts", "FeatureAdapter", "LogitHead", "PromptEmbedder", "ensemble_prompts", "unit_norm"]

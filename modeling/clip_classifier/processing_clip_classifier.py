@@ -1,4 +1,4 @@
-"""Processor of `CLIPClassifier`: any picture and any text to model inputs."""
+"""Processor of `CLIPClassifier`: any image and any text to model inputs."""
 
 import os
 
@@ -6,8 +6,8 @@ from transformers import AutoProcessor
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from ..clip.text_clip import encode_texts
-from ..loading_and_saving.staged_saving import save_all_at_once
+from ..dual_encoders.prompts import encode_texts
+from ..loading_and_saving.checkpoints import save_all_at_once
 from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 
@@ -28,8 +28,8 @@ class CLIPClassifierProcessor(ProcessorMixin):
         image_processor ([`CLIPClassifierImageProcessor`]).
         tokenizer: any fast tokenizer; CLIP's for CLIP.
         clean_text (`bool`, defaults to `False`):
-            Clean text as OpenAI does (`modeling/clip/text_clip.py`: Unicode repair, HTML, white space) before
-            tokenising. Needs ftfy to be exact. Saved in processor_config.json.
+            Clean text as OpenAI does (`modeling/dual_encoders/text_cleaning.py`: Unicode repair, HTML, white space)
+            before tokenising. Needs ftfy to be exact. Saved in processor_config.json.
 
     `processor(images=None, text=None, **kwargs)` returns `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask`
     (N, L). Keyword arguments are those of both parts (`return_tensors="pt"`, `padding`, `max_length`, ...).
@@ -61,8 +61,8 @@ class CLIPClassifierProcessor(ProcessorMixin):
     def from_clip(cls, processor: ProcessorMixin | str | os.PathLike, clean_text: bool = False, **image_kwargs):
         """The processor of a dual encoder, or the folder or Hub id of one, as ours: same settings, same tokenizer.
 
-        Pictures of SigLIP 2 become squares of as many patches as it takes at most, because batches here have one size; use its own processor
-        (and pass what it returns to the model) to keep their shapes.
+        Images of SigLIP 2 become squares of as many patches as it takes at most, because batches here have one size;
+        use its own processor (and pass what it returns to the model) to keep their shapes.
 
         Args:
             processor: a `CLIPProcessor` or the like, or what `AutoProcessor.from_pretrained` takes.

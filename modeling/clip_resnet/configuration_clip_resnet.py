@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ..loading_and_saving.untrusted_config import check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import check_range, check_tower_types, without_kernels
 
 
 _REDUCTION = 32  # the last feature map is 32 times smaller than the image and has 32 times the channels of the stem

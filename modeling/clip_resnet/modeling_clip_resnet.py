@@ -28,8 +28,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..dual_encoders.dual_encoder import DualEncoder, check_pixels
-from ..loading_and_saving.checked_loading import CheckedLoading
-from ..loading_and_saving.staged_saving import StagedSaving
+from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 
 

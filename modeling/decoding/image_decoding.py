@@ -20,15 +20,9 @@ from torchvision.transforms.v2 import functional as tvF
 MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
 _ORIENTATION_TAG = 0x0112
-_TO_UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
+_T = PIL.Image.Transpose
+_TO_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
+_TO_UPRIGHT |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken for file names

@@ -1,4 +1,4 @@
-"""`CLIPModel`'s interface for dual encoders whose image tower is another."""
+"""`CLIPModel`'s interface for dual encoders whose image encoder is another."""
 
 from typing import Unpack
 
@@ -8,14 +8,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..losses.contrastive_loss import contrastive_loss, unit_rows
+from ..losses.contrastive_loss import contrastive_loss
+from .backbones import unit_norm
 
 
 # B images, N texts, L tokens, D joint width
 
 
 def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_values"):
-    """ValueError for what is no batch of normalised pictures (B, channels, H, W)."""
+    """ValueError for what is no batch of normalised images (B, channels, H, W)."""
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
         got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"{name}: expected [batch, {channels}, H, W], got {got}")
@@ -23,11 +24,6 @@ def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_v
         raise ValueError(
             f"{name}: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
         )
-
-
-def _unit_embeds(features: torch.Tensor) -> torch.Tensor:
-    """At unit length, computed in float32 at least, in their own dtype."""
-    return unit_rows(features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
 
 class DualEncoder:
@@ -49,7 +45,9 @@ class DualEncoder:
         position_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As `CLIPModel`'s: (N, L) ids -> the text tower's output; `pooler_output` (N, D) is the projected feature."""
+        """As `CLIPModel`'s: (N, L) ids -> the text encoder's output; `pooler_output` (N, D) is the projected
+        feature.
+        """
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -63,7 +61,9 @@ class DualEncoder:
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As `CLIPModel`'s: the image tower's output; `pooler_output` (B, D) is in the joint space, un-normalised."""
+        """As `CLIPModel`'s: the image encoder's output; `pooler_output` (B, D) is in the joint space,
+        un-normalised.
+        """
         return self.vision_model(
             pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, return_dict=True, **kwargs
         )
@@ -83,20 +83,20 @@ class DualEncoder:
         Args:
             input_ids: (N, L); the first end token ends a text.
             pixel_values: (B, 3, H, W), normalised.
-            attention_mask, position_ids: (N, L), for the text tower.
-            return_loss: CLIP's contrastive loss, with picture i and text i a pair; needs N = B.
-            interpolate_pos_encoding: accept picture sizes other than `config.vision_config.image_size`.
+            attention_mask, position_ids: (N, L), for the text encoder.
+            return_loss: CLIP's contrastive loss, with image i and text i a pair; needs N = B.
+            interpolate_pos_encoding: accept image sizes other than `config.vision_config.image_size`.
 
         Returns `loss`, `logits_per_image` (B, N), `logits_per_text` (N, B), unit-norm `text_embeds` (N, D) and
-        `image_embeds` (B, D), and both towers' outputs.
+        `image_embeds` (B, D), and both encoders' outputs.
         """
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(f"{missing}: missing; for one modality call get_image_features or get_text_features")
         vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
         text = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = _unit_embeds(vision.pooler_output)
-        text_embeds = _unit_embeds(text.pooler_output).to(image_embeds.device)
+        image_embeds = unit_norm(vision.pooler_output)
+        text_embeds = unit_norm(text.pooler_output).to(image_embeds.device)
         logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
         loss = None
         if return_loss:

@@ -1,21 +1,44 @@
-"""Encode many prompts with a causal CLIP text tower, exactly and without the work that need not be done.
+r"""Encode many prompts with a causal CLIP text encoder, exactly and without the work that need not be done.
 
-A causal tower never looks ahead, so two facts hold to the last bit of rounding:
+Where it stands, from class names to class features (C classes, T templates, N = C T prompts of at most L tokens):
+
+    set_classes(names, templates)
+        |  tokenizer
+        v
+    ClassPrompts        ids of the classes: template_ids (C, T, L), and names alone, for learned contexts
+        |  prompt_embedder     plain: the templates as they are; CoOp and others: learned vectors among them
+        v
+    EmbeddedPrompts     input_ids (N, L) and what stands in the place of their embeddings, if anything
+        |  family.encode_text -> encode_text here -> encode_prompts (causal) or encode_rows (bidirectional)
+        v
+    text features       (N, D), averaged over the T templates of a class: class features (C, D)
+
+A causal encoder never looks ahead, so two facts hold to the last bit of rounding:
 
 - nothing after a prompt's EOS token can change its pooled feature: padding is never computed;
-- prompts that start with the same tokens have the same hidden states there: "a photo of a" is computed once, not once per class.
+- prompts that start with the same tokens have the same hidden states there: "a photo of a" is computed once, not once
+  per class.
 
-Prompts are therefore packed as *trees*: one token sequence holds many prompts, every shared token once, children after their parent
-(depth first). A token sees its ancestors and itself only, so one boolean mask turns the tower's ordinary layers into tree attention,
-all matrix products stay large, and nothing is padded to the longest prompt. In the last layer only EOS tokens ask a query.
-Compared with 77 padded tokens a prompt this is 10-20x less work (`scripts/benchmark_speed.py`, rows `class_embeddings` and `coop_step`).
+Prompts are therefore packed as *trees*: one token sequence holds many prompts, every shared token once, children after
+their parent (depth first). Two prompts "a cat" and "a dog" make this tree of six tokens, in slots 0 to 5:
 
-Not for bidirectional text towers (SigLIP, Chinese-CLIP, AltCLIP): there later tokens change earlier ones. `encode_rows` runs them whole, with the
-same ways to learn prompts; `backbones.py` decides which of the two a family takes.
+    SOS(0) - a(1) - cat(2) - EOS(3)          slot              0    1    2    3    4    5
+                  \                          token            SOS   a   cat  EOS  dog  EOS
+                   dog(4) - EOS(5)           position          0    1    2    3    2    3
+                                             subtree ends at   6    6    4    4    6    6
+
+A token sees its ancestors and itself only: slot i sees slot j where j <= i < end of j's subtree. This boolean mask
+turns the encoder's ordinary layers into tree attention, all matrix products stay large, and nothing is padded to the
+longest prompt. In the last layer only EOS tokens ask a query. Compared with 77 padded tokens a prompt this is 10-20x
+less work (`scripts/benchmark_speed.py`, rows `class_embeddings` and `coop_step`).
+
+The plain way, the reference that tests compare with, is the encoder's own forward: `own_layers`, and
+`backbones.encode_whole_rows`, which exported code uses. Bidirectional encoders (SigLIP, Chinese-CLIP, AltCLIP) have no
+other: there later tokens change earlier ones, and `encode_rows` runs them whole.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -28,15 +51,21 @@ from transformers import CLIPTextModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPTextEmbeddings
 
+from .row_encoding import check_prefix, checked_deep_prompts, chunks, encode_rows, has_variants
 
-# Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared prefix is repeated in
-# every tree, so its share shrinks. Between 128 and 256 the ViT-B text tower does not care.
+
+# Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared
+# prefix is repeated in every tree, so its share shrinks. Between 128 and 256 the ViT-B text encoder does not care.
 TREE_TOKENS = 192
+
+# text encoder -> (ids, shared prefix, plan) of its last prompts; see `_plan_of`
+_LAST_PLANS: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """How prompts are packed into trees. Made by `plan_prompts`; depends on ids only, so it is made once for fixed prompts.
+    """How prompts are packed into trees. Made by `plan_prompts`; depends on ids only, so it is made once for fixed
+    prompts.
 
     N prompts of at most L tokens, packed in G trees of T slots with at most E EOS tokens each. All tensors are int64.
     """
@@ -65,7 +94,7 @@ class PromptPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the tower computes, without the empty slots at the ends of trees."""
+        """Tokens that the encoder computes, without the empty slots at the ends of trees."""
         return int((self.subtree_end > 0).sum())
 
 
@@ -76,9 +105,11 @@ def plan_prompts(
 
     Args:
         input_ids: (N, L) integer ids; whatever follows a prompt's EOS is ignored.
-        eos_token_id: its first occurrence ends a prompt. None: the position of the largest id does. `pooled_token(text_model)` says which.
-        shared_prefix: `"auto"` shares every common beginning, found by comparing ids (right when equal ids mean equal embeddings). A
-            number states that the first so many tokens of *all* prompts are the same and nothing after them is, whatever the ids.
+        eos_token_id: its first occurrence ends a prompt. None: the position of the largest id does.
+            `pooled_token(text_model)` says which.
+        shared_prefix: `"auto"` shares every common beginning, found by comparing ids (right when equal ids mean equal
+            embeddings). A number states that the first so many tokens of *all* prompts are the same and nothing after
+            them is, whatever the ids.
 
     Raises:
         ValueError: no prompts, a prompt without EOS, or ids that contradict `shared_prefix`.
@@ -95,7 +126,9 @@ def plan_prompts(
     columns = np.arange(longest)
     ids = np.where(columns < lengths[:, None], ids[:, :longest], -1)
 
-    # `order`: prompts so that those sharing a beginning are neighbours; `shared`: tokens each has in common with the one before it.
+    # `order` sorts prompts like words in a dictionary: those that share a beginning are neighbours. `shared` counts
+    # the
+    # tokens that each has in common with the one before it: what it need not compute again.
     if shared_prefix == "auto":
         order = np.lexsort(ids.T[::-1])
         ids, lengths = ids[order], lengths[order]
@@ -113,7 +146,9 @@ def plan_prompts(
 
 
 def pooled_token(text_model: nn.Module) -> int | None:
-    """The id whose first occurrence `text_model` pools; None where it pools the largest id (`CLIPTextModel` with an EOS of 2, as of 2022)."""
+    """The id whose first occurrence `text_model` pools; None where it pools the largest id (`CLIPTextModel` with an
+    EOS of 2, as of 2022).
+    """
     return None if isinstance(text_model, CLIPTextModel) and text_model.eos_token_id == 2 else text_model.eos_token_id
 
 
@@ -141,7 +176,9 @@ def _check_shared_prefix(ids: np.ndarray, shared_prefix: int):
 
 
 def _tree_starts(lengths: np.ndarray, shared: np.ndarray, capacity: int) -> list[int]:
-    """First prompts of trees: as few trees as `capacity` allows, then as equal as possible, because all are padded to the largest."""
+    """First prompts of trees: as few trees as `capacity` allows, then as equal as possible, because all are padded to
+    the largest.
+    """
     lengths, new_tokens = lengths.tolist(), (lengths - shared).tolist()
 
     def fill(capacity):
@@ -153,6 +190,7 @@ def _tree_starts(lengths: np.ndarray, shared: np.ndarray, capacity: int) -> list
                 used = lengths[row]
         return starts
 
+    # The smallest capacity that needs no more trees than the largest one, found by bisection.
     best = fill(capacity)
     too_small, enough = max(max(lengths), -(-sum(new_tokens) // len(best))) - 1, capacity
     while enough - too_small > 1:
@@ -166,6 +204,7 @@ def _tree_starts(lengths: np.ndarray, shared: np.ndarray, capacity: int) -> list
 
 
 def _pack(order, lengths, shared, starts, prompts_shape, eos_positions, shared_prefix) -> PromptPlan:
+    """The sorted prompts as trees. A node is one token of a tree; rows are prompts in the order of `order`."""
     num_rows, longest = len(lengths), int(lengths.max())
     columns = np.arange(longest)
     exists = columns < lengths[:, None]
@@ -177,6 +216,7 @@ def _pack(order, lengths, shared, starts, prompts_shape, eos_positions, shared_p
     end_of_node = np.zeros(node_count[-1], dtype=np.int64)
     np.maximum.at(end_of_node, node_of[exists], np.broadcast_to(node_count[:, None], exists.shape)[exists])
 
+    # Nodes are numbered depth first over all trees; a slot is a node's number within its own tree.
     rows, cols = np.nonzero(is_new)
     tree_of_row = np.zeros(num_rows, dtype=np.int64)
     tree_of_row[starts[1:]] = 1
@@ -192,6 +232,7 @@ def _pack(order, lengths, shared, starts, prompts_shape, eos_positions, shared_p
     positions[tree, slot] = cols
     subtree_end[tree, slot] = end_of_node - first_node[tree]
 
+    # Equal prompts share their EOS node: each is computed once, and prompts point to it.
     eos_nodes, eos_of_row = np.unique(node_of[np.arange(num_rows), lengths - 1], return_inverse=True)
     eos_tree = tree[eos_nodes]
     rank = np.arange(len(eos_nodes)) - np.searchsorted(eos_tree, eos_tree)
@@ -222,45 +263,51 @@ def encode_prompts(
     max_tokens_per_chunk: int = 16384,
     checkpoint: bool = False,
 ) -> torch.Tensor:
-    """`text_model(input_ids).pooler_output` of many prompts: (N, L) ids -> (N, width), equal up to rounding, gradients included.
+    """`text_model(input_ids).pooler_output` of many prompts: (N, L) ids -> (N, width), equal up to rounding, gradients
+    included.
 
-    The pooled feature is the last layer's state at the EOS token after the final layer norm; the text projection is the caller's.
-    Layers are used through their sub-modules, so LoRA on `q_proj`, `fc1`, ... takes part. Where that would not be the model's own
-    computation (see `why_own_layers`), prompts are only trimmed to the longest and the model's own layers run.
+    The pooled feature is the last layer's state at the EOS token after the final layer norm; the text projection is
+    the caller's. Layers are used through their sub-modules, so LoRA on `q_proj`, `fc1`, ... takes part. Where that
+    would not be the model's own computation (see `why_own_layers`), prompts are only trimmed to the longest and the
+    model's own layers run.
 
     Args:
         text_model: a transformers `CLIPTextModel` or `MetaClip2TextModel`.
         input_ids: (N, L) ids; where embeddings are given they only say where EOS is and which prefix is shared.
-        inputs_embeds: (N, L, width) *token* embeddings to use instead of the ids' (B, N, L, width: B variants of all prompts); positions are
-            added here. The result is then (N, width) or (B, N, width).
-        prefix_embeds: (P, width) or (B, P, width) token embeddings of the first P tokens of all prompts, in B variants (one per image, say):
-            the cheap way to B variants, as nothing of size B x N x L exists.
+        inputs_embeds: (N, L, width) *token* embeddings to use instead of the ids' (B, N, L, width: B variants of all
+            prompts); positions are added here. The result is then (N, width) or (B, N, width).
+        prefix_embeds: (P, width) or (B, P, width) token embeddings of the first P tokens of all prompts, in B variants
+            (one per image, say): the cheap way to B variants, as nothing of size B x N x L exists.
         position_ids: (L,) position of each token of a prompt. Default: 0..L-1.
-        deep_prompts: layer -> (n, width): what stands at tokens `deep_start`.. before that layer (0: before the first), instead of the states there.
+        deep_prompts: layer -> (n, width): what stands at tokens `deep_start`.. before that layer (0: before the
+            first), instead of the states there.
         deep_start: see `deep_prompts`.
-        shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids need not mean equal
-            embeddings. A number with `inputs_embeds` states that the first so many embeddings of all prompts are the same tensor: they
-            are read from row 0, and their whole gradient goes there (for CoOp's shared context: 1 + number of context vectors).
-        plan: `plan_prompts(input_ids, pooled_token(text_model), shared_prefix)`, made beforehand for ids that do not change.
+        shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids
+            need not mean equal embeddings. A number with `inputs_embeds` states that the first so many embeddings of
+            all
+            prompts are the same tensor: they are read from row 0, and their whole gradient goes there (for CoOp's
+            shared
+            context: 1 + number of context vectors).
+        plan: `plan_prompts(input_ids, pooled_token(text_model), shared_prefix)`, made beforehand for ids that do not
+            change.
         max_tokens_per_chunk: tokens run at once; bounds memory without gradients, and with them under `checkpoint`.
-        checkpoint: recompute each chunk in the backward pass (one more forward) instead of keeping its activations. Also on when gradient
-            checkpointing is enabled on the model.
+        checkpoint: recompute each chunk in the backward pass (one more forward) instead of keeping its activations.
+            Also on when gradient checkpointing is enabled on the model.
 
     Raises:
-        TypeError: another kind of text tower. ValueError: shapes, EOS, or a plan that do not fit.
+        TypeError: another kind of text encoder. ValueError: shapes, EOS, or a plan that do not fit.
 
     Example:
         >>> import torch
         >>> from transformers import CLIPTextConfig, CLIPTextModel
-        >>> config = CLIPTextConfig(
-        ...     hidden_size=32, num_attention_heads=2, num_hidden_layers=2, vocab_size=99, eos_token_id=98, max_position_embeddings=16
-        ... )
+        >>> sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 99}
+        >>> config = CLIPTextConfig(**sizes, eos_token_id=98, max_position_embeddings=16)
         >>> text_model = CLIPTextModel(config).eval()
         >>> ids = torch.tensor([[97, 5, 6, 7, 98, 98], [97, 5, 6, 8, 9, 98]])
         >>> torch.allclose(encode_prompts(text_model, ids), text_model(ids).pooler_output, atol=1e-5)
         True
     """
-    classes = _tower_classes(text_model)
+    classes = _classes_of(text_model)
     if inputs_embeds is not None and (
         inputs_embeds.ndim not in (3, 4) or inputs_embeds.shape[-3:-1] != input_ids.shape
     ):
@@ -268,7 +315,7 @@ def encode_prompts(
             f"inputs_embeds: expected shape ([batch,] *{tuple(input_ids.shape)}, width) to go with input_ids, got "
             f"{tuple(inputs_embeds.shape)}"
         )
-    _check_prefix(prefix_embeds, inputs_embeds, input_ids)
+    check_prefix(prefix_embeds, inputs_embeds, input_ids)
     embeddings = text_model.embeddings
     plain_embeddings = type(embeddings) is classes["TextEmbeddings"] and not _is_intercepted(embeddings)
     ids_tell_embeddings = inputs_embeds is None and plain_embeddings
@@ -283,36 +330,46 @@ def encode_prompts(
     if plan.shared_prefix == "auto" and not ids_tell_embeddings:
         if inputs_embeds is not None:
             raise ValueError(
-                'shared_prefix: "auto" compares ids, which do not determine inputs_embeds; say how many tokens are shared'
+                'shared_prefix: "auto" compares ids, which do not determine inputs_embeds; say how many tokens are '
+                "shared"
             )
         plan = plan_prompts(input_ids, pooled_token(text_model), 0)
     max_positions = text_model.config.max_position_embeddings
     if plan.longest > max_positions and position_ids is None:
         row = int(plan.eos_positions.argmax())
         raise ValueError(
-            f"input_ids: row {row} has {plan.longest} tokens, the text tower takes {max_positions}; truncate, keeping EOS"
+            f"input_ids: row {row} has {plan.longest} tokens, the text encoder takes {max_positions}; truncate, "
+            "keeping EOS"
         )
     layers = text_model.encoder.layers
-    deep_prompts = _checked_deep_prompts(deep_prompts, len(layers))
+    deep_prompts = checked_deep_prompts(deep_prompts, len(layers))
     checkpoint = (checkpoint or (layers[0].gradient_checkpointing and layers[0].training)) and torch.is_grad_enabled()
 
     if why_own_layers(text_model) is not None:
         trimmed = slice(0, plan.longest)
         return encode_rows(
-            lambda ids, embeds, positions: own_layers(text_model, ids, embeds, positions), input_ids[:, trimmed],
-            None if inputs_embeds is None else inputs_embeds[..., trimmed, :], layers=layers, token_embedding=embeddings.token_embedding,
-            prefix_embeds=prefix_embeds, position_ids=None if position_ids is None else position_ids[trimmed], deep_prompts=deep_prompts,
-            deep_start=deep_start, max_tokens_per_chunk=max_tokens_per_chunk, checkpoint=checkpoint,
-        )  # fmt: skip
+            lambda ids, embeds, positions: own_layers(text_model, ids, embeds, positions),
+            input_ids[:, trimmed],
+            None if inputs_embeds is None else inputs_embeds[..., trimmed, :],
+            layers=layers,
+            token_embedding=embeddings.token_embedding,
+            prefix_embeds=prefix_embeds,
+            position_ids=None if position_ids is None else position_ids[trimmed],
+            deep_prompts=deep_prompts,
+            deep_start=deep_start,
+            max_tokens_per_chunk=max_tokens_per_chunk,
+            checkpoint=checkpoint,
+        )
 
+    # Trees are independent of each other, and so are variants: any slice of both can run alone.
     plan = plan.to(text_model.final_layer_norm.weight.device)
     embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings)
     trees, slots = plan.token_index.shape
     variants_at_once = min(embed.variants, max(1, max_tokens_per_chunk // slots))
     pooled = []
-    for variants in _chunks(embed.variants, variants_at_once):
+    for variants in chunks(embed.variants, variants_at_once):
         of_variants = []
-        for chunk in _chunks(trees, max_tokens_per_chunk // (slots * variants_at_once)):
+        for chunk in chunks(trees, max_tokens_per_chunk // (slots * variants_at_once)):
             deep = {
                 layer: _DeepPrompt(prompt, plan.positions[chunk], deep_start) for layer, prompt in deep_prompts.items()
             }
@@ -325,11 +382,11 @@ def encode_prompts(
             of_variants.append(output.unflatten(0, (-1, len(plan.subtree_end[chunk]))))
         pooled.append(torch.cat(of_variants, dim=1))
     pooled = torch.cat(pooled).flatten(1, 2)[:, plan.row_of_prompt]
-    return pooled if _has_variants(inputs_embeds, prefix_embeds) else pooled[0]
+    return pooled if has_variants(inputs_embeds, prefix_embeds) else pooled[0]
 
 
-def _tower_classes(text_model: nn.Module) -> dict[str, type]:
-    """The classes that the text tower and its parts must be of, for their insides to be known."""
+def _classes_of(text_model: nn.Module) -> dict[str, type]:
+    """The classes that the text encoder and its parts must be of, for their insides to be known."""
     if isinstance(text_model, CLIPTextModel):
         return _CLIP_CLASSES
     if type(text_model).__module__ == "transformers.models.metaclip_2.modeling_metaclip_2":
@@ -343,37 +400,11 @@ def _tower_classes(text_model: nn.Module) -> dict[str, type]:
 
 
 _CLIP_CLASSES = {
-    "TextEmbeddings": CLIPTextEmbeddings, "Encoder": CLIPEncoder, "EncoderLayer": CLIPEncoderLayer, "Attention": CLIPAttention,
-}  # fmt: skip
-
-
-def _has_variants(inputs_embeds: torch.Tensor | None, prefix_embeds: torch.Tensor | None) -> bool:
-    return (inputs_embeds is not None and inputs_embeds.ndim == 4) or (
-        prefix_embeds is not None and prefix_embeds.ndim == 3
-    )
-
-
-def _check_prefix(prefix_embeds, inputs_embeds, input_ids: torch.Tensor):
-    if prefix_embeds is None:
-        return
-    if inputs_embeds is not None and inputs_embeds.ndim == 4:
-        raise ValueError(
-            "prefix_embeds, inputs_embeds: variants are given twice; give inputs_embeds as (prompts, tokens, width)"
-        )
-    if prefix_embeds.ndim not in (2, 3) or prefix_embeds.shape[-2] > input_ids.shape[1]:
-        raise ValueError(
-            f"prefix_embeds: expected shape ([variants,] at most {input_ids.shape[1]} tokens, width), got {tuple(prefix_embeds.shape)}"
-        )
-
-
-def _checked_deep_prompts(deep_prompts: Mapping[int, torch.Tensor] | None, num_layers: int) -> dict[int, torch.Tensor]:
-    deep_prompts = dict(deep_prompts or {})
-    for layer, prompt in deep_prompts.items():
-        if not 0 <= layer < num_layers or prompt.ndim != 2:
-            raise ValueError(
-                f"deep_prompts[{layer}]: expected (tokens, width) for one of {num_layers} layers, got shape {tuple(prompt.shape)}"
-            )
-    return deep_prompts
+    "TextEmbeddings": CLIPTextEmbeddings,
+    "Encoder": CLIPEncoder,
+    "EncoderLayer": CLIPEncoderLayer,
+    "Attention": CLIPAttention,
+}
 
 
 class _DeepPrompt:
@@ -417,7 +448,8 @@ class _SlotEmbeddings:
     def __call__(self, trees: slice, variants: slice) -> torch.Tensor:
         index, columns = self.plan.token_index[trees], self.plan.positions[trees]
         positions = columns if self.position_ids is None else self.position_ids[columns]
-        # The tower's module takes at most `max_position_embeddings` tokens a row, a tree has more: one token a row.
+        # The encoder's module takes at most `max_position_embeddings` tokens a row, a tree has more: one token
+        # a row.
         if self.embeds is not None:
             hidden = self.embeds[index]
         elif self.token_embeds is None and self.prefix is None:
@@ -442,17 +474,13 @@ class _SlotEmbeddings:
         return torch.where((columns <= last)[:, None], prefix[:, columns.clamp(max=last)], hidden)
 
 
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    size = max(size, 1)
-    return (slice(start, start + size) for start in range(0, count, size))
-
-
 def _run_trees(text_model, hidden, subtree_end, eos_slots, deep: dict[int, _DeepPrompt]):
     """hidden (variants * G, T, width), subtree_end (G, T), eos_slots (G, E) -> (variants * G, E, width)."""
     trees, slots = subtree_end.shape
     variants = len(hidden) // trees
     slot = torch.arange(slots, device=hidden.device)
-    # Depth-first order: j is i or an ancestor of i exactly when j <= i < end of j's subtree. An empty slot sees itself.
+    # Depth-first order: j is i or an ancestor of i exactly when j <= i < end of j's subtree. An empty slot sees
+    # itself.
     visible = (slot[None, :] <= slot[:, None]) & (slot[:, None] < subtree_end[:, None, :])
     visible = visible | (slot[None, :] == slot[:, None])
     # A huge number instead of -inf: equally exact, and safe in kernels that see a whole block masked.
@@ -472,7 +500,9 @@ def _run_trees(text_model, hidden, subtree_end, eos_slots, deep: dict[int, _Deep
 
 
 def _run_layer(layer, hidden, mask, queries=None):
-    """A pre-norm encoder layer under `mask` (B, 1, queries, T); `queries` indexes the tokens to go on with (default: all)."""
+    """A pre-norm encoder layer under `mask` (B, 1, queries, T); `queries` indexes the tokens to go on with (default:
+    all).
+    """
     attention = layer.self_attn
     normed = layer.layer_norm1(hidden)
     key, value = (_split_heads(project(normed), attention) for project in (attention.k_proj, attention.v_proj))
@@ -491,8 +521,8 @@ def _split_heads(states, attention):
 def why_own_layers(text_model: CLIPTextModel) -> str | None:
     """Why `encode_prompts` must run the model's own layers (None: it need not).
 
-    A replaced, wrapped or intercepted layer may compute something else than its sub-modules say; recorded outputs belong to the model's
-    own pass; and dropout draws one mask per prompt, which a shared token cannot have.
+    A replaced, wrapped or intercepted layer may compute something else than its sub-modules say; recorded outputs
+    belong to the model's own pass; and dropout draws one mask per prompt, which a shared token cannot have.
     """
     config = text_model.config
     if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
@@ -500,7 +530,7 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
     if _is_intercepted(text_model):
         return "the text model has a hook or a patched forward"
     # Exactly the modules whose own `forward` is not called here; all others are called and may be anything.
-    classes = _tower_classes(text_model)
+    classes = _classes_of(text_model)
     bypassed = [(text_model.encoder, classes["Encoder"])]
     for layer in text_model.encoder.layers:
         bypassed += [(layer, classes["EncoderLayer"]), (getattr(layer, "self_attn", None), classes["Attention"])]
@@ -523,7 +553,8 @@ def _is_intercepted(module: nn.Module) -> bool:
         *module._backward_hooks.values(),
         *module._backward_pre_hooks.values(),
     ]
-    # transformers leaves its recording hooks in place for ever; they do nothing unless the model's own forward records.
+    # transformers leaves its recording hooks in place for ever; they do nothing unless the model's own forward
+    # records.
     return "forward" in vars(module) or any(getattr(h, "__name__", "") != "output_capturing_hook" for h in hooks)
 
 
@@ -533,7 +564,10 @@ def own_layers(
     inputs_embeds: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(N, L) ids -> (N, width) pooled by the causal tower's own layers; `inputs_embeds` (N, L, width) and `position_ids` (L,) as above."""
+    """(N, L) ids -> (N, width) pooled by the causal encoder's own layers, padding and all.
+
+    `inputs_embeds` (N, L, width) and `position_ids` (L,) as in `encode_prompts`.
+    """
     if inputs_embeds is None and position_ids is None:
         return text_model(input_ids).pooler_output
     position_ids = None if position_ids is None else position_ids[None]
@@ -547,86 +581,43 @@ def own_layers(
     return text_model.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eos])
 
 
-def encode_rows(
-    run: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor],
-    input_ids: torch.Tensor,
-    inputs_embeds: torch.Tensor | None = None,
-    *,
-    layers: nn.ModuleList,
-    token_embedding: nn.Module,
-    prefix_embeds: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    deep_prompts: Mapping[int, torch.Tensor] | None = None,
-    deep_start: int = 1,
-    max_tokens_per_chunk: int = 16384,
-    checkpoint: bool = False,
+def encode_text(
+    family, model: nn.Module, input_ids: torch.Tensor, *, shared_prefix: int | Literal["auto"] | None = None, **options
 ) -> torch.Tensor:
-    """`encode_prompts` for any tower: whole rows, some at a time, through `run(input_ids, inputs_embeds, position_ids)` -> (rows, width).
+    """(N, L) ids -> (N, width) or (B, N, width) pooled, the way that suits the `CLIPFamily` of `model`.
 
-    Args as there; `layers` are the tower's, for `deep_prompts`, and `token_embedding` its table, for `prefix_embeds`. While it runs, `layers` have
-    hooks where there are deep prompts: one call at a time.
+    `options`: those of `encode_prompts`.
     """
-    _check_prefix(prefix_embeds, inputs_embeds, input_ids)
-    deep_prompts = _checked_deep_prompts(deep_prompts, len(layers))
-    has_variants = _has_variants(inputs_embeds, prefix_embeds)
-    weight = next(token_embedding.parameters())
-    ids = input_ids.to(weight.device)
-    positions = None if position_ids is None else position_ids.to(weight.device)
-    variants = 1
-    if prefix_embeds is not None:
-        prefix_embeds = prefix_embeds.to(weight).reshape(-1, *prefix_embeds.shape[-2:])
-        variants = len(prefix_embeds)
-        inputs_embeds = token_embedding(ids) if inputs_embeds is None else inputs_embeds
-    elif inputs_embeds is not None and inputs_embeds.ndim == 4:
-        variants = len(inputs_embeds)
-
-    def run_rows(rows: torch.Tensor) -> torch.Tensor:
-        which, prompt = rows // len(ids), rows % len(ids)
-        embeds = None
-        if inputs_embeds is not None and inputs_embeds.ndim == 4:
-            embeds = inputs_embeds[which, prompt].to(weight.dtype)
-        elif inputs_embeds is not None:
-            embeds = inputs_embeds[prompt].to(weight.dtype)
-        if prefix_embeds is not None:
-            embeds = torch.cat([prefix_embeds[which], embeds[:, prefix_embeds.shape[1] :]], dim=1)
-        with _standing_before(layers, deep_prompts, deep_start):
-            return run(ids[prompt], embeds, positions)
-
-    pooled = []
-    for chunk in _chunks(variants * len(ids), max_tokens_per_chunk // ids.shape[1]):
-        rows = torch.arange(chunk.start, min(chunk.stop, variants * len(ids)), device=weight.device)
-        if checkpoint and torch.is_grad_enabled():
-            pooled.append(checkpoint_activations(run_rows, rows, use_reentrant=False))
-        else:
-            pooled.append(run_rows(rows))
-    pooled = torch.cat(pooled)
-    return pooled.unflatten(0, (variants, -1)) if has_variants else pooled
+    if not family.text_is_causal:
+        return encode_rows(
+            lambda ids, embeds, positions: family.run_text(model, ids, embeds, positions),
+            input_ids,
+            layers=model.get_submodule(family.text_layers),
+            token_embedding=family.token_embedding_of(model),
+            **options,
+        )
+    if shared_prefix is None:
+        shared_prefix = "auto" if options.get("inputs_embeds") is None else 0
+    plan = _plan_of(model.text_model, input_ids, shared_prefix)
+    return encode_prompts(model.text_model, input_ids, plan=plan, **options)
 
 
-@contextmanager
-def _standing_before(layers: nn.ModuleList, deep_prompts: dict[int, torch.Tensor], start: int) -> Iterator[None]:
-    """Within it, `layers[i]` sees `deep_prompts[i]` at tokens `start`.. of its input."""
-
-    def hook(prompt):
-        def overwrite(module, arguments):
-            hidden, *others = arguments
-            states = prompt.to(hidden).expand(len(hidden), -1, -1)
-            return torch.cat([hidden[:, :start], states, hidden[:, start + len(prompt) :]], dim=1), *others
-
-        return overwrite
-
-    handles = [layers[number].register_forward_pre_hook(hook(prompt)) for number, prompt in deep_prompts.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _plan_of(text_model: nn.Module, ids: torch.Tensor, shared_prefix: int | Literal["auto"]) -> PromptPlan:
+    """How the prompts share work; planned once for the same ids, because a training step asks for it each time."""
+    if torch.compiler.is_compiling():  # planning is NumPy's, and kept from call to call
+        return torch.compiler.disable(_plan_of)(text_model, ids, shared_prefix)
+    planned_ids, planned_prefix, plan = _LAST_PLANS.get(text_model, (None, None, None))
+    same = plan is not None and planned_prefix == shared_prefix and planned_ids.shape == ids.shape
+    if not (same and planned_ids.device == ids.device and torch.equal(planned_ids, ids)):
+        plan = plan_prompts(ids, pooled_token(text_model), shared_prefix)
+        _LAST_PLANS[text_model] = (ids.detach().clone(), shared_prefix, plan)
+    return plan
 
 
 __all__ = [
     "PromptPlan",
     "encode_prompts",
-    "encode_rows",
+    "encode_text",
     "own_layers",
     "plan_prompts",
     "pooled_token",

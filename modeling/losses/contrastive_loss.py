@@ -2,8 +2,10 @@
 
 Memory is linear in the batch: the B x B logits are computed in row chunks and thrown away. Softmax: the forward pass
 keeps one log-normaliser per row and one per column (as a running maximum and sum), the backward pass computes each
-chunk again: four products of B x B x D. Sigmoid: each logit counts by itself, so loss and gradients come from one pass:
-three products. The largest tensor is chunk_size x B.
+chunk again: four products of B x B x D. Sigmoid: each logit counts by itself, so loss and gradients come from one
+pass: three products. The largest tensor is chunk_size x B.
+
+The loss in plain words: `contrastive_loss_reference.py`, which the tests compare with.
 
 Shapes: R rows (images of this rank), C columns (texts of all ranks), D width, B pairs on W ranks. On one process
 R = C = B.
@@ -26,7 +28,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .rank_exchange import Ranks, meet
+from ..dual_encoders.backbones import unit_norm
+from .rank_exchange import Ranks, sync_batch_sizes
 
 
 def contrastive_loss(
@@ -114,7 +117,7 @@ def contrastive_loss(
                 "contrastive_loss of one pair is always 0: there is nothing to contrast it with", stacklevel=2
             )
         if normalize:
-            image, text = unit_rows(image), unit_rows(text)
+            image, text = unit_norm(image), unit_norm(text)
 
         if form == "sigmoid":
             return _SigmoidLoss.apply(image, text, scale, bias, chunk_size, ranks, torch.is_grad_enabled())
@@ -148,18 +151,10 @@ def contrastive_accuracy(
     image, text = image_embeds.float(), text_embeds.float()
     with torch.autocast(image.device.type, enabled=False):
         ranks = _ranks(image, lambda: _check_pairs(image, text), gather, group)
-        texts = ranks.gather(unit_rows(text))
+        texts = ranks.gather(unit_norm(text))
         nearest = [(chunk @ texts.T).argmax(1) for chunk in image.split(chunk_size)]
     partners = torch.arange(ranks.own.start, ranks.own.stop, device=image.device)
     return (torch.cat(nearest) == partners).float().mean()
-
-
-def unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """Rows of (N, D) at unit length; a zero row stays zero and gets gradient zero."""
-    norm = x.norm(dim=-1, keepdim=True)
-    is_zero = norm == 0
-    # The inner `where` keeps 1 / 0 out of the gradient, the outer one makes it zero.
-    return torch.where(is_zero, 0, x / torch.where(is_zero, 1, norm))
 
 
 def _ranks(image, check, gather, group) -> Ranks:
@@ -167,7 +162,7 @@ def _ranks(image, check, gather, group) -> Ranks:
         check()
         ranks = Ranks((len(image),))
     else:
-        ranks = meet(image, check, "contrastive_loss", group)
+        ranks = sync_batch_sizes(image, check, "contrastive_loss", group)
     if ranks.total == 0:
         raise ValueError("image_embeds, text_embeds: the batch is empty")
     return ranks
@@ -239,6 +234,8 @@ def log_normalizers(image, text, scale, chunk_size, first_pair: int = 0):
     # Allocated once: twice the memory stays in the process when each chunk allocates its own.
     logits_buffer = image.new_empty(min(chunk_size, rows), columns)
     buffer = torch.empty_like(logits_buffer)
+    # Rows are whole within a chunk: their log-sum-exp is one step. Columns run through all chunks: `col_sum` is the
+    # sum of exp(S - col_max) so far; where a chunk has a larger maximum, the old sum is scaled down to it first.
     for start in range(0, rows, chunk_size):
         chunk = slice(start, min(start + chunk_size, rows))
         logits, exp = logits_buffer[: chunk.stop - start], buffer[: chunk.stop - start]
@@ -270,6 +267,7 @@ def block_gradients(image, text, scale, row_lse, col_lse, chunk_size, needed, fi
         logits, grad = logits_buffer[: chunk.stop - start], buffer[: chunk.stop - start]
         scaled = image[chunk] * scale
         torch.mm(scaled, text.T, out=logits)
+        # P + Q - 2 [pair], in place: `grad` takes P, and `logits` becomes Q where it is added.
         torch.sub(logits, row_lse[chunk, None], out=grad)
         grad.exp_().add_(logits.sub_(col_lse).exp_())
         grad.diagonal(first_pair + start)[: len(grad)].sub_(2)
@@ -288,7 +286,9 @@ def block_gradients(image, text, scale, row_lse, col_lse, chunk_size, needed, fi
 
 
 class _RowLoss(torch.autograd.Function):
-    """Mean cross-entropy of the rows of scale * rows @ columns^T (R, C), `columns` constant, and its gradient in one pass."""
+    """Mean cross-entropy of the rows of scale * rows @ columns^T (R, C), `columns` constant, and its gradient in one
+    pass.
+    """
 
     @staticmethod
     def forward(ctx, rows, columns, scale, chunk_size, first_pair):
@@ -383,5 +383,4 @@ __all__ = [
     "contrastive_loss",
     "log_normalizers",
     "sigmoid_sums",
-    "unit_rows",
 ]

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .contrastive_loss import contrastive_loss
-from .rank_exchange import meet
+from .rank_exchange import sync_batch_sizes
 
 
 def backward_in_chunks(
@@ -122,7 +122,8 @@ def _cut(model, inputs: Mapping[str, Any], micro_batch_size: int, group) -> list
                 )
 
     length = max(lengths.values(), default=0)
-    counts = meet(torch.empty(length, 0, device=model.logit_scale.device), check, "backward_in_chunks", group).counts
+    rows = torch.empty(length, 0, device=model.logit_scale.device)
+    counts = sync_batch_sizes(rows, check, "backward_in_chunks", group).counts
     chunks = math.ceil(max(counts) / micro_batch_size)
     # FSDP2's forward and backward passes are collective: a rank without a pair for one of them would stop the others.
     if min(counts) < max(chunks, 1):

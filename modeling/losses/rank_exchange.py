@@ -48,6 +48,7 @@ class Ranks:
         """This rank's rows (counts[rank], D) -> the rows of all ranks (B, D)."""
         if self.world_size == 1:
             return x
+        # The collective wants as many rows of every rank: shorter blocks are padded, and cut again afterwards.
         longest = max(self.counts)
         x = x.contiguous() if len(x) == longest else torch.cat([x, x.new_zeros(longest - len(x), x.shape[1])])
         everything = x.new_empty(self.world_size * longest, x.shape[1])
@@ -60,6 +61,7 @@ class Ranks:
         """Of the sum over ranks of their (B, D), this rank's rows (counts[rank], D)."""
         if self.world_size == 1:
             return x
+        # As in `gather`: each rank's block of (B, D) is padded to the longest, so that all blocks are of one size.
         longest = max(self.counts)
         if min(self.counts) < longest:
             padded = x.new_zeros(self.world_size, longest, x.shape[1])
@@ -80,6 +82,7 @@ class Ranks:
         """log of the sum over ranks of exp(x), element by element."""
         if self.world_size == 1:
             return x
+        # log sum exp(x) = m + log sum exp(x - m), with m the largest of all ranks: no term overflows.
         largest = x.clone()
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
         return largest + self.sum((x - largest).exp_()).log_()
@@ -90,7 +93,9 @@ def world_size(group: "dist.ProcessGroup | None" = None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def meet(rows: torch.Tensor, check: Callable[[], None], what: str, group: "dist.ProcessGroup | None" = None) -> Ranks:
+def sync_batch_sizes(
+    rows: torch.Tensor, check: Callable[[], None], what: str, group: "dist.ProcessGroup | None" = None
+) -> Ranks:
     """Runs `check` on every rank and tells all how many rows each brings; `rows` (counts[rank], D) if `check` passes.
 
     Raises on every rank, so that none waits for one that gave up: what `check` raised here; RuntimeError where it
@@ -105,6 +110,8 @@ def meet(rows: torch.Tensor, check: Callable[[], None], what: str, group: "dist.
         check()
     except (ValueError, FloatingPointError) as error:
         problem = error
+    # What each rank tells: whether it refused its input, rows, width, bytes of a number. A rank with a problem still
+    # takes part in this one exchange, and raises after it, so that the others learn of it instead of waiting.
     facts = [1, 0, 0, 0] if problem else [0, *rows.shape, rows.element_size()]
     everyone = torch.empty(size * len(facts), dtype=torch.int64, device=rows.device)
     try:
@@ -128,4 +135,4 @@ def meet(rows: torch.Tensor, check: Callable[[], None], what: str, group: "dist.
     return Ranks(tuple(counts), rank, group)
 
 
-__all__ = ["Ranks", "meet", "world_size"]
+__all__ = ["Ranks", "sync_batch_sizes", "world_size"]

@@ -8,7 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.untrusted_config import LARGEST, check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import LARGEST, check_range, check_tower_types, without_kernels
 
 
 OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")

@@ -20,8 +20,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..losses.contrastive_loss import unit_rows
-from ..losses.rank_exchange import Ranks, meet
+from ..dual_encoders.backbones import unit_norm
+from ..losses.rank_exchange import Ranks, sync_batch_sizes
 
 
 class _GatheredRows(torch.autograd.Function):
@@ -96,7 +96,7 @@ def simclr_loss(
     """
     ranks, (view1, view2) = _check_and_sync("simclr_loss", gather, group, temperature, view1=view1, view2=view2)
     with torch.autocast(view1.device.type, enabled=False):
-        view1, view2 = unit_rows(view1), unit_rows(view2)
+        view1, view2 = unit_norm(view1), unit_norm(view2)
         # Both views of a row travel side by side, (R, 2D) -> (B, 2D): one exchange instead of two.
         all1, all2 = _GatheredRows.apply(torch.cat([view1, view2], dim=1), ranks).chunk(2, dim=1)
         own = _own_rows(ranks, view1)
@@ -174,7 +174,7 @@ def moco_v3_loss(
     given = {"prediction1": prediction1, "prediction2": prediction2, "target1": target1, "target2": target2}
     ranks, views = _check_and_sync("moco_v3_loss", gather, group, temperature, **given)
     with torch.autocast(views[0].device.type, enabled=False):
-        p1, p2, z1, z2 = map(unit_rows, views)
+        p1, p2, z1, z2 = map(unit_norm, views)
         # Targets take no gradient, so that a plain gather is enough.
         all1, all2 = ranks.gather(torch.cat([z1, z2], dim=1).detach()).chunk(2, dim=1)
         own = _own_rows(ranks, p1)
@@ -244,7 +244,7 @@ def _mean_cosine(what, gather, group, prediction1, prediction2, target1, target2
     given = {"prediction1": prediction1, "prediction2": prediction2, "target1": target1, "target2": target2}
     ranks, views = _check_and_sync(what, gather, group, **given)
     with torch.autocast(views[0].device.type, enabled=False):
-        p1, p2, z1, z2 = map(unit_rows, views)
+        p1, p2, z1, z2 = map(unit_norm, views)
         cosines = (p1 * z2.detach()).sum(1) + (p2 * z1.detach()).sum(1)
         return _MeanOverRanks.apply(cosines / 2, ranks)
 
@@ -273,7 +273,7 @@ def _check_and_sync(what, gather, group, temperature: float = 1.0, **views) -> t
         check()
         ranks = Ranks((shapes[0][0],))
     else:
-        ranks = meet(cast[0], check, what, group)
+        ranks = sync_batch_sizes(cast[0], check, what, group)
     if ranks.total == 0:
         raise ValueError(f"{', '.join(views)}: the batch is empty")
     return ranks, cast

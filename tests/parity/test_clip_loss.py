@@ -5,12 +5,8 @@ import torch
 from contrastive_runs import run_ranks
 from parity_fixtures import assert_close, load_fixture
 
-from hf_clip_variants.modeling.losses.contrastive_loss import (
-    block_gradients,
-    contrastive_loss,
-    log_normalizers,
-    unit_rows,
-)
+from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
+from hf_clip_variants.modeling.losses.contrastive_loss import block_gradients, contrastive_loss, log_normalizers
 
 
 pytestmark = pytest.mark.parity
@@ -33,7 +29,7 @@ def test_loss_and_gradients(fixture, chunk_size):
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 512])
 def test_each_direction(fixture, chunk_size):
-    image, text = unit_rows(fixture.inputs["image_raw"]), unit_rows(fixture.inputs["text_raw"])
+    image, text = unit_norm(fixture.inputs["image_raw"]), unit_norm(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, chunk_size)
     assert_close(scale * image @ text.T, fixture.outputs["single.logits_per_image"], "logits_per_image")
@@ -102,7 +98,7 @@ def test_every_output_is_compared(fixture):
 
 def test_rectangular_blocks_add_up_to_the_whole(fixture):
     """What one rank owns: some rows, all columns."""
-    image, text = unit_rows(fixture.inputs["image_raw"]), unit_rows(fixture.inputs["text_raw"])
+    image, text = unit_norm(fixture.inputs["image_raw"]), unit_norm(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, 2)
     half = len(image) // 2

@@ -9,25 +9,9 @@ import torch
 from paths import PROGRAMS
 from safetensors.torch import load_file, save_file
 from tiny import tiny_clip, tiny_pixels
-from torch.nn import functional as F
 
 
 PROGRAM = PROGRAMS / "contrastive_ranks.py"
-
-
-def plain_softmax(image, text, logit_scale, normalize=True):
-    if normalize:
-        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    logits = logit_scale.exp() * image @ text.T
-    labels = torch.arange(len(logits))
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-def plain_sigmoid(image, text, logit_scale, logit_bias, normalize=True):
-    if normalize:
-        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    logits = logit_scale.exp() * image @ text.T + logit_bias
-    return -F.logsigmoid((2 * torch.eye(len(logits)) - 1) * logits).sum() / len(logits)
 
 
 def pairs(batch, width=12, seed=0, dtype=torch.float32, size=1.0):

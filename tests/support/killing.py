@@ -20,14 +20,9 @@ _WRITES = {
     "os.truncate",
     "shutil.rmtree",
 }
-_SWAP = {
-    "ctypes.dlsym"
-}  # how modeling/loading_and_saving/staged_saving.py reaches the call that exchanges two folders
 
 
 def _is_write(event: str, arguments: tuple, folder: str) -> bool:
-    if event in _SWAP:
-        return True
     if event == "open":
         path, _, flags = arguments
         changes = bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))

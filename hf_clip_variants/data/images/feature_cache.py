@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ...files.atomic_writes import replacing
 from ..augmentation.views import Augmentation, AugmentedViews
 from .image_set import ImageSet
 
@@ -113,21 +113,12 @@ class FeatureStore:
     def save(self, description: dict[str, Any], features: torch.Tensor, part: str = "") -> bool:
         """Keep `features` (V, N, D) for `description`; `False` where the folder cannot be written."""
         path = self.path(description, part)
-        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}.tmp")
         header = {"description": json.dumps(description, sort_keys=True)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_strays()
-            temporary.touch(exist_ok=False)
-            mode = temporary.stat().st_mode  # what the umask allows; safetensors makes 0600
-            save_file({"features": features.contiguous()}, temporary, header)
-            temporary.chmod(mode)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with replacing(path, features.nbytes) as aside:
+                save_file({"features": features.contiguous()}, aside, header)
         except (OSError, SafetensorError) as error:  # no right to write, disk full
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             if not self._warned:
                 logger.warning("features are not kept: cannot write %s (%s)", path, error)
                 self._warned = True
@@ -136,7 +127,7 @@ class FeatureStore:
 
     def _remove_strays(self) -> None:
         """Temporary files of runs that were killed: a day old, so no other process is still writing them."""
-        for stray in self.folder.glob(".features-*.tmp"):
+        for stray in self.folder.glob(".tmp-features-*"):
             with contextlib.suppress(OSError):
                 if time.time() - stray.stat().st_mtime > 86_400:
                     stray.unlink()

@@ -8,11 +8,13 @@ import threading
 import pytest
 import torch
 from killing import file_size_limit, run_and_kill
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_clip_variants.files.atomic_writes import (
     last_complete_checkpoint,
     mark_complete,
+    replacing,
     why_incomplete,
     write_atomically,
 )
@@ -23,7 +25,7 @@ STEPS, SAVE_EVERY = 4, 2
 
 @pytest.fixture(scope="module")
 def make_trainer():
-    """A trainer of a network of 42 weights with dropout (so that the random state matters), which saves every second step."""
+    """A trainer of a network of 42 weights with dropout (the random state matters), which saves every second step."""
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 
     from hf_clip_variants.training.atomic_trainer import AtomicTrainer
@@ -50,9 +52,17 @@ def make_trainer():
         torch.manual_seed(0)
         save_on_error = kwargs.pop("save_on_error", "raise")
         arguments = TrainingArguments(
-            str(folder), max_steps=kwargs.pop("max_steps", STEPS), per_device_train_batch_size=4, logging_steps=1,
-            save_steps=SAVE_EVERY, disable_tqdm=True, report_to="none", use_cpu=True, learning_rate=0.1, **kwargs,
-        )  # fmt: skip
+            str(folder),
+            max_steps=kwargs.pop("max_steps", STEPS),
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            save_steps=SAVE_EVERY,
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=True,
+            learning_rate=0.1,
+            **kwargs,
+        )
         return AtomicTrainer(
             Line(LineConfig()), arguments, train_dataset=data, eval_dataset=data, save_on_error=save_on_error
         )
@@ -172,6 +182,19 @@ def test_write_atomically_is_whole_or_not_at_all(tmp_path):
     with file_size_limit(10), pytest.raises(OSError, match=r"results.json: not saved, 5,000 bytes are needed"):
         write_atomically(path, b"x" * 5000)
     assert path.read_text() in ("one", "two")
+
+
+def test_a_library_writes_beside_the_file_and_what_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a" / "features.safetensors"
+    with replacing(path) as aside:
+        save_file({"x": torch.ones(1)}, aside)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode, "safetensors lets nobody else read"
+    with pytest.raises(KeyboardInterrupt), replacing(path) as aside:
+        save_file({"x": torch.zeros(1)}, aside)
+        raise KeyboardInterrupt
+    assert load_file(path)["x"] == 1 and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_two_writers_of_one_file_both_succeed_and_no_reader_sees_a_torn_one(tmp_path):

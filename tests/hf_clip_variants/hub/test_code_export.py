@@ -1,12 +1,20 @@
 """What `export_with_code` does to source files."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
+import torch
+from fake_hub import FakeHub
+from safetensors.torch import save_file
+from tiny_families import family_class_names, save_tiny_family, tiny_family_pixels
 
+from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor
 from hf_clip_variants.hub import code_export
 from hf_clip_variants.hub.code_export import TRAVELS, travelling_code
+from hf_clip_variants.hub.export import export_with_code
 
 
 @pytest.fixture
@@ -74,19 +82,155 @@ def later():
     assert code["sibling.py"] == "from .top import b\na = b\n" and code["text.py"] == leaf
 
 
-@pytest.mark.parametrize("sources, said", [
-    ({"a.x": "from ..b.y import z", "b.y": "from ..c.x import z", "c.x": "z = 1"}, "x.py: .*modeling.a.x and .*modeling.c.x would be the same file"),
-    ({"a.x": "from . import y", "a.y": ""}, "line 1: .*modeling.a` is not a module with a file of its own; write `from .<module> import"),
-    ({"a.x": "\nfrom ..b import z", "b.y": "z = 1"}, "line 2: .*modeling.b` is not a module"),
-    ({"a.x": "from ...registry import z"}, "line 1: `hf_clip_variants.registry` is outside of"),
-    ({"a.x": "from hf_clip_variants.registry import z"}, "line 1: `hf_clip_variants.registry` stays behind"),
-    ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` stays behind"),
-    ({"a.x": '"""Text.\n\n    from .helper import z\n"""'}, "reads like an import of helper"),
-        ({"a.x": "z = 1; from .y import z", "a.y": "z = 1"}, "the import of y must start a line"),
-])  # fmt: skip
+REFUSED = {
+    "same file": (
+        {"a.x": "from ..b.y import z", "b.y": "from ..c.x import z", "c.x": "z = 1"},
+        "x.py: .*modeling.a.x and .*modeling.c.x would be the same file",
+    ),
+    "package itself": (
+        {"a.x": "from . import y", "a.y": ""},
+        "line 1: .*modeling.a` is not a module with a file of its own; write `from .<module> import",
+    ),
+    "package": ({"a.x": "\nfrom ..b import z", "b.y": "z = 1"}, "line 2: .*modeling.b` is not a module"),
+    "outside": ({"a.x": "from ...registry import z"}, "line 1: `hf_clip_variants.registry` is outside of"),
+    "absolute": (
+        {"a.x": "from hf_clip_variants.registry import z"},
+        "line 1: `hf_clip_variants.registry` stays behind",
+    ),
+    "modeling": ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` stays behind"),
+    "text": ({"a.x": '"""Text.\n\n    from .helper import z\n"""'}, "reads like an import of helper"),
+    "unseen": ({"a.x": "z = 1; from .y import z", "a.y": "z = 1"}, "the import of y must start a line"),
+}
+
+
+@pytest.mark.parametrize("sources, said", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_travel_is_refused_with_file_and_line(modules, sources, said):
     with pytest.raises(ValueError, match=said):
         modules(sources, "a.x")
+
+
+def test_what_is_found_by_name_travels_and_is_imported_at_the_end(modules, monkeypatch):
+    sources = {"a.x": "z = 1\n", "a.y": "from ..b.w import z\n", "b.w": "z = 1\n"}
+    modules(sources, "a.x")  # lets travelling_code find them
+    by_name = {f"{TRAVELS}.a.x": [f"{TRAVELS}.a.y"], f"{TRAVELS}.a.y": [f"{TRAVELS}.b.w"]}
+    code = {name: source.decode() for name, source in travelling_code([f"{TRAVELS}.a.x"], "1", by_name).items()}
+    assert sorted(code) == ["w.py", "x.py", "y.py"]
+    assert code["x.py"].endswith("z = 1\n\nfrom .y import *  # noqa: E402, F403 (found by name)\n")
+    assert code["y.py"].count("import") == 2, "imported already: the note on top, and the import"
+
+
+# ---- what a classifier takes along
+
+MAX_FILES, MAX_LINES = 9, 2500
+OWN_FILES = {
+    "clip": set(),
+    "clipv-clip_resnet": {"family_clip_resnet.py", "modeling_clip_resnet.py", "contrastive_loss.py"},
+    "siglip": {"family_siglip.py"},
+    "siglip2": {"family_siglip.py", "family_siglip2.py"},
+    "chinese_clip": {"family_chinese_clip.py"},
+}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """model_type -> (folder of an exported classifier, its logits for `tiny_family_pixels`)."""
+    root, found = tmp_path_factory.mktemp("exports"), {}
+    for model_type in OWN_FILES:
+        checkpoint = save_tiny_family(model_type, root / f"{model_type}-backbone")
+        classifier = CLIPClassifier.from_pretrained(checkpoint, class_names=family_class_names(model_type)).eval()
+        processor = CLIPClassifierProcessor.from_clip(checkpoint, clean_text=model_type == "siglip")
+        with torch.no_grad():
+            logits = classifier(**tiny_family_pixels(model_type)).logits
+        found[model_type] = export_with_code(classifier, processor, root / model_type), logits
+    return found
+
+
+def test_a_classifier_on_clip_is_light(exports):
+    files = {path.name: path.read_text(encoding="utf-8") for path in exports["clip"][0].glob("*.py")}
+    assert len(files) <= MAX_FILES, sorted(files)
+    lines = sum(source.count("\n") for source in files.values())
+    assert lines <= MAX_LINES, (
+        f"{lines} lines travel: { ({name: source.count(chr(10)) for name, source in files.items()}) }"
+    )
+
+
+def test_each_family_takes_along_its_own_module_and_no_other(exports):
+    of_clip = {path.name for path in exports["clip"][0].glob("*.py")}
+    for model_type, own in OWN_FILES.items():
+        more = {path.name for path in exports[model_type][0].glob("*.py")} - of_clip
+        assert own <= more, model_type
+        assert {name for name in more if name.startswith("family_")} == {n for n in own if n.startswith("family_")}
+        assert model_type == "clipv-clip_resnet" or more - {"text_cleaning.py"} == own
+
+
+def test_cleaning_of_text_travels_with_processors_that_clean(exports, tmp_path):
+    folder, _ = exports["clip"]
+    assert not (folder / "text_cleaning.py").exists()
+    classifier = CLIPClassifier.from_pretrained(folder)
+    processor = CLIPClassifierProcessor.from_clip(folder, clean_text=True)
+    with_cleaning = export_with_code(classifier, processor, tmp_path / "clean")
+    assert {p.name for p in with_cleaning.glob("*.py")} == {p.name for p in folder.glob("*.py")} | {"text_cleaning.py"}
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+from pathlib import Path
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("hf_clip_variants", "modeling"):
+            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+sys.path = [entry for entry in sys.path if not (Path(entry or ".") / "hf_clip_variants").exists()]
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, AutoProcessor
+
+for source in sys.argv[1:]:
+    expected = load_file(f"{source.rpartition('/')[2]}.safetensors")
+    model = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True).eval()
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    inputs = {name.removeprefix("inputs."): value for name, value in expected.items() if name.startswith("inputs.")}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-5, atol=1e-4)
+        model.forget_class_features()
+        torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-4, atol=1e-3)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
+    tokenizer = processor.tokenizer
+    if processor.clean_text:
+        assert processor(text="A &amp;amp; b")["input_ids"] == processor(text="a & b")["input_ids"]
+    assert model.set_classes(model.class_names[::-1], tokenizer=tokenizer)(**inputs).logits.requires_grad
+    try:
+        model.set_classes(["a", "b"], "pets", tokenizer=tokenizer)
+    except ValueError as error:
+        assert "templates: 'pets' has no {}: this exported code lacks template_sets.py" in str(error), error
+    print("passed", source, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_classifiers_of_each_family_run_where_the_package_is_missing(exports, tmp_path):
+    for model_type, (_, logits) in exports.items():
+        inputs = {f"inputs.{name}": value for name, value in tiny_family_pixels(model_type).items()}
+        save_file(inputs | {"logits": logits}, tmp_path / f"{model_type}.safetensors")
+    sources = [str(folder) for folder, _ in exports.values()] + ["alice/siglip2", "alice/clipv-clip_resnet"]
+    with FakeHub() as hub:
+        for source in sources[-2:]:
+            hub.create(source, exports[source.partition("/")[2]][0])
+        ran = subprocess.run(
+            [sys.executable, "-c", WITHOUT_THE_PACKAGE, *sources],
+            env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+    assert ran.stdout.split() == [word for source in sources for word in ("passed", source)]
 
 
 def test_modules_of_others_are_refused():
@@ -112,7 +256,7 @@ def test_everything_in_modeling_travels_and_needs_only_what_the_package_needs(tm
     ]
     wanted += [r.partition(":")[0] for row in methods("model") for r in row.image_processors.values()]
     code = travelling_code({f"hf_clip_variants.{name}" for name in wanted}, "1.2.3")
-    assert {"modeling_clip_classifier.py", "prompts.py", "staged_saving.py"} <= set(code)
+    assert {"modeling_clip_classifier.py", "prompts.py", "checkpoints.py"} <= set(code)
     own = {
         re.match(r"[\w.-]+", requirement)[0]
         for requirement in requires("hf-clip-variants")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import CLASS_NAMES, EMOJI_CLIP, tiny_clip, tiny_pixels, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -16,7 +17,7 @@ from transformers import (
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierConfig
 from hf_clip_variants.modeling.clip_classifier import modeling_clip_classifier
-from hf_clip_variants.modeling.dual_encoders import backbones
+from hf_clip_variants.modeling.dual_encoders import prompt_encoding
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +39,13 @@ def classifier(clip_folder):
 def text_calls(monkeypatch):
     """Counts how often prompts are encoded."""
     calls = []
-    original = backbones.encode_prompts
+    original = prompt_encoding.encode_prompts
 
     def counting(*args, **kwargs):
         calls.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(backbones, "encode_prompts", counting)
+    monkeypatch.setattr(prompt_encoding, "encode_prompts", counting)
     return calls
 
 
@@ -95,17 +96,124 @@ def test_changed_weights_are_noticed_however_they_were_changed(classifier, tmp_p
     weight.mul_(1.5)
     in_place = classifier(pixels).logits
     assert not torch.allclose(before, in_place)
-    weight.data *= 1.5  # as PEFT merges: no version counter sees it
-    through_data = classifier(pixels).logits
-    assert not torch.allclose(in_place, through_data)
-    weight.div_(2.25)
+    weight.data = weight / 1.5  # other memory under the same parameter
     assert torch.allclose(classifier(pixels).logits, before, atol=1e-4)
+    state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    weight.mul_(2)
+    assert not torch.allclose(classifier(pixels).logits, before)
+    for assign in (False, True):
+        classifier.load_state_dict(state, assign=assign)
+        assert torch.allclose(classifier(pixels).logits, before, atol=1e-4)
+        classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight.mul_(2)
+        assert not torch.allclose(classifier(pixels).logits, before)
+    classifier.load_state_dict(state)
 
     # Loaded with saved features, then changed before the first forward.
     classifier.save_pretrained(tmp_path)
     reloaded = CLIPClassifier.from_pretrained(tmp_path).eval()
-    reloaded.clip.text_model.encoder.layers[0].mlp.fc1.weight.data *= 1.5
+    reloaded.clip.text_model.encoder.layers[0].mlp.fc1.weight.mul_(1.5)
     assert not torch.allclose(reloaded(pixels).logits, before)
+
+
+@torch.no_grad()
+def test_what_pytorch_hides_is_not_seen_until_the_features_are_forgotten(classifier):
+    pixels = tiny_pixels()
+    before = classifier(pixels).logits
+    weight = classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight
+    weight.data.mul_(1.5)  # no version counter sees it
+    assert torch.equal(classifier(pixels).logits, before)
+    classifier.forget_class_features()
+    assert not torch.allclose(classifier(pixels).logits, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forward_in_between", [True, False])
+def test_merged_lora_is_noticed_although_peft_merges_through_data(classifier, forward_in_between):
+    from peft import LoraConfig, get_peft_model
+
+    pixels = tiny_pixels()
+    before = classifier(pixels).logits
+    adapted = get_peft_model(classifier, LoraConfig(target_modules=["fc1"], init_lora_weights=False))
+    with_lora = adapted(pixels).logits if forward_in_between else None
+    if forward_in_between:
+        with adapted.disable_adapter():
+            assert torch.allclose(adapted(pixels).logits, before, atol=1e-5)
+        adapted.merge_adapter()
+        assert torch.allclose(adapted(pixels).logits, with_lora, atol=1e-4)
+        adapted.unmerge_adapter()
+    merged = adapted.merge_and_unload()
+    assert merged is classifier and not torch.allclose(merged(pixels).logits, before, atol=1e-2)
+    expected = copy.deepcopy(merged)
+    expected.forget_class_features()
+    assert torch.equal(merged(pixels).logits, expected(pixels).logits)
+    if forward_in_between:
+        assert torch.allclose(merged(pixels).logits, with_lora, atol=1e-4)
+
+
+class NoTransfers(TorchDispatchMode):
+    """Fails where an operation gives a number to Python or moves a tensor to another device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert not any(part in name for part in ("_local_scalar_dense", "aten.equal", "nonzero", "is_nonzero")), name
+        assert "device" not in (kwargs or {}) or "_to_copy" not in name, name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_forward_with_kept_features_fetches_no_numbers(classifier, monkeypatch, tmp_path, reloaded):
+    """On a GPU each would wait for all that is queued."""
+    with torch.no_grad():
+        expected = classifier(tiny_pixels()).logits
+    if reloaded:
+        classifier.save_pretrained(tmp_path)
+        classifier = CLIPClassifier.from_pretrained(tmp_path).eval()
+
+    def fetched(*args, **kwargs):
+        raise AssertionError("a number was fetched from the device")
+
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, fetched)
+    with torch.no_grad(), NoTransfers():
+        logits = [classifier(tiny_pixels()).logits for _ in range(2)]
+    monkeypatch.undo()
+    assert all(torch.allclose(each, expected, atol=1e-5) for each in logits)
+
+
+def test_a_moved_classifier_keeps_its_features_and_another_dtype_does_not(classifier, text_calls):
+    with torch.no_grad():
+        classifier(tiny_pixels())
+        assert len(text_calls) == 1
+        classifier.to("cpu")
+        classifier(tiny_pixels())
+        copy.deepcopy(classifier)(tiny_pixels())
+        assert len(text_calls) == 1
+        classifier.double()(tiny_pixels())
+        assert len(text_calls) == 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_steps_are_noticed_in_eval_mode(classifier, fused):
+    """Where no training forward of the classifier says that something changes. Fused ones bump no version counter."""
+
+    def logits():
+        with torch.no_grad():
+            return classifier(tiny_pixels()).logits
+
+    optimizer = torch.optim.AdamW(classifier.clip.parameters(), lr=0.01, fused=fused)
+    seen = [logits()]
+    for zero_first in (True, False, True):
+        features = classifier.clip.get_text_features(classifier.prompt_ids[:, 0].long()).pooler_output
+        features.square().sum().backward()
+        assert torch.allclose(logits(), seen[-1], atol=1e-5)
+        optimizer.step()
+        if not zero_first:
+            seen.append(logits())
+        optimizer.zero_grad()
+        seen.append(logits())
+    assert torch.allclose(seen[2], seen[3], atol=1e-5)
+    assert not any(torch.allclose(a, b) for a, b in zip(seen[:2], seen[1:3], strict=True))
+    assert not torch.allclose(seen[3], seen[4])
 
 
 def test_state_dict_written_in_mid_training_does_not_claim_stale_features(classifier):
@@ -141,7 +249,8 @@ def test_cached_features_serve_inference_mode_first_and_training_later(classifie
     with torch.inference_mode():
         classifier(tiny_pixels())
     classifier.clip.requires_grad_(False)
-    # A text adapter keeps the cached features for its backward pass, which autograd refuses for tensors made under inference_mode.
+    # A text adapter keeps the cached features for its backward pass, which autograd refuses for tensors made under
+    # inference_mode.
     classifier.text_feature_adapter = torch.nn.Linear(24, 24)
     classifier(image_features=torch.randn(2, 24), labels=torch.tensor([0, 1])).loss.backward()
     assert classifier.text_feature_adapter.weight.grad.abs().sum() > 0

@@ -38,8 +38,10 @@ def folder(tmp_path_factory, processor):
 def test_images_and_text(processor):
     inputs = processor(images=[IMAGE, IMAGE], text=["cat", "red apple"], return_tensors="pt")
     assert {name: tuple(value.shape) for name, value in inputs.items()} == {
-        "input_ids": (2, 4), "attention_mask": (2, 4), "pixel_values": (2, 3, 24, 24),
-    }  # fmt: skip
+        "input_ids": (2, 4),
+        "attention_mask": (2, 4),
+        "pixel_values": (2, 3, 24, 24),
+    }
     assert torch.equal(
         inputs.pixel_values, processor.image_processor([IMAGE, IMAGE], return_tensors="pt").pixel_values
     )

@@ -14,7 +14,9 @@ from tiny_families import (
 
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.modeling.dual_encoders import backbones
-from hf_clip_variants.modeling.dual_encoders.backbones import family_of, fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.backbones import family_of, find_family
+from hf_clip_variants.modeling.dual_encoders.family_siglip2 import _as_patches
+from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -127,7 +129,7 @@ def test_square_pictures_for_naflex_may_come_as_pixels():
     model = tiny_dual_encoder("siglip2")
     family = family_of("siglip2")
     pixels = torch.randn(2, 3, 24, 24)
-    patches, mask, shapes = backbones._as_patches(pixels, 8)
+    patches, mask, shapes = _as_patches(pixels, 8)
     from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
     by_processor = convert_image_to_patches(pixels[1].numpy(), 8)
@@ -161,6 +163,28 @@ def test_fingerprint_knows_the_weights_in_any_dtype_and_no_others():
 
 def test_unknown_family_is_an_error_that_lists_the_known():
     with pytest.raises(
-        ValueError, match="'bert' is not supported, expected one of clip, clipv-clip_resnet, metaclip_2"
+        ValueError, match="'bert' is not supported, expected one of clip, clipv-clip_resnet, altclip, .*siglip2"
     ):
         family_of("bert")
+
+
+@pytest.mark.parametrize("model_type", ["../clip", "os.path", "clipv-", "clipv-clip", "clip_resnet", "", None])
+def test_what_is_no_family_is_not_imported(model_type):
+    assert find_family(model_type) is None
+
+
+def test_exported_code_encodes_plain_prompts_the_same(model_type, monkeypatch):
+    """It has no `prompt_encoding.py`: whole rows, which are also the reference for the packed ones."""
+    family, model = family_of(model_type), tiny_dual_encoder(model_type)
+    ids = tiny_family_inputs(model_type, prompts_of(model_type))["input_ids"]
+    with torch.no_grad():
+        packed = family.encode_text(model, ids)
+        monkeypatch.setattr(backbones, "_prompt_encoding", None)
+        torch.testing.assert_close(family.encode_text(model, ids), packed, rtol=1e-4, atol=1e-5)
+        by_one = family.encode_text(model, ids, max_tokens_per_chunk=1)
+        torch.testing.assert_close(by_one, packed, rtol=1e-4, atol=1e-5)
+    plain = family.encode_text(model, ids)
+    (expected,) = torch.autograd.grad(plain.square().sum(), family.token_embedding_of(model).weight)
+    again = family.encode_text(model, ids, checkpoint=True, max_tokens_per_chunk=1)
+    (found,) = torch.autograd.grad(again.square().sum(), family.token_embedding_of(model).weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -19,9 +19,16 @@ SOS, EOS, CONTEXT_LENGTH, WIDTH = 97, 98, 77, 32
 def make_text_model(eos_token_id=EOS, seed=0, **overrides):
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        vocab_size=99, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=CONTEXT_LENGTH, bos_token_id=SOS, eos_token_id=eos_token_id, **overrides,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT_LENGTH,
+        bos_token_id=SOS,
+        eos_token_id=eos_token_id,
+        **overrides,
+    )
     model = CLIPTextModel(config).eval()
     with torch.no_grad():  # CLIP's own initialisation is so small that a wrong attention hardly shows
         for parameter in model.parameters():
@@ -247,7 +254,7 @@ def test_ids_are_not_trusted_to_tell_given_embeddings(text_model):
 
 
 class RowDependentEmbeddings(nn.Module):
-    """What a prompt tuner puts in the place of `text_model.embeddings`: class-specific context for equal placeholder ids."""
+    """What a prompt tuner puts in the place of `text_model.embeddings`: class-specific context for equal ids."""
 
     def __init__(self, base_layer):
         super().__init__()
@@ -432,7 +439,7 @@ def test_compiles_to_one_graph(text_model):
         (torch.tensor([[SOS, EOS], [SOS, EOS], [SOS, EOS], [SOS, 5]]), r"row 3 has no EOS token \(98\)"),
         (
             torch.full((2, 90), 5).index_fill_(1, torch.tensor([85]), EOS),
-            "row 0 has 86 tokens, the text tower takes 77",
+            "row 0 has 86 tokens, the text encoder takes 77",
         ),
     ],
 )

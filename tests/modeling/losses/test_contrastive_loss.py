@@ -8,10 +8,12 @@ import warnings
 
 import pytest
 import torch
-from contrastive_runs import loss_and_gradients, pairs, plain_sigmoid, plain_softmax
+from contrastive_runs import loss_and_gradients, pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
 from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_accuracy, contrastive_loss
+from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrastive_loss_reference
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -23,7 +25,7 @@ def test_equals_the_plain_softmax_for_every_batch_size(chunk_size, normalize, dt
     for batch in range(2, 71):
         inputs = pairs(batch, seed=batch, dtype=dtype, size=1.0 if normalize else 0.3)
         ours = loss_and_gradients(contrastive_loss, inputs, chunk_size=chunk_size, normalize=normalize)
-        plain = loss_and_gradients(plain_softmax, [x.double() for x in inputs], normalize=normalize)
+        plain = loss_and_gradients(contrastive_loss_reference, [x.double() for x in inputs], normalize=normalize)
         for name, a, b in zip(("loss", "image", "text", "logit_scale"), ours, plain, strict=True):
             assert a.shape == b.shape and a.dtype == dtype
             # a well-matched batch has a small loss, the difference of large logits
@@ -49,7 +51,7 @@ def test_the_sigmoid_form_equals_the_plain_loss_for_every_batch_size(chunk_size,
     for batch in range(1, 71):
         inputs = sigmoid_inputs(batch, seed=batch, dtype=dtype, size=1.0 if normalize else 0.3)
         ours = loss_and_gradients(sigmoid_loss, inputs, chunk_size=chunk_size, normalize=normalize)
-        plain = loss_and_gradients(plain_sigmoid, [x.double() for x in inputs], normalize=normalize)
+        plain = loss_and_gradients(contrastive_loss_reference, [x.double() for x in inputs], normalize=normalize)
         for name, a, b in zip(("loss", "image", "text", "logit_scale", "logit_bias"), ours, plain, strict=True):
             assert a.dtype == dtype and a.numel() == b.numel()
             assert (a - b.reshape(a.shape)).norm() <= tolerance * b.norm(), (batch, name)
@@ -75,7 +77,7 @@ def test_the_sigmoid_form_keeps_its_digits_at_either_end(bias):
     image, text, scale = pairs(12)
     inputs = [image, text, torch.tensor(math.log(20.0)), torch.tensor(bias)]
     ours = loss_and_gradients(sigmoid_loss, inputs, chunk_size=5)
-    exact = loss_and_gradients(plain_sigmoid, [x.double() for x in inputs])
+    exact = loss_and_gradients(contrastive_loss_reference, [x.double() for x in inputs])
     for a, b in zip(ours, exact, strict=True):
         assert a.isfinite().all() and (a.double() - b).norm() <= 1e-5 * b.norm()
 
@@ -108,10 +110,11 @@ def test_a_number_for_the_scale_has_the_precision_of_the_embeddings():
 @pytest.mark.parametrize("logit_scale", [math.log(100), -3.0, 8.0])
 def test_stays_exact_where_a_fixed_shift_over_or_underflows(logit_scale):
     image, text, _ = pairs(20)
-    text.data.neg_()  # all pairs' cosines are low: e^(S - scale) underflows at scale 100, e^S overflows for unpaired ones
+    # All pairs' cosines are low: e^(S - scale) underflows at scale 100, e^S overflows for unpaired ones.
+    text.data.neg_()
     inputs = [image, text, torch.tensor(logit_scale)]
     ours = loss_and_gradients(contrastive_loss, inputs, chunk_size=6)
-    exact = loss_and_gradients(plain_softmax, [x.double() for x in inputs])
+    exact = loss_and_gradients(contrastive_loss_reference, [x.double() for x in inputs])
     for a, b in zip(ours, exact, strict=True):
         assert (a.double() - b).norm() <= 2e-5 * b.norm()
 
@@ -123,7 +126,7 @@ def test_a_zero_row_is_finite_and_gets_no_gradient(which):
     loss, *grads = loss_and_gradients(contrastive_loss, inputs)
     assert loss.isfinite() and all(g.isfinite().all() for g in grads)
     assert not grads[which][2].any() and grads[which][[0, 1, 3, 4]].abs().sum(1).min() > 0
-    assert loss.item() == pytest.approx(plain_softmax(*inputs).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(contrastive_loss_reference(*inputs).item(), rel=1e-5)
 
 
 def test_one_pair_has_loss_zero_and_a_warning():
@@ -175,7 +178,7 @@ def test_bad_arguments_are_named(image, text, kwargs, message):
 
 def test_half_precision_and_autocast_compute_in_float32():
     image, text, scale = (x.detach() for x in pairs(40, dtype=torch.bfloat16))
-    exact = plain_softmax(image.float(), text.float(), scale.float())
+    exact = contrastive_loss_reference(image.float(), text.float(), scale.float())
     image.requires_grad_()
     loss = contrastive_loss(image, text, scale)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=1e-6)
@@ -188,7 +191,7 @@ def test_half_precision_and_autocast_compute_in_float32():
 
 def test_a_frozen_side_is_not_differentiated():
     image, text, scale = pairs(9)
-    expected = loss_and_gradients(plain_softmax, (image, text, scale))
+    expected = loss_and_gradients(contrastive_loss_reference, (image, text, scale))
     contrastive_loss(image.detach(), text, 2.5).backward()
     assert (text.grad - expected[2]).norm() <= 1e-5 * expected[2].norm()
     contrastive_loss(image, text.detach(), scale.detach()).backward()
@@ -229,7 +232,7 @@ def test_compiles(loss):
 
 def test_the_modes_for_many_ranks_are_the_loss_itself_on_one():
     inputs = pairs(6)
-    expected = loss_and_gradients(plain_softmax, inputs)
+    expected = loss_and_gradients(contrastive_loss_reference, inputs)
     for gather in ("exact", "none", "slip", "open_clip"):
         for a, b in zip(loss_and_gradients(contrastive_loss, inputs, gather=gather), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -243,3 +246,21 @@ def test_accuracy_counts_the_images_whose_text_is_nearest():
     assert contrastive_accuracy(image, text, chunk_size=3) == 0.5
     with pytest.raises(ValueError, match="gather: expected 'exact' or 'none', got 'slip'"):
         contrastive_accuracy(image, text, gather="slip")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_unit_norm_is_torchs_to_the_last_bit_gradients_included(dtype):
+    """But for rows of zeros, whose gradient is 0 here and huge there."""
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight = torch.randn(50, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = torch.nn.functional.normalize(theirs.to(wide), dim=-1).to(dtype)
+    assert torch.equal(unit_norm(ours), expected)
+    (unit_norm(ours) * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+    zeros = torch.zeros(2, 24, dtype=dtype, requires_grad=True)
+    unit_norm(zeros).sum().backward()
+    assert not unit_norm(zeros).any() and not zeros.grad.any()

@@ -7,12 +7,12 @@ import torch
 from contrastive_runs import (
     loss_and_gradients,
     pairs,
-    plain_sigmoid,
-    plain_softmax,
     plain_steps,
     run_ranks,
     train_by_trainer,
 )
+
+from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrastive_loss_reference
 
 
 INPUTS = dict(zip(("image", "text", "logit_scale"), (x.detach() for x in pairs(8, dtype=torch.float64)), strict=True))
@@ -49,8 +49,7 @@ def test_value_and_averaged_gradients_are_those_of_one_process(counts, form, req
         request.getfixturevalue({2: "two", 4: "four"}[len(counts)]), f"{'-'.join(map(str, counts))}.{form}.exact"
     )
     names = ("image", "text", "logit_scale") + (("logit_bias",) if form == "sigmoid" else ())
-    function = plain_softmax if form == "softmax" else plain_sigmoid
-    loss, *grads = loss_and_gradients(function, [INPUTS[name] for name in names])
+    loss, *grads = loss_and_gradients(contrastive_loss_reference, [INPUTS[name] for name in names])
     for found, count in zip(ranks, counts, strict=True):
         close(found["loss"], loss)
         assert found["d_image"].shape == (count, 12)
@@ -67,7 +66,7 @@ def test_value_and_averaged_gradients_are_those_of_one_process(counts, form, req
 def test_column_normalisers_of_the_ranks_add_up_without_overflow(world, request):
     """At scale e^8 the exponential of a logit is infinite in float64."""
     inputs = [INPUTS["image"], INPUTS["text"], torch.tensor(8.0, dtype=torch.float64)]
-    loss, _, text_grad, _ = loss_and_gradients(plain_softmax, inputs)
+    loss, _, text_grad, _ = loss_and_gradients(contrastive_loss_reference, inputs)
     ranks = of_case(request.getfixturevalue(world), "large")
     assert loss > 700
     close(ranks[0]["loss"], loss)
@@ -87,7 +86,7 @@ def test_the_other_modes_are_what_their_names_say(counts, request):
     ranks = request.getfixturevalue({2: "two", 4: "four"}[len(counts)])
     prefix = "-".join(map(str, counts))
     inputs = [INPUTS[name] for name in ("image", "text", "logit_scale")]
-    loss, image_grad, *_ = loss_and_gradients(plain_softmax, inputs)
+    loss, image_grad, *_ = loss_and_gradients(contrastive_loss_reference, inputs)
 
     open_clip = of_case(ranks, f"{prefix}.softmax.open_clip")
     close(torch.cat([found["d_image"] for found in open_clip]), image_grad)
@@ -101,7 +100,9 @@ def test_the_other_modes_are_what_their_names_say(counts, request):
 
     for rank, found in enumerate(of_case(ranks, f"{prefix}.softmax.none")):
         own = slice(rank * counts[0], (rank + 1) * counts[0])
-        alone, own_grad, *_ = loss_and_gradients(plain_softmax, [inputs[0][own], inputs[1][own], inputs[2]])
+        alone, own_grad, *_ = loss_and_gradients(
+            contrastive_loss_reference, [inputs[0][own], inputs[1][own], inputs[2]]
+        )
         close(found["loss"], alone)
         close(found["d_image"], own_grad)
 
@@ -121,16 +122,36 @@ def test_accuracy_counts_each_images_own_text_among_all(counts, request):
 @pytest.mark.parametrize(
     "case, first, last",
     [
-        ("shape", r"RuntimeError: .*ranks \[1\] of 2 refused their input.*rank 0 stops too", r"ValueError: .*same shape .*got \(4, 4\) and \(3, 4\)"),
-        ("scale", r"RuntimeError: .*ranks \[1\] of 2 refused", r"FloatingPointError: logit_scale: exp\(logit_scale\) is nan"),
+        (
+            "shape",
+            r"RuntimeError: .*ranks \[1\] of 2 refused their input.*rank 0 stops too",
+            r"ValueError: .*same shape .*got \(4, 4\) and \(3, 4\)",
+        ),
+        (
+            "scale",
+            r"RuntimeError: .*ranks \[1\] of 2 refused",
+            r"FloatingPointError: logit_scale: exp\(logit_scale\) is nan",
+        ),
         ("width", r"ValueError: .*width differs over the ranks: \[4, 3\]", r"ValueError: .*width differs"),
-        ("dtype", r"ValueError: .*bytes of one number differs over the ranks: \[4, 8\]", r"ValueError: .*bytes of one number"),
+        (
+            "dtype",
+            r"ValueError: .*bytes of one number differs over the ranks: \[4, 8\]",
+            r"ValueError: .*bytes of one number",
+        ),
         ("empty", "ValueError: image_embeds, text_embeds: the batch is empty", "ValueError: .*the batch is empty"),
-        ("slip", r"ValueError: gather: 'slip' needs as many pairs on every rank, got \[4, 3\]", "ValueError: gather: 'slip'"),
+        (
+            "slip",
+            r"ValueError: gather: 'slip' needs as many pairs on every rank, got \[4, 3\]",
+            "ValueError: gather: 'slip'",
+        ),
         ("afterwards", "no error", "no error"),
-        ("absent", r"RuntimeError: contrastive_loss: rank 0 of 2 waited for the others in vain.*same number of steps", "left"),
+        (
+            "absent",
+            r"RuntimeError: contrastive_loss: rank 0 of 2 waited for the others in vain.*same number of steps",
+            "left",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_on_one_rank_stops_all_with_a_message(two, case, first, last):
     for (_, messages), expected in zip(two, (first, last), strict=True):
         assert re.match(expected, messages[case]), messages[case]

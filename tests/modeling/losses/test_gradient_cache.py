@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from contrastive_runs import plain_sigmoid, step_batch
+from contrastive_runs import step_batch
 from tiny import tiny_clip
 
 from hf_clip_variants.modeling.losses.contrastive_loss import contrastive_loss
+from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrastive_loss_reference
 from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
 
 
@@ -89,7 +90,7 @@ def test_the_sigmoid_form_trains_scale_and_bias():
     batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
     reference = copy.deepcopy(model)
     outputs = reference(**batch)
-    plain = plain_sigmoid(
+    plain = contrastive_loss_reference(
         outputs.image_embeds, outputs.text_embeds, reference.logit_scale, reference.logit_bias, False
     )
     plain.backward()
@@ -145,12 +146,15 @@ def test_activations_are_those_of_one_chunk():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"input_ids": step_batch(3)["input_ids"]}, r"inputs: expected tensors of one length, got \{'input_ids': 3, 'pixel_values': 4\}"),
+        (
+            {"input_ids": step_batch(3)["input_ids"]},
+            r"inputs: expected tensors of one length, got \{'input_ids': 3, 'pixel_values': 4\}",
+        ),
         ({"micro_batch_size": 0}, "micro_batch_size: expected a number of pairs >= 1, got 0"),
         ({"input_ids": None, "pixel_values": None}, r"inputs: expected tensors of one length, got \{\}"),
         (step_batch(0), r"inputs: every rank needs a pair for each of 1 chunks, the ranks have \[0\]"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(change, message):
     inputs = {**step_batch(4), "micro_batch_size": 2} | change
     with pytest.raises(ValueError, match=message):

@@ -270,7 +270,7 @@ def test_two_processes_at_once(pictures, processor, tmp_path, monkeypatch):
 
 
 def test_strays_of_killed_runs_are_removed_when_old(tmp_path):
-    old, young = tmp_path / ".features-1.tmp", tmp_path / ".features-2.tmp"
+    old, young = tmp_path / ".tmp-features-1", tmp_path / ".tmp-features-2"
     for stray in (old, young):
         stray.write_bytes(b"x")
     os.utime(old, (time.time() - 100_000,) * 2)

@@ -1,0 +1,136 @@
+"""Class features of a `CLIPClassifier`: when they are computed, kept and thrown away.
+
+Class features (C, D) depend on the *text side* alone: text encoder, text projection, prompt embedder. One classifier
+keeps them in two places:
+
+    stored   `class_features`, a buffer that is saved with the weights; of the classes, without adapters' part
+    recent   in memory, up to 16: of the classes under each adapter, and of sets of labels given as ids
+
+Both are valid for one *state* of the text side, `text_state`. What happens, and what it does to them:
+
+    event                                       stored                       recent
+    ------------------------------------------  ---------------------------  ------------------
+    forward, nothing kept for the state         computed, marked valid (*)   computed, kept
+    forward, kept for the state                 read                         read
+    weights changed, adapters switched          computed anew (*)            other key: misses
+    gradients arrive at the text side           invalid                      forgotten
+    forward while gradients are there           computed, not marked         not used
+    `set_classes`                               invalid                      forgotten
+    adapters put on the text side by PEFT       invalid                      forgotten
+    moved to another device                     valid, moved along           forgotten
+    saved, loaded by `from_pretrained`          valid if it was              empty
+    copied, pickled                             valid if it was              empty
+
+(*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
+
+Reading the state copies no number from the device, so a forward with kept features does not wait for it. Seen are:
+
+- in-place operations on parameters (`load_state_dict`, `copy_`, most optimizers), by their version counters;
+- other parameters or other memory (`assign=True`, `.data = ...`, `.to`), by the identity of the storage;
+- steps of fused optimizers, which the counters miss, by the gradients that come before them;
+- adapters that are switched, merged, added or removed by PEFT.
+
+Not seen are writes that PyTorch hides from its own counters: in place through `.data` (`weight.data.mul_(2)`), through
+NumPy or a pointer, or to tensors made under `torch.inference_mode`. Call `forget_class_features` after those.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.hooks import RemovableHandle
+
+
+RECENT = 16  # label sets whose class features stay in memory
+
+
+def adapters_on(modules: Sequence[nn.Module]) -> tuple:
+    """Of each PEFT layer in `modules`: what is active, switched off and merged.
+
+    Read without importing peft, which is slow and optional for inference.
+    """
+    return tuple(
+        (str(getattr(m, "_active_adapter", None)), m._disable_adapters, tuple(getattr(m, "merged_adapters", ())))
+        for module in modules
+        for m in module.modules()
+        if "_disable_adapters" in vars(m) or hasattr(type(m), "_disable_adapters")
+    )
+
+
+def text_state(modules: Sequence[nn.Module]) -> tuple:
+    """A value that changes when class features would; see the top of this file for what it sees.
+
+    () where nothing may be kept: no weights yet (meta device), or gradients that an optimizer may be about to apply.
+    """
+    parameters = [p for module in modules for p in module.parameters()]
+    if any(p.is_meta or p.grad is not None for p in parameters):
+        return ()
+    return tuple(_identity(p) for p in parameters), adapters_on(modules)
+
+
+def _identity(tensor: torch.Tensor) -> tuple:
+    # The weak reference keeps the address of the storage, not its memory, from being given to another one.
+    version = 0 if tensor.is_inference() else tensor._version
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, version
+
+
+class ClassFeatureCache:
+    """What `CLIPClassifier` knows about its class features. Threads may share it."""
+
+    def __init__(self):
+        self.stored_state: tuple | None = None  # that the buffer `class_features` belongs to; None: to nothing known
+        self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._last_labels: tuple | None = None
+        self._watches: list[RemovableHandle] = []
+        self._lock = threading.Lock()
+
+    def set_stored(self, modules: Sequence[nn.Module]) -> None:
+        """The buffer belongs to the text side `modules` as it is now."""
+        self.stored_state = text_state(modules) or None
+        self._watch(modules)
+
+    def forget(self) -> None:
+        """Recent features, and that the stored ones are valid."""
+        self.stored_state = None
+        self._recent.clear()
+        while self._watches:
+            self._watches.pop().remove()
+
+    def recent(self, key: tuple, modules: Sequence[nn.Module], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The features kept under `key`, else those that `compute` gives, kept from now on."""
+        with self._lock:
+            features = self._recent.get(key)
+            if features is None:
+                # Not an inference tensor even under inference_mode: training reads the same cache later.
+                with torch.inference_mode(False), torch.no_grad():
+                    features = compute()
+                self._watch(modules)
+                self._recent[key] = features
+                while len(self._recent) > RECENT:
+                    self._recent.popitem(last=False)
+            self._recent.move_to_end(key)
+        return features
+
+    def _watch(self, modules: Sequence[nn.Module]) -> None:
+        """Forgets everything at the next gradient of a parameter of `modules`: an optimizer's step follows it."""
+        while self._watches:
+            self._watches.pop().remove()
+        for parameter in (p for module in modules for p in module.parameters()):
+            if parameter.requires_grad and parameter.is_leaf:
+                self._watches.append(parameter.register_post_accumulate_grad_hook(lambda _: self.forget()))
+
+    def key_of_labels(self, input_ids: torch.Tensor) -> tuple:
+        """By the content of the ids. The same tensor as last time is known without reading it again."""
+        known = self._last_labels
+        identity = (_identity(input_ids), input_ids.shape, input_ids.stride())
+        if known is None or known[0] != identity or input_ids.is_inference():
+            ids = input_ids.detach().to("cpu", torch.int32)
+            known = self._last_labels = (identity, hashlib.sha256(ids.numpy().tobytes()).digest())
+        return tuple(input_ids.shape), known[1]
+
+
+__all__ = ["RECENT", "ClassFeatureCache", "adapters_on", "text_state"]

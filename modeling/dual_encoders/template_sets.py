@@ -1,0 +1,66 @@
+"""Prompt templates by name or from a file. Exported code has no such file: there, templates are given as text."""
+
+import json
+from pathlib import Path
+
+
+TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
+    "name": ("{}",),
+    "photo": ("a photo of a {}.",),
+    "general": (
+        "a photo of a {}.",
+        "a close-up photo of a {}.",
+        "a photo of the small {}.",
+        "a photo of the large {}.",
+        "a blurry photo of a {}.",
+        "a bright photo of the {}.",
+        "a dark photo of the {}.",
+        "a drawing of a {}.",
+        "an illustration of the {}.",
+        "a picture of one {}.",
+        "a picture of many {}.",
+        "a {} on a plain background.",
+    ),
+    "pets": ("a photo of a {}, a type of pet.", "a close-up photo of a {}, a pet.", "a photo of my {}."),
+    "flowers": ("a photo of a {}, a type of flower.", "a close-up photo of a {} in bloom.", "a {} in a garden."),
+    "food": ("a photo of {}, a type of food.", "a plate of {}.", "a close-up photo of {} ready to eat."),
+    "aircraft": ("a photo of a {}, a type of aircraft.", "a {} in flight.", "a {} parked at an airport."),
+    "cars": (
+        "a photo of a {}.",
+        "a photo of a {}, a type of car.",
+        "a {} parked on a street.",
+        "a side view of a {}.",
+    ),
+    "textures": ("a photo of a {} texture.", "a {} surface.", "a close-up of a {} pattern."),
+    "satellite": ("a satellite photo of {}.", "an aerial view of {}.", "{} seen from above."),
+    "actions": ("a photo of a person doing {}.", "a frame of a video of someone doing {}.", "an example of {}."),
+    "scenes": ("a photo of a {}.", "a photo taken in a {}.", "a wide view of a {}."),
+    "digits": ("a photo of the number {}.", "the handwritten digit {}.", "a sign showing the number {}."),
+    "chinese": ("一张{}的照片。", "{}的照片", "一张{}的图片", "一张{}的特写照片", "一张模糊的{}的照片", "一幅{}的画"),
+    "icons": ("an emoji of {}", "{}", "a picture of {}", "an icon of {}"),
+}
+
+
+def _parse_template_file(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        templates = json.loads(text)
+        if not isinstance(templates, list):
+            raise ValueError(f"templates: {path} holds a JSON {type(templates).__name__}, expected a list of strings")
+        return templates
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def find_templates(source: str | Path) -> list[str]:
+    """The templates of a named set or of a file; ValueError for what is neither."""
+    if isinstance(source, str) and source in TEMPLATE_SETS:
+        return list(TEMPLATE_SETS[source])
+    if isinstance(source, Path) or (Path(source).suffix in (".txt", ".json") and Path(source).is_file()):
+        return _parse_template_file(Path(source))
+    known = ", ".join(TEMPLATE_SETS)
+    raise ValueError(
+        f"templates: template {source!r} has no {{}}, and it is neither a named set ({known}) nor a .txt or .json file"
+    )
+
+
+__all__ = ["TEMPLATE_SETS", "find_templates"]
