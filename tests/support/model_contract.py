@@ -7,21 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fake_hub import FakeHub, hub_in_this_process
 from huggingface_hub.errors import StrictDataclassError
+from paths import SUPPORT
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.registry import Method, method
-
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -545,7 +542,7 @@ class ModelContract:
         with FakeHub() as hub:
             hub.create("alice/coded", folder)
             ran = subprocess.run(
-                [sys.executable, str(HERE / "without_package.py"), str(folder), "alice/coded", case.auto_class, case.output],
+                [sys.executable, str(SUPPORT / "without_package.py"), str(folder), "alice/coded", case.auto_class, case.output],
                 env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
                 cwd=tmp_path, capture_output=True, text=True, timeout=280,
             )  # fmt: skip
