@@ -3,9 +3,10 @@
 import ast
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 
 import pytest
-from paths import ROOT, SUPPORT, TESTS
+from paths import FIXTURES, ROOT, SUPPORT, TESTS
 from source_rules import (
     LAYER_OF,
     broken_imports,
@@ -162,6 +163,23 @@ def test_methods_are_named_in_their_folder_and_in_their_row_only():
 
 def test_tests_know_where_they_lie_from_paths_alone():
     assert_none({name_of(path): own_location(parse(path)) for path in TEST_FILES if path != SUPPORT / "paths.py"})
+
+
+def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
+    """One file a method, or a part of it; variants of a method are its parameters (`fixtures_like`)."""
+    calls = [
+        node
+        for path in (TESTS / "parity").glob("*.py")
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Call)
+    ]
+    calls = [
+        call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("fixtures_like", "load_fixture")
+    ]
+    patterns = {argument.value for call in calls for argument in call.args if isinstance(argument, ast.Constant)}
+    names = [path.parent.name for path in FIXTURES.glob("*/meta.json")]
+    assert not [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 # ---- the rules see what they are meant to see

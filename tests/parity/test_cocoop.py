@@ -4,7 +4,7 @@ import pytest
 import torch
 from adapter_models import Compared
 from parity_fixtures import load_fixture
-from prompted_parity import classifier_of, put, trained
+from prompt_parity import classifier_of, put, trained
 
 from hf_clip_variants.adapters.cocoop.convert import convert_cocoop
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from adapter_models import Compared
+from adapter_models import Compared, fixture_clip
 from parity_fixtures import load_fixture
-from prompted_parity import (
+from prompt_parity import (
     assert_complete_but_blocks,
     classifier_of,
     compare_classifier,
     compare_plain_clip,
-    fixture_clip,
     put,
     trained,
     word_ids,
