@@ -91,7 +91,7 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
 
 
 class AdapterContract:
-    """Subclass it with the fixtures `case` and `trained_case`, those cases that train something."""
+    """Subclass it with the fixtures `case`; `trained_case`, those cases that train something; `trainer_case` and `base_case`, some of these."""
 
     def test_trains_its_own_tensors_and_nothing_else(self, case: Case):
         model = case.model()
@@ -218,32 +218,32 @@ class AdapterContract:
         whole = base_class.from_pretrained(tmp_path / "adapter")
         torch.testing.assert_close(case.logits(whole), adapted, rtol=0, atol=1e-5)
 
-    def test_trainer_resumes_to_the_same_weights(self, trained_case: Case, tmp_path):
-        model = trained_case.model(seed=1)
+    def test_trainer_resumes_to_the_same_weights(self, trainer_case: Case, tmp_path):
+        model = trainer_case.model(seed=1)
         before = copy.deepcopy(get_peft_model_state_dict(model))
-        _trainer(trained_case, model, tmp_path / "run", max_steps=3, save_steps=2).train()
+        _trainer(trainer_case, model, tmp_path / "run", max_steps=3, save_steps=2).train()
         trained = get_peft_model_state_dict(model)
-        for name in trained_case.trained:
+        for name in trainer_case.trained:
             assert not torch.equal(trained[f"base_model.model.{name}"], before[f"base_model.model.{name}"]), name
         files = {p.name for p in (tmp_path / "run" / "checkpoint-2").iterdir()}
         assert "adapter_model.safetensors" in files and "model.safetensors" not in files
 
-        resumed = trained_case.model(seed=2)
-        trainer = _trainer(trained_case, resumed, tmp_path / "run", max_steps=3, save_steps=2)
+        resumed = trainer_case.model(seed=2)
+        trainer = _trainer(trainer_case, resumed, tmp_path / "run", max_steps=3, save_steps=2)
         trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
         for name, tensor in get_peft_model_state_dict(resumed).items():
             assert torch.equal(tensor, trained[name]), name
 
-    def test_accumulation_equals_a_larger_batch(self, trained_case: Case, tmp_path):
+    def test_accumulation_equals_a_larger_batch(self, base_case: Case, tmp_path):
         results = []
         for batch_size, accumulation in ((4, 1), (2, 2)):
-            model = trained_case.model(seed=1)
+            model = base_case.model(seed=1)
             _trainer(
-                trained_case, model, tmp_path / str(accumulation), max_steps=1, save_strategy="no",
+                base_case, model, tmp_path / str(accumulation), max_steps=1, save_strategy="no",
                 per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
             ).train()  # fmt: skip
             results.append(get_peft_model_state_dict(model))
-        for name in trained_case.trained:
+        for name in base_case.trained:
             pair = [result[f"base_model.model.{name}"] for result in results]
             torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
 
