@@ -31,6 +31,7 @@ class ModelCase:
     output: str = "logits"
     auto_class: str = "AutoModel"  # the one that the tests load by
     untrained: tuple[str, ...] = ()  # parameters that rightly get no gradient
+    by_row: tuple[str, ...] = ()  # outputs that have a row an input, default `output`
     loss_options: dict[str, Any] = field(default_factory=dict)  # further arguments of forward that give a loss
     loss_is_of_the_batch: bool = False  # contrastive: halves of a batch have other losses than the whole
     prepare: Callable[[Any], None] | None = None  # for a new model whose initial weights would hide errors
@@ -205,6 +206,7 @@ CASES = {
             },
             processor=lambda: _classifier_processor(64),
             output="logits_per_image",
+            by_row=("image_embeds", "text_embeds"),
             loss_options={"return_loss": True},
             loss_is_of_the_batch=True,
             prepare=_with_open_branches,
@@ -233,12 +235,14 @@ CASES = {
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},
+            by_row=("image_embeds", "text_embeds"),
         ),
         ModelCase(
             **_SLIP,
             part="AutoModelForPreTraining",
             auto_class="AutoModelForPreTraining",
             inputs=slip_batch,
+            by_row=("image_embeds", "text_embeds", "aug1_embeds", "aug2_embeds"),
         ),
         ModelCase(
             name="audioclip",
@@ -251,6 +255,7 @@ CASES = {
             },
             processor=_audioclip_processor,
             output="logits_per_audio",
+            by_row=("audio_embeds", "image_embeds", "text_embeds"),
             loss_options={"return_loss": True},
             loss_is_of_the_batch=True,
             prepare=_with_fixed_filters,
@@ -282,7 +287,7 @@ CASES = {
 
 class ModelContract:
     """Each test takes `case`, a `ModelCase`. What transformers' own tests (tests/suite) see as strictly is not here: files and configurations
-    that come back as they were, tuples like dictionaries, attention implementations, rows of a batch that do not touch each other."""
+    that come back as they were, tuples like dictionaries."""
 
     # ---- configuration
 
@@ -360,6 +365,23 @@ class ModelContract:
         assert all(torch.equal(tensor, weights[name]) for name, tensor in back.state_dict().items())
 
     # ---- forward
+
+    def test_eager_and_sdpa_agree(self, case):
+        model = case.make()
+        outputs = []
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            outputs.append(case.run(model))
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+    def test_each_row_of_a_batch_stands_alone(self, case):
+        model, inputs = case.make(), case.inputs(5)
+        with torch.no_grad():
+            together = model(**inputs)
+            for row in range(5):
+                alone = model(**{name: value[row : row + 1] for name, value in inputs.items()})
+                for name in case.by_row or (case.output,):
+                    torch.testing.assert_close(alone[name], together[name][row : row + 1], rtol=1e-5, atol=1e-5)
 
     def test_bfloat16_is_near_float32(self, case):
         model = case.make()
