@@ -2,6 +2,7 @@
 
 import os
 
+from budgets import Budgets
 from paths import SUPPORT
 
 # The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace packages.
@@ -12,3 +13,7 @@ import hf_clip_variants  # noqa: F401
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # For the programs that tests run as processes of their own.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budgets(), "budgets")

@@ -30,23 +30,14 @@ _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken 
 
 @dataclass(frozen=True)
 class DecodingRules:
-    """The options of `decode_image`.
+    """The options of `decode_image`."""
 
-    Attributes:
-        max_pixels: images with more pixels are refused; of a file only the header is read before.
-        background: RGB colour (0..255) behind transparent pixels.
-        keep_mode: PIL images keep their mode, including transparency and palette; uint8 arrays become PIL images.
-        convert_rgb: `False` refuses images in other modes than RGB.
-        input_data_format: "channels_first" or "channels_last", for arrays whose shape fits both.
-        expect_0_255: the caller divides values by 255 later, so that a float image within [0, 1] is an error.
-    """
-
-    max_pixels: int = MAX_PIXELS
-    background: tuple[int, int, int] = (255, 255, 255)
-    keep_mode: bool = False
-    convert_rgb: bool = True
-    input_data_format: str | None = None
-    expect_0_255: bool = True
+    max_pixels: int = MAX_PIXELS  # images with more are refused; of a file only the header is read before
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB colour behind transparent pixels
+    keep_mode: bool = False  # PIL images keep their mode, palette and transparency; uint8 arrays become PIL images
+    convert_rgb: bool = True  # False refuses images in other modes than RGB
+    input_data_format: str | None = None  # "channels_first" or "channels_last", for arrays whose shape fits both
+    expect_0_255: bool = True  # the caller divides by 255 later, so that a float image within [0, 1] is an error
 
 
 def list_images(images) -> list:

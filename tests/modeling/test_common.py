@@ -1,7 +1,16 @@
-"""The contract of models (tests/support/model_contract.py) over the registry."""
+"""The contract of models (tests/support/model_contract.py) over the registry, and their code where this package is missing."""
+
+import json
+import os
+import subprocess
+import sys
 
 import pytest
+import torch
+from fake_hub import FakeHub
 from model_contract import CASES, ModelContract
+from paths import PROGRAMS
+from safetensors.torch import save_file
 
 from hf_clip_variants.registry import methods
 
@@ -17,3 +26,53 @@ def case(request):
 
 class TestModels(ModelContract):
     pass
+
+
+def export(case, folder) -> dict:
+    """Exports the case's model and processor to `folder`, and writes what they give; the arguments of the program below."""
+    from hf_clip_variants.hub.export import export_with_code
+
+    model, processor = case.make(), case.processor and case.processor()
+    repo_id = f"alice/coded-{case.id}"
+    exported = export_with_code(model, processor, folder / f"exported-{case.id}", license="mit", repo_id=repo_id)
+    assert model._auto_class is None and (processor is None or type(processor)._auto_class is None)
+    assert "auto_map" not in model.config.to_dict()
+    expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
+    expected["output"] = case.run(model)
+    if processor is not None:
+        expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
+        expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+    if hasattr(processor, "feature_extractor"):
+        expected["sound"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
+        expected["heard"] = processor(audio=expected["sound"], sampling_rate=rate, return_tensors="pt").input_features
+    save_file(expected, folder / "expected.safetensors")
+    readme = (exported / "README.md").read_text()
+    (folder / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])
+    return {
+        "name": case.id, "home": str(folder), "folder": str(exported), "repo_id": repo_id, "auto_class": case.auto_class,
+        "output": case.output,
+    }  # fmt: skip
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+def test_exported_code_runs_where_the_package_is_missing(tmp_path):
+    """All models in one process: what it imports takes longer than what it does."""
+    with FakeHub() as hub:
+        exports = []
+        for case in CASES.values():
+            (tmp_path / case.id).mkdir()
+            exports.append(export(case, tmp_path / case.id))
+            hub.create(exports[-1]["repo_id"], exports[-1]["folder"])
+        (tmp_path / "exports.json").write_text(json.dumps(exports))
+        ran = subprocess.run(
+            [sys.executable, str(PROGRAMS / "without_package.py"), str(tmp_path / "exports.json")],
+            env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
+    steps = ["refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "snippet"]
+    passed = ran.stdout.splitlines()
+    for case in CASES.values():
+        missing = [step for step in steps if f"passed: {case.id}: {step}" not in passed]
+        assert not missing, f"{case.id}: {missing}"

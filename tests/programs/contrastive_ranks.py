@@ -151,7 +151,7 @@ def main(out: Path, task: dict):
         large = losses(inputs | {"logit_scale": torch.full_like(inputs["logit_scale"], 8)}, counts, "softmax", "exact")
         results |= {f"large.{k}": v for k, v in large.items()}
     for how in task.get("steps", ()):
-        for counts in task["counts"]:
+        for counts in task["step_counts"]:
             prefix = f"{'-'.join(map(str, counts))}.{how}"
             results |= {f"{prefix}.{k}": v for k, v in step(how, counts, {"chunk_size": 3}).items()}
     if task.get("trainer"):

@@ -64,6 +64,8 @@ def main(out: Path, task: dict):
             for name, tensor in losses(load_file(task["inputs"]), counts, task["temperature"]).items():
                 results[f"{prefix}.{name}"] = tensor
         for objective, gather in task.get("steps", ()):
+            if gather == "slip" and len(set(counts)) > 1:
+                continue
             bare = slip_model(ssl_objective=objective, clip_gather=gather).double()
             batch = {name: own(tensor, counts) for name, tensor in slip_batch(sum(counts)).items()}
             for name, tensor in train_steps(DistributedDataParallel(bare), bare, batch).items():

@@ -11,11 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from paths import TESTS
 
 from hf_clip_variants.registry import methods
 
 
-HERE = Path(__file__).parent
 CHOSEN = os.environ.get("SUITE_MODELS")
 ROWS = [row for row in methods("model") if not CHOSEN or row.name in CHOSEN.split(",")]
 # Tests without which a pass would mean little.
@@ -43,7 +43,16 @@ def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], s
     }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "pytest", str(HERE / f"{suite}.py"), "--noconftest", "-c", os.devnull, "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(TESTS / "suite" / f"{suite}.py"),
+        "--noconftest",
+        "-c",
+        os.devnull,
+        "-q",
+    ]
     command += ["--rootdir", str(folder), "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
     command += ["--show-capture=no", "--tb=short", f"--junitxml={report}"]
     if CHOSEN:

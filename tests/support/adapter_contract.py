@@ -101,7 +101,7 @@ def _saved_base(case: Case, folder):
 
 
 class AdapterContract:
-    """Needs the fixtures `case` and `trained_case`, which is for the cases with trained tensors."""
+    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case` (some of these)."""
 
     def test_trains_only_its_own_tensors(self, case: Case):
         model = case.model()
@@ -231,28 +231,28 @@ class AdapterContract:
         for again in (loaded, whole):
             torch.testing.assert_close(case.logits(again), case.logits(model), rtol=0, atol=1e-5)
 
-    def test_trainer_resumes_to_the_same_weights(self, trained_case: Case, tmp_path):
-        model = trained_case.model(seed=1)
+    def test_trainer_resumes_to_the_same_weights(self, trainer_case: Case, tmp_path):
+        model = trainer_case.model(seed=1)
         before = copy.deepcopy(get_peft_model_state_dict(model))
-        _trainer(trained_case, model, tmp_path / "run", max_steps=3, save_steps=2).train()
+        _trainer(trainer_case, model, tmp_path / "run", max_steps=3, save_steps=2).train()
         trained = get_peft_model_state_dict(model)
-        for name in trained_case.trained:
+        for name in trainer_case.trained:
             assert not torch.equal(trained[f"base_model.model.{name}"], before[f"base_model.model.{name}"]), name
         files = {p.name for p in (tmp_path / "run" / "checkpoint-2").iterdir()}
         assert "adapter_model.safetensors" in files and "model.safetensors" not in files
 
-        resumed = trained_case.model(seed=2)
-        trainer = _trainer(trained_case, resumed, tmp_path / "run", max_steps=3, save_steps=2)
+        resumed = trainer_case.model(seed=2)
+        trainer = _trainer(trainer_case, resumed, tmp_path / "run", max_steps=3, save_steps=2)
         trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
         for name, tensor in get_peft_model_state_dict(resumed).items():
             assert torch.equal(tensor, trained[name]), name
 
-    def test_accumulation_equals_a_larger_batch(self, trained_case: Case, tmp_path):
+    def test_accumulation_equals_a_larger_batch(self, base_case: Case, tmp_path):
         results = []
         for batch_size, accumulation in ((4, 1), (2, 2)):
-            model = trained_case.model(seed=1)
+            model = base_case.model(seed=1)
             _trainer(
-                trained_case,
+                base_case,
                 model,
                 tmp_path / str(accumulation),
                 max_steps=1,
@@ -261,7 +261,7 @@ class AdapterContract:
                 gradient_accumulation_steps=accumulation,
             ).train()
             results.append(get_peft_model_state_dict(model))
-        for name in trained_case.trained:
+        for name in base_case.trained:
             pair = [result[f"base_model.model.{name}"] for result in results]
             torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
 

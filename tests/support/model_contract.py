@@ -1,27 +1,19 @@
 """The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
 
-import copy
 import importlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_hub import FakeHub, hub_in_this_process
+from fake_hub import hub_in_this_process
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.registry import Method, method
-
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -293,27 +285,11 @@ CASES = {
 }
 
 
-def _flat(values) -> list[torch.Tensor]:
-    return [values] if isinstance(values, torch.Tensor) else [tensor for value in values for tensor in _flat(value)]
-
-
 class ModelContract:
-    """Each test takes `case`, a `ModelCase`."""
+    """Each test takes `case`, a `ModelCase`. What transformers' own tests (tests/suite) see as strictly is not here: files and configurations
+    that come back as they were, tuples like dictionaries."""
 
     # ---- configuration
-
-    def test_configuration_round_trip(self, case, tmp_path):
-        config = case.config()
-        config.save_pretrained(tmp_path)
-        loaded = type(config).from_pretrained(tmp_path)
-        assert loaded.to_dict() == config.to_dict() | {
-            "transformers_version": loaded.to_dict()["transformers_version"]
-        }
-        assert type(config).from_dict(config.to_dict()).to_dict() == config.to_dict()
-        assert copy.deepcopy(config).to_dict() == config.to_dict()
-        assert loaded.model_type == case.row.model_type
-        default = type(config)()
-        assert default.to_diff_dict().keys() <= config.to_diff_dict().keys() | {"transformers_version"}
 
     def test_bad_configuration_values_are_named(self, case):
         good = case.config().to_dict()
@@ -353,17 +329,6 @@ class ModelContract:
         assert {t.dtype for n, t in again.named_parameters() if n not in case.in_float32} == {torch.bfloat16}
         assert all(again.get_parameter(name).dtype == torch.float32 for name in case.in_float32)
 
-    def test_what_is_saved_is_what_is_loaded(self, case, tmp_path):
-        model = case.make()
-        expected = case.run(model)
-        model.save_pretrained(tmp_path)
-        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-        saved = model.state_dict()
-        assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
-        case.check_same(case.run(loaded), expected)
-        assert not any(module.training for module in loaded.modules())
-
     def test_every_placement_loads_or_says_why_not(self, case, tmp_path):
         model = case.make()
         expected = case.run(model)
@@ -401,16 +366,6 @@ class ModelContract:
 
     # ---- forward
 
-    def test_tuple_and_dictionary_agree(self, case):
-        model = case.make()
-        with torch.no_grad():
-            inputs = case.inputs(3) | case.loss_options
-            named, plain = model(**inputs), model(**inputs, return_dict=False)
-        assert isinstance(plain, tuple) and len(plain) == len(named.to_tuple())
-        for one, two in zip(_flat(plain), _flat(named.to_tuple()), strict=True):
-            assert torch.equal(one, two)
-        assert torch.equal(plain[0], named.loss), "the loss comes first"
-
     def test_eager_and_sdpa_agree(self, case):
         model = case.make()
         outputs = []
@@ -445,7 +400,10 @@ class ModelContract:
 
     def test_gradients_reach_every_parameter(self, case):
         model = case.make().train()
-        case.loss(model, case.inputs(4)).backward()
+        loss = model(**case.inputs(4), **case.loss_options, return_dict=False)[
+            0
+        ]  # the loss comes first: Trainer takes it from there
+        loss.backward()
         without = {name for name, p in model.named_parameters() if p.grad is None}
         assert without == set(case.untrained)
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -520,36 +478,3 @@ class ModelContract:
                 processor = transformers.AutoProcessor.from_pretrained("alice/model")
                 assert processor.to_dict() == case.processor().to_dict()
             assert {"config.json", "model.safetensors", "README.md"} <= set(hub.repos["alice/model"].files)
-
-    @pytest.mark.hub
-    @pytest.mark.slow
-    def test_exported_code_runs_where_the_package_is_missing(self, case, tmp_path):
-        from hf_clip_variants.hub.export import export_with_code
-
-        model, processor = case.make(), case.processor and case.processor()
-        folder = export_with_code(model, processor, tmp_path / "export", license="mit", repo_id="alice/coded")
-        assert model._auto_class is None and (processor is None or type(processor)._auto_class is None)
-        assert "auto_map" not in model.config.to_dict()
-        expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
-        expected["output"] = case.run(model)
-        if processor is not None:
-            expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
-            expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
-        if hasattr(processor, "feature_extractor"):
-            expected["sound"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
-            heard = processor(audio=expected["sound"], sampling_rate=rate, return_tensors="pt")
-            expected["heard"] = heard.input_features
-        save_file(expected, tmp_path / "expected.safetensors")
-        readme = (folder / "README.md").read_text()
-        (tmp_path / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])
-        with FakeHub() as hub:
-            hub.create("alice/coded", folder)
-            ran = subprocess.run(
-                [sys.executable, str(HERE / "without_package.py"), str(folder), "alice/coded", case.auto_class, case.output],
-                env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-                cwd=tmp_path, capture_output=True, text=True, timeout=280,
-            )  # fmt: skip
-        assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
-        passed = [line.removeprefix("passed: ") for line in ran.stdout.splitlines() if line.startswith("passed: ")]
-        steps = ["refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "snippet"]
-        assert [step for step in passed if step in steps] == steps

@@ -28,12 +28,18 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
     tensors = {name: tensor for name, tensor in without_prefixes(state_dict).items() if name not in _DROPPED}
     check_keys(tensors, set(_NAMES))
     context, first, second = (tensors[n] for n in ("ctx", "meta_net.linear1.weight", "meta_net.linear2.weight"))
-    (hidden, joint), width = first.shape, context.shape[-1]
-    if context.dim() != 2 or tuple(second.shape) != (width, hidden):
+    biases = [tuple(tensors[f"meta_net.{layer}.bias"].shape) for layer in ("linear1", "linear2")]
+    if (
+        context.dim() != 2
+        or first.dim() != 2
+        or tuple(second.shape) != (context.shape[1], len(first))
+        or biases != [(len(first),), (context.shape[1],)]
+    ):
         raise ValueError(
             f"state_dict: ctx {list(context.shape)}, linear1 {list(first.shape)} and linear2 {list(second.shape)} do "
             "not go together; expected (M, d), (h, D) and (d, h)"
         )
+    hidden, joint = first.shape
     config = CoCoOpConfig(num_context_tokens=len(context), context_init=None, meta_reduction=joint // hidden)
     if config.hidden_width(joint) != hidden:
         raise ValueError(

@@ -70,11 +70,16 @@ def convert_vpt_vit(state_dict: Mapping[str, torch.Tensor]) -> tuple[VPTConfig, 
             f"state_dict: expected {' or '.join(names['prompts'])}, got {sorted(state_dict)[:5]} ({len(state_dict)} "
             "keys)"
         )
-    prompts = torch.cat([t.detach().float() for t in found.values() if t is not None])
-    if prompts.dim() != 3:
-        raise ValueError(f"state_dict: prompts of shape {list(prompts.shape)}, expected (layers, n, q)")
+    parts = [tensor.detach().float() for tensor in found.values() if tensor is not None]
+    if any(part.dim() != 3 or part.shape[1:] != parts[0].shape[1:] for part in parts):
+        raise ValueError(f"state_dict: prompts of shape {[list(p.shape) for p in parts]}, expected (layers, n, q)")
+    prompts = torch.cat(parts)
     projection = {part: state_dict.get(f"{_ENCODER}prompt_proj.{part}") for part in ("weight", "bias")}
     head = {part: state_dict.get(f"head.last_layer.{part}") for part in ("weight", "bias")}
+    for name, linear in (("prompt_proj", projection), ("head.last_layer", head)):
+        shapes = {part: list(tensor.shape) for part, tensor in linear.items() if tensor is not None}
+        if shapes and (len(shapes) != 2 or len(shapes["weight"]) != 2 or shapes["bias"] != shapes["weight"][:1]):
+            raise ValueError(f"{name}: shapes {shapes}, expected weight (m, n) and bias (m,)")
     config = VPTConfig.original(
         num_prompt_tokens=prompts.shape[1],
         prompt_depth=len(prompts),
@@ -83,7 +88,7 @@ def convert_vpt_vit(state_dict: Mapping[str, torch.Tensor]) -> tuple[VPTConfig, 
     )
     tensors = {"vit.embeddings.clipv_vpt_prompts": finite(prompts, "prompt_embeddings")}
     for name, part in (("vit.embeddings.clipv_vpt_projection", projection), ("classifier", head)):
-        tensors |= {f"{name}.{k}": v.detach().float() for k, v in part.items() if v is not None}
+        tensors |= {f"{name}.{k}": finite(v, f"{name}.{k}") for k, v in part.items() if v is not None}
     return config, tensors
 
 

@@ -153,6 +153,28 @@ def trained_case(request) -> Case:
     return CASES[request.param]
 
 
+def first_of_each(*properties: str) -> list[str]:
+    """Names of the first trained cases that differ in these properties."""
+    found = {
+        tuple(getattr(case, name) for name in properties): name
+        for name, case in reversed(CASES.items())
+        if case.trained
+    }
+    return list(found.values())[::-1]
+
+
+@pytest.fixture(params=first_of_each("method", "plain_clip"))
+def trainer_case(request) -> Case:
+    """A `Trainer` costs more than all the rest: one variant of a method on each base."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=first_of_each("plain_clip"))
+def base_case(request) -> Case:
+    """For what a base does, whatever adapter sits on it."""
+    return CASES[request.param]
+
+
 class TestContract(AdapterContract):
     pass
 

@@ -1,6 +1,7 @@
-"""Every adapter on every family of dual encoders: works, or says why not. The families' tiny models are in `tests/support/tiny_families.py`."""
+"""Adapters on families of dual encoders, pairwise: works, or says why not. The families' tiny models are in `tests/support/tiny_families.py`."""
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -47,24 +48,50 @@ ADAPTERS = {
 }
 LABELS = torch.tensor([0, 1, 2, 3])
 IN_THE_IMAGE_TOWER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
-WITH_A_TRANSFORMER = tuple(name for name in FAMILIES if name != RESNET)
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model_type(request) -> str:
-    return request.param
+# What adapters meet in a family. Every adapter is paired with each kind that its code depends on, and every family with each sort of adapter.
+TEXT = {
+    "causal": ("clip", RESNET, "metaclip_2"),
+    "padded": ("chinese_clip", "altclip"),  # attends to both sides, told which tokens are padding
+    "full": SIGLIP_FAMILIES,  # attends to both sides, always of full length
+}
+IMAGE = {"class token": ("clip", "metaclip_2", "chinese_clip", "altclip"), "no class token": SIGLIP_FAMILIES}
+SORTS = {
+    "text": ("coop", "coop_words", "cocoop", "maple", "maple_vpt_deep", "ivlp"),
+    "image": IN_THE_IMAGE_TOWER,
+    "features": ("clip_adapter", "tip_adapter"),
+}
+PAIRS = [
+    ("coop", "metaclip_2"), ("coop", "chinese_clip"), ("coop", "siglip2"),
+    ("coop_words", RESNET), ("coop_words", "altclip"), ("coop_words", "siglip"),
+    ("cocoop", RESNET), ("cocoop", "altclip"), ("cocoop", "siglip"),
+    ("maple", "metaclip_2"), ("maple", "chinese_clip"), ("maple", "siglip2"),
+    ("maple_vpt_deep", "clip"), ("maple_vpt_deep", "altclip"), ("maple_vpt_deep", "siglip"),
+    ("vpt", "metaclip_2"), ("vpt", "siglip2"),
+    ("vpt_shallow", "chinese_clip"), ("vpt_shallow", "siglip"),
+    ("ivlp", "clip"), ("ivlp", "chinese_clip"), ("ivlp", "siglip2"),
+    ("clip_adapter", "clip"), ("clip_adapter", "altclip"), ("clip_adapter", "siglip2"),
+    ("tip_adapter", RESNET), ("tip_adapter", "metaclip_2"), ("tip_adapter", "chinese_clip"), ("tip_adapter", "siglip"),
+]  # fmt: skip
+# The same on transformers' own models, which take some; MaPLe has a test of its own on all of them.
+PLAIN_PAIRS = [
+    ("vpt", "metaclip_2"), ("vpt", "chinese_clip"), ("vpt_shallow", "altclip"), ("vpt_shallow", "siglip"), ("vpt", "siglip2"),
+    ("ivlp", "clip"), ("ivlp", "altclip"), ("ivlp", "siglip2"),
+    ("clip_adapter", "clip"), ("clip_adapter", "metaclip_2"), ("clip_adapter", "chinese_clip"), ("clip_adapter", "altclip"),
+    ("coop", RESNET), ("coop_words", "metaclip_2"),
+]  # fmt: skip
+pairwise = pytest.mark.parametrize(("adapter", "model_type"), PAIRS)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model_type, tmp_path_factory):
-    return save_tiny_family(model_type, tmp_path_factory.mktemp(model_type))
+def checkpoints(tmp_path_factory):
+    """Family -> folder of its tiny checkpoint, written when it is asked for."""
+    return cache(lambda model_type: save_tiny_family(model_type, tmp_path_factory.mktemp(model_type)))
 
 
-@pytest.fixture(params=ADAPTERS)
-def adapter(request, model_type) -> str:
-    if model_type == RESNET and request.param in IN_THE_IMAGE_TOWER:
-        pytest.skip("a ResNet has no place for visual prompts; test_visual_prompts_in_a_resnet_are_refused")
-    return request.param
+@pytest.fixture
+def checkpoint(model_type, checkpoints):
+    return checkpoints(model_type)
 
 
 def classifier_of(checkpoint, model_type, class_names=None, **kwargs) -> CLIPClassifier:
@@ -81,11 +108,21 @@ def adapted(adapter: str, base: CLIPClassifier, seed: int = 0) -> PeftModel:
     return model
 
 
-def test_the_table_has_every_adapter():
+def test_pairs_cover_every_adapter_family_and_kind():
     kinds = {config().peft_type.value for config in ADAPTERS.values()}
     assert kinds == {row.peft_type for row in hf_clip_variants.methods("adapter")}
+    assert {adapter for adapter, _ in PAIRS} == {*ADAPTERS} and {family for _, family in PAIRS} == {*FAMILIES}
+    for sort, adapters in SORTS.items():
+        for adapter in adapters:
+            families = {family for name, family in PAIRS if name == adapter}
+            for kind in {"text": TEXT, "image": IMAGE, "features": IMAGE}[sort].values():
+                assert families & set(kind), f"{adapter} meets none of {kind}"
+        for family in FAMILIES:
+            if (sort, family) != ("image", RESNET):
+                assert {name for name, other in PAIRS if other == family} & set(adapters), f"{family}, {sort}"
 
 
+@pairwise
 def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpoint):
     base = classifier_of(checkpoint, model_type)
     pixels = tiny_family_pixels(model_type)
@@ -113,6 +150,7 @@ def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpo
         assert torch.equal(unloaded(**pixels).logits, before)
 
 
+@pairwise
 def test_pictures_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
     names = family_class_names(model_type)
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
@@ -132,6 +170,7 @@ def test_pictures_one_by_one_classes_one_by_one_and_half_precision(adapter, mode
         assert (half.logits.float() - together).abs().max() < 0.1 * together.abs().max()
 
 
+@pairwise
 def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
     model = adapted(adapter, classifier_of(checkpoint, model_type), seed=1).eval()
     model.save_pretrained(tmp_path)
@@ -147,6 +186,7 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
             torch.testing.assert_close(other(**pixels).logits, logits, rtol=0, atol=1e-4)
 
 
+@pairwise
 def test_other_picture_sizes(adapter, model_type, checkpoint):
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     with torch.no_grad():
@@ -155,35 +195,29 @@ def test_other_picture_sizes(adapter, model_type, checkpoint):
     assert logits.shape == (2, 5) and logits.isfinite().all()
 
 
-PLAIN = {
-    "vpt": WITH_A_TRANSFORMER,
-    "maple": WITH_A_TRANSFORMER,
-    "ivlp": WITH_A_TRANSFORMER,
-    "clip_adapter": ("clip", "metaclip_2", "chinese_clip", "altclip"),
-    "coop": ("clip", RESNET, "metaclip_2"),
-}
 REFUSALS = {
     "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
     "tip_adapter": "CLIPV_TIP_ADAPTER adds to logits.*use CLIPClassifier",
     "coop": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
+    "coop_words": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
     "clip_adapter": "CLIPV_CLIP_ADAPTER wraps projections.*use CLIPClassifier",
     "maple_vpt_deep": "'vpt_deep' inserts tokens.*use CLIPClassifier",
 }
+TAKEN = {"coop": TEXT["causal"], "coop_words": TEXT["causal"], "clip_adapter": IMAGE["class token"]}
 
 
-def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
-    """The same adapters on transformers' own model, with the same result as on a classifier where prompts are the same."""
-    base = tiny_dual_encoder(model_type)
+def config_of(adapter: str):
+    """With ids for words: a model in memory has no tokenizer."""
     config = ADAPTERS[adapter]()
-    if getattr(config, "context_init", None) is not None:  # a model in memory has no tokenizer
-        count = 2 if adapter == "coop_words" else 3
-        config = dataclasses.replace(config, context_init=None, context_init_ids=[5, 6, 7][:count])
-    kind = adapter.removesuffix("_shallow").removesuffix("_words")
-    if model_type not in PLAIN.get(kind, ()):
-        with pytest.raises(ValueError, match=REFUSALS[kind]):
-            get_peft_model(base, config)
-        assert not any("clipv_" in name for name in base.state_dict())
-        return
+    if getattr(config, "context_init", None) is None:
+        return config
+    count = 2 if adapter == "coop_words" else 3
+    return dataclasses.replace(config, context_init=None, context_init_ids=[5, 6, 7][:count])
+
+
+@pytest.mark.parametrize(("adapter", "model_type"), PLAIN_PAIRS)
+def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
+    base = tiny_dual_encoder(model_type)
     texts = [f"a photo of {name}" for name in family_class_names(model_type)]
     inputs = tiny_family_pixels(model_type) | tiny_family_inputs(model_type, texts)
     if adapter.startswith("coop"):
@@ -191,7 +225,7 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
         inputs.pop("attention_mask", None)
     with torch.no_grad():
         before = base(**inputs).logits_per_image
-    model = get_peft_model(base, config)
+    model = get_peft_model(base, config_of(adapter))
     logits = model(**inputs).logits_per_image
     F.cross_entropy(logits, LABELS).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -199,21 +233,34 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
         assert torch.equal(base(**inputs).logits_per_image, before)
 
 
-@pytest.mark.parametrize("adapter", IN_THE_IMAGE_TOWER)
-def test_visual_prompts_in_a_resnet_are_refused(adapter, tmp_path):
-    """Before anything is touched; text prompts alone work."""
-    classifier = classifier_of(save_tiny_family(RESNET, tmp_path), RESNET)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_a_plain_dual_encoder_cannot_take_is_refused_before_anything_is_touched(model_type):
+    base = tiny_dual_encoder(model_type)
+    for adapter, message in REFUSALS.items():
+        if model_type in TAKEN.get(adapter, ()):
+            continue
+        if model_type == RESNET and adapter in IN_THE_IMAGE_TOWER:
+            message = "visual prompts need a vision transformer"
+        with pytest.raises(ValueError, match=message):
+            get_peft_model(base, config_of(adapter))
+        assert not any("clipv_" in name for name in base.state_dict()), adapter
+
+
+def test_visual_prompts_in_a_resnet_are_refused_before_anything_is_touched(checkpoints):
+    """Text prompts alone work."""
+    classifier = classifier_of(checkpoints(RESNET), RESNET)
     for base in (classifier, tiny_dual_encoder(RESNET)):
-        with pytest.raises(ValueError, match="visual prompts need a vision transformer.*use CoOp, CoCoOp"):
-            get_peft_model(base, ADAPTERS[adapter]())
-        assert not any("clipv_" in name for name in base.state_dict())
+        for adapter in IN_THE_IMAGE_TOWER:
+            with pytest.raises(ValueError, match="visual prompts need a vision transformer.*use CoOp, CoCoOp"):
+                get_peft_model(base, ADAPTERS[adapter]())
+            assert not any("clipv_" in name for name in base.state_dict()), adapter
     model = get_peft_model(classifier, IVLPConfig(vision_depth=0))
     assert model(**tiny_family_pixels(RESNET)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("adapter", ["coop", "tip_adapter"])
-def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, tmp_path):
-    model = adapted(adapter, classifier_of(save_tiny_family(RESNET, tmp_path), RESNET))
+def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, checkpoints):
+    model = adapted(adapter, classifier_of(checkpoints(RESNET), RESNET))
     statistics = [b.clone() for name, b in model.named_buffers() if "running" in name]
     before = model.eval()(**tiny_family_pixels(RESNET)).logits
     after = model.train()(**tiny_family_pixels(RESNET)).logits
@@ -222,10 +269,9 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(statistics, kept, strict=True))
 
 
+@pytest.mark.parametrize("model_type", [*IMAGE["class token"], *IMAGE["no class token"]])
 def test_maple_on_a_plain_model_equals_it_on_a_classifier(model_type, checkpoint):
     """Two ways to the same prompts: modules around layers, and prompts that the encoder is told of."""
-    if model_type == RESNET:
-        pytest.skip("no visual prompts")
     classifier = classifier_of(checkpoint, model_type, templates=["a photo of {}"])
     model = adapted("maple", classifier)
     tensors = {

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from converter_contract import ConverterContract
 from model_contract import CASES
 from paths import MANIFESTS
 from safetensors.torch import save_file
 from transformers import AutoFeatureExtractor, AutoModel
 
-from hf_clip_variants import AudioCLIPAudioConfig, AudioCLIPAudioModel, AudioCLIPConfig, AudioCLIPModel
+from hf_clip_variants import AudioCLIPAudioConfig, AudioCLIPAudioModel, AudioCLIPConfig
 from hf_clip_variants.conversion.convert import convert_checkpoint
 from hf_clip_variants.conversion.detect import detect_method
 from hf_clip_variants.modeling.audioclip.convert_audioclip import (
@@ -22,9 +23,9 @@ from hf_clip_variants.modeling.audioclip.convert_audioclip import (
 from hf_clip_variants.modeling.clip_resnet.convert_clip_resnet import clip_resnet_from_official
 
 
-MANIFEST = MANIFESTS / "audioclip.json"
 HEADS = {"vision_heads": 8, "text_heads": 4}
 HOP = {"hop_length": 20}
+STRAYS = {"audio.fbsp.bias": torch.empty(0)}
 
 
 @pytest.fixture
@@ -34,42 +35,53 @@ def tiny():
 
 @pytest.fixture
 def official(tiny):
-    weights = to_official(tiny.state_dict(), tiny.config)
-    return weights | {"audio.fbsp.bias": torch.empty(0)}
+    return to_official(tiny.state_dict(), tiny.config) | STRAYS
 
 
 @pytest.fixture(scope="module")
-def manifest():
-    return json.loads(MANIFEST.read_text(encoding="utf-8"))
+def published():
+    entries = json.loads((MANIFESTS / "audioclip.json").read_text(encoding="utf-8"))["state_dict"]
+    return {name: torch.empty(shape, device="meta") for name, (shape, _) in entries.items()}
 
 
-@pytest.fixture(scope="module")
-def published(manifest):
-    return {
-        name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-        for name, (shape, dtype) in manifest["state_dict"].items()
-    }
+class TestConverter(ConverterContract):
+    title = "AudioCLIP"
+    make = staticmethod(CASES["audioclip"].make)
+    config_class = AudioCLIPConfig
+    from_official, convert = staticmethod(audioclip_from_official), staticmethod(convert_audioclip_state_dict)
+    infer, to_official = staticmethod(infer_audioclip_config), staticmethod(to_official)
+    options = HEADS | HOP
+    manifests = [MANIFESTS / "audioclip.json"]
+    parts = {"n_params_audio": "audio_model"}
+    strays = STRAYS
+    optional = ("num_batches_tracked", "audio.window")
+    indirect = ("audio.att1.bn.weight",)
+    prefix = "audio."
+    hole = ("audio.layer2.1.", "audio.layer2.7.")
+    wrong_shapes = (
+        ("audio.fbsp.bias", (2,), "audio.fbsp.bias: 2 elements, expected none"),
+        ("audio.fc.weight", (20, 100), r"audio.fc.weight \(20, 100\), expected \(20, 128\)"),
+        ("audio.layer1.0.conv2.weight", (4, 3, 3, 3), r"\(4, 3, 3, 3\), expected a grouped convolution"),
+        ("audio.layer3.0.conv2.weight", (40, 20, 3, 3), "channels are not those of a ResNeXt"),
+        ("audio.fc.weight", (24, 128), "audio_config.projection_dim: 24, expected projection_dim"),
+    )
+    wrong_heads = (
+        ({}, "text_heads: the width 32 is not a multiple of 64"),
+        (HEADS | HOP | {"groups": 32}, "groups: 32, but the weights have 2"),
+        (HEADS | HOP | {"n_fft": 128}, "audio.fbsp.m"),
+    )
+    other_models = (("visual.proj", "Vision Transformer"),)
+    nothing_found = "missing: "
 
+    def inputs(self):
+        return CASES["audioclip"].inputs(2)
 
-def test_the_published_model_from_shapes_alone(manifest, published):
-    """Its 861 names, its sizes, and official -> ours -> official, on the meta device."""
-    assert len(published) == 861
-    inferred = infer_audioclip_config(published)
-    config, default = AudioCLIPConfig(**inferred), AudioCLIPConfig()
-    assert config.audio_config.to_dict() == default.audio_config.to_dict() == AudioCLIPAudioConfig().to_dict()
-    assert config.vision_config.to_dict() == default.vision_config.to_dict()
-    converted = convert_audioclip_state_dict(published, config)
-    assert {t.dtype for n, t in converted.items() if "num_batches" not in n} == {torch.float32}
-    with torch.device("meta"):
-        model = AudioCLIPModel(config)
-    model.load_state_dict(converted, assign=True)
-    assert sum(parameter.numel() for parameter in model.parameters()) == manifest["n_params"]
-    assert sum(parameter.numel() for parameter in model.audio_model.parameters()) == manifest["n_params_audio"]
-    back = {
-        name: [list(t.shape), str(t.dtype).removeprefix("torch.")]
-        for name, t in to_official(converted, config).items()
-    }
-    assert back | {"audio.fbsp.bias": [[0], "float32"]} == manifest["state_dict"]
+    def check_published(self, config, manifest, name):
+        """Its 861 names; its sizes are our defaults."""
+        assert len(manifest["state_dict"]) == 861
+        default = AudioCLIPConfig()
+        assert config.audio_config.to_dict() == default.audio_config.to_dict() == AudioCLIPAudioConfig().to_dict()
+        assert config.vision_config.to_dict() == default.vision_config.to_dict()
 
 
 def test_the_sound_tower_alone_may_have_another_head(published):
@@ -95,21 +107,6 @@ def test_the_sound_tower_of_a_whole_and_alone_are_the_same(tiny, official):
             torch.testing.assert_close(tower(sounds).pooler_output, expected)
 
 
-def test_round_trip_is_exact(tiny, official):
-    model = audioclip_from_official(official, **HEADS, **HOP)
-    for part in ("audio_config", "vision_config"):
-        assert getattr(model.config, part).to_dict() == getattr(tiny.config, part).to_dict()
-    for name, tensor in tiny.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
-    again = to_official(model.state_dict(), model.config)
-    assert again.keys() == official.keys() - {"audio.fbsp.bias"}
-    assert all(torch.equal(tensor, official[name]) for name, tensor in again.items())
-    with torch.no_grad():
-        model.logit_scale_at.fill_(0)
-        model.audio_model.fbsp.m.fill_(0)
-    assert official["logit_scale_at"] != 0 and official["audio.fbsp.m"].any(), "the model must own its weights"
-
-
 def test_window_and_counters_may_be_missing(tiny, official):
     some = {n: t for n, t in official.items() if n != "audio.window" and "num_batches_tracked" not in n}
     converted = convert_audioclip_state_dict(some, tiny.config)
@@ -118,39 +115,6 @@ def test_window_and_counters_may_be_missing(tiny, official):
     with pytest.raises(ValueError, match="win_length: 1654 is longer than n_fft"):
         audioclip_from_official(some, **HEADS)
     assert audioclip_from_official(some, **HEADS, win_length=50).config.audio_config.win_length == 50
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "message"),
-    [
-        ("audio.fbsp.bias", torch.ones(2), "audio.fbsp.bias: 2 elements, expected none"),
-        ("audio.layer1.0.se.weight", torch.ones(2), "AudioCLIP state dict: 1 unexpected: audio.layer1.0.se.weight$"),
-        ("audio.fc.weight", torch.ones(20, 100), r"audio.fc.weight \(20, 100\), expected \(20, 128\)"),
-        ("audio.fbsp.fc", torch.full((33,), torch.nan), "1 not finite: audio.fbsp.fc"),
-        ("audio.layer1.0.conv2.weight", torch.ones(4, 3, 3, 3), r"\(4, 3, 3, 3\), expected a grouped convolution"),
-        ("audio.layer3.0.conv2.weight", torch.ones(40, 20, 3, 3), "channels are not those of a ResNeXt"),
-        ("audio.fc.weight", torch.ones(24, 128), "audio_config.projection_dim: 24, expected projection_dim"),
-        ("visual.proj", torch.ones(2), "Vision Transformer"),
-    ],
-)
-def test_what_does_not_fit_is_named(official, name, tensor, message):
-    with pytest.raises(ValueError, match=message):
-        audioclip_from_official(official | {name: tensor}, **HEADS, **HOP)
-
-
-def test_missing_names_are_counted(official):
-    some = {name: tensor for name, tensor in official.items() if ".att2." not in name}
-    with pytest.raises(ValueError, match="AudioCLIP state dict: 8 missing: audio.att2"):
-        audioclip_from_official(some, **HEADS, **HOP)
-    with pytest.raises(ValueError, match="missing: fbsp.m"):
-        audioclip_from_official({n: t for n, t in official.items() if n != "audio.fbsp.m"}, **HEADS, **HOP)
-
-
-def test_what_is_said_must_not_contradict_the_weights(official):
-    with pytest.raises(ValueError, match="groups: 32, but the weights have 2"):
-        audioclip_from_official(official, **HEADS, groups=32)
-    with pytest.raises(ValueError, match="audio.fbsp.m"):
-        audioclip_from_official(official, **HEADS, n_fft=128)
 
 
 def test_files_of_clip_and_of_audioclip_are_told_apart(official):

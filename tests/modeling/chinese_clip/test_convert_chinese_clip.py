@@ -1,8 +1,11 @@
 """Chinese-CLIP's official names: published sizes, the names of flash attention, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from converter_contract import ConverterContract
 from PIL import Image
 from tiny_families import tiny_dual_encoder, tiny_family_inputs, tiny_family_pixels
 from torchvision import transforms
@@ -36,6 +39,33 @@ def tiny():
 @pytest.fixture
 def official(tiny):
     return to_official(tiny.state_dict(), tiny.config)
+
+
+class TestConverter(ConverterContract):
+    title = "Chinese-CLIP"
+    make = staticmethod(partial(tiny_dual_encoder, "chinese_clip"))
+    config_class = ChineseCLIPConfig
+    from_official, convert = staticmethod(chinese_clip_from_official), staticmethod(convert_chinese_clip_state_dict)
+    infer, to_official = staticmethod(infer_chinese_clip_config), staticmethod(to_official)
+    options = HEADS
+    hole = ("bert.encoder.layer.1.", "bert.encoder.layer.7.")
+    wrong_shapes = (
+        ("text_projection", (24,), r"1 of the wrong shape: text_projection \(24,\)"),
+        ("bert.embeddings.LayerNorm.bias", (31,), r"LayerNorm.bias \(31,\), expected \(32,\)"),
+        ("bert.embeddings.word_embeddings.weight", (0, 32), "word_embeddings"),
+        ("visual.positional_embedding", (9, 40), "8 patch positions, expected a square"),
+        ("visual.transformer.resblocks.0.attn.in_proj_bias", (), "expected"),
+        ("logit_scale", (2,), r"logit_scale \(2,\), expected \(\)"),
+    )
+    wrong_heads = (
+        ({}, "text_heads: the width 32 is not a multiple of 64"),
+        ({"vision_heads": 3, "text_heads": 4}, "vision_heads=3: expected a divisor of the width 40"),
+    )
+    other_models = (("visual.layer1.0.conv1.weight", r"CLIP-ResNet \(visual.layer1…, as in clip_cn_rn50.pt\)"),)
+    nothing_found = "8 missing: visual.conv1.weight"
+
+    def inputs(self):
+        return tiny_family_inputs("chinese_clip") | tiny_family_pixels("chinese_clip")
 
 
 def flash_names(official):
@@ -79,17 +109,6 @@ def test_published_models_from_shapes_alone(name):
     assert to_official(converted, found).keys() == weights.keys()
 
 
-def test_round_trip_is_exact(tiny, official):
-    assert {"visual.transformer.resblocks.2.attn.in_proj_weight", "bert.encoder.layer.1.output.dense.bias"} <= set(
-        official
-    )
-    assert official["text_projection"].shape == (32, 24) and official["visual.proj"].shape == (40, 24)
-    converted = convert_chinese_clip_state_dict(official, tiny.config)
-    assert converted.keys() == tiny.state_dict().keys()
-    for name, tensor in tiny.state_dict().items():
-        assert torch.equal(converted[name], tensor), name
-
-
 def test_sizes_that_the_published_models_share_are_read_too(official):
     other = {"bert.embeddings.token_type_embeddings.weight": torch.ones(3, 32), "bert.embeddings.position_embeddings.weight": torch.ones(7, 32)}  # fmt: skip
     text = chinese_clip_from_official(official | other, **HEADS).config.text_config
@@ -106,20 +125,6 @@ def test_a_file_of_the_official_training_script(tiny, official, tmp_path):
     assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for name, tensor in tiny.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor.half().float()), name
-
-
-def test_converted_model_is_ready_to_use_and_save(tiny, official, tmp_path):
-    model = chinese_clip_from_official(official, **HEADS)
-    model.save_pretrained(tmp_path)
-    inputs = tiny_family_inputs("chinese_clip") | tiny_family_pixels("chinese_clip")
-    with torch.no_grad():
-        expected = tiny(**inputs).logits_per_image
-        for found in (model, ChineseCLIPModel.from_pretrained(tmp_path)):
-            torch.testing.assert_close(found(**inputs).logits_per_image, expected, rtol=1e-5, atol=1e-5)
-        model.logit_scale.fill_(0)
-        model.text_model.embeddings.word_embeddings.weight.fill_(0)
-    assert official["logit_scale"] != 0, "the model must own its weights"
-    assert official["bert.embeddings.word_embeddings.weight"].any()
 
 
 def test_names_of_flash_attention(tiny, official):
@@ -158,14 +163,6 @@ def test_the_readmes_image_processor_equals_the_official_transform():
 
 
 class TestRefused:
-    def test_missing_and_unexpected_names_are_counted(self, official, tiny):
-        some = {name: tensor for name, tensor in official.items() if ".layer.1.attention" not in name}
-        with pytest.raises(ValueError, match=r"Chinese-CLIP state dict: 10 missing: (\S+, ){4}\S+, …$") as error:
-            convert_chinese_clip_state_dict(some, tiny.config)
-        assert "bert.encoder.layer.1.attention.self.query.weight" in str(error.value)
-        with pytest.raises(ValueError, match=r"Chinese-CLIP state dict: 1 unexpected: bert.cls.bias$"):
-            chinese_clip_from_official(official | {"bert.cls.bias": torch.ones(3)}, **HEADS)
-
     def test_a_layer_with_both_kinds_of_attention(self, official):
         name = "visual.transformer.resblocks.0.attn.Wqkv.bias"
         for weights in (official | {name: torch.zeros(120)}, {name: torch.zeros(120)} | official):
@@ -175,47 +172,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="missing: bert.encoder.layer.0.attention.self.Wqkv.weight"):
             chinese_clip_from_official(official | {"bert.encoder.layer.0.attention.self.Wqkv.bias": flash}, **HEADS)
 
-    @pytest.mark.parametrize(
-        ("name", "shape", "message"),
-        [
-            ("text_projection", (24,), r"1 of the wrong shape: text_projection \(24,\)"),
-            ("bert.embeddings.LayerNorm.bias", (31,), r"LayerNorm.bias \(31,\), expected \(32,\)"),
-            ("bert.embeddings.word_embeddings.weight", (0, 32), "word_embeddings"),
-            ("visual.positional_embedding", (9, 40), "8 patch positions, expected a square"),
-            ("visual.transformer.resblocks.0.attn.in_proj_bias", (), "expected"),
-            ("logit_scale", (2,), r"logit_scale \(2,\), expected \(\)"),
-        ],
-    )
-    def test_wrong_shapes(self, official, name, shape, message):
-        with pytest.raises(ValueError, match=message):
-            chinese_clip_from_official(official | {name: torch.zeros(shape)}, **HEADS)
-
     def test_flash_weights_of_the_wrong_shape(self, official):
         flash = flash_names(official) | {"bert.encoder.layer.0.attention.self.Wqkv.bias": torch.zeros(95)}
         with pytest.raises(ValueError, match=r"Wqkv.bias \(95,\), expected \(96,\)"):
             chinese_clip_from_official(flash, **HEADS)
-
-    def test_weights_that_are_not_finite(self, official):
-        broken = official["visual.proj"].clone()
-        broken[0, 0] = torch.inf
-        with pytest.raises(ValueError, match="1 not finite: visual.proj"):
-            chinese_clip_from_official(official | {"visual.proj": broken}, **HEADS)
-
-    def test_heads(self, official):
-        with pytest.raises(ValueError, match="text_heads: the width 32 is not a multiple of 64"):
-            chinese_clip_from_official(official)
-        with pytest.raises(ValueError, match="vision_heads=3: expected a divisor of the width 40"):
-            chinese_clip_from_official(official, text_heads=4, vision_heads=3)
-
-    def test_a_resnet(self, official):
-        with pytest.raises(ValueError, match=r"CLIP-ResNet \(visual.layer1…, as in clip_cn_rn50.pt\)"):
-            chinese_clip_from_official(official | {"visual.layer1.0.conv1.weight": torch.ones(1)}, **HEADS)
-
-    def test_another_model(self, tiny):
-        with pytest.raises(ValueError, match="8 missing: visual.conv1.weight"):
-            infer_chinese_clip_config(tiny.state_dict())
-
-    def test_inverse_is_strict_too(self, tiny):
-        weights = tiny.state_dict()
-        with pytest.raises(ValueError, match="Chinese-CLIP state dict: 1 missing: logit_scale"):
-            to_official({name: tensor for name, tensor in weights.items() if name != "logit_scale"}, tiny.config)

@@ -19,17 +19,30 @@ INPUTS = dict(zip(("image", "text", "logit_scale"), (x.detach() for x in pairs(8
 INPUTS["text"][[0, 5]] *= -1  # two pairs that do not match
 INPUTS["logit_bias"] = torch.tensor([-1.5], dtype=torch.float64)
 COUNTS = {2: [[4, 4], [3, 5], [8, 0]], 4: [[2, 2, 2, 2], [0, 3, 1, 4]]}
+STEP_COUNTS = {2: [[8, 8], [7, 9]], 4: [[4, 4, 4, 4], [3, 5, 4, 4]]}
 STEPS = ["ddp", "fsdp", "ddp+cache", "fsdp+cache"]
+
+# Starting processes takes longer than what they do: each number of them is started once, for all tests.
+pytestmark = pytest.mark.slow
+
+
+def start(factory, world_size, **task):
+    task |= {"counts": COUNTS[world_size], "steps": STEPS, "step_counts": STEP_COUNTS[world_size]}
+    return run_ranks(factory.mktemp("ranks") / "out", world_size, INPUTS, **task)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    return run_ranks(tmp_path_factory.mktemp("two") / "out", 2, INPUTS, counts=COUNTS[2], failures=True)
+    return start(tmp_path_factory, 2, failures=True, trainer=True)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
-    return run_ranks(tmp_path_factory.mktemp("four") / "out", 4, INPUTS, counts=COUNTS[4])
+    return start(tmp_path_factory, 4)
+
+
+def ranks_of(request, counts):
+    return request.getfixturevalue({2: "two", 4: "four"}[len(counts)])
 
 
 def of_case(ranks, prefix):
@@ -45,9 +58,7 @@ def close(actual, expected, tolerance=1e-12):
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("counts", [*COUNTS[2], *COUNTS[4]], ids=str)
 def test_value_and_averaged_gradients_are_those_of_one_process(counts, form, request):
-    ranks = of_case(
-        request.getfixturevalue({2: "two", 4: "four"}[len(counts)]), f"{'-'.join(map(str, counts))}.{form}.exact"
-    )
+    ranks = of_case(ranks_of(request, counts), f"{'-'.join(map(str, counts))}.{form}.exact")
     names = ("image", "text", "logit_scale") + (("logit_bias",) if form == "sigmoid" else ())
     loss, *grads = loss_and_gradients(contrastive_loss_reference, [INPUTS[name] for name in names])
     for found, count in zip(ranks, counts, strict=True):
@@ -83,7 +94,7 @@ def test_one_side_travels_once_in_each_direction(two, form):
 
 @pytest.mark.parametrize("counts", [COUNTS[2][0], COUNTS[4][0]], ids=str)
 def test_the_other_modes_are_what_their_names_say(counts, request):
-    ranks = request.getfixturevalue({2: "two", 4: "four"}[len(counts)])
+    ranks = ranks_of(request, counts)
     prefix = "-".join(map(str, counts))
     inputs = [INPUTS[name] for name in ("image", "text", "logit_scale")]
     loss, image_grad, *_ = loss_and_gradients(contrastive_loss_reference, inputs)
@@ -109,9 +120,7 @@ def test_the_other_modes_are_what_their_names_say(counts, request):
 
 @pytest.mark.parametrize("counts", [[4, 4], [3, 5], [0, 3, 1, 4]], ids=str)
 def test_accuracy_counts_each_images_own_text_among_all(counts, request):
-    ranks = of_case(
-        request.getfixturevalue({2: "two", 4: "four"}[len(counts)]), f"{'-'.join(map(str, counts))}.softmax.exact"
-    )
+    ranks = of_case(ranks_of(request, counts), f"{'-'.join(map(str, counts))}.softmax.exact")
     image, text = (INPUTS[name] / INPUTS[name].norm(dim=1, keepdim=True) for name in ("image", "text"))
     correct = (image @ text.T).argmax(1) == torch.arange(8)
     assert 0 < correct.sum() < 8
@@ -157,32 +166,23 @@ def test_what_is_wrong_on_one_rank_stops_all_with_a_message(two, case, first, la
         assert re.match(expected, messages[case]), messages[case]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world_size, counts", [(2, [[8, 8], [7, 9]]), (4, [[4, 4, 4, 4], [3, 5, 4, 4]])])
-def test_a_step_on_many_ranks_is_the_step_of_one_with_all_pairs(tmp_path, world_size, counts):
+@pytest.mark.parametrize("counts", [*STEP_COUNTS[2], *STEP_COUNTS[4]], ids=str)
+def test_a_step_on_many_ranks_is_the_step_of_one_with_all_pairs(counts, request):
     """Under DDP, under `fully_shard` with `logit_scale` left out, and both from chunks."""
-    ranks = run_ranks(tmp_path / "out", world_size, counts=counts, steps=STEPS)
     expected = plain_steps(16)
     for how in STEPS:
-        for counted in counts:
-            for found in of_case(ranks, f"{'-'.join(map(str, counted))}.{how}"):
-                assert set(found) == set(expected)
-                for name, tensor in expected.items():
-                    torch.testing.assert_close(
-                        found[name],
-                        tensor,
-                        rtol=1e-4,
-                        atol=1e-5,
-                        msg=lambda t, n=f"{how} {counted} {name}": f"{n}: {t}",
-                    )
+        for found in of_case(ranks_of(request, counts), f"{'-'.join(map(str, counts))}.{how}"):
+            assert set(found) == set(expected)
+            for name, tensor in expected.items():
+                torch.testing.assert_close(
+                    found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda t, n=f"{how} {name}": f"{n}: {t}"
+                )
 
 
-@pytest.mark.slow
-def test_trainer_with_the_callback_trains_plain_clip_as_one_process_does(tmp_path):
-    ranks = run_ranks(tmp_path / "out", 2, trainer=True)
+def test_trainer_with_the_callback_trains_plain_clip_as_one_process_does(two, tmp_path):
     expected = dict(train_by_trainer(tmp_path / "one", batch_size=8, exact=False).named_parameters())
     alone = dict(train_by_trainer(tmp_path / "half", batch_size=4, exact=False).named_parameters())
-    for found in of_case(ranks, "trainer"):
+    for found in of_case(two, "trainer"):
         assert set(found) == set(expected)
         for name, parameter in expected.items():
             torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-5)

@@ -1,12 +1,11 @@
 """The official ↔ SLIP mapping: published models, the repository's three kinds, official files, and what is refused."""
 
-import json
-
 import pytest
 import torch
+from converter_contract import ConverterContract, without
 from official_files import from_a_training, letters_tokenizer
 from parity_fixtures import load_fixture
-from paths import FIXTURES
+from paths import MANIFESTS
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config, slip_model
 from transformers import AutoModel, AutoModelForPreTraining, AutoProcessor
@@ -23,7 +22,6 @@ from hf_clip_variants.modeling.slip.convert_slip import (
 )
 
 
-MANIFESTS = sorted((FIXTURES / "official_manifests").glob("slip_VIT*.json"))
 HEADS = {"vision_heads": 3, "text_heads": 4}
 
 
@@ -37,59 +35,60 @@ def official(tiny):
     return to_official(tiny.state_dict(), tiny.config)
 
 
-def without(state_dict, *prefixes):
-    return {name: tensor for name, tensor in state_dict.items() if not name.startswith(prefixes)}
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_published_models_from_shapes_alone(path):
-    """Hyper-parameters, parameter counts, presets, and official -> ours -> official, on the meta device."""
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    weights = {
-        name.removeprefix("module."): torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-        for name, (shape, dtype) in manifest["state_dict"].items()
-    }
-    inferred, expected = infer_slip_config(weights), manifest["hparams"]
-    config = SLIPConfig(**inferred)
-    vision, text = config.vision_config, config.text_config
-    assert (vision.hidden_size, vision.num_hidden_layers) == (expected["vision_width"], expected["depth"])
-    assert vision.num_attention_heads == expected["vision_heads"]
-    assert (vision.image_size, vision.patch_size) == (expected["image_size"], expected["patch_size"])
-    assert config.projection_dim == expected["embed_dim"]
-    assert (
-        text.hidden_size == expected["transformer_width"] and text.num_hidden_layers == expected["transformer_layers"]
+class TestConverter(ConverterContract):
+    title = "SLIP"
+    config_class = SLIPConfig
+    from_official, convert = staticmethod(slip_from_official), staticmethod(convert_slip_state_dict)
+    infer, to_official = staticmethod(infer_slip_config), staticmethod(to_official)
+    options = HEADS
+    manifests = sorted(MANIFESTS.glob("slip_VIT*.json"))
+    optional = ("num_batches_tracked",)
+    indirect = ("token_embedding.weight",)
+    hole = ("visual.blocks.1.", "visual.blocks.7.")
+    wrong_shapes = (
+        ("visual.pos_embed", (1, 11, 24), "10 patch positions, expected a square"),
+        ("visual.pos_embed", (10, 24), "of the wrong shape: visual.pos_embed"),
+        ("visual.patch_embed.proj.weight", (24, 192), "of the wrong shape: visual.patch_embed.proj.weight"),
+        ("visual.norm.bias", (3,), r"visual.norm.bias \(3,\), expected \(24,\)"),
+        ("visual.blocks.0.attn.qkv.weight", (48, 24), r"qkv.weight \(48, 24\), expected \(72, 24\)"),
+        ("image_projection", (20, 24), r"image_projection \(20, 24\), expected \(24, 20\)"),
+        ("image_mlp.layer3.weight", (12, 5), r"image_mlp.layer3.weight \(12, 5\)"),
+        ("logit_scale", (2,), r"logit_scale \(2,\), expected \(\)"),
+        ("text_projection", (32,), r"text_projection \(32,\)"),
     )
-    assert text.num_attention_heads == expected["transformer_heads"]
-    assert (text.vocab_size, text.max_position_embeddings) == (expected["vocab_size"], expected["context_length"])
-    assert (config.ssl_mlp_dim, config.ssl_emb_dim) == (expected["ssl_mlp_dim"], expected["ssl_emb_dim"])
-    converted = convert_slip_state_dict(weights, config)
-    with torch.device("meta"):
-        model = SLIPForPreTraining(config)
-    model.load_state_dict(converted, assign=True)
-    assert sum(parameter.numel() for parameter in model.parameters()) == manifest["n_params"]
-    assert {f"module.{name}": list(tensor.shape) for name, tensor in to_official(converted, config).items()} == {
-        name: shape for name, (shape, _) in manifest["state_dict"].items()
-    }
-    preset = SLIPConfig.of_size({"S": "small", "B": "base", "L": "large"}[path.stem[-3]])
-    del inferred["text_config"]["pad_token_id"]  # CLIPTextConfig's is that of the tokenizer of 2021
-    for part in ("text_config", "vision_config"):
-        assert getattr(preset, part).to_dict() | inferred.pop(part) == getattr(preset, part).to_dict()
-    assert preset.to_dict() | inferred == preset.to_dict()
+    wrong_heads = (
+        ({}, "vision_heads: the width 24 is not a multiple of 64"),
+        ({"vision_heads": 3, "text_heads": 5}, "text_heads=5: expected a divisor of the width 32"),
+    )
+    other_models = (
+        ("visual.transformer.resblocks.0.ln_1.weight", "clip_from_official"),
+        ("visual.layer1.0.conv1.weight", "clip_resnet_from_official"),
+        ("module.logit_scale", "read_state_dict removes it"),
+    )
+    nothing_found = "3 missing: visual.pos_embed"
 
+    def make(self):
+        return slip_model().eval()
 
-def test_there_are_manifests():
-    assert len(MANIFESTS) == 3
+    def inputs(self):
+        return slip_batch(2)
 
-
-def test_round_trip_is_exact(tiny, official):
-    assert {"visual.blocks.1.attn.qkv.weight", "image_mlp.bn2.running_var", "image_projection"} <= set(official)
-    assert official["image_projection"].shape == (24, 20) and official["visual.blocks.0.attn.qkv.bias"].shape == (72,)
-    converted = convert_slip_state_dict(official, tiny.config)
-    for name, tensor in tiny.state_dict().items():
-        assert converted[name].dtype == tensor.dtype and torch.equal(converted[name], tensor), name
-    again = to_official(converted, tiny.config)
-    assert again.keys() == official.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in official.items())
+    def check_published(self, config, manifest, name):
+        vision, text, expected = config.vision_config, config.text_config, manifest["hparams"]
+        assert len(self.manifests) == 3
+        assert (vision.hidden_size, vision.num_hidden_layers) == (expected["vision_width"], expected["depth"])
+        assert vision.num_attention_heads == expected["vision_heads"]
+        assert (vision.image_size, vision.patch_size) == (expected["image_size"], expected["patch_size"])
+        assert config.projection_dim == expected["embed_dim"]
+        assert text.hidden_size == expected["transformer_width"]
+        assert text.num_hidden_layers == expected["transformer_layers"]
+        assert text.num_attention_heads == expected["transformer_heads"]
+        assert (text.vocab_size, text.max_position_embeddings) == (expected["vocab_size"], expected["context_length"])
+        assert (config.ssl_mlp_dim, config.ssl_emb_dim) == (expected["ssl_mlp_dim"], expected["ssl_emb_dim"])
+        preset = SLIPConfig.of_size({"S": "small", "B": "base", "L": "large"}[name[-3]]).to_dict()
+        found = config.to_dict()
+        found["text_config"]["pad_token_id"] = preset["text_config"]["pad_token_id"]  # CLIPTextConfig's is of 2021
+        assert found == preset
 
 
 def test_a_clip_vit_becomes_the_dual_encoder(tiny, official):
@@ -112,17 +111,6 @@ def test_a_simclr_vit_gives_its_image_tower_and_says_so(tiny, official):
         tower = vit_from_official(weights, vision_heads=3)
         with torch.no_grad():
             assert torch.equal(tower(pixels).last_hidden_state, tiny.vision_model(pixels).last_hidden_state)
-
-
-def test_half_precision_becomes_float32_and_the_model_owns_its_weights(official, tiny):
-    half = {name: t.half() if t.is_floating_point() else t for name, t in official.items()}
-    converted = convert_slip_state_dict(half, tiny.config)
-    assert {tensor.dtype for tensor in converted.values()} == {torch.float32, torch.int64}
-    model = slip_from_official(official, **HEADS)
-    with torch.no_grad():
-        model.logit_scale.fill_(0)
-        model.vision_model.embeddings.cls_token.fill_(0)
-    assert official["logit_scale"] != 0 and official["visual.cls_token"].any()
 
 
 class TestFiles:
@@ -197,57 +185,6 @@ class TestFiles:
 
 
 class TestRefused:
-    def test_missing_and_unexpected_names_are_counted(self, official, tiny):
-        some = {name: tensor for name, tensor in official.items() if ".norm1." not in name}
-        with pytest.raises(ValueError, match=r"SLIP state dict: 4 missing: (\S+, ){3}\S+$"):
-            convert_slip_state_dict(some, tiny.config)
-        with pytest.raises(ValueError, match="SLIP state dict: 1 unexpected: visual.blocks.0.ls1.gamma$"):
-            slip_from_official(official | {"visual.blocks.0.ls1.gamma": torch.ones(24)}, **HEADS)
-        with pytest.raises(ValueError, match="1 missing: image_mlp.bn1.running_mean"):
-            slip_from_official(without(official, "image_mlp.bn1.running_mean"), **HEADS)
-
-    @pytest.mark.parametrize(
-        ("name", "shape", "message"),
-        [
-            ("visual.pos_embed", (1, 11, 24), "10 patch positions, expected a square"),
-            ("visual.pos_embed", (10, 24), "of the wrong shape: visual.pos_embed"),
-            ("visual.patch_embed.proj.weight", (24, 192), "of the wrong shape: visual.patch_embed.proj.weight"),
-            ("visual.norm.bias", (3,), r"visual.norm.bias \(3,\), expected \(24,\)"),
-            ("visual.blocks.0.attn.qkv.weight", (48, 24), r"qkv.weight \(48, 24\), expected \(72, 24\)"),
-            ("image_projection", (20, 24), r"image_projection \(20, 24\), expected \(24, 20\)"),
-            ("image_mlp.layer3.weight", (12, 5), r"image_mlp.layer3.weight \(12, 5\)"),
-            ("logit_scale", (2,), r"logit_scale \(2,\), expected \(\)"),
-            ("text_projection", (32,), r"text_projection \(32,\)"),
-        ],
-    )
-    def test_wrong_shapes(self, official, name, shape, message):
-        with pytest.raises(ValueError, match=message):
-            slip_from_official(official | {name: torch.zeros(shape)}, **HEADS)
-
-    def test_weights_that_are_not_finite(self, official):
-        broken = official["image_mlp.bn1.running_var"].clone()
-        broken[0] = torch.nan
-        with pytest.raises(ValueError, match="1 not finite: image_mlp.bn1.running_var"):
-            slip_from_official(official | {"image_mlp.bn1.running_var": broken}, **HEADS)
-
-    def test_heads(self, official):
-        with pytest.raises(ValueError, match="vision_heads: the width 24 is not a multiple of 64"):
-            slip_from_official(official)
-        with pytest.raises(ValueError, match="text_heads=5: expected a divisor of the width 32"):
-            slip_from_official(official, vision_heads=3, text_heads=5)
-
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("visual.transformer.resblocks.0.ln_1.weight", "clip_from_official"),
-            ("visual.layer1.0.conv1.weight", "clip_resnet_from_official"),
-            ("module.logit_scale", "read_state_dict removes it"),
-        ],
-    )
-    def test_other_architectures(self, official, name, message):
-        with pytest.raises(ValueError, match=message):
-            slip_from_official(official | {name: torch.zeros(1)}, **HEADS)
-
     def test_clips_converter_does_not_take_it(self, official):
         with pytest.raises(ValueError, match="visual"):
             clip_from_official(official, **HEADS)
@@ -256,10 +193,3 @@ class TestRefused:
         config = slip_config(vision_config={"model_type": "clipv-clip_resnet_vision"})
         with pytest.raises(ValueError, match="vision_config.model_type: 'clipv-clip_resnet_vision', expected 'vit'"):
             to_official({}, config)
-
-    def test_inverse_is_strict_too(self, tiny):
-        weights = tiny.state_dict()
-        with pytest.raises(ValueError, match="1 unexpected: pooler.weight"):
-            to_official(weights | {"pooler.weight": torch.zeros(1)}, tiny.config)
-        with pytest.raises(ValueError, match="1 missing: logit_scale"):
-            to_official({k: v for k, v in weights.items() if k != "logit_scale"}, tiny.config)

@@ -1,8 +1,8 @@
-"""Compares prompts in several layers with the official code's: what `tests/parity/test_{maple,maple_words,ivlp,vpt_*}.py` share."""
+"""Compares prompts in several layers with the official code's: shared by the parity tests of CoCoOp, MaPLe, IVLP and VPT."""
 
 import torch
 import torch.nn.functional as F
-from adapter_models import Compared, fixture_classifier, fixture_clip
+from adapter_models import Compared, fixture_classifier
 
 
 def word_ids(fixture) -> list[int]:
@@ -78,9 +78,3 @@ def put(base, config, tensors):
 
     config.inference_mode = False
     return put_adapter(base, config, tensors)
-
-
-__all__ = [
-    "assert_complete_but_blocks", "classifier_of", "compare_classifier", "compare_plain_clip", "fixture_clip", "put", "tails", "trained",
-    "word_ids",
-]  # fmt: skip

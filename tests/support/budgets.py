@@ -1,0 +1,105 @@
+"""Budgets of time: 20 s a test unless it is marked `slow`, 45 s a method. A pytest plugin, see `tests/conftest.py`.
+
+What counts is the lesser of wall time and processor time, children included: other programs on a busy machine slow down the first, processes of a test's
+own add up in the second.
+"""
+
+import re
+import resource
+import time
+from collections import defaultdict
+
+import pytest
+
+from hf_clip_variants.registry import methods
+
+
+SECONDS_A_TEST, SECONDS_A_METHOD = 20, 45
+SLACK = 1.5  # processors differ, and a processor that others use, too, is slower
+
+
+def clock() -> tuple[float, float]:
+    """Wall time, and processor time of this process and of the children that it has waited for."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def since(start: tuple[float, float]) -> float:
+    return min(now - then for now, then in zip(clock(), start, strict=True))
+
+
+def over_budget(seconds: float, budget: float) -> bool:
+    return seconds > budget * SLACK
+
+
+def method_patterns() -> dict[str, re.Pattern]:
+    """Row's name -> what a test's id says where the test is about it: the name, or the prefix of its classes. Longest names first."""
+    found = {}
+    for row in sorted(methods(), key=lambda row: -len(row.name)):
+        prefix = row.config.split(":")[1].removesuffix("Config")
+        found[row.name] = re.compile(rf"(?<![a-z0-9]){row.name}(?![a-z0-9])|{prefix}(?![a-z])")
+    return found
+
+
+class Budgets:
+    def __init__(self):
+        self.patterns, self.of_methods, self.long = method_patterns(), defaultdict(float), []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        item.user_properties.append(["seconds", 0.0])
+        return (yield)
+
+    def _phase(self, item):
+        start = clock()
+        try:
+            return (yield)
+        finally:
+            item.user_properties[0][1] += since(start)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item):
+        return (yield from self._phase(item))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item):
+        return (yield from self._phase(item))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        start = clock()
+        result = yield from self._phase(item)
+        if over_budget(since(start), SECONDS_A_TEST) and not item.get_closest_marker("slow"):
+            pytest.fail(f"{since(start):.0f} s: more than {SECONDS_A_TEST} s, and not marked slow", pytrace=False)
+        return result
+
+    def pytest_runtest_logreport(self, report):
+        """In the process that starts the workers, or in the only one."""
+        seconds = dict(report.user_properties).get("seconds")
+        if report.when != "teardown" or seconds is None:
+            return
+        method = next((name for name, pattern in self.patterns.items() if pattern.search(report.nodeid)), None)
+        if method:
+            self.of_methods[method] += seconds
+        if seconds > SECONDS_A_TEST:
+            self.long.append((seconds, report.nodeid))
+
+    def too_long(self) -> list[str]:
+        return [name for name, seconds in self.of_methods.items() if over_budget(seconds, SECONDS_A_METHOD)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session):
+        if not hasattr(session.config, "workerinput") and self.too_long() and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if len(self.of_methods) < len(self.patterns):
+            return  # a part of the tests
+        spent = sorted(self.of_methods.items(), key=lambda pair: -pair[1])
+        terminalreporter.write_line(
+            "seconds a method: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent)
+        )
+        for seconds, nodeid in sorted(self.long, reverse=True):
+            terminalreporter.write_line(f"{seconds:.0f} s: {nodeid}")
+        for name in self.too_long():
+            terminalreporter.write_line(f"{name}: more than {SECONDS_A_METHOD} s of tests", red=True)

@@ -1,0 +1,278 @@
+"""What every converter of official checkpoints must do. Converters are given as functions, whatever offers them."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from official_files import from_a_training
+
+from hf_clip_variants.conversion.checkpoint_reader import read_state_dict
+
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def all_refused(convert: Callable[[Weights], object], cases: Iterable[tuple[Weights, str]]) -> None:
+    """Asserts that `convert` raises ValueError for the weights of each case, and that the message matches; lists all exceptions to that."""
+    wrong = []
+    for weights, message in cases:
+        try:
+            convert(weights)
+        except ValueError as error:
+            if not re.search(message, str(error)):
+                wrong.append(f"{message!r}: said {error}")
+        else:
+            wrong.append(f"{message!r}: nothing was said")
+    assert not wrong, "\n".join(wrong)
+
+
+def in_half(weights: Weights) -> dict[str, torch.Tensor]:
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def without(weights: Weights, *prefixes: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
+
+
+def one_of_a_kind(names: Iterable[str]) -> list[str]:
+    """The first of all names that differ in numbers alone: of one layer instead of all."""
+    return list({re.sub(r"\d+", "#", name): name for name in reversed(list(names))}.values())
+
+
+def with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    broken = tensor.clone()
+    broken.view(-1)[0] = torch.nan
+    return broken
+
+
+class ConverterContract:
+    """
+    The converter of a model, both ways. A subclass sets:
+
+    Attributes:
+        from_official: (weights, **options) -> model.
+        convert, to_official: (weights, configuration) -> weights under our names, or the official ones.
+        infer: (weights, **options) -> arguments of `config_class`.
+        title: what errors call the weights.
+        make: -> a tiny model, nowhere the default.
+        inputs: -> inputs of that model, which give `logits_per_image`.
+        options: what the weights of the tiny model do not tell.
+        manifests: official names, shapes and hyper-parameters of the published models.
+        parts: count of parameters in a manifest -> the submodule that it is of.
+        strays: official tensors that a file of the tiny model has besides, and that are dropped.
+        optional: ends of official names that may be missing.
+        indirect: official names whose absence is refused, but in other words.
+        prefix: what messages leave out before an official name.
+        hole: parts of two layers' names; the second is beyond the last layer.
+        wrong_shapes: (official name, shape, message).
+        wrong_heads: (options, message).
+        other_models: (official name of another architecture, message).
+        nothing_found: what is said of weights of no CLIP at all.
+    """
+
+    from_official: Callable
+    convert: Callable
+    to_official: Callable
+    infer: Callable
+    title: str
+    make: Callable
+    inputs: Callable
+    config_class: type
+    options: dict[str, int]
+    manifests: list[Path] = []
+    strays: dict[str, torch.Tensor] = {}
+    optional: tuple[str, ...] = ()
+    indirect: tuple[str, ...] = ()
+    prefix: str = ""
+    parts: dict[str, str] = {}
+    hole: tuple[str, str]
+    wrong_shapes: tuple[tuple[str, tuple[int, ...], str], ...]
+    wrong_heads: tuple[tuple[dict, str], ...]
+    other_models: tuple[tuple[str, str], ...]
+    nothing_found: str
+
+    @pytest.fixture
+    def tiny(self):
+        return self.make()
+
+    @pytest.fixture
+    def official(self, tiny):
+        return self.to_official(tiny.state_dict(), tiny.config) | self.strays
+
+    def load(self, weights: Weights):
+        return self.from_official(weights, **self.options)
+
+    def check_published(self, config, manifest: dict, name: str) -> None:
+        """Sizes of one published model against its manifest."""
+        raise NotImplementedError
+
+    # ---- what it gives
+
+    def test_published_models_from_shapes_alone(self):
+        """Hyper-parameters, parameter counts, and official -> ours -> official, on the meta device."""
+        for path in self.manifests:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            named = {name.removeprefix("module."): shape for name, (shape, _) in manifest["state_dict"].items()}
+            entries = manifest["state_dict"] | manifest.get("stray_keys", {})
+            weights = {
+                name.removeprefix("module."): torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+                for name, (shape, dtype) in entries.items()
+            }
+            config = self.config_class(**self.infer(weights))
+            self.check_published(config, manifest, path.stem)
+            converted = self.convert(weights, config)
+            assert {t.dtype for n, t in converted.items() if "num_batches" not in n} == {torch.float32}, path.stem
+            with torch.device("meta"):
+                model = type(self.make())(config)
+            model.load_state_dict(converted, assign=True)
+            for count, part in ({"n_params": ""} | self.parts).items():
+                found = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
+                assert found == manifest[count], f"{path.stem}: {count}"
+            back = {name: list(tensor.shape) for name, tensor in self.to_official(converted, config).items()}
+            assert back | {n: list(t.shape) for n, t in self.strays.items()} == named, path.stem
+
+    def test_round_trip_is_exact(self, tiny, official):
+        converted = self.convert(official, tiny.config)
+        assert converted.keys() == tiny.state_dict().keys()
+        for name, tensor in tiny.state_dict().items():
+            assert converted[name].dtype == tensor.dtype and torch.equal(converted[name], tensor), name
+        again = self.to_official(converted, tiny.config) | self.strays
+        assert again.keys() == official.keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in official.items())
+
+    def test_the_model_is_ready_to_use_and_to_save_and_owns_its_weights(self, tiny, official, tmp_path):
+        model = self.load(official)
+        assert type(model) is type(tiny) and not model.training
+        model.save_pretrained(tmp_path)
+        before = {name: tensor.clone() for name, tensor in official.items()}
+        inputs = self.inputs()
+        with torch.no_grad():
+            expected = tiny(**inputs).logits_per_image
+            for found in (model, type(model).from_pretrained(tmp_path)):
+                for name, tensor in tiny.state_dict().items():
+                    assert torch.equal(found.state_dict()[name], tensor), name
+                torch.testing.assert_close(found(**inputs).logits_per_image, expected, rtol=1e-5, atol=1e-5)
+            for tensor in model.state_dict().values():
+                tensor.zero_()
+        assert all(torch.equal(official[name], tensor) for name, tensor in before.items())
+
+    def test_a_file_of_a_training_in_half_precision_becomes_float32(self, tiny, official, tmp_path):
+        weights = read_state_dict(from_a_training(in_half(official), tmp_path / "epoch_3.pt"))
+        assert weights.keys() == official.keys()
+        found = self.load(weights).state_dict()
+        for name, tensor in tiny.state_dict().items():
+            rounded = tensor.half().float() if tensor.is_floating_point() else tensor
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], rounded), name
+
+    # ---- what it refuses
+
+    def test_every_missing_name_is_told(self, official):
+        needed = [name for name in official if name not in self.strays and not name.endswith(self.optional or "$")]
+        said = {name: f"missing: .*{re.escape(name.removeprefix(self.prefix))}" for name in needed}
+        said |= dict.fromkeys(self.indirect, self.title)
+        kinds = one_of_a_kind(needed)
+        all_refused(self.load, [({n: t for n, t in official.items() if n != name}, said[name]) for name in kinds])
+        some = {name: tensor for name, tensor in official.items() if name not in needed[-6:]}
+        with pytest.raises(ValueError, match=rf"^{self.title} state dict: 6 missing: (\S+, ){{4}}\S+, …$"):
+            self.convert(some, self.make().config)
+
+    def test_an_unexpected_name_is_told(self, official):
+        with pytest.raises(ValueError, match=f"^{self.title} state dict: 1 unexpected: surprise.weight$"):
+            self.load(official | {"surprise.weight": torch.ones(3)})
+
+    def test_a_hole_in_the_layers_is_told(self, official):
+        layer, beyond = self.hole
+        with pytest.raises(ValueError, match=f"missing: {re.escape(layer)}"):
+            self.load({name.replace(layer, beyond): tensor for name, tensor in official.items()})
+
+    def test_wrong_shapes_are_told(self, official):
+        cases = [(official | {name: torch.zeros(shape)}, message) for name, shape, message in self.wrong_shapes]
+        names = [name for name in official if not name.endswith("num_batches_tracked") and name not in self.strays]
+        cases += [(official | {n: official[n][None, None]}, "shape|expected|channels") for n in one_of_a_kind(names)]
+        all_refused(self.load, cases)
+
+    def test_values_that_are_not_finite_are_told(self, official):
+        floats = one_of_a_kind(n for n, tensor in official.items() if tensor.is_floating_point() and tensor.numel())
+        cases = [(official | {name: with_nan(official[name])}, f"1 not finite: {re.escape(name)}$") for name in floats]
+        all_refused(self.load, cases)
+        name = floats[0]
+        all_refused(self.load, [(official | {name: official[name] * torch.inf}, f"1 not finite: {re.escape(name)}$")])
+
+    def test_heads_that_do_not_divide_are_told(self, official):
+        for options, message in self.wrong_heads:
+            with pytest.raises(ValueError, match=message):
+                self.from_official(official, **options)
+
+    def test_other_models_are_told(self, official):
+        all_refused(self.load, [(official | {name: torch.zeros(1)}, said) for name, said in self.other_models])
+        with pytest.raises(ValueError, match=self.nothing_found):
+            self.infer({"fc.0.weight": torch.zeros(2, 2)})
+
+    def test_the_inverse_is_strict_too(self, tiny):
+        weights = tiny.state_dict()
+        with pytest.raises(ValueError, match=f"{self.title} state dict: 1 unexpected: surprise.weight"):
+            self.to_official(weights | {"surprise.weight": torch.zeros(1)}, tiny.config)
+        with pytest.raises(ValueError, match=f"{self.title} state dict: 1 missing: logit_scale"):
+            self.to_official({n: t for n, t in weights.items() if n != "logit_scale"}, tiny.config)
+
+
+class AdapterConverterContract:
+    """
+    The converter of an adapter: one way, to the arguments of `put_adapter`. A subclass sets:
+
+    Attributes:
+        convert: weights -> (configuration, tensors under our names).
+        official: -> what an official file holds.
+        own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from class names.
+        optional: pattern of those that may be missing, as the last one of several layers.
+        unknown: the name of a tensor that makes the file one of something else.
+    """
+
+    convert: Callable
+    official: Callable
+    own: str
+    optional: str = "$."
+    unknown: str | None = "prompt_learner.surprise"
+
+    @pytest.fixture
+    def weights(self):
+        weights = dict(self.official())
+        assert self.names(weights), "the pattern `own` finds nothing"
+        return weights
+
+    def names(self, weights: Weights) -> list[str]:
+        return [name for name in weights if re.search(self.own, name)]
+
+    def test_half_precision_becomes_float32(self, weights):
+        config, tensors = self.convert(weights)
+        half_config, halves = self.convert(in_half(weights))
+        assert half_config == config and halves.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert tensor.dtype == halves[name].dtype == torch.float32, name
+            assert torch.equal(halves[name], tensor.half().float()), name
+
+    def test_its_tensors_become_the_adapter(self, weights):
+        _, tensors = self.convert(weights)
+        assert sum(tensor.numel() for tensor in tensors.values()) == sum(
+            weights[n].numel() for n in self.names(weights)
+        )
+
+    def test_every_missing_name_is_told(self, weights):
+        needed = [name for name in self.names(weights) if not re.search(self.optional, name)]
+        all_refused(
+            self.convert,
+            [({n: t for n, t in weights.items() if n != name}, "missing|expected|unknown") for name in needed],
+        )
+
+    def test_an_unknown_name_is_told(self, weights):
+        if self.unknown:
+            all_refused(self.convert, [(weights | {self.unknown: torch.zeros(1)}, "unknown|expected|use ")])
+
+    def test_wrong_shapes_are_told(self, weights):
+        all_refused(self.convert, [(weights | {n: weights[n][None, None, None]}, "shape|expected|not") for n in self.names(weights)])  # fmt: skip
+
+    def test_values_that_are_not_finite_are_told(self, weights):
+        all_refused(self.convert, [(weights | {n: with_nan(weights[n])}, "not finite") for n in self.names(weights)])

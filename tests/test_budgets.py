@@ -1,0 +1,65 @@
+"""The plugin that holds the budgets of time (tests/support/budgets.py)."""
+
+import subprocess
+import sys
+
+import pytest
+from budgets import method_patterns
+
+
+CONFTEST = """
+import budgets
+budgets.SECONDS_A_TEST, budgets.SECONDS_A_METHOD = 0.2, 0.5
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: ...")
+    config.pluginmanager.register(budgets.Budgets())
+"""
+TESTS = """
+import time, pytest
+def work(seconds):
+    start = time.process_time()
+    while time.process_time() - start < seconds: pass
+def test_quick(): pass
+def test_waits(): time.sleep(0.4)
+def test_long(): work(0.4)
+@pytest.mark.slow
+def test_long_and_marked(): work(0.4)
+"""
+
+
+def run(folder, tests: str, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_it.py").write_text(tests)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", *arguments]
+    return subprocess.run([*command, "--rootdir", str(folder), str(folder)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_long_test_fails_unless_it_is_marked_or_waits(tmp_path, workers):
+    done = run(tmp_path, TESTS, "-n", workers)
+    assert "1 failed, 3 passed" in done.stdout and "more than 0.2 s, and not marked slow" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_method_whose_tests_take_too_long_fails_the_run(tmp_path, workers):
+    work = TESTS.partition("def test_quick")[0]
+    long = '@pytest.mark.slow\n@pytest.mark.parametrize("x", ["coop", "maple-vpt_deep"])\ndef test_it(x): work(0.9 if x == "coop" else 0.1)\n'
+    done = run(tmp_path, work + long, "-n", workers)
+    assert "2 passed" in done.stdout and done.returncode == 1
+
+
+def test_ids_name_their_method():
+    patterns = method_patterns()
+
+    def method_of(nodeid):
+        return next((name for name, pattern in patterns.items() if pattern.search(nodeid)), None)
+
+    found = {
+        "tests/modeling/slip/test_slip_ranks.py::test_it[simclr]": "slip",
+        "test_contract.py::TestContract::test_it[clip_adapter_on_clip]": "clip_adapter",
+        "test_converters.py::TestCoCoOp::test_it": "cocoop",
+        "tests/parity/test_coop.py::test_it": "coop",
+        "tests/test_cli.py::test_it": None,
+    }
+    assert {nodeid: method_of(nodeid) for nodeid in found} == found
