@@ -28,13 +28,13 @@ def fixture(request):
 def compare_own_tensors(model, base, prompts_home, compare: Compared) -> None:
     depth = model.peft_config["default"].prompt_depth
     vision = (base if prompts_home == "plain" else base.clip).vision_model.embeddings
-    compare("vision_shallow_prompt", vision.prompts_of("default", 0, 1)[0])
+    compare("vision_shallow_prompt", vision.layer_prompts("default", 0, 1)[0])
     weight, bias = (trained(model, f"clipv_maple_projection_{part}").grad for part in ("weight", "bias"))
     compare("grad.ctx", trained(model, "clipv_maple_context").grad)
     compare("grad.proj.weight", weight[0])
     compare("grad.proj.bias", bias[0])
     for i in range(depth - 1):
-        compare(f"vision_deep_prompt.{i}", vision.prompts_of("default", i + 1, 1)[0])
+        compare(f"vision_deep_prompt.{i}", vision.layer_prompts("default", i + 1, 1)[0])
         compare(f"grad.compound_prompts_text.{i}", trained(model, "clipv_maple_text_prompts").grad[i])
         compare(f"grad.compound_prompt_projections.{i}.weight", weight[i + 1])
         compare(f"grad.compound_prompt_projections.{i}.bias", bias[i + 1])
