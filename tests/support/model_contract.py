@@ -273,7 +273,7 @@ CASES = {
                 ({"audio_config": {"hop_length": 0}}, "hop_length: 0"),
                 ({"audio_config": {"n_fft": 2, "win_length": 2}}, "n_fft: 2 gives 2 filters"),
                 ({"audio_config": {"depths": [1, 1, 1]}}, "depths: \\[1, 1, 1\\], expected four"),
-                ({"audio_config": {"width_per_group": 4}}, "width_per_group: 4 leaves no channel"),
+                ({"audio_config": {"width_per_group": 4}}, "width_per_group: 4 gives 0 channels"),
                 ({"audio_config": {"window": "evil"}}, "window"),
                 ({"audio_config": {"spec_height": 0}}, "spec_height: 0, expected -1"),
                 ({"audio_config": {"normalized": "no"}}, "normalized"),
