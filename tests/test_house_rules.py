@@ -1,4 +1,4 @@
-"""Rules about the source itself (CONTRIBUTING.md). A test lists all offenders; `tests/support/source_rules.py` finds them."""
+"""Rules about the source itself (CONTRIBUTING.md). Each test lists all offenders; tests/support/source_rules.py finds them."""
 
 import ast
 import subprocess
@@ -36,10 +36,12 @@ LOOSE_FILES = {
     MODELING: {"__init__.py"},
 }
 ROOMS = {
-    PACKAGE: {room for room in LAYER_OF if room not in ("cli", "registry", "optional_dependencies", "modeling")} | {"assets"},
-    MODELING: {"dual_encoders", "losses", "decoding", "loading_and_saving"} | {row.name for row in methods("model")}
+    PACKAGE: {room for room in LAYER_OF if room not in ("cli", "registry", "optional_dependencies", "modeling")}
+    | {"assets"},
+    MODELING: {"dual_encoders", "losses", "decoding", "loading_and_saving"}
+    | {row.name for row in methods("model")}
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
-}  # fmt: skip
+}
 
 # Files that import upwards, and why. To be emptied: an entry that is no longer needed fails the test.
 IMPORTS_UPWARDS = {
@@ -59,20 +61,32 @@ BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),
     "hf_clip_variants/adapters/maple/": ({"vpt"}, "`vpt_deep` is a way to place prompts"),
-    "hf_clip_variants/adapters/ivlp/": ({"maple", "vpt"}, "same repository: prompts are placed like MaPLe's and stored like VPT's"),
-    "hf_clip_variants/adapters/vpt/": ({"ivlp"}, "same repository: an IVLP checkpoint given to VPT's converter is named"),
-    "hf_clip_variants/adapters/prompts/text_prompts.py": ({"maple", "vpt"}, "the two ways to place prompts are called after them"),
-    "hf_clip_variants/data/few_shot_sampling.py": ({"coop"}, "whose rule picks the shots is an argument: 'coop' or 'tip'"),
+    "hf_clip_variants/adapters/ivlp/": (
+        {"maple", "vpt"},
+        "same repository: placed like MaPLe's prompts, stored like VPT's",
+    ),
+    "hf_clip_variants/adapters/vpt/": (
+        {"ivlp"},
+        "same repository: an IVLP checkpoint given to VPT's converter is named",
+    ),
+    "hf_clip_variants/adapters/prompts/text_prompts.py": (
+        {"maple", "vpt"},
+        "the two ways to place prompts are called after them",
+    ),
+    "hf_clip_variants/data/few_shot_sampling.py": (
+        {"coop"},
+        "whose rule picks the shots is an argument: 'coop' or 'tip'",
+    ),
     "hf_clip_variants/data/augmentation/views.py": ({"coop"}, "the name of an augmentation"),
     "hf_clip_variants/data/augmentation/batches.py": ({"slip"}, "the name of an augmentation"),
     "hf_clip_variants/data/images/coop_layout.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/sources.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/few_shot/splits.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
-    "modeling/clip/": ({"clip_resnet", "slip"}, "a CLIP-ResNet given to CLIP's converter is named; SLIP's way to truncate text"),
+    "modeling/clip/": ({"clip_resnet", "slip"}, "its converter names a CLIP-ResNet; SLIP's way to truncate text"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),
     "modeling/losses/contrastive_loss.py": ({"slip"}, "whose gradient over ranks is an argument"),
-}  # fmt: skip
+}
 # To be emptied: a method's descriptor should say it. An entry that is no longer needed fails the test.
 NAMES_METHODS = {
     "hf_clip_variants/__init__.py": PATTERNS.keys(),  # for type checkers
@@ -141,7 +155,10 @@ def test_imports_go_one_way():
 
 
 def test_methods_are_named_in_their_folder_and_in_their_row_only():
-    folders = {row.name: f"{'modeling' if row.kind == 'model' else 'hf_clip_variants/adapters'}/{row.name}/" for row in methods()}  # fmt: skip
+    folders = {
+        row.name: f"{'modeling' if row.kind == 'model' else 'hf_clip_variants/adapters'}/{row.name}/"
+        for row in methods()
+    }
     offenders, needed = {}, {place: set() for place in [*BUILDS_ON, *NAMES_METHODS]}
     for path in LIBRARY:
         file = name_of(path)
@@ -149,7 +166,9 @@ def test_methods_are_named_in_their_folder_and_in_their_row_only():
         for method, lines in found.items():
             if file.startswith(folders[method]):
                 continue
-            (place,) = [place for place in needed if file == place or (place[-1] == "/" and file.startswith(place))] or [file]  # fmt: skip
+            place = next(
+                (place for place in needed if file == place or file.startswith(place.rstrip("/") + "/")), file
+            )
             allowed = BUILDS_ON[place][0] if place in BUILDS_ON else NAMES_METHODS.get(place, ())
             if method in allowed:
                 needed[place].add(method)
@@ -245,22 +264,33 @@ def test_upward_imports_and_circles_are_seen(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(source)
     found = upward_imports(sorted(tmp_path.rglob("*.py")), tmp_path)
-    assert {file.removeprefix("hf_clip_variants/"): [offence.split(":")[0] for offence in offences] for file, offences in found.items()} == {
+    assert {
+        file.removeprefix("hf_clip_variants/"): [offence.split(":")[0] for offence in offences]
+        for file, offences in found.items()
+    } == {
         "adapters/loading.py": ["line 4", "line 5"],
         "data/images.py": ["line 2", "line 1"],  # 1, 1 and 1: data, files, metrics, data
         "files/atomic_writes.py": ["line 1"],
         "metrics/rank.py": ["line 2", "line 1"],
         "modeling/clip/convert_clip.py": ["line 2"],
-    }  # fmt: skip
+    }
 
 
 def test_methods_names_are_seen():
-    source = '"""CoOp, MaPLe."""\nfrom .coop.config import X\nf(cocoop=1)\nTipAdapterConfig\nx.slip_views\n"CLIPV_VPT and clip_adapters"\nclip\n"SLIP"\nslipper, coops, CoOperate'
-    assert named_methods(ast.parse(source), PATTERNS) == {"coop": [2], "cocoop": [3], "tip_adapter": [4], "slip": [5, 8], "vpt": [6]}  # fmt: skip
+    lines = ('"""CoOp, MaPLe."""', "from .coop.config import X", "f(cocoop=1)", "TipAdapterConfig", "x.slip_views")
+    lines += ('"CLIPV_VPT and clip_adapters"', "clip", '"SLIP"', "slipper, coops, CoOperate")
+    assert named_methods(ast.parse("\n".join(lines)), PATTERNS) == {
+        "coop": [2],
+        "cocoop": [3],
+        "tip_adapter": [4],
+        "slip": [5, 8],
+        "vpt": [6],
+    }
 
 
 def test_own_locations_and_prints_are_seen():
-    tree = ast.parse("import os\nROOT = Path(__file__).parents[2]\nos.path.dirname(__file__)\nassert caught == __file__\nPath(x.__file__)\nprint(1)")  # fmt: skip
+    source = "import os\nROOT = Path(__file__).parents[2]\nos.path.dirname(__file__)\n"
+    tree = ast.parse(source + "assert caught == __file__\nPath(x.__file__)\nprint(1)")
     assert sorted(own_location(tree)) == ["line 2: __file__", "line 3: __file__"]
     assert [line[:6] for line in prints(tree)] == ["line 6"]
 

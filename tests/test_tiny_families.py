@@ -27,7 +27,7 @@ from transformers import MODEL_MAPPING, AutoModel, AutoProcessor, AutoTokenizer
 
 OF_TRANSFORMERS = tuple(name for name in FAMILIES if name != RESNET)  # ours has tests of its own
 each_family = pytest.mark.parametrize("model_type", OF_TRANSFORMERS)
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8))
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_a_saved_family_loads_through_the_auto_classes(model_type, tmp_path):
         again = reader(family_class_names(model_type), padding=padding, return_tensors="pt")
         assert again.keys() == inputs.keys()
         assert all(torch.equal(again[name], tensor) for name, tensor in inputs.items())
-    pixels = processor.image_processor(images=[PICTURE], return_tensors="pt")
+    pixels = processor.image_processor(images=[IMAGE], return_tensors="pt")
     for ours, expected in zip(features(loaded, inputs, pixels), features(model, inputs, pixels), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
@@ -153,17 +153,17 @@ def test_a_saved_family_loads_in_a_fresh_process(tmp_path):
     ]
 
 
-def test_chinese_clip_squashes_its_pictures():
+def test_chinese_clip_squashes_its_images():
     """Equal to resizing to the square, without a crop."""
     processor = tiny_family_processor("chinese_clip").image_processor
-    pixels = processor(images=[PICTURE], return_tensors="pt").pixel_values
-    squashed = processor(images=[PICTURE.resize((24, 24), Image.Resampling.BICUBIC)], return_tensors="pt").pixel_values
+    pixels = processor(images=[IMAGE], return_tensors="pt").pixel_values
+    squashed = processor(images=[IMAGE.resize((24, 24), Image.Resampling.BICUBIC)], return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 24, 24)
     torch.testing.assert_close(pixels, squashed, atol=0.05, rtol=0)
 
 
-def test_siglip2_keeps_the_shape_of_its_pictures():
-    batch = tiny_family_processor("siglip2").image_processor(images=[PICTURE], return_tensors="pt")
+def test_siglip2_keeps_the_shape_of_its_images():
+    batch = tiny_family_processor("siglip2").image_processor(images=[IMAGE], return_tensors="pt")
     assert batch.pixel_values.shape == (1, 9, 192)
     assert batch.spatial_shapes.tolist() == [[2, 4]] and batch.pixel_attention_mask.sum() == 8
 
@@ -174,7 +174,7 @@ def test_the_whole_processor_feeds_the_model(model_type):
     padding = "max_length" if model_type in SIGLIP_FAMILIES else True
     names = family_class_names(model_type)
     batch = tiny_family_processor(model_type)(
-        text=names, images=[PICTURE], padding=padding, return_tensors="pt", **sizes
+        text=names, images=[IMAGE], padding=padding, return_tensors="pt", **sizes
     )
     with torch.no_grad():
         assert tiny_dual_encoder(model_type)(**batch).logits_per_image.shape == (1, 5)

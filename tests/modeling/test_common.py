@@ -1,4 +1,4 @@
-"""The contract of models (tests/support/model_contract.py) over the registry, and their code where this package is missing."""
+"""The contract of models (tests/support/model_contract.py) over the registry, and their code without this package."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class TestModels(ModelContract):
 
 
 def export(case, folder) -> dict:
-    """Exports the case's model and processor to `folder`, and writes what they give; the arguments of the program below."""
+    """Exports the case's model and processor, and writes what they give; the arguments of the program below."""
     from hf_clip_variants.hub.export import export_with_code
 
     model, processor = case.make(), case.processor and case.processor()

@@ -1,4 +1,4 @@
-"""A checkpoint as OpenAI ships it (mixed float16 and float32, stray keys): nothing but shapes tells the architecture."""
+"""A checkpoint as OpenAI ships it (two precisions, stray keys): nothing but shapes tells the architecture."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""VPT equals the official codes: on CLIP muzairkhattak/multimodal-prompt-learning, on ViT KMnP/vpt; in the first layer and in several."""
+"""VPT equals the official codes, in the first layer and in several: on CLIP
+muzairkhattak/multimodal-prompt-learning, on ViT KMnP/vpt."""
 
 import pytest
 import torch

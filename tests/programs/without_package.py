@@ -1,7 +1,7 @@
-"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants; `tests/modeling/test_common.py` starts it.
+"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants, see tests/modeling/test_common.py.
 
-python without_package.py EXPORTS.json: for each export a name, a folder with what to expect, the folder of the export, its Hub id, its Auto class and
-the name of its output. Prints one line a step that passed.
+python without_package.py EXPORTS.json: for each export a name, a folder with what to expect, the folder of the
+export, its Hub id, its Auto class and the name of its output. Prints one line a step that passed.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Budgets of time: 20 s a test unless it is marked `slow`, 45 s a method. A pytest plugin, see `tests/conftest.py`.
 
-What counts is the lesser of wall time and processor time, children included: other programs on a busy machine slow down the first, processes of a test's
-own add up in the second.
+What counts is the lesser of wall time and processor time, children included: other programs on a busy machine slow
+down the first, a test's own processes add up in the second.
 """
 
 import re
@@ -33,7 +33,7 @@ def over_budget(seconds: float, budget: float) -> bool:
 
 
 def method_patterns() -> dict[str, re.Pattern]:
-    """Row's name -> what a test's id says where the test is about it: the name, or the prefix of its classes. Longest names first."""
+    """Row's name -> what the ids of its tests hold: the name, or the prefix of its classes. Longest names first."""
     found = {}
     for row in sorted(methods(), key=lambda row: -len(row.name)):
         prefix = row.config.split(":")[1].removesuffix("Config")

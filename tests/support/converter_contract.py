@@ -16,7 +16,8 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def all_refused(convert: Callable[[Weights], object], cases: Iterable[tuple[Weights, str]]) -> None:
-    """Asserts that `convert` raises ValueError for the weights of each case, and that the message matches; lists all exceptions to that."""
+    """Asserts that `convert` raises ValueError with a message that matches, for the weights of each case; lists those
+    for which it does not."""
     wrong = []
     for weights, message in cases:
         try:
@@ -272,7 +273,10 @@ class AdapterConverterContract:
             all_refused(self.convert, [(weights | {self.unknown: torch.zeros(1)}, "unknown|expected|use ")])
 
     def test_wrong_shapes_are_told(self, weights):
-        all_refused(self.convert, [(weights | {n: weights[n][None, None, None]}, "shape|expected|not") for n in self.names(weights)])  # fmt: skip
+        all_refused(
+            self.convert,
+            [(weights | {n: weights[n][None, None, None]}, "shape|expected|not") for n in self.names(weights)],
+        )
 
     def test_values_that_are_not_finite_are_told(self, weights):
         all_refused(self.convert, [(weights | {n: with_nan(weights[n])}, "not finite") for n in self.names(weights)])

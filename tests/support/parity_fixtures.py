@@ -1,4 +1,4 @@
-"""Where parity tests read the official code's numbers. `PARITY_FIXTURES` picks the set; nothing about a fixture is written in a test."""
+"""The official code's numbers for parity tests. `PARITY_FIXTURES` picks the set; a test knows nothing of a fixture but its name."""
 
 import json
 import os

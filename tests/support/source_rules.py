@@ -1,4 +1,4 @@
-"""What `tests/test_house_rules.py` asks of source files, on the syntax tree so that comments do not matter. Each function returns offences."""
+"""What tests/test_house_rules.py asks of source files, on the syntax tree: comments do not matter. Functions return offences."""
 
 import ast
 import re
@@ -11,11 +11,22 @@ from paths import ROOT
 
 PACKAGE = "hf_clip_variants"
 
-# What runs code or unpickles. `conversion/checkpoint_reader.py` is the only door for foreign files, and needs none of these either.
+# What runs code or unpickles. Foreign files are read by `conversion/checkpoint_reader.py`, which needs none of these either.
 FORBIDDEN_NAMES = {
-    "torch.load", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-    "builtins.eval", "builtins.exec", "builtins.__import__", "os.system", "os.popen", "pandas.read_pickle",
-}  # fmt: skip
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.package.PackageImporter",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "builtins.eval",
+    "builtins.exec",
+    "builtins.__import__",
+    "os.system",
+    "os.popen",
+    "pandas.read_pickle",
+}
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_ARGUMENTS = {"allow_pickle": True, "shell": True, "weights_only": False}
 
@@ -116,7 +127,8 @@ def own_imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[tuple[int, t
 
 def upward_imports(paths: Iterable[Path], root: Path = ROOT) -> dict[str, list[str]]:
     """
-    File -> imports of a layer above its own, of the root package's public names, and those that close a circle of rooms in one layer.
+    File -> imports of a layer above its own, of the root package's public names, and those that close a circle of
+    rooms in one layer.
 
     The root package itself may name everything: it imports when it is asked.
     """

@@ -41,7 +41,7 @@ def family_class_names(model_type: str) -> list[str]:
 def tiny_dual_encoder(model_type: str, seed: int = 0):
     """A random float32 model of transformers' own class in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8, joint width 24.
 
-    The SigLIP families' joint width is the vision tower's, 40: their image feature has no projection. `clip` is `tiny.tiny_clip(seed)`.
+    The SigLIP families' joint width is the image encoder's, 40: their image feature has no projection. `clip` is `tiny.tiny_clip(seed)`.
     """
     if _known(model_type) == "clip":
         return tiny_clip(seed)
@@ -108,7 +108,7 @@ def tiny_family_tokenizer(model_type: str):
 
 
 def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """What the family's text tower takes for `texts` (default: the class names), padded as the family was trained."""
+    """What the family's text encoder takes for `texts` (default: the class names), padded as the family was trained."""
     padding = "max_length" if model_type in SIGLIP_FAMILIES else True
     tokenizer = tiny_family_tokenizer(model_type)
     texts = family_class_names(model_type) if texts is None else texts
@@ -116,9 +116,9 @@ def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[
 
 
 def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What the family's image tower takes for `batch` random pictures: `pixel_values` (B, 3, 24, 24).
+    """What the family's image encoder takes for `batch` random images: `pixel_values` (B, 3, 24, 24).
 
-    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd pictures are 2 x 3 patches, the rest is padding.
+    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd images are 2 x 3 patches, the rest is padding.
     """
     pixels = tiny_pixels(batch, seed, size=family_image_size(model_type))
     if _known(model_type) != "siglip2":
@@ -150,8 +150,8 @@ def tiny_family_processor(model_type: str):
     if model_type == "siglip":
         return transformers.SiglipProcessor(transformers.SiglipImageProcessor(size=square), tokenizer)
     if model_type == "chinese_clip":
-        pictures = transformers.ChineseCLIPImageProcessor(size=square, crop_size=square, do_center_crop=False)
-        return transformers.ChineseCLIPProcessor(pictures, tokenizer)
+        images = transformers.ChineseCLIPImageProcessor(size=square, crop_size=square, do_center_crop=False)
+        return transformers.ChineseCLIPProcessor(images, tokenizer)
     processor_class = transformers.AltCLIPProcessor if model_type == "altclip" else transformers.CLIPProcessor
     return processor_class(transformers.CLIPImageProcessor(size=edge, crop_size=square), tokenizer)
 
@@ -164,9 +164,9 @@ def save_tiny_family(model_type: str, folder: str | Path, seed: int = 0) -> Path
 
 
 @torch.no_grad()
-def _train_batch_norms(tower):
-    """As after some training: new ones give all pictures the same feature, because new residual branches are zero."""
-    for module in tower.modules():
+def _train_batch_norms(encoder):
+    """As after some training: new ones give all images the same feature, because new residual branches are zero."""
+    for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0, 0.3)

@@ -1,4 +1,4 @@
-"""Adapters on families of dual encoders, pairwise: works, or says why not. The families' tiny models are in `tests/support/tiny_families.py`."""
+"""Adapters on families of dual encoders, pairwise: works, or says why not. Tiny models are in tests/support/tiny_families.py."""
 
 import dataclasses
 from functools import cache
@@ -49,7 +49,8 @@ ADAPTERS = {
 LABELS = torch.tensor([0, 1, 2, 3])
 IN_THE_IMAGE_TOWER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
 
-# What adapters meet in a family. Every adapter is paired with each kind that its code depends on, and every family with each sort of adapter.
+# What adapters meet in a family. Every adapter is paired with each kind that its code depends on, and every family
+# with each sort of adapter.
 TEXT = {
     "causal": ("clip", RESNET, "metaclip_2"),
     "padded": ("chinese_clip", "altclip"),  # attends to both sides, told which tokens are padding
@@ -151,7 +152,7 @@ def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpo
 
 
 @pairwise
-def test_pictures_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
+def test_images_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
     names = family_class_names(model_type)
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     pixels = tiny_family_pixels(model_type)
@@ -187,7 +188,7 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
 
 
 @pairwise
-def test_other_picture_sizes(adapter, model_type, checkpoint):
+def test_other_image_sizes(adapter, model_type, checkpoint):
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     with torch.no_grad():
         larger = tiny_pixels(2, size=64 if model_type == RESNET else 32)
