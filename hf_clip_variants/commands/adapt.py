@@ -52,7 +52,7 @@ def adapt(
         list[str] | None,
         typer.Option(
             metavar="[METHOD.]NAME=VALUE",
-            help="A value instead of the recipe's, such as epochs=20 or coop.learning_rate=0.01.",
+            help="A value instead of the recipe's, such as epochs=20; METHOD.epochs=20 for one method only.",
         ),
     ] = None,
     profile: Annotated[
@@ -113,7 +113,7 @@ def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) ->
     """Adapt, print the results, and exit as the command does."""
     prepare_libraries()
     use_all_cores()
-    from .. import embedded_model
+    from ..data.images.emoji import embedded_model
     from ..few_shot.adapt import adapt
 
     with machine_output() as emit:

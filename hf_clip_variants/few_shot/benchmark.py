@@ -83,7 +83,7 @@ class Benchmark:
 
     def _settings(self, run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
         """What decides the numbers of a run besides its name."""
-        from .. import embedded_model
+        from ..data.images.emoji import embedded_model
 
         embedded = Path(run.model) == embedded_model()  # lies elsewhere on every machine
         return {

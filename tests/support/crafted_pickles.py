@@ -1,9 +1,12 @@
 """Checkpoint files put together by hand, for what Python's own pickler would not write."""
 
+import os
 import pickle
 import struct
 import zipfile
 from pathlib import Path
+
+import torch
 
 
 def text(value: str) -> bytes:
@@ -48,3 +51,28 @@ def write_legacy(path, pickled: bytes, keys=("0",), data: bytes = struct.pack("<
         b"".join(pickle.dumps(item, protocol=2) for item in head) + pickled + pickle.dumps(list(keys), 2) + data
     )
     return path
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+def hostile_files(weights, folder, canary):
+    """Checkpoints in every layout with a `Payload` or a lie in them, in a new folder."""
+    payload = Payload(canary)
+    folder.mkdir()
+    torch.save(payload, folder / "alone.pt")
+    torch.save({"state_dict": weights, "zz": payload}, folder / "behind.pth.tar")
+    torch.save({**weights, "zz": payload}, folder / "legacy.ckpt", _use_new_zipfile_serialization=False)
+    (folder / "bare.bin").write_bytes(pickle.dumps(payload, protocol=2))
+    evil, good = pickle.dumps(payload, protocol=2), state_dict(tensor([4], [1]))
+    write_legacy(folder / "list.pt", good + evil)
+    write_zip(folder / "after.pt", good + evil)
+    write_zip(folder / "memory.pt", state_dict(tensor([2**40], [1], numel=2**40)))
+    return sorted(folder.iterdir())

@@ -125,6 +125,11 @@ def own_imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[tuple[int, t
         yield from ((node.lineno, name) for name in names if name[0] == PACKAGE)
 
 
+def room_of(module: tuple[str, ...]) -> str:
+    """The room whose layer counts. A method's descriptor belongs to who asks for it: adapters/<method>/few_shot.py to few_shot."""
+    return "few_shot" if module[1] == "adapters" and module[-1] == "few_shot" else module[1]
+
+
 def upward_imports(paths: Iterable[Path], root: Path = ROOT) -> dict[str, list[str]]:
     """
     File -> imports of a layer above its own, of the root package's public names, and those that close a circle of
@@ -137,7 +142,7 @@ def upward_imports(paths: Iterable[Path], root: Path = ROOT) -> dict[str, list[s
         module = module_of(path, root)
         if module in ((PACKAGE, "__init__"), (PACKAGE, "modeling", "__init__")):
             continue
-        room, file = module[1], path.relative_to(root).as_posix()
+        room, file = room_of(module), path.relative_to(root).as_posix()
         for line, target in own_imports(parse(path), module):
             to, said = target[1] if len(target) > 1 else "", f"line {line}: {'.'.join(target)}"
             if to == room or to == "__version__":

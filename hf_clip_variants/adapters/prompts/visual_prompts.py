@@ -197,7 +197,8 @@ def visual_targets(base: Base, depth: int, normalize_first: bool = True) -> list
     if family.vision_layers is None:
         raise ValueError(
             f"model: visual prompts need a vision transformer, but the image encoder of {type(base.clip).__name__} "
-            f"(model_type {family.model_type!r}) is not one; use CoOp, CoCoOp, CLIP-Adapter or Tip-Adapter"
+            f"(model_type {family.model_type!r}) is not one; use an adapter that leaves the "
+            "image encoder as it is (hf-clip-variants methods --kind adapter)"
         )
     if not 0 < depth <= layers:
         raise ValueError(f"prompt_depth: {depth}, but the image encoder has {layers} layers")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...few_shot.method import FewShotMethod
 from ...few_shot.recipes import Protocol, Recipe
-from ..prompts.recipes import SMALL_MODEL_PROMPTS, TWO_ENCODER_TRAINER
+from ..prompts.few_shot import SMALL_MODEL_PROMPTS, TWO_ENCODER_TRAINER
 from .config import VPTConfig
 
 

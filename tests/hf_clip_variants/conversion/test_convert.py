@@ -3,7 +3,6 @@ foreign files become nothing at all.
 """
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import zipfile
 
 import pytest
 import torch
-from crafted_pickles import state_dict, tensor, write_legacy, write_zip
+from crafted_pickles import Payload, hostile_files
 from official_files import from_a_training, jit_archive, letters_tokenizer, plain
 from parity_fixtures import assert_close, load_fixture
 from safetensors.torch import load_file, save_file
@@ -446,28 +445,6 @@ def test_what_is_read_back_is_compared(vit, letters, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ hostile and broken
-
-
-class Payload:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.canary}",)
-
-
-def hostile_files(weights, folder, canary):
-    payload = Payload(canary)
-    folder.mkdir()
-    torch.save(payload, folder / "alone.pt")
-    torch.save({"state_dict": weights, "zz": payload}, folder / "behind.pth.tar")
-    torch.save({**weights, "zz": payload}, folder / "legacy.ckpt", _use_new_zipfile_serialization=False)
-    (folder / "bare.bin").write_bytes(pickle.dumps(payload, protocol=2))
-    evil, good = pickle.dumps(payload, protocol=2), state_dict(tensor([4], [1]))
-    write_legacy(folder / "list.pt", good + evil)
-    write_zip(folder / "after.pt", good + evil)
-    write_zip(folder / "memory.pt", state_dict(tensor([2**40], [1], numel=2**40)))
-    return sorted(folder.iterdir())
 
 
 def test_hostile_files_run_nothing_and_leave_nothing(run, vit, letters, tmp_path):

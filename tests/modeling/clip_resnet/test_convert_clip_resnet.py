@@ -60,8 +60,8 @@ class TestConverter(ConverterContract):
     other_models = (
         ("visual.proj", "Vision Transformer .* clip_from_official"),
         ("visual.transformer.resblocks.0.ln_1.weight", "Vision Transformer"),
-        ("visual.trunk.blocks.0.norm1.weight", "timm image tower"),
-        ("text.transformer.embeddings.word_embeddings.weight", "Hugging Face text tower"),
+        ("visual.trunk.blocks.0.norm1.weight", "timm image encoder"),
+        ("text.transformer.embeddings.word_embeddings.weight", "Hugging Face text encoder"),
         ("logit_bias", "SigLIP"),
     )
     nothing_found = "7 missing: visual.conv1.weight"
