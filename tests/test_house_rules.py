@@ -83,7 +83,7 @@ BUILDS_ON = {
     "hf_clip_variants/data/images/coop_layout.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/sources.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
-    "modeling/clip/": ({"clip_resnet", "slip"}, "its converter names a CLIP-ResNet; SLIP's way to truncate text"),
+    "modeling/clip/": ({"clip_resnet"}, "its converter names a CLIP-ResNet"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),
     "modeling/losses/contrastive_loss.py": ({"slip"}, "whose gradient over ranks is an argument"),
 }

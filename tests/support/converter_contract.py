@@ -227,7 +227,8 @@ class AdapterConverterContract:
     Attributes:
         convert: weights -> (configuration, tensors under our names).
         official: -> what an official file holds.
-        own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from class names.
+        own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from
+            class names.
         optional: pattern of those that may be missing, as the last one of several layers.
         unknown: the name of a tensor that makes the file one of something else.
     """

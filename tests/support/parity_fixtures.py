@@ -1,4 +1,4 @@
-"""The official code's numbers for parity tests. `PARITY_FIXTURES` picks the set; a test knows nothing of a fixture but its name."""
+"""The official code's numbers for parity tests. `PARITY_FIXTURES` picks the set; tests know nothing but names."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What tests/test_house_rules.py asks of source files, on the syntax tree: comments do not matter. Functions return offences."""
+"""What tests/test_house_rules.py asks of source files, on the syntax tree. Functions return offences."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from paths import ROOT
 
 PACKAGE = "hf_clip_variants"
 
-# What runs code or unpickles. Foreign files are read by `conversion/checkpoint_reader.py`, which needs none of these either.
+# What runs code or unpickles. `conversion/checkpoint_reader.py` reads foreign files without it.
 FORBIDDEN_NAMES = {
     "torch.load",
     "torch.jit.load",

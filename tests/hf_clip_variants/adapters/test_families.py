@@ -1,4 +1,4 @@
-"""Adapters on families of dual encoders, pairwise: works, or says why not. Tiny models are in tests/support/tiny_families.py."""
+"""Adapters on families of dual encoders, pairwise: works, or says why not. Models: tests/support/tiny_families.py."""
 
 import dataclasses
 from functools import cache
@@ -76,10 +76,10 @@ PAIRS = [
 ]  # fmt: skip
 # The same on transformers' own models, which take some; MaPLe has a test of its own on all of them.
 PLAIN_PAIRS = [
-    ("vpt", "metaclip_2"), ("vpt", "chinese_clip"), ("vpt_shallow", "altclip"), ("vpt_shallow", "siglip"), ("vpt", "siglip2"),
-    ("ivlp", "clip"), ("ivlp", "altclip"), ("ivlp", "siglip2"),
-    ("clip_adapter", "clip"), ("clip_adapter", "metaclip_2"), ("clip_adapter", "chinese_clip"), ("clip_adapter", "altclip"),
-    ("coop", RESNET), ("coop_words", "metaclip_2"),
+    ("vpt", "metaclip_2"), ("vpt", "chinese_clip"), ("vpt_shallow", "altclip"), ("vpt_shallow", "siglip"),
+    ("vpt", "siglip2"), ("ivlp", "clip"), ("ivlp", "altclip"), ("ivlp", "siglip2"),
+    ("clip_adapter", "clip"), ("clip_adapter", "metaclip_2"), ("clip_adapter", "chinese_clip"),
+    ("clip_adapter", "altclip"), ("coop", RESNET), ("coop_words", "metaclip_2"),
 ]  # fmt: skip
 pairwise = pytest.mark.parametrize(("adapter", "model_type"), PAIRS)
 
