@@ -1,11 +1,13 @@
-"""Settings of the whole test session. Shared test code lies in `tests/support` and is imported by its plain name (`pythonpath` in pyproject.toml)."""
+"""Settings of the whole test session. Shared test code lies in `tests/support` and is imported by its plain name
+(`pythonpath` in pyproject.toml)."""
 
 import os
 
 from budgets import Budgets
 from paths import SUPPORT
 
-# The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace packages.
+# The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace
+# packages.
 import hf_clip_variants  # noqa: F401
 
 

@@ -1,4 +1,5 @@
-"""Rules about the source itself (CONTRIBUTING.md). Each test lists all offenders; tests/support/source_rules.py finds them."""
+"""Rules about the source itself (CONTRIBUTING.md). Each test lists all offenders; tests/support/source_rules.py finds
+them."""
 
 import ast
 import subprocess
@@ -108,7 +109,8 @@ def test_nothing_runs_code_from_files():
 
 
 def test_modeling_can_travel():
-    """Third-party packages and relative siblings only; real annotations (transformers' strict configurations read them)."""
+    """Third-party packages and relative siblings only; real annotations (transformers' strict configurations read
+    them)."""
     assert_none({name_of(path): broken_imports(path, MODELING) for path in TRAVELLING})
 
 
@@ -222,7 +224,8 @@ def test_broken_imports_are_seen(tmp_path):
     path = tmp_path / "clip" / "modeling_x.py"
     path.write_text(
         "from ..prompts import a\nfrom . import b\nimport torch\n"  # fine
-        "from ...outside import c\nfrom .absent import d\nimport hf_clip_variants.hub.export\nfrom modeling.clip import e\n"
+        "from ...outside import c\nfrom .absent import d\nimport hf_clip_variants.hub.export\n"
+        "from modeling.clip import e\n"
         "from __future__ import annotations\n"
     )
     assert [line.split(":")[0] for line in broken_imports(path, tmp_path)] == [f"line {i}" for i in range(4, 9)]
@@ -233,7 +236,8 @@ def test_upward_imports_and_circles_are_seen(tmp_path):
         "hf_clip_variants/__init__.py": "from .commands.adapt import adapt\n",
         "hf_clip_variants/adapters/loading.py": "from ..modeling.losses import a\nfrom .coop import b\n"
         "def f():\n    from ..few_shot.fitting import c\n    from hf_clip_variants import load_images, __version__\n",
-        "hf_clip_variants/data/images.py": "import hf_clip_variants.files.atomic_writes\nimport hf_clip_variants.hub\n",
+        "hf_clip_variants/data/images.py": "import hf_clip_variants.files.atomic_writes\n"
+        "import hf_clip_variants.hub\n",
         "hf_clip_variants/files/atomic_writes.py": "from .. import metrics\n",
         "hf_clip_variants/metrics/rank.py": "from ..data.images import d\nimport hf_clip_variants\n",
         "hf_clip_variants/evaluation/probes.py": "from ..hub import e\n",

@@ -167,10 +167,12 @@ def test_a_new_adapter_is_fitted_saved_and_loaded_by_the_commands(with_toy):
     assert "toy_bias" in run(with_toy, *COMMAND, "methods", "--kind", "adapter")
     results = json.loads(
         run(
-            with_toy, *COMMAND, "adapt", "--data", "emoji:fluentflat,emojione", "--test-data", "emoji:notov1",
-            "--methods", "toy_bias", "--shots", "1", "--seeds", "1", "--out", "run", "--json",
+            with_toy,
+            *COMMAND,
+            *"adapt --data emoji:fluentflat,emojione --test-data emoji:notov1 --methods toy_bias".split(),
+            *"--shots 1 --seeds 1 --out run --json".split(),
         )
-    )  # fmt: skip
+    )
     (fitted,) = results["runs"]
     assert fitted["error"] is None and fitted["title"] == "Toy-Bias" and fitted["trained_parameters"] == 190
     adapter = folder / "run" / fitted["folder"]

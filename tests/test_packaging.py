@@ -42,8 +42,11 @@ def built(tmp_path_factory):
     out = source.parent / "out"
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
-        capture_output=True, text=True, timeout=280, env=os.environ | {"PIP_NO_INDEX": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PIP_NO_INDEX": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout + done.stderr, "setuptools has something to say"
     for leftover in ("build", "hf_clip_variants.egg-info", *RUN_FOLDERS):

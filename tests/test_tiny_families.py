@@ -145,7 +145,8 @@ def test_a_saved_family_loads_in_a_fresh_process(tmp_path):
     folders = [str(save_tiny_family(model_type, tmp_path / model_type)) for model_type in OF_TRANSFORMERS]
     program = (
         "import sys, transformers as t\n"
-        "for f in sys.argv[1:]: print(*(type(c.from_pretrained(f)).__name__ for c in (t.AutoModel, t.AutoTokenizer, t.AutoProcessor)))"
+        "for f in sys.argv[1:]: print(*(type(c.from_pretrained(f)).__name__ "
+        "for c in (t.AutoModel, t.AutoTokenizer, t.AutoProcessor)))"
     )
     run = subprocess.run([sys.executable, "-c", program, *folders], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in run.stdout.splitlines()] == [

@@ -54,12 +54,20 @@ def test_a_row_is_complete(row):
 
 
 def test_the_third_kind_is_used_by_name_and_registered_nowhere():
-    """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes and PEFT."""
+    """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes
+    and PEFT."""
     paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
     toy = registry.Method(
-        "toy", "synthesis", "Toy", paper, code, "text-to-image", "A toy.",
-        config="synthesis.toy.config:ToyConfig", generator="synthesis.toy.generator:ToyGenerator",
-    )  # fmt: skip
+        "toy",
+        "synthesis",
+        "Toy",
+        paper,
+        code,
+        "text-to-image",
+        "A toy.",
+        config="synthesis.toy.config:ToyConfig",
+        generator="synthesis.toy.generator:ToyGenerator",
+    )
     assert toy.folder == "hf_clip_variants.synthesis.toy" and toy.model_type is toy.peft_type is None
     assert toy.exports == {
         "ToyConfig": "hf_clip_variants.synthesis.toy.config",
@@ -258,8 +266,8 @@ def test_transformers_own_entries_stay():
     [
         "import hf_clip_variants",
         "import peft",  # and with it transformers
-        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter imports PEFT, which
-        # registers that adapter, while another thread imports PEFT too.
+        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter
+        # imports PEFT, which registers that adapter, while another thread imports PEFT too.
         "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig\n"
         "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start()\n"
         "from hf_clip_variants.adapters.coop.config import CoOpConfig\nother.join()",

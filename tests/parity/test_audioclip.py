@@ -1,4 +1,5 @@
-"""The official AudioCLIP through our converter: spectrogram, maps and gates, features, losses of any modalities, gradients."""
+"""The official AudioCLIP through our converter: spectrogram, maps and gates, features, losses of any modalities,
+gradients."""
 
 import re
 

@@ -30,7 +30,8 @@ def results(fixture):
             number = name.removeprefix("scale_")
             scaled = stretch(fixture.inputs["short_mono"].numpy(), sound.item())
             found[f"random_scale_{number}"] = torch.from_numpy(scaled)
-    # "frame_signal(short_stereo[...], 60, 17, torch.hann_window(60)): _exact uses the first 128 samples, _too_short the first 41"
+    # "frame_signal(short_stereo[...], 60, 17, torch.hann_window(60)): _exact uses the first 128 samples, _too_short
+    # the first 41"
     *framing, exact, too_short = map(
         int,
         re.search(

@@ -1,4 +1,5 @@
-"""OpenAI's Vision Transformer CLIP through our converter into CLIPModel: features, logits, loss, hidden states and gradients."""
+"""OpenAI's Vision Transformer CLIP through our converter into CLIPModel: features, logits, loss, hidden states and
+gradients."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""CoOp equals KaiyangZhou/CoOp: prompts, features, logits, loss and gradients, on CLIPClassifier and on plain CLIPModel."""
+"""CoOp equals KaiyangZhou/CoOp: prompts, features, logits, loss and gradients, on CLIPClassifier and on plain
+CLIPModel."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""The official SLIP through our converter: features, heads, losses, gradients, statistics, decay groups and learning rates."""
+"""The official SLIP through our converter: features, heads, losses, gradients, statistics, decay groups and learning
+rates."""
 
 import re
 from functools import partial
@@ -64,9 +65,13 @@ def learning_rates(fixture) -> dict[str, torch.Tensor]:
         said = {key: float(value) for key, value in re.findall(r"(\w+)=([\de.+-]+)", call)}
         steps, epochs = int(said["niter_per_ep"]), int(said["epochs"])
         schedule = partial(
-            warmup_cosine, peak=peak, end=end, start=said["start_warmup_value"], num_steps=epochs * steps,
+            warmup_cosine,
+            peak=peak,
+            end=end,
+            start=said["start_warmup_value"],
+            num_steps=epochs * steps,
             warmup_steps=int(said["warmup_epochs"]) * steps,
-        )  # fmt: skip
+        )
         found[name] = torch.tensor([peak * schedule(step) for step in range(epochs * steps)], dtype=torch.float64)
     return found
 

@@ -1,4 +1,5 @@
-"""Tip-Adapter and Tip-Adapter-F equal gaopengcuhk/Tip-Adapter: cache, logits, search, and two steps of training the keys."""
+"""Tip-Adapter and Tip-Adapter-F equal gaopengcuhk/Tip-Adapter: cache, logits, search, and two steps of training the
+keys."""
 
 import re
 
@@ -65,9 +66,14 @@ def test_equals_official_code(fixture, features):
 
     inputs = {k.removeprefix("search2."): v for k, v in fixture.inputs.items() if k.startswith("search2.")}
     found = search_alpha_beta(
-        inputs["features"], inputs["labels"], inputs["clip_weights"].t(), inputs["cache_keys"].t(),
-        labels_from_one_hot(inputs["cache_values"]), scale=fixture.hparam("search2_scale"), steps=fixture.hparam("search2_step"),
-    )  # fmt: skip
+        inputs["features"],
+        inputs["labels"],
+        inputs["clip_weights"].t(),
+        inputs["cache_keys"].t(),
+        labels_from_one_hot(inputs["cache_values"]),
+        scale=fixture.hparam("search2_scale"),
+        steps=fixture.hparam("search2_step"),
+    )
     compare("search2.best_beta", found.beta)
     compare("search2.best_alpha", found.alpha)
     compare("search2.accuracy_grid", found.accuracies)

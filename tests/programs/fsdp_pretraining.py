@@ -25,9 +25,11 @@ class ShardedOnCPU:
     def create_accelerator_and_postprocess(self):
         Trainer.create_accelerator_and_postprocess(self)
         plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            cpu_ram_efficient_loading=False,
             transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
-        )  # fmt: skip
+        )
         state = self.accelerator.state
         for name, value in (("distributed_type", DistributedType.FSDP), ("fsdp_plugin", plugin)):
             state._shared_state[name] = value

@@ -1,4 +1,5 @@
-"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants, see tests/modeling/test_common.py.
+"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants, see
+tests/modeling/test_common.py.
 
 python without_package.py EXPORTS.json: for each export a name, a folder with what to expect, the folder of the
 export, its Hub id, its Auto class and the name of its output. Prints one line a step that passed.

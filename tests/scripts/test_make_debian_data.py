@@ -1,4 +1,5 @@
-"""make_debian_data.py on .deb files made up here: rows and their order, titles, captions, links, sounds, what is skipped, errors."""
+"""make_debian_data.py on .deb files made up here: rows and their order, titles, captions, links, sounds, what is
+skipped, errors."""
 
 import importlib.util
 import io

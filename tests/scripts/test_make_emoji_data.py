@@ -1,4 +1,5 @@
-"""make_emoji_data.py on packages made up here: names joined on the code point, PNG, WebP and SVG styles, the mini set."""
+"""make_emoji_data.py on packages made up here: names joined on the code point, PNG, WebP and SVG styles, the mini
+set."""
 
 import importlib.util
 import io
@@ -18,9 +19,13 @@ from hf_clip_variants.data import load_images
 
 SCRIPT = SCRIPTS / "make_emoji_data.py"
 EMOJI = [  # code point, label, emojibase group
-    ("1F408-200D-2B1B", "black cat", 3), ("1F34B", "lemon", 4), ("2615", "hot beverage", 4), ("1F1E6", "regional indicator A", None),
-    ("1F3FB", "light skin tone", 2), ("260E-FE0F", "telephone", 7),
-]  # fmt: skip
+    ("1F408-200D-2B1B", "black cat", 3),
+    ("1F34B", "lemon", 4),
+    ("2615", "hot beverage", 4),
+    ("1F1E6", "regional indicator A", None),
+    ("1F3FB", "light skin tone", 2),
+    ("260E-FE0F", "telephone", 7),
+]
 
 
 @pytest.fixture(scope="module")

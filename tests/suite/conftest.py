@@ -1,4 +1,5 @@
-"""Fetches transformers' own tests (in its source distribution, not in the wheel) once a version, and reports how they went."""
+"""Fetches transformers' own tests (in its source distribution, not in the wheel) once a version, and reports how they
+went."""
 
 import os
 import subprocess
@@ -18,7 +19,9 @@ STUBS = {
     "tests/generation/__init__.py": "",
     "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "tests/utils/__init__.py": "",
-    "tests/utils/test_configuration_utils.py": 'config_common_kwargs = {"return_dict": False, "output_hidden_states": True}\n',
+    "tests/utils/test_configuration_utils.py": (
+        'config_common_kwargs = {"return_dict": False, "output_hidden_states": True}\n'
+    ),
     "utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url, *args, **kwargs):\n    return url\n",
 }
 

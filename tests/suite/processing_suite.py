@@ -1,4 +1,5 @@
-"""transformers' own processor and image processor tests over every model of the registry that has one. See modeling_suite.py."""
+"""transformers' own processor and image processor tests over every model of the registry that has one. See
+modeling_suite.py."""
 
 import shutil
 import tempfile
@@ -14,7 +15,9 @@ from hf_clip_variants.registry import load_reference, method, methods
 
 # "Class.test" or "test" -> why it cannot hold for ours.
 DESELECTED: dict[str, str] = {
-    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": "do_convert_rgb=False refuses what is not RGB, by name: CLIP takes no other",
+    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": (
+        "with do_convert_rgb=False, images that are not RGB are an error, because CLIP takes RGB only"
+    ),
 }
 
 

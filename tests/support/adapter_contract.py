@@ -101,7 +101,8 @@ def _saved_base(case: Case, folder):
 
 
 class AdapterContract:
-    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case` (some of these)."""
+    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case` (some of
+    these)."""
 
     def test_trains_only_its_own_tensors(self, case: Case):
         model = case.model()

@@ -42,7 +42,8 @@ def step_batch(batch):
 
 
 def plain_steps(batch_size):
-    """Losses and parameters of two steps of `CLIPModel`'s own loss on one process, as `contrastive_ranks.step` does them on many."""
+    """Losses and parameters of two steps of `CLIPModel`'s own loss on one process, as `contrastive_ranks.step` does
+    them on many."""
     model, batch, result = step_model(), step_batch(batch_size), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for i in range(2):
@@ -66,10 +67,22 @@ def train_by_trainer(out, batch_size, exact, accumulation=1):
         return {**{k: torch.stack([row[k] for row in rows]) for k in rows[0]}, "return_loss": True}
 
     arguments = TrainingArguments(
-        output_dir=str(out), max_steps=3, per_device_train_batch_size=batch_size, learning_rate=0.1, optim="sgd", use_cpu=True,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
-        remove_unused_columns=False, lr_scheduler_type="constant", max_grad_norm=0, gradient_accumulation_steps=accumulation,
-    )  # fmt: skip
+        output_dir=str(out),
+        max_steps=3,
+        per_device_train_batch_size=batch_size,
+        learning_rate=0.1,
+        optim="sgd",
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        gradient_accumulation_steps=accumulation,
+    )
     model = step_model()
     callbacks = [ExactContrastiveLoss(chunk_size=3)] if exact else []
     Trainer(model, arguments, collate, data, callbacks=callbacks).train()
@@ -85,7 +98,8 @@ def run_ranks(folder, world_size, inputs=None, program=PROGRAM, **task):
     Args:
         program: what to run, by default `contrastive_ranks.py`, which the others are for.
         inputs: tensors image, text, logit_scale, logit_bias of the whole batch: every form and gather mode on them.
-        counts: lists of pairs on each rank. steps, step_counts: names of ways to train, and lists of pairs for them. trainer, failures: whether to.
+        counts: lists of pairs on each rank. steps, step_counts: names of ways to train, and lists of pairs for them.
+            trainer, failures: whether to.
     """
     folder.mkdir(exist_ok=True)
     if inputs is not None:

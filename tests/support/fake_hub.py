@@ -1,4 +1,5 @@
-"""A Hugging Face Hub on loopback: what `push_to_hub` and `from_pretrained` need, with history, permissions and faults on demand.
+"""A Hugging Face Hub on loopback: what `push_to_hub` and `from_pretrained` need, with history, permissions and faults
+on demand.
 
 Use it inside one process (`huggingface_hub` must not have been imported yet) or for a child:
 
@@ -77,7 +78,8 @@ class Repository:
 class Fault:
     """What happens to the next `times` requests whose "METHOD /path" matches `pattern`.
 
-    `status`: answer with that code. `cut`: send that fraction of the body under the full Content-Length, then close. `shrink`: send
+    `status`: answer with that code. `cut`: send that fraction of the body under the full Content-Length, then close.
+        `shrink`: send
     that fraction as if it were everything. `delay`: seconds to wait first.
     """
 
@@ -111,7 +113,8 @@ class FakeHub:
         self._server.server_close()
 
     def environment(self, home, token: str | None = None) -> dict[str, str]:
-        """Variables that point a new process at this Hub, with all caches under `home`; the first token unless told."""
+        """Variables that point a new process at this Hub, with all caches under `home`; the first token unless
+        told."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -272,9 +275,15 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return None
         reply = {
-            "id": repo_id, "modelId": repo_id, "sha": commit.sha, "private": self.hub.repos[repo_id].private, "tags": [],
-            "siblings": [{"rfilename": name} for name in sorted(commit.files)], "downloads": 0, "likes": 0,
-        }  # fmt: skip
+            "id": repo_id,
+            "modelId": repo_id,
+            "sha": commit.sha,
+            "private": self.hub.repos[repo_id].private,
+            "tags": [],
+            "siblings": [{"rfilename": name} for name in sorted(commit.files)],
+            "downloads": 0,
+            "likes": 0,
+        }
         return 200, reply
 
     def refs(self, body, repo_id):
@@ -432,7 +441,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_in_this_process(home):
-    """A `FakeHub` that this process talks to although `huggingface_hub` is imported already; caches under `home`. For fixtures."""
+    """A `FakeHub` that this process talks to although `huggingface_hub` is imported already; caches under `home`. For
+    fixtures."""
     from unittest.mock import patch
 
     from huggingface_hub import constants, hf_api

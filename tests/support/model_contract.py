@@ -1,4 +1,5 @@
-"""The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
+"""The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs
+it over `CASES`."""
 
 import importlib
 from collections.abc import Callable
@@ -71,9 +72,12 @@ def _classifier_config():
     config = method("clip_classifier").load("config")
     return config(
         **{name: clip[name] for name in ("text_config", "vision_config", "projection_dim")},
-        id2label=dict(enumerate(CLASS_NAMES)), label2id={name: i for i, name in enumerate(CLASS_NAMES)},
-        templates=["a photo of a {}.", "{}!"], prompt_length=7, tail_length=3,
-    )  # fmt: skip
+        id2label=dict(enumerate(CLASS_NAMES)),
+        label2id={name: i for i, name in enumerate(CLASS_NAMES)},
+        templates=["a photo of a {}.", "{}!"],
+        prompt_length=7,
+        tail_length=3,
+    )
 
 
 def _resnet_config():
@@ -91,7 +95,8 @@ def _resnet_inputs(batch: int):
 
 
 def _with_open_branches(model):
-    """Blocks of a new ResNet are their shortcuts (the last normalisation's scale is 0), and running statistics trivial."""
+    """Blocks of a new ResNet are their shortcuts (the last normalisation's scale is 0), and running statistics
+    trivial."""
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
             tensor.uniform_(0.5, 1.5)
@@ -102,12 +107,22 @@ def _with_open_branches(model):
 def _audioclip_config():
     config, resnet = method("audioclip").load("config"), _resnet_config().to_dict()
     audio = {
-        "n_fft": 64, "hop_length": 20, "win_length": 50, "hidden_size": 128, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48,
-    }  # fmt: skip
+        "n_fft": 64,
+        "hop_length": 20,
+        "win_length": 50,
+        "hidden_size": 128,
+        "depths": [1, 2, 1, 1],
+        "groups": 2,
+        "width_per_group": 48,
+    }
     return config(
-        text_config=resnet["text_config"], vision_config=resnet["vision_config"], audio_config=audio, projection_dim=20,
-        logit_scale_init_value=2.0, audio_logit_scale_init_value=1.5,
-    )  # fmt: skip
+        text_config=resnet["text_config"],
+        vision_config=resnet["vision_config"],
+        audio_config=audio,
+        projection_dim=20,
+        logit_scale_init_value=2.0,
+        audio_logit_scale_init_value=1.5,
+    )
 
 
 def _audioclip_inputs(batch: int):
@@ -116,7 +131,8 @@ def _audioclip_inputs(batch: int):
 
 
 def _with_fixed_filters(model):
-    """Filters as after some training, and kept: their gradients have the same size whatever the loss is divided by, which the
+    """Filters as after some training, and kept: their gradients have the same size whatever the loss is divided by,
+    which the
     contract's accumulation rightly notices. They are trained in test_audioclip.py."""
     _with_open_branches(model)
     filters = model.audio_model.fbsp.requires_grad_(False)
@@ -286,7 +302,8 @@ CASES = {
 
 
 class ModelContract:
-    """Each test takes `case`, a `ModelCase`. What transformers' own tests (tests/suite) see as strictly is not here: files and configurations
+    """Each test takes `case`, a `ModelCase`. What transformers' own tests (tests/suite) see as strictly is not here:
+    files and configurations
     that come back as they were, tuples like dictionaries."""
 
     # ---- configuration
@@ -436,10 +453,21 @@ class ModelContract:
 
         def train(folder, batch, accumulation, resume=None, steps=4):
             arguments = TrainingArguments(
-                str(tmp_path / folder), max_steps=steps, per_device_train_batch_size=batch, save_steps=2, use_cpu=True,
-                gradient_accumulation_steps=accumulation, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant",
-                train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, max_grad_norm=1e9, logging_steps=1,
-            )  # fmt: skip
+                str(tmp_path / folder),
+                max_steps=steps,
+                per_device_train_batch_size=batch,
+                save_steps=2,
+                use_cpu=True,
+                gradient_accumulation_steps=accumulation,
+                learning_rate=0.05,
+                optim="sgd",
+                lr_scheduler_type="constant",
+                train_sampling_strategy="sequential",
+                report_to="none",
+                disable_tqdm=True,
+                max_grad_norm=1e9,
+                logging_steps=1,
+            )
             collator = lambda rows: default_data_collator(rows) | case.loss_options  # noqa: E731
             trainer = Trainer(case.make(), arguments, train_dataset=data, data_collator=collator)
             trainer.train(resume_from_checkpoint=resume)

@@ -1,4 +1,5 @@
-"""Checkpoint files as the official code writes them, made from the parity fixtures, and tokenizers that give the fixtures' ids."""
+"""Checkpoint files as the official code writes them, made from the parity fixtures, and tokenizers that give the
+fixtures' ids."""
 
 import argparse
 import warnings
@@ -85,7 +86,8 @@ def learner(fixture) -> dict[str, torch.Tensor]:
 
 
 def whole_model(fixture) -> dict[str, torch.Tensor]:
-    """The trainer's whole model: image_encoder.*, text_encoder.*, prompt_learner.*, logit_scale; token embeddings are not in it."""
+    """The trainer's whole model: image_encoder.*, text_encoder.*, prompt_learner.*, logit_scale; token embeddings are
+    not in it."""
     names = {"clip.visual.": "image_encoder.", "clip.logit_scale": "logit_scale", "clip.": "text_encoder."}
     saved = {}
     for name, tensor in fixture.state_dict.items():

@@ -11,7 +11,8 @@ _SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def copy_package(folder: Path) -> Path:
-    """FOLDER/hf_clip_variants with `modeling` in it, as a wheel installs it; FOLDER first on the path gives the copy. Returns the package."""
+    """FOLDER/hf_clip_variants with `modeling` in it, as a wheel installs it; FOLDER first on the path gives the copy.
+    Returns the package."""
     package = folder / "hf_clip_variants"
     shutil.copytree(ROOT / "hf_clip_variants", package, ignore=_SOURCES)
     shutil.copytree(ROOT / "modeling", package / "modeling", ignore=_SOURCES)
@@ -45,7 +46,8 @@ def add_row(package: Path, row: str) -> None:
 
 
 def methods_built_on(package: Path, name: str) -> set[str]:
-    """Methods of the table whose folders import this one's, such as AudioCLIP's CLIP-ResNet, and those that are built on them."""
+    """Methods of the table whose folders import this one's, such as AudioCLIP's CLIP-ResNet, and those that are built
+    on them."""
     rows, found = rows_in((package / "registry.py").read_text(encoding="utf-8")), set()
     for other in rows.keys() - {name}:
         for kind in ("modeling", "adapters"):

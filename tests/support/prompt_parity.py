@@ -1,4 +1,5 @@
-"""Compares prompts in several layers with the official code's: shared by the parity tests of CoCoOp, MaPLe, IVLP and VPT."""
+"""Compares prompts in several layers with the official code's: shared by the parity tests of CoCoOp, MaPLe, IVLP and
+VPT."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ def bare(layer):
 
 
 def compare_plain_clip(fixture, model, compare: Compared) -> None:
-    """`model`: a `PeftModel` on the fixture's `CLIPModel`. Blocks, features, logits and loss; then gradients are there."""
+    """`model`: a `PeftModel` on the fixture's `CLIPModel`. Blocks, features, logits and loss; then gradients are
+    there."""
     clip = model.base_model.model
     blocks, handles = {}, []
     for tower, name in ((clip.text_model, "text"), (clip.vision_model, "vision")):

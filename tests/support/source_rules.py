@@ -126,7 +126,8 @@ def own_imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[tuple[int, t
 
 
 def room_of(module: tuple[str, ...]) -> str:
-    """The room whose layer counts. A method's descriptor belongs to who asks for it: adapters/<method>/few_shot.py to few_shot."""
+    """The room whose layer counts. A method's descriptor belongs to who asks for it: adapters/<method>/few_shot.py to
+    few_shot."""
     return "few_shot" if module[1] == "adapters" and module[-1] == "few_shot" else module[1]
 
 

@@ -1,4 +1,5 @@
-"""Small models of the six CLIP families that transformers has, each with a tokenizer and a processor of its own kind: random weights, no network."""
+"""Small models of the six CLIP families that transformers has, each with a tokenizer and a processor of its own kind:
+random weights, no network."""
 
 import math
 import string
@@ -15,11 +16,19 @@ FAMILIES = ("clip", RESNET, "metaclip_2", "chinese_clip", "altclip", "siglip", "
 SIGLIP_FAMILIES = ("siglip", "siglip2")
 
 _MODELS = {
-    "clip": "CLIP", "metaclip_2": "MetaClip2", "chinese_clip": "ChineseCLIP", "altclip": "AltCLIP", "siglip": "Siglip", "siglip2": "Siglip2",
-}  # fmt: skip
+    "clip": "CLIP",
+    "metaclip_2": "MetaClip2",
+    "chinese_clip": "ChineseCLIP",
+    "altclip": "AltCLIP",
+    "siglip": "Siglip",
+    "siglip2": "Siglip2",
+}
 _CHINESE_NAMES = ["猫", "金毛犬", "跑车", "森林", "红苹果"]
-_CHINESE_CHARACTERS = "一张的照片图猫狗金毛犬跑车森林红苹果绿蓝黄黑白色大小个只辆棵树花草鸟鱼马牛羊人手画像素描卡通标志上下左右中天地水火山海月日星"
-_WORDS = ("a", "an", "photo", "of", "the", "picture", "image", "emoji", "cat", "dog", "golden", "retriever", "sports", "car", "forest", "red", "apple")  # fmt: skip
+_CHINESE_CHARACTERS = (
+    "一张的照片图猫狗金毛犬跑车森林红苹果绿蓝黄黑白色大小个只辆棵树花草鸟"
+    "鱼马牛羊人手画像素描卡通标志上下左右中天地水火山海月日星"
+)
+_WORDS = tuple("a an photo of the picture image emoji cat dog golden retriever sports car forest red apple".split())
 _SPACE = "▁"
 _CONTEXT = 32
 _SIGLIP_CONTEXT = 16
@@ -39,9 +48,11 @@ def family_class_names(model_type: str) -> list[str]:
 
 
 def tiny_dual_encoder(model_type: str, seed: int = 0):
-    """A random float32 model of transformers' own class in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8, joint width 24.
+    """A random float32 model of transformers' own class in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8,
+    joint width 24.
 
-    The SigLIP families' joint width is the image encoder's, 40: their image feature has no projection. `clip` is `tiny.tiny_clip(seed)`.
+    The SigLIP families' joint width is the image encoder's, 40: their image feature has no projection. `clip` is
+    `tiny.tiny_clip(seed)`.
     """
     if _known(model_type) == "clip":
         return tiny_clip(seed)
@@ -108,7 +119,8 @@ def tiny_family_tokenizer(model_type: str):
 
 
 def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """What the family's text encoder takes for `texts` (default: the class names), padded as the family was trained."""
+    """What the family's text encoder takes for `texts` (default: the class names), padded as the family was
+    trained."""
     padding = "max_length" if model_type in SIGLIP_FAMILIES else True
     tokenizer = tiny_family_tokenizer(model_type)
     texts = family_class_names(model_type) if texts is None else texts
@@ -118,7 +130,8 @@ def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[
 def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
     """What the family's image encoder takes for `batch` random images: `pixel_values` (B, 3, 24, 24).
 
-    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd images are 2 x 3 patches, the rest is padding.
+    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd images are 2 x 3 patches, the rest
+    is padding.
     """
     pixels = tiny_pixels(batch, seed, size=family_image_size(model_type))
     if _known(model_type) != "siglip2":
@@ -137,8 +150,8 @@ def family_image_size(model_type: str) -> int:
 def tiny_family_processor(model_type: str):
     """The family's processor for 24 px, with the settings of its released checkpoints.
 
-    `Siglip2Processor` overrides its parts with 64 tokens, 16 px and 256 patches, which the tiny model does not have: call its parts, or pass
-    `max_length=16, patch_size=8, max_num_patches=9`.
+    `Siglip2Processor` overrides its parts with 64 tokens, 16 px and 256 patches, which the tiny model does not have:
+    call its parts, or pass `max_length=16, patch_size=8, max_num_patches=9`.
     """
     tokenizer = tiny_family_tokenizer(model_type)
     size = family_image_size(model_type)
@@ -181,7 +194,8 @@ def _known(model_type: str) -> str:
 
 
 def _spread_out(model) -> None:
-    """Larger matrices, so that two prompts have clearly different features; SigLIP's temperature and bias as at the start of its training."""
+    """Larger matrices, so that two prompts have clearly different features; SigLIP's temperature and bias as at the
+    start of its training."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(("text_model.", "vision_model.")) and parameter.dim() > 1:
@@ -191,7 +205,8 @@ def _spread_out(model) -> None:
         if hasattr(model, "logit_bias"):
             model.logit_scale.fill_(math.log(10))
             model.logit_bias.fill_(-10)
-            # Most positions are padding: at full size it would drown the words at the last position, which is the text's feature.
+            # Most positions are padding: at full size it would drown the words at the last position, which is the
+            # text's feature.
             model.text_model.embeddings.token_embedding.weight[model.config.text_config.pad_token_id].mul_(0.1)
 
 
@@ -236,7 +251,8 @@ def _bert_tokenizer():
 
 
 def _siglip_tokenizer():
-    """SiglipTokenizer needs sentencepiece; this is what its Rust conversion does: no punctuation, lower case, unigrams, `</s>` at the end and as padding."""
+    """SiglipTokenizer needs sentencepiece; this is what its Rust conversion does: no punctuation, lower case,
+    unigrams, `</s>` at the end and as padding."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
@@ -254,9 +270,14 @@ def _siglip_tokenizer():
     backend.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=_SIGLIP_CONTEXT,
-        model_input_names=["input_ids"], padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=backend,
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
+        model_max_length=_SIGLIP_CONTEXT,
+        model_input_names=["input_ids"],
+        padding_side="right",
+    )
 
 
 def _siglip2_tokenizer():
@@ -275,8 +296,12 @@ def _siglip2_tokenizer():
     vocabulary = {token: i for i, token in enumerate(tokens)}
     assert len(vocabulary) == len(tokens), "a token twice"
     tokenizer = transformers.Siglip2Tokenizer(
-        vocab=vocabulary, merges=merges, model_max_length=_SIGLIP_CONTEXT, model_input_names=["input_ids"], padding_side="right",
-    )  # fmt: skip
+        vocab=vocabulary,
+        merges=merges,
+        model_max_length=_SIGLIP_CONTEXT,
+        model_input_names=["input_ids"],
+        padding_side="right",
+    )
     # The class adds no <eos>; in a released checkpoint tokenizer.json does.
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]

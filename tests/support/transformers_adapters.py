@@ -1,4 +1,5 @@
-"""transformers' own `model.add_adapter` and `model.set_adapter` work only with the PEFT that transformers asks for (`load_adapter` with any)."""
+"""transformers' own `model.add_adapter` and `model.set_adapter` work only with the PEFT that transformers asks for
+(`load_adapter` with any)."""
 
 from importlib.metadata import version
 

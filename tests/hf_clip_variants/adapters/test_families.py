@@ -62,25 +62,29 @@ SORTS = {
     "image": IN_THE_IMAGE_TOWER,
     "features": ("clip_adapter", "tip_adapter"),
 }
-PAIRS = [
-    ("coop", "metaclip_2"), ("coop", "chinese_clip"), ("coop", "siglip2"),
-    ("coop_words", RESNET), ("coop_words", "altclip"), ("coop_words", "siglip"),
-    ("cocoop", RESNET), ("cocoop", "altclip"), ("cocoop", "siglip"),
-    ("maple", "metaclip_2"), ("maple", "chinese_clip"), ("maple", "siglip2"),
-    ("maple_vpt_deep", "clip"), ("maple_vpt_deep", "altclip"), ("maple_vpt_deep", "siglip"),
-    ("vpt", "metaclip_2"), ("vpt", "siglip2"),
-    ("vpt_shallow", "chinese_clip"), ("vpt_shallow", "siglip"),
-    ("ivlp", "clip"), ("ivlp", "chinese_clip"), ("ivlp", "siglip2"),
-    ("clip_adapter", "clip"), ("clip_adapter", "altclip"), ("clip_adapter", "siglip2"),
-    ("tip_adapter", RESNET), ("tip_adapter", "metaclip_2"), ("tip_adapter", "chinese_clip"), ("tip_adapter", "siglip"),
-]  # fmt: skip
+FAMILIES_OF = {
+    "coop": ("metaclip_2", "chinese_clip", "siglip2"),
+    "coop_words": (RESNET, "altclip", "siglip"),
+    "cocoop": (RESNET, "altclip", "siglip"),
+    "maple": ("metaclip_2", "chinese_clip", "siglip2"),
+    "maple_vpt_deep": ("clip", "altclip", "siglip"),
+    "vpt": ("metaclip_2", "siglip2"),
+    "vpt_shallow": ("chinese_clip", "siglip"),
+    "ivlp": ("clip", "chinese_clip", "siglip2"),
+    "clip_adapter": ("clip", "altclip", "siglip2"),
+    "tip_adapter": (RESNET, "metaclip_2", "chinese_clip", "siglip"),
+}
+PAIRS = [(adapter, model_type) for adapter, families in FAMILIES_OF.items() for model_type in families]
 # The same on transformers' own models, which take some; MaPLe has a test of its own on all of them.
-PLAIN_PAIRS = [
-    ("vpt", "metaclip_2"), ("vpt", "chinese_clip"), ("vpt_shallow", "altclip"), ("vpt_shallow", "siglip"),
-    ("vpt", "siglip2"), ("ivlp", "clip"), ("ivlp", "altclip"), ("ivlp", "siglip2"),
-    ("clip_adapter", "clip"), ("clip_adapter", "metaclip_2"), ("clip_adapter", "chinese_clip"),
-    ("clip_adapter", "altclip"), ("coop", RESNET), ("coop_words", "metaclip_2"),
-]  # fmt: skip
+PLAIN_FAMILIES_OF = {
+    "vpt": ("metaclip_2", "chinese_clip", "siglip2"),
+    "vpt_shallow": ("altclip", "siglip"),
+    "ivlp": ("clip", "altclip", "siglip2"),
+    "clip_adapter": ("clip", "metaclip_2", "chinese_clip", "altclip"),
+    "coop": (RESNET,),
+    "coop_words": ("metaclip_2",),
+}
+PLAIN_PAIRS = [(adapter, model_type) for adapter, families in PLAIN_FAMILIES_OF.items() for model_type in families]
 pairwise = pytest.mark.parametrize(("adapter", "model_type"), PAIRS)
 
 
