@@ -103,12 +103,12 @@ def assert_none(offenders: dict[str, list]) -> None:
 # ---- the rules
 
 
-def test_nothing_runs_code_from_files():
+def test_no_code_is_run_from_files():
     assert {"checkpoint_reader.py", "convert_clip.py"} <= {path.name for path in LIBRARY}
     assert_none({name_of(path): dangerous_lines(parse(path)) for path in LIBRARY + SCRIPTS})
 
 
-def test_modeling_can_travel():
+def test_modeling_imports_third_party_and_relative_modules_only():
     """Third-party packages and relative siblings only; real annotations (transformers' strict configurations read
     them)."""
     assert_none({name_of(path): broken_imports(path, MODELING) for path in TRAVELLING})
@@ -124,7 +124,7 @@ def test_files_are_short_silent_and_well_named():
     assert_none(offenders)
 
 
-def test_every_file_has_a_room():
+def test_every_file_is_in_a_listed_folder():
     """In `hf_clip_variants/` and `modeling/`; a new room is added to `ROOMS`, and to `LAYERS` in source_rules.py."""
     for root, allowed in LOOSE_FILES.items():
         entries = [path for path in root.iterdir() if path.name != "__pycache__"]
@@ -136,7 +136,7 @@ def test_imports_go_one_way():
     assert_none(upward_imports(LIBRARY))
 
 
-def test_methods_are_named_in_their_folder_and_in_their_row_only():
+def test_methods_are_named_only_in_their_folder_and_row():
     folders = {
         row.name: f"{'modeling' if row.kind == 'model' else 'hf_clip_variants/adapters'}/{row.name}/"
         for row in methods()
@@ -161,11 +161,11 @@ def test_methods_are_named_in_their_folder_and_in_their_row_only():
         assert not spare, f"{place}: remove {sorted(spare)} from the table"
 
 
-def test_tests_know_where_they_lie_from_paths_alone():
+def test_tests_take_file_locations_from_paths():
     assert_none({name_of(path): own_location(parse(path)) for path in TEST_FILES if path != SUPPORT / "paths.py"})
 
 
-def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
+def test_parity_fixtures_are_complete_and_all_used():
     """One file a method, or a part of it; variants of a method are its parameters (`fixtures_like`)."""
     calls = [
         node
@@ -204,7 +204,7 @@ def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
         "from os import system\nsystem('ls')",
     ],
 )
-def test_dangerous_lines_are_seen(code):
+def test_dangerous_lines_are_found(code):
     assert dangerous_lines(ast.parse(code))
 
 
@@ -218,7 +218,7 @@ def test_harmless_lines_pass():
         assert not dangerous_lines(ast.parse(code))
 
 
-def test_broken_imports_are_seen(tmp_path):
+def test_broken_imports_are_found(tmp_path):
     (tmp_path / "clip").mkdir()
     (tmp_path / "prompts.py").touch()
     path = tmp_path / "clip" / "modeling_x.py"
@@ -231,7 +231,7 @@ def test_broken_imports_are_seen(tmp_path):
     assert [line.split(":")[0] for line in broken_imports(path, tmp_path)] == [f"line {i}" for i in range(4, 9)]
 
 
-def test_upward_imports_and_circles_are_seen(tmp_path):
+def test_upward_and_circular_imports_are_found(tmp_path):
     sources = {
         "hf_clip_variants/__init__.py": "from .commands.adapt import adapt\n",
         "hf_clip_variants/adapters/loading.py": "from ..modeling.losses import a\nfrom .coop import b\n"
@@ -259,7 +259,7 @@ def test_upward_imports_and_circles_are_seen(tmp_path):
     }
 
 
-def test_methods_names_are_seen():
+def test_method_names_are_found():
     lines = ('"""CoOp, MaPLe."""', "from .coop.config import X", "f(cocoop=1)", "TipAdapterConfig", "x.slip_views")
     lines += ('"CLIPV_VPT and clip_adapters"', "clip", '"SLIP"', "slipper, coops, CoOperate")
     assert named_methods(ast.parse("\n".join(lines)), PATTERNS) == {
@@ -271,7 +271,7 @@ def test_methods_names_are_seen():
     }
 
 
-def test_own_locations_and_prints_are_seen():
+def test_own_locations_and_prints_are_found():
     source = "import os\nROOT = Path(__file__).parents[2]\nos.path.dirname(__file__)\n"
     tree = ast.parse(source + "assert caught == __file__\nPath(x.__file__)\nprint(1)")
     assert sorted(own_location(tree)) == ["line 2: __file__", "line 3: __file__"]
@@ -286,7 +286,7 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_one_set_of_modeling_classes():
+def test_modeling_is_imported_under_one_name():
     done = run(
         "import sys, hf_clip_variants.modeling; print(sorted(m for m in sys.modules if m.split('.')[0] == 'modeling'))"
     )

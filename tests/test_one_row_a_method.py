@@ -17,7 +17,7 @@ FOUNDATION = "clip_classifier"  # every adapter sits on it
 
 
 @pytest.mark.slow
-def test_without_one_methods_folder_and_row_everything_else_imports_and_works(tmp_path):
+def test_package_works_without_any_one_method(tmp_path):
     copies, built_on = {}, {}
     for name in (row.name for row in methods() if row.name != FOUNDATION):
         package = copy_package(tmp_path / name)
@@ -162,7 +162,7 @@ COMMAND = ("-c", "from hf_clip_variants.cli import main; main()")
 
 
 @pytest.mark.slow
-def test_a_new_adapter_is_fitted_saved_and_loaded_by_the_commands(with_toy):
+def test_commands_fit_save_and_load_a_new_adapter(with_toy):
     folder, _ = with_toy
     assert "toy_bias" in run(with_toy, *COMMAND, "methods", "--kind", "adapter")
     results = json.loads(
@@ -184,7 +184,7 @@ def test_a_new_adapter_is_fitted_saved_and_loaded_by_the_commands(with_toy):
     assert evaluated["accuracy"] == pytest.approx(fitted["accuracy"]["notov1"])
 
 
-def test_a_new_adapter_is_public_and_in_the_readme(with_toy):
+def test_new_adapter_is_public_and_in_the_readme(with_toy):
     folder, _ = with_toy
     program = "import hf_clip_variants as h, hf_clip_variants.adapters as a; print(h.ToyBiasConfig is a.ToyBiasConfig)"
     assert run(with_toy, "-c", program).strip() == "True"
@@ -195,7 +195,7 @@ def test_a_new_adapter_is_public_and_in_the_readme(with_toy):
     assert "from .adapters.toy_bias.config import ToyBiasConfig as ToyBiasConfig" in stub.read_text()
 
 
-def test_the_contract_asks_for_a_case_of_a_new_adapter(with_toy):
+def test_contract_requires_a_case_for_a_new_adapter(with_toy):
     program = textwrap.dedent("""
         import importlib.util, sys
         spec = importlib.util.spec_from_file_location("contract", sys.argv[1])

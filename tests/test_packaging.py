@@ -56,7 +56,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_library_and_nothing_else(built):
+def test_wheel_holds_the_library_only(built):
     source, _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(built):
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_the_sources_the_tests_and_the_scripts(built):
+def test_sdist_holds_sources_tests_and_scripts(built):
     source, sdist, _ = built
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
@@ -82,7 +82,7 @@ def test_the_sdist_holds_the_sources_the_tests_and_the_scripts(built):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_works_away_from_the_repository(built, tmp_path):
+def test_installed_wheel_works_outside_the_repository(built, tmp_path):
     _, _, wheel = built
     target = tmp_path / "site"
     pip = [
@@ -122,7 +122,7 @@ print(json.dumps({
     assert [row["name"] for row in json.loads(rows)] == [row.name for row in hf_clip_variants.methods()]
 
 
-def test_the_tests_run_on_the_editable_install():
+def test_tests_run_on_the_editable_install():
     modeling = importlib.import_module("hf_clip_variants.modeling")
     assert Path(modeling.__file__) == ROOT / "modeling" / "__init__.py"
     assert Path(hf_clip_variants.__file__).parent == ROOT / "hf_clip_variants"

@@ -46,12 +46,12 @@ def ratio(ours: str, theirs: str, rounds: int) -> float:
     return min(a for a, _ in times) / min(b for _, b in times)
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_import_loads_no_heavy_library():
     assert loaded("import hf_clip_variants as h; h.methods(), h.__version__, dir(h), h.__all__", NOT_BY_US) == []
 
 
 @pytest.mark.slow
-def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
+def test_auto_model_import_loads_nothing_more_and_costs_at_most_15_percent_more():
     theirs = "from transformers import AutoModel"
     ours = f"import hf_clip_variants; {theirs}"
     of_ours = ["modeling", "adapters", "data", "cli"]
@@ -59,7 +59,7 @@ def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
     assert ratio(ours, theirs, rounds=2) <= 1.15
 
 
-def test_help_of_convert_is_the_tables_and_loads_nothing_heavy():
+def test_convert_help_comes_from_the_table_and_loads_no_heavy_library():
     """Its options are those of the checkpoint formats, whose descriptors stay where they are."""
     heavy = [name for name in NOT_BY_US if name not in ("typer", "rich")]
     program = f"""

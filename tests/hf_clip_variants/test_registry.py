@@ -36,7 +36,7 @@ def test_methods_are_unique_and_filtered_by_kind():
 
 
 @pytest.mark.parametrize("row", methods(), ids=name)
-def test_a_row_is_complete(row):
+def test_row_is_complete(row):
     assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", row.name)
     assert re.fullmatch(r"\d{4}\.\d{5}", row.paper.arxiv)
     assert row.paper.year == 2000 + int(row.paper.arxiv[:2])
@@ -53,7 +53,7 @@ def test_a_row_is_complete(row):
     hash(row)  # frozen all through
 
 
-def test_the_third_kind_is_used_by_name_and_registered_nowhere():
+def test_synthesis_methods_are_exported_but_not_registered():
     """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes
     and PEFT."""
     paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
@@ -77,7 +77,7 @@ def test_the_third_kind_is_used_by_name_and_registered_nowhere():
 
 
 @pytest.mark.parametrize("row", methods(), ids=name)
-def test_every_class_of_a_row_lives_in_its_folder(row):
+def test_classes_of_a_row_are_in_its_folder(row):
     package = registry.KINDS[row.kind].package
     folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
@@ -95,7 +95,7 @@ def test_every_class_of_a_row_lives_in_its_folder(row):
 
 
 @pytest.mark.parametrize("row", MODELS, ids=name)
-def test_a_models_classes_agree_with_its_row(row):
+def test_classes_of_a_model_agree_with_its_row(row):
     config = row.load("config")
     assert config.model_type == row.model_type
     for part in ("model", *row.auto_classes):
@@ -109,7 +109,7 @@ def test_a_models_classes_agree_with_its_row(row):
 
 
 @pytest.mark.parametrize("row", ADAPTERS, ids=name)
-def test_an_adapters_classes_agree_with_its_row(row):
+def test_classes_of_an_adapter_agree_with_its_row(row):
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     assert row.load("config")().peft_type == row.peft_type
@@ -117,7 +117,7 @@ def test_an_adapters_classes_agree_with_its_row(row):
     assert issubclass(row.load("layer"), BaseTunerLayer)
 
 
-def test_unknown_names_are_answered_with_near_ones():
+def test_unknown_names_are_refused_with_suggestions():
     assert method("coop").title == "CoOp"
     with pytest.raises(
         ValueError, match=r"method: unknown 'tip-adapter'; did you mean 'tip_adapter' or 'clip_adapter'\?"
@@ -151,7 +151,7 @@ def test_public_names_are_lazy_complete_and_typed():
         _ = hf_clip_variants.CoCoCoOp
 
 
-def test_a_missing_optional_dependency_names_the_extra(monkeypatch):
+def test_missing_optional_dependency_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ImportError, match=r'^Text cleaning needs ftfy: pip install "hf-clip-variants\[text\]"$'):
         optional_dependencies.require("ftfy", "Text cleaning")
@@ -223,7 +223,7 @@ def test_auto_classes_know_the_model(row, tmp_path):
     ("task", "arguments"),
     [("image-classification", {}), ("zero-shot-image-classification", {"candidate_labels": ["cat", "forest"]})],
 )
-def test_stock_pipelines_take_a_saved_folder(task, arguments, tmp_path):
+def test_stock_pipelines_load_a_saved_model(task, arguments, tmp_path):
     """Model, tokenizer and image processor are found by name, and the pipeline knows the model class."""
     from adapter_models import tiny_classifier
     from PIL import Image
@@ -250,7 +250,7 @@ def test_stock_pipelines_take_a_saved_folder(task, arguments, tmp_path):
     assert {answer["label"] for answer in answers} <= set(arguments.get("candidate_labels", CLASS_NAMES))
 
 
-def test_transformers_own_entries_stay():
+def test_entries_of_transformers_are_kept():
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -274,7 +274,7 @@ def test_transformers_own_entries_stay():
     ],
     ids=["ours first", "theirs first", "a submodule first, in a race"],
 )
-def test_everything_is_known_whoever_is_imported_first(first):
+def test_methods_are_registered_in_any_import_order(first):
     program = f"""
 {first}
 import sys

@@ -129,7 +129,7 @@ def test_configuration_from_shapes(fixture, model):
     assert text.eos_token_id == fixture.text_eos_token_id()
 
 
-def test_what_shapes_tell_need_not_be_said(fixture, settings, model):
+def test_settings_are_inferred_from_shapes(fixture, settings, model):
     heads = {"vision_heads": fixture.meta["vision_heads"], "text_heads": fixture.hparam("transformer_heads")}
     seen = (
         {"win_length"} if settings["n_fft"] % 2 else {"win_length", "n_fft"}
@@ -146,7 +146,7 @@ def test_equals_official(fixture, results, kind):
         assert_close(results[name], expected, name)
 
 
-def test_gradients_of_the_filters_before_they_are_normalised(fixture, raw_gradients):
+def test_raw_filter_gradients_equal_official(fixture, raw_gradients):
     wanted = {name: tensor for name, tensor in fixture.outputs.items() if name.startswith("grad_raw.")}
     assert wanted
     for name, expected in wanted.items():
@@ -157,7 +157,7 @@ def test_every_output_is_compared(fixture, results, raw_gradients):
     assert set(fixture.outputs) <= set(results) | set(raw_gradients)
 
 
-def test_official_and_back_is_bit_equal(fixture, model):
+def test_round_trip_is_bit_identical(fixture, model):
     back = to_official(model.state_dict(), model.config)
     assert (
         fixture.state_dict.keys() - back.keys() == {"audio.fbsp.bias"} and not back.keys() - fixture.state_dict.keys()

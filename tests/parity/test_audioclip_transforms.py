@@ -60,7 +60,7 @@ def test_every_output_is_compared(fixture, results):
     assert set(fixture.outputs) <= set(results)
 
 
-def test_the_feature_extractor_does_the_same_as_its_parts(fixture):
+def test_feature_extractor_equals_its_steps(fixture):
     """Sounds that are on the int16 scale already, all in one batch."""
     length = fixture.meta["out_len"]
     mono = {name: sound for name, sound in fixture.inputs.items() if sound.ndim == 2 and len(sound) == 1}

@@ -67,7 +67,7 @@ def test_equals_official_code(fixture, model):
     compare.assert_complete()
 
 
-def test_padding_changes_the_features_of_a_text_without_its_mask(fixture, model):
+def test_without_attention_mask_padding_changes_features(fixture, model):
     """What the official code does unasked, from the ids, is the caller's duty here."""
     ids, pad = fixture.inputs["input_ids"], fixture.meta["hyper"]["pad"]
     padded = torch.cat([ids, torch.full_like(ids[:, :2], pad)], dim=1)

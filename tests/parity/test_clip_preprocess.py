@@ -29,7 +29,7 @@ def processor(fixture, **options):
     return CLIPClassifierImageProcessor(size={"shortest_edge": n_px}, crop_size=n_px, **options)
 
 
-def test_every_case_is_there(fixture):
+def test_outputs_cover_all_inputs(fixture):
     cases = {key.split(".", 1)[1] for key in fixture.outputs}
     assert cases == set(fixture.inputs)
 
@@ -41,7 +41,7 @@ def test_pil_equals_openai(fixture):
         assert torch.equal(pixels, fixture.outputs[f"clip.{name}"]), name
 
 
-def test_converting_first_equals_openai_without_transparency(fixture):
+def test_default_conversion_equals_openai_for_opaque_images(fixture):
     ours = processor(fixture, resample_backend="pil")
     for name, picture in pictures(fixture).items():
         if picture.mode != "RGBA":

@@ -124,7 +124,7 @@ def test_every_output_is_compared(fixture, results):
     assert set(fixture.outputs) <= set(results)
 
 
-def test_the_dual_encoder_alone_gives_the_same_features(fixture):
+def test_dual_encoder_without_head_equals_official(fixture):
     image, text = fixture.inputs["image"], fixture.inputs["text"]
     whole = convert(fixture)
     for model in (convert(fixture, with_head=False), whole.dual_encoder()):
@@ -136,7 +136,7 @@ def test_the_dual_encoder_alone_gives_the_same_features(fixture):
         assert_close(outputs.loss, fixture.outputs["eval.clip_loss"], "loss")
 
 
-def test_the_image_tower_alone_gives_the_official_class_token(fixture):
+def test_image_encoder_alone_equals_official(fixture):
     tower = vit_from_official(fixture.state_dict, vision_heads=fixture.meta["vision_hparams"]["num_heads"])
     with torch.no_grad():
         assert_close(
@@ -144,14 +144,14 @@ def test_the_image_tower_alone_gives_the_official_class_token(fixture):
         )
 
 
-def test_official_ours_official(fixture):
+def test_round_trip_is_bit_identical(fixture):
     model = convert(fixture)
     back = to_official(model.state_dict(), model.config)
     assert back.keys() == fixture.state_dict.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in fixture.state_dict.items())
 
 
-def test_what_does_not_decay_is_what_the_official_optimiser_leaves_out(fixture):
+def test_parameters_without_weight_decay_equal_official(fixture):
     model = convert(fixture)
     decays, stays = weight_decay_groups(model, 0.1)
     assert (decays["weight_decay"], stays["weight_decay"]) == (0.1, 0.0)

@@ -126,9 +126,7 @@ def decoded(row):
     return Image.open(io.BytesIO(row["image"]["bytes"]))
 
 
-def test_clip_art_is_sorted_by_name_and_titled_without_numbers_and_links_are_followed(
-    script, packages, tmp_path, capsys
-):
+def test_clip_art_is_sorted_has_clean_titles_and_follows_links(script, packages, tmp_path, capsys):
     script.make(["clipart"], tmp_path, packages)
     table = rows(tmp_path / "clipart.parquet")
     assert [(row["folder"], row["title"]) for row in table] == [
@@ -148,14 +146,14 @@ def test_clip_art_is_sorted_by_name_and_titled_without_numbers_and_links_are_fol
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["clipart.parquet"]
 
 
-def test_pictures_are_centred_on_a_clear_ground_and_only_ever_shrunk(script):
+def test_images_are_centred_and_never_enlarged(script):
     small = np.asarray(Image.open(io.BytesIO(script.to_webp(picture(size=(40, 20)), 64))))
     assert (small[..., 3] > 0).sum() == 40 * 20 and small[22:42, 12:52, 3].min() == 255
     wide = np.asarray(Image.open(io.BytesIO(script.to_webp(picture(size=(256, 64)), 64))))
     assert (wide[..., 3].max(axis=1) > 0).nonzero()[0].tolist() == list(range(24, 40))
 
 
-def test_a_picture_of_too_many_pixels_is_skipped_and_pillows_own_limit_stays(script, monkeypatch):
+def test_too_large_images_are_refused_and_pillows_limit_is_restored(script, monkeypatch):
     limit = Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(script, "MAX_PIXELS", 100)
     with pytest.raises(ValueError, match="40 x 20 pixels; want at most 100"):
@@ -163,9 +161,7 @@ def test_a_picture_of_too_many_pixels_is_skipped_and_pillows_own_limit_stays(scr
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_stamps_have_captions_in_four_languages_and_empty_strings_where_one_is_missing(
-    script, packages, tmp_path, capsys
-):
+def test_stamps_have_captions_in_four_languages_or_empty_strings(script, packages, tmp_path, capsys):
     script.make(["stamps"], tmp_path, packages)
     table = rows(tmp_path / "stamps.parquet")
     assert [row["path"] for row in table] == ["animals/frog-1", "animals/frog", "animals-x/ant"]  # folder by folder
@@ -181,14 +177,14 @@ def test_stamps_have_captions_in_four_languages_and_empty_strings_where_one_is_m
     assert not (tmp_path / "stamps_audio.parquet").exists()
 
 
-def test_stamps_with_a_sound_of_their_own_keep_its_bytes(script, packages, tmp_path):
+def test_stamps_keep_the_bytes_of_their_audio(script, packages, tmp_path):
     script.make(["stamps_audio"], tmp_path, packages)
     (row,) = rows(tmp_path / "stamps_audio.parquet")  # captions read aloud are not sounds of the thing
     assert list(row) == ["image", "caption", "caption_zh", "path", "audio"]
     assert row["path"] == "animals/frog" and row["audio"] == {"bytes": OGG, "path": "frog.ogg"}
 
 
-def test_the_files_open_as_pairs(script, packages, tmp_path):
+def test_files_open_as_pairs(script, packages, tmp_path):
     script.make(list(script.TABLES), tmp_path, packages)
     pairs = open_pairs(tmp_path / "clipart.parquet")
     assert pairs.texts(pairs.dataset[0]) == [["bat"]] and pairs.image(pairs.dataset[1]).size == (64, 64)
@@ -199,7 +195,7 @@ def test_the_files_open_as_pairs(script, packages, tmp_path):
     assert pairs.audio(pairs.dataset[0]) == OGG and pairs.image(pairs.dataset[0]).mode == "RGBA"
 
 
-def test_the_command_reads_packages_that_are_there(script, packages, tmp_path, monkeypatch):
+def test_command_reads_existing_packages(script, packages, tmp_path, monkeypatch):
     clipart(packages, compression="gz")
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     command = ["make", "--out", str(tmp_path / "new"), "--only", "clipart", "--packages", str(packages)]
@@ -208,7 +204,7 @@ def test_the_command_reads_packages_that_are_there(script, packages, tmp_path, m
     assert len(rows(tmp_path / "new" / "clipart.parquet")) == 5
 
 
-def test_missing_tools_and_packages_are_said(script, packages, tmp_path, monkeypatch):
+def test_missing_tools_and_packages_are_named(script, packages, tmp_path, monkeypatch):
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(
         SystemExit, match="apt-get is not installed; put openclipart-png_<version>_all.deb into a folder"
@@ -225,7 +221,7 @@ def test_missing_tools_and_packages_are_said(script, packages, tmp_path, monkeyp
         script.make(["stamps"], tmp_path, packages)
 
 
-def test_broken_packages_are_said_and_leave_the_old_file(script, packages, tmp_path):
+def test_damaged_packages_are_named_and_keep_the_old_file(script, packages, tmp_path):
     out = tmp_path / "clipart.parquet"
     out.write_bytes(b"old")
     path = next(packages.glob("openclipart*"))

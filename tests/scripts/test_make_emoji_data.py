@@ -81,7 +81,7 @@ def packages(tmp_path):
     return folder
 
 
-def test_pictures_are_joined_with_names_on_the_code_point(script, packages, tmp_path, monkeypatch):
+def test_images_and_names_are_joined_on_the_code_point(script, packages, tmp_path, monkeypatch):
     drawn = []
 
     def svg_to_bytes(svg_string, **options):
@@ -113,7 +113,7 @@ def test_pictures_are_joined_with_names_on_the_code_point(script, packages, tmp_
     )
 
 
-def test_mini_set_is_what_all_permissive_styles_share(script, packages, tmp_path):
+def test_mini_set_has_the_concepts_of_all_permissive_styles(script, packages, tmp_path):
     script.make(["fluent3d"], tmp_path, packages)
     table = Dataset.from_parquet(str(tmp_path / "emoji-fluent3d.parquet")).to_list()
     for style in script.MINI_STYLES:
@@ -128,7 +128,7 @@ def test_mini_set_is_what_all_permissive_styles_share(script, packages, tmp_path
         assert row["name"] == "lemon" and row["style"] == style
 
 
-def test_missing_npm_and_failing_packages_are_said(script, tmp_path, monkeypatch):
+def test_missing_npm_and_failing_packages_are_named(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="npm is not installed; install it, or put emojibase-data-17.0.0.tgz"):
         script.fetch(script.NAMES, tmp_path)
@@ -137,7 +137,7 @@ def test_missing_npm_and_failing_packages_are_said(script, tmp_path, monkeypatch
         script.fetch(script.NAMES, tmp_path)
 
 
-def test_names_of_icons(script):
+def test_icon_names_follow_from_emoji_names(script):
     assert (
         script.slug("woman’s hat") == "womans-hat"
         and script.slug("piñata") == "pinata"

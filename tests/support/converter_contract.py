@@ -112,7 +112,7 @@ class ConverterContract:
 
     # ---- what it gives
 
-    def test_published_models_from_shapes_alone(self):
+    def test_published_sizes_are_inferred_from_shapes(self):
         """Hyper-parameters, parameter counts, and official -> ours -> official, on the meta device."""
         for path in self.manifests:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ class ConverterContract:
         assert again.keys() == official.keys()
         assert all(torch.equal(again[name], tensor) for name, tensor in official.items())
 
-    def test_the_model_is_ready_to_use_and_to_save_and_owns_its_weights(self, tiny, official, tmp_path):
+    def test_converted_model_can_be_used_and_saved_and_owns_its_weights(self, tiny, official, tmp_path):
         model = self.load(official)
         assert type(model) is type(tiny) and not model.training
         model.save_pretrained(tmp_path)
@@ -160,7 +160,7 @@ class ConverterContract:
                 tensor.zero_()
         assert all(torch.equal(official[name], tensor) for name, tensor in before.items())
 
-    def test_a_file_of_a_training_in_half_precision_becomes_float32(self, tiny, official, tmp_path):
+    def test_half_precision_training_file_becomes_float32(self, tiny, official, tmp_path):
         weights = read_state_dict(from_a_training(in_half(official), tmp_path / "epoch_3.pt"))
         assert weights.keys() == official.keys()
         found = self.load(weights).state_dict()
@@ -170,7 +170,7 @@ class ConverterContract:
 
     # ---- what it refuses
 
-    def test_every_missing_name_is_told(self, official):
+    def test_every_missing_name_is_reported(self, official):
         needed = [name for name in official if name not in self.strays and not name.endswith(self.optional or "$")]
         said = {name: f"missing: .*{re.escape(name.removeprefix(self.prefix))}" for name in needed}
         said |= dict.fromkeys(self.indirect, self.title)
@@ -180,39 +180,39 @@ class ConverterContract:
         with pytest.raises(ValueError, match=rf"^{self.title} state dict: 6 missing: (\S+, ){{4}}\S+, …$"):
             self.convert(some, self.make().config)
 
-    def test_an_unexpected_name_is_told(self, official):
+    def test_unexpected_name_is_reported(self, official):
         with pytest.raises(ValueError, match=f"^{self.title} state dict: 1 unexpected: surprise.weight$"):
             self.load(official | {"surprise.weight": torch.ones(3)})
 
-    def test_a_hole_in_the_layers_is_told(self, official):
+    def test_missing_layer_is_reported(self, official):
         layer, beyond = self.hole
         with pytest.raises(ValueError, match=f"missing: {re.escape(layer)}"):
             self.load({name.replace(layer, beyond): tensor for name, tensor in official.items()})
 
-    def test_wrong_shapes_are_told(self, official):
+    def test_wrong_shapes_are_reported(self, official):
         cases = [(official | {name: torch.zeros(shape)}, message) for name, shape, message in self.wrong_shapes]
         names = [name for name in official if not name.endswith("num_batches_tracked") and name not in self.strays]
         cases += [(official | {n: official[n][None, None]}, "shape|expected|channels") for n in one_of_a_kind(names)]
         all_refused(self.load, cases)
 
-    def test_values_that_are_not_finite_are_told(self, official):
+    def test_non_finite_values_are_reported(self, official):
         floats = one_of_a_kind(n for n, tensor in official.items() if tensor.is_floating_point() and tensor.numel())
         cases = [(official | {name: with_nan(official[name])}, f"1 not finite: {re.escape(name)}$") for name in floats]
         all_refused(self.load, cases)
         name = floats[0]
         all_refused(self.load, [(official | {name: official[name] * torch.inf}, f"1 not finite: {re.escape(name)}$")])
 
-    def test_heads_that_do_not_divide_are_told(self, official):
+    def test_head_counts_that_do_not_divide_are_reported(self, official):
         for options, message in self.wrong_heads:
             with pytest.raises(ValueError, match=message):
                 self.from_official(official, **options)
 
-    def test_other_models_are_told(self, official):
+    def test_other_models_are_reported(self, official):
         all_refused(self.load, [(official | {name: torch.zeros(1)}, said) for name, said in self.other_models])
         with pytest.raises(ValueError, match=self.nothing_found):
             self.infer({"fc.0.weight": torch.zeros(2, 2)})
 
-    def test_the_inverse_is_strict_too(self, tiny):
+    def test_inverse_conversion_is_strict(self, tiny):
         weights = tiny.state_dict()
         with pytest.raises(ValueError, match=f"{self.title} state dict: 1 unexpected: surprise.weight"):
             self.to_official(weights | {"surprise.weight": torch.zeros(1)}, tiny.config)
@@ -256,28 +256,28 @@ class AdapterConverterContract:
             assert tensor.dtype == halves[name].dtype == torch.float32, name
             assert torch.equal(halves[name], tensor.half().float()), name
 
-    def test_its_tensors_become_the_adapter(self, weights):
+    def test_official_tensors_become_the_adapter(self, weights):
         _, tensors = self.convert(weights)
         assert sum(tensor.numel() for tensor in tensors.values()) == sum(
             weights[n].numel() for n in self.names(weights)
         )
 
-    def test_every_missing_name_is_told(self, weights):
+    def test_every_missing_name_is_reported(self, weights):
         needed = [name for name in self.names(weights) if not re.search(self.optional, name)]
         all_refused(
             self.convert,
             [({n: t for n, t in weights.items() if n != name}, "missing|expected|unknown") for name in needed],
         )
 
-    def test_an_unknown_name_is_told(self, weights):
+    def test_unknown_name_is_reported(self, weights):
         if self.unknown:
             all_refused(self.convert, [(weights | {self.unknown: torch.zeros(1)}, "unknown|expected|use ")])
 
-    def test_wrong_shapes_are_told(self, weights):
+    def test_wrong_shapes_are_reported(self, weights):
         all_refused(
             self.convert,
             [(weights | {n: weights[n][None, None, None]}, "shape|expected|not") for n in self.names(weights)],
         )
 
-    def test_values_that_are_not_finite_are_told(self, weights):
+    def test_non_finite_values_are_reported(self, weights):
         all_refused(self.convert, [(weights | {n: with_nan(weights[n])}, "not finite") for n in self.names(weights)])

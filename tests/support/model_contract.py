@@ -346,7 +346,7 @@ class ModelContract:
         assert {t.dtype for n, t in again.named_parameters() if n not in case.in_float32} == {torch.bfloat16}
         assert all(again.get_parameter(name).dtype == torch.float32 for name in case.in_float32)
 
-    def test_every_placement_loads_or_says_why_not(self, case, tmp_path):
+    def test_device_maps_load_and_meta_device_is_refused(self, case, tmp_path):
         model = case.make()
         expected = case.run(model)
         model.save_pretrained(tmp_path)
@@ -391,7 +391,7 @@ class ModelContract:
             outputs.append(case.run(model))
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
 
-    def test_each_row_of_a_batch_stands_alone(self, case):
+    def test_rows_of_a_batch_are_independent(self, case):
         model, inputs = case.make(), case.inputs(5)
         with torch.no_grad():
             together = model(**inputs)
@@ -490,7 +490,7 @@ class ModelContract:
     # ---- sharing
 
     @pytest.mark.hub
-    def test_pushed_and_pulled_it_is_the_same(self, case, tmp_path):
+    def test_push_and_pull_keep_the_model(self, case, tmp_path):
         import transformers
 
         auto = getattr(transformers, case.auto_class)

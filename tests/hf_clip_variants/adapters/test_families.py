@@ -128,7 +128,7 @@ def test_pairs_cover_every_adapter_family_and_kind():
 
 
 @pairwise
-def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpoint):
+def test_only_the_adapter_is_trained_and_the_loss_decreases(adapter, model_type, checkpoint):
     base = classifier_of(checkpoint, model_type)
     pixels = tiny_family_pixels(model_type)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpo
 
 
 @pairwise
-def test_images_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
+def test_single_images_other_classes_and_bfloat16_agree(adapter, model_type, checkpoint):
     names = family_class_names(model_type)
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     pixels = tiny_family_pixels(model_type)
@@ -192,7 +192,7 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
 
 
 @pairwise
-def test_other_image_sizes(adapter, model_type, checkpoint):
+def test_other_image_sizes_give_finite_logits(adapter, model_type, checkpoint):
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     with torch.no_grad():
         larger = tiny_pixels(2, size=64 if model_type == RESNET else 32)
@@ -221,7 +221,7 @@ def config_of(adapter: str):
 
 
 @pytest.mark.parametrize(("adapter", "model_type"), PLAIN_PAIRS)
-def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
+def test_supported_adapters_train_on_plain_dual_encoders(adapter, model_type):
     base = tiny_dual_encoder(model_type)
     texts = [f"a photo of {name}" for name in family_class_names(model_type)]
     inputs = tiny_family_pixels(model_type) | tiny_family_inputs(model_type, texts)
@@ -239,7 +239,7 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_a_plain_dual_encoder_cannot_take_is_refused_before_anything_is_touched(model_type):
+def test_unsupported_adapters_are_refused_and_leave_the_model_unchanged(model_type):
     base = tiny_dual_encoder(model_type)
     for adapter, message in REFUSALS.items():
         if model_type in TAKEN.get(adapter, ()):
@@ -251,7 +251,7 @@ def test_what_a_plain_dual_encoder_cannot_take_is_refused_before_anything_is_tou
         assert not any("clipv_" in name for name in base.state_dict()), adapter
 
 
-def test_visual_prompts_in_a_resnet_are_refused_before_anything_is_touched(checkpoints):
+def test_visual_prompts_on_a_resnet_are_refused_and_leave_the_model_unchanged(checkpoints):
     """Text prompts alone work."""
     classifier = classifier_of(checkpoints(RESNET), RESNET)
     for base in (classifier, tiny_dual_encoder(RESNET)):
@@ -277,7 +277,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, checkpoints
 
 
 @pytest.mark.parametrize("model_type", [*IMAGE["class token"], *IMAGE["no class token"]])
-def test_maple_on_a_plain_model_equals_it_on_a_classifier(model_type, checkpoint):
+def test_maple_on_a_plain_model_equals_maple_on_a_classifier(model_type, checkpoint):
     """Two ways to the same prompts: modules around layers, and prompts that the encoder is told of."""
     classifier = classifier_of(checkpoint, model_type, templates=["a photo of {}"])
     model = adapted("maple", classifier)
@@ -318,7 +318,7 @@ def test_class_token_methods_are_refused_without_a_class_token(family):
 
 
 @pytest.mark.parametrize("config", [VPTConfig(prompt_depth=4), MaPLeConfig(prompt_depth=3), IVLPConfig(text_depth=5)])
-def test_more_layers_than_a_tower_has_are_refused(config):
+def test_depth_beyond_the_encoder_is_refused(config):
     base = tiny_dual_encoder("clip")  # text 2 layers, vision 3
     if hasattr(config, "context_init"):
         config.context_init = None

@@ -24,7 +24,7 @@ from hf_clip_variants.training.pretraining_methods import pretraining_methods, p
 MODELING = ROOT / "modeling"
 
 
-def test_names_are_those_of_the_table():
+def test_methods_are_those_of_the_table():
     assert list(pretraining_methods()) == ["clip", "slip", "audioclip"]
     assert pretraining_of("clip", "resnet").has_batch_norm and not pretraining_of("clip", "vit").has_batch_norm
     assert pretraining_of("clip") is pretraining_of("clip", "vit")
@@ -73,7 +73,7 @@ def test_pretraining_names_no_method():
 
 
 @pytest.mark.parametrize("gone", ["slip", "audioclip"])
-def test_without_a_methods_folder_and_row_the_others_are_pretrained(gone, tmp_path):
+def test_pretraining_works_without_any_one_method(gone, tmp_path):
     """In a copy of the tree."""
     shutil.copytree(ROOT / "hf_clip_variants", tmp_path / "hf_clip_variants")
     shutil.copytree(MODELING, tmp_path / "hf_clip_variants" / "modeling")
@@ -140,7 +140,7 @@ def toy(monkeypatch):
     sys.modules.pop("pretrain", None)
 
 
-def test_a_new_method_is_one_descriptor_and_one_row(toy, tmp_path, capsys):
+def test_new_method_needs_one_descriptor_and_one_row(toy, tmp_path, capsys):
     data = ["--data", str(FOLDER / "notov1.parquet"), "--text-columns", "name", "--augment", "icons"]
     options = ["--method", "toy", "--arch", "ViT-mini", "--image-size", "32", "--steps", "2", "--batch-size", "8"]
     evaluation = ["--eval", "emoji:fluent3d", "--workers", "0", "--log-every", "1", "--out", str(tmp_path / "run")]
@@ -160,7 +160,7 @@ def test_a_new_method_is_one_descriptor_and_one_row(toy, tmp_path, capsys):
     assert fitting_architectures("toy")[0] == "ViT-mini"
 
 
-def test_what_a_method_says_decides_the_data():
+def test_descriptor_decides_views_and_audio():
     from hf_clip_variants.data.augmentation.two_views import TwoViews
     from hf_clip_variants.data.pairs.batches import CropView
     from hf_clip_variants.training import pretraining_data as data
