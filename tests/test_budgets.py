@@ -1,4 +1,4 @@
-"""The plugin that holds the budgets of time (tests/support/budgets.py)."""
+"""The plugin that checks the time budgets (tests/support/budgets.py)."""
 
 import subprocess
 import sys

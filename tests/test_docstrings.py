@@ -1,4 +1,4 @@
-"""Every example in a docstring of the library runs and prints what it shows."""
+"""Every example in a docstring of the library runs and prints the output shown."""
 
 import doctest
 import importlib
@@ -17,7 +17,7 @@ WITH_EXAMPLES = sorted(
 
 
 class MarkdownParser(doctest.DocTestParser):
-    """Examples stand in Markdown fences, which close on the line after the expected output."""
+    """Examples are in Markdown fences; the closing fence comes right after the expected output."""
 
     def parse(self, string, name="<string>"):
         return super().parse(string.replace("```", "\n"), name)

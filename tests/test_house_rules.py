@@ -1,5 +1,7 @@
-"""Rules about the source itself (CONTRIBUTING.md). Each test lists all offenders; tests/support/source_rules.py finds
-them."""
+"""Rules about the source code, from CONTRIBUTING.md. Each test lists all offenders.
+
+tests/support/source_rules.py finds them.
+"""
 
 import ast
 import subprocess
@@ -31,7 +33,7 @@ TEST_FILES = sorted(TESTS.rglob("*.py"))
 
 MAX_LINES = 700
 FORBIDDEN_FILES = {"utils.py", "helpers.py", "misc.py", "base.py", "common_utils.py", "util.py", "helper.py"}
-# What may lie directly in a root; everything else has a room.
+# Files that may be directly in a root; every other file is in a listed folder.
 LOOSE_FILES = {
     PACKAGE: {"__init__.py", "cli.py", "registry.py", "optional_dependencies.py", "py.typed", "__init__.pyi"},
     MODELING: {"__init__.py"},
@@ -44,9 +46,9 @@ ROOMS = {
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
 }
 
-# The classifier is what adapters sit on: it may be named everywhere.
+# Adapters are built on the classifier: it may be named everywhere.
 PATTERNS = method_patterns(row for row in methods() if row.name != "clip_classifier")
-# File, or method's folder -> methods of others that it may name, and why.
+# File or folder of a method -> other methods that it may name, and why.
 BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),
@@ -61,15 +63,15 @@ BUILDS_ON = {
     ),
     "hf_clip_variants/adapters/prompts/text_prompts.py": (
         {"maple", "vpt"},
-        "the two ways to place prompts are called after them",
+        "the two ways to place prompts are named after them",
     ),
     "hf_clip_variants/data/few_shot_sampling.py": (
         {"coop"},
-        "whose rule picks the shots is an argument: 'coop' or 'tip'",
+        "the rule that picks the shots is an argument: 'coop' or 'tip'",
     ),
     "hf_clip_variants/adapters/clip_adapter/": ({"coop"}, "its authors train with CoOp's trainer"),
     "hf_clip_variants/adapters/cocoop/": ({"coop"}, "same authors and trainer"),
-    "hf_clip_variants/adapters/prompts/few_shot.py": ({"coop"}, "MaPLe's repository grew out of CoOp's"),
+    "hf_clip_variants/adapters/prompts/few_shot.py": ({"coop"}, "MaPLe's repository is based on CoOp's"),
     "hf_clip_variants/adapters/prompts/official_layouts.py": ({"vpt"}, "names of tensors in files of several methods"),
     "hf_clip_variants/few_shot/recipes.py": ({"coop"}, "the name of a schedule and of a rule that picks shots"),
     "hf_clip_variants/few_shot/fitting.py": ({"coop"}, "the name of an augmentation"),
@@ -77,7 +79,7 @@ BUILDS_ON = {
     "hf_clip_variants/training/pretraining_data.py": ({"slip"}, "the name of an augmentation"),
     "hf_clip_variants/commands/adapt.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/labelled_sets.py": ({"coop"}, "the name of a folder layout"),
-    "modeling/dual_encoders/prompts.py": ({"slip"}, "its way to truncate text is an argument"),
+    "modeling/dual_encoders/prompts.py": ({"slip"}, "its truncation of texts is an argument"),
     "modeling/loading_and_saving/checkpoint_format.py": ({"vpt"}, "names of tensors in files of several methods"),
     "hf_clip_variants/data/augmentation/views.py": ({"coop"}, "the name of an augmentation"),
     "hf_clip_variants/data/augmentation/batches.py": ({"slip"}, "the name of an augmentation"),
@@ -86,7 +88,7 @@ BUILDS_ON = {
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
     "modeling/clip/": ({"clip_resnet"}, "its converter names a CLIP-ResNet"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),
-    "modeling/losses/contrastive_loss.py": ({"slip"}, "whose gradient over ranks is an argument"),
+    "modeling/losses/contrastive_loss.py": ({"slip"}, "its gradient over ranks is an argument"),
 }
 
 
@@ -109,8 +111,7 @@ def test_no_code_is_run_from_files():
 
 
 def test_modeling_imports_third_party_and_relative_modules_only():
-    """Third-party packages and relative siblings only; real annotations (transformers' strict configurations read
-    them)."""
+    """Annotations must be real, not strings: transformers' strict configurations read them."""
     assert_none({name_of(path): broken_imports(path, MODELING) for path in TRAVELLING})
 
 
@@ -119,7 +120,7 @@ def test_files_are_short_silent_and_well_named():
     for path in LIBRARY + SCRIPTS + TEST_FILES:
         lines = path.read_text(encoding="utf-8").count("\n")
         found = [f"{lines} lines, fewer than {MAX_LINES} are allowed"] if lines >= MAX_LINES else []
-        found += ["the name does not say what is inside"] if path.name in FORBIDDEN_FILES else []
+        found += ["the name does not describe the content"] if path.name in FORBIDDEN_FILES else []
         offenders[name_of(path)] = found + (prints(parse(path)) if path in LIBRARY else [])
     assert_none(offenders)
 
@@ -166,7 +167,7 @@ def test_tests_take_file_locations_from_paths():
 
 
 def test_parity_fixtures_are_complete_and_all_used():
-    """One file a method, or a part of it; variants of a method are its parameters (`fixtures_like`)."""
+    """One file per method or part of a method; variants are parameters of its tests (`fixtures_like`)."""
     calls = [
         node
         for path in (TESTS / "parity").glob("*.py")
@@ -182,7 +183,7 @@ def test_parity_fixtures_are_complete_and_all_used():
     assert not [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
-# ---- the rules see what they are meant to see
+# ---- the rules find what they should find
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_own_locations_and_prints_are_found():
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    """In a fresh process whose working directory, and so its import path, is the repository root."""
+    """In a new process whose working directory, and so its import path, is the repository root."""
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 

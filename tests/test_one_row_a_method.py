@@ -1,4 +1,4 @@
-"""A method is its folder and its row: take both away and everything else works; add both and everything knows it."""
+"""A method is its folder and its row: without both everything else works, and a new folder and row are enough."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from paths import PROGRAMS, ROOT
 from hf_clip_variants.registry import methods
 
 
-FOUNDATION = "clip_classifier"  # every adapter sits on it
+FOUNDATION = "clip_classifier"  # every adapter is built on it
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_package_works_without_any_one_method(tmp_path):
         for removed in {name} | built_on[name]:
             remove_method(package, removed)
         copies[name] = str(package.parent)
-    # Who removes a model that others are built on removes those, too. Adapters stand alone.
+    # Models that are built on a removed model are removed, too. Adapters depend on no other method.
     assert {name for name, others in built_on.items() if others} == {"clip_resnet"}
     task = tmp_path / "copies.json"
     task.write_text(json.dumps(copies))
@@ -134,7 +134,7 @@ TOY_FILES = {
 
 @pytest.fixture(scope="module")
 def with_toy(tmp_path_factory):
-    """A copy of the package with one folder and one row more; the environment in which it is the package."""
+    """A copy of the package with one more folder and row, and the environment that imports this copy."""
     folder = tmp_path_factory.mktemp("toy")
     package = copy_package(folder)
     for name, text in TOY_FILES.items():

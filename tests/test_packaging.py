@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold what they should, and an installed wheel works away from the repository."""
+"""Contents of the wheel and the sdist; an installed wheel works outside the repository."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ import hf_clip_variants
 
 SOURCE_FOLDERS = ("hf_clip_variants", "modeling", "scripts", "tests")
 NOT_SOURCE = (".*", "__pycache__", "*.py[cod]")
-RUN_FOLDERS = ("clip-demo", "run", "runs")  # what the README's commands write into a checkout
+RUN_FOLDERS = ("clip-demo", "run", "runs")  # folders that the README's commands write into a checkout
 
 
 def files(folder: Path) -> set[str]:
@@ -48,7 +48,7 @@ def built(tmp_path_factory):
         env=os.environ | {"PIP_NO_INDEX": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Warning" not in done.stdout + done.stderr, "setuptools has something to say"
+    assert "Warning" not in done.stdout + done.stderr, "setuptools warns"
     for leftover in ("build", "hf_clip_variants.egg-info", *RUN_FOLDERS):
         shutil.rmtree(source / leftover, ignore_errors=True)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
@@ -128,8 +128,8 @@ def test_tests_run_on_the_editable_install():
     assert Path(hf_clip_variants.__file__).parent == ROOT / "hf_clip_variants"
 
 
-def test_lower_bounds_are_installed_versions():
-    """Every bound in pyproject.toml holds here: the suite has run with it."""
+def test_installed_versions_satisfy_the_requirements():
+    """So the suite has run within every bound of pyproject.toml."""
     from importlib.metadata import version
 
     from packaging.requirements import Requirement

@@ -76,7 +76,7 @@ def blocks(text: str) -> list[re.Match]:
 
 
 def same_output(printed: str, shown: str) -> bool:
-    """Equal words; numbers within 2 % or 0.02 of each other, as they differ between machines."""
+    """Equal words, and numbers within 2 % or 0.02, because they differ between machines."""
     if NUMBER.sub("#", printed.strip()) != NUMBER.sub("#", shown.strip()):
         return False
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
@@ -107,7 +107,7 @@ def test_python_blocks_run_in_order_and_print_the_output_shown(tmp_path):
         page.relative_to(ROOT).as_posix(): blocks(page.read_text(encoding="utf-8"))
         for page in [README, *METHOD_READMES]
     }
-    assert len(found) > len(methods()) and all(found.values()), "each has something to run"
+    assert len(found) > len(methods()) and all(found.values()), "every page has a block to run"
     pages = json.dumps({page: [block["code"] for block in those] for page, those in found.items()})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=pages, cwd=tmp_path, capture_output=True, text=True, timeout=280
@@ -124,6 +124,6 @@ def test_ci_runs_the_commands_of_the_readme():
     commands = [line for line in section.strip().splitlines() if line]
     assert commands[-1] == "pytest"
     lines = CI.read_text(encoding="utf-8").splitlines()
-    script = [line.partition(" || ")[0].removesuffix(" --durations=30") for line in lines]  # which changes no test
+    script = [line.partition(" || ")[0].removesuffix(" --durations=30") for line in lines]  # it only prints
     assert [line for line in script if line in commands] == commands
     assert "PYTEST" not in CI.read_text(encoding="utf-8"), "no setting that the README does not have"

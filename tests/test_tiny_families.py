@@ -1,4 +1,4 @@
-"""The small models of all families do what the tests that use them rely on."""
+"""Properties of the small models of all families that other tests rely on."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoModel, AutoProcessor, AutoTokenizer
 
 
-OF_TRANSFORMERS = tuple(name for name in FAMILIES if name != RESNET)  # ours has tests of its own
+OF_TRANSFORMERS = tuple(name for name in FAMILIES if name != RESNET)  # CLIP-ResNet has its own tests
 each_family = pytest.mark.parametrize("model_type", OF_TRANSFORMERS)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8))
 
@@ -155,7 +155,7 @@ def test_saved_family_loads_in_a_fresh_process(tmp_path):
 
 
 def test_chinese_clip_resizes_without_crop():
-    """Equal to resizing to the square, without a crop."""
+    """Equal to resizing to a square without a crop."""
     processor = tiny_family_processor("chinese_clip").image_processor
     pixels = processor(images=[IMAGE], return_tensors="pt").pixel_values
     squashed = processor(images=[IMAGE.resize((24, 24), Image.Resampling.BICUBIC)], return_tensors="pt").pixel_values

@@ -1,4 +1,4 @@
-"""The command line's frame: listing, errors, exit codes, machine output. Each command has its own tests."""
+"""The command line: listing, errors, exit codes, machine-readable output. Each command has its own tests."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_debug_flag_at_any_position_shows_the_traceback(toy_command):
         with pytest.raises(ValueError, match="bad x"):
             cli.main(arguments)
     with pytest.raises(SystemExit):
-        cli.main(["toy", "--", "--debug"])  # behind -- it is an argument
+        cli.main(["toy", "--", "--debug"])  # after -- it is an argument
 
 
 def test_unexpected_error_keeps_its_traceback(toy_command):

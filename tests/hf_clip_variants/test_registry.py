@@ -1,4 +1,4 @@
-"""The table of methods, and what it makes known to transformers and PEFT."""
+"""The table of methods, and its registration with transformers and PEFT."""
 
 import ast
 import importlib
@@ -50,12 +50,11 @@ def test_row_is_complete(row):
     assert not any(getattr(row, part) for part in parts - {*kind.required, *kind.optional})
     assert bool(row.model_type) == (kind.registered_with == "transformers")
     assert bool(row.peft_type) == (kind.registered_with == "peft")
-    hash(row)  # frozen all through
+    hash(row)  # all fields are immutable
 
 
 def test_synthesis_methods_are_exported_but_not_registered():
-    """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes
-    and PEFT."""
+    """Methods that optimise pixels or strokes have a row and public names, but no Auto classes or PEFT type."""
     paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
     toy = registry.Method(
         "toy",
@@ -141,7 +140,7 @@ def test_public_names_are_lazy_complete_and_typed():
     for export in hf_clip_variants.__all__:
         assert getattr(hf_clip_variants, export).__name__ == export
     assert set(hf_clip_variants.__all__) <= set(dir(hf_clip_variants)) and "__version__" in dir(hf_clip_variants)
-    # What a type checker reads is what a program gets.
+    # The names for type checkers equal those at run time.
     tree = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     typed = {alias.name: f"hf_clip_variants.{node.module}" for node in imports for alias in node.names}
@@ -257,7 +256,7 @@ def test_entries_of_transformers_are_kept():
     assert MODEL_MAPPING[CLIPConfig] is CLIPModel
 
 
-# In a new process, in every order of imports
+# In a new process, with every order of imports
 
 
 @pytest.mark.slow
@@ -265,7 +264,7 @@ def test_entries_of_transformers_are_kept():
     "first",
     [
         "import hf_clip_variants",
-        "import peft",  # and with it transformers
+        "import peft",  # which imports transformers
         # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter
         # imports PEFT, which registers that adapter, while another thread imports PEFT too.
         "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig\n"

@@ -40,11 +40,13 @@ def export(case, folder) -> dict:
     expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
     expected["output"] = case.run(model)
     if processor is not None:
-        expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
-        expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+        expected["image"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
+        expected["processed"] = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
     if hasattr(processor, "feature_extractor"):
-        expected["sound"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
-        expected["heard"] = processor(audio=expected["sound"], sampling_rate=rate, return_tensors="pt").input_features
+        expected["audio"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
+        expected["input_features"] = processor(
+            audio=expected["audio"], sampling_rate=rate, return_tensors="pt"
+        ).input_features
     save_file(expected, folder / "expected.safetensors")
     readme = (exported / "README.md").read_text()
     (folder / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])

@@ -41,7 +41,7 @@ GRADIENTS = ("d_image", "d_text", "d_logit_scale")
 # official loss -> (our mode, what is equal on each rank, what is equal as the mean over ranks)
 OFFICIAL = {
     "openclip.local0_grad1": ("exact", ("loss", *GRADIENTS), ()),
-    # Each rank's own share instead of the whole: a DDP step is the same.
+    # Each rank has the loss of its own rows; after DDP's average the step is the same.
     "openclip.local1_grad1": ("exact", ("d_image", "d_text"), ("loss", "d_logit_scale")),
     "openclip.local0_grad0": ("open_clip", ("loss", *GRADIENTS), ()),
     "openclip.local1_grad0": ("slip", ("loss", *GRADIENTS), ()),
@@ -97,7 +97,7 @@ def test_every_output_is_compared(fixture):
 
 
 def test_blocks_of_rows_add_up_to_the_full_loss(fixture):
-    """What one rank owns: some rows, all columns."""
+    """A rank's block: some rows and all columns."""
     image, text = unit_norm(fixture.inputs["image_raw"]), unit_norm(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, 2)

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP with a ResNet image tower through our converter: stage maps, features, logits, loss and gradients."""
+"""CLIP-ResNet from converted OpenAI weights: feature maps, features, logits, loss and gradients."""
 
 import re
 
@@ -94,7 +94,7 @@ def test_model_loss_equals_official(fixture, model):
 
 
 def test_backbone_and_folded_encoder_equal_official(fixture, model):
-    """The stage maps of the backbone, and the features with batch norm folded into the convolutions."""
+    """Feature maps of the backbone, and features with batch normalisation folded into the convolutions."""
     from hf_clip_variants import CLIPResNetBackbone
 
     backbone = CLIPResNetBackbone(model.config.vision_config).eval()

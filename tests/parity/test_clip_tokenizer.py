@@ -36,7 +36,7 @@ def tokenizer(fixture):
 
 
 def is_plain(case):
-    """Blank text and written-out special tokens are where `tokenize_texts` differs on purpose."""
+    """`tokenize_texts` differs on purpose for blank texts and for special tokens in the text."""
     return case["cleaned"] and not any(token in case["cleaned"] for token in SPECIAL)
 
 

@@ -1,5 +1,4 @@
-"""CoOp equals KaiyangZhou/CoOp: prompts, features, logits, loss and gradients, on CLIPClassifier and on plain
-CLIPModel."""
+"""CoOp equals KaiyangZhou/CoOp on CLIPClassifier and CLIPModel: prompts, features, logits, loss and gradients."""
 
 import pytest
 import torch

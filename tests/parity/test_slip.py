@@ -1,5 +1,4 @@
-"""The official SLIP through our converter: features, heads, losses, gradients, statistics, decay groups and learning
-rates."""
+"""SLIP from converted official weights: features, losses, gradients, statistics, decay groups, learning rates."""
 
 import re
 from functools import partial
@@ -57,7 +56,7 @@ def forward(fixture, model):
 
 
 def learning_rates(fixture) -> dict[str, torch.Tensor]:
-    """Every schedule of the fixture, by the call of the official function that its meta.json describes."""
+    """Every schedule of the fixture, with the arguments of the official call in its meta.json."""
     found = {}
     for name in (name for name in fixture.outputs if name.startswith("schedule.")):
         call = fixture.meta["tensors"][name]
@@ -137,10 +136,10 @@ def test_dual_encoder_without_head_equals_official(fixture):
 
 
 def test_image_encoder_alone_equals_official(fixture):
-    tower = vit_from_official(fixture.state_dict, vision_heads=fixture.meta["vision_hparams"]["num_heads"])
+    encoder = vit_from_official(fixture.state_dict, vision_heads=fixture.meta["vision_hparams"]["num_heads"])
     with torch.no_grad():
         assert_close(
-            tower(fixture.inputs["image"]).last_hidden_state[:, 0], fixture.outputs["eval.visual_cls"], "visual_cls"
+            encoder(fixture.inputs["image"]).last_hidden_state[:, 0], fixture.outputs["eval.visual_cls"], "visual_cls"
         )
 
 
@@ -156,7 +155,7 @@ def test_parameters_without_weight_decay_equal_official(fixture):
     decays, stays = weight_decay_groups(model, 0.1)
     assert (decays["weight_decay"], stays["weight_decay"]) == (0.1, 0.0)
     kept = {id(parameter) for parameter in stays["params"]}
-    # Marks travel under the official names; the three parts of a joint projection must agree.
+    # 1 marks a parameter without weight decay. Marks of the three parts of a joint projection must agree.
     marks = {name: torch.full_like(p, float(id(p) in kept)) for name, p in model.named_parameters()}
     official = to_official(marks, model.config)
     assert {name for name, mark in official.items() if mark.all()} == set(fixture.meta["no_weight_decay_params"])

@@ -1,4 +1,4 @@
-"""The official SIMCLRLoss on one process, and on real processes."""
+"""The official SIMCLRLoss on one process and on several."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""MoCo v3, BYOL and SimSiam as the papers write them: losses, and gradients of the predictions alone."""
+"""MoCo v3, BYOL and SimSiam as in their papers: losses, and gradients of the predictions only."""
 
 import pytest
 import torch

@@ -1,5 +1,4 @@
-"""VPT equals the official codes, in the first layer and in several: on CLIP
-muzairkhattak/multimodal-prompt-learning, on ViT KMnP/vpt."""
+"""VPT equals the official code: muzairkhattak/multimodal-prompt-learning on CLIP, KMnP/vpt on ViT."""
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
-"""Trains the classifier and each adapter by Trainer for a few steps and saves what was trained; run by torchrun or
-alone.
+"""Trains the classifier and each adapter with Trainer for a few steps and saves the trained tensors.
+
+Run by torchrun, or as one process:
 
 python train_adapters.py OUT BATCH_SIZE_OF_EACH_PROCESS
 """
@@ -29,7 +30,7 @@ from hf_clip_variants import (
 
 def main(out: Path, batch_size: int):
     state = PartialState(cpu=True)
-    assert state.num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each process thinks that it is alone"
+    assert state.num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each process runs as a single process"
     clip_folder = out / "clip"
     if state.is_main_process:
         tiny_clip().save_pretrained(clip_folder)

@@ -1,4 +1,4 @@
-"""The speed harness measures what it says, and refuses to time wrong results."""
+"""The speed benchmark: ratios, memory, targets, and no timing of wrong results."""
 
 import json
 import mmap
@@ -88,9 +88,8 @@ def test_peaks_are_compared_process_by_process(benchmark):
 
 def test_peak_growth_includes_freed_memory(benchmark):
     def touch_64_mb():
-        with mmap.mmap(
-            -1, 64 * 2**20
-        ) as fresh:  # not from the allocator, which may hand out memory that is resident already
+        # Not from the allocator, which may return memory that is already resident.
+        with mmap.mmap(-1, 64 * 2**20) as fresh:
             for page in range(0, len(fresh), mmap.PAGESIZE):
                 fresh[page] = 1
 

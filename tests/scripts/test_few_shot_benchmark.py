@@ -1,4 +1,4 @@
-"""The benchmark script does each run once, however often it is called and however many processes share the work."""
+"""The benchmark script does each run once, for any number of calls and processes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def script(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A CLIP, a data set with splits, and one that is undivided."""
+    """A CLIP, a data set with splits, and one without splits."""
     folder = tmp_path_factory.mktemp("sources")
     data = save_images(folder / "icons", {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
     return (
@@ -45,7 +45,7 @@ def sources(tmp_path_factory):
 
 
 def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_shot,base_to_new"):
-    """Two epochs for what is trained: 18 runs in seconds."""
+    """Two epochs for methods that are trained: 18 runs take seconds."""
     model, data, _ = sources
     trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
     sizes = ["--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2"]
@@ -57,7 +57,7 @@ def records_of(out):
 
 
 def comparable(out):
-    """What two runs must agree in, by run."""
+    """What must be equal between two folders of results, for each run."""
     left_out = ("seconds", "environment")
     found = {}
     for record in (record for record in records_of(out) if not record.get("error")):
@@ -69,7 +69,7 @@ def comparable(out):
 
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory):
-    """A run from beginning to end, in a process of its own."""
+    """All runs, in a separate process."""
     out = tmp_path_factory.mktemp("whole") / "out"
     done = launch([sys.executable], arguments(sources, out))
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_every_run_is_recorded_with_its_settings(whole, sources):
 def test_repeated_command_does_nothing(script, whole, sources, capsys, monkeypatch):
     before = {path: path.read_bytes() for path in whole.glob("runs-*")}
     (whole / "table.md").unlink()
-    monkeypatch.setattr("hf_clip_variants.few_shot.benchmark.load_task", None)  # nothing is even read
+    monkeypatch.setattr("hf_clip_variants.few_shot.benchmark.load_task", None)  # data is not read
     assert script.main(arguments(sources, whole)) == 0
     assert f"nothing to do: all 18 runs are in {whole} already" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in whole.glob("runs-*")} == before and (whole / "table.md").exists()
@@ -194,10 +194,10 @@ def test_saved_datasets_and_folders_without_splits_are_read(script, sources, tmp
 
     train = load_images(sources[1])
     DatasetDict(train=train.dataset, test=train.load_split(split="test").dataset).save_to_disk(str(tmp_path / "hub"))
-    undivided = save_images(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    without_splits = save_images(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     command = arguments((sources[0], "", None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
     place = command.index("--data")
-    command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={undivided}"]
+    command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={without_splits}"]
     assert script.main(command) == 0
     tests = {record["data"]: record["tests"] for record in records_of(tmp_path / "out")}
     assert tests["hub"]["hub"]["images"] == 12 and tests["mine"]["mine"]["images"] in (6, 12)
@@ -243,7 +243,7 @@ def test_small_run_trains_for_one_epoch(script):
 
 
 def test_processes_share_the_runs_even_if_one_starts_late(script, sources, tmp_path):
-    """One after the other, as when one is slow: the second sees the first's lines and takes its own runs only."""
+    """Started one after the other: the second process reads the first one's lines and does only its own runs."""
     options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
     assert script.benchmark(options, "x", rank=0, world_size=2) == 0
     assert "2 cells are missing" in (tmp_path / "table.md").read_text()

@@ -1,5 +1,4 @@
-"""make_emoji_data.py on packages made up here: names joined on the code point, PNG, WebP and SVG styles, the mini
-set."""
+"""make_emoji_data.py on packages made for the test: names, PNG, WebP and SVG styles, the mini set."""
 
 import importlib.util
 import io
@@ -32,12 +31,12 @@ EMOJI = [  # code point, label, emojibase group
 def script():
     spec = importlib.util.spec_from_file_location("make_emoji_data", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_emoji_data"] = module  # dataclasses look their module up
+    sys.modules["make_emoji_data"] = module  # dataclasses need their module in sys.modules
     spec.loader.exec_module(module)
     return module
 
 
-def picture(seed, size=(64, 64), kind="PNG"):
+def image_file(seed, size=(64, 64), kind="PNG"):
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 4), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").resize(size).save(buffer, kind)
@@ -66,9 +65,9 @@ def packages(tmp_path):
     contents = {"en/data.json": english, "zh/data.json": chinese, "meta/groups.json": groups}
     pack(folder / "emojibase-data-17.0.0.tgz", {k: json.dumps(v).encode() for k, v in contents.items()})
     lobehub = {
-        "assets/1f408-200d-2b1b.webp": picture(1, (90, 60), "WEBP"),
-        "assets/1f34b.webp": picture(2),
-        "assets/260e.webp": picture(3),
+        "assets/1f408-200d-2b1b.webp": image_file(1, (90, 60), "WEBP"),
+        "assets/1f34b.webp": image_file(2),
+        "assets/260e.webp": image_file(3),
     }
     pack(folder / "lobehub-fluent-emoji-3d-1.1.0.tgz", lobehub)
     icons = {
@@ -86,7 +85,7 @@ def test_images_and_names_are_joined_on_the_code_point(script, packages, tmp_pat
 
     def svg_to_bytes(svg_string, **options):
         drawn.append(svg_string)
-        return list(picture(7, (options["width"], options["height"])))
+        return list(image_file(7, (options["width"], options["height"])))
 
     monkeypatch.setitem(sys.modules, "resvg_py", types.SimpleNamespace(svg_to_bytes=svg_to_bytes))
     script.make(["fluent3d", "notov1"], tmp_path, packages)
@@ -95,13 +94,13 @@ def test_images_and_names_are_joined_on_the_code_point(script, packages, tmp_pat
         "1F34B",
         "1F408-200D-2B1B",
         "260E-FE0F",
-    ]  # sorted; no components, none without a picture
+    ]  # sorted; no components, none without an image
     assert rows[0]["name"] == "lemon" and rows[0]["name_zh"] == "zh lemon" and rows[0]["tags"] == ["lemon"]
     assert rows[0]["group"] == "food-drink" and rows[0]["style"] == "fluent3d"
     for row in rows:
         assert row["image"].size == (64, 64) and row["image"].mode == "RGBA"
     wide = np.asarray(rows[1]["image"])
-    assert wide[:8, :, 3].max() < 20  # a 90 x 60 picture has clear bands above and below
+    assert wide[:8, :, 3].max() < 20  # a 90 x 60 image has transparent bands above and below
     svg = Dataset.from_parquet(str(tmp_path / "emoji-notov1.parquet"))
     assert svg["hexcode"][:] == ["1F34B", "1F408-200D-2B1B"]  # one found by character, one by name
     assert 'viewBox="0 0 64 32"' in drawn[0] and 'viewBox="0 0 32 32"' in drawn[1]

@@ -1,4 +1,4 @@
-"""scripts/pretrain.py as people run it: the smoke test, interruptions, processes, other data, wrong arguments."""
+"""scripts/pretrain.py as a command: smoke run, interruptions, processes, other data, wrong arguments."""
 
 import io
 import json
@@ -149,7 +149,7 @@ def test_table_has_the_probes_of_finished_runs(script, tmp_path, capsys):
 
 
 def write_tones(path, count=12):
-    """Tones with images and names, as a Parquet file."""
+    """A Parquet file of tones with images and names."""
     import datasets
 
     rows = {"image": [], "audio": [], "caption": []}
@@ -171,7 +171,7 @@ def write_tones(path, count=12):
 
 
 def test_audioclip_trains_an_audio_encoder_for_a_frozen_clip(script, tmp_path, capsys):
-    """A CLIP-ResNet; then an audio encoder for it, the rest frozen; retrieval in each direction."""
+    """Trains a CLIP-ResNet, then an audio encoder with the rest frozen; measures retrieval in each direction."""
     from transformers import AutoModel, AutoProcessor
 
     write_tones(tmp_path / "tones.parquet")

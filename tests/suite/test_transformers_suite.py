@@ -1,7 +1,7 @@
 """transformers' ModelTesterMixin, ProcessorTesterMixin and ImageProcessingTestMixin over every model of the registry.
 
-They need a package called `tests` that is theirs, hence a process of their own. Which tests are left out and why:
-`DESELECTED` in the suites. `SUITE_MODELS=clip_resnet,slip` runs those of some models only.
+They import transformers' package `tests`, so they run in a separate process. `DESELECTED` in the suites says which
+tests are left out and why. `SUITE_MODELS=clip_resnet,slip` runs the tests of these models only.
 """
 
 import os
@@ -18,7 +18,7 @@ from hf_clip_variants.registry import methods
 
 CHOSEN = os.environ.get("SUITE_MODELS")
 ROWS = [row for row in methods("model") if not CHOSEN or row.name in CHOSEN.split(",")]
-# Tests without which a pass would mean little.
+# Tests that must have run.
 ESSENTIAL = {
     "modeling_suite": (
         "test_config",
@@ -55,7 +55,9 @@ ESSENTIAL = {
 def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),  # tests/support is in it: conftest.py
+        "PYTHONPATH": os.pathsep.join(
+            [str(folder), os.environ["PYTHONPATH"]]
+        ),  # it holds tests/support, see conftest.py
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -96,7 +98,7 @@ def test_transformers_own_tests_pass(suite, transformers_tests, tmp_path, record
     assert results["passed"], output
     for row in ROWS:
         if suite == "processing_suite" and not row.processor:
-            continue  # it uses another method's
+            continue  # it uses that of another method
         passed = {name.split(".")[1] for name in results["passed"] if name.startswith(row.load("model").__name__)}
         of_images = ("test_image_processor", "test_call")
         essential = [name for name in ESSENTIAL[suite] if row.image_processors or not name.startswith(of_images)]

@@ -1,7 +1,7 @@
-"""Budgets of time: 20 s a test unless it is marked `slow`, 45 s a method. A pytest plugin, see `tests/conftest.py`.
+"""Time budgets: 20 s per test unless it is marked `slow`, 45 s per method. A pytest plugin, see `tests/conftest.py`.
 
-What counts is the lesser of wall time and processor time, children included: other programs on a busy machine slow
-down the first, a test's own processes add up in the second.
+Measured is the smaller of wall time and processor time, with child processes: other programs on a busy machine
+increase the first, and processes that a test starts in parallel add up in the second.
 """
 
 import re
@@ -15,11 +15,11 @@ from hf_clip_variants.registry import methods
 
 
 SECONDS_A_TEST, SECONDS_A_METHOD = 20, 45
-SLACK = 1.5  # processors differ, and a processor that others use, too, is slower
+SLACK = 1.5  # processors differ, and shared ones are slower
 
 
 def clock() -> tuple[float, float]:
-    """Wall time, and processor time of this process and of the children that it has waited for."""
+    """Wall time, and processor time of this process and its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -33,7 +33,7 @@ def over_budget(seconds: float, budget: float) -> bool:
 
 
 def method_patterns() -> dict[str, re.Pattern]:
-    """Row's name -> what the ids of its tests hold: the name, or the prefix of its classes. Longest names first."""
+    """Name of a row -> pattern of its tests' ids: the name, or the prefix of its classes. Longest names first."""
     found = {}
     for row in sorted(methods(), key=lambda row: -len(row.name)):
         prefix = row.config.split(":")[1].removesuffix("Config")
@@ -74,7 +74,7 @@ class Budgets:
         return result
 
     def pytest_runtest_logreport(self, report):
-        """In the process that starts the workers, or in the only one."""
+        """Runs in the process that starts the workers, or in the only one."""
         seconds = dict(report.user_properties).get("seconds")
         if report.when != "teardown" or seconds is None:
             return

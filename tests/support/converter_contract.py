@@ -1,4 +1,4 @@
-"""What every converter of official checkpoints must do. Converters are given as functions, whatever offers them."""
+"""What every converter of official checkpoints must do. Subclasses give the converters as functions."""
 
 import json
 import re
@@ -16,17 +16,16 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def all_refused(convert: Callable[[Weights], object], cases: Iterable[tuple[Weights, str]]) -> None:
-    """Asserts that `convert` raises ValueError with a message that matches, for the weights of each case; lists those
-    for which it does not."""
+    """Asserts that `convert` raises a ValueError with a matching message for each case, and lists all other cases."""
     wrong = []
     for weights, message in cases:
         try:
             convert(weights)
         except ValueError as error:
             if not re.search(message, str(error)):
-                wrong.append(f"{message!r}: said {error}")
+                wrong.append(f"{message!r}: got {error}")
         else:
-            wrong.append(f"{message!r}: nothing was said")
+            wrong.append(f"{message!r}: no error")
     assert not wrong, "\n".join(wrong)
 
 
@@ -39,7 +38,7 @@ def without(weights: Weights, *prefixes: str) -> dict[str, torch.Tensor]:
 
 
 def one_of_a_kind(names: Iterable[str]) -> list[str]:
-    """The first of all names that differ in numbers alone: of one layer instead of all."""
+    """The first of several names that differ in numbers only: one layer instead of all."""
     return list({re.sub(r"\d+", "#", name): name for name in reversed(list(names))}.values())
 
 
@@ -57,21 +56,21 @@ class ConverterContract:
         from_official: (weights, **options) -> model.
         convert, to_official: (weights, configuration) -> weights under our names, or the official ones.
         infer: (weights, **options) -> arguments of `config_class`.
-        title: what errors call the weights.
-        make: -> a tiny model, nowhere the default.
-        inputs: -> inputs of that model, which give `logits_per_image`.
-        options: what the weights of the tiny model do not tell.
+        title: name of the weights in errors.
+        make: -> a tiny model in which no size is the default.
+        inputs: -> inputs of that model for `logits_per_image`.
+        options: arguments that cannot be inferred from the tiny model's weights.
         manifests: official names, shapes and hyper-parameters of the published models.
-        parts: count of parameters in a manifest -> the submodule that it is of.
-        strays: official tensors that a file of the tiny model has besides, and that are dropped.
-        optional: ends of official names that may be missing.
-        indirect: official names whose absence is refused, but in other words.
-        prefix: what messages leave out before an official name.
-        hole: parts of two layers' names; the second is beyond the last layer.
+        parts: name of a parameter count in a manifest -> the submodule that has this count.
+        strays: further tensors in an official file of the tiny model, which are dropped.
+        optional: suffixes of official names that may be missing.
+        indirect: official names whose absence gives another error.
+        prefix: start of official names that errors leave out.
+        hole: name parts of two layers; the second is beyond the last layer.
         wrong_shapes: (official name, shape, message).
         wrong_heads: (options, message).
         other_models: (official name of another architecture, message).
-        nothing_found: what is said of weights of no CLIP at all.
+        nothing_found: error for weights that are of no CLIP.
     """
 
     from_official: Callable
@@ -107,10 +106,10 @@ class ConverterContract:
         return self.from_official(weights, **self.options)
 
     def check_published(self, config, manifest: dict, name: str) -> None:
-        """Sizes of one published model against its manifest."""
+        """Compares the sizes of one published model with its manifest."""
         raise NotImplementedError
 
-    # ---- what it gives
+    # ---- conversion
 
     def test_published_sizes_are_inferred_from_shapes(self):
         """Hyper-parameters, parameter counts, and official -> ours -> official, on the meta device."""
@@ -168,7 +167,7 @@ class ConverterContract:
             rounded = tensor.half().float() if tensor.is_floating_point() else tensor
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], rounded), name
 
-    # ---- what it refuses
+    # ---- errors
 
     def test_every_missing_name_is_reported(self, official):
         needed = [name for name in official if name not in self.strays and not name.endswith(self.optional or "$")]
@@ -226,11 +225,11 @@ class AdapterConverterContract:
 
     Attributes:
         convert: weights -> (configuration, tensors under our names).
-        official: -> what an official file holds.
+        official: -> the content of an official file.
         own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from
             class names.
-        optional: pattern of those that may be missing, as the last one of several layers.
-        unknown: the name of a tensor that makes the file one of something else.
+        optional: pattern of names that may be missing, such as the last of several layers.
+        unknown: name of a tensor that no such file has.
     """
 
     convert: Callable
@@ -242,7 +241,7 @@ class AdapterConverterContract:
     @pytest.fixture
     def weights(self):
         weights = dict(self.official())
-        assert self.names(weights), "the pattern `own` finds nothing"
+        assert self.names(weights), "the pattern `own` matches no name"
         return weights
 
     def names(self, weights: Weights) -> list[str]:

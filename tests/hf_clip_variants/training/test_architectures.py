@@ -1,4 +1,4 @@
-"""Architectures by name have the published sizes, and what does not go together is refused."""
+"""Named architectures have the published sizes; combinations that do not fit are refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`PretrainTrainer` on a tiny CLIP: what a step is, what a resumed run is, what is measured."""
+"""`PretrainTrainer` on a tiny CLIP: steps, resumed runs, evaluation."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_run(stream, tmp_path):
     "changed", [{"on_device": True}, {"dataloader_num_workers": 1}], ids=["on the device", "a worker"]
 )
 def test_augmentation_on_device_or_in_a_worker_gives_the_same_losses(changed, tmp_path, monkeypatch):
-    # A worker imports anew, and on pytest's path tests/hf_clip_variants would come before the installed package.
+    # A worker imports the package again; on pytest's path, tests/hf_clip_variants would come first.
     monkeypatch.syspath_prepend(ROOT)
     found = []
     for name, options in (("plain", {}), ("changed", changed)):
@@ -54,7 +54,7 @@ def test_augmentation_on_device_or_in_a_worker_gives_the_same_losses(changed, tm
 
 def test_micro_batches_equal_the_whole_batch(tmp_path):
     models = [still_clip() for _ in range(2)]
-    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}  # Adam makes steps of rounding errors
+    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}  # Adam would enlarge rounding errors
     whole = trainer(tmp_path / "whole", model=models[0], **options)
     chunks = trainer(tmp_path / "chunks", model=models[1], micro_batch_size=3, exact=False, **options)
     for run in (whole, chunks):
@@ -77,7 +77,7 @@ def test_accumulation_reads_several_batches_per_step_and_resumes(tmp_path):
     )
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(run)
-    assert set(seen) >= set(range(24, 48)) and min(seen) == 24, "steps 4 to 6: two batches of four each"
+    assert set(seen) >= set(range(24, 48)) and min(seen) == 24, "steps 4 to 6 read two batches of four each"
 
 
 def test_vectors_do_not_decay_and_logit_scale_is_limited(tmp_path):
@@ -151,7 +151,7 @@ def test_training_lowers_the_loss(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_fsdp2_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
-    """On gloo; `logit_scale`, which cannot be sharded, stays whole and equal."""
+    """On gloo. `logit_scale` cannot be sharded and stays equal on all ranks."""
     options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}
     one = trainer(tmp_path / "one", model=still_clip(), batch_size=8, sets=[zero_shot_set()], **options)
     one.train()

@@ -1,4 +1,4 @@
-"""Rows that are held out, sources, and how long a run is."""
+"""Held-out rows, sources, and the number of steps."""
 
 import pytest
 
