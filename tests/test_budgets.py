@@ -9,7 +9,7 @@ from budgets import method_patterns
 
 CONFTEST = """
 import budgets
-budgets.SECONDS_A_TEST, budgets.SECONDS_A_METHOD = 0.2, 0.5
+budgets.SECONDS_PER_TEST, budgets.SECONDS_PER_METHOD = 0.2, 0.5
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: ...")
     config.pluginmanager.register(budgets.Budgets())

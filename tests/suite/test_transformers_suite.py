@@ -55,9 +55,8 @@ ESSENTIAL = {
 def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(folder), os.environ["PYTHONPATH"]]
-        ),  # it holds tests/support, see conftest.py
+        # PYTHONPATH already holds tests/support, see tests/conftest.py.
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }

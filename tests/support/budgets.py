@@ -14,7 +14,7 @@ import pytest
 from hf_clip_variants.registry import methods
 
 
-SECONDS_A_TEST, SECONDS_A_METHOD = 20, 45
+SECONDS_PER_TEST, SECONDS_PER_METHOD = 20, 45
 SLACK = 1.5  # processors differ, and shared ones are slower
 
 
@@ -69,8 +69,8 @@ class Budgets:
     def pytest_runtest_call(self, item):
         start = clock()
         result = yield from self._phase(item)
-        if over_budget(since(start), SECONDS_A_TEST) and not item.get_closest_marker("slow"):
-            pytest.fail(f"{since(start):.0f} s: more than {SECONDS_A_TEST} s, and not marked slow", pytrace=False)
+        if over_budget(since(start), SECONDS_PER_TEST) and not item.get_closest_marker("slow"):
+            pytest.fail(f"{since(start):.0f} s: more than {SECONDS_PER_TEST} s, and not marked slow", pytrace=False)
         return result
 
     def pytest_runtest_logreport(self, report):
@@ -81,11 +81,11 @@ class Budgets:
         method = next((name for name, pattern in self.patterns.items() if pattern.search(report.nodeid)), None)
         if method:
             self.of_methods[method] += seconds
-        if seconds > SECONDS_A_TEST:
+        if seconds > SECONDS_PER_TEST:
             self.long.append((seconds, report.nodeid))
 
     def too_long(self) -> list[str]:
-        return [name for name, seconds in self.of_methods.items() if over_budget(seconds, SECONDS_A_METHOD)]
+        return [name for name, seconds in self.of_methods.items() if over_budget(seconds, SECONDS_PER_METHOD)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session):
@@ -97,9 +97,9 @@ class Budgets:
             return  # a part of the tests
         spent = sorted(self.of_methods.items(), key=lambda pair: -pair[1])
         terminalreporter.write_line(
-            "seconds a method: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent)
+            "seconds per method: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent)
         )
         for seconds, nodeid in sorted(self.long, reverse=True):
             terminalreporter.write_line(f"{seconds:.0f} s: {nodeid}")
         for name in self.too_long():
-            terminalreporter.write_line(f"{name}: more than {SECONDS_A_METHOD} s of tests", red=True)
+            terminalreporter.write_line(f"{name}: more than {SECONDS_PER_METHOD} s of tests", red=True)
