@@ -84,7 +84,7 @@ def flash_names(official):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes_are_inferred_from_shapes(name):
+def test_published_models_from_shapes_alone(name):
     """Sizes, parameter count, and official -> ours -> official, on the meta device and in the precision of the files."""
     (layers, width, patch, pixels), heads, (text_layers, text_width, inner), text_heads, joint, millions = PUBLISHED[
         name
