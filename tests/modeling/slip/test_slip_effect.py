@@ -97,4 +97,4 @@ def test_pictures_are_found_again_more_often_than_after_clip(pairs):
         assert sum(scores["slip"][styles]) > 1.5 * sum(scores["clip"][styles]), scores
     last = [{name: sum(one[name] for one in found[-10:]) / 10 for name in found[0]} for found in (losses, plain)]
     assert last[0]["ssl_loss"] < losses[0]["ssl_loss"] - 0.5
-    assert last[0]["clip_loss"] < last[1]["clip_loss"] + 0.1, "the captions are learnt as well as without"
+    assert last[0]["clip_loss"] < last[1]["clip_loss"] + 0.2, "the captions are learnt as well as without"
