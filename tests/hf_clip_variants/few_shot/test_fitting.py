@@ -9,8 +9,8 @@ from few_shot_runs import CONCEPTS
 from tiny import CLASS_NAMES
 
 from hf_clip_variants import CLIPClassifierImageProcessor
-from hf_clip_variants.data import FeatureDataset, Features, compute_features, load_emoji
 from hf_clip_variants.few_shot import training_loop as training_module
+from hf_clip_variants.data import FeatureDataset, Features, compute_features, load_emoji
 from hf_clip_variants.few_shot.fitting import (
     FEW_SHOT_METHODS,
     Shots,
