@@ -1,12 +1,11 @@
 """Loading that fails instead of going on with random, damaged or infinite weights."""
 
-import importlib.metadata
 from pathlib import Path
 
 import torch
-from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from transformers.integrations import peft as peft_integration
+from transformers.utils import check_peft_version
 
 
 def damaged_file(source) -> Path | str:
@@ -62,12 +61,12 @@ class CheckedLoading:
 
     def add_adapter(self, *args, **kwargs):
         """As in transformers, which from 5.24 on asks for a newer PEFT here than PEFT's own functions do."""
-        installed, wanted = importlib.metadata.version("peft"), peft_integration.MIN_PEFT_VERSION
-        if Version(installed) < Version(wanted):
+        try:
+            check_peft_version(peft_integration.MIN_PEFT_VERSION)
+        except ValueError as error:
             raise ImportError(
-                f"add_adapter: peft {installed} is installed; this transformers wants at least {wanted} for it. "
-                "Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
-            )
+                f"add_adapter: {error}. Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
+            ) from error
         return super().add_adapter(*args, **kwargs)
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
