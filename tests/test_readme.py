@@ -120,10 +120,14 @@ def test_python_blocks_run_in_order_and_print_the_output_shown(tmp_path):
 
 @pytest.mark.skipif(not CI.exists(), reason="not in the sdist")
 def test_ci_runs_the_commands_of_the_readme():
-    section = README.read_text(encoding="utf-8").split("\n## Tests\n")[1].split("```")[1]
-    commands = [line for line in section.strip().splitlines() if line]
-    assert commands[-1] == "pytest"
-    lines = CI.read_text(encoding="utf-8").splitlines()
-    script = [line.partition(" || ")[0].removesuffix(" --durations=30") for line in lines]  # it only prints
-    assert [line for line in script if line in commands] == commands
+    """The demo before the tests, which must pass with what it leaves behind."""
+    page = README.read_text(encoding="utf-8")
+    install, tests = (page.split(f"\n## {title}\n")[1].split("```")[1].split("\n") for title in ("Install", "Tests"))
+    commands = [tests[1], install[2], tests[2]]
+    assert commands == ['pip install -e ".[test]"', "hf-clip-variants demo", "pytest"]
+    lines = [line.partition(" || ")[0] for line in CI.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if line.removesuffix(" --durations=30") in commands] == [
+        *commands[:2],
+        "pytest --durations=30",
+    ]
     assert "PYTEST" not in CI.read_text(encoding="utf-8"), "no setting that the README does not have"

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib.metadata
 import json
 import os
 import re
@@ -13,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from packaging.version import Version
 from safetensors import SafetensorError, safe_open
 from transformers.integrations import peft as peft_integration
+from transformers.utils import check_peft_version
 
 
 try:
@@ -116,12 +115,13 @@ class CheckedLoading:
 
     def add_adapter(self, *args, **kwargs):
         """As in transformers, which from 5.24 on asks for a newer PEFT here than PEFT's own functions do."""
-        installed, wanted = importlib.metadata.version("peft"), peft_integration.MIN_PEFT_VERSION
-        if Version(installed) < Version(wanted):
-            raise ImportError(
-                f"add_adapter: peft {installed} is installed; this transformers wants at least {wanted} for it. "
+        try:
+            check_peft_version(peft_integration.MIN_PEFT_VERSION)
+        except ValueError as error:
+            advice = (
                 "Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
             )
+            raise ImportError(f"add_adapter: {error}. {advice}") from error
         return super().add_adapter(*args, **kwargs)
 
 

@@ -12,6 +12,10 @@ from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.recipes import recipe
 
 
+pytestmark = pytest.mark.timeout(
+    900
+)  # the fixture trains five methods: the first test's time, minutes on a busy machine
+
 TRAINED_STYLES, TESTED_STYLES = ["fluentflat", "emojione"], ["fluent3d", "notov1"]
 CLASSES = 100
 METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
