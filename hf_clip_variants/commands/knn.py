@@ -27,10 +27,12 @@ def knn(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure frozen image features by a vote of the nearest training pictures: accuracy on test pictures, and its mean over classes.
+    Measure frozen image features by a vote of the nearest training pictures: accuracy on test pictures, and its mean
+    over classes.
 
-    Cosine similarity s, and every one of the k nearest votes for its class with exp(s / temperature), as in DINO's paper. Nothing is trained
-    and nothing is chosen. Pictures that cannot be read are listed and left out, and the exit code is 1.
+    Cosine similarity s, and every one of the k nearest votes for its class with exp(s / temperature), as in DINO's
+    paper. Nothing is trained and nothing is chosen. Pictures that cannot be read are listed and left out, and the exit
+    code is 1.
 
     \b
     [bold]Examples[/bold]

@@ -36,9 +36,9 @@ def linear_probe(
     """
     Measure frozen image features by a linear classifier on them: accuracy on test pictures, and its mean over classes.
 
-    Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and 10^6 on a part
-    of the training pictures, then fitted on all. Needs scikit-learn: pip install "hf-clip-variants\\[probe]". Pictures that cannot be
-    read are listed and left out, and the exit code is 1.
+    Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and
+    10^6 on a part of the training pictures, then fitted on all. Needs scikit-learn: pip install
+    "hf-clip-variants\\[probe]". Pictures that cannot be read are listed and left out, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]

@@ -21,8 +21,9 @@ JsonOption = Annotated[
 
 def prepare_libraries() -> None:
     """Before a command imports anything heavy: threads that yield, libraries that are quiet."""
-    # OpenMP's threads spin while they wait for each other: with anything else on the machine, ten times slower than one thread alone
-    # (measured: 197 s instead of 30 s for half of the demo). Asleep, they cost a few microseconds. Read when torch is imported.
+    # OpenMP's threads spin while they wait for each other: with anything else on the machine, ten times slower than
+    # one thread alone (measured: 197 s instead of 30 s for half of the demo). Asleep, they cost a few microseconds.
+    # Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import warnings
 
@@ -45,8 +46,8 @@ def machine_output() -> Iterator[Callable[[Any], None]]:
     """
     Keep standard output clean for a machine.
 
-    Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to the real
-    standard output, at once.
+    Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to
+    the real standard output, at once.
 
     Example:
 

@@ -41,7 +41,8 @@ def predict(
     """
     Classify pictures: a line for each with its path, the best class and its probability.
 
-    A picture that cannot be read has an error in its line and on standard error; the others are done, and the exit code is 1.
+    A picture that cannot be read has an error in its line and on standard error; the others are done, and the exit
+    code is 1.
 
     \b
     [bold]Examples[/bold]

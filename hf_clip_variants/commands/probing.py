@@ -124,7 +124,8 @@ def run_probe(
     else:
         print_accuracy(result)
         typer.echo(
-            f"Mean over classes {100 * result['mean_per_class']:.1f} %; {result['train']['images']} training pictures, "
+            f"Mean over classes {100 * result['mean_per_class']:.1f} %; {result['train']['images']} training "
+            f"pictures, "
             f"{features} features of width {result['width']} ({encoder.pooling} pooling).\n{remark(result)}"
         )
     report_unreadable([*trained.skipped, *tested.skipped])

@@ -1,9 +1,11 @@
-"""The only door for foreign checkpoints: reads tensors out of a file that a stranger made, and never runs anything from it.
+"""The only door for foreign checkpoints: reads tensors out of a file that a stranger made, and never runs anything
+from it.
 
-Formats: safetensors; `torch.save` files of both kinds (zip since PyTorch 1.6, and the older stream of pickles); TorchScript archives (OpenAI's CLIP
-files), of which only `data.pkl` and `data/*` are read, never `code/`. Neither `torch.load` (its `weights_only=True` was broken twice: CVE-2025-32434,
-CVE-2026-24747), nor `torch.jit.load`, nor `pickle` is used: `restricted_pickle.py` says which names in a file are built, which are dropped and
-that all others are refused. There is no fallback: an attacker would pick the failure.
+Formats: safetensors; `torch.save` files of both kinds (zip since PyTorch 1.6, and the older stream of pickles);
+TorchScript archives (OpenAI's CLIP files), of which only `data.pkl` and `data/*` are read, never `code/`. Neither
+`torch.load` (its `weights_only=True` was broken twice: CVE-2025-32434, CVE-2026-24747), nor `torch.jit.load`, nor
+`pickle` is used: `restricted_pickle.py` says which names in a file are built, which are dropped and that all others
+are refused. There is no fallback: an attacker would pick the failure.
 
 Every count, size, offset and stride is checked against what the file really holds before a tensor is made.
 """
@@ -61,20 +63,24 @@ _MAX_NESTING = 4
 
 
 class UnsafeCheckpointError(OSError):
-    """The file asks for something that a set of weights never needs: a function call, or memory that it does not hold."""
+    """The file asks for something that a set of weights never needs: a function call, or memory that it does not
+    hold."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint file, as a flat dictionary; nothing in the file is executed.
 
     Args:
-        path: a safetensors file, a `torch.save` file (any suffix: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin`) or a TorchScript archive.
+        path: a safetensors file, a `torch.save` file (any suffix: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin`) or a
+            TorchScript archive.
 
     Returns:
-        `{name: tensor}` on the CPU, dtypes as stored, `requires_grad` off. Nesting and wrapper prefixes are removed as `unwrap_state_dict` does.
+        `{name: tensor}` on the CPU, dtypes as stored, `requires_grad` off. Nesting and wrapper prefixes are removed as
+        `unwrap_state_dict` does.
 
     Raises:
-        UnsafeCheckpointError: the file asks for a function that rebuilds no tensor (`refused global os.system`), or for more memory than it holds.
+        UnsafeCheckpointError: the file asks for a function that rebuilds no tensor (`refused global os.system`), or
+            for more memory than it holds.
         OSError: the file is missing, empty, truncated, damaged or of another kind; the text starts with the path.
         ValueError: the file is sound but holds no state dict.
 
@@ -109,7 +115,8 @@ class Contents:
 
 
 def read_contents(path: str | Path) -> Contents:
-    """`read_state_dict` for those who report what was dropped themselves: nothing is logged. Raises as it does, but takes single tensors."""
+    """`read_state_dict` for those who report what was dropped themselves: nothing is logged. Raises as it does, but
+    takes single tensors."""
     with _open(path) as (tree, source):
         chosen, dropped = ({"": tree}, []) if _is_tensor(tree) else _unwrap(tree, str(path))
         weights = {name: source.tensor(spec) for name, spec in chosen.items()}
@@ -117,10 +124,11 @@ def read_contents(path: str | Path) -> Contents:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Everything plain in a checkpoint file: tensors, numbers, strings, lists, tuples, dictionaries. Raises as `read_state_dict` does.
+    """Everything plain in a checkpoint file: tensors, numbers, strings, lists, tuples, dictionaries. Raises as
+    `read_state_dict` does.
 
-    Objects of other kinds are left out of dictionaries and become `None` in lists; numbers as dictionary keys become strings. A TorchScript archive
-    gives its parameters and buffers by their dotted names.
+    Objects of other kinds are left out of dictionaries and become `None` in lists; numbers as dictionary keys become
+    strings. A TorchScript archive gives its parameters and buffers by their dotted names.
     """
     with _open(path) as (tree, source):
         if source.inert:
@@ -133,8 +141,9 @@ def unwrap_state_dict(
 ) -> dict[str, torch.Tensor]:
     """The state dict inside what a training script saved.
 
-    Follows `"state_dict"`, `"model_state_dict"` and `"model"`, strips leading `module.` (DataParallel) and every `_orig_mod.` (torch.compile), keeps the
-    tensors and says in one log line what it dropped. `origin` names the file in messages; `never_built` are names to list with the dropped.
+    Follows `"state_dict"`, `"model_state_dict"` and `"model"`, strips leading `module.` (DataParallel) and every
+    `_orig_mod.` (torch.compile), keeps the tensors and says in one log line what it dropped. `origin` names the file
+    in messages; `never_built` are names to list with the dropped.
 
     Raises:
         ValueError: no tensors by name in `checkpoint`, or two names become one without their prefixes.
@@ -325,7 +334,8 @@ def _read_exactly(stream: Any, count: int) -> bytearray:
 
 
 class _BoundedReads:
-    """A file that `zipfile` cannot be talked into reading at once: the size of a zip directory is the file's own claim."""
+    """A file that `zipfile` cannot be talked into reading at once: the size of a zip directory is the file's own
+    claim."""
 
     def __init__(self, file: Any, size: int):
         self._file, self._size = file, size
@@ -342,7 +352,8 @@ class _BoundedReads:
 
 
 class _ZipSource(_StorageSource):
-    """`torch.save` since 1.6 and TorchScript: `<name>/data.pkl` and `<name>/data/<key>`. Entries are found by name, nothing is extracted."""
+    """`torch.save` since 1.6 and TorchScript: `<name>/data.pkl` and `<name>/data/<key>`. Entries are found by name,
+    nothing is extracted."""
 
     def __init__(self, file: Any, size: int):
         super().__init__(file, size)
@@ -412,7 +423,8 @@ class _ZipSource(_StorageSource):
 
 
 class _LegacySource(_StorageSource):
-    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then each storage as a count and its bytes."""
+    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then each storage as a
+    count and its bytes."""
 
     def __init__(self, buffer: mmap.mmap, file: Any, size: int):
         super().__init__(file, size)
@@ -472,7 +484,8 @@ class _LegacySource(_StorageSource):
 
 
 def _flatten_modules(tree: Any) -> Any:
-    """A TorchScript module as `{dotted name: tensor}`, as `state_dict()` of the running module would name them (plus plain tensor attributes)."""
+    """A TorchScript module as `{dotted name: tensor}`, as `state_dict()` of the running module would name them (plus
+    plain tensor attributes)."""
     if not isinstance(tree, ScriptModule):
         return tree
     flat: dict[str, TensorSpec] = {}

@@ -1,15 +1,19 @@
-"""An interpreter for the pickles inside PyTorch checkpoints that can describe tensors and plain containers, and nothing else.
+"""An interpreter for the pickles inside PyTorch checkpoints that can describe tensors and plain containers, and
+nothing else.
 
-It is part of `official.py`, the only module that should import it. No Python object is ever looked up by a name out of the file: a global *is* its
-name, and three tables decide what becomes of it.
+It is part of `official.py`, the only module that should import it. No Python object is ever looked up by a name out of
+the file: a global *is* its name, and three tables decide what becomes of it.
 
-- **built** (`STORAGES`, `_BUILDERS`, `__torch__.*`): storages, tensor rebuild functions, parameters, ordered dictionaries, `torch.Size` and the
-  modules of a TorchScript archive become `TensorSpec`, `ScriptModule` and plain containers by the code below;
-- **inert** (`_INERT`, `_INERT_MODULES`): harmless things that training scripts leave beside the weights (`argparse.Namespace`, NumPy scalars, paths,
-  dates, optimisers, config objects) stay names, whatever the file does with them, and are dropped in the end;
+- **built** (`STORAGES`, `_BUILDERS`, `__torch__.*`): storages, tensor rebuild functions, parameters, ordered
+  dictionaries, `torch.Size` and the modules of a TorchScript archive become `TensorSpec`, `ScriptModule` and plain
+  containers by the code below;
+- **inert** (`_INERT`, `_INERT_MODULES`): harmless things that training scripts leave beside the weights
+  (`argparse.Namespace`, NumPy scalars, paths, dates, optimisers, config objects) stay names, whatever the file does
+  with them, and are dropped in the end;
 - **everything else** is `Refused`.
 
-Work and memory are bounded: opcodes, bytes, tensors, nesting. A legitimate file comes nowhere near (ViT-L/14 with Adam state: some 60 000 opcodes).
+Work and memory are bounded: opcodes, bytes, tensors, nesting. A legitimate file comes nowhere near (ViT-L/14 with Adam
+state: some 60 000 opcodes).
 """
 
 import re
@@ -76,7 +80,8 @@ _INERT = frozenset(
         *_DTYPES,
     ]
 )  # fmt: skip
-# Dassl (CoOp, CLIP-Adapter, MaPLe …) stores scheduler and optimiser objects; Lightning and Hydra store their configuration and callbacks.
+# Dassl (CoOp, CLIP-Adapter, MaPLe …) stores scheduler and optimiser objects; Lightning and Hydra store their
+# configuration and callbacks.
 _INERT_MODULES = (
     "torch.optim.",
     "dassl.optim.",
@@ -150,7 +155,8 @@ def printable(text: str) -> str:
     return text[:120].encode("unicode_escape").decode("ascii")
 
 
-# --- what a global may build ---------------------------------------------------------------------------------------------------------
+# --- what a global may build
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _build_tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> TensorSpec:
@@ -180,7 +186,8 @@ def _whole_numbers(values: Any, what: str) -> tuple[int, ...]:
         raise Refused(f"refused a tensor whose {what} is not a short tuple")
     if any(type(value) is not int or not 0 <= value < 2**62 for value in values):
         raise Refused(
-            f"refused a tensor of {what} {printable(repr([v for v in values if type(v) is int]))}: expected whole numbers >= 0"
+            f"refused a tensor of {what} {printable(repr([v for v in values if type(v) is int]))}: expected whole "
+            f"numbers >= 0"
         )
     return tuple(values)
 
@@ -219,7 +226,8 @@ def _dictionary(items=(), *_):
 
 
 def _set_item(target: dict[str, Any], key: Any, value: Any) -> None:
-    """Keys become strings: hashing anything else is the file's to abuse (nested tuples hash in exponential time, integers collide at will)."""
+    """Keys become strings: hashing anything else is the file's to abuse (nested tuples hash in exponential time,
+    integers collide at will)."""
     if type(key) is str:
         target[key] = value
     elif key is None or type(key) in (int, float, bool):
@@ -250,7 +258,8 @@ _BUILDERS: dict[str, Callable] = {
 }
 
 
-# --- the interpreter -----------------------------------------------------------------------------------------------------------------
+# --- the interpreter
+# -----------------------------------------------------------------------------------------------------------------
 
 
 class PickleMachine:
@@ -260,7 +269,8 @@ class PickleMachine:
         buffer: anything that slices to bytes and has `find` (`bytearray`, `mmap`).
         claim: called with every `Storage` that a pickle mentions; raises `Refused` if the file cannot hold it.
 
-    After a `load`, `position` is the byte behind its STOP and `inert` holds the names of the objects that were not built.
+    After a `load`, `position` is the byte behind its STOP and `inert` holds the names of the objects that were not
+    built.
     """
 
     def __init__(self, buffer: Any, claim: Callable[[Storage], None]):
@@ -506,7 +516,8 @@ _OPCODES: dict[int, Callable[[PickleMachine], None]] = {
         b"J": lambda m: m._push(m._number(4, signed=True)), b"K": lambda m: m._push(m._number(1)), b"M": lambda m: m._push(m._number(2)),
         b"\x8a": lambda m: m._long(1), b"\x8b": lambda m: m._long(4),
         b"F": lambda m: m._push(float(m._line())), b"G": lambda m: m._push(struct.unpack(">d", m._take(8))[0]),
-        b"S": lambda m: m._push(m._line()[1:-1]), b"V": lambda m: m._push(m._line()),  # escapes stay: only labels are written so
+        # escapes stay: only labels are written so
+        b"S": lambda m: m._push(m._line()[1:-1]), b"V": lambda m: m._push(m._line()),
         b"U": lambda m: m._text(1, "latin-1"), b"T": lambda m: m._text(4, "latin-1"),
         b"X": lambda m: m._text(4), b"\x8c": lambda m: m._text(1), b"\x8d": lambda m: m._text(8),
         b"C": lambda m: m._bytes(1), b"B": lambda m: m._bytes(4), b"\x8e": lambda m: m._bytes(8), b"\x96": lambda m: m._bytes(8),
@@ -528,7 +539,8 @@ _OPCODES: dict[int, Callable[[PickleMachine], None]] = {
 }  # fmt: skip
 
 
-# --- what came out of it -------------------------------------------------------------------------------------------------------------
+# --- what came out of it
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _children(value: Any) -> Any:

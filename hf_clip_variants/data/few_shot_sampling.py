@@ -55,17 +55,17 @@ def sample_few_shot(
 ) -> FewShotSplit:
     """Draw `shots` training rows a class, and validation rows.
 
-    "coop" (CoOp, Zhou et al. 2022, and what followed it; published seeds 1, 2, 3): `random.sample` of K rows a class; a smaller class
-    gives all it has, with a warning; then, with the same generator, min(K, 4) validation rows a class.
+    "coop" (CoOp, Zhou et al. 2022, and what followed it; published seeds 1, 2, 3): `random.sample` of K rows a class;
+    a smaller class gives all it has, with a warning; then, with the same generator, min(K, 4) validation rows a class.
     "tip" (Tip-Adapter, Zhang et al. 2022; published seed 1): as above, but a smaller class is filled up by repetition
     (`random.choices`), and the whole validation split is used.
 
-    Both come from one `random.Random(seed)`, class after class in the order in which classes first appear in `labels`, as the
-    official code does: the same list of pictures and the same seed give the official draw. Nothing depends on Python's hash seed or on
-    the global generators.
+    Both come from one `random.Random(seed)`, class after class in the order in which classes first appear in `labels`,
+    as the official code does: the same list of pictures and the same seed give the official draw. Nothing depends on
+    Python's hash seed or on the global generators.
 
-    Where there is no validation split (`validation_labels=None`), validation rows come from the training pictures that were not
-    drawn, min(K, 4) a class under either protocol. A class with nothing left gets none; a warning names it.
+    Where there is no validation split (`validation_labels=None`), validation rows come from the training pictures that
+    were not drawn, min(K, 4) a class under either protocol. A class with nothing left gets none; a warning names it.
 
     Args:
         labels: (N,) integers, the class of each training picture.

@@ -68,16 +68,18 @@ def load_image_encoder(
     """The image side of a dual encoder, or a plain image model, in eval mode and frozen.
 
     Args:
-        source: folder or Hub id of what `AutoModel` loads: a dual encoder (CLIP, SigLIP, …, `CLIPClassifier`), or an image model (ViT, DINOv2,
-            a ResNet, …).
-        features: "tower": what the image tower pools, before a projection, as CLIP's and SLIP's papers probe it; "projected": the
-            embedding that is compared with text. They are the same where there is no projection behind the pooling: SigLIP, CLIP-ResNet. An
-            image model without a pooling, or whose checkpoint has no weights for it, gives the class token behind its last normalisation.
+        source: folder or Hub id of what `AutoModel` loads: a dual encoder (CLIP, SigLIP, …, `CLIPClassifier`), or an
+            image model (ViT, DINOv2, a ResNet, …).
+        features: "tower": what the image tower pools, before a projection, as CLIP's and SLIP's papers probe it;
+            "projected": the embedding that is compared with text. They are the same where there is no projection
+            behind the pooling: SigLIP, CLIP-ResNet. An image model without a pooling, or whose checkpoint has no
+            weights for it, gives the class token behind its last normalisation.
         device: default: a GPU if there is one.
         dtype: of the model; features are float32.
 
     Raises:
-        ValueError: a model without pictures, `"projected"` of one without a joint space, a checkpoint that lacks weights.
+        ValueError: a model without pictures, `"projected"` of one without a joint space, a checkpoint that lacks
+            weights.
         OSError: no such folder or Hub repository.
 
     Example:
@@ -98,12 +100,14 @@ def load_image_encoder(
     check_model_folder(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    # A ViT that was saved without its pooling gets a random one from AutoModel, and says so in a table that nobody reads.
+    # A ViT that was saved without its pooling gets a random one from AutoModel, and says so in a table that nobody
+    # reads.
     random_pooling = [name for name in info["missing_keys"] if name.startswith("pooler.")]
     missing = sorted(set(info["missing_keys"]) - set(random_pooling))
     if missing:
         raise ValueError(
-            f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
+            f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: "
+            f"{missing[:5]}"
         )
     family = find_family(model.config.model_type)
     if isinstance(model, CLIPClassifier):
@@ -171,8 +175,8 @@ def load_probe_pictures(
     Pictures that cannot be read are left out and listed in `skipped`.
 
     Raises:
-        ValueError: test pictures of a class that has no training pictures (named), the same pictures twice, no test pictures, and what
-            `load_images` raises.
+        ValueError: test pictures of a class that has no training pictures (named), the same pictures twice, no test
+            pictures, and what `load_images` raises.
     """
     reading = dict(reading or {})
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | reading

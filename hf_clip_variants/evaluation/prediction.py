@@ -43,9 +43,10 @@ def load_for_prediction(
 
     Args:
         model: a saved `CLIPClassifier` or any CLIP, folder or Hub id. With `adapter` it may be left out.
-        adapter: an adapter, folder or Hub id. Its base is what it says it was trained on; if that folder is gone, `base/` of the run that the
-            adapter lies in.
-        class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter that belongs to its classes refuses others.
+        adapter: an adapter, folder or Hub id. Its base is what it says it was trained on; if that folder is gone,
+            `base/` of the run that the adapter lies in.
+        class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter that belongs to its
+            classes refuses others.
         templates: prompt templates for them.
         device: default: a GPU if there is one.
         default_class_names: for a model that has no classes of its own.
@@ -105,7 +106,8 @@ def _adapter_values(adapter) -> dict[str, Any]:
 
 
 def _base_of(adapter) -> Path | None:
-    """`base/` of the run that holds the adapter, if the folder it was trained on is gone; None: load what its configuration names."""
+    """`base/` of the run that holds the adapter, if the folder it was trained on is gone; None: load what its
+    configuration names."""
     named = _adapter_values(adapter).get("base_model_name_or_path")
     if not named or not os.path.isabs(named) or os.path.exists(named):
         return None

@@ -1,4 +1,5 @@
-"""What frozen features are worth: a linear classifier on them, and a vote of the nearest neighbours. Pure functions, no model."""
+"""What frozen features are worth: a linear classifier on them, and a vote of the nearest neighbours. Pure functions,
+no model."""
 
 from __future__ import annotations
 
@@ -50,28 +51,32 @@ def linear_probe(
     seed: int = 0,
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """Multinomial logistic regression on frozen features, as CLIP's paper measures them (Radford et al. 2021, appendix A.3).
+    """Multinomial logistic regression on frozen features, as CLIP's paper measures them (Radford et al. 2021, appendix
+    A.3).
 
-    Minimises  - Σ_i log softmax(W x_i + b)[y_i] + λ/2 ‖W‖²  by scikit-learn's L-BFGS (its `C` is 1/λ; with two classes it keeps one weight
-    vector, the difference of both). Features go in as they are, neither normalised nor standardised, in float64.
+    Minimises  - Σ_i log softmax(W x_i + b)[y_i] + λ/2 ‖W‖²  by scikit-learn's L-BFGS (its `C` is 1/λ; with two classes
+    it keeps one weight vector, the difference of both). Features go in as they are, neither normalised nor
+    standardised, in float64.
 
-    Without `strength` λ is searched as in the paper, on a held-out part of every class: 10^-6, 10^-4, …, 10^6 first, then on both
-    sides of the best at half the distance, down to 8 steps a decade (15 fits). The best is the most accurate; of equals the one of
-    lower cross-entropy. The classifier that predicts is fitted with it on all training pictures.
+    Without `strength` λ is searched as in the paper, on a held-out part of every class: 10^-6, 10^-4, …, 10^6 first,
+    then on both sides of the best at half the distance, down to 8 steps a decade (15 fits). The best is the most
+    accurate; of equals the one of lower cross-entropy. The classifier that predicts is fitted with it on all training
+    pictures.
 
     Args:
         train_features: (N, D), un-normalised.
         train_labels: (N,) integers, not necessarily 0..C-1.
         test_features: (M, D).
         strength (`float`, *optional*): λ > 0.
-        held_out (`float`): share of every class's pictures that λ is chosen on, rounded, at least one; a class of one picture gives none.
+        held_out (`float`): share of every class's pictures that λ is chosen on, rounded, at least one; a class of one
+            picture gives none.
         seed (`int`): of the draw of that part.
         max_iterations (`int`): of L-BFGS; the paper's is 1000.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, no class of two pictures to
-            hold one out of, a value out of range.
+        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, no class
+            of two pictures to hold one out of, a value out of range.
 
     Example:
 
@@ -120,12 +125,14 @@ def knn_classify(
     chunk_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """The class that the k nearest training pictures vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO, Caron et al. 2021).
+    """The class that the k nearest training pictures vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO,
+    Caron et al. 2021).
 
-    s_ij = cos(q_i, x_j);  votes_i[c] = Σ_{j among the k largest s_ij, y_j = c} exp(s_ij / T);  predicted_i = argmax_c votes_i[c]
+    s_ij = cos(q_i, x_j);  votes_i[c] = Σ_{j among the k largest s_ij, y_j = c} exp(s_ij / T);  predicted_i = argmax_c
+    votes_i[c]
 
-    Of equal similarities the earlier training picture is the nearer one; of equal votes the lower label wins. Queries come in chunks: no
-    N x M matrix exists. A feature of norm 0 has similarity 0 to everything.
+    Of equal similarities the earlier training picture is the nearer one; of equal votes the lower label wins. Queries
+    come in chunks: no N x M matrix exists. A feature of norm 0 has similarity 0 to everything.
 
     Args:
         train_features: (N, D); normalised here.
@@ -133,14 +140,16 @@ def knn_classify(
         test_features: (M, D).
         k (`int`): neighbours, 1..N.
         temperature (`float`): T > 0; small: the nearest decides, large: all k count the same.
-        chunk_size (`int`, *optional*): queries at once. Default: so many that a chunk has about 16 million similarities.
+        chunk_size (`int`, *optional*): queries at once. Default: so many that a chunk has about 16 million
+            similarities.
         device (*optional*): where to compute; default: where `train_features` are.
 
     Returns:
         `torch.Tensor`: (M,) int64 labels, on the CPU.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, a value out of range.
+        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, a value
+            out of range.
 
     Example:
 
@@ -211,7 +220,8 @@ def _two_classes(labels) -> torch.Tensor:
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first ones.
+    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first
+    ones.
 
     scikit-learn's neighbours are no substitute: which of equals they return is not defined, and they know no GPU.
     """
@@ -240,7 +250,8 @@ def _fit(features: np.ndarray, labels: np.ndarray, strength: float, max_iteratio
 
 
 def _sweep(score: Callable[[float], tuple[float, float]]) -> tuple[float, dict[float, float]]:
-    """The strength of the highest score (of equals the strongest), and the first part of the score of each that was tried."""
+    """The strength of the highest score (of equals the strongest), and the first part of the score of each that was
+    tried."""
     low, high = LOWEST * STEPS_PER_DECADE, HIGHEST * STEPS_PER_DECADE
     step = 2 * STEPS_PER_DECADE
     tried: dict[int, tuple[float, float]] = {}  # by steps from 10^0
@@ -288,7 +299,8 @@ def _features(argument: str, features) -> torch.Tensor:
     features = torch.as_tensor(features)
     if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise ValueError(
-            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (pictures, width)"
+            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (pictures, "
+            f"width)"
         )
     finite = features.isfinite().all(dim=1)
     if not finite.all():

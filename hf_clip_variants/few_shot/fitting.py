@@ -1,4 +1,5 @@
-"""`fit_adapter`: one adapter from a few labelled images. How a method is fitted stands in its folder, see `FewShotMethod`."""
+"""`fit_adapter`: one adapter from a few labelled images. How a method is fitted stands in its folder, see
+`FewShotMethod`."""
 
 from __future__ import annotations
 
@@ -58,14 +59,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Validation:
-    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None where nothing was measured)."""
+    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None where nothing was
+    measured)."""
 
     kind: Literal["split", "cross-validation", "none"]
     accuracy: float | None = None
 
 
 def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fold]:
-    """Where to validate: on a validation split; without one, by cross-validation over the shots; with one shot a class, nowhere.
+    """Where to validate: on a validation split; without one, by cross-validation over the shots; with one shot a
+    class, nowhere.
 
     Cross-validation leaves one shot of each class out, min(K, 4) times; with more than 4 shots, every fourth.
     """
@@ -97,7 +100,8 @@ class FittedAdapter:
     """What `fit_adapter` gives back.
 
     Attributes:
-        model (`PeftModel`): the classifier with the adapter on it, in eval mode; `unload()` gives the classifier back as it was.
+        model (`PeftModel`): the classifier with the adapter on it, in eval mode; `unload()` gives the classifier back
+            as it was.
         validation ([`Validation`]): how hyper-parameters were chosen.
         hyperparameters (`dict`): every value that was used, chosen ones included.
         curve (`list[float]`): mean training loss of each epoch; empty without training.
@@ -118,7 +122,8 @@ class FittedAdapter:
 
 @dataclass
 class Fit:
-    """What a method's function works with: pictures, folds, the recipe's values, and the two things that all methods do."""
+    """What a method's function works with: pictures, folds, the recipe's values, and the two things that all methods
+    do."""
 
     classifier: torch.nn.Module
     shots: Shots
@@ -162,7 +167,8 @@ class Fit:
 
     @property
     def num_context_tokens(self) -> int | None:
-        """The recipe's; None, so that there are as many as the words have, where words are given and the user asked for no number."""
+        """The recipe's; None, so that there are as many as the words have, where words are given and the user asked
+        for no number."""
         words_decide = self.context_init is not None and "num_context_tokens" not in self.asked
         return None if words_decide else self.recipe.num_context_tokens
 
@@ -189,9 +195,11 @@ class Fit:
         return "none" if not self.folds else "split" if self.validates_on_split else "cross-validation"
 
     def train_best(self, candidates: Sequence[TunerConfig]) -> tuple[PeftModel, int]:
-        """Train the candidate with the highest validation accuracy (the first of equals) on all shots; the model and which it was.
+        """Train the candidate with the highest validation accuracy (the first of equals) on all shots; the model and
+        which it was.
 
-        Each candidate is trained in every fold. A single one is not put to the test, unless there is a validation split: that is for free.
+        Each candidate is trained in every fold. A single one is not put to the test, unless there is a validation
+        split: that is for free.
         """
         best = 0
         choosing = len(candidates) > 1 and bool(self.folds)
@@ -266,17 +274,20 @@ def fit_adapter(
 ) -> FittedAdapter:
     """Fit one adapter to a few labelled pictures, by the method's published recipe unless told otherwise.
 
-    Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on `validation`; without it
-    by cross-validation over the shots; with one shot a class they are the recipe's. Test pictures have no part in it.
+    Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on
+    `validation`; without it by cross-validation over the shots; with one shot a class they are the recipe's. Test
+    pictures have no part in it.
 
     Args:
-        classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload` takes it off).
+        classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload`
+            takes it off).
         method (`str`): a name in `FEW_SHOT_METHODS`.
         shots ([`Shots`]): the pictures; cached features (the image tower is not run any more) or pixels.
-        validation (`LabelledImages`, *optional*): labelled pictures, plain view, that are neither trained on nor tested.
+        validation (`LabelledImages`, *optional*): labelled pictures, plain view, that are neither trained on nor
+            tested.
         recipe_values ([`Recipe`], *optional*): default: `recipe(method, K)`.
-        overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given `alpha`, `beta` or `ratio`
-            is not searched for.
+        overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given
+            `alpha`, `beta` or `ratio` is not searched for.
         seed (`int`): of initial values and batch order. The global generators are left alone.
         state_folder: keep long trainings here, to go on from after a kill.
         on_epoch: called with (which training, epochs done, epochs).

@@ -1,4 +1,5 @@
-"""`FewShotMethod`: what a method's folder says about fitting it to a few labelled images. The table's rows point to it."""
+"""`FewShotMethod`: what a method's folder says about fitting it to a few labelled images. The table's rows point to
+it."""
 
 from __future__ import annotations
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FewShotMethod:
     """
-    How one method is fitted to a few labelled images; `adapters/<method>/few_shot.py` holds one for each entry of its row.
+    How one method is fitted to a few labelled images; `adapters/<method>/few_shot.py` holds one for each entry of its
+    row.
 
     Args:
         name: as commands and results have it.
         config_class: the adapter's configuration.
         published: (shots per class, benchmark data set or None, protocol) -> the recipe of the paper's code.
         fit: makes the adapter from a [`Fit`]; gives the model and the hyper-parameters that it chose.
-        small_model: fields that replace published ones for models as small as the embedded one, for which the published values are not meant.
+        small_model: fields that replace published ones for models as small as the embedded one, for which the
+            published values are not meant.
         small_model_new_classes: on top of that, where classes come that were not trained on.
         demo: settings for `demo`, which should take a minute or two: fewer passes through the encoders.
         trains_image_encoder: then features of its training images cannot be computed once.
@@ -57,7 +60,8 @@ class FewShotMethod:
         return replace(published, **changes)
 
     def config_fields(self) -> set[str]:
-        """Fields of the adapter's configuration that a user may set: the method's own that are not filled in when the adapter is made."""
+        """Fields of the adapter's configuration that a user may set: the method's own that are not filled in when the
+        adapter is made."""
         from peft import PeftConfig
 
         from ..adapters.tuner import TunerConfig

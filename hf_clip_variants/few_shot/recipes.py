@@ -1,4 +1,5 @@
-"""`Recipe`: how an adapter is trained, and `recipe(method, shots)`: the published one of each method, from the method's folder.
+"""`Recipe`: how an adapter is trained, and `recipe(method, shots)`: the published one of each method, from the
+method's folder.
 
 `recipe("coop", shots=16)` is what the paper's code runs; change what you like with `dataclasses.replace`.
 """
@@ -31,8 +32,10 @@ class Recipe:
         schedule (`str`): "coop" (`coop_lr_schedule`, by epoch), "cosine" (to 0 over all steps, by step) or "constant".
         warmup_epochs (`int`), warmup_learning_rate (`float`): constant, before the schedule ("coop" only).
         augmentation (`str`): of the training pictures; see `data.augmentation`.
-        views (`int`): views of each picture that training sees. The official code draws a new one every epoch: views = epochs.
-        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the pictures are drawn; results are means over the seeds.
+        views (`int`): views of each picture that training sees. The official code draws a new one every epoch: views =
+            epochs.
+        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the pictures are drawn; results are means over the
+            seeds.
     """
 
     method: str
@@ -52,7 +55,8 @@ class Recipe:
     warmup_learning_rate: float = 1e-5
     drop_last: bool = False
 
-    # Fields that only a training, or only a search of hyper-parameters, reads: reports leave them out where there was none.
+    # Fields that only a training, or only a search of hyper-parameters, reads: reports leave them out where there was
+    # none.
     training_fields: ClassVar[frozenset[str]] = frozenset()
     search_fields: ClassVar[frozenset[str]] = frozenset()
 
@@ -63,7 +67,8 @@ class Recipe:
 
     @property
     def encoder_passes_per_image(self) -> int:
-        """Passes through the frozen image encoder, were it run whenever an image is asked for: what the official trainings do."""
+        """Passes through the frozen image encoder, were it run whenever an image is asked for: what the official
+        trainings do."""
         return self.epochs
 
     def with_one_view(self) -> Recipe:
@@ -112,8 +117,8 @@ def coop_lr_schedule(
 ) -> float:
     """CoOp's learning rate of an epoch (from 0), as Dassl computes it.
 
-    `warmup_lr` during the warm-up, then base_lr / 2 (1 + cos(pi (epoch - warmup_epochs) / max_epochs)): the cosine starts after the warm-up but
-    is as long as the whole training, so the rate does not reach 0.
+    `warmup_lr` during the warm-up, then base_lr / 2 (1 + cos(pi (epoch - warmup_epochs) / max_epochs)): the cosine
+    starts after the warm-up but is as long as the whole training, so the rate does not reach 0.
 
     >>> [round(coop_lr_schedule(epoch, 3.5e-3, 5), 6) for epoch in range(5)]
     [1e-05, 0.0035, 0.003166, 0.002291, 0.001209]
@@ -149,9 +154,10 @@ COOP_TRAINER: dict[str, Any] = {
     "seeds": (1, 2, 3),
 }
 
-# For models as small as the embedded emoji-clip-tiny (6 M parameters, 64 px), where the published values, tuned on ResNet-50 and larger,
-# do not carry over. Each method's descriptor replaces fields of its published recipe. Found on emoji of objects and of travel and places, none
-# of which is in the embedded set; what was tried is in the README of each method. Augmented views gained nothing there, hence one plain view.
+# For models as small as the embedded emoji-clip-tiny (6 M parameters, 64 px), where the published values, tuned on
+# ResNet-50 and larger, do not carry over. Each method's descriptor replaces fields of its published recipe. Found on
+# emoji of objects and of travel and places, none of which is in the embedded set; what was tried is in the README of
+# each method. Augmented views gained nothing there, hence one plain view.
 SMALL_MODEL_VIEWS: dict[str, Any] = {"augmentation": "none", "views": 1}
 SMALL_MODEL_TRAINER: dict[str, Any] = SMALL_MODEL_VIEWS | {
     "optimizer": "adamw",
@@ -175,11 +181,14 @@ def recipe(
 
     Args:
         method (`str`): a name in `FEW_SHOT_METHODS`.
-        shots (`int`): pictures a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train alike at any.
-        dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None` for any other data.
+        shots (`int`): pictures a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train
+            alike at any.
+        dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None`
+            for any other data.
         profile (`str`): "published", or "tiny": changed for models as small as the embedded one.
-        protocol (`str`): what the adapter is for: "few_shot" (the classes that it learns), "base_to_new" (also classes that it has not seen) or
-            "cross_dataset" (other data sets, domains included). Some papers train differently for each.
+        protocol (`str`): what the adapter is for: "few_shot" (the classes that it learns), "base_to_new" (also classes
+            that it has not seen) or "cross_dataset" (other data sets, domains included). Some papers train differently
+            for each.
 
     Raises:
         ValueError: an unknown method, data set, profile or protocol; shots < 1.

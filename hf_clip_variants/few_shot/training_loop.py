@@ -26,8 +26,9 @@ SAVE_EVERY_SECONDS = 60.0  # a kill loses at most so much of a training
 class TrainingState:
     """Where a training stands, in one file that is replaced as a whole at most every `SAVE_EVERY_SECONDS`.
 
-    Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: a training that goes on from it ends as
-    one that was never interrupted. The learning rate and the order of batches are functions of the epoch and need no state.
+    Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: a training that
+    goes on from it ends as one that was never interrupted. The learning rate and the order of batches are functions of
+    the epoch and need no state.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -45,7 +46,8 @@ class TrainingState:
         self._saved = time.monotonic()
 
     def load(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
-        """Fills parameters and optimiser in place; the losses of the epochs done, `[]` where there is nothing to go on from."""
+        """Fills parameters and optimiser in place; the losses of the epochs done, `[]` where there is nothing to go on
+        from."""
         if not self.path.is_file():
             return []
         try:
@@ -70,7 +72,8 @@ class TrainingState:
 def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool) -> Iterator[torch.Tensor]:
     """Row numbers of each batch of one epoch, in an order that depends on seed and epoch alone.
 
-    With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published recipes use).
+    With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published
+    recipes use).
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(count, generator=generator)
@@ -131,7 +134,8 @@ def train_adapter(
             loss = F.cross_entropy(logits.float(), labels.to(logits.device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; a smaller one may help"
+                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; "
+                    f"a smaller one may help"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

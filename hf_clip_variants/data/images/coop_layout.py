@@ -1,6 +1,8 @@
-"""The folders that users of CoOp and its successors have on disk: eleven data sets with Zhou's splits, and ImageNet's four shifted test sets.
+"""The folders that users of CoOp and its successors have on disk: eleven data sets with Zhou's splits, and ImageNet's
+four shifted test sets.
 
-`load_images("coop:DATA/oxford_pets")` reads one of them. Everything is keyed by label: names may repeat (CLIP's ImageNet names do, twice).
+`load_images("coop:DATA/oxford_pets")` reads one of them. Everything is keyed by label: names may repeat (CLIP's
+ImageNet names do, twice).
 """
 
 from __future__ import annotations
@@ -72,11 +74,12 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
 
-# ----------------------------------------------------------------------------------------------------- Zhou's split files
+# ---- Zhou's split files
 
 
 def _read_split_file(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """split_zhou_*.json: {"train", "val", "test"} -> lists of [path, label, class name]. Rows keep their order: draws depend on it."""
+    """split_zhou_*.json: {"train", "val", "test"} -> lists of [path, label, class name]. Rows keep their order: draws
+    depend on it."""
     file = _existing(folder / layout.split_file, layout)
     try:
         lists = json.loads(file.read_text(encoding="utf-8"))
@@ -140,7 +143,7 @@ def _names_by_label(pairs: Iterable[tuple[int, str]], file: Path) -> list[str]:
     return [name_of[label] for label in range(len(name_of))]
 
 
-# -------------------------------------------------------------------------------------------------------- other layouts
+# ---- other layouts
 
 
 def _read_aircraft(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
@@ -164,7 +167,8 @@ def _read_aircraft(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
 
 
 def _read_imagenet(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """images/train and images/val by WordNet id. Its validation pictures are the test set; there are no others to validate on."""
+    """images/train and images/val by WordNet id. Its validation pictures are the test set; there are no others to
+    validate on."""
     classes = _wordnet_classes(folder, layout)
     roots = {"train": folder / layout.pictures / "train", "test": folder / layout.pictures / "val"}
     return {split: _by_wordnet_id(root, classes, layout, whole=True) for split, root in roots.items()}
@@ -193,7 +197,8 @@ def _read_imagenet_v2(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
 
 
 def _wordnet_classes(folder: Path, layout: Layout) -> dict[str, tuple[str, str]]:
-    """classnames.txt: WordNet id -> name and mark, in the file's order. Marks are of the whole file: a name means the same in every set."""
+    """classnames.txt: WordNet id -> name and mark, in the file's order. Marks are of the whole file: a name means the
+    same in every set."""
     file = folder / CLASS_NAMES_FILE
     if not file.is_file() and (folder.parent / "imagenet" / CLASS_NAMES_FILE).is_file():
         file = folder.parent / "imagenet" / CLASS_NAMES_FILE  # what the shifted sets' file is a copy of
@@ -237,7 +242,7 @@ def _pictures_in(root: Path, folders: list[str], classes: list[tuple[str, str]])
     return LabelledPaths(root, paths, labels, [name for name, _ in classes], [mark for _, mark in classes])
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# ---- files
 
 
 def _existing(path: Path, layout: Layout) -> Path:
@@ -269,7 +274,8 @@ def _check_pictures_exist(split: str, part: LabelledPaths, layout: Layout) -> No
             missing.append(path)
     if missing:
         raise FileNotFoundError(
-            f"{layout.title}, {split}: {len(missing)} of {len(part.paths)} listed pictures do not exist: {name_some(missing, 3)}; "
+            f"{layout.title}, {split}: {len(missing)} of {len(part.paths)} listed pictures do not exist: "
+            f"{name_some(missing, 3)}; "
             f"expected below {part.root}"
         )
 
@@ -280,7 +286,8 @@ def _short(value: Any) -> str:
 
 
 def repetition_marks(names: Iterable[str]) -> list[str]:
-    """What to put behind each name so that all differ: nothing, or underscores. Prompts do not say them, so embeddings stay equal.
+    """What to put behind each name so that all differ: nothing, or underscores. Prompts do not say them, so embeddings
+    stay equal.
 
     >>> repetition_marks(["missile", "mitten", "missile"])
     ['', '', '_']

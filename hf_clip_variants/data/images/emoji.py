@@ -16,7 +16,8 @@ FOLDER = _ASSETS / "emoji-mini"
 
 
 def embedded_model() -> Path:
-    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos and tests.
+    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos
+    and tests.
 
     It never saw the embedded pictures' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
 
@@ -45,8 +46,8 @@ def load_emoji(
     Args:
         styles: one or several of `emoji_styles()`; default all. Rows come style by style, in the order given.
         groups: "animals-nature" (102 concepts) or "food-drink" (88) or both; default both.
-        concepts: names ("cherry blossom") or code points ("1F338"); default all. Their order is kept as the class order; without
-            it classes are in code-point order, the same for every style.
+        concepts: names ("cherry blossom") or code points ("1F338"); default all. Their order is kept as the class
+            order; without it classes are in code-point order, the same for every style.
 
     Raises:
         ValueError: an unknown style, group or concept, or none at all.

@@ -34,7 +34,8 @@ class Features:
     """Projected image features, not normalised.
 
     Attributes:
-        features (`torch.Tensor`): (V, N, D): view, picture, width. On the CPU, maybe mapped from a file: do not write to it.
+        features (`torch.Tensor`): (V, N, D): view, picture, width. On the CPU, maybe mapped from a file: do not write
+            to it.
         labels (`torch.Tensor`): (N,) int64.
         class_names (`tuple[str, ...]`): C names.
         ids (`tuple[str, ...]`): N names of pictures.
@@ -50,7 +51,8 @@ class Features:
     def __post_init__(self):
         if self.features.ndim != 3 or self.labels.shape != self.features.shape[1:2]:
             raise ValueError(
-                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; want (V, N, D) and (N,)"
+                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; want (V, N, D) "
+                f"and (N,)"
             )
 
     @property
@@ -70,9 +72,9 @@ class Features:
 class FeatureStore:
     """A folder of feature files, `features-<key>.safetensors`, that several processes may use at once.
 
-    A file is written under a temporary name and renamed: it is whole or absent. A file that is torn, of another format version or made for
-    something else (its header holds the full description, which must be equal) is ignored, and the next `save` replaces it. Where the
-    folder cannot be written, a warning says so once and nothing else happens.
+    A file is written under a temporary name and renamed: it is whole or absent. A file that is torn, of another format
+    version or made for something else (its header holds the full description, which must be equal) is ignored, and the
+    next `save` replaces it. Where the folder cannot be written, a warning says so once and nothing else happens.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -91,7 +93,8 @@ class FeatureStore:
     def load(
         self, description: dict[str, Any], part: str = "", shape: Sequence[int | None] = ()
     ) -> torch.Tensor | None:
-        """The features kept for `description`, memory-mapped, or `None`. `shape` (V, N, None) is checked as far as given."""
+        """The features kept for `description`, memory-mapped, or `None`. `shape` (V, N, None) is checked as far as
+        given."""
         path = self.path(description, part)
         if not path.is_file():
             return None
@@ -155,19 +158,21 @@ def compute_features(
 ) -> Features:
     """Run a frozen image tower once over V views of each picture.
 
-    With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's configuration, the
-    pictures' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the file and does not call `encode`. While
-    it runs, every 512 pictures are put aside, so an interrupted run goes on from there. Two processes may do this at once.
+    With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's
+    configuration, the pictures' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the
+    file and does not call `encode`. While it runs, every 512 pictures are put aside, so an interrupted run goes on
+    from there. Two processes may do this at once.
 
     Args:
-        encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called without
-            gradient. Put the model in eval mode; autocast inside if wanted.
+        encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called
+            without gradient. Put the model in eval mode; autocast inside if wanted.
         image_set ([`ImageSet`]): N pictures.
         processor: see [`AugmentedViews`], as for `augmentation` and `seed`.
         views (`int`): V. "One view an epoch" is exact for V = epochs; Tip-Adapter's cache uses 10.
         batch_size (`int`): pictures x views in one call of `encode`, about.
         cache_dir (path, *optional*): keep the features in this folder. It may be read-only.
-        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the tower); required with `cache_dir`.
+        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the tower); required with
+            `cache_dir`.
         progress: `True` shows a bar, a function is called with (pictures done, N).
         dtype: of the result. `torch.float16` halves the file.
         device: where `pixel_values` go; default: they stay on the CPU.
@@ -177,8 +182,8 @@ def compute_features(
         [`Features`] with `features` (V, N, D), on the CPU.
 
     Raises:
-        ValueError: `cache_dir` without `key`, no pictures, features that are not (B, D) or not finite (the picture is named), and what
-            [`AugmentedViews`] raises.
+        ValueError: `cache_dir` without `key`, no pictures, features that are not (B, D) or not finite (the picture is
+            named), and what [`AugmentedViews`] raises.
 
     Example:
 
@@ -251,8 +256,8 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
     """(V, len(rows), D)"""
     subset = torch.utils.data.Subset(source, list(rows))
     views, parts, done = source.num_views, [], 0
-    # A generator of its own: the loader draws a seed for its workers, and a training that follows must not depend on whether the
-    # features were computed or read.
+    # A generator of its own: the loader draws a seed for its workers, and a training that follows must not depend on
+    # whether the features were computed or read.
     loader = torch.utils.data.DataLoader(
         subset, max(1, batch_size // views), num_workers=num_workers, generator=torch.Generator()
     )
@@ -319,13 +324,14 @@ class _Progress:
 class FeatureDataset(torch.utils.data.Dataset):
     """Features as training rows `{"image_features": (D,), "labels": int}`, one view a picture and epoch.
 
-    Which view is a function of (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one would. `Trainer` tells the
-    epoch by itself in one process; with several, add `EpochCallback`; in a loop of your own, call `set_epoch`.
+    Which view is a function of (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one would.
+    `Trainer` tells the epoch by itself in one process; with several, add `EpochCallback`; in a loop of your own, call
+    `set_epoch`.
 
     Args:
         features ([`Features`])
-        views: "cycle": picture i starts at a view of its own and goes to the next every epoch, so V epochs show each view once;
-            "random": drawn anew for each epoch and picture; an `int`: always that view (evaluation: 0).
+        views: "cycle": picture i starts at a view of its own and goes to the next every epoch, so V epochs show each
+            view once; "random": drawn anew for each epoch and picture; an `int`: always that view (evaluation: 0).
         seed (`int`)
 
     Example:

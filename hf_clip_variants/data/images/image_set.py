@@ -33,11 +33,12 @@ class ImageSet:
     Attributes:
         dataset (`datasets.Dataset`): columns `image` (decoded when read) and `label` (`ClassLabel`), N rows.
         class_names (`tuple[str, ...]`): C names; `label` counts into it.
-        ids (`tuple[str, ...]`): N names for reports and for seeding augmentation: the path below the source folder, the
-            path written in the CSV or Parquet file, or `split/row`.
+        ids (`tuple[str, ...]`): N names for reports and for seeding augmentation: the path below the source folder,
+            the path written in the CSV or Parquet file, or `split/row`.
         split (`str`, *optional*): which split this is, where the source has splits.
         available_splits (`tuple[str, ...]`): the splits of the source, under their canonical names.
-        skipped (`tuple[tuple[str, str], ...]`): `(id, reason)` of each unreadable picture that `on_error="skip"` left out.
+        skipped (`tuple[tuple[str, str], ...]`): `(id, reason)` of each unreadable picture that `on_error="skip"` left
+            out.
 
     Example:
 

@@ -1,4 +1,5 @@
-"""Names that every reader of images agrees on: file name extensions, columns, tidy class names. A leaf: imports nothing of the package."""
+"""Names that every reader of images agrees on: file name extensions, columns, tidy class names. A leaf: imports
+nothing of the package."""
 
 import unicodedata
 

@@ -1,4 +1,5 @@
-"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout or the embedded emoji."""
+"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout
+or the embedded emoji."""
 
 from __future__ import annotations
 
@@ -54,23 +55,25 @@ def load_images(
         source: one of
             - a folder of class sub-folders (pictures at any depth below), optionally with train/val/test above them;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
-            - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line, or without
-              one in just that order;
+            - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line,
+              or without one in just that order;
             - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
             - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
-            - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for a folder of that name;
+            - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for
+              a folder of that name;
             - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version).
-        split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the train split
-            where there are splits.
+        split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the
+            train split where there are splits.
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
-        class_names: names for integer labels: a list (label i is its i-th name), or a mapping from each label to a name: the
-            labels may then have gaps and are renumbered in increasing order. For text labels: the list fixes the order (pass
+        class_names: names for integer labels: a list (label i is its i-th name), or a mapping from each label to a
+            name: the labels may then have gaps and are renumbered in increasing order. For text labels: the list fixes
+                the order (pass
             `train.class_names` when reading a test set from another source).
-        clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white space to
-            one. Unicode is composed (NFC) in any case. Case is left alone.
+        clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
+            space to one. Unicode is composed (NFC) in any case. Case is left alone.
         limit (`int`, *optional*): at most so many pictures, taken evenly over the classes, first ones first.
-        on_error: what to do with pictures that cannot be decoded: "raise" an error that names them, or "skip" them, with a
-            warning and the list in `ImageSet.skipped`.
+        on_error: what to do with pictures that cannot be decoded: "raise" an error that names them, or "skip" them,
+            with a warning and the list in `ImageSet.skipped`.
         verify (`bool`): decode every picture once now. Without it a broken one raises when it is used.
         empty_classes: what to do about a class without pictures. Default: "raise" for training pictures, "warn" for a
             validation or test split.
@@ -81,8 +84,8 @@ def load_images(
 
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
-        ValueError: no pictures, fewer than two classes, a class without pictures, a label out of range, integer labels without
-            names, columns that cannot be told, unreadable pictures. Every message names what was wrong.
+        ValueError: no pictures, fewer than two classes, a class without pictures, a label out of range, integer labels
+            without names, columns that cannot be told, unreadable pictures. Every message names what was wrong.
 
     Example:
 
@@ -132,7 +135,8 @@ def load_images(
 
 
 def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
-    """split ('' where there is none) -> {"dataset": with column image only, "labels": list, "names": ClassLabel's or None, "ids"}"""
+    """split ('' where there is none) -> {"dataset": with column image only, "labels": list, "names": ClassLabel's or
+    None, "ids"}"""
     import datasets
 
     if isinstance(source, datasets.DatasetDict):

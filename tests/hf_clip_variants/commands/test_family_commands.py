@@ -1,4 +1,5 @@
-"""Dual encoders other than CLIP from the command line: Chinese class names with Chinese-CLIP, pixels and text as each family wants them."""
+"""Dual encoders other than CLIP from the command line: Chinese class names with Chinese-CLIP, pixels and text as each
+family wants them."""
 
 import json
 

@@ -313,8 +313,10 @@ def test_without_scikit_learn_only_knn_runs(run, clip, pictures, monkeypatch):
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
 def test_the_help_tells_the_extra_and_loads_nothing_heavy(command):
     program = (
-        f"import sys\nfrom hf_clip_variants.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept SystemExit: pass\n"
-        "print([n for n in ('torch', 'transformers', 'sklearn', 'scipy', 'numpy', 'datasets') if n in sys.modules], file=sys.stderr)"
+        f"import sys\nfrom hf_clip_variants.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept "
+        f"SystemExit: pass\n"
+        "print([n for n in ('torch', 'transformers', 'sklearn', 'scipy', 'numpy', 'datasets') if n in sys.modules], "
+        "file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr == "[]\n" and "--train" in done.stdout and "--features" in done.stdout

@@ -16,7 +16,8 @@ from hf_clip_variants.conversion.checkpoint_reader import UnsafeCheckpointError,
 
 
 class TestRefusesLies:
-    """Sizes that the file does not hold. Nothing of the claimed size may be allocated: see `test_bombs` for the memory."""
+    """Sizes that the file does not hold. Nothing of the claimed size may be allocated: see `test_bombs` for the
+    memory."""
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -104,7 +105,8 @@ def _bombs(folder: Path) -> dict[str, str]:
     raw = {
         "lists": (b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".", "nested more than"),
         "tuples": (b"\x80\x02)" + b"\x85" * 900_000 + b".", "nested more than"),
-        "ladder": (b"\x80\x02(]Naq\0" + b"]h\0aq\0" * 5000 + b"l.", "nested more than"),  # every rung is seen before the next
+        # every rung is seen before the next
+        "ladder": (b"\x80\x02(]Naq\0" + b"]h\0aq\0" * 5000 + b"l.", "nested more than"),
         "own_list": (state_dict(b"]q\0h\0a"), "contains itself"),
         "own_dict": (b"\x80\x02}q\0" + text("a") + b"h\0s.", "contains itself"),
         "own_module": (b"\x80\x02c__torch__\nM\n)\x81q\0}" + text("a") + b"h\0sb.", "contains itself"),

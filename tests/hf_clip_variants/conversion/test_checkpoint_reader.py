@@ -372,7 +372,8 @@ class TestDamaged:
             read_state_dict(tmp_path)
 
     def test_flipped_bytes(self, files, weights):
-        """Our errors or tensors, never another exception. A zip archive has checksums, so there the tensors are equal."""
+        """Our errors or tensors, never another exception. A zip archive has checksums, so there the tensors are
+        equal."""
         generator = random.Random(0)
         outcomes = {path.name: {"read": 0, "refused": 0} for path in files}
         for path in files:
@@ -444,7 +445,8 @@ class TestUnwrap:
 @pytest.mark.parity
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_training_checkpoint_converts(tmp_path, zipped):
-    """float16 weights under `module.`, beside Namespace, NumPy scalars, an optimiser, a scheduler: the features are the official ones."""
+    """float16 weights under `module.`, beside Namespace, NumPy scalars, an optimiser, a scheduler: the features are
+    the official ones."""
     from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
 
     fixture = load_fixture("clip_openai_ckpt_vit")

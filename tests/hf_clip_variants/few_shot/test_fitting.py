@@ -437,7 +437,8 @@ def test_another_descriptor_is_fitted_like_ours(monkeypatch):
 
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_adapters_one_after_the_other_do_not_see_each_others_class_features(class_specific):
-    """Equally many updates of tensors of equal shape: the classifier's cache of class features must tell them apart."""
+    """Equally many updates of tensors of equal shape: the classifier's cache of class features must tell them
+    apart."""
     classifier, overrides = (
         tiny_classifier(),
         SHORT | {"learning_rate": 0.5, "class_specific": class_specific, "context_init": "a photo of a"},

@@ -1,4 +1,5 @@
-"""What the prompt-learning papers claim, on real pictures: learn half of the classes, ask about both halves in styles drawn by others."""
+"""What the prompt-learning papers claim, on real pictures: learn half of the classes, ask about both halves in styles
+drawn by others."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
 
 @pytest.fixture(scope="module")
 def accuracies() -> dict[str, tuple[float, float]]:
-    """Method -> accuracy among base classes, among new classes, and on the pictures that were learned; "zero_shot" is CLIP with the words that
+    """Method -> accuracy among base classes, among new classes, and on the pictures that were learned; "zero_shot" is
+    CLIP with the words that
     contexts start from."""
     every = load_emoji("notov1").class_names
     names = list(every[:: len(every) // CLASSES][:CLASSES])
@@ -68,7 +70,8 @@ def test_a_context_that_is_fitted_to_some_classes_loses_others(accuracies):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "coop"])
 def test_the_others_lose_less_on_new_classes(method, accuracies):
-    """CoCoOp by conditioning on the picture; MaPLe, VPT and IVLP because the towers learn, too. The harmonic mean follows."""
+    """CoCoOp by conditioning on the picture; MaPLe, VPT and IVLP because the towers learn, too. The harmonic mean
+    follows."""
 
     def harmonic(found):
         base, new, _ = found

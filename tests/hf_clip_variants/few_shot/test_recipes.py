@@ -148,8 +148,10 @@ def test_names_and_overrides():
 
 def test_recipes_and_data_names_import_no_torch():
     script = (
-        "import sys, hf_clip_variants.few_shot.recipes, hf_clip_variants.data as d; from hf_clip_variants.data import emoji_styles;"
-        "emoji_styles(); dir(d); print([m for m in ('torch', 'datasets', 'transformers.models', 'peft') if m in sys.modules])"
+        "import sys, hf_clip_variants.few_shot.recipes, hf_clip_variants.data as d; from hf_clip_variants.data import "
+        "emoji_styles;"
+        "emoji_styles(); dir(d); print([m for m in ('torch', 'datasets', 'transformers.models', 'peft') if m in "
+        "sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

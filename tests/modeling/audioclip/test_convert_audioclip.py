@@ -1,4 +1,5 @@
-"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the sound tower alone, and what is refused."""
+"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the sound tower alone, and what is
+refused."""
 
 import json
 

@@ -21,8 +21,8 @@ from hf_clip_variants.modeling.chinese_clip.convert_chinese_clip import (
 
 
 HEADS = {"text_heads": 4, "vision_heads": 4}
-# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image tower; (layers, width, inner width) and heads of the text tower; the joint
-# width; and the parameters in millions, as the official README rounds them.
+# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image tower; (layers, width, inner width)
+# and heads of the text tower; the joint width; and the parameters in millions, as the official README rounds them.
 PUBLISHED = {
     "ViT-B-16": ((12, 768, 16, 224), 12, (12, 768, 3072), 12, 512, 188),
     "ViT-L-14": ((24, 1024, 14, 224), 16, (12, 768, 3072), 12, 768, 406),
@@ -85,7 +85,8 @@ def flash_names(official):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_from_shapes_alone(name):
-    """Sizes, parameter count, and official -> ours -> official, on the meta device and in the precision of the files."""
+    """Sizes, parameter count, and official -> ours -> official, on the meta device and in the precision of the
+    files."""
     (layers, width, patch, pixels), heads, (text_layers, text_width, inner), text_heads, joint, millions = PUBLISHED[
         name
     ]
@@ -141,7 +142,8 @@ def test_names_of_flash_attention(tiny, official):
 
 
 def test_the_readmes_image_processor_equals_the_official_transform():
-    """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without arguments crops."""
+    """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without
+    arguments crops."""
     colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     picture = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
     mean, std = ChineseCLIPImageProcessor.image_mean, ChineseCLIPImageProcessor.image_std

@@ -120,7 +120,8 @@ class TestFiles:
 
     @pytest.fixture
     def file(self, fixture, tmp_path):
-        """As the repository's training writes it: names of DistributedDataParallel, an optimiser, arguments in a Namespace."""
+        """As the repository's training writes it: names of DistributedDataParallel, an optimiser, arguments in a
+        Namespace."""
         return from_a_training(fixture.state_dict, tmp_path / "slip_base_25ep.pt")
 
     @pytest.fixture

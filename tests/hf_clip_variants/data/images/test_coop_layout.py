@@ -1,4 +1,5 @@
-"""Folders of the CoOp family: the same pictures, labels and names as the official readers give, and messages that name what is wrong."""
+"""Folders of the CoOp family: the same pictures, labels and names as the official readers give, and messages that name
+what is wrong."""
 
 import json
 import shutil
