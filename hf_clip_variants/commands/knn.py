@@ -14,7 +14,7 @@ def knn(
     test: probing.Test = None,
     train_split: probing.TrainSplit = None,
     test_split: probing.TestSplit = None,
-    features: probing.Kind = "tower",
+    features: probing.Kind = "encoder",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(help="Small: the nearest decides; large: all count the same.")] = 0.07,
     image_column: probing.ImageColumn = None,
@@ -27,11 +27,11 @@ def knn(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure frozen image features by a vote of the nearest training pictures: accuracy on test pictures, and its mean
+    Measure frozen image features by a vote of the nearest training images: accuracy on test images, and its mean
     over classes.
 
     Cosine similarity s, and every one of the k nearest votes for its class with exp(s / temperature), as in DINO's
-    paper. Nothing is trained and nothing is chosen. Pictures that cannot be read are listed and left out, and the exit
+    paper. Nothing is trained and nothing is chosen. Images that cannot be read are listed and left out, and the exit
     code is 1.
 
     \b

@@ -1,4 +1,4 @@
-"""K pictures a class, drawn as the published few-shot protocols draw them, and the base/new division of classes."""
+"""K images a class, drawn as the published few-shot protocols draw them, and the base/new division of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from .images.image_set import name_some
 
 
-MAX_VALIDATION_SHOTS = 4  # CoOp: min(K, 4) validation pictures a class
+MAX_VALIDATION_SHOTS = 4  # CoOp: min(K, 4) validation images a class
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class FewShotSplit:
     """Row numbers of a few-shot draw.
 
     Attributes:
-        train (`tuple[int, ...]`): rows of the training pictures, class by class.
-        validation (`tuple[int, ...]`): rows of the validation pictures; of which set, `validation_from` says.
+        train (`tuple[int, ...]`): rows of the training images, class by class.
+        validation (`tuple[int, ...]`): rows of the validation images; of which set, `validation_from` says.
         validation_from (`str`, *optional*): "validation" (rows of the separate validation split), "train" (rows of the
-            training pictures that were not drawn), or `None` (there are none).
+            training images that were not drawn), or `None` (there are none).
         shots (`int`), seed (`int`), protocol (`str`): what was asked for.
     """
 
@@ -61,14 +61,14 @@ def sample_few_shot(
     (`random.choices`), and the whole validation split is used.
 
     Both come from one `random.Random(seed)`, class after class in the order in which classes first appear in `labels`,
-    as the official code does: the same list of pictures and the same seed give the official draw. Nothing depends on
+    as the official code does: the same list of images and the same seed give the official draw. Nothing depends on
     Python's hash seed or on the global generators.
 
-    Where there is no validation split (`validation_labels=None`), validation rows come from the training pictures that
+    Where there is no validation split (`validation_labels=None`), validation rows come from the training images that
     were not drawn, min(K, 4) a class under either protocol. A class with nothing left gets none; a warning names it.
 
     Args:
-        labels: (N,) integers, the class of each training picture.
+        labels: (N,) integers, the class of each training image.
         shots: K >= 1.
         seed: any integer.
         num_classes: C. Default: the highest label + 1.
@@ -77,7 +77,7 @@ def sample_few_shot(
         val: `False`: no validation rows.
 
     Raises:
-        ValueError: no labels, a label outside 0..C-1, a class without pictures (named), one class only, shots < 1.
+        ValueError: no labels, a label outside 0..C-1, a class without images (named), one class only, shots < 1.
 
     Example:
 
@@ -103,16 +103,16 @@ def sample_few_shot(
         return name_some(class_names[c] if class_names is not None else f"class {c}" for c in classes)
 
     if not rows_of:
-        raise ValueError("labels: got none; want one for each picture")
+        raise ValueError("labels: got none; want one for each image")
     empty = [c for c in range(count) if c not in rows_of]
     if empty:
-        raise ValueError(f"labels: no pictures for {len(empty)} of {count} classes: {named(empty)}")
+        raise ValueError(f"labels: no images for {len(empty)} of {count} classes: {named(empty)}")
     if count < 2:
         raise ValueError(f"labels: one class only ({named([0])}); want at least two")
     short = sorted(c for c, rows in rows_of.items() if len(rows) < shots)
     if short:
-        how = "they give all they have" if protocol == "coop" else "pictures are repeated"
-        warnings.warn(f"fewer than {shots} pictures in {len(short)} classes: {named(short)}; {how}", stacklevel=2)
+        how = "they give all they have" if protocol == "coop" else "images are repeated"
+        warnings.warn(f"fewer than {shots} images in {len(short)} classes: {named(short)}; {how}", stacklevel=2)
 
     generator = random.Random(seed)
     train = _draw(rows_of, shots, generator, repeat=protocol == "tip")
@@ -129,7 +129,7 @@ def sample_few_shot(
         validation = _draw(rest, min(shots, MAX_VALIDATION_SHOTS), generator)
         bare = sorted(c for c, rows in rest.items() if not rows)
         if bare:
-            what = "no picture is left for validation" if len(bare) == count else "no validation picture is left"
+            what = "no image is left for validation" if len(bare) == count else "no validation image is left"
             warnings.warn(f"{what} in {len(bare)} of {count} classes: {named(bare)}", stacklevel=2)
     origin = None if not validation else "train" if validation_labels is None else "validation"
     return FewShotSplit(tuple(train), tuple(validation), origin, shots, seed, protocol)

@@ -130,8 +130,8 @@ def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
     return processor
 
 
-def find_pictures(inputs: Iterable[str]) -> Iterator[str]:
-    """Files as they are; for a folder every picture file below it, sorted."""
+def find_images(inputs: Iterable[str]) -> Iterator[str]:
+    """Files as they are; for a folder every image file below it, sorted."""
     for item in inputs:
         if os.path.isdir(item):
             yield from (
@@ -145,7 +145,7 @@ def find_pictures(inputs: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture: its classes, best first, or why it could not be read."""
+    """One image: its classes, best first, or why it could not be read."""
 
     path: str
     top: tuple[tuple[str, float], ...] = ()
@@ -154,9 +154,9 @@ class Prediction:
 
 @torch.inference_mode()
 def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
-    """A prediction for each path, in order. A picture that cannot be read is one with `error`; the others are done.
+    """A prediction for each path, in order. An image that cannot be read is one with `error`; the others are done.
 
-    Pictures of the next batch are read by threads while the model runs on this one. Paths may be an endless stream.
+    Images of the next batch are read by threads while the model runs on this one. Paths may be an endless stream.
     """
     device = next(loaded.model.parameters()).device
     top = min(top, len(loaded.class_names))
@@ -203,7 +203,7 @@ __all__ = [
     "Prediction",
     "check_model_folder",
     "classify",
-    "find_pictures",
+    "find_images",
     "load_for_prediction",
     "load_processor",
 ]

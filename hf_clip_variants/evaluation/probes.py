@@ -14,7 +14,7 @@ import torch
 from ..optional_dependencies import require
 
 
-# N training pictures, M test pictures, D feature width, C classes
+# N training images, M test images, D feature width, C classes
 
 STEPS_PER_DECADE = 8
 LOWEST, HIGHEST = -6, 6  # powers of ten between which the strength is looked for
@@ -30,7 +30,7 @@ class LinearProbe:
         strength (`float`): λ of the classifier that predicted.
         converged (`bool`), iterations (`int`): of that classifier's L-BFGS.
         validation (`dict[float, float]`): λ -> accuracy on the held-out part, increasing λ; empty where λ was given.
-        validation_size (`int`): pictures in the held-out part.
+        validation_size (`int`): images in the held-out part.
     """
 
     predicted: torch.Tensor
@@ -61,22 +61,22 @@ def linear_probe(
     Without `strength` λ is searched as in the paper, on a held-out part of every class: 10^-6, 10^-4, …, 10^6 first,
     then on both sides of the best at half the distance, down to 8 steps a decade (15 fits). The best is the most
     accurate; of equals the one of lower cross-entropy. The classifier that predicts is fitted with it on all training
-    pictures.
+    images.
 
     Args:
         train_features: (N, D), un-normalised.
         train_labels: (N,) integers, not necessarily 0..C-1.
         test_features: (M, D).
         strength (`float`, *optional*): λ > 0.
-        held_out (`float`): share of every class's pictures that λ is chosen on, rounded, at least one; a class of one
-            picture gives none.
+        held_out (`float`): share of every class's images that λ is chosen on, rounded, at least one; a class of one
+            image gives none.
         seed (`int`): of the draw of that part.
         max_iterations (`int`): of L-BFGS; the paper's is 1000.
 
     Raises:
         ImportError: scikit-learn is not installed.
         ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, no class
-            of two pictures to hold one out of, a value out of range.
+            of two images to hold one out of, a value out of range.
 
     Example:
 
@@ -104,7 +104,7 @@ def linear_probe(
             logits = torch.from_numpy(model.decision_function(train[validation]))
             if logits.ndim == 1:  # two classes: that of the second against 0
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
-            # A class keeps at least one picture to fit, so every held-out label is among model.classes_.
+            # A class keeps at least one image to fit, so every held-out label is among model.classes_.
             right = torch.from_numpy(np.searchsorted(model.classes_, labels[validation]))
             share = float((logits.argmax(dim=1) == right).double().mean())
             return share, -float(torch.nn.functional.cross_entropy(logits, right))
@@ -125,13 +125,13 @@ def knn_classify(
     chunk_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """The class that the k nearest training pictures vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO,
+    """The class that the k nearest training images vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO,
     Caron et al. 2021).
 
     s_ij = cos(q_i, x_j);  votes_i[c] = Σ_{j among the k largest s_ij, y_j = c} exp(s_ij / T);  predicted_i = argmax_c
     votes_i[c]
 
-    Of equal similarities the earlier training picture is the nearer one; of equal votes the lower label wins. Queries
+    Of equal similarities the earlier training image is the nearer one; of equal votes the lower label wins. Queries
     come in chunks: no N x M matrix exists. A feature of norm 0 has similarity 0 to everything.
 
     Args:
@@ -199,7 +199,7 @@ def check_linear_probe(
         raise ValueError(f"max_iterations: got {max_iterations}; want at least 1")
     if strength is None and len(labels.unique()) == len(labels):
         raise ValueError(
-            "strength: no class has two training pictures, so none can be held out to search on; give a strength"
+            "strength: no class has two training images, so none can be held out to search on; give a strength"
         )
 
 
@@ -207,7 +207,7 @@ def check_knn(labels: torch.Tensor | Sequence[int], k: int = 20, temperature: fl
     """Raises what `knn_classify` would, from the training labels alone: before the features are computed."""
     count = len(_two_classes(labels))
     if not 1 <= k <= count:
-        raise ValueError(f"k: got {k}; want 1..{count}, as there are {count} training pictures")
+        raise ValueError(f"k: got {k}; want 1..{count}, as there are {count} training images")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature: got {temperature}; want more than 0")
 
@@ -272,7 +272,7 @@ def _strength(place: int) -> float:
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: `share` of each class, at least one of its pictures and never all."""
+    """(N,) bool: `share` of each class, at least one of its images and never all."""
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -299,8 +299,7 @@ def _features(argument: str, features) -> torch.Tensor:
     features = torch.as_tensor(features)
     if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise ValueError(
-            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (pictures, "
-            f"width)"
+            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (images, width)"
         )
     finite = features.isfinite().all(dim=1)
     if not finite.all():

@@ -25,12 +25,12 @@ from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
 
 
-# V views, N pictures, D joint width, C classes, K shots
+# V views, N images, D joint width, C classes, K shots
 
 
 @dataclass(frozen=True)
 class Shots:
-    """The labelled pictures of one fit: as they are trained on, and as they look to a test."""
+    """The labelled images of one fit: as they are trained on, and as they look to a test."""
 
     training: LabelledImages  # V augmented views each
     plain: LabelledImages  # the image processor's own view: what validation asks about
@@ -38,7 +38,7 @@ class Shots:
     def __post_init__(self):
         if not torch.equal(self.training.labels, self.plain.labels):
             raise ValueError(
-                f"plain: labels of {len(self.plain)} pictures are not those of the {len(self.training)} in training"
+                f"plain: labels of {len(self.plain)} images are not those of the {len(self.training)} in training"
             )
 
     def select(self, rows: torch.Tensor) -> Shots:
@@ -51,7 +51,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Fold:
-    """One division for validation: learn from `shots`, ask about `queries`. Never the pictures of a test."""
+    """One division for validation: learn from `shots`, ask about `queries`. Never the images of a test."""
 
     shots: Shots
     queries: LabelledImages
@@ -86,7 +86,7 @@ def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fo
 
 
 def _place_within_class(labels: torch.Tensor) -> torch.Tensor:
-    """[2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]: the how-manieth of its class each picture is."""
+    """[2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]: the how-manieth of its class each image is."""
     seen: dict[int, int] = {}
     places = []
     for label in labels.tolist():
@@ -122,7 +122,7 @@ class FittedAdapter:
 
 @dataclass
 class Fit:
-    """What a method's function works with: pictures, folds, the recipe's values, and the two things that all methods
+    """What a method's function works with: images, folds, the recipe's values, and the two things that all methods
     do."""
 
     classifier: torch.nn.Module
@@ -155,12 +155,12 @@ class Fit:
         finally:
             model.unload()
 
-    def train(self, model: PeftModel, pictures: LabelledImages, label: str = "final") -> list[float]:
+    def train(self, model: PeftModel, images: LabelledImages, label: str = "final") -> list[float]:
         """Train the adapter by the recipe; `label` tells the trainings of one fit apart."""
         state = None if self.state_folder is None else TrainingState(self.state_folder / f"{label}.safetensors")
         report = self.on_epoch
         return train_adapter(
-            model, pictures, self.recipe.make_optimizer, self.recipe.learning_rate_at,
+            model, images, self.recipe.make_optimizer, self.recipe.learning_rate_at,
             epochs=self.recipe.epochs, batch_size=self.recipe.batch_size, drop_last=self.recipe.drop_last, seed=self.seed,
             state=state, on_epoch=None if report is None else lambda done, loss: report(label, done, self.recipe.epochs),
         )  # fmt: skip
@@ -272,18 +272,18 @@ def fit_adapter(
     state_folder: str | Path | None = None,
     on_epoch: Callable[[str, int, int], None] | None = None,
 ) -> FittedAdapter:
-    """Fit one adapter to a few labelled pictures, by the method's published recipe unless told otherwise.
+    """Fit one adapter to a few labelled images, by the method's published recipe unless told otherwise.
 
     Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on
     `validation`; without it by cross-validation over the shots; with one shot a class they are the recipe's. Test
-    pictures have no part in it.
+    images have no part in it.
 
     Args:
         classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload`
             takes it off).
         method (`str`): a name in `FEW_SHOT_METHODS`.
-        shots ([`Shots`]): the pictures; cached features (the image tower is not run any more) or pixels.
-        validation (`LabelledImages`, *optional*): labelled pictures, plain view, that are neither trained on nor
+        shots ([`Shots`]): the images; cached features (the image encoder is not run any more) or pixels.
+        validation (`LabelledImages`, *optional*): labelled images, plain view, that are neither trained on nor
             tested.
         recipe_values ([`Recipe`], *optional*): default: `recipe(method, K)`.
         overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given
@@ -293,7 +293,7 @@ def fit_adapter(
         on_epoch: called with (which training, epochs done, epochs).
 
     Raises:
-        ValueError: unknown method or override, pictures that do not fit the classifier.
+        ValueError: unknown method or override, images that do not fit the classifier.
         FloatingPointError: a loss that is not finite.
 
     Example:
@@ -305,14 +305,14 @@ def fit_adapter(
     >>> from hf_clip_variants.data import compute_features, load_emoji
     >>> from hf_clip_variants.data.images.labelled_images import CachedImages
 
-    >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two pictures each
+    >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two images each
     >>> classifier = CLIPClassifier.from_pretrained(
     ...     embedded_model(), class_names=train.class_names, templates="icons", dtype=torch.float32
     ... )
     >>> processor = CLIPClassifierProcessor.from_clip(embedded_model())
     >>> encode = lambda pixels: classifier.get_image_features(pixels).pooler_output
-    >>> pictures = CachedImages(compute_features(encode, train, processor, progress=False))
-    >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(pictures, pictures), overrides={"augmentation": "none"})
+    >>> images = CachedImages(compute_features(encode, train, processor, progress=False))
+    >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(images, images), overrides={"augmentation": "none"})
     >>> fitted.validation.kind, fitted.model.peft_config["default"].cache_size
     ('cross-validation', 6)
 

@@ -366,7 +366,7 @@ def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
     unseen = {style: f"emoji:{style}" for style in tested}
     groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
     note = (
-        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are "
+        "Emoji have one image per concept and style: shots are drawn from the styles fluentflat and emojione (two are "
         "all there are, so every seed draws the same two), and test images are of other styles: fluent3d by "
         "fluentflat's designer, notov1 by another."
     )

@@ -31,10 +31,10 @@ class Recipe:
         batch_size (`int`); drop_last (`bool`): leave out a smaller last batch, unless it is the only one.
         schedule (`str`): "coop" (`coop_lr_schedule`, by epoch), "cosine" (to 0 over all steps, by step) or "constant".
         warmup_epochs (`int`), warmup_learning_rate (`float`): constant, before the schedule ("coop" only).
-        augmentation (`str`): of the training pictures; see `data.augmentation`.
-        views (`int`): views of each picture that training sees. The official code draws a new one every epoch: views =
+        augmentation (`str`): of the training images; see `data.augmentation`.
+        views (`int`): views of each image that training sees. The official code draws a new one every epoch: views =
             epochs.
-        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the pictures are drawn; results are means over the
+        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the images are drawn; results are means over the
             seeds.
     """
 
@@ -177,11 +177,11 @@ def recipe(
     profile: Literal["published", "tiny"] = "published",
     protocol: Protocol = "few_shot",
 ) -> Recipe:
-    """The recipe of `method` for `shots` pictures a class.
+    """The recipe of `method` for `shots` images a class.
 
     Args:
         method (`str`): a name in `FEW_SHOT_METHODS`.
-        shots (`int`): pictures a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train
+        shots (`int`): images a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train
             alike at any.
         dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None`
             for any other data.

@@ -162,7 +162,7 @@ def markdown(
     """
     lines = ["# Few-shot protocols", "", f"`{command}`", ""]
     if missing:
-        lines += [f"{missing} cells are missing; repeat the command to have them done.", ""]
+        lines += [f"{missing} runs are missing; repeat the command to have them done.", ""]
     seeds = sorted({r["seed"] for r in records if r["method"] != ZERO_SHOT_ROW[0]})
     over = f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     lines += [f"Accuracy in %, {over if len(seeds) > 1 else 'one seed'}.", ""]
@@ -187,7 +187,7 @@ def _section(protocol: str, records: Sequence[Mapping[str, Any]], plot: str | No
     sizes = dict.fromkeys(
         f"{e.of}{halves.get(e.part, '')} {e.images} in {e.classes} classes" for e in entries.itertuples()
     )
-    notes.append(f"Test pictures: {'; '.join(sizes)}.")
+    notes.append(f"Test images: {'; '.join(sizes)}.")
     for why, own in entries.dropna(subset="why").groupby("why", sort=False):
         named = ", ".join(titles[method] for method in own["method"].unique())
         notes.append(f"-: {named} cannot be asked about other classes: {why}.")
@@ -196,7 +196,7 @@ def _section(protocol: str, records: Sequence[Mapping[str, Any]], plot: str | No
         lines += [f"![{TITLES[protocol]}]({plot})", ""]
     seconds = sum(sum(r["seconds"].values()) for r in records)
     machines = dict.fromkeys(_machine(r["environment"]) for r in records)
-    return [*lines, f"{len(records)} cells, {seconds:.0f} s; {'; '.join(machines)}.", ""]
+    return [*lines, f"{len(records)} runs, {seconds:.0f} s; {'; '.join(machines)}.", ""]
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def train_adapter(
 
     Args:
         model: a classifier with an adapter; only parameters with `requires_grad` change. Left in eval mode.
-        inputs: N pictures; epoch e trains on view number e.
+        inputs: N images; epoch e trains on view number e.
         make_optimizer: parameters -> optimiser.
         learning_rate_at: (epoch, step within it, steps an epoch) -> learning rate of that step.
         epochs, batch_size, drop_last: as they say.
@@ -109,7 +109,7 @@ def train_adapter(
         on_epoch: called with (epochs done, mean loss of the last).
 
     Returns:
-        The mean loss over the pictures of each epoch.
+        The mean loss over the images of each epoch.
 
     Raises:
         ValueError: nothing requires a gradient.
@@ -121,7 +121,7 @@ def train_adapter(
     optimizer = make_optimizer(parameters)
     curve = state.load(parameters, optimizer) if state is not None else []
     count = len(inputs.labels)
-    model.eval()  # frozen towers must not drop anything out; adapters have no mode
+    model.eval()  # frozen encoders must not drop anything out; adapters have no mode
     for epoch in range(len(curve), epochs):
         plan = list(batches(count, batch_size, seed, epoch, drop_last))
         total, seen = 0.0, 0

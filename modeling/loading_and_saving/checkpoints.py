@@ -46,7 +46,7 @@ def check_range(config: object, part: str, names: Sequence[str]):
             raise ValueError(f"{part}{name}: {value} is outside 1..{LARGEST}")
 
 
-def check_tower_types(values: Mapping, known: Mapping[str, Sequence[str]]):
+def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
     """ValueError if a nested configuration of `values` says another `model_type` than one of `known[part]`; saying
     none is fine."""
     for part, types in known.items():
@@ -392,6 +392,6 @@ class StagedSaving:
         return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_range", "check_tower_types", "damaged_file"]
+__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_encoder_types", "check_range", "damaged_file"]
 __all__ += ["fsync_file", "fsync_folder", "no_space_error", "save_all_at_once", "staged_folder", "swap_in"]
 __all__ += ["without_kernels"]

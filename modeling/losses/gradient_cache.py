@@ -59,9 +59,9 @@ def backward_in_chunks(
     >>> from transformers import CLIPConfig, CLIPModel
     >>> from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
 
-    >>> tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    >>> towers = {"text_config": {**tower, "vocab_size": 10}, "vision_config": {**tower, "image_size": 32}}
-    >>> model = CLIPModel(CLIPConfig(**towers))
+    >>> layers = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> parts = {"text_config": {**layers, "vocab_size": 10}, "vision_config": {**layers, "image_size": 32}}
+    >>> model = CLIPModel(CLIPConfig(**parts))
     >>> batch = {"input_ids": torch.arange(6)[:, None], "pixel_values": torch.randn(6, 3, 32, 32)}
     >>> loss = backward_in_chunks(model, batch, micro_batch_size=2)
     >>> model.logit_scale.grad is not None

@@ -45,7 +45,7 @@ from .modeling_slip import SLIPForPreTraining, SLIPModel
 
 _OF = "SLIP"
 _HEAD = "image_mlp."
-_TOWER = {
+_ENCODER = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -66,7 +66,7 @@ _LAYER: NameTable = {
 }
 _LAYER |= {f"attn.qkv.{kind}": tuple(f"attention.{part}_proj.{kind}" for part in "qkv") for kind in ("weight", "bias")}
 _POSITIONS, _PATCHES, _MLP = "visual.pos_embed", "visual.patch_embed.proj.weight", "visual.blocks.0.mlp.fc1.weight"
-_TOWER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
+_ENCODER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
 _HEAD_SHAPES = [_HEAD + "layer1.weight", _HEAD + "layer3.weight"]
 # The only width of the three models whose heads are not 64 wide: ViT-S, with 12 of 32.
 _VISION_HEADS = {384: 12}
@@ -195,7 +195,7 @@ def _name_table(config: SLIPConfig, names: Mapping[str, torch.Tensor]) -> NameTa
 
 
 def _vision_names(num_layers: int, prefix: str) -> NameTable:
-    outer = {"visual." + official: prefix + ours for official, ours in _TOWER.items()}
+    outer = {"visual." + official: prefix + ours for official, ours in _ENCODER.items()}
     return outer | layer_names("visual.blocks.{i}.", prefix + "layers.{i}.", num_layers, _LAYER)
 
 
@@ -211,7 +211,7 @@ def _check_architecture(state_dict: Mapping[str, torch.Tensor]):
 
 def _infer_vision_config(state_dict: Mapping[str, torch.Tensor], vision_heads: int | None) -> dict:
     _check_architecture(state_dict)
-    shapes = shapes_of(state_dict, list(_TOWER_DIMS), of=_OF, dims=_TOWER_DIMS)
+    shapes = shapes_of(state_dict, list(_ENCODER_DIMS), of=_OF, dims=_ENCODER_DIMS)
     width, channels, _, patch = shapes[_PATCHES]
     grid = math.isqrt(max(shapes[_POSITIONS][1] - 1, 0))
     if grid < 1 or grid * grid != shapes[_POSITIONS][1] - 1:

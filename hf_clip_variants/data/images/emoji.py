@@ -1,4 +1,4 @@
-"""The embedded pictures: 190 animals, plants, foods and drinks, each drawn in four styles by different designers.
+"""The embedded images: 190 animals, plants, foods and drinks, each drawn in four styles by different designers.
 
 Style is a domain and concept is a class: train on some styles, test on others, with no download.
 """
@@ -19,7 +19,7 @@ def embedded_model() -> Path:
     """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos
     and tests.
 
-    It never saw the embedded pictures' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
+    It never saw the embedded images' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
 
     >>> (embedded_model() / "config.json").is_file()
     True
@@ -41,7 +41,7 @@ def load_emoji(
     groups: str | Sequence[str] | None = None,
     concepts: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The embedded emoji as an [`ImageSet`]: one class a concept, one 64 x 64 picture with alpha for each style.
+    """The embedded emoji as an [`ImageSet`]: one class a concept, one 64 x 64 image with alpha for each style.
 
     Args:
         styles: one or several of `emoji_styles()`; default all. Rows come style by style, in the order given.
@@ -87,8 +87,8 @@ def load_emoji(
     names = [name_of[code] for code in chosen]
     images, labels, ids = [], [], []
     for style, table in tables.items():
-        picture = {row["hexcode"]: row["image"] for row in table}
-        images += [picture[code] for code in chosen]
+        image_of = {row["hexcode"]: row["image"] for row in table}
+        images += [image_of[code] for code in chosen]
         labels += range(len(chosen))
         ids += [f"{style}/{code}" for code in chosen]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})

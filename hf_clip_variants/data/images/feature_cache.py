@@ -1,4 +1,4 @@
-"""Features of a frozen image tower, computed once and kept: methods that leave the tower alone never run it again."""
+"""Features of a frozen image encoder, computed once and kept: methods that leave the encoder alone never run it again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .image_set import ImageSet
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # part of every key: files of another layout are other files
-SHARD_IMAGES = 512  # a run that is stopped loses at most so many pictures' work
+SHARD_IMAGES = 512  # a run that is stopped loses at most so many images' work
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class Features:
     """Projected image features, not normalised.
 
     Attributes:
-        features (`torch.Tensor`): (V, N, D): view, picture, width. On the CPU, maybe mapped from a file: do not write
+        features (`torch.Tensor`): (V, N, D): view, image, width. On the CPU, maybe mapped from a file: do not write
             to it.
         labels (`torch.Tensor`): (N,) int64.
         class_names (`tuple[str, ...]`): C names.
-        ids (`tuple[str, ...]`): N names of pictures.
+        ids (`tuple[str, ...]`): N names of images.
         key (`str`, *optional*): SHA-256 of what the features depend on; `None` if no key was given.
     """
 
@@ -63,7 +63,7 @@ class Features:
         return self.features.shape[1]
 
     def select(self, indices: Sequence[int]) -> Features:
-        """The pictures `indices`, in that order."""
+        """The images `indices`, in that order."""
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         ids = tuple(self.ids[row] for row in rows.tolist()) if self.ids else ()
         return replace(self, features=self.features[:, rows], labels=self.labels[rows], ids=ids, key=None)
@@ -156,24 +156,24 @@ def compute_features(
     device: torch.device | str | None = None,
     num_workers: int = 0,
 ) -> Features:
-    """Run a frozen image tower once over V views of each picture.
+    """Run a frozen image encoder once over V views of each image.
 
     With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's
-    configuration, the pictures' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the
-    file and does not call `encode`. While it runs, every 512 pictures are put aside, so an interrupted run goes on
+    configuration, the images' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the
+    file and does not call `encode`. While it runs, every 512 images are put aside, so an interrupted run goes on
     from there. Two processes may do this at once.
 
     Args:
         encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called
             without gradient. Put the model in eval mode; autocast inside if wanted.
-        image_set ([`ImageSet`]): N pictures.
+        image_set ([`ImageSet`]): N images.
         processor: see [`AugmentedViews`], as for `augmentation` and `seed`.
         views (`int`): V. "One view an epoch" is exact for V = epochs; Tip-Adapter's cache uses 10.
-        batch_size (`int`): pictures x views in one call of `encode`, about.
+        batch_size (`int`): images x views in one call of `encode`, about.
         cache_dir (path, *optional*): keep the features in this folder. It may be read-only.
-        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the tower); required with
+        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the encoder); required with
             `cache_dir`.
-        progress: `True` shows a bar, a function is called with (pictures done, N).
+        progress: `True` shows a bar, a function is called with (images done, N).
         dtype: of the result. `torch.float16` halves the file.
         device: where `pixel_values` go; default: they stay on the CPU.
         num_workers (`int`): processes that decode and augment; the result is the same for any number.
@@ -182,7 +182,7 @@ def compute_features(
         [`Features`] with `features` (V, N, D), on the CPU.
 
     Raises:
-        ValueError: `cache_dir` without `key`, no pictures, features that are not (B, D) or not finite (the picture is
+        ValueError: `cache_dir` without `key`, no images, features that are not (B, D) or not finite (the image is
             named), and what [`AugmentedViews`] raises.
 
     Example:
@@ -191,8 +191,8 @@ def compute_features(
     >>> from hf_clip_variants.data import compute_features, load_emoji
     >>> from transformers import CLIPImageProcessor
     >>> processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    >>> pictures = load_emoji("notov1", concepts=["cat", "dog"])
-    >>> compute_features(lambda pixels: pixels.mean((2, 3)), pictures, processor, progress=False).features.shape
+    >>> images = load_emoji("notov1", concepts=["cat", "dog"])
+    >>> compute_features(lambda pixels: pixels.mean((2, 3)), images, processor, progress=False).features.shape
     torch.Size([1, 2, 3])
     ```
     """
@@ -264,7 +264,7 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
     for batch in loader:
         images = batch.shape[0]
         pixel_values = batch.flatten(0, 1)
-        pieces = pixel_values.split(max(batch_size, 1))  # one picture may have more views than fit
+        pieces = pixel_values.split(max(batch_size, 1))  # one image may have more views than fit
         encoded = [encode(piece if device is None else piece.to(device, non_blocking=True)) for piece in pieces]
         for piece, output in zip(pieces, encoded, strict=True):
             if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(piece):
@@ -291,7 +291,7 @@ def _configuration(processor: Any) -> dict[str, Any]:
 
 
 class _Progress:
-    """A rich bar, a callback, or nothing; called with the number of pictures just done."""
+    """A rich bar, a callback, or nothing; called with the number of images just done."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int):
         self.total, self.done, self.bar = total, 0, None
@@ -322,7 +322,7 @@ class _Progress:
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Features as training rows `{"image_features": (D,), "labels": int}`, one view a picture and epoch.
+    """Features as training rows `{"image_features": (D,), "labels": int}`, one view an image and epoch.
 
     Which view is a function of (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one would.
     `Trainer` tells the epoch by itself in one process; with several, add `EpochCallback`; in a loop of your own, call
@@ -330,8 +330,8 @@ class FeatureDataset(torch.utils.data.Dataset):
 
     Args:
         features ([`Features`])
-        views: "cycle": picture i starts at a view of its own and goes to the next every epoch, so V epochs show each
-            view once; "random": drawn anew for each epoch and picture; an `int`: always that view (evaluation: 0).
+        views: "cycle": image i starts at a view of its own and goes to the next every epoch, so V epochs show each
+            view once; "random": drawn anew for each epoch and image; an `int`: always that view (evaluation: 0).
         seed (`int`)
 
     Example:
@@ -364,7 +364,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         return int(self._epoch)
 
     def chosen_views(self, epoch: int) -> np.ndarray:
-        """The view of each picture in `epoch`, int64 (N,)."""
+        """The view of each image in `epoch`, int64 (N,)."""
         count, views = len(self.features), self.features.num_views
         if isinstance(self.views, int):
             return np.full(count, self.views, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout
+"""`load_images`: labelled images from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout
 or the embedded emoji."""
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def load_images(
     revision: str | None = None,
     progress: bool = True,
 ) -> ImageSet:
-    """Read labelled pictures from whatever holds them.
+    """Read labelled images from whatever holds them.
 
     Args:
         source: one of
-            - a folder of class sub-folders (pictures at any depth below), optionally with train/val/test above them;
+            - a folder of class sub-folders (images at any depth below), optionally with train/val/test above them;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
-            - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line,
+            - a `.csv`/`.tsv` of image path (relative to the file), label and, optionally, split; with a header line,
               or without one in just that order;
             - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
             - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
@@ -71,11 +71,11 @@ def load_images(
             `train.class_names` when reading a test set from another source).
         clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
             space to one. Unicode is composed (NFC) in any case. Case is left alone.
-        limit (`int`, *optional*): at most so many pictures, taken evenly over the classes, first ones first.
-        on_error: what to do with pictures that cannot be decoded: "raise" an error that names them, or "skip" them,
+        limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
+        on_error: what to do with images that cannot be decoded: "raise" an error that names them, or "skip" them,
             with a warning and the list in `ImageSet.skipped`.
-        verify (`bool`): decode every picture once now. Without it a broken one raises when it is used.
-        empty_classes: what to do about a class without pictures. Default: "raise" for training pictures, "warn" for a
+        verify (`bool`): decode every image once now. Without it a broken one raises when it is used.
+        empty_classes: what to do about a class without images. Default: "raise" for training images, "warn" for a
             validation or test split.
         progress (`bool`): show a bar while a large set is verified.
 
@@ -84,8 +84,8 @@ def load_images(
 
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
-        ValueError: no pictures, fewer than two classes, a class without pictures, a label out of range, integer labels
-            without names, columns that cannot be told, unreadable pictures. Every message names what was wrong.
+        ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
+            without names, columns that cannot be told, unreadable images. Every message names what was wrong.
 
     Example:
 
@@ -236,8 +236,8 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
         if parquet:
             return _from_parquet(parquet, columns, folder)
         loose = sum(_is_image(f) for f in folder.iterdir())
-        hint = f"; its {loose} pictures lie in no class sub-folder" if loose else ""
-        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<picture>")
+        hint = f"; its {loose} images lie in no class sub-folder" if loose else ""
+        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<image>")
     every_class = sorted({c for classes in found.values() for c in classes})
     parts = {}
     for split, classes in found.items():
@@ -278,7 +278,7 @@ def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> d
 def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
-        raise ValueError(f"{path}: the file is empty; want lines of picture path and label")
+        raise ValueError(f"{path}: the file is empty; want lines of image path and label")
     delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in text.splitlines()[0] else None
     if delimiter is None:
         delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
@@ -300,9 +300,9 @@ def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
     every = [label for pairs in grouped.values() for _, label in pairs]
     integral = all(re.fullmatch(r"-?\d+", value) for value in every)
     for split, pairs in grouped.items():
-        paths = [str((path.parent / picture).absolute()) for picture, _ in pairs]
+        paths = [str((path.parent / file).absolute()) for file, _ in pairs]
         labels = [int(value) if integral else value for _, value in pairs]
-        parts[split] = _from_paths(paths, labels, [picture for picture, _ in pairs])
+        parts[split] = _from_paths(paths, labels, [file for file, _ in pairs])
     return parts
 
 
@@ -365,22 +365,22 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
     if dataset._indices is not None:  # a selection: materialise it once, here
         dataset = dataset.flatten_indices()
     labels = dataset[label][:]
-    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
+    images = dataset.select_columns([image]).rename_columns({image: "image"})
     if _kind(features[image]) == "text":  # paths, relative to the file that lists them
-        written = [path or "" for path in pictures["image"][:]]
+        written = [path or "" for path in images["image"][:]]
         part = _from_paths([str(((folder or Path.cwd()) / p).absolute()) for p in written], labels, written)
         return part | {"names": names, "ids": _unique_ids(written, id_prefix)}
     if _kind(features[image]) not in ("image", "binary"):
         held = _kind(features[image])
         raise ValueError(f"image_column: {image!r} holds {held}; want images, bytes or paths ({shown})")
     if not isinstance(features[image], Image) or not features[image].decode:
-        pictures = pictures.cast_column("image", Image())
-    paths = _paths_of(pictures.cast_column("image", Image(decode=False)))
-    return {"dataset": pictures, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
+        images = images.cast_column("image", Image())
+    paths = _paths_of(images.cast_column("image", Image(decode=False)))
+    return {"dataset": images, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
 
 
 def _paths_of(encoded) -> list[str | None]:
-    """The `path` written beside each picture, without touching the bytes."""
+    """The `path` written beside each image, without touching the bytes."""
     import pyarrow.compute
 
     return pyarrow.compute.struct_field(encoded.data.column("image"), "path").to_pylist()

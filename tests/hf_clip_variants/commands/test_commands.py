@@ -206,7 +206,7 @@ def test_predict_does_the_others_when_a_image_is_broken(run, clip, images, tmp_p
     rows = rows_of(out) if output == "csv" else [json.loads(line) for line in out.splitlines()]
     assert code == 1 and [row["path"] for row in rows] == [str(path) for path in inputs], "in order"
     failed = {os.path.basename(row["path"]): row["error"] for row in rows if row.get("error")}
-    assert set(failed) == {*broken, "gone.png"} and "4 of 7 pictures could not be read" in err
+    assert set(failed) == {*broken, "gone.png"} and "4 of 7 images could not be read" in err
     assert (
         "truncated" in failed["truncated.png"]
         and "empty" in failed["empty.png"]
@@ -253,7 +253,7 @@ def test_the_same_image_gets_the_same_scores_in_any_batch(run, clip, images):
         (["x.png", "--model", "CLIP", "--classes", "cat, cat"], "'cat' is given twice"),
         (["x.png", "--model", "CLIP", "--classes", " , "], "class_names is empty"),
         (["x.png", "--model", "CLIP", "--classes", "cat,dog", "--templates", "a photo"], "no {}"),
-        (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no picture files"),
+        (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no image files"),
         (["x.png", "--model", "EMPTY"], "config.json"),
         (["x.png", "--adapter", "EMPTY"], "adapter_config.json"),
     ],

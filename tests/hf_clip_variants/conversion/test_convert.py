@@ -284,9 +284,9 @@ def test_models_of_open_clip_itself(openai, letters, tmp_path):
     }
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(wanted["embed_dim"], vision, text).eval()
-    pictures, ids = fixture.inputs["image"], fixture.inputs["text"]
+    pixels, ids = fixture.inputs["image"], fixture.inputs["text"]
     with torch.no_grad():
-        images, texts = model.encode_image(pictures), model.encode_text(ids)
+        images, texts = model.encode_image(pixels), model.encode_text(ids)
     folder = tmp_path / "hub"
     folder.mkdir()
     weights = {name: t.reshape(1) if name == "logit_scale" else t for name, t in model.state_dict().items()}
@@ -294,7 +294,7 @@ def test_models_of_open_clip_itself(openai, letters, tmp_path):
     config = {"model_cfg": {"embed_dim": wanted["embed_dim"], "vision_cfg": vision, "text_cfg": text}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     outputs = {"image_features": images, "text_features": texts}
-    save_file({"image": pictures, "text": ids, **outputs}, tmp_path / "expected.safetensors")
+    save_file({"image": pixels, "text": ids, **outputs}, tmp_path / "expected.safetensors")
     file = folder / "open_clip_pytorch_model.bin"
     result = convert_checkpoint(
         file, tmp_path / "out", tokenizer=letters(fixture), expected=tmp_path / "expected.safetensors"
@@ -333,8 +333,8 @@ def test_chinese_clip_with_its_vocabulary(chinese, tmp_path):
     assert result.method == "chinese_clip" and result.kind == "ChineseCLIPModel" and result.difference < 1e-5
     assert set(result.expected_differences) == {"image_features", "text_features", "logits_per_image"}
     processor, model = AutoProcessor.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
-    picture = torch.zeros(3, 90, 40, dtype=torch.uint8)
-    inputs = processor(text=["猫的照片"], images=picture, padding=True, return_tensors="pt")
+    image = torch.zeros(3, 90, 40, dtype=torch.uint8)
+    inputs = processor(text=["猫的照片"], images=image, padding=True, return_tensors="pt")
     size = chinese.meta["hyper"]["image_resolution"]
     assert inputs["pixel_values"].shape == (1, 3, size, size), "squashed, not cropped"
     assert inputs["input_ids"].tolist() == [[2, 5, 6, 7, 8, 3]] and model(**inputs).logits_per_image.shape == (1, 1)

@@ -62,7 +62,7 @@ def test_the_strength_decides():
     assert 0 < (weak != strong).sum() < 200
 
 
-def test_the_search_takes_the_best_on_held_out_pictures_and_fits_on_all():
+def test_the_search_takes_the_best_on_held_out_images_and_fits_on_all():
     train, labels = blobs(120, [4, 1, 9])
     test, _ = blobs(300, [4, 1, 9], seed=1)
     probe = linear_probe(train, labels, test, seed=3)
@@ -118,9 +118,9 @@ def test_the_held_out_part_has_its_share_of_every_class():
     assert (probes._hold_out(labels, 0.2, 0) == held).all() and (probes._hold_out(labels, 0.2, 1) != held).any()
 
 
-def test_one_picture_a_class_needs_a_strength():
+def test_one_image_a_class_needs_a_strength():
     features, labels = torch.eye(3), [0, 1, 2]
-    with pytest.raises(ValueError, match="strength: no class has two training pictures.*give a strength"):
+    with pytest.raises(ValueError, match="strength: no class has two training images.*give a strength"):
         linear_probe(features, labels, features)
     assert linear_probe(features, labels, features, strength=0.1).predicted.tolist() == labels
 
@@ -151,7 +151,7 @@ def test_neighbours_vote_as_the_formula_says(k, temperature):
 
 
 @pytest.mark.parametrize("k", range(1, 13))
-def test_ties_go_to_the_earlier_picture_and_the_lower_label(k):
+def test_ties_go_to_the_earlier_image_and_the_lower_label(k):
     """Unit axes: every similarity is exactly 0, 1 or -1, so nearly all of them tie."""
     generator = np.random.default_rng(k)
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
@@ -164,7 +164,7 @@ def test_ties_go_to_the_earlier_picture_and_the_lower_label(k):
 def test_two_ties_by_hand():
     one, other = [1.0, 0.0], [0.0, 1.0]
     query = torch.tensor([one])
-    assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=1).tolist() == [9], "the earlier picture"
+    assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=1).tolist() == [9], "the earlier image"
     assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=2).tolist() == [2], "the lower label"
     assert knn_classify(torch.tensor([other, one, one]), [5, 2, 9], query, k=1).tolist() == [2]
 
@@ -235,7 +235,7 @@ GOOD = {"train_features": torch.eye(4), "train_labels": [0, 0, 1, 1], "test_feat
         ({"train_labels": [0.0, 1.0, 1.0, 0.0]}, "train_labels: got torch.float32"),
         ({"test_features": torch.ones(2, 3)}, "test_features: got width 3; want that of train_features, 4"),
         ({"test_features": torch.ones(0, 4)}, "test_features: got .* shape"),
-        ({"train_features": torch.ones(4)}, r"train_features: got .*\(4,\); want floats of shape \(pictures, width\)"),
+        ({"train_features": torch.ones(4)}, r"train_features: got .*\(4,\); want floats of shape \(images, width\)"),
         ({"train_features": torch.ones(4, 4, dtype=torch.long)}, "train_features: got torch.int64"),
         (
             {"train_features": torch.eye(4).index_fill(0, torch.tensor([2]), float("nan"))},
@@ -256,7 +256,7 @@ def test_wrong_arrays_are_named(function, change, words):
 @pytest.mark.parametrize(
     ("function", "option", "words"),
     [
-        (knn_classify, {"k": 5}, "k: got 5; want 1..4, as there are 4 training pictures"),
+        (knn_classify, {"k": 5}, "k: got 5; want 1..4, as there are 4 training images"),
         (knn_classify, {"k": 0}, "k: got 0"),
         (knn_classify, {"k": 2, "temperature": 0.0}, "temperature: got 0.0"),
         (knn_classify, {"k": 2, "temperature": math.nan}, "temperature: got nan"),

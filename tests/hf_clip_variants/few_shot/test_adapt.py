@@ -169,7 +169,7 @@ def test_order_and_company_do_not_matter(finished, clip, images, tmp_path):
     assert len(weights) == 2 and all(alone[name] == together[name] for name in weights)
 
 
-def test_towers_at_every_step_give_the_same_adapters(finished, clip, images, tmp_path):
+def test_encoding_at_every_step_gives_the_same_adapters(finished, clip, images, tmp_path):
     methods = ["tip_adapter_f", "clip_adapter", "coop"]
     results = adapt(clip, str(images), tmp_path / "run", **settings(*methods, shots=[2], cache_features=False))
     cached = {r["folder"]: r for r in results_of(finished)["runs"]}
@@ -340,7 +340,7 @@ def test_fewer_images_than_shots_are_said(clip, tmp_path, caplog):
     (data / "train" / "pizza" / "emojione.png").unlink()
     (record,) = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[2]))["runs"]
     assert len(record["train_indices"]) == 11 and record["error"] is None
-    assert "fewer than 2 pictures in 1 classes: 'pizza'" in caplog.text
+    assert "fewer than 2 images in 1 classes: 'pizza'" in caplog.text
 
 
 def test_class_names_are_never_file_names(clip, tmp_path):

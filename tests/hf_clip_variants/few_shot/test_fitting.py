@@ -32,7 +32,7 @@ ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.tr
 
 
 def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedImages:
-    """Features around one centre a class; `views` of each picture."""
+    """Features around one centre a class; `views` of each image."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(CLASSES).repeat_interleave(shots)
@@ -41,8 +41,8 @@ def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> Ca
 
 
 def shots_of(count: int, views: int = 1) -> Shots:
-    pictures = cached(count, views)
-    return Shots(pictures, CachedImages(Features(pictures.all_features()[:1], pictures.labels)))
+    images = cached(count, views)
+    return Shots(images, CachedImages(Features(images.all_features()[:1], images.labels)))
 
 
 def tensors_of(fitted) -> dict[str, torch.Tensor]:
@@ -56,8 +56,8 @@ def shots_for(method: str, classifier, count: int) -> Shots:
     if method in ON_FEATURES:
         return shots_of(count)
     styles = ["fluentflat", "emojione"][:count]
-    pictures = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
-    live = LiveImages(classifier, pictures, tiny_processor())
+    images = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
+    live = LiveImages(classifier, images, tiny_processor())
     return Shots(live, live)
 
 
@@ -140,30 +140,30 @@ def test_another_seed_starts_elsewhere(method):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return load_emoji(["fluentflat", "emojione"], concepts=list(CONCEPTS[:CLASSES]))
 
 
 @pytest.mark.parametrize("augmentation", ["none", "tip"])
 @pytest.mark.parametrize("method", ON_FEATURES)
-def test_cached_features_give_what_towers_at_every_step_give(method, augmentation, pictures):
+def test_cached_features_give_the_same_adapter_as_encoding_at_every_step(method, augmentation, images):
     views = 1 if augmentation == "none" else 3
-    classifier = tiny_classifier(class_names=list(pictures.class_names))
+    classifier = tiny_classifier(class_names=list(images.class_names))
     processor = tiny_processor()
 
     def encode(pixels):
         return classifier.get_image_features(pixels).pooler_output
 
     features = compute_features(
-        encode, pictures, processor, views=views, augmentation=augmentation, seed=4, progress=False
+        encode, images, processor, views=views, augmentation=augmentation, seed=4, progress=False
     )
-    plain = compute_features(encode, pictures, processor, progress=False)
-    live = LiveImages(classifier, pictures, processor, augmentation, views, view_seed=4, seed=1)
+    plain = compute_features(encode, images, processor, progress=False)
+    live = LiveImages(classifier, images, processor, augmentation, views, view_seed=4, seed=1)
     overrides = short(method, augmentation=augmentation) | ({"views": views} if method in TRAINED else {})
     outcomes = []
     for shots in (
         Shots(CachedImages(features, seed=1), CachedImages(plain)),
-        Shots(live, LiveImages(classifier, pictures, processor)),
+        Shots(live, LiveImages(classifier, images, processor)),
     ):
         fitted = fit_adapter(
             classifier,
@@ -207,7 +207,7 @@ def slow_grid(fit_on: Shots, queries, class_embeds, values) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["cross-validation", "split"])
-def test_tip_adapter_chooses_the_first_best_pair_on_validation_pictures(kind):
+def test_tip_adapter_chooses_the_first_best_pair_on_validation_images(kind):
     classifier, shots = tiny_classifier(), shots_of(3, views=2)
     split = cached(2, seed=5) if kind == "split" else None
     overrides = {"search_scale": [9.0, 40.0], "search_step": [7, 11], "cache_views": 2}
@@ -386,7 +386,7 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
 
     from hf_clip_variants.adapters import CLIPAdapterConfig
 
-    pictures = cached(2, views=3)
+    images = cached(2, views=3)
     values, _ = apply_overrides(
         few_shot_method("clip_adapter"), recipe("clip_adapter", 2),
         {"optimizer": "adamw", "schedule": "constant", "learning_rate": 0.01, "epochs": 4, "batch_size": 100, "warmup_epochs": 0, "views": 3},
@@ -399,7 +399,7 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
         model = get_peft_model(tiny_classifier(), CLIPAdapterConfig(ratio=0.5))
         if loop == "ours":
             train_adapter(
-                model, pictures, values.make_optimizer, values.learning_rate_at, epochs=4, batch_size=100, seed=0
+                model, images, values.make_optimizer, values.learning_rate_at, epochs=4, batch_size=100, seed=0
             )
         else:
             arguments = TrainingArguments(
@@ -407,7 +407,7 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
                 lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
                 remove_unused_columns=False, label_names=["labels"],
             )  # fmt: skip
-            data = FeatureDataset(Features(pictures.all_features(), pictures.labels), seed=0)
+            data = FeatureDataset(Features(images.all_features(), images.labels), seed=0)
             Trainer(model, arguments, train_dataset=data).train()
         ends.append(get_peft_model_state_dict(model))
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])

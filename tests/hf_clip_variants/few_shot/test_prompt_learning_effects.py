@@ -1,4 +1,4 @@
-"""What the prompt-learning papers claim, on real pictures: learn half of the classes, ask about both halves in styles
+"""What the prompt-learning papers claim, on real images: learn half of the classes, ask about both halves in styles
 drawn by others."""
 
 import pytest
@@ -20,7 +20,7 @@ METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
 
 @pytest.fixture(scope="module")
 def accuracies() -> dict[str, tuple[float, float]]:
-    """Method -> accuracy among base classes, among new classes, and on the pictures that were learned; "zero_shot" is
+    """Method -> accuracy among base classes, among new classes, and on the images that were learned; "zero_shot" is
     CLIP with the words that
     contexts start from."""
     every = load_emoji("notov1").class_names
@@ -35,7 +35,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
     def encode(pixels):
         return classifier.get_image_features(pixels).pooler_output
 
-    def pictures(styles, concepts, live):
+    def labelled(styles, concepts, live):
         images = load_emoji(styles, concepts=concepts)
         if live:
             return LiveImages(classifier, images, processor)
@@ -43,7 +43,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
     def accuracy(model, half, live, styles=TESTED_STYLES):
         classifier.set_classes(half)
-        asked = pictures(styles, half, live)
+        asked = labelled(styles, half, live)
         return (predict(model, asked, 128)[0] == asked.labels).float().mean().item()
 
     def accuracies_of(model, live):
@@ -53,7 +53,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
     for method in METHODS:
         live = FEW_SHOT_METHODS[method].trains_image_encoder
         classifier.set_classes(halves[0])
-        shots = pictures(TRAINED_STYLES, halves[0], live)
+        shots = labelled(TRAINED_STYLES, halves[0], live)
         values = recipe(method, 2, profile="tiny", protocol="base_to_new")
         fitted = fit_adapter(classifier, method, Shots(shots, shots), recipe_values=values, seed=1)
         found[method] = accuracies_of(fitted.model, live)
@@ -70,7 +70,7 @@ def test_a_context_that_is_fitted_to_some_classes_loses_others(accuracies):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "coop"])
 def test_the_others_lose_less_on_new_classes(method, accuracies):
-    """CoCoOp by conditioning on the picture; MaPLe, VPT and IVLP because the towers learn, too. The harmonic mean
+    """CoCoOp by conditioning on the image; MaPLe, VPT and IVLP because the encoders learn, too. The harmonic mean
     follows."""
 
     def harmonic(found):

@@ -83,7 +83,7 @@ def test_optimisers_have_the_recipes_settings():
     assert replace(recipe("coop"), schedule="constant").learning_rate_at(3) == 2e-3
 
 
-def test_prompts_in_both_towers_as_published():
+def test_recipes_of_prompts_in_both_encoders_are_the_published_ones():
     maple = recipe("maple", 16)
     assert [round(maple.learning_rate_at(epoch), 6) for epoch in range(5)] == [
         1e-05,

@@ -67,14 +67,14 @@ def test_a_seed_that_is_missing_somewhere_is_in_no_average():
         name: table_rows(page, name)[2].split(" | ")[2] for name in ("Average over 2 test sets", "pets: a", "pets: b")
     }
     assert list(one_shot.values()) == ["65.0", "61.0 ± 1.0", "70.0"]
-    assert "3 cells are missing; repeat the command" in page
+    assert "3 runs are missing; repeat the command" in page
 
 
 def base_to_new_records():
     def tests(base, new):
         return {"base": ("base", "pets", base), "new": ("new", "pets", new)}
 
-    why = "the adapter caches pictures"
+    why = "the adapter caches images"
     return [
         record("base_to_new", "zero_shot", 0, 0, tests(69.34, 74.22), title="zero-shot CLIP"),
         record("base_to_new", "coop", 16, 1, tests(90.0, 10.0)),
@@ -97,7 +97,7 @@ def test_the_harmonic_mean_is_that_of_the_averages_over_seeds():
 
 def test_methods_that_cannot_be_asked_have_a_dash_and_the_reason_below():
     page = markdown(base_to_new_records(), "command")
-    assert "\n-: tip_adapter cannot be asked about other classes: the adapter caches pictures.\n" in page
+    assert "\n-: tip_adapter cannot be asked about other classes: the adapter caches images.\n" in page
     assert "pets (base) 10 in 5 classes; pets (new) 10 in 5 classes" in page
 
 

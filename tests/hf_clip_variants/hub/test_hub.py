@@ -191,7 +191,7 @@ def test_the_stock_methods_push_and_pull_model_processor_and_adapter(hub, classi
     assert AutoModelForImageClassification.from_pretrained("alice/pets", revision=first).class_names == CLASS_NAMES
     assert type(AutoProcessor.from_pretrained("alice/pets")) is type(processor)
     assert type(AutoImageProcessor.from_pretrained("alice/pets")) is type(processor.image_processor)
-    assert len(pipeline("image-classification", model="alice/pets", revision=both)(picture())) == 5
+    assert len(pipeline("image-classification", model="alice/pets", revision=both)(make_image())) == 5
 
     adapted = make_adapter(
         AutoModelForImageClassification.from_pretrained("alice/pets", revision=first), "clip_adapter"
@@ -204,7 +204,7 @@ def test_the_stock_methods_push_and_pull_model_processor_and_adapter(hub, classi
     )
 
 
-def picture():
+def make_image():
     from PIL import Image
 
     return Image.new("RGB", (40, 30), "orange")
@@ -233,8 +233,8 @@ def test_an_adapter_and_its_base_in_one_repository(hub, classifier, processor, t
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
     with model.disable_adapter():
         torch.testing.assert_close(logits_of(model), zero_shot, rtol=0, atol=1e-5)
-    seen = pipeline("image-classification", model=repo_id)(picture(), top_k=5)
-    pixels = processor(images=picture(), return_tensors="pt").pixel_values
+    seen = pipeline("image-classification", model=repo_id)(make_image(), top_k=5)
+    pixels = processor(images=make_image(), return_tensors="pt").pixel_values
     with torch.inference_mode():
         probabilities = adapted(pixel_values=pixels).logits.softmax(-1)[0].tolist()
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the sound tower alone, and what is
+"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the audio encoder alone, and what is
 refused."""
 
 import json
@@ -85,7 +85,7 @@ class TestConverter(ConverterContract):
         assert config.vision_config.to_dict() == default.vision_config.to_dict()
 
 
-def test_the_sound_tower_alone_may_have_another_head(published):
+def test_the_audio_encoder_alone_may_have_another_head(published):
     """ESRNXFBSP.pt: no prefix, 527 classes of AudioSet."""
     weights = {name.removeprefix("audio."): t for name, t in published.items() if name.startswith("audio.")}
     weights |= {"fc.weight": torch.empty(527, 2048, device="meta"), "fc.bias": torch.empty(527, device="meta")}
@@ -95,7 +95,7 @@ def test_the_sound_tower_alone_may_have_another_head(published):
         assert audio_encoder_from_official(weights).config.projection_dim == 527
 
 
-def test_the_sound_tower_of_a_whole_and_alone_are_the_same(tiny, official):
+def test_the_audio_encoder_from_the_whole_model_equals_the_one_alone(tiny, official):
     whole = audio_encoder_from_official(official, **HOP)
     alone = {name.removeprefix("audio."): t for name, t in official.items() if name.startswith("audio.")}
     del alone["window"], alone["fbsp.bias"]
@@ -103,9 +103,9 @@ def test_the_sound_tower_of_a_whole_and_alone_are_the_same(tiny, official):
     sounds = CASES["audioclip"].inputs(2)["input_features"]
     with torch.no_grad():
         expected = tiny.audio_model(sounds).pooler_output
-        for tower in (whole, alone):
-            assert isinstance(tower, AudioCLIPAudioModel) and not tower.training
-            torch.testing.assert_close(tower(sounds).pooler_output, expected)
+        for encoder in (whole, alone):
+            assert isinstance(encoder, AudioCLIPAudioModel) and not encoder.training
+            torch.testing.assert_close(encoder(sounds).pooler_output, expected)
 
 
 def test_window_and_counters_may_be_missing(tiny, official):

@@ -21,8 +21,8 @@ from hf_clip_variants.modeling.chinese_clip.convert_chinese_clip import (
 
 
 HEADS = {"text_heads": 4, "vision_heads": 4}
-# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image tower; (layers, width, inner width)
-# and heads of the text tower; the joint width; and the parameters in millions, as the official README rounds them.
+# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image encoder; (layers, width, inner width)
+# and heads of the text encoder; the joint width; and the parameters in millions, as the official README rounds them.
 PUBLISHED = {
     "ViT-B-16": ((12, 768, 16, 224), 12, (12, 768, 3072), 12, 512, 188),
     "ViT-L-14": ((24, 1024, 14, 224), 16, (12, 768, 3072), 12, 768, 406),
@@ -134,7 +134,7 @@ def test_names_of_flash_attention(tiny, official):
     model = chinese_clip_from_official(flash, **HEADS)
     for name, tensor in tiny.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    # One tower may have been trained with it, the other not.
+    # One encoder may have been trained with it, the other not.
     image_only = {name: tensor for name, tensor in flash.items() if name.startswith("visual.")}
     image_only |= {name: tensor for name, tensor in official.items() if not name.startswith("visual.")}
     converted = convert_chinese_clip_state_dict(image_only, tiny.config)
@@ -145,7 +145,7 @@ def test_the_readmes_image_processor_equals_the_official_transform():
     """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without
     arguments crops."""
     colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
+    image = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
     mean, std = ChineseCLIPImageProcessor.image_mean, ChineseCLIPImageProcessor.image_std
     official = transforms.Compose(
         [
@@ -153,11 +153,11 @@ def test_the_readmes_image_processor_equals_the_official_transform():
             transforms.ToTensor(),
             transforms.Normalize(mean, std),
         ]
-    )(picture)
+    )(image)
     settings = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
 
     def difference(processor):
-        return (processor(picture, return_tensors="pt").pixel_values[0] - official).abs()
+        return (processor(image, return_tensors="pt").pixel_values[0] - official).abs()
 
     assert difference(ChineseCLIPImageProcessorPil(**settings)).max() < 1e-6
     assert difference(ChineseCLIPImageProcessor(**settings)).max() < 1.01 / 255 / min(std)

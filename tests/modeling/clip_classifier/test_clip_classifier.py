@@ -78,7 +78,7 @@ def test_several_templates_give_unit_norm_class_features_and_one_gives_the_proje
 
 
 @torch.no_grad()
-def test_text_tower_runs_once_for_any_number_of_images_and_never_after_reload(classifier, text_calls, tmp_path):
+def test_text_encoder_runs_once_for_any_number_of_images_and_never_after_reload(classifier, text_calls, tmp_path):
     for seed in range(3):
         classifier(tiny_pixels(seed=seed))
     assert len(text_calls) == 1
@@ -225,7 +225,7 @@ def test_state_dict_written_in_mid_training_does_not_claim_stale_features(classi
     assert not classifier.state_dict()["class_features_ready"]
 
 
-def test_training_reaches_both_towers_and_lowers_the_loss(classifier):
+def test_training_reaches_both_encoders_and_lowers_the_loss(classifier):
     classifier.train()
     pixels, labels = tiny_pixels(), torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
@@ -242,7 +242,7 @@ def test_training_reaches_both_towers_and_lowers_the_loss(classifier):
     classifier.eval()
     with torch.no_grad():
         logits = classifier(pixels).logits
-        assert torch.equal(logits.argmax(-1), labels), "evaluation sees the trained text tower, not cached features"
+        assert torch.equal(logits.argmax(-1), labels), "evaluation sees the trained text encoder, not cached features"
 
 
 def test_cached_features_serve_inference_mode_first_and_training_later(classifier):
@@ -447,7 +447,7 @@ def test_invalid_configurations_name_the_field_before_anything_is_allocated(fiel
         CLIPClassifierConfig(**{field: value})
 
 
-def test_invalid_tower_sizes_name_the_field():
+def test_invalid_encoder_sizes_name_the_field():
     for vision in (
         {"patch_size": 64, "image_size": 32},
         {"num_hidden_layers": -1},

@@ -103,7 +103,7 @@ def test_counters_of_batches_may_be_missing(tiny, official):
 
 
 def test_open_clip_forms(tiny, official):
-    """`text.` before the text tower's names, a temperature of one element, the causal mask."""
+    """`text.` before the text encoder's names, a temperature of one element, the causal mask."""
     text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     variant = {("text." + name if name.startswith(text) else name): tensor for name, tensor in official.items()}
     variant["logit_scale"] = variant["logit_scale"].reshape(1)

@@ -100,7 +100,7 @@ def test_embeddings_instead_of_ids_and_prompts_of_any_length(model_type):
 
 
 def test_deep_prompts_stand_before_their_layer(model_type):
-    """States that the tower has anyway change nothing; others change what comes out, and get a gradient."""
+    """States that the encoder has anyway change nothing; others change what comes out, and get a gradient."""
     family, model = family_of(model_type), tiny_dual_encoder(model_type)
     texts = prompts_of(model_type)
     ids = tiny_family_inputs(model_type, texts[:1])["input_ids"]
@@ -125,7 +125,7 @@ def test_deep_prompts_stand_before_their_layer(model_type):
         family.encode_text(model, ids, deep_prompts={2: states[1]}, deep_start=start)
 
 
-def test_square_pictures_for_naflex_may_come_as_pixels():
+def test_square_images_for_naflex_may_come_as_pixels():
     model = tiny_dual_encoder("siglip2")
     family = family_of("siglip2")
     pixels = torch.randn(2, 3, 24, 24)
@@ -142,7 +142,7 @@ def test_square_pictures_for_naflex_may_come_as_pixels():
         family.image_features(model, torch.zeros(1, 3, 25, 24))
 
 
-def test_frozen_text_tower_has_no_dropout_in_training(model_type, checkpoint):
+def test_frozen_text_encoder_has_no_dropout_in_training(model_type, checkpoint):
     classifier = CLIPClassifier.from_pretrained(checkpoint, class_names=family_class_names(model_type))
     texts = classifier.requires_grad_(False).train()._encode_classes()
     assert torch.equal(texts, classifier.eval()._encode_classes())

@@ -405,7 +405,7 @@ def test_gradient_checkpointing_of_the_model_is_respected():
 def test_half_precision_is_as_close_to_float32_as_the_model_itself(text_model, dtype):
     ids = class_prompts()
     half = copy.deepcopy(text_model).to(dtype)
-    context = torch.zeros(1, WIDTH)  # a float32 adapter on a half-precision tower
+    context = torch.zeros(1, WIDTH)  # a float32 adapter on a half-precision encoder
     with torch.no_grad():
         exact = text_model(ids).pooler_output
         ours, own = encode_prompts(half, ids), half(ids).pooler_output

@@ -65,10 +65,10 @@ def test_rows_become_what_training_takes(wav, stereo):
     batch = AudioCollator(processor, sampling_rate=RATE, num_channels=2)(rows)
     assert batch["return_loss"] is True and batch["input_features"].shape == (3, 2, 1300)
     assert torch.isfinite(model(**batch).loss)
-    heard = AudioCollator(processor, sampling_rate=RATE)(
+    batch = AudioCollator(processor, sampling_rate=RATE)(
         [{"audio": row["audio"], "text": row["text"]} for row in rows]
     )
-    assert set(heard) == {"input_features", "input_ids", "attention_mask", "return_loss"}
+    assert set(batch) == {"input_features", "input_ids", "attention_mask", "return_loss"}
     with pytest.raises(ValueError, match=r"rows have \['audio'\]; want at least two of audio, image, text"):
         AudioCollator(processor)([{"audio": stereo}])
     with pytest.raises(ValueError, match="got an empty batch"):

@@ -1,4 +1,4 @@
-"""Folders of the CoOp family: the same pictures, labels and names as the official readers give, and messages that name
+"""Folders of the CoOp family: the same images, labels and names as the official readers give, and messages that name
 what is wrong."""
 
 import json
@@ -27,7 +27,7 @@ def edit(folder, change):
 
 def test_the_table_holds_the_eleven_sets_and_the_four_shifted_ones():
     assert len(LAYOUTS) == 15 and sorted(row.recipe for row in LAYOUTS.values() if row.recipe) == sorted(DATASETS)
-    assert {row.folder: (row.split_file, row.pictures) for row in LAYOUTS.values() if row.split_file} == ZHOU
+    assert {row.folder: (row.split_file, row.image_folder) for row in LAYOUTS.values() if row.split_file} == ZHOU
     assert all(row.template.count("{}") == 1 for row in LAYOUTS.values())
 
 
@@ -72,7 +72,7 @@ def test_aircraft_has_lists_of_its_own(tmp_path):
         load_images(f"coop:{tmp_path}/fgvc_aircraft")
 
 
-def test_imagenet_tests_on_its_validation_pictures_and_names_may_repeat(tmp_path):
+def test_imagenet_tests_on_its_validation_images_and_names_may_repeat(tmp_path):
     train = load_images(f"coop:{save_imagenet(tmp_path)}")
     assert (
         train.available_splits == ("train", "test") and train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -185,7 +185,7 @@ def test_missing_files_are_named_with_their_place(tmp_path):
     shutil.rmtree(folder / "images" / "abyssinian")
     with pytest.raises(
         FileNotFoundError,
-        match=r"train: 4 of 9 listed pictures do not exist: .*'beagle/train_1.jpg'.*; expected below .*/images",
+        match=r"train: 4 of 9 listed images do not exist: .*'beagle/train_1.jpg'.*; expected below .*/images",
     ):
         load_images(f"coop:{folder}")
     split_file(folder).unlink()
@@ -231,7 +231,7 @@ def test_labels_with_gaps_two_names_or_wrong_rows_are_refused(tmp_path):
         load_images(f"coop:{folder}")
 
 
-def test_a_class_without_training_pictures_is_named(tmp_path):
+def test_a_class_without_training_images_is_named(tmp_path):
     folder = save_zhou(tmp_path, "oxford_pets")
     edit(folder, lambda lists: lists.update(train=[row for row in lists["train"] if row[1] != 1]))
     with pytest.raises(ValueError, match="no images for 1 of 3 classes: 'american bulldog'"):

@@ -1,4 +1,4 @@
-"""The embedded pictures, and that the set is what its licence file says."""
+"""The embedded images, and that the set is what its licence file says."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""load_images: every kind of source gives the same pictures, and every kind of bad data a message that names it."""
+"""load_images: every kind of source gives the same images, and every kind of bad data a message that names it."""
 
 import io
 import os
@@ -15,14 +15,14 @@ from hf_clip_variants.data import load_images
 from hf_clip_variants.data.images.names import tidy_class_name
 
 
-def picture(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
+def make_image(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     return PILImage.fromarray(pixels, "RGBA").convert(mode)
 
 
 def encoded(seed: int, kind="PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    picture(seed, **options).save(buffer, kind)
+    make_image(seed, **options).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -42,8 +42,8 @@ def fill(root, classes=NAMES, per_class=3, first_seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    root = fill(tmp_path / "pictures")
-    (root / "README.txt").write_text("not a picture")
+    root = fill(tmp_path / "images")
+    (root / "README.txt").write_text("not an image")
     (root / "tabby" / "Thumbs.db").write_bytes(b"x")
     (root / ".cache").mkdir()
     return root
@@ -53,7 +53,7 @@ def assert_is_the_folder_set(images):
     assert images.class_names == CLEAN
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for row in range(9):
-        np.testing.assert_array_equal(np.asarray(images.image(row)), np.asarray(picture(row)))
+        np.testing.assert_array_equal(np.asarray(images.image(row)), np.asarray(make_image(row)))
 
 
 def rows(**columns):
@@ -108,11 +108,11 @@ def test_csv(folder, header, delimiter):
     file.write_text("\ufeff" + "\n".join(lines).replace(",", delimiter) + "\n\n", encoding="utf-8")
     images = load_images(file)
     assert_is_the_folder_set(images)
-    assert images.ids[2] == "pictures/golden_retriever/sub/2.png"
+    assert images.ids[2] == "images/golden_retriever/sub/2.png"
 
 
 def paths(folder):
-    return [f"pictures/{name}/{'sub/' if i == 2 else ''}{i}" for name in NAMES for i in range(3)]
+    return [f"images/{name}/{'sub/' if i == 2 else ''}{i}" for name in NAMES for i in range(3)]
 
 
 def test_csv_with_splits_and_integer_labels(folder):
@@ -165,7 +165,7 @@ def test_dataset_in_memory_on_disk_and_in_splits(tmp_path):
     assert_is_the_folder_set(load_images(dataset.select(range(9))))
     backwards = load_images(dataset.select(list(range(8, -1, -1))))
     assert backwards.labels.tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
-    np.testing.assert_array_equal(np.asarray(backwards.image(0)), np.asarray(picture(8)))
+    np.testing.assert_array_equal(np.asarray(backwards.image(0)), np.asarray(make_image(8)))
     dataset.save_to_disk(tmp_path / "disk")
     assert_is_the_folder_set(load_images(tmp_path / "disk"))
     splits = DatasetDict(train=dataset, test=dataset.select([0, 4, 8]))
@@ -182,10 +182,10 @@ def test_dataset_in_memory_on_disk_and_in_splits(tmp_path):
 def test_alpha_and_orientation_are_kept_for_the_processor(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        picture(0, mode="RGBA").save(tmp_path / name / "0.webp", lossless=True)
+        make_image(0, mode="RGBA").save(tmp_path / name / "0.webp", lossless=True)
         turned = PILImage.Exif()
         turned[0x0112] = 6
-        picture(1).save(tmp_path / name / "1.jpg", exif=turned)
+        make_image(1).save(tmp_path / name / "1.jpg", exif=turned)
     images = load_images(tmp_path)
     assert images.image(0).mode == "RGBA" and images.image(1).size == (9, 12)
 
@@ -256,8 +256,8 @@ def test_one_class_empty_class_and_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: no images in class sub-folders; want"):
         load_images(tmp_path / "empty")
-    picture(0).save(tmp_path / "empty" / "loose.png")
-    with pytest.raises(ValueError, match="its 1 pictures lie in no class sub-folder"):
+    make_image(0).save(tmp_path / "empty" / "loose.png")
+    with pytest.raises(ValueError, match="its 1 images lie in no class sub-folder"):
         load_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such file or folder: .*nowhere/at/all"):
         load_images(tmp_path / "nowhere/at/all")
@@ -286,7 +286,7 @@ def test_hub_id_that_cannot_be_reached_says_both_readings(monkeypatch):
     assert seen == [(("someone/pets", "small"), {"revision": "abc"})]
 
 
-# ------------------------------------------------------------------------------------------------ unreadable pictures
+# ------------------------------------------------------------------------------------------------ unreadable images
 
 
 def break_some(folder):
@@ -299,7 +299,7 @@ def break_some(folder):
     return ["golden_retriever/1.png", "sports_car/0.png", "sports_car/1.png", "tabby/0.jpg"]
 
 
-def test_unreadable_pictures_raise_and_are_all_named(folder):
+def test_unreadable_images_raise_and_are_all_named(folder):
     bad = break_some(folder)
     with pytest.raises(ValueError, match="4 of 11 images cannot be read") as caught:
         load_images(folder)
@@ -313,7 +313,7 @@ def test_unreadable_pictures_raise_and_are_all_named(folder):
         lazy.image(1)
 
 
-def test_unreadable_pictures_are_skipped_and_reported(folder, caplog):
+def test_unreadable_images_are_skipped_and_reported(folder, caplog):
     bad = break_some(folder)
     images = load_images(folder, on_error="skip")
     assert [name for name, _ in images.skipped] == bad and len(images) == 7
@@ -335,7 +335,7 @@ def test_decompression_bomb_is_named_without_being_decoded(folder, monkeypatch):
         load_images(folder)
 
 
-def test_null_and_vanished_pictures_are_named(folder):
+def test_null_and_vanished_images_are_named(folder):
     dataset = Dataset.from_dict({"image": [*rows()["image"][:8], None], "label": STRINGS})
     with pytest.raises(ValueError, match=r"1 of 9 images(?s:.*)images\[8\] 'row/8': no image in this row"):
         load_images(dataset)
