@@ -167,8 +167,9 @@ def _read_aircraft(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
 
 
 def _read_imagenet(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """images/train and images/val by WordNet id. Its validation images are the test set; there are no others to
-    validate on."""
+    """images/train and images/val by WordNet id. The validation images are the test set, as in the papers; there is no
+    other set to validate on.
+    """
     classes = _wordnet_classes(folder, layout)
     roots = {"train": folder / layout.image_folder / "train", "test": folder / layout.image_folder / "val"}
     return {split: _by_wordnet_id(root, classes, layout, whole=True) for split, root in roots.items()}
@@ -277,8 +278,7 @@ def _check_images_exist(split: str, part: LabelledPaths, layout: Layout) -> None
     if missing:
         raise FileNotFoundError(
             f"{layout.title}, {split}: {len(missing)} of {len(part.paths)} listed images do not exist: "
-            f"{name_some(missing, 3)}; "
-            f"expected below {part.root}"
+            f"{name_some(missing, 3)}; expected below {part.root}"
         )
 
 
@@ -288,8 +288,7 @@ def _short(value: Any) -> str:
 
 
 def repetition_marks(names: Iterable[str]) -> list[str]:
-    """What to put behind each name so that all differ: nothing, or underscores. Prompts do not say them, so embeddings
-    stay equal.
+    """What to add to each name so that all differ: nothing, or underscores, which prompts leave out.
 
     >>> repetition_marks(["missile", "mitten", "missile"])
     ['', '', '_']
@@ -302,7 +301,7 @@ def repetition_marks(names: Iterable[str]) -> list[str]:
     return marks
 
 
-# --------------------------------------------------------------------------------------------------------------- table
+# ---- table
 
 
 def _zhou(folder: str, file: str, image_folder: str, title: str, template: str, recipe: str, **rest: Any) -> Layout:
@@ -315,29 +314,58 @@ LAYOUTS: dict[str, Layout] = {
     for layout in (
         Layout("imagenet", "ImageNet", _PHOTO, _read_imagenet, image_folder="images", recipe="imagenet"),
         _zhou(
-            "caltech-101", "Caltech101", "101_ObjectCategories", "Caltech101", _PHOTO, "caltech101",
-            names=_CALTECH_NAMES, ignored=_CALTECH_IGNORED,
+            "caltech-101",
+            "Caltech101",
+            "101_ObjectCategories",
+            "Caltech101",
+            _PHOTO,
+            "caltech101",
+            names=_CALTECH_NAMES,
+            ignored=_CALTECH_IGNORED,
         ),
         _zhou("oxford_pets", "OxfordPets", "images", "OxfordPets", "a photo of a {}, a type of pet.", "oxford_pets"),
         _zhou("stanford_cars", "StanfordCars", "", "StanfordCars", _PHOTO, "stanford_cars"),
-        _zhou("oxford_flowers", "OxfordFlowers", "jpg", "Flowers102", "a photo of a {}, a type of flower.", "oxford_flowers"),
+        _zhou(
+            "oxford_flowers",
+            "OxfordFlowers",
+            "jpg",
+            "Flowers102",
+            "a photo of a {}, a type of flower.",
+            "oxford_flowers",
+        ),
         _zhou("food-101", "Food101", "images", "Food101", "a photo of {}, a type of food.", "food101"),
         Layout(
-            "fgvc_aircraft", "FGVCAircraft", "a photo of a {}, a type of aircraft.", _read_aircraft,
-            image_folder="images", recipe="fgvc_aircraft",
+            "fgvc_aircraft",
+            "FGVCAircraft",
+            "a photo of a {}, a type of aircraft.",
+            _read_aircraft,
+            image_folder="images",
+            recipe="fgvc_aircraft",
         ),
         _zhou("sun397", "SUN397", "SUN397", "SUN397", _PHOTO, "sun397"),
         _zhou("dtd", "DescribableTextures", "images", "DTD", "{} texture.", "dtd"),
-        _zhou("eurosat", "EuroSAT", "2750", "EuroSAT", "a centered satellite photo of {}.", "eurosat", names=_EUROSAT_NAMES),
+        _zhou(
+            "eurosat",
+            "EuroSAT",
+            "2750",
+            "EuroSAT",
+            "a centered satellite photo of {}.",
+            "eurosat",
+            names=_EUROSAT_NAMES,
+        ),
         _zhou("ucf101", "UCF101", "UCF-101-midframes", "UCF101", "a photo of a person doing {}.", "ucf101"),
         Layout(
-            "imagenetv2", "ImageNetV2", _PHOTO, _read_imagenet_v2, image_folder="imagenetv2-matched-frequency-format-val",
+            "imagenetv2",
+            "ImageNetV2",
+            _PHOTO,
+            _read_imagenet_v2,
+            image_folder="imagenetv2-matched-frequency-format-val",
         ),
         Layout("imagenet-sketch", "ImageNet-Sketch", _PHOTO, _read_imagenet_sketch, image_folder="images"),
         Layout("imagenet-adversarial", "ImageNet-A", _PHOTO, _read_imagenet_part, image_folder="imagenet-a"),
         Layout("imagenet-rendition", "ImageNet-R", _PHOTO, _read_imagenet_part, image_folder="imagenet-r"),
     )
-}  # fmt: skip
+}
 
 
 def coop_layout(source: str) -> Layout | None:

@@ -16,10 +16,10 @@ FOLDER = _ASSETS / "emoji-mini"
 
 
 def embedded_model() -> Path:
-    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos
-    and tests.
+    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) in the package, for demos and tests.
 
-    It never saw the embedded images' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
+    It was not trained on the styles of the embedded images. Its weights are float16: load them with
+    `dtype=torch.float32` on a CPU.
 
     >>> (embedded_model() / "config.json").is_file()
     True
@@ -69,7 +69,7 @@ def load_emoji(
     if unknown or not styles or len(set(styles)) < len(styles):
         raise ValueError(f"styles: got {styles}; want distinct names out of {known}")
     tables = {style: pyarrow.parquet.read_table(FOLDER / f"{style}.parquet").to_pylist() for style in styles}
-    rows = tables[styles[0]]  # every style holds the same concepts in the same order
+    rows = tables[styles[0]]  # every style has the same concepts in the same order
     every_group = sorted({row["group"] for row in rows})
     groups = every_group if groups is None else [groups] if isinstance(groups, str) else list(groups)
     if not groups or not set(groups) <= set(every_group):

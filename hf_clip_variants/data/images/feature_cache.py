@@ -1,4 +1,4 @@
-"""Features of a frozen image encoder, computed once and kept: methods that leave the encoder alone never run it again."""
+"""Features of a frozen image encoder, computed once and kept for every method that does not train the encoder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .image_set import ImageSet
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # part of every key: files of another layout are other files
-SHARD_IMAGES = 512  # a run that is stopped loses at most so many images' work
+FORMAT_VERSION = 1  # part of every key: another layout means other files
+SHARD_IMAGES = 512  # a run that is stopped loses the work on at most this many images
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Features:
             to it.
         labels (`torch.Tensor`): (N,) int64.
         class_names (`tuple[str, ...]`): C names.
-        ids (`tuple[str, ...]`): N names of images.
+        ids (`tuple[str, ...]`): N ids of images.
         key (`str`, *optional*): SHA-256 of what the features depend on; `None` if no key was given.
     """
 
@@ -51,8 +51,8 @@ class Features:
     def __post_init__(self):
         if self.features.ndim != 3 or self.labels.shape != self.features.shape[1:2]:
             raise ValueError(
-                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; want (V, N, D) "
-                f"and (N,)"
+                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; "
+                "want (V, N, D) and (N,)"
             )
 
     @property
@@ -160,8 +160,8 @@ def compute_features(
 
     With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's
     configuration, the images' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the
-    file and does not call `encode`. While it runs, every 512 images are put aside, so an interrupted run goes on
-    from there. Two processes may do this at once.
+    file and does not call `encode`. While it runs, every 512 images are saved as a shard, so an interrupted run goes
+    on from there. Two processes may do this at once.
 
     Args:
         encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called
@@ -207,7 +207,7 @@ def compute_features(
             "format": FORMAT_VERSION,
             "encoder": key,
             "processor": _configuration(source.processor),
-            "pictures": image_set.fingerprint,
+            "pictures": image_set.fingerprint,  # the name is part of the key of existing files
             **source.describe(),
             "dtype": str(dtype),
         }
@@ -235,7 +235,8 @@ def _run(encode, source, store, description, batch_size, progress, dtype, device
     with _Progress(progress, count) as report:
         for start in range(0, count, SHARD_IMAGES):
             rows, part = range(start, min(start + SHARD_IMAGES, count)), f"-{start:08d}"
-            # A set of one shard goes straight to its final file.
+            # Shards exist so that an interrupted run can go on. A set that fits into one shard needs none: its final
+            # file follows at once.
             keep = store is not None and count > SHARD_IMAGES
             shard = store.load(description, part, (source.num_views, len(rows), None)) if keep else None
             if shard is None:
@@ -256,15 +257,15 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
     """(V, len(rows), D)"""
     subset = torch.utils.data.Subset(source, list(rows))
     views, parts, done = source.num_views, [], 0
-    # A generator of its own: the loader draws a seed for its workers, and a training that follows must not depend on
-    # whether the features were computed or read.
+    # The loader draws a seed for its workers. It gets its own generator, so that a training that follows does not
+    # depend on whether the features were computed or read.
     loader = torch.utils.data.DataLoader(
         subset, max(1, batch_size // views), num_workers=num_workers, generator=torch.Generator()
     )
     for batch in loader:
         images = batch.shape[0]
         pixel_values = batch.flatten(0, 1)
-        pieces = pixel_values.split(max(batch_size, 1))  # one image may have more views than fit
+        pieces = pixel_values.split(max(batch_size, 1))  # one image may have more views than fit into a batch
         encoded = [encode(piece if device is None else piece.to(device, non_blocking=True)) for piece in pieces]
         for piece, output in zip(pieces, encoded, strict=True):
             if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(piece):
@@ -272,6 +273,7 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
                 raise ValueError(
                     f"encode: gave {got} for pixel_values {tuple(piece.shape)}; want a tensor ({len(piece)}, D)"
                 )
+        # Rows are image by image, all views of an image together: (images * views, D).
         output = torch.cat([piece.to(device="cpu", dtype=dtype) for piece in encoded])
         finite = output.isfinite().all(dim=1)
         if not finite.all():
@@ -352,7 +354,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         self.features = features
         self.views = views
         self.seed = int(seed)
-        # In shared memory: persistent DataLoader workers hold a copy of this object, and see the epoch change.
+        # In shared memory: persistent DataLoader workers hold a copy of this object and must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._choice: tuple[int, np.ndarray] | None = None
 

@@ -142,7 +142,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) over class names and, row by row, id, label and the image's file content.
 
-        Reads every file once, then is remembered. Independent of where the data lies and of Python's hash seed.
+        Reads every file once, then is remembered. Does not depend on where the data is stored or on Python's hash
+        seed.
         """
         digest = hashlib.sha256()
         for name in self.class_names:
@@ -157,7 +158,7 @@ class ImageSet:
 
         JPEG files are decoded at one eighth of their size, which reads every byte in a fraction of the time.
         """
-        encoded, count = self._encoded, len(self)  # made here, once: the threads below share it
+        encoded, count = self._encoded, len(self)  # made once, before the threads that share it start
 
         def check(index: int) -> str | None:
             try:
@@ -177,7 +178,7 @@ class ImageSet:
 
 
 def decode_roughly(content: bytes) -> None:
-    """Decode an image file to its end and throw the pixels away. Raises what Pillow raises."""
+    """Decode an image file to its end and discard the pixels. Raises what Pillow raises."""
     from PIL import Image
 
     if not content:

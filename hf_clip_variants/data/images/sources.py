@@ -1,5 +1,5 @@
-"""`load_images`: labelled images from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout
-or the embedded emoji."""
+"""`load_images`: labelled images from folders, Parquet, CSV, the Hub, `datasets`, CoOp's layout, the embedded
+emoji."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SPLIT_ALIASES = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
+_SPELLINGS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
+SPLIT_ALIASES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
 
 
@@ -49,7 +47,7 @@ def load_images(
     revision: str | None = None,
     progress: bool = True,
 ) -> ImageSet:
-    """Read labelled images from whatever holds them.
+    """Read labelled images from any of the usual sources.
 
     Args:
         source: one of
@@ -65,16 +63,15 @@ def load_images(
         split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the
             train split where there are splits.
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
-        class_names: names for integer labels: a list (label i is its i-th name), or a mapping from each label to a
-            name: the labels may then have gaps and are renumbered in increasing order. For text labels: the list fixes
-                the order (pass
-            `train.class_names` when reading a test set from another source).
+        class_names: for integer labels: a list (label i is its i-th name), or a mapping from label to name (the labels
+            may then have gaps and are renumbered in increasing order). For text labels: a list that fixes their order;
+            pass `train.class_names` when reading a test set from another source.
         clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
             space to one. Unicode is composed (NFC) in any case. Case is left alone.
         limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
         on_error: what to do with images that cannot be decoded: "raise" an error that names them, or "skip" them,
             with a warning and the list in `ImageSet.skipped`.
-        verify (`bool`): decode every image once now. Without it a broken one raises when it is used.
+        verify (`bool`): decode every image once now. Without it, a broken image raises an error when it is used.
         empty_classes: what to do about a class without images. Default: "raise" for training images, "warn" for a
             validation or test split.
         progress (`bool`): show a bar while a large set is verified.
@@ -85,7 +82,7 @@ def load_images(
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
         ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
-            without names, columns that cannot be told, unreadable images. Every message names what was wrong.
+            without names, no recognisable column, unreadable images. Every message names what was wrong.
 
     Example:
 
@@ -116,10 +113,18 @@ def load_images(
     images = ImageSet(dataset, names, part["ids"], split=chosen or None, available_splits=splits)
     if images.available_splits:
         arguments = {
-            "image_column": image_column, "label_column": label_column, "class_names": class_names,
-            "clean_class_names": clean_class_names, "limit": limit, "on_error": on_error, "verify": verify,
-            "empty_classes": empty_classes, "name": name, "revision": revision, "progress": progress,
-        }  # fmt: skip
+            "image_column": image_column,
+            "label_column": label_column,
+            "class_names": class_names,
+            "clean_class_names": clean_class_names,
+            "limit": limit,
+            "on_error": on_error,
+            "verify": verify,
+            "empty_classes": empty_classes,
+            "name": name,
+            "revision": revision,
+            "progress": progress,
+        }
         images = replace(images, load_split=functools.partial(load_images, source, **arguments))
     if limit is not None and limit < len(images):
         images = images.select(_evenly(images.labels, limit))
@@ -135,8 +140,10 @@ def load_images(
 
 
 def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
-    """split ('' where there is none) -> {"dataset": with column image only, "labels": list, "names": ClassLabel's or
-    None, "ids"}"""
+    """split -> {"dataset", "labels", "names", "ids"}; without splits the only key is "".
+
+    "dataset" has the column image only, "labels" is a list, "names" holds the names of a `ClassLabel` or is None.
+    """
     import datasets
 
     if isinstance(source, datasets.DatasetDict):
@@ -244,7 +251,7 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
         files = [(c, f) for c in sorted(classes) for f in classes[c]]
         ids = [f.relative_to(roots[split]).as_posix() for _, f in files]
         parts[split] = _from_paths([str(f.absolute()) for _, f in files], [c for c, _ in files], ids)
-        parts[split]["classes"] = every_class  # also those whose folder is empty
+        parts[split]["classes"] = every_class  # an empty folder is a class, too
     return parts
 
 
@@ -448,7 +455,10 @@ def _choose_split(parts: dict[str, Any], split: str | None, what: str) -> str:
 
 
 def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
-    """The class list and label value -> index, from what all splits together hold."""
+    """The class names, and label value -> index, from the labels of all splits together.
+
+    Names come from, in this order: the argument, the source's own list (`ClassLabel`), the text of the labels.
+    """
     declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
     values = {v for part in parts.values() for v in part["labels"]} - {None}
     textual = any(isinstance(v, str) for v in values)
@@ -520,7 +530,8 @@ def _ranges(index_of) -> str:
 
 
 def _evenly(labels: np.ndarray, limit: int) -> np.ndarray:
-    """The first `limit` rows when classes take turns, in their original order."""
+    """`limit` rows, one class after the other in turn, first rows of each class first; in their original order."""
+    # `turn`: the number of each row within its class. Sorting by (turn, label) lets the classes take turns.
     order = np.argsort(labels, kind="stable")
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.empty(len(labels), dtype=np.int64)
