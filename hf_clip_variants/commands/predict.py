@@ -1,4 +1,4 @@
-"""`hf-clip-variants predict`: classes of images, one line each."""
+"""`hf-clip-variants predict`: classes of images, one line per image."""
 
 import csv
 import sys
@@ -22,7 +22,7 @@ def predict(
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(help="An adapter: folder or Hub id. It knows the model and the classes it belongs to."),
+        typer.Option(help="An adapter: folder or Hub id. It names its model and its classes."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="A saved classifier, or any CLIP with --classes: folder or Hub id.")
@@ -39,10 +39,10 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """
-    Classify images: a line for each with its path, the best class and its probability.
+    Classify images: one line per image with its path, the best class and its probability.
 
-    An image that cannot be read has an error in its line and on standard error; the others are done, and the exit
-    code is 1.
+    For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
+    the exit code is 1.
 
     \b
     [bold]Examples[/bold]

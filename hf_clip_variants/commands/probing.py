@@ -1,4 +1,4 @@
-"""What `linear-probe` and `knn` share: options, features of two sets of images, the result and how it is shown."""
+"""What `linear-probe` and `knn` share: options, features of two sets of images, the result and its output."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.images.feature_cache import Features
 
 
-# What the probe adds to the result, from training and test features: predictions and numbers of its own.
+# (training features, test features, device) -> predictions, and further fields of the result.
 Probe = Callable[["Features", "Features", "torch.device"], tuple["torch.Tensor", dict[str, Any]]]
 
 Model = Annotated[
@@ -33,7 +33,7 @@ TestSplit = Annotated[str | None, typer.Option(help="Of the test data.", show_de
 Kind = Annotated[
     Literal["encoder", "projected"],
     typer.Option(
-        help="What the image encoder pools, before the projection, or the embedding that is compared with text.",
+        help="The image encoder's pooled output, before the projection; or the embedding that is compared with text.",
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="found by its type")]
@@ -68,9 +68,9 @@ def run_probe(
     out: str | None,
     json: bool,
 ) -> None:
-    """Measure, print, write, and exit as the command does.
+    """Measure, print, write, and exit with the command's exit code.
 
-    `check` refuses training labels before anything is encoded; `remark` is a line for eyes about the result.
+    `check` raises for unsuitable training labels before anything is encoded; `remark` gives a line about the result.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the probes measure: the frozen features of any image encoder, for labelled training and test images."""
+"""Frozen features of any image encoder for labelled training and test images: the input of the probes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .prediction import check_model_folder, load_processor
 
 
 KINDS = ("encoder", "projected")
-MANY_IMAGES = 256  # from here on processes that decode pay on a GPU
+MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class ImageEncoder:
     Attributes:
         encode: `pixel_values` (B, 3, H, W) on `device` -> (B, D), not normalised.
         processor: its image processor.
-        key (`str`): says which weights and which features these are.
+        key (`str`): identifies the weights and the kind of features.
         device (`torch.device`): of the model.
-        pooling (`str`): "own", or "class token" where the checkpoint has no weights for it.
+        pooling (`str`): "own", or "class token" if the checkpoint has no weights for its pooling.
     """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
@@ -53,10 +53,16 @@ class ImageEncoder:
         """[`Features`] of N images, `features` (1, N, D) float32 on the CPU; see `compute_features`."""
         workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(images) > MANY_IMAGES else 0
         return compute_features(
-            self.encode, images, self.processor, batch_size=batch_size, cache_dir=cache_dir,
-            key=None if cache_dir is None else self.key,  # with one, every file is read once more
-            progress=progress, device=self.device, num_workers=workers,
-        )  # fmt: skip
+            self.encode,
+            images,
+            self.processor,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            key=None if cache_dir is None else self.key,  # a key costs one more reading of every file
+            progress=progress,
+            device=self.device,
+            num_workers=workers,
+        )
 
 
 def load_image_encoder(
@@ -100,8 +106,7 @@ def load_image_encoder(
     check_model_folder(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    # A ViT that was saved without its pooling gets a random one from AutoModel, and says so in a table that nobody
-    # reads.
+    # AutoModel gives a ViT that was saved without its pooling layer a random one, and only logs it.
     random_pooling = [name for name in info["missing_keys"] if name.startswith("pooler.")]
     missing = sorted(set(info["missing_keys"]) - set(random_pooling))
     if missing:
@@ -148,7 +153,7 @@ def _pooling(
 
 
 def _vector(output: Any, class_token: bool = False) -> torch.Tensor:
-    """(B, D) of what a model gave out: its pooled output, or its first token where there is none."""
+    """(B, D) from a model's output: its pooled output, or the first token if there is none."""
     if isinstance(output, torch.Tensor):
         return output
     pooled = getattr(output, "pooler_output", None)
@@ -164,7 +169,7 @@ def load_probe_images(
     test_split: str | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images with the same class list, that of the training images; matched by name.
+    """Training and test images with one list of classes, that of the training images; classes are matched by name.
 
     Args:
         train: what `load_images` reads.

@@ -17,7 +17,7 @@ from typing import Any
 from ..files.atomic_writes import write_atomically
 
 
-IMAGES_A_GROUP = 12
+IMAGES_PER_GROUP = 12
 CLASSES_SHOWN = 8
 THUMBNAIL = 96  # pixels
 
@@ -138,7 +138,7 @@ def image_groups(images, class_names: Sequence[str], before, after) -> list[dict
     groups = []
     for title, meaning, mask in kinds:
         found = mask.nonzero()[0].tolist()
-        shown = found[:: max(1, len(found) // IMAGES_A_GROUP)][:IMAGES_A_GROUP]
+        shown = found[:: max(1, len(found) // IMAGES_PER_GROUP)][:IMAGES_PER_GROUP]
         group = [
             {
                 "source": _thumbnail(images.image(index)),

@@ -192,7 +192,7 @@ def _section(protocol: str, records: Sequence[Mapping[str, Any]], plot: str | No
     notes.append(f"Test images: {'; '.join(sizes)}.")
     for why, own in entries.dropna(subset="why").groupby("why", sort=False):
         named = ", ".join(titles[method] for method in own["method"].unique())
-        notes.append(f"-: {named} cannot be asked about other classes: {why}.")
+        notes.append(f"-: {named} cannot classify other classes: {why}.")
     lines += [line for note in notes for line in (note, "")]
     if plot:
         lines += [f"![{TITLES[protocol]}]({plot})", ""]

@@ -97,7 +97,7 @@ def test_the_harmonic_mean_is_taken_of_the_averages_over_seeds():
 
 def test_methods_without_an_answer_for_other_classes_have_a_dash_and_the_reason_below():
     page = markdown(base_to_new_records(), "command")
-    assert "\n-: tip_adapter cannot be asked about other classes: the adapter caches images.\n" in page
+    assert "\n-: tip_adapter cannot classify other classes: the adapter caches images.\n" in page
     assert "pets (base) 10 in 5 classes; pets (new) 10 in 5 classes" in page
 
 
