@@ -419,8 +419,10 @@ class _ZipSource(_StorageSource):
 
 
 class _LegacySource(_StorageSource):
-    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then each storage as a
-    count and its bytes."""
+    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then the storages.
+
+    Each storage is its number of elements, in 8 bytes, and then the elements.
+    """
 
     def __init__(self, buffer: mmap.mmap, file: Any, size: int):
         super().__init__(file, size)
@@ -469,7 +471,7 @@ class _LegacySource(_StorageSource):
             raise Damaged(f"the file has {self.size} bytes, its storages end at {position}")
 
     def _held_bytes(self, key: str) -> int:
-        return self.size  # `_locate` knows better, once all pickles are read
+        return self.size  # an upper limit; `_locate` checks exactly when all pickles are read
 
     def _read_storage(self, key: str) -> bytearray:
         self.file.seek(self._positions[key])

@@ -1,8 +1,8 @@
 """Weights of the official SLIP ↔ `SLIPForPreTraining` and `SLIPModel`, for the Vision Transformers of the repository.
 
 The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`, which strips `module.` and
-never builds the `args` beside the weights; this file reads no files. The repository has three kinds of models, told by
-their names:
+never builds the `args` beside the weights; this file reads no files. The repository has three kinds of models, which
+the names of their weights tell apart:
 
 | classes | has | becomes |
 |---|---|---|
@@ -68,7 +68,7 @@ _LAYER |= {f"attn.qkv.{kind}": tuple(f"attention.{part}_proj.{kind}" for part in
 _POSITIONS, _PATCHES, _MLP = "visual.pos_embed", "visual.patch_embed.proj.weight", "visual.blocks.0.mlp.fc1.weight"
 _ENCODER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
 _HEAD_SHAPES = [_HEAD + "layer1.weight", _HEAD + "layer3.weight"]
-# The only width of the three models whose heads are not 64 wide: ViT-S, with 12 of 32.
+# Width -> heads, where they are not 64 wide: ViT-S has 12 of 32.
 _VISION_HEADS = {384: 12}
 # The image processor's settings that are not CLIP's; 2 is bilinear.
 SLIP_IMAGES = {"image_mean": [*IMAGENET_DEFAULT_MEAN], "image_std": [*IMAGENET_DEFAULT_STD], "resample": 2}
@@ -172,7 +172,7 @@ def convert_slip_state_dict(
 
 def to_official(state_dict: Mapping[str, torch.Tensor], config: SLIPConfig) -> dict[str, torch.Tensor]:
     """The inverse of `convert_slip_state_dict`: the repository's names, dtypes as they are. Gradients and other
-    tensors by parameter name are taken, too: with or without the head, with or without its buffers.
+    tensors under parameter names are accepted, too: with or without the head, with or without its buffers.
 
     Raises:
         ValueError: missing names, names that `SLIPForPreTraining(config)` does not have, or an image encoder that is
