@@ -39,7 +39,7 @@ def adapt_once(clip, data, out) -> list:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_images_are_prepared_as_the_family_does(model_type):
+def test_images_are_preprocessed_as_by_the_family(model_type):
     theirs, images = tiny_family_processor(model_type), [make_image(0), make_image(1)]
     ours = CLIPClassifierProcessor.from_clip(theirs)
     pixels = ours(images=images, return_tensors="pt").pixel_values
@@ -60,7 +60,7 @@ def test_images_are_prepared_as_the_family_does(model_type):
         assert torch.nn.functional.cosine_similarity(a, b).min() > 0.99
 
 
-def test_chinese_class_names_from_the_command_line(run, tmp_path):
+def test_chinese_class_names_work_on_the_command_line(run, tmp_path):
     names = family_class_names("chinese_clip")
     clip = save_tiny_family("chinese_clip", tmp_path / "clip")
     data = save_classes(tmp_path / "图片", names)
@@ -87,7 +87,7 @@ def test_chinese_class_names_from_the_command_line(run, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in ("clip", "chinese_clip")])
-def test_other_families_adapt(model_type, run, tmp_path):
+def test_adapt_works_with_other_families(model_type, run, tmp_path):
     clip = save_tiny_family(model_type, tmp_path / "clip")
     data = save_classes(tmp_path / "images", family_class_names(model_type))
     arguments = adapt_once(clip, data, tmp_path / "run")

@@ -54,7 +54,9 @@ def broken_image_folder(image_folder, tmp_path):
 
 def save_vit(folder, pooling: bool):
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)  # fmt: skip
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8
+    )
     model = ViTModel(config, add_pooling_layer=pooling)
     model.save_pretrained(folder)
     ViTImageProcessor(**PIXELS).save_pretrained(folder)
@@ -84,7 +86,7 @@ def test_projecting_the_encoders_features_gives_the_projected_ones(model_type, t
     torch.testing.assert_close(projected[2:], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_classifiers_features_are_those_of_the_clip_in_it(clip, tmp_path):
+def test_a_classifiers_features_are_those_of_its_clip(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(3))
     CLIPClassifier.from_pretrained(clip, class_names=["cat", "dog"]).save_pretrained(tmp_path)
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -94,7 +96,7 @@ def test_a_classifiers_features_are_those_of_the_clip_in_it(clip, tmp_path):
         assert torch.equal(encoded(load_image_encoder(tmp_path, kind), images), theirs)
 
 
-def test_image_models_pool_as_they_do_themselves(clip, tmp_path):
+def test_image_models_use_their_own_pooling(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(2))
     vit = save_vit(tmp_path / "vit", pooling=True)
     encoder = load_image_encoder(tmp_path / "vit")
@@ -113,7 +115,7 @@ def test_image_models_pool_as_they_do_themselves(clip, tmp_path):
     )
 
 
-def test_a_checkpoint_without_its_pooling_gives_the_class_token_not_random_numbers(tmp_path):
+def test_a_checkpoint_without_pooling_weights_gives_the_class_token(tmp_path):
     images = load_images("emoji:notov1").select(range(2))
     vit = save_vit(tmp_path, pooling=False)
     first, second = (load_image_encoder(tmp_path) for _ in range(2))
@@ -123,7 +125,7 @@ def test_a_checkpoint_without_its_pooling_gives_the_class_token_not_random_numbe
         torch.testing.assert_close(encoded(first, images)[:1], vit(pixels).last_hidden_state[:, 0])
 
 
-def test_a_model_that_does_not_fit_is_refused(tmp_path):
+def test_unsuitable_models_are_refused(tmp_path):
     save_vit(tmp_path / "vit", pooling=True)
     with pytest.raises(ValueError, match="features: 'projected' of a ViTModel.*want 'encoder'"):
         load_image_encoder(tmp_path / "vit", "projected")
@@ -145,7 +147,7 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path):
         load_image_encoder(tmp_path / "empty")
 
 
-def test_kept_features_are_read_and_only_where_they_are_the_same(clip, tmp_path):
+def test_cached_features_are_read_for_the_same_model_and_kind_only(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(4))
     encoder = load_image_encoder(clip)
     features = encoder.features_of(images, cache_dir=tmp_path, progress=False).features
@@ -160,7 +162,7 @@ def test_kept_features_are_read_and_only_where_they_are_the_same(clip, tmp_path)
             replace(other, encode=fail).features_of(images, cache_dir=tmp_path, progress=False)
 
 
-def test_half_precision_is_of_the_model_only(clip):
+def test_a_half_precision_model_gives_float32_features(clip):
     images = load_images("emoji:notov1").select(range(4))
     full, half = (encoded(load_image_encoder(clip, dtype=dtype), images) for dtype in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.float32 and not torch.equal(full, half)
@@ -179,7 +181,7 @@ def test_classes_are_matched_by_name(image_folder, tmp_path):
     assert [test.class_names[label] for label in test.labels] == ["owl", "banana", "cat"]
 
 
-def test_splits_are_found_and_may_be_named(image_folder):
+def test_splits_are_found_by_default_and_can_be_named(image_folder):
     train, test = load_probe_images(str(image_folder))
     assert (train.split, test.split, len(train), len(test)) == ("train", "test", 12, 12)
     train, test = load_probe_images(str(image_folder), train_split="test", test_split="train")
@@ -188,7 +190,7 @@ def test_splits_are_found_and_may_be_named(image_folder):
     assert test.split is None and len(test) == 190
 
 
-def test_images_that_do_not_fit_are_refused(image_folder, tmp_path):
+def test_unsuitable_test_images_are_refused(image_folder, tmp_path):
     with pytest.raises(ValueError, match="test: emoji:notov1 has no splits; name images to test on"):
         load_probe_images("emoji:notov1")
     for test, split in (("emoji:notov1", None), (str(image_folder), "train"), (None, "train")):
@@ -311,7 +313,7 @@ def test_without_scikit_learn_only_knn_runs(run, clip, image_folder, monkeypatch
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
-def test_the_help_tells_the_extra_and_loads_nothing_heavy(command):
+def test_help_names_the_extra_and_imports_nothing_heavy(command):
     program = (
         f"import sys\nfrom hf_clip_variants.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept "
         f"SystemExit: pass\n"
@@ -323,8 +325,11 @@ def test_the_help_tells_the_extra_and_loads_nothing_heavy(command):
     assert ('"hf-clip-variants[probe]"' in " ".join(done.stdout.split())) == (command == "linear-probe")
 
 
-def test_importing_what_measures_does_not_import_scikit_learn():
-    program = "import sys, hf_clip_variants.evaluation.probes, hf_clip_variants.evaluation.image_encoder; print('sklearn.linear_model' in sys.modules)"
+def test_importing_the_probes_does_not_import_scikit_learn():
+    program = (
+        "import sys, hf_clip_variants.evaluation.probes, hf_clip_variants.evaluation.image_encoder; "
+        "print('sklearn.linear_model' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n", done.stderr
 

@@ -62,14 +62,14 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_a_context_that_is_fitted_to_some_classes_loses_others(accuracies):
+def test_coop_loses_accuracy_on_new_classes(accuracies):
     """CoCoOp's observation about CoOp (its table 1)."""
     assert accuracies["coop"][1] < accuracies["zero_shot"][1] - 0.05, accuracies
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "coop"])
-def test_the_others_lose_less_on_new_classes(method, accuracies):
+def test_the_other_methods_lose_less_than_coop_on_new_classes(method, accuracies):
     """CoCoOp by conditioning on the image; MaPLe, VPT and IVLP because the encoders learn, too. The harmonic mean
     follows."""
 
@@ -83,12 +83,12 @@ def test_the_others_lose_less_on_new_classes(method, accuracies):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_what_was_shown_is_learned(method, accuracies):
+def test_the_training_images_are_learned(method, accuracies):
     """Also where other styles gain nothing: README.md, "The papers' protocols"."""
     assert accuracies[method][2] > accuracies["zero_shot"][2] + 0.03, accuracies
 
 
 @pytest.mark.slow
-def test_what_is_trained_on_gets_better(accuracies):
+def test_base_classes_gain_accuracy(accuracies):
     gains = {method: accuracies[method][0] - accuracies["zero_shot"][0] for method in METHODS}
     assert sum(gains.values()) / len(gains) > 0 and max(gains.values()) > 0.02, gains

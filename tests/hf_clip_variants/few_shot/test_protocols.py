@@ -51,7 +51,7 @@ def test_harmonic_mean_gives_the_papers_numbers(base, new, expected):
     assert harmonic_mean(base, new) == pytest.approx(expected, abs=0.006)
 
 
-def test_columns_are_found_by_name_and_strangers_are_named():
+def test_columns_are_found_by_name_and_unknown_names_are_listed():
     assert columns_among(["c", "a"], ["a", "b", "c"], "x") == (2, 0)
     with pytest.raises(
         ValueError, match=r"A: 1 of 2 classes are not among the 1 trained ones: 'z'; a domain holds trained classes"
@@ -116,7 +116,7 @@ def test_transfer_has_the_source_first_and_targets_with_names_of_their_own(tmp_p
     assert {evaluation.templates for evaluation in asked.evaluations} == {("a {}",)}
 
 
-def test_domains_are_asked_among_their_own_classes_only(tmp_path):
+def test_domains_are_classified_among_their_own_classes_only(tmp_path):
     save_imagenet(tmp_path)
     domains = {
         name: f"coop:{tmp_path}/{name}" for name in ("imagenetv2", "imagenet-adversarial", "imagenet-rendition")
@@ -195,12 +195,12 @@ def test_emoji_plans_never_test_on_a_trained_style():
         (("cross_dataset", "x", "x", {"y": "a"}, {"y": "z"}), "'y' is also the name of a test set"),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(plan, match):
+def test_contradictory_plans_are_refused(plan, match):
     with pytest.raises(ValueError, match=match):
         Plan(*plan)
 
 
-def test_prompts_are_the_data_sets_own():
+def test_templates_are_the_data_sets_own():
     assert templates_for("coop:DATA/fgvc_aircraft") == ["a photo of a {}, a type of aircraft."]
     assert templates_for("emoji:notov1@food-drink")[0] == "an emoji of {}"
     assert templates_for("pets/") is None, "the model family's"
@@ -266,9 +266,7 @@ def test_new_classes_get_the_adapter_that_base_classes_trained(emoji_folder, tmp
     assert (predicted.numpy() == new.labels).mean() == accuracies(record)["new"]
 
 
-def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
-    emoji_folder, tiny_clip_folder, tmp_path
-):
+def test_adapters_for_fixed_classes_give_a_reason_for_other_classes(emoji_folder, tiny_clip_folder, tmp_path):
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [1], [1])
     runner = runner_of(tiny_clip_folder, tmp_path, [task])
     tip = runner.run(task, "tip_adapter", 1, 1)["tests"]
@@ -287,7 +285,7 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
     json.dumps(tip)
 
 
-def test_a_domain_with_fewer_classes_is_asked_among_those(emoji_folder, tmp_path):
+def test_a_domain_with_fewer_classes_is_classified_among_those(emoji_folder, tmp_path):
     """Zero-shot CLIP, which knows no trained classes, must give the same with the few names alone."""
     few = ("owl", "pizza", "dog")
     save_images(tmp_path / "few", {"": ["notov1"]}, few)
@@ -393,7 +391,7 @@ def test_methods_that_train_the_image_encoder_are_tested_through_it(emoji_folder
     assert accuracies(runner.zero_shot(task)) == accuracies(before), "and CLIP is as it was"
 
 
-def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, tiny_clip_folder):
+def test_a_target_without_its_own_templates_does_not_get_the_sources(tmp_path, tiny_clip_folder):
     save_images(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
     plan = zhou_plan(tmp_path, "cross_dataset", targets={"target": str(tmp_path / "target")})
     task = load_task(plan, [1], [1])

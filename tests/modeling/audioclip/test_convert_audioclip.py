@@ -108,7 +108,7 @@ def test_the_audio_encoder_from_the_whole_model_equals_the_one_alone(tiny, offic
             torch.testing.assert_close(encoder(sounds).pooler_output, expected)
 
 
-def test_window_and_counters_may_be_missing(tiny, official):
+def test_missing_window_and_counters_are_added(tiny, official):
     some = {n: t for n, t in official.items() if n != "audio.window" and "num_batches_tracked" not in n}
     converted = convert_audioclip_state_dict(some, tiny.config)
     for name, tensor in tiny.state_dict().items():
@@ -128,7 +128,7 @@ def test_files_of_clip_and_of_audioclip_are_told_apart(official):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_command_writes_a_folder_that_hears(official, tmp_path, dtype):
+def test_the_command_writes_a_folder_that_classifies_audio(official, tmp_path, dtype):
     save_file({n: t.contiguous() for n, t in official.items()}, tmp_path / "official.safetensors")
     with torch.no_grad():
         sounds = 5000 * torch.randn(2, 1, 4000)
@@ -136,9 +136,14 @@ def test_the_command_writes_a_folder_that_hears(official, tmp_path, dtype):
         features = model.get_audio_features(sounds).pooler_output
     save_file({"audio": sounds, "audio_features": features}, tmp_path / "expected.safetensors")
     done = convert_checkpoint(
-        tmp_path / "official.safetensors", tmp_path / "out", tokenizer="none", dtype=dtype, **HEADS,
-        expected=tmp_path / "expected.safetensors" if dtype == "float32" else None, compare=True,
-    )  # fmt: skip
+        tmp_path / "official.safetensors",
+        tmp_path / "out",
+        tokenizer="none",
+        dtype=dtype,
+        **HEADS,
+        expected=tmp_path / "expected.safetensors" if dtype == "float32" else None,
+        compare=True,
+    )
     assert done.method == "audioclip" and done.kind == "AudioCLIPModel" and done.dropped == ["audio.fbsp.bias"]
     assert done.sizes["audio.groups"] == 2 and "hop of the spectrogram" in done.notes[0]
     assert "AutoProcessor gives the feature extractor alone" in done.notes[1]

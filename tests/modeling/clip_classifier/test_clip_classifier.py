@@ -63,7 +63,7 @@ def reference_logits(clip, class_names, templates, pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("templates", [["a photo of a {}."], ["a photo of a {}.", "{}", "my {}, at home"]])
-def test_logits_are_those_of_plain_zero_shot_clip(clip_folder, templates):
+def test_logits_equal_plain_zero_shot_clip(clip_folder, templates):
     model = CLIPClassifier.from_pretrained(clip_folder, class_names=CLASS_NAMES, templates=templates).eval()
     expected = reference_logits(CLIPModel.from_pretrained(clip_folder).eval(), CLASS_NAMES, templates, tiny_pixels())
     assert torch.allclose(model(tiny_pixels()).logits, expected, atol=1e-5)
@@ -89,7 +89,7 @@ def test_text_encoder_runs_once_for_any_number_of_images_and_never_after_reload(
 
 
 @torch.no_grad()
-def test_changed_weights_are_noticed_however_they_were_changed(classifier, tmp_path):
+def test_every_kind_of_weight_change_is_noticed(classifier, tmp_path):
     pixels = tiny_pixels()
     before = classifier(pixels).logits
     weight = classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight
@@ -116,7 +116,7 @@ def test_changed_weights_are_noticed_however_they_were_changed(classifier, tmp_p
 
 
 @torch.no_grad()
-def test_what_pytorch_hides_is_not_seen_until_the_features_are_forgotten(classifier):
+def test_changes_hidden_from_pytorch_need_forget_class_features(classifier):
     pixels = tiny_pixels()
     before = classifier(pixels).logits
     weight = classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight
@@ -161,7 +161,7 @@ class NoTransfers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("reloaded", [False, True])
-def test_a_forward_with_kept_features_fetches_no_numbers(classifier, monkeypatch, tmp_path, reloaded):
+def test_a_forward_with_kept_features_does_not_wait_for_the_device(classifier, monkeypatch, tmp_path, reloaded):
     """On a GPU each would wait for all that is queued."""
     with torch.no_grad():
         expected = classifier(tiny_pixels()).logits
@@ -216,7 +216,7 @@ def test_optimizer_steps_are_noticed_in_eval_mode(classifier, fused):
     assert not torch.allclose(seen[3], seen[4])
 
 
-def test_state_dict_written_in_mid_training_does_not_claim_stale_features(classifier):
+def test_a_state_dict_saved_during_training_marks_class_features_invalid(classifier):
     with torch.no_grad():
         classifier(tiny_pixels())
     assert classifier.state_dict()["class_features_ready"]
@@ -257,7 +257,7 @@ def test_cached_features_serve_inference_mode_first_and_training_later(classifie
 
 
 @torch.no_grad()
-def test_image_features_stand_for_pixels(classifier):
+def test_image_features_can_replace_pixels(classifier):
     features = classifier.get_image_features(tiny_pixels()).pooler_output
     assert torch.equal(classifier(image_features=features).logits, classifier(tiny_pixels()).logits)
 

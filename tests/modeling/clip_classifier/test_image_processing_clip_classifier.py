@@ -212,7 +212,7 @@ def test_mixed_list_equals_one_by_one(tmp_path):
         assert all(torch.equal(together[0], together[same]) for same in range(3, 10))
 
 
-def test_nested_lists_and_batch_arrays():
+def test_nested_lists_and_batch_arrays_are_accepted():
     batch = noise(40, 50)[None].repeat(2, 0)
     expected = pixels(OURS, *batch)
     assert torch.equal(OURS(batch, return_tensors="pt").pixel_values, expected)
@@ -259,7 +259,7 @@ def test_exif_orientation_is_applied_to_every_form(orientation, format, tmp_path
     assert error.float().mean() < (3 if format == "JPEG" else 1e-9)
 
 
-def test_damaged_exif_is_no_obstacle():
+def test_damaged_exif_is_ignored():
     image = make_image()
     image.info["exif"] = b"Exif\x00\x00not a tiff file"
     assert torch.equal(pixels(OURS, image), pixels(OURS, make_image()))

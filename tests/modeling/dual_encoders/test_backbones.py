@@ -169,7 +169,7 @@ def test_unknown_family_is_an_error_that_lists_the_known():
 
 
 @pytest.mark.parametrize("model_type", ["../clip", "os.path", "clipv-", "clipv-clip", "clip_resnet", "", None])
-def test_what_is_no_family_is_not_imported(model_type):
+def test_unknown_model_types_import_nothing(model_type):
     assert find_family(model_type) is None
 
 

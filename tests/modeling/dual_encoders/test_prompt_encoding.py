@@ -241,7 +241,7 @@ def test_plans_that_do_not_fit_are_errors(text_model):
         encode_prompts(text_model, ids, plan=plan, shared_prefix=3)
 
 
-def test_ids_are_not_trusted_to_tell_given_embeddings(text_model):
+def test_equal_ids_do_not_imply_equal_given_embeddings(text_model):
     ids = padded([[1, 5], [1, 5]], length=6)
     embeds = torch.randn(2, 6, WIDTH)
     expected = full_length_from_embeddings(text_model, ids, embeds)

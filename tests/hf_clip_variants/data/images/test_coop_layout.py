@@ -50,7 +50,7 @@ def test_every_split_file_is_read_in_its_own_order(tmp_path, name):
     assert splits["test"].class_names == train.class_names and splits["test"].labels.tolist() == [2, 1, 0] * 2
 
 
-def test_names_are_rewritten_where_the_benchmark_does_and_underscores_always(tmp_path):
+def test_class_names_are_rewritten_as_in_the_benchmark_and_underscores_removed(tmp_path):
     eurosat = save_zhou(tmp_path, "eurosat", ["AnnualCrop", "Forest", "SeaLake"])
     assert load_images(f"coop:{eurosat}").class_names == ("Annual Crop Land", "Forest", "Sea or Lake")
     written = save_zhou(
@@ -63,7 +63,7 @@ def test_names_are_rewritten_where_the_benchmark_does_and_underscores_always(tmp
     assert load_images(f"coop:{ucf}").class_names == ("Apply Eye Makeup", "Archery")
 
 
-def test_aircraft_has_lists_of_its_own(tmp_path):
+def test_aircrafts_own_lists_are_read(tmp_path):
     train = load_images(f"coop:{save_aircraft(tmp_path)}")
     assert train.class_names == ("707-320", "A300B4", "F/A-18 Super") and train.labels.tolist() == [2, 2, 1, 1, 0, 0]
     assert train.ids[0] == "0001001.jpg" and len(train.load_split(split="val")) == 3
@@ -97,7 +97,7 @@ def test_shifted_sets_have_the_names_that_imagenet_gives_the_same_classes(tmp_pa
     assert load_images(f"coop:{tmp_path}/imagenet-rendition").class_names == ("tench", "missile", "sunglasses")
 
 
-def test_folders_of_imagenet_v2_are_numbers_and_not_words(tmp_path):
+def test_folders_of_imagenet_v2_are_sorted_as_numbers(tmp_path):
     """Sorted as words, 10 stands before 2."""
     names = "".join(f"n{k:08} class {k}\n" for k in range(12))
     folder = tmp_path / "imagenetv2"
@@ -113,7 +113,7 @@ def test_folders_of_imagenet_v2_are_numbers_and_not_words(tmp_path):
         load_images(f"coop:{folder}")
 
 
-def test_a_name_that_is_told_apart_has_the_embedding_of_the_name(tmp_path):
+def test_repeated_names_have_equal_embeddings(tmp_path):
     from hf_clip_variants import CLIPClassifier
 
     model = CLIPClassifier.from_pretrained(
@@ -124,7 +124,7 @@ def test_a_name_that_is_told_apart_has_the_embedding_of_the_name(tmp_path):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_the_official_draw_comes_out(tmp_path):
+def test_the_draw_equals_the_official_one(tmp_path):
     """Dassl: items by class in order of appearance, `random.sample` of K each."""
     import random
 
@@ -200,7 +200,7 @@ def test_missing_files_are_named_with_their_place(tmp_path):
     assert coop_layout("pets/") is None
 
 
-def test_labels_with_gaps_two_names_or_wrong_rows_are_refused(tmp_path):
+def test_bad_lists_are_refused(tmp_path):
     folder = save_zhou(tmp_path, "oxford_pets")
     good = split_file(folder).read_text()
 
@@ -238,13 +238,13 @@ def test_a_class_without_training_images_is_named(tmp_path):
         load_images(f"coop:{folder}")
 
 
-def test_classes_that_are_none_of_the_benchmarks_are_refused(tmp_path):
+def test_classes_outside_the_benchmark_are_refused(tmp_path):
     folder = save_zhou(tmp_path, "caltech-101", ["BACKGROUND_Google", "Faces"])
     with pytest.raises(ValueError, match="'BACKGROUND_Google' is no class of Caltech101"):
         load_images(f"coop:{folder}")
 
 
-def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_path):
+def test_an_imagenet_with_missing_classes_is_refused(tmp_path):
     folder = save_imagenet(tmp_path)
     shutil.rmtree(folder / "images" / "train" / "n03773504")
     with pytest.raises(
@@ -268,7 +268,7 @@ def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_pat
     assert len(WORDNET) == 4
 
 
-def test_relative_paths_are_kept_as_absolute_ones_in_settings(tmp_path, monkeypatch):
+def test_settings_hold_absolute_paths(tmp_path, monkeypatch):
     from hf_clip_variants.data.images.labelled_sets import absolute_source
     from hf_clip_variants.few_shot.splits import parse_test_data
 

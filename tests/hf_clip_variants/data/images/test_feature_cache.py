@@ -59,7 +59,7 @@ def compute(images, processor, encode=None, **options):
     return compute_features(encode, images, processor, **options)
 
 
-def test_features_are_what_the_encoder_gives(images):
+def test_features_equal_the_encoders_output(images):
     model = tiny_clip()
     processor = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
 
@@ -82,7 +82,7 @@ def test_features_are_what_the_encoder_gives(images):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_size_and_workers_do_not_matter(images, processor, batch_size, workers):
+def test_features_do_not_depend_on_batch_size_and_workers(images, processor, batch_size, workers):
     options = {"views": 4, "augmentation": "coop", "seed": 1}
     expected = compute(images, processor, **options).features
     state = torch.get_rng_state()
@@ -120,7 +120,7 @@ def umask():
     return mask
 
 
-def test_every_part_of_the_key_counts(images, processor, tmp_path):
+def test_the_key_depends_on_everything_that_changes_features(images, processor, tmp_path):
     base = {"views": 2, "augmentation": "tip", "seed": 0, "key": "a", "dtype": torch.float32}
     keys = {compute(images, processor, **base).key}
     for change in ({"views": 3}, {"augmentation": "coop"}, {"seed": 1}, {"key": "b"}, {"dtype": torch.float16}):
@@ -212,7 +212,7 @@ def test_features_in_a_read_only_folder_are_used(images, processor, tmp_path, mo
     assert encode.calls == 0
 
 
-def test_an_interrupted_run_goes_on_where_it_was(images, processor, tmp_path, monkeypatch):
+def test_an_interrupted_computation_goes_on_after_the_last_shard(images, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
     options = {"views": 2, "augmentation": "coop", "cache_dir": tmp_path, "key": "a", "batch_size": 2}
     expected = compute(images, processor, views=2, augmentation="coop", batch_size=2).features
@@ -251,7 +251,7 @@ def work(images, processor, folder, barrier, results):
     results.put((plain.images, features.features.double().sum().item()))
 
 
-def test_two_processes_at_once(images, processor, tmp_path, monkeypatch):
+def test_two_processes_can_compute_the_same_features(images, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
@@ -269,7 +269,7 @@ def test_two_processes_at_once(images, processor, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_strays_of_killed_runs_are_removed_when_old(tmp_path):
+def test_old_temporary_files_of_killed_runs_are_removed(tmp_path):
     old, young = tmp_path / ".tmp-features-1", tmp_path / ".tmp-features-2"
     for stray in (old, young):
         stray.write_bytes(b"x")
@@ -278,7 +278,7 @@ def test_strays_of_killed_runs_are_removed_when_old(tmp_path):
     assert not old.exists() and young.exists()
 
 
-def test_dtype_and_progress_bar(images, processor, tmp_path, capsys):
+def test_dtype_is_kept_and_the_bar_goes_to_standard_error(images, processor, tmp_path, capsys):
     half = compute(images, processor, dtype=torch.float16, cache_dir=tmp_path, key="a", progress=True)
     again = compute(images, processor, dtype=torch.float16, cache_dir=tmp_path, key="a")
     assert half.features.dtype == again.features.dtype == torch.float16
@@ -353,7 +353,7 @@ def test_the_view_is_a_function_of_seed_epoch_and_index(mode):
     assert views_of(other) != views_of(FeatureDataset(numbered(count=30), mode, seed=3))
 
 
-def test_a_fixed_view_and_bad_ones():
+def test_a_fixed_view_is_used_and_unknown_ones_are_refused():
     dataset = FeatureDataset(numbered(), views=2)
     dataset.set_epoch(9)
     assert views_of(dataset) == [2] * 6
@@ -383,9 +383,17 @@ class Recorder(torch.nn.Module):
 def test_trainer_tells_the_epoch(tmp_path, workers):
     dataset, model = FeatureDataset(numbered(), seed=1), Recorder()
     arguments = TrainingArguments(
-        tmp_path, num_train_epochs=3, per_device_train_batch_size=4, use_cpu=True, report_to=[], save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0,
-    )  # fmt: skip
+        tmp_path,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+    )
     Trainer(model, arguments, FeatureCollator(), dataset).train()
     for epoch in range(3):
         seen = sorted(model.seen[6 * epoch : 6 * epoch + 6])

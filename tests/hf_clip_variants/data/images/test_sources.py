@@ -94,7 +94,7 @@ def test_folder_with_splits_shares_one_class_list(tmp_path, caplog):
         load_images(tmp_path, "dev2")
 
 
-def test_a_class_called_test_is_no_split(tmp_path):
+def test_a_class_called_test_is_not_a_split(tmp_path):
     fill(tmp_path, classes=["test", "tram"])
     assert load_images(tmp_path).class_names == ("test", "tram")
 
@@ -193,7 +193,7 @@ def test_alpha_and_orientation_are_kept_for_the_processor(tmp_path):
 # ------------------------------------------------------------------------------------------------ labels and classes
 
 
-def test_columns_that_cannot_be_told_are_listed():
+def test_unrecognised_columns_are_listed():
     dataset = Dataset.from_dict(rows(fine=[0] * 9, coarse=[1] * 9))
     with pytest.raises(
         ValueError, match="label_column: cannot tell.*columns image: image, fine: integer, coarse: int"
@@ -209,7 +209,7 @@ def test_columns_that_cannot_be_told_are_listed():
         load_images(Dataset.from_dict(rows(score=[0.5] * 9)), label_column="score")
 
 
-def test_integer_labels_out_of_range_with_gaps_and_unlabelled():
+def test_bad_integer_labels_are_named():
     labels = [0, 0, 0, 2, 2, 2, 5, 5, 5]
     dataset = Dataset.from_dict(rows(label=labels))
     with pytest.raises(ValueError, match=r"label of images\[6\].*got 5.*want one of 0..2; labels with gaps"):
@@ -225,7 +225,7 @@ def test_integer_labels_out_of_range_with_gaps_and_unlabelled():
         load_images(unlabelled, class_names=NAMES)
 
 
-def test_text_labels_against_a_given_class_list():
+def test_text_labels_are_matched_with_a_given_class_list():
     dataset = Dataset.from_dict(rows(label=STRINGS))
     images = load_images(dataset, class_names=["tabby", "golden retriever", "sports car"])
     assert images.labels.tolist() == [1, 1, 1, 2, 2, 2, 0, 0, 0]
@@ -235,7 +235,7 @@ def test_text_labels_against_a_given_class_list():
         load_images(Dataset.from_dict(rows(label=[*STRINGS[:4], None, *STRINGS[5:]])))
 
 
-def test_class_names_that_collide_or_are_blank(tmp_path):
+def test_equal_and_blank_class_names_are_refused(tmp_path):
     fill(tmp_path, classes=["golden_retriever", "golden retriever"])
     with pytest.raises(ValueError, match="'golden retriever' and 'golden_retriever' are the same name"):
         load_images(tmp_path)
@@ -245,7 +245,7 @@ def test_class_names_that_collide_or_are_blank(tmp_path):
     assert tidy_class_name("cafe\u0301 ", clean=False) == "caf\u00e9 "
 
 
-def test_one_class_empty_class_and_empty_folder(tmp_path):
+def test_single_classes_empty_classes_and_empty_folders_are_refused(tmp_path):
     fill(tmp_path / "one", classes=["tabby"])
     with pytest.raises(ValueError, match="one class only .'tabby'."):
         load_images(tmp_path / "one")
@@ -270,7 +270,7 @@ def test_one_class_empty_class_and_empty_folder(tmp_path):
         load_images(3)
 
 
-def test_hub_id_that_cannot_be_reached_says_both_readings(monkeypatch):
+def test_an_unknown_source_is_tried_as_path_and_hub_id(monkeypatch):
     import datasets
 
     def refuse(*arguments, **options):
@@ -335,7 +335,7 @@ def test_decompression_bomb_is_named_without_being_decoded(folder, monkeypatch):
         load_images(folder)
 
 
-def test_null_and_vanished_images_are_named(folder):
+def test_null_and_deleted_images_are_named(folder):
     dataset = Dataset.from_dict({"image": [*rows()["image"][:8], None], "label": STRINGS})
     with pytest.raises(ValueError, match=r"1 of 9 images(?s:.*)images\[8\] 'row/8': no image in this row"):
         load_images(dataset)
@@ -348,7 +348,7 @@ def test_null_and_vanished_images_are_named(folder):
 # ------------------------------------------------------------------------------------------------------ ImageSet
 
 
-def test_select_limit_and_classes(folder):
+def test_select_and_limit_keep_rows_and_classes_consistent(folder):
     images = load_images(folder)
     few = images.select([8, 0, 8])
     assert few.labels.tolist() == [2, 0, 2] and few.ids == (images.ids[8], images.ids[0], images.ids[8])
@@ -372,7 +372,7 @@ def test_select_limit_and_classes(folder):
         images.labels[0] = 1
 
 
-def test_fingerprint_follows_content_labels_and_names_only(folder, tmp_path):
+def test_the_fingerprint_depends_on_content_labels_and_names_only(folder, tmp_path):
     images = load_images(folder)
     elsewhere = load_images(fill(tmp_path / "copy"))
     assert images.fingerprint == elsewhere.fingerprint and len(images.fingerprint) == 64
@@ -401,6 +401,6 @@ def test_fingerprint_follows_content_labels_and_names_only(folder, tmp_path):
     assert other_process.stdout.strip() == images.fingerprint
 
 
-def test_sets_travel_to_data_loader_workers(folder):
+def test_sets_can_be_pickled_for_data_loader_workers(folder):
     images = pickle.loads(pickle.dumps(load_images(folder)))
     assert_is_the_folder_set(images)
