@@ -19,7 +19,7 @@ def adapt(
     data: Annotated[
         str,
         typer.Option(
-            help="Images to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, "
+            help="Images to learn from: a folder with one sub-folder per class, Parquet, CSV, a Hub data set, "
             "coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
         ),
     ],

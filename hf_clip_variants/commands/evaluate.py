@@ -14,7 +14,7 @@ SHOWN_CLASSES = 10
 
 def evaluate(
     data: Annotated[
-        str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+        str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
     ],
     adapter: Annotated[str | None, typer.Option(help="An adapter: folder or Hub id.")] = None,
     model: Annotated[str | None, typer.Option(help="A classifier or any CLIP: folder or Hub id.")] = None,

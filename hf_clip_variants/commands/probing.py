@@ -25,7 +25,7 @@ Model = Annotated[
     ),
 ]
 Train = Annotated[
-    str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+    str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
 ]
 Test = Annotated[str | None, typer.Option(help="Likewise.", show_default="the training data's test split")]
 TrainSplit = Annotated[str | None, typer.Option(help="Of the training data.", show_default="train where there is one")]

@@ -131,7 +131,9 @@ def _names_by_label(pairs: Iterable[tuple[int, str]], file: Path) -> list[str]:
     name_of: dict[int, str] = {}
     for label, name in pairs:
         if name_of.setdefault(label, name) != name:
-            raise ValueError(f"{file}: label {label} is named {name_of[label]!r} and {name!r}; want one name a label")
+            raise ValueError(
+                f"{file}: label {label} is named {name_of[label]!r} and {name!r}; want one name per label"
+            )
     if not name_of:
         raise ValueError(f"{file}: lists no images")
     missing = sorted(set(range(max(name_of) + 1)) - set(name_of))

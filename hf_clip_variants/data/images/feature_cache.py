@@ -168,7 +168,7 @@ def compute_features(
             without gradient. Put the model in eval mode; autocast inside if wanted.
         image_set ([`ImageSet`]): N images.
         processor: see [`AugmentedViews`], as for `augmentation` and `seed`.
-        views (`int`): V. "One view an epoch" is exact for V = epochs; Tip-Adapter's cache uses 10.
+        views (`int`): V. One view per epoch is exact for V = epochs; Tip-Adapter's cache uses 10.
         batch_size (`int`): images x views in one call of `encode`, about.
         cache_dir (path, *optional*): keep the features in this folder. It may be read-only.
         key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the encoder); required with

@@ -1,4 +1,4 @@
-"""The commands: output for eyes and for machines, exit codes, and what a broken image does to them."""
+"""The commands: tables, JSON, exit codes, and images that cannot be read."""
 
 import csv
 import io
@@ -383,7 +383,7 @@ def test_export_writes_a_folder_with_code(run, clip, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_beats_zero_shot_on_styles_of_other_designers(run, tmp_path):
-    """The whole of it at 2 shots and one seed: every method against zero-shot CLIP measured in the same run."""
+    """The whole demo with 2 shots and one seed: every method against zero-shot CLIP measured in the same run."""
     code, out, err = run("demo", "--out", tmp_path / "demo", "--shots", 2, "--seeds", 1, "--json")
     results = json.loads(out)
     assert code == 0 and len(results["data"]["class_names"]) >= 150, err
@@ -401,7 +401,7 @@ def test_the_demo_beats_zero_shot_on_styles_of_other_designers(run, tmp_path):
 
 
 def test_an_interrupted_adapt_prints_no_traceback_and_can_go_on(clip, images, tmp_path):
-    """Ctrl-C: exit code 130, no traceback; done again, it finishes."""
+    """Ctrl-C: exit code 130, no traceback; repeated, the command finishes."""
     import signal
 
     arguments = ["--model", str(clip), "--data", str(images), "--out", str(tmp_path / "run"), "--methods", "coop"]

@@ -1,5 +1,4 @@
-"""Dual encoders other than CLIP from the command line: Chinese class names with Chinese-CLIP, pixels and text as each
-family wants them."""
+"""Other dual encoders than CLIP on the command line: Chinese class names, and each family's pixels and tokens."""
 
 import json
 

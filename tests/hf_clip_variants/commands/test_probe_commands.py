@@ -338,7 +338,7 @@ def test_importing_the_probes_does_not_import_scikit_learn():
 
 
 def test_a_trained_image_encoder_beats_a_random_one_of_its_size(tmp_path):
-    """88 classes, two images each, tested in a style by another hand: chance is 1.1 %."""
+    """88 classes with two images each, tested on the style of another designer: chance is 1.1 %."""
     shutil.copytree(embedded_model(), tmp_path / "random")
     trained = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32)
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def context_words(fixture):
 
 
 def only_names(fixture):
-    """Prompts "X X name .": the words before the name are not said in these fixtures."""
+    """Prompts "X X name .": placeholders stand for the words before the name."""
     return {"x{}.": fixture.inputs["tokenized_prompts"]}
 
 
@@ -49,7 +49,7 @@ def names_of(fixture):
 
 
 class Case:
-    """An official file of a fixture: how its prompts are said, what is in it, and the options that it needs."""
+    """An official file of a fixture: its prompts, its contents, and the options that it needs."""
 
     def __init__(self, name, method, templates, weights, options=None, outputs=classifier_outputs):
         self.fixture_name, self.method, self.templates, self.weights = name, method, templates, weights
@@ -184,7 +184,7 @@ def test_an_adapter_without_class_names_works_with_any_classes(bases, tmp_path):
 
 @pytest.fixture(scope="module")
 def tip(tmp_path_factory):
-    """Fixture, base, and a cache folder as the official code leaves it."""
+    """Fixture, base, and a cache folder as the official code writes it."""
     fixture, folder = load_fixture("tip_adapter"), tmp_path_factory.mktemp("tip")
     ids = fixture.inputs["template_input_ids"]
     templates = {template: ids[:, i] for i, template in enumerate(fixture.hparam("templates"))}
@@ -265,7 +265,7 @@ def fails(file, out, match, **options):
 
 
 def test_a_different_base_of_the_same_sizes_is_noticed(bases, tmp_path):
-    """One with the same sizes: nothing else would tell."""
+    """Of the same sizes: only the comparison of weights can notice it."""
     for name in ("coop-unified-end", "cocoop", "maple", "vpt-deep", "ivlp"):
         case = CASES[name]
         fixture, file, options = prepared(case, bases, tmp_path / name)

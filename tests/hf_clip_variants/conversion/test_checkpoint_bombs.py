@@ -16,8 +16,8 @@ from hf_clip_variants.conversion.checkpoint_reader import UnsafeCheckpointError,
 
 
 class TestRefusesLies:
-    """Sizes that the file does not hold. Nothing of the claimed size may be allocated: see `test_bombs_are_refused_or_read_in_5_seconds_and_200_mb` for the
-    memory."""
+    """Sizes that the file does not hold. The test of bombs below also measures that nothing of these sizes is
+    allocated."""
 
     @pytest.mark.parametrize(
         ("value", "message"),

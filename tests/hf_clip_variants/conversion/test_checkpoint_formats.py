@@ -1,4 +1,4 @@
-"""The table's checkpoint formats: conversion and command need one descriptor and one row of a method, nothing else."""
+"""The table's checkpoint formats: conversion and command need a method's descriptor and row, nothing else."""
 
 import ast
 import dataclasses
@@ -56,7 +56,7 @@ def test_names_and_options_are_unique():
 
 
 def test_the_conversion_and_the_hub_name_no_method():
-    """In code and messages; examples in docstrings may. All sit on CLIP and its classifier: these two may be named."""
+    """In code and messages; docstrings may. CLIP and its classifier may be named, since all methods use them."""
     names = {*ENTRIES, *(row.name for row in registry.methods())} - {"clip", "clip_classifier"}
     pattern = re.compile(rf"(?<![a-z])({'|'.join(sorted(names))})(?![a-z])")
     files = [*(PACKAGE / "conversion").glob("*.py"), *(PACKAGE / "hub").glob("*.py")]

@@ -1,4 +1,4 @@
-"""The door for foreign checkpoints: what it reads, and everything that it must not do."""
+"""Reading checkpoints of unknown origin: what is read, and what must never happen."""
 
 import argparse
 import io
@@ -221,7 +221,7 @@ REFUSED_DOTTED_NAMES = """
 
 class TestRefusesCode:
     def test_the_payload_runs_when_python_unpickles_it(self, canary):
-        """Else the tests below would prove nothing."""
+        """Otherwise the tests below would prove nothing."""
         pickle.loads(pickle.dumps(shell(canary)))
         assert canary.exists()
 
@@ -384,8 +384,7 @@ class TestDamaged:
             read_state_dict(tmp_path)
 
     def test_flipped_bytes_give_our_errors_or_tensors(self, files, weights):
-        """Our errors or tensors, never another exception. A zip archive has checksums, so there the tensors are
-        equal."""
+        """Our errors or tensors, never another exception. Zip archives have checksums, so their tensors are equal."""
         generator = random.Random(0)
         outcomes = {path.name: {"read": 0, "refused": 0} for path in files}
         for path in files:
@@ -460,8 +459,9 @@ class TestUnwrap:
 @pytest.mark.parity
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_training_checkpoint_converts(tmp_path, zipped):
-    """float16 weights under `module.`, beside Namespace, NumPy scalars, an optimiser, a scheduler: the features are
-    the official ones."""
+    """float16 weights with `module.`, beside Namespace, NumPy scalars, optimiser, scheduler: features equal the
+    official ones.
+    """
     from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
 
     fixture = load_fixture("clip_openai_ckpt_vit")

@@ -1,4 +1,4 @@
-"""Rows to batches."""
+"""Collators: rows to batches."""
 
 import pytest
 import torch

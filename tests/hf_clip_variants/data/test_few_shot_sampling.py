@@ -1,4 +1,4 @@
-"""Few-shot draws: as the official code draws, seeded, and never silently fewer classes."""
+"""Few-shot draws: equal to the official code's, seeded, and with a warning for small classes."""
 
 import os
 import random

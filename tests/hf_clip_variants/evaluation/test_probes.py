@@ -24,7 +24,7 @@ def blobs(count: int, classes, width: int = 5, noise: float = 1.6, seed: int = 0
 
 
 def by_loops(train, labels, test, k, temperature) -> list[int]:
-    """The documented rule, one number after the other."""
+    """The documented formula in plain loops."""
     predicted = []
     keys = [row / max(row.norm().item(), 1e-12) for row in train]
     for query in test:

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a model as training has it: that of a `CLIPClassifier` of the same weights."""
+"""Zero-shot accuracy of a model in training equals that of a `CLIPClassifier` with the same weights."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_accuracy_equals_the_classifiers(images, model, processor):
 
 @pytest.mark.parametrize("templates", ["icons", "a photo of a {}."])
 def test_class_embeddings_equal_the_classifiers(templates, model, processor):
-    """Of names with an underscore, and a text that writes the end token, which is text as any other."""
+    """Also for names with an underscore, and for a name that contains the end token as text."""
     names = ["hot_dog", "<|endoftext|>", "red apple"]
     classifier = CLIPClassifier.from_pretrained(embedded_model(), dtype=torch.float32)
     classifier.set_classes(names, templates)

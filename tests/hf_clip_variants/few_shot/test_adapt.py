@@ -1,4 +1,4 @@
-"""`adapt`: a whole run in a folder, what it holds, what it refuses, and what a broken image or method does to it."""
+"""`adapt`: the run folder, wrong arguments, unreadable images, methods that fail."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`adapt` killed at any moment and called again: the results of an uninterrupted run, bit for bit."""
+"""`adapt` after a kill: called again, it gives the results of an uninterrupted run, bit for bit."""
 
 import signal
 
@@ -67,7 +67,7 @@ def test_a_run_killed_at_any_write_gives_the_same_results(sources, whole, tmp_pa
 
 
 def test_a_run_killed_many_times_gives_the_same_results(sources, whole, tmp_path):
-    """Each process is killed after some more writes than one run needs, until one of them comes to the end."""
+    """Each process is killed after a few more writes than one run needs, until one of them finishes."""
     expected, writes = whole
     run = tmp_path / "run"
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""`fit_adapter`: what is trained, on what it is chosen, and that cached features change nothing but the time."""
+"""`fit_adapter`: what is trained, how hyper-parameters are chosen, and that cached features give the same result."""
 
 import itertools
 
@@ -52,7 +52,7 @@ def tensors_of(fitted) -> dict[str, torch.Tensor]:
 
 
 def shots_for(method: str, classifier, count: int) -> Shots:
-    """Features, or real images for what trains the image encoder."""
+    """Features, or images for methods that train the image encoder."""
     if method in ON_FEATURES:
         return shots_of(count)
     styles = ["fluentflat", "emojione"][:count]
@@ -456,8 +456,7 @@ def test_a_new_descriptor_can_be_fitted(monkeypatch):
 
 @pytest.mark.parametrize("class_specific", [False, True])
 def test_consecutive_adapters_do_not_share_class_features(class_specific):
-    """Equally many updates of tensors of equal shape: the classifier's cache of class features must tell them
-    apart."""
+    """Tensors of equal shape and equally many updates: the cache of class features must tell them apart."""
     classifier, overrides = (
         tiny_classifier(),
         SHORT | {"learning_rate": 0.5, "class_specific": class_specific, "context_init": "a photo of a"},

@@ -1,5 +1,7 @@
-"""What the prompt-learning papers claim, on real images: learn half of the classes, ask about both halves in styles
-drawn by others."""
+"""The claims of the prompt-learning papers on real images.
+
+Training is on half of the classes, tests are on both halves in the styles of other designers.
+"""
 
 import pytest
 import torch
@@ -20,9 +22,10 @@ METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
 
 @pytest.fixture(scope="module")
 def accuracies() -> dict[str, tuple[float, float]]:
-    """Method -> accuracy among base classes, among new classes, and on the images that were learned; "zero_shot" is
-    CLIP with the words that
-    contexts start from."""
+    """Method -> accuracy among base classes, among new classes, and on the training images.
+
+    "zero_shot" is CLIP with the words that contexts start from.
+    """
     every = load_emoji("notov1").class_names
     names = list(every[:: len(every) // CLASSES][:CLASSES])
     halves = names[: CLASSES // 2], names[CLASSES // 2 :]
@@ -70,8 +73,8 @@ def test_coop_loses_accuracy_on_new_classes(accuracies):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "coop"])
 def test_the_other_methods_lose_less_than_coop_on_new_classes(method, accuracies):
-    """CoCoOp by conditioning on the image; MaPLe, VPT and IVLP because the encoders learn, too. The harmonic mean
-    follows."""
+    """CoCoOp conditions on the image; MaPLe, VPT and IVLP also have prompts in the encoders. So is the harmonic
+    mean."""
 
     def harmonic(found):
         base, new, _ = found

@@ -93,7 +93,7 @@ def test_base_is_the_larger_half_of_the_labels_and_new_counts_from_zero(tmp_path
 
 
 def test_base_images_are_drawn_as_the_official_code_draws_them(tmp_path):
-    """It draws from all classes, in the order in which they appear, and leaves the new ones out then."""
+    """From all classes in order of appearance; new classes are left out afterwards."""
     task = load_task(zhou_plan(tmp_path, "base_to_new"), [2], [3])
     train = task.train
     everything = sample_few_shot(train.labels, 2, 3, validation_labels=task.validation.labels)
@@ -242,7 +242,7 @@ def accuracies(record):
 
 
 def test_new_classes_get_the_adapter_that_base_classes_trained(emoji_folder, tmp_path):
-    """Asked here: what a user gets who saves the adapter and loads it on a classifier with the new names."""
+    """The same as for a user who saves the adapter and loads it on a classifier with the new names."""
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [2], [1], templates="icons")
     runner = runner_of(EMOJI_CLIP, tmp_path / "work", [task])
     record = runner.run(task, "coop", 2, 1)
@@ -286,7 +286,7 @@ def test_adapters_for_fixed_classes_give_a_reason_for_other_classes(emoji_folder
 
 
 def test_a_domain_with_fewer_classes_is_classified_among_those(emoji_folder, tmp_path):
-    """Zero-shot CLIP, which knows no trained classes, must give the same with the few names alone."""
+    """Zero-shot CLIP must give the same accuracy with the few names alone."""
     few = ("owl", "pizza", "dog")
     save_images(tmp_path / "few", {"": ["notov1"]}, few)
     plan = Plan("domain_generalisation", "emoji", emoji_folder, targets={"few": str(tmp_path / "few")})
@@ -346,7 +346,7 @@ def test_no_feature_is_computed_twice(emoji_folder, tiny_clip_folder, tmp_path):
 
 
 def fit_random_visual_prompts(fit):
-    """Visual prompts far from nothing, not trained: they change every image feature."""
+    """Untrained visual prompts with large values: they change every image feature."""
     model = fit.attach(VPTConfig(num_prompt_tokens=4, prompt_depth=1))
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What `export_with_code` does to source files."""
+"""Exported source files of `export_with_code`."""
 
 import os
 import re
@@ -95,9 +95,9 @@ REFUSED = {
     "outside": ({"a.x": "from ...registry import z"}, "line 1: `hf_clip_variants.registry` is outside of"),
     "absolute": (
         {"a.x": "from hf_clip_variants.registry import z"},
-        "line 1: `hf_clip_variants.registry` stays behind",
+        "line 1: `hf_clip_variants.registry` is not exported under this name",
     ),
-    "modeling": ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` stays behind"),
+    "modeling": ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` is not exported under this name"),
     "text": ({"a.x": '"""Text.\n\n    from .helper import z\n"""'}, "reads like an import of helper"),
     "unseen": ({"a.x": "z = 1; from .y import z", "a.y": "z = 1"}, "the import of y must start a line"),
 }

@@ -270,7 +270,7 @@ def test_an_adapter_pushed_alone_names_a_base_on_the_hub(hub, classifier, proces
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     with pytest.raises(
-        ValueError, match="base_model: the adapter was trained on .*clip, which nobody else has; .*with_base"
+        ValueError, match="base_model: the adapter was trained on .*clip, which only this machine has; .*with_base"
     ):
         push(folder, "alice/tip")
     assert hub.repos.keys() == {"openai/tiny-clip"}

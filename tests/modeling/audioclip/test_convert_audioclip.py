@@ -1,5 +1,4 @@
-"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the audio encoder alone, and what is
-refused."""
+"""Official weights ↔ `AudioCLIPModel`: names, shapes of the published model, the audio encoder alone, errors."""
 
 import json
 
@@ -78,7 +77,7 @@ class TestConverter(ConverterContract):
         return CASES["audioclip"].inputs(2)
 
     def check_published(self, config, manifest, name):
-        """Its 861 names; its sizes are our defaults."""
+        """861 names; the sizes are our defaults."""
         assert len(manifest["state_dict"]) == 861
         default = AudioCLIPConfig()
         assert config.audio_config.to_dict() == default.audio_config.to_dict() == AudioCLIPAudioConfig().to_dict()

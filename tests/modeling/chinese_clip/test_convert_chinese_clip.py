@@ -150,8 +150,10 @@ def test_names_of_flash_attention_are_converted(tiny, official):
 
 
 def test_the_readmes_image_processor_equals_the_official_transform():
-    """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without
-    arguments crops."""
+    """cn_clip resizes without keeping the aspect ratio; the default processor crops.
+
+    Resizing tensors and resizing Pillow images differ by one grey level of 255.
+    """
     colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     image = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
     mean, std = ChineseCLIPImageProcessor.image_mean, ChineseCLIPImageProcessor.image_std

@@ -50,7 +50,7 @@ def text_calls(monkeypatch):
 
 
 def reference_logits(clip, class_names, templates, pixels):
-    """Radford et al.'s zero-shot classifier, plainly."""
+    """Plain code for the zero-shot classifier of Radford et al."""
     weights = []
     for name in class_names:
         ids = tiny_tokenizer()([t.format(name) for t in templates], padding=True, return_tensors="pt").input_ids
@@ -151,7 +151,7 @@ def test_merged_lora_is_noticed_although_peft_merges_through_data(classifier, fo
 
 
 class NoTransfers(TorchDispatchMode):
-    """Fails where an operation gives a number to Python or moves a tensor to another device."""
+    """Raises when an operation gives a number to Python or moves a tensor to another device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
@@ -162,7 +162,7 @@ class NoTransfers(TorchDispatchMode):
 
 @pytest.mark.parametrize("reloaded", [False, True])
 def test_a_forward_with_kept_features_does_not_wait_for_the_device(classifier, monkeypatch, tmp_path, reloaded):
-    """On a GPU each would wait for all that is queued."""
+    """On a GPU, fetching a number waits for all queued work."""
     with torch.no_grad():
         expected = classifier(tiny_pixels()).logits
     if reloaded:
@@ -194,7 +194,7 @@ def test_a_moved_classifier_keeps_its_features_and_another_dtype_does_not(classi
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizer_steps_are_noticed_in_eval_mode(classifier, fused):
-    """Where no training forward of the classifier says that something changes. Fused ones bump no version counter."""
+    """Without a forward in training mode that shows the change; fused optimizers do not count versions."""
 
     def logits():
         with torch.no_grad():

@@ -35,7 +35,7 @@ def prompts_of(model_type) -> list[str]:
 
 
 def own_text_features(model_type, model, texts) -> torch.Tensor:
-    """What transformers' model makes of what its tokenizer returns."""
+    """The output of transformers' model for the output of its tokenizer."""
     with torch.no_grad():
         return model.get_text_features(**tiny_family_inputs(model_type, texts)).pooler_output
 
@@ -99,8 +99,8 @@ def test_embeddings_instead_of_ids_and_prompts_of_any_length(model_type):
             check(family.encode_text(model, ids, prefix_embeds=variants), torch.stack([expected, expected]))
 
 
-def test_deep_prompts_stand_before_their_layer(model_type):
-    """States that the encoder has anyway change nothing; others change what comes out, and get a gradient."""
+def test_deep_prompts_are_inputs_of_their_layer(model_type):
+    """The encoder's own states change nothing; others change the output and get a gradient."""
     family, model = family_of(model_type), tiny_dual_encoder(model_type)
     texts = prompts_of(model_type)
     ids = tiny_family_inputs(model_type, texts[:1])["input_ids"]

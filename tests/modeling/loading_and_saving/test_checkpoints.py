@@ -1,4 +1,4 @@
-"""A folder is saved all at once: killed, full disk, mounted, shared; what `save_pretrained` must survive."""
+"""`save_pretrained` replaces a folder in one step, also when killed, on a full disk, in mounted or shared folders."""
 
 import json
 import os

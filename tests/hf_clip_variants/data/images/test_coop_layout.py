@@ -1,5 +1,4 @@
-"""Folders of the CoOp family: the same images, labels and names as the official readers give, and messages that name
-what is wrong."""
+"""CoOp's folders: the images, labels and names of the official readers, and messages that name errors."""
 
 import json
 import shutil
@@ -98,7 +97,7 @@ def test_shifted_sets_have_the_names_that_imagenet_gives_the_same_classes(tmp_pa
 
 
 def test_folders_of_imagenet_v2_are_sorted_as_numbers(tmp_path):
-    """Sorted as words, 10 stands before 2."""
+    """Sorted as text, 10 would come before 2."""
     names = "".join(f"n{k:08} class {k}\n" for k in range(12))
     folder = tmp_path / "imagenetv2"
     for k in range(12):
@@ -125,7 +124,7 @@ def test_repeated_names_have_equal_embeddings(tmp_path):
 
 
 def test_the_draw_equals_the_official_one(tmp_path):
-    """Dassl: items by class in order of appearance, `random.sample` of K each."""
+    """Dassl: samples by class in order of appearance, `random.sample` of K each."""
     import random
 
     folder = save_zhou(tmp_path, "dtd", counts={"train": 7, "val": 2, "test": 1})

@@ -1,4 +1,4 @@
-"""The embedded images, and that the set is what its licence file says."""
+"""The embedded images, and that the licence file describes them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""load_images: every kind of source gives the same images, and every kind of bad data a message that names it."""
+"""`load_images`: every kind of source gives the same images; bad data gives a message that names it."""
 
 import io
 import os
@@ -31,7 +31,7 @@ CLEAN = ("golden retriever", "sports car", "tabby")
 
 
 def fill(root, classes=NAMES, per_class=3, first_seed=0):
-    """root/<class>/<i>.png, the last one below a further folder. Row r of the sorted set has seed first_seed + r."""
+    """root/<class>/<i>.png, the last one in a sub-folder. Row r of the sorted set has seed first_seed + r."""
     for c, name in enumerate(classes):
         for i in range(per_class):
             folder = root / name / ("sub" if i == per_class - 1 else "")
