@@ -159,7 +159,7 @@ def _load_base(base: Any) -> Any:
 
 def _save(model: Any, processor: Any, place: Path, adapter_name: str, with_base: bool, repo_id: str) -> None:
     """Saves what is to be pushed, all at once."""
-    describe(model, adapter_name)  # refuses strangers before anything is written
+    describe(model, adapter_name)  # raises for models of other packages before anything is written
     is_adapter = bool(getattr(model, "peft_config", None))
     if with_base and not is_adapter:
         raise ValueError(f"with_base: {type(model).__name__} has no adapter")

@@ -54,7 +54,7 @@ class ClassPrompts:
 
     @property
     def start_ids(self) -> torch.Tensor:
-        """(C, S0): what stands before the words, read from the prompts (configurations of 2022 say that SOS is 0)."""
+        """(C, S0): the tokens before the words, read from the prompts (in configurations of 2022, SOS is 0)."""
         return self.template_ids[:, 0, : self.num_start_tokens]
 
     def placeholders(self, count: int) -> torch.Tensor:
@@ -91,8 +91,8 @@ class EmbeddedPrompts:
 
 
 class PromptEmbedder(nn.Module):
-    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context
-    vectors instead.
+    """Hook: class prompts -> token embeddings. This one uses the templates unchanged; CoOp puts learned context
+    vectors in their place.
 
     `token_embedding` is the text encoder's table; `image_embeds` (B, D) of unit norm come only where
     `depends_on_images`.
@@ -534,8 +534,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.is_activation_checkpointing
 
     def train(self, mode: bool = True):
-        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in what is
-        not trained helps nobody.
+        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in
+        frozen layers is of no use.
         """
         super().train(mode)
         if mode:

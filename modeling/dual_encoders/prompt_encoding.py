@@ -1,6 +1,6 @@
-r"""Encode many prompts with a causal CLIP text encoder, exactly and without the work that need not be done.
+r"""Encode many prompts with a causal CLIP text encoder, exactly and without unnecessary work.
 
-Where it stands, from class names to class features (C classes, T templates, N = C T prompts of at most L tokens):
+The way from class names to class features (C classes, T templates, N = C T prompts of at most L tokens):
 
     set_classes(names, templates)
         |  tokenizer
@@ -8,7 +8,7 @@ Where it stands, from class names to class features (C classes, T templates, N =
     ClassPrompts        ids of the classes: template_ids (C, T, L), and names alone, for learned contexts
         |  prompt_embedder     plain: the templates as they are; CoOp and others: learned vectors among them
         v
-    EmbeddedPrompts     input_ids (N, L) and what stands in the place of their embeddings, if anything
+    EmbeddedPrompts     input_ids (N, L), and the embeddings to use instead of theirs, if any
         |  family.encode_text -> encode_text here -> encode_prompts (causal) or encode_rows (bidirectional)
         v
     text features       (N, D), averaged over the T templates of a class: class features (C, D)
@@ -279,8 +279,8 @@ def encode_prompts(
         prefix_embeds: (P, width) or (B, P, width) token embeddings of the first P tokens of all prompts, in B variants
             (one per image, say): the cheap way to B variants, as nothing of size B x N x L exists.
         position_ids: (L,) position of each token of a prompt. Default: 0..L-1.
-        deep_prompts: layer -> (n, width): what stands at tokens `deep_start`.. before that layer (0: before the
-            first), instead of the states there.
+        deep_prompts: layer -> (n, width): these replace the states from token `deep_start` on in the layer's input
+            (layer 0 is the first).
         deep_start: see `deep_prompts`.
         shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids
             need not mean equal embeddings. A number n with `inputs_embeds` states that the first n embeddings of all
@@ -406,7 +406,7 @@ _CLIP_CLASSES = {
 
 
 class _DeepPrompt:
-    """What stands at some tokens before a layer. `columns` (G, T): the token that each slot holds."""
+    """Replaces the states at some tokens before a layer. `columns` (G, T): the token that each slot holds."""
 
     def __init__(self, prompt: torch.Tensor, columns: torch.Tensor, start: int):
         place = columns - start

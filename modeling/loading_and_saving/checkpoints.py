@@ -47,8 +47,8 @@ def check_range(config: object, part: str, names: Sequence[str]):
 
 
 def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
-    """ValueError if a nested configuration of `values` says another `model_type` than one of `known[part]`; saying
-    none is fine."""
+    """ValueError if a nested configuration of `values` has a `model_type` that is not one of `known[part]`; it may
+    have none."""
     for part, types in known.items():
         nested = values.get(part)
         kind = nested.get("model_type") if isinstance(nested, Mapping) else None
@@ -60,7 +60,7 @@ def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
 
 
 def damaged_file(source) -> Path | str:
-    """The first file of a folder that is no safetensors file; what was asked for where it is not a folder."""
+    """The first damaged safetensors file of a folder; `source` itself if it is not a folder."""
     for path in sorted(Path(source).glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):

@@ -1,8 +1,8 @@
 """What ranks of a process group exchange for a loss over the pairs of all ranks.
 
-A batch of B pairs lies on W ranks, `counts[r]` consecutive ones on rank r; counts may differ, and be 0. On one process
-every exchange is the identity, so that a loss is written once. Nothing here is differentiable: losses call it inside
-their own forward and backward passes.
+A batch of B pairs is spread over W ranks: rank r has `counts[r]` consecutive ones. Counts may differ, and be 0. On one
+process every exchange is the identity, so that a loss is written once. Nothing here is differentiable: losses call it
+inside their own forward and backward passes.
 """
 
 from collections.abc import Callable

@@ -193,10 +193,10 @@ def _read_imagenet_v2(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
     classes = list(_wordnet_classes(folder, layout).values())
     root = _existing(folder / layout.image_folder, layout)
     numbers = [d.name for d in _folders(root)]
-    strangers = [n for n in numbers if not n.isdecimal() or int(n) >= len(classes)]
+    unknown = [n for n in numbers if not n.isdecimal() or int(n) >= len(classes)]
     missing = [str(n) for n in range(len(classes)) if str(n) not in numbers]
-    if strangers or missing:
-        fault = f"has the folders {name_some(strangers)}" if strangers else f"misses the folders {name_some(missing)}"
+    if unknown or missing:
+        fault = f"has the folders {name_some(unknown)}" if unknown else f"misses the folders {name_some(missing)}"
         raise ValueError(f"{root}: {fault}; want 0..{len(classes) - 1}, the lines of {CLASS_NAMES_FILE}")
     return {"test": _images_in(root, [str(n) for n in range(len(classes))], classes)}
 
@@ -222,12 +222,10 @@ def _by_wordnet_id(root: Path, classes: Mapping[str, tuple[str, str]], layout: L
     found = [d.name for d in _folders(_existing(root, layout))]
     if not found:
         raise ValueError(f"{root}: no class folders; want one a WordNet id, such as {next(iter(classes))}")
-    strangers = [identity for identity in found if identity not in classes]
+    unknown = [identity for identity in found if identity not in classes]
     missing = sorted(set(classes) - set(found)) if whole else []
-    if strangers or missing:
-        fault = (
-            f"{name_some(strangers)} not in {CLASS_NAMES_FILE}" if strangers else f"no folder for {name_some(missing)}"
-        )
+    if unknown or missing:
+        fault = f"{name_some(unknown)} not in {CLASS_NAMES_FILE}" if unknown else f"no folder for {name_some(missing)}"
         some = "" if whole else "some of "
         raise ValueError(f"{root}: {fault}; want {some}the {len(classes)} WordNet ids of {CLASS_NAMES_FILE}")
     return _images_in(root, found, [classes[identity] for identity in found])

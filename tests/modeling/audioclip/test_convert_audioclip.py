@@ -99,12 +99,12 @@ def test_the_audio_encoder_from_the_whole_model_equals_the_one_alone(tiny, offic
     alone = {name.removeprefix("audio."): t for name, t in official.items() if name.startswith("audio.")}
     del alone["window"], alone["fbsp.bias"]
     alone = audio_encoder_from_official(alone, **HOP, win_length=50)
-    sounds = CASES["audioclip"].inputs(2)["input_features"]
+    audio = CASES["audioclip"].inputs(2)["input_features"]
     with torch.no_grad():
-        expected = tiny.audio_model(sounds).pooler_output
+        expected = tiny.audio_model(audio).pooler_output
         for encoder in (whole, alone):
             assert isinstance(encoder, AudioCLIPAudioModel) and not encoder.training
-            torch.testing.assert_close(encoder(sounds).pooler_output, expected)
+            torch.testing.assert_close(encoder(audio).pooler_output, expected)
 
 
 def test_missing_window_and_counters_are_added(tiny, official):
@@ -130,10 +130,10 @@ def test_files_of_clip_and_of_audioclip_are_told_apart(official):
 def test_the_command_writes_a_folder_that_classifies_audio(official, tmp_path, dtype):
     save_file({n: t.contiguous() for n, t in official.items()}, tmp_path / "official.safetensors")
     with torch.no_grad():
-        sounds = 5000 * torch.randn(2, 1, 4000)
+        audio = 5000 * torch.randn(2, 1, 4000)
         model = audioclip_from_official(official, **HEADS)
-        features = model.get_audio_features(sounds).pooler_output
-    save_file({"audio": sounds, "audio_features": features}, tmp_path / "expected.safetensors")
+        features = model.get_audio_features(audio).pooler_output
+    save_file({"audio": audio, "audio_features": features}, tmp_path / "expected.safetensors")
     done = convert_checkpoint(
         tmp_path / "official.safetensors",
         tmp_path / "out",
