@@ -534,8 +534,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.is_activation_checkpointing
 
     def train(self, mode: bool = True):
-        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in
-        frozen layers is of no use.
+        """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in what is
+        not trained helps nobody.
         """
         super().train(mode)
         if mode:
