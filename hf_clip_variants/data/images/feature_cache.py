@@ -72,9 +72,10 @@ class Features:
 class FeatureStore:
     """A folder of feature files, `features-<key>.safetensors`, that several processes may use at once.
 
-    A file is written under a temporary name and renamed: it is whole or absent. A file that is torn, of another format
-    version or made for something else (its header holds the full description, which must be equal) is ignored, and the
-    next `save` replaces it. Where the folder cannot be written, a warning says so once and nothing else happens.
+    A file is written under a temporary name and renamed, so it is whole or absent. Its name is a hash of the
+    description, its header holds the full description, which must be equal. A file that is damaged, of another format
+    version or with another description is ignored, and the next `save` replaces it. If the folder cannot be written,
+    there is one warning, and the features are not kept.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -102,6 +103,7 @@ class FeatureStore:
             with safe_open(str(path), framework="pt") as file:
                 if (file.metadata() or {}).get("description") != json.dumps(description, sort_keys=True):
                     raise ValueError("made for something else")
+                # A view of the mapped file: pages are read when they are used, and processes share them.
                 features = file.get_tensor("features")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             logger.warning("%s: ignored (%s)", path, " ".join(str(error).split()))
