@@ -30,13 +30,13 @@ def parse_probe(text: str) -> dict[str, str | None]:
 
 def measure(model: Path, probe: dict[str, str | None]) -> dict[str, float]:
     """Accuracies of the linear probe and of the nearest neighbour."""
-    from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_pictures
+    from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_images
     from hf_clip_variants.evaluation.probes import knn_classify, linear_probe
     from hf_clip_variants.metrics.classification import accuracy
 
     reading = {"label_column": probe["label_column"]}
-    sets = load_probe_pictures(probe["train"], probe["test"], reading=reading)
-    encoder = load_image_encoder(model, "tower")
+    sets = load_probe_images(probe["train"], probe["test"], reading=reading)
+    encoder = load_image_encoder(model, "encoder")
     train, test = (encoder.features_of(images, progress=False) for images in sets)
     linear = linear_probe(train.features[0], train.labels, test.features[0])
     nearest = knn_classify(train.features[0], train.labels, test.features[0], k=1)

@@ -1,8 +1,8 @@
 """
 The commands of `hf-clip-variants`, one module each, imported when the command runs.
 
-Command `name` is the function `name` of module `name` (a typer signature; its docstring is the help text) plus a row in
-`hf_clip_variants.cli.COMMANDS`. Keep torch, transformers, peft and datasets inside functions: `hf-clip-variants name --help` imports
-the module. Errors that the user can mend are `ValueError`, `OSError` or `ImportError` with a message that says how; other exit codes are
-`raise typer.Exit(code)`.
+Command `name` is the function `name` of module `name` (a typer signature; its docstring is the help text) plus a row
+in `hf_clip_variants.cli.COMMANDS`. Keep torch, transformers, peft and datasets inside functions:
+`hf-clip-variants name --help` imports the module. Errors that the user can fix are `ValueError`, `OSError` or
+`ImportError` with a message that says how; for other exit codes, `raise typer.Exit(code)`.
 """

@@ -1,4 +1,4 @@
-"""`hf-clip-variants adapt`: adapters from a few images a class, compared with zero-shot CLIP."""
+"""`hf-clip-variants adapt`: adapters from a few images per class, compared with zero-shot CLIP."""
 
 import json as json_module
 import os
@@ -19,7 +19,7 @@ def adapt(
     data: Annotated[
         str,
         typer.Option(
-            help="Images to learn from: a folder with one sub-folder a class, Parquet, CSV, a Hub data set, "
+            help="Images to learn from: a folder with one sub-folder per class, Parquet, CSV, a Hub data set, "
             "coop:<folder> (a benchmark set as CoOp lays it out) or emoji:<style>."
         ),
     ],
@@ -32,17 +32,18 @@ def adapt(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Methods, with commas, or all. {', '.join(_SLOW)} run an encoder at every step: minutes become hours."
+            help="Methods, with commas, or all. "
+            f"{', '.join(_SLOW)} run an encoder at every step: minutes become hours."
         ),
     ] = ",".join(_FAST),
-    shots: Annotated[str, typer.Option(help="Images a class, with commas.")] = "1,2,4,8,16",
+    shots: Annotated[str, typer.Option(help="Images per class, with commas.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Each seed draws other images; results are means over them.")] = "1,2,3",
     test_data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SOURCE",
             help="Images to test on; may be repeated.",
-            show_default="the data's test split, or what was not drawn",
+            show_default="the data's test split, or all images that are in no draw",
         ),
     ] = None,
     templates: Annotated[
@@ -59,7 +60,8 @@ def adapt(
         str | None, typer.Option(help="published or tiny recipes.", show_default="by the size of the model")
     ] = None,
     benchmark: Annotated[
-        str | None, typer.Option(help="Use the values published for this data set (dtd, eurosat, oxford_pets, …).")
+        str | None,
+        typer.Option(help="Use the values that are published for this data set (dtd, eurosat, oxford_pets, …)."),
     ] = None,
     cache_features: Annotated[
         bool,
@@ -77,11 +79,11 @@ def adapt(
     json: JsonOption = False,
 ) -> None:
     """
-    Teach a CLIP your classes from a few images of each, and report what it gained.
+    Adapt a CLIP to your classes with a few images of each, and report the gain.
 
-    Writes RUN/report.html to look at, RUN/results.json, and RUN/adapters/METHOD/K-shot/seed-S: folders for
-    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a method
-    fails the others go on, and the exit code is 1.
+    Writes RUN/report.html, RUN/results.json, and RUN/adapters/METHOD/K-shot/seed-S: folders for
+    `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a
+    method fails the others go on, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -133,7 +135,7 @@ def run(model: str | None, data: str, out: str, json: bool, **arguments: Any) ->
 
 
 def use_all_cores() -> None:
-    """As many threads as cores for this process, unless OMP_NUM_THREADS says otherwise: PyTorch may count fewer."""
+    """Use one thread per core of this process, unless OMP_NUM_THREADS is set: PyTorch may count fewer cores."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     import torch
@@ -174,7 +176,7 @@ def parse_overrides(
 
 
 def print_results(results: dict[str, Any], out: str) -> None:
-    """Means over seeds, a line for each method and number of shots, and where everything lies."""
+    """Print means over seeds, a line for each method and number of shots, and the paths of the results."""
     from rich.console import Console
     from rich.table import Table
 
@@ -212,6 +214,6 @@ def print_results(results: dict[str, Any], out: str) -> None:
             f"The frozen image encoder ran on {encoded:,} training images instead of {passes:,}.", style="dim"
         )
     if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
-        screen.print("Without test data, the images that no draw took are the test set.", style="dim")
+        screen.print("Without test data, the images that are in no draw are the test set.", style="dim")
     screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)
     screen.print(f"Adapters: {os.path.join(out, 'adapters')}", soft_wrap=True)

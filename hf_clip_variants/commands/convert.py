@@ -22,10 +22,11 @@ def convert(
     out: Annotated[str, typer.Argument(help="The folder to write.")],
     method: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(checkpoint_entries())}.", show_default="told from the names in the file"),
+        typer.Option(help=f"{', '.join(checkpoint_entries())}.", show_default="recognised by the names in the file"),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Load what was written and compare its outputs with those before.")
+        bool,
+        typer.Option("--compare", help="Load the written folder and compare its outputs with those before saving."),
     ] = False,
     expected: Annotated[
         str | None,
@@ -38,8 +39,8 @@ def convert(
     """
     Convert an official checkpoint: OpenAI's and open_clip's CLIP, other models, files of the adapters (see --method).
 
-    Nothing in the file is run: tensors are read, all else is refused or dropped. Sizes follow from the shapes, names
-    must fit exactly, and when anything fails nothing is written.
+    Nothing in the file is run: tensors are read, everything else is refused or dropped. Sizes follow from the shapes,
+    names must fit exactly, and nothing is written when anything fails.
 
     \b
     [bold]Examples[/bold]
@@ -50,7 +51,7 @@ def convert(
     prepare_libraries()
     from ..conversion.convert import convert_checkpoint
 
-    # A flag that was not given is no option: most formats would refuse it.
+    # Leave out flags that were not given: most formats refuse options that are not theirs.
     options = {name: value for name, value in options.items() if value is not False}
     options["class_names"] = _names(options["class_names"])
     with machine_output() as emit:
@@ -64,7 +65,7 @@ def convert(
 
 
 def _parameter(offered: OfferedOption) -> inspect.Parameter:
-    """An option of the table as typer reads it."""
+    """A typer option for an option in the table of methods."""
     option = offered.option
     flag = option.flag or f"--{option.name.replace('_', '-')}"
     info = typer.Option(
@@ -78,20 +79,20 @@ def _parameter(offered: OfferedOption) -> inspect.Parameter:
     )
 
 
-# typer reads the signature: instead of `**options`, the options of the table's formats.
+# typer reads the signature: here `**options` is replaced by the options of all formats in the table.
 *_own, _ = inspect.signature(convert).parameters.values()
 convert.__signature__ = inspect.Signature([*_own, *map(_parameter, offered_options().values())])
 
 
 def _names(classes: str | None) -> str | list[str] | None:
-    """A file's lines, because names can hold commas; else what was typed."""
+    """The lines of a .txt file (names may contain commas); otherwise the text itself."""
     if classes is None or not classes.endswith(".txt") or not Path(classes).is_file():
         return classes
     return [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _print(result) -> None:
-    from ..conversion.checkpoint_reader import printable  # the names are the file's own
+    from ..conversion.checkpoint_reader import printable  # names come from the file
 
     typer.echo(f"{result.kind}: {result.parameters:,} numbers, {result.dtype}, in {result.folder}")
     for name, size in result.sizes.items():

@@ -1,4 +1,4 @@
-"""`hf-clip-variants demo`: `adapt` on what the package carries along."""
+"""`hf-clip-variants demo`: `adapt` with the embedded model and images."""
 
 from typing import Annotated
 
@@ -18,12 +18,12 @@ def demo(
     methods: Annotated[str, typer.Option(help="Methods, with commas, or all (some ten minutes).")] = ",".join(
         _METHODS
     ),
-    shots: Annotated[str, typer.Option(help="Images a class, 1 or 2 or both.")] = "1,2",
+    shots: Annotated[str, typer.Option(help="Images per class, 1 or 2 or both.")] = "1,2",
     seeds: Annotated[str, typer.Option(help="Draws, with commas.")] = "1,2",
     json: JsonOption = False,
 ) -> None:
     """
-    Teach the embedded tiny CLIP classes that it has never seen. Offline, about two minutes.
+    Adapt the embedded tiny CLIP to classes that it has never seen. Offline, about two minutes.
 
     190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used
     here: it learns from one or two images of each class (fluentflat, emojione) and is tested on two other styles

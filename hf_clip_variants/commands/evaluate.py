@@ -14,7 +14,7 @@ SHOWN_CLASSES = 10
 
 def evaluate(
     data: Annotated[
-        str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+        str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
     ],
     adapter: Annotated[str | None, typer.Option(help="An adapter: folder or Hub id.")] = None,
     model: Annotated[str | None, typer.Option(help="A classifier or any CLIP: folder or Hub id.")] = None,
@@ -37,7 +37,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure a model, with or without an adapter, on labelled images: accuracy, and that of each class.
+    Measure a model, with or without an adapter, on labelled images: overall accuracy, and accuracy per class.
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
 
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
-    """Name the images that were left out, and exit as a command does when there are any."""
+    """List the images that were left out; if there are any, exit with the command's exit code for them."""
     for name, reason in skipped:
         console().print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
     if skipped:

@@ -22,8 +22,8 @@ def export(
     """
     Write a model folder that loads without this package (trust_remote_code).
 
-    Weights, classes and their text features, processor, tokenizer, the code that they need and a card. Adapters stay PEFT folders and need
-    no export.
+    The folder holds weights, classes with their text features, processor, tokenizer, the code that they need, and a
+    card. Adapters are PEFT folders and need no export.
 
     \b
     [bold]Examples[/bold]

@@ -14,7 +14,7 @@ def knn(
     test: probing.Test = None,
     train_split: probing.TrainSplit = None,
     test_split: probing.TestSplit = None,
-    features: probing.Kind = "tower",
+    features: probing.Kind = "encoder",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(help="Small: the nearest decides; large: all count the same.")] = 0.07,
     image_column: probing.ImageColumn = None,
@@ -27,10 +27,11 @@ def knn(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure frozen image features by a vote of the nearest training pictures: accuracy on test pictures, and its mean over classes.
+    Measure frozen image features with k nearest neighbours: accuracy on test images, and its mean over classes.
 
-    Cosine similarity s, and every one of the k nearest votes for its class with exp(s / temperature), as in DINO's paper. Nothing is trained
-    and nothing is chosen. Pictures that cannot be read are listed and left out, and the exit code is 1.
+    Each of the k training images of the highest cosine similarity s votes for its class with exp(s / temperature), as
+    in DINO's paper. Nothing is trained and nothing is chosen. Images that cannot be read are listed and left out, and
+    the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -57,7 +58,21 @@ def knn(
         return f"{result['k']} neighbours, temperature {result['temperature']:g}."
 
     probing.run_probe(
-        check, probe, remark, model=model, train=train, test=test, train_split=train_split, test_split=test_split, features=features,
-        image_column=image_column, label_column=label_column, batch_size=batch_size, device=device, dtype=dtype,
-        cache=cache, out=out, json=json,
-    )  # fmt: skip
+        check,
+        probe,
+        remark,
+        model=model,
+        train=train,
+        test=test,
+        train_split=train_split,
+        test_split=test_split,
+        features=features,
+        image_column=image_column,
+        label_column=label_column,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        out=out,
+        json=json,
+    )

@@ -14,15 +14,15 @@ def linear_probe(
     test: probing.Test = None,
     train_split: probing.TrainSplit = None,
     test_split: probing.TestSplit = None,
-    features: probing.Kind = "tower",
+    features: probing.Kind = "encoder",
     strength: Annotated[
         float | None,
         typer.Option(
-            help="L2 strength λ, which is 1/C of scikit-learn.", show_default="searched on held-out training pictures"
+            help="L2 strength λ, which is 1/C of scikit-learn.", show_default="searched on held-out training images"
         ),
     ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of every class that the strength is searched on.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the draw of the held-out pictures.")] = 0,
+    held_out: Annotated[float, typer.Option(help="Share of each class on which the strength is searched.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the draw of the held-out images.")] = 0,
     max_iterations: Annotated[int, typer.Option(min=1, help="Of L-BFGS.")] = 1000,
     image_column: probing.ImageColumn = None,
     label_column: probing.LabelColumn = None,
@@ -34,11 +34,11 @@ def linear_probe(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure frozen image features by a linear classifier on them: accuracy on test pictures, and its mean over classes.
+    Measure frozen image features with a linear classifier: accuracy on test images, and its mean over classes.
 
-    Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and 10^6 on a part
-    of the training pictures, then fitted on all. Needs scikit-learn: pip install "hf-clip-variants\\[probe]". Pictures that cannot be
-    read are listed and left out, and the exit code is 1.
+    Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and
+    10^6 on a part of the training images, then fitted on all. Needs scikit-learn: pip install
+    "hf-clip-variants\\[probe]". Images that cannot be read are listed and left out, and the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -49,7 +49,7 @@ def linear_probe(
     prepare_libraries()
     from ..optional_dependencies import require
 
-    require("sklearn", "linear-probe")  # before all pictures are decoded
+    require("sklearn", "linear-probe")  # an error now, not after all images are decoded
 
     def check(labels):
         from ..evaluation.probes import check_linear_probe
@@ -59,10 +59,8 @@ def linear_probe(
     def probe(trained, tested, device):
         from ..evaluation.probes import linear_probe as fit
 
-        found = fit(
-            trained.features[0], trained.labels, tested.features[0],
-            strength=strength, held_out=held_out, seed=seed, max_iterations=max_iterations,
-        )  # fmt: skip
+        options = {"strength": strength, "held_out": held_out, "seed": seed, "max_iterations": max_iterations}
+        found = fit(trained.features[0], trained.labels, tested.features[0], **options)
         if not found.converged:
             console().print(
                 f"L-BFGS did not converge in {found.iterations} iterations; raise --max-iterations or --strength",
@@ -78,11 +76,25 @@ def linear_probe(
         }
 
     def remark(result) -> str:
-        how = f"found on {result['held_out']} held-out pictures" if result["searched"] else "given"
+        how = f"found on {result['held_out']} held-out images" if result["searched"] else "given"
         return f"L2 strength {result['strength']:.3g} ({how}), {result['iterations']} iterations of L-BFGS."
 
     probing.run_probe(
-        check, probe, remark, model=model, train=train, test=test, train_split=train_split, test_split=test_split, features=features,
-        image_column=image_column, label_column=label_column, batch_size=batch_size, device=device, dtype=dtype,
-        cache=cache, out=out, json=json,
-    )  # fmt: skip
+        check,
+        probe,
+        remark,
+        model=model,
+        train=train,
+        test=test,
+        train_split=train_split,
+        test_split=test_split,
+        features=features,
+        image_column=image_column,
+        label_column=label_column,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        out=out,
+        json=json,
+    )

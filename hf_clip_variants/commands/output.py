@@ -1,4 +1,4 @@
-"""What all commands print the same way: JSON on standard output, everything for eyes on standard error."""
+"""How all commands print: results and JSON on standard output, progress and remarks on standard error."""
 
 import contextlib
 import json
@@ -20,15 +20,16 @@ JsonOption = Annotated[
 
 
 def prepare_libraries() -> None:
-    """Before a command imports anything heavy: threads that yield, libraries that are quiet."""
-    # OpenMP's threads spin while they wait for each other: with anything else on the machine, ten times slower than one thread alone
-    # (measured: 197 s instead of 30 s for half of the demo). Asleep, they cost a few microseconds. Read when torch is imported.
+    """Call before heavy imports: OpenMP threads that sleep while they wait, libraries without progress bars."""
+    # By default, OpenMP's threads use the processor while they wait for each other. On a machine that is busy
+    # otherwise, that is several times slower (measured: 197 s instead of 30 s for half of the demo); sleeping costs a
+    # few microseconds. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import warnings
 
     from transformers.utils import logging
 
-    # A bar for a hundred tiny tensors tells nobody anything.
+    # A progress bar for a hundred small tensors is of no use.
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
@@ -43,10 +44,10 @@ def console() -> "Console":
 @contextlib.contextmanager
 def machine_output() -> Iterator[Callable[[Any], None]]:
     """
-    Keep standard output clean for a machine.
+    Keep standard output free of anything but JSON.
 
-    Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to the real
-    standard output, at once.
+    Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to
+    the real standard output, at once.
 
     Example:
 

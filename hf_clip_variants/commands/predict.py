@@ -1,4 +1,4 @@
-"""`hf-clip-variants predict`: classes of pictures, one line each."""
+"""`hf-clip-variants predict`: classes of images, one line per image."""
 
 import csv
 import sys
@@ -10,19 +10,19 @@ import typer
 from .output import JsonOption, console, machine_output, prepare_libraries
 
 
-UNREADABLE = 1  # exit code when a picture could not be read
+UNREADABLE = 1  # exit code when an image could not be read
 
 
 def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Picture files and folders of them. Without any, paths are read from standard input, a line each."
+            help="Image files and folders of them. Without any, paths are read from standard input, a line each."
         ),
     ] = None,
     adapter: Annotated[
         str | None,
-        typer.Option(help="An adapter: folder or Hub id. It knows the model and the classes it belongs to."),
+        typer.Option(help="An adapter: folder or Hub id. It names its model and its classes."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="A saved classifier, or any CLIP with --classes: folder or Hub id.")
@@ -32,16 +32,17 @@ def predict(
         str | None,
         typer.Option(help="Prompt template, such as 'a photo of a {}.', a named set, or a file of templates."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each picture.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
     format: Annotated[Literal["csv", "json"], typer.Option(help="CSV with a header, or JSON lines.")] = "csv",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Classify pictures: a line for each with its path, the best class and its probability.
+    Classify images: one line per image with its path, the best class and its probability.
 
-    A picture that cannot be read has an error in its line and on standard error; the others are done, and the exit code is 1.
+    For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
+    the exit code is 1.
 
     \b
     [bold]Examples[/bold]
@@ -50,12 +51,12 @@ def predict(
       find . -name '*.png' | hf-clip-variants predict --model my-classifier --json > predictions.jsonl
     """
     prepare_libraries()
-    from ..evaluation.prediction import classify, find_pictures, load_for_prediction
+    from ..evaluation.prediction import classify, find_images, load_for_prediction
 
     if not inputs and sys.stdin.isatty():
         raise ValueError("inputs: name files or folders, or pipe paths in, a line each")
     loaded = load_for_prediction(model, adapter, classes, templates, device)
-    paths = find_pictures(inputs or _lines())
+    paths = find_images(inputs or _lines())
     err, broken, done = console(), 0, 0
     write_csv = None if json or format == "json" else _csv_writer(sys.stdout, min(top, len(loaded.class_names)))
     with machine_output() as emit:
@@ -76,9 +77,9 @@ def predict(
             best = [{"label": label, "score": round(score, 6)} for label, score in prediction.top]
             write({"path": prediction.path, **best[0], **({"top": best} if top > 1 else {})})
     if not done:
-        raise ValueError(f"inputs: no picture files in {', '.join(inputs or ['standard input'])}")
+        raise ValueError(f"inputs: no image files in {', '.join(inputs or ['standard input'])}")
     if broken:
-        err.print(f"{broken} of {done} pictures could not be read", style="red")
+        err.print(f"{broken} of {done} images could not be read", style="red")
         raise typer.Exit(UNREADABLE)
 
 

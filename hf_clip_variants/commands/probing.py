@@ -1,4 +1,4 @@
-"""What `linear-probe` and `knn` share: options, features of two sets of pictures, the result and how it is shown."""
+"""What `linear-probe` and `knn` share: options, features of two sets of images, the result and its output."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.images.feature_cache import Features
 
 
-# What the probe adds to the result, from training and test features: predictions and numbers of its own.
+# (training features, test features, device) -> predictions, and further fields of the result.
 Probe = Callable[["Features", "Features", "torch.device"], tuple["torch.Tensor", dict[str, Any]]]
 
 Model = Annotated[
@@ -25,25 +25,25 @@ Model = Annotated[
     ),
 ]
 Train = Annotated[
-    str, typer.Option(help="Folder with one sub-folder a class, Parquet, CSV, Hub data set or emoji:<style>.")
+    str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
 ]
 Test = Annotated[str | None, typer.Option(help="Likewise.", show_default="the training data's test split")]
 TrainSplit = Annotated[str | None, typer.Option(help="Of the training data.", show_default="train where there is one")]
 TestSplit = Annotated[str | None, typer.Option(help="Of the test data.", show_default="test where there is one")]
 Kind = Annotated[
-    Literal["tower", "projected"],
+    Literal["encoder", "projected"],
     typer.Option(
-        help="What the image tower pools, before the projection, or the embedding that is compared with text.",
+        help="The image encoder's pooled output, before the projection; or the embedding that is compared with text.",
     ),
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the pictures.", show_default="found by its type")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="found by its type")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.", show_default="found by its type")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures in one pass of the model.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model.")]
 Cache = Annotated[
     str | None,
-    typer.Option(help="Keep the features in this folder: the next probe of the same model and pictures reads them."),
+    typer.Option(help="Keep the features in this folder: the next probe of the same model and images reads them."),
 ]
 Out = Annotated[str | None, typer.Option(help="Write the result to this file, as JSON.")]
 
@@ -68,26 +68,26 @@ def run_probe(
     out: str | None,
     json: bool,
 ) -> None:
-    """Measure, print, write, and exit as the command does.
+    """Measure, print, write, and exit with the command's exit code.
 
-    `check` refuses training labels before anything is encoded; `remark` is a line for eyes about the result.
+    `check` raises for unsuitable training labels before anything is encoded; `remark` gives a line about the result.
     """
     from pathlib import Path
 
     import torch
 
-    from ..evaluation.image_encoder import load_image_encoder, load_probe_pictures
+    from ..evaluation.image_encoder import load_image_encoder, load_probe_images
     from ..files.json_files import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
 
     if out is not None and Path(out).is_dir():
         raise ValueError(f"out: {out} is a folder; want a file")
     reading = {"image_column": image_column, "label_column": label_column, "progress": not json}
-    sets = load_probe_pictures(train, test, train_split, test_split, reading)
+    sets = load_probe_images(train, test, train_split, test_split, reading)
     check(torch.from_numpy(sets[0].labels.copy()))
     encoder = load_image_encoder(model, features, device, getattr(torch, dtype))
     found = []
-    for title, images in zip(("Training pictures", "Test pictures"), sets, strict=True):
+    for title, images in zip(("Training images", "Test images"), sets, strict=True):
         with progress_bar(title, len(images)) as advance:
             found.append(
                 encoder.features_of(images, batch_size, cache, lambda done, total, advance=advance: advance(done))
@@ -124,7 +124,8 @@ def run_probe(
     else:
         print_accuracy(result)
         typer.echo(
-            f"Mean over classes {100 * result['mean_per_class']:.1f} %; {result['train']['images']} training pictures, "
+            f"Mean over classes {100 * result['mean_per_class']:.1f} %; {result['train']['images']} training "
+            f"images, "
             f"{features} features of width {result['width']} ({encoder.pooling} pooling).\n{remark(result)}"
         )
     report_unreadable([*trained.skipped, *tested.skipped])

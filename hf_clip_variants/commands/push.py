@@ -10,12 +10,12 @@ from .output import JsonOption, machine_output, prepare_libraries
 
 
 def push(
-    folder: Annotated[str, typer.Argument(help="What was saved: RUN/adapters/…, or a classifier's folder.")],
-    repo_id: Annotated[str, typer.Argument(help="Where to: owner/name. Made if it does not exist.")],
+    folder: Annotated[str, typer.Argument(help="A saved adapter (RUN/adapters/…) or a classifier's folder.")],
+    repo_id: Annotated[str, typer.Argument(help="The repository: owner/name. Made if it does not exist.")],
     with_base: Annotated[
         bool,
         typer.Option(
-            "--with-base", help="Put the adapter's classifier beside it: loads by one id, also in pipelines."
+            "--with-base", help="Push the adapter's classifier, too: both load by one id, also in pipelines."
         ),
     ] = False,
     base_model: Annotated[
@@ -34,8 +34,8 @@ def push(
     """
     Put an adapter or a model on the Hub, with a card that holds its measured results.
 
-    The token is that of `hf auth login` or HF_TOKEN. When it fails, everything is still in the folder: repeat the
-    command.
+    The token is that of `hf auth login` or HF_TOKEN. When the push fails, everything is still in the folder: repeat
+    the command.
 
     \b
     [bold]Examples[/bold]
@@ -76,13 +76,14 @@ def push(
 
 
 def hub_model_of(run: Path) -> str | None:
-    """The CLIP that a run started from, if others can load it, too.
-    Its adapters carry their classes and templates themselves.
+    """The Hub id of the CLIP that a run started from; None for a local folder, which others cannot load.
+
+    Adapters store their classes and templates themselves, so the CLIP alone is enough.
     """
     model = json_module.loads((run / "results.json").read_text(encoding="utf-8"))["settings"]["model"]
     return None if Path(model).is_absolute() or Path(model).exists() else model
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run folder that an adapter lies in."""
+    """The run folder that holds an adapter, or None."""
     return next((parent for parent in folder.absolute().parents if (parent / "results.json").is_file()), None)

@@ -16,7 +16,8 @@ def verify(
     """
     Compare weight files with the hashes in their model card, and look for NaN and infinity.
 
-    A flipped bit loads without a word; this finds it. Exit code 1 unless every file is as it was written.
+    A file with a flipped bit loads without an error; this command finds it. The exit code is 1 unless every file is as
+    it was written.
 
     \b
     [bold]Examples[/bold]

@@ -1,11 +1,13 @@
-"""The only door for foreign checkpoints: reads tensors out of a file that a stranger made, and never runs anything from it.
+"""Reads tensors from checkpoint files of unknown origin and never runs anything from them. Nothing else may read such
+files.
 
-Formats: safetensors; `torch.save` files of both kinds (zip since PyTorch 1.6, and the older stream of pickles); TorchScript archives (OpenAI's CLIP
-files), of which only `data.pkl` and `data/*` are read, never `code/`. Neither `torch.load` (its `weights_only=True` was broken twice: CVE-2025-32434,
-CVE-2026-24747), nor `torch.jit.load`, nor `pickle` is used: `restricted_pickle.py` says which names in a file are built, which are dropped and
-that all others are refused. There is no fallback: an attacker would pick the failure.
+Formats: safetensors; `torch.save` files of both kinds (zip since PyTorch 1.6, and the older stream of pickles);
+TorchScript archives (OpenAI's CLIP files), of which only `data.pkl` and `data/*` are read, never `code/`. Neither
+`torch.load` (its `weights_only=True` was broken twice: CVE-2025-32434, CVE-2026-24747), nor `torch.jit.load`, nor
+`pickle` is used: `restricted_pickle.py` says which names in a file are built, which are dropped and that all others
+are refused. There is no fallback to another reader: an attacker could provoke the failure.
 
-Every count, size, offset and stride is checked against what the file really holds before a tensor is made.
+Every count, size, offset and stride is checked against the real contents of the file before a tensor is made.
 """
 
 import logging
@@ -55,26 +57,29 @@ _CHUNK = 1 << 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
-# How training scripts nest the weights, in the order in which we look.
+# The keys under which training scripts nest the weights, in the order in which they are tried.
 _NESTING = ("state_dict", "model_state_dict", "model")
 _MAX_NESTING = 4
 
 
 class UnsafeCheckpointError(OSError):
-    """The file asks for something that a set of weights never needs: a function call, or memory that it does not hold."""
+    """The file asks for something that weights never need: a function call, or more memory than it holds."""
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint file, as a flat dictionary; nothing in the file is executed.
 
     Args:
-        path: a safetensors file, a `torch.save` file (any suffix: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin`) or a TorchScript archive.
+        path: a safetensors file, a `torch.save` file (any suffix: `.pt`, `.pth`, `.pth.tar`, `.ckpt`, `.bin`) or a
+            TorchScript archive.
 
     Returns:
-        `{name: tensor}` on the CPU, dtypes as stored, `requires_grad` off. Nesting and wrapper prefixes are removed as `unwrap_state_dict` does.
+        `{name: tensor}` on the CPU, dtypes as stored, `requires_grad` off. Nesting and wrapper prefixes are removed as
+        `unwrap_state_dict` does.
 
     Raises:
-        UnsafeCheckpointError: the file asks for a function that rebuilds no tensor (`refused global os.system`), or for more memory than it holds.
+        UnsafeCheckpointError: the file asks for a function that rebuilds no tensor (`refused global os.system`), or
+            for more memory than it holds.
         OSError: the file is missing, empty, truncated, damaged or of another kind; the text starts with the path.
         ValueError: the file is sound but holds no state dict.
 
@@ -100,7 +105,7 @@ class Contents:
     Attributes:
         weights: as `read_state_dict` gives them; a file that is a single tensor has it under the name `""`.
         dropped: names of the entries beside them that are no weights.
-        never_built: classes of the objects that were not built.
+        never_built: classes of objects in the file, which are never built.
     """
 
     weights: dict[str, torch.Tensor]
@@ -109,7 +114,7 @@ class Contents:
 
 
 def read_contents(path: str | Path) -> Contents:
-    """`read_state_dict` for those who report what was dropped themselves: nothing is logged. Raises as it does, but takes single tensors."""
+    """`read_state_dict` without a log line: the result lists what was dropped. Also reads files of a single tensor."""
     with _open(path) as (tree, source):
         chosen, dropped = ({"": tree}, []) if _is_tensor(tree) else _unwrap(tree, str(path))
         weights = {name: source.tensor(spec) for name, spec in chosen.items()}
@@ -117,10 +122,11 @@ def read_contents(path: str | Path) -> Contents:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Everything plain in a checkpoint file: tensors, numbers, strings, lists, tuples, dictionaries. Raises as `read_state_dict` does.
+    """All tensors, numbers, strings, lists, tuples and dictionaries of a checkpoint file.
 
-    Objects of other kinds are left out of dictionaries and become `None` in lists; numbers as dictionary keys become strings. A TorchScript archive
-    gives its parameters and buffers by their dotted names.
+    Objects of other kinds are left out of dictionaries and become `None` in lists; numbers as dictionary keys become
+    strings. A TorchScript archive gives its parameters and buffers by their dotted names. Raises as `read_state_dict`
+    does.
     """
     with _open(path) as (tree, source):
         if source.inert:
@@ -133,11 +139,12 @@ def unwrap_state_dict(
 ) -> dict[str, torch.Tensor]:
     """The state dict inside what a training script saved.
 
-    Follows `"state_dict"`, `"model_state_dict"` and `"model"`, strips leading `module.` (DataParallel) and every `_orig_mod.` (torch.compile), keeps the
-    tensors and says in one log line what it dropped. `origin` names the file in messages; `never_built` are names to list with the dropped.
+    Follows `"state_dict"`, `"model_state_dict"` and `"model"`, strips leading `module.` (DataParallel) and every
+    `_orig_mod.` (torch.compile), keeps the tensors and says in one log line what it dropped. `origin` names the file
+    in messages; `never_built` are names to list with the dropped.
 
     Raises:
-        ValueError: no tensors by name in `checkpoint`, or two names become one without their prefixes.
+        ValueError: no named tensors in `checkpoint`, or two names are equal without their prefixes.
     """
     state_dict, dropped = _unwrap(checkpoint, origin)
     if dropped or never_built:
@@ -149,7 +156,7 @@ def unwrap_state_dict(
 
 
 def _unwrap(checkpoint: Any, origin: str) -> tuple[dict[str, Any], list]:
-    """The state dict, and the names of everything around it."""
+    """The state dict, and the names of all other entries."""
     if not isinstance(checkpoint, Mapping):
         kind = "a single tensor" if _is_tensor(checkpoint) else f"a {type(checkpoint).__name__}"
         raise ValueError(f"{origin}: expected a dictionary of named tensors, got {kind}: use read_checkpoint")
@@ -204,7 +211,7 @@ def _listing(names: list, limit: int = 10) -> str:
 
 
 def _plain(value: Any, source: "_Source", built: dict[int, Any]) -> Any:
-    """Recursion is as deep as `check_nesting` allowed; `built` keeps shared parts shared."""
+    """The tree with tensors read. `check_nesting` limits the recursion; `built` keeps shared objects shared."""
     if isinstance(value, TensorSpec):
         return source.tensor(value)
     if isinstance(value, Global | Storage | ScriptModule):
@@ -221,7 +228,7 @@ def _plain(value: Any, source: "_Source", built: dict[int, Any]) -> Any:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple[Any, "_Source"]]:
-    """The checked contents of a file, and the source of its tensors while it is open."""
+    """The checked contents of a file, and the source of its tensors, which can be read while the file is open."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder, expected a checkpoint file")
@@ -268,7 +275,7 @@ def _read_safetensors(path: Path, header: int) -> dict[str, torch.Tensor]:
 
 
 class _Source:
-    """Where tensors come from. Those of a safetensors file are there already."""
+    """Where tensors are read from. For a safetensors file they have been read already."""
 
     def __init__(self):
         self.inert: set[str] = set()
@@ -278,7 +285,7 @@ class _Source:
 
 
 class _StorageSource(_Source):
-    """Tensors as views of byte storages; a storage that several tensors share is read once."""
+    """Tensors as views of byte storages. A storage that several tensors share is read once."""
 
     def __init__(self, file: Any, size: int):
         super().__init__()
@@ -286,7 +293,7 @@ class _StorageSource(_Source):
         self._loaded: dict[str, bytearray] = {}
 
     def claim(self, storage: Storage) -> None:
-        """Called for every storage that the pickle mentions, before anything is allocated."""
+        """Called for every storage that the pickle mentions, before memory is allocated."""
         held = self._held_bytes(storage.key)
         if not 0 <= storage.nbytes <= held:
             claimed = f"{storage.numel} elements of {storage.dtype}"
@@ -312,7 +319,7 @@ class _StorageSource(_Source):
 
 
 def _read_exactly(stream: Any, count: int) -> bytearray:
-    """`count` bytes in one buffer, in steps: no second copy of a large storage."""
+    """`count` bytes in one buffer, read in steps, without a second copy of a large storage."""
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:
@@ -325,7 +332,7 @@ def _read_exactly(stream: Any, count: int) -> bytearray:
 
 
 class _BoundedReads:
-    """A file that `zipfile` cannot be talked into reading at once: the size of a zip directory is the file's own claim."""
+    """Limits what `zipfile` reads at once: it trusts the size that the file states for its directory."""
 
     def __init__(self, file: Any, size: int):
         self._file, self._size = file, size
@@ -342,7 +349,7 @@ class _BoundedReads:
 
 
 class _ZipSource(_StorageSource):
-    """`torch.save` since 1.6 and TorchScript: `<name>/data.pkl` and `<name>/data/<key>`. Entries are found by name, nothing is extracted."""
+    """`torch.save` since 1.6, and TorchScript: `<name>/data.pkl` and `<name>/data/<key>`. Nothing is extracted."""
 
     def __init__(self, file: Any, size: int):
         super().__init__(file, size)
@@ -374,7 +381,7 @@ class _ZipSource(_StorageSource):
         machine = PickleMachine(pickled, self.claim)
         tree = machine.load()
         if machine.position != len(pickled):
-            raise Refused(f"refused {len(pickled) - machine.position} bytes behind the end of data.pkl")
+            raise Refused(f"refused {len(pickled) - machine.position} bytes after the end of data.pkl")
         check_nesting(tree)
         self.inert |= machine.inert
         return _flatten_modules(tree)
@@ -403,7 +410,7 @@ class _ZipSource(_StorageSource):
         if key not in self._held:
             self._held[key] = self._entry(f"{self._root}/data/{key}").file_size
             self._held_total += self._held[key]
-            if self._held_total > self.size:  # entries of a hostile archive can lie over one another
+            if self._held_total > self.size:  # entries of a hostile archive can overlap
                 raise Refused(f"refused storages of {self._held_total} bytes in a file of {self.size}")
         return self._held[key]
 
@@ -412,7 +419,10 @@ class _ZipSource(_StorageSource):
 
 
 class _LegacySource(_StorageSource):
-    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then each storage as a count and its bytes."""
+    """`torch.save` before 1.6: five pickles (magic, version, machine, object, storage keys), then the storages.
+
+    Each storage is its number of elements, in 8 bytes, and then the elements.
+    """
 
     def __init__(self, buffer: mmap.mmap, file: Any, size: int):
         super().__init__(file, size)
@@ -461,7 +471,7 @@ class _LegacySource(_StorageSource):
             raise Damaged(f"the file has {self.size} bytes, its storages end at {position}")
 
     def _held_bytes(self, key: str) -> int:
-        return self.size  # `_locate` knows better, once all pickles are read
+        return self.size  # an upper limit; `_locate` checks exactly when all pickles are read
 
     def _read_storage(self, key: str) -> bytearray:
         self.file.seek(self._positions[key])
@@ -472,7 +482,8 @@ class _LegacySource(_StorageSource):
 
 
 def _flatten_modules(tree: Any) -> Any:
-    """A TorchScript module as `{dotted name: tensor}`, as `state_dict()` of the running module would name them (plus plain tensor attributes)."""
+    """A TorchScript module as `{dotted name: tensor}`, as `state_dict()` of the running module would name them (plus
+    plain tensor attributes)."""
     if not isinstance(tree, ScriptModule):
         return tree
     flat: dict[str, TensorSpec] = {}

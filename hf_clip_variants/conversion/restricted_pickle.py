@@ -1,15 +1,19 @@
-"""An interpreter for the pickles inside PyTorch checkpoints that can describe tensors and plain containers, and nothing else.
+"""Interprets the pickles inside PyTorch checkpoints; they can describe tensors and plain containers, nothing else.
 
-It is part of `official.py`, the only module that should import it. No Python object is ever looked up by a name out of the file: a global *is* its
-name, and three tables decide what becomes of it.
+Part of `checkpoint_reader.py`, the only module that should import it. A pickle is a program for a stack machine.
+Python's own machine imports whatever a pickle names and calls it. This one never looks up a Python object by a name
+from the file. A global is only its name, and three tables decide what becomes of it:
 
-- **built** (`STORAGES`, `_BUILDERS`, `__torch__.*`): storages, tensor rebuild functions, parameters, ordered dictionaries, `torch.Size` and the
-  modules of a TorchScript archive become `TensorSpec`, `ScriptModule` and plain containers by the code below;
-- **inert** (`_INERT`, `_INERT_MODULES`): harmless things that training scripts leave beside the weights (`argparse.Namespace`, NumPy scalars, paths,
-  dates, optimisers, config objects) stay names, whatever the file does with them, and are dropped in the end;
+- **built** (`STORAGES`, `_BUILDERS`, `__torch__.*`): storages, tensor rebuild functions, parameters, ordered
+  dictionaries, `torch.Size` and the modules of a TorchScript archive become `TensorSpec`, `ScriptModule` and plain
+  containers, by the code below;
+- **inert** (`_INERT`, `_INERT_MODULES`): harmless objects that training scripts save beside the weights
+  (`argparse.Namespace`, NumPy scalars, paths, dates, optimisers, config objects) stay names, whatever the file does
+  with them, and are dropped at the end;
 - **everything else** is `Refused`.
 
-Work and memory are bounded: opcodes, bytes, tensors, nesting. A legitimate file comes nowhere near (ViT-L/14 with Adam state: some 60 000 opcodes).
+Work and memory are bounded: opcodes, bytes, tensors, nesting. Real files stay far below the limits (ViT-L/14 with Adam
+state: about 60 000 opcodes).
 """
 
 import re
@@ -32,51 +36,66 @@ _MAX_DIMENSIONS = 32
 # Python 2 names, and the platform modules behind `os`.
 _MODULE_ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
 
-STORAGES = {
-    f"{module}.{name}Storage": dtype
-    for module in ("torch", "torch.cuda")
-    for name, dtype in {
-        "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
-        "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
-        "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-    }.items()
-} | {"torch.storage.UntypedStorage": torch.uint8}  # fmt: skip
+_STORAGE_DTYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+}
+STORAGES = {"torch.storage.UntypedStorage": torch.uint8} | {
+    f"{module}.{name}Storage": dtype for module in ("torch", "torch.cuda") for name, dtype in _STORAGE_DTYPES.items()
+}
 
-_DTYPES = {
-    f"torch.{name}": getattr(torch, name)
-    for name in (
-        "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128",
-        "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2",
-    )
-}  # fmt: skip
+_DTYPE_NAMES = """
+    float16 float32 float64 bfloat16 float8_e4m3fn float8_e5m2 int8 int16 int32 int64 uint8 uint16 uint32 uint64
+    bool complex64 complex128
+"""
+_DTYPES = {f"torch.{name}": getattr(torch, name) for name in _DTYPE_NAMES.split()}
 
-_NUMPY_SCALARS = (
-    "bool_", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "str_", "bytes_",
-)  # fmt: skip
+_NUMPY_SCALARS = """
+    bool_ bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 str_ bytes_
+"""
+_INERT_NAMES = """
+    argparse.Namespace types.SimpleNamespace collections.deque uuid.UUID decimal.Decimal fractions.Fraction
+    datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone
+    pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath
+    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath pathlib._local.PureWindowsPath
+    easydict.EasyDict yacs.config.CfgNode addict.addict.Dict
 
+    torch.Tensor torch._tensor.Tensor torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.device
+    torch.serialization._get_layout torch.amp.grad_scaler._refresh_per_optimizer_state
+    torch.cuda.amp.grad_scaler._refresh_per_optimizer_state
+
+    numpy.dtype numpy.ndarray numpy.random._pickle.__randomstate_ctor numpy.random._pickle.__generator_ctor
+    numpy.random._pickle.__bit_generator_ctor
+    numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy.core.numeric._frombuffer
+    numpy._core.multiarray.scalar numpy._core.multiarray._reconstruct numpy._core.numeric._frombuffer
+"""
+# With these, a pickle makes an object of one of the classes above, or fills it.
+_PARTS_OF_INERT_OBJECTS = """
+    _codecs.encode copyreg._reconstructor copyreg.__newobj__ typing.Any
+    builtins.object builtins.set builtins.frozenset builtins.list builtins.tuple builtins.dict builtins.int
+    builtins.float builtins.bool builtins.str builtins.bytes builtins.bytearray builtins.complex builtins.slice
+    builtins.range builtins.NoneType builtins.long builtins.unicode builtins.xrange
+"""
 _INERT = frozenset(
     [
-        "argparse.Namespace", "types.SimpleNamespace", "collections.deque", "uuid.UUID", "decimal.Decimal", "fractions.Fraction",
-        "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone",
-        "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
-        "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "pathlib._local.PurePosixPath", "pathlib._local.PureWindowsPath",
-        # the class or the data of an object that is itself listed here
-        "_codecs.encode", "copyreg._reconstructor", "copyreg.__newobj__", "typing.Any",
-        "builtins.object", "builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple", "builtins.dict", "builtins.int",
-        "builtins.float", "builtins.bool", "builtins.str", "builtins.bytes", "builtins.bytearray", "builtins.complex", "builtins.slice",
-        "builtins.range", "builtins.NoneType", "builtins.long", "builtins.unicode", "builtins.xrange",
-        "numpy.dtype", "numpy.ndarray", *(f"numpy.{name}" for name in _NUMPY_SCALARS),
-        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-        *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
-        "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__bit_generator_ctor",
-        "torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "torch.device",
-        "torch.serialization._get_layout", "torch.amp.grad_scaler._refresh_per_optimizer_state",
-        "torch.cuda.amp.grad_scaler._refresh_per_optimizer_state",
-        "easydict.EasyDict", "yacs.config.CfgNode", "addict.addict.Dict",
+        *_INERT_NAMES.split(),
+        *_PARTS_OF_INERT_OBJECTS.split(),
+        *(f"numpy.{n}" for n in _NUMPY_SCALARS.split()),
         *_DTYPES,
     ]
-)  # fmt: skip
-# Dassl (CoOp, CLIP-Adapter, MaPLe …) stores scheduler and optimiser objects; Lightning and Hydra store their configuration and callbacks.
+)
+# Dassl (CoOp, CLIP-Adapter, MaPLe …) stores scheduler and optimiser objects; Lightning and Hydra store their
+# configuration and callbacks.
 _INERT_MODULES = (
     "torch.optim.",
     "dassl.optim.",
@@ -86,27 +105,37 @@ _INERT_MODULES = (
     "lightning_fabric.",
     "numpy.dtypes.",
 )
-_SILENT = ("builtins.", "_codecs.")  # parts of other objects, not worth a word in the log
+_SILENT = ("builtins.", "_codecs.")  # parts of other objects: not listed in the log
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
 class Refused(Exception):
-    """The file asks for what no weights need. `official.py` makes it an `UnsafeCheckpointError` with the path."""
+    """The file asks for something that weights never need. `checkpoint_reader` makes it an `UnsafeCheckpointError`
+    with the path."""
 
 
 class Damaged(Exception):
-    """The bytes are not what they should be. `official.py` makes it an `OSError` with the path."""
+    """The bytes are not what they should be. `checkpoint_reader` makes it an `OSError` with the path."""
 
 
 # What parsing arbitrary bytes can raise besides our own two.
 PARSE_ERRORS = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, LookupError, ValueError, TypeError, OverflowError,
-    struct.error, AttributeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    AttributeError,
+)
 
 
 class Global:
-    """A name out of a pickle, and whether everything done with it is ignored."""
+    """A name from a pickle; with `inert`, everything that is done with it is ignored."""
 
     __slots__ = ("inert", "name")
 
@@ -124,7 +153,7 @@ class ScriptModule:
 
 
 class Storage:
-    """Where a tensor's numbers lie: `numel` of `dtype`, under `key` in the file."""
+    """Where the numbers of tensors are: `numel` numbers of type `dtype`, under `key` in the file."""
 
     __slots__ = ("dtype", "key", "numel")
 
@@ -137,7 +166,8 @@ class Storage:
 
 
 class TensorSpec:
-    """A tensor that passed every check and is not read yet, so that optimiser states cost nothing."""
+    """A tensor that passed every check. Its numbers are read when it is asked for, so optimiser states cost
+    nothing."""
 
     __slots__ = ("dtype", "offset", "size", "storage", "stride")
 
@@ -146,11 +176,11 @@ class TensorSpec:
 
 
 def printable(text: str) -> str:
-    """Names come from the file: no control characters, no flood."""
+    """Text from the file, safe in a message: no control characters, at most 120 characters."""
     return text[:120].encode("unicode_escape").decode("ascii")
 
 
-# --- what a global may build ---------------------------------------------------------------------------------------------------------
+# ---- what a global may build
 
 
 def _build_tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> TensorSpec:
@@ -166,7 +196,7 @@ def _build_tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torc
         numel *= length
     if numel:
         end = offset + 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-        # The second comparison refuses zero strides: 2^40 elements out of one number.
+        # `numel` too: with strides of 0, a storage of one number would claim to be a tensor of 2^40.
         if max(end, numel) * dtype.itemsize > storage.nbytes:
             raise Refused(
                 f"refused a tensor outside of its storage of {storage.nbytes} bytes: "
@@ -180,7 +210,8 @@ def _whole_numbers(values: Any, what: str) -> tuple[int, ...]:
         raise Refused(f"refused a tensor whose {what} is not a short tuple")
     if any(type(value) is not int or not 0 <= value < 2**62 for value in values):
         raise Refused(
-            f"refused a tensor of {what} {printable(repr([v for v in values if type(v) is int]))}: expected whole numbers >= 0"
+            f"refused a tensor of {what} {printable(repr([v for v in values if type(v) is int]))}: expected whole "
+            f"numbers >= 0"
         )
     return tuple(values)
 
@@ -219,12 +250,13 @@ def _dictionary(items=(), *_):
 
 
 def _set_item(target: dict[str, Any], key: Any, value: Any) -> None:
-    """Keys become strings: hashing anything else is the file's to abuse (nested tuples hash in exponential time, integers collide at will)."""
+    """Keys become strings. Hashing other keys could be used for an attack: nested tuples hash in exponential time, and
+    integers can be chosen to collide."""
     if type(key) is str:
         target[key] = value
     elif key is None or type(key) in (int, float, bool):
         target[str(key)] = value
-    # Entries under classes, tuples and the like (Lightning's callbacks) never hold weights: left out.
+    # Keys of other types, such as the classes of Lightning's callbacks, never lead to weights: left out.
 
 
 def _size(values=()):
@@ -250,7 +282,7 @@ _BUILDERS: dict[str, Callable] = {
 }
 
 
-# --- the interpreter -----------------------------------------------------------------------------------------------------------------
+# ---- the interpreter
 
 
 class PickleMachine:
@@ -260,7 +292,12 @@ class PickleMachine:
         buffer: anything that slices to bytes and has `find` (`bytearray`, `mmap`).
         claim: called with every `Storage` that a pickle mentions; raises `Refused` if the file cannot hold it.
 
-    After a `load`, `position` is the byte behind its STOP and `inert` holds the names of the objects that were not built.
+    After a `load`, `position` is the byte after its STOP, and `inert` holds the names of the objects that were not
+    built.
+
+    A pickle works on a stack. MARK begins a group: the stack so far moves to `_outer` and an empty one takes its
+    place, so that "everything since the last MARK" is the whole of `_stack`. The memo holds objects by number, for use
+    again.
     """
 
     def __init__(self, buffer: Any, claim: Callable[[Storage], None]):
@@ -270,7 +307,7 @@ class PickleMachine:
         self._opcodes = self._tensors = 0
         self._globals: dict[tuple[str, str], Global] = {}
         self._stack: list[Any] = []
-        self._outer: list[list] = []  # the stacks below each MARK
+        self._outer: list[list] = []  # for each open MARK, the stack below it
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
@@ -332,7 +369,7 @@ class PickleMachine:
         else:
             self._pop_mark()
 
-    # numbers, strings
+    # numbers and text
 
     def _integer_line(self) -> None:
         text = self._line().removesuffix("L")
@@ -493,42 +530,83 @@ def _is_inert(value: Any) -> bool:
 
 
 _A_SET = Global("builtins.set", inert=True)
-_STOP = ord(".")
 _M = PickleMachine
-_OPCODES: dict[int, Callable[[PickleMachine], None]] = {
-    code[0]: run
-    for code, run in {
-        b"\x80": lambda m: m._take(1),  # PROTO: nothing below depends on it
-        b"\x95": lambda m: m._take(8),  # FRAME
-        b"(": _M._mark, b"0": _M._pop, b"1": lambda m: m._pop_mark() and None, b"2": lambda m: m._push(m._stack[-1]),
-        b"N": lambda m: m._push(None), b"\x88": lambda m: m._push(True), b"\x89": lambda m: m._push(False),
-        b"I": _M._integer_line, b"L": _M._integer_line,
-        b"J": lambda m: m._push(m._number(4, signed=True)), b"K": lambda m: m._push(m._number(1)), b"M": lambda m: m._push(m._number(2)),
-        b"\x8a": lambda m: m._long(1), b"\x8b": lambda m: m._long(4),
-        b"F": lambda m: m._push(float(m._line())), b"G": lambda m: m._push(struct.unpack(">d", m._take(8))[0]),
-        b"S": lambda m: m._push(m._line()[1:-1]), b"V": lambda m: m._push(m._line()),  # escapes stay: only labels are written so
-        b"U": lambda m: m._text(1, "latin-1"), b"T": lambda m: m._text(4, "latin-1"),
-        b"X": lambda m: m._text(4), b"\x8c": lambda m: m._text(1), b"\x8d": lambda m: m._text(8),
-        b"C": lambda m: m._bytes(1), b"B": lambda m: m._bytes(4), b"\x8e": lambda m: m._bytes(8), b"\x96": lambda m: m._bytes(8),
-        b"]": lambda m: m._push([]), b"l": lambda m: m._push(m._pop_mark()),
-        b"a": lambda m: m._append([m._stack.pop()]), b"e": lambda m: m._append(m._pop_mark()),
-        b")": lambda m: m._push(()), b"t": lambda m: m._push(tuple(m._pop_mark())),
-        b"\x85": lambda m: m._tuple(1), b"\x86": lambda m: m._tuple(2), b"\x87": lambda m: m._tuple(3),
-        b"}": lambda m: m._push({}), b"d": _M._dict_from_mark,
-        b"s": lambda m: m._set_items([m._stack.pop(), m._stack.pop()][::-1]), b"u": lambda m: m._set_items(m._pop_mark()),
-        b"\x8f": lambda m: m._push(_A_SET), b"\x90": _M._add_to_set, b"\x91": _M._set_from_mark,
-        b"p": lambda m: m._memo.__setitem__(int(m._line()), m._stack[-1]), b"g": lambda m: m._push(m._memo[int(m._line())]),
-        b"q": lambda m: m._memo.__setitem__(m._number(1), m._stack[-1]), b"h": lambda m: m._push(m._memo[m._number(1)]),
-        b"r": lambda m: m._memo.__setitem__(m._number(4), m._stack[-1]), b"j": lambda m: m._push(m._memo[m._number(4)]),
-        b"\x94": lambda m: m._memo.__setitem__(len(m._memo), m._stack[-1]),
-        b"c": lambda m: m._push(m._global(m._line(), m._line())), b"\x93": _M._stack_global,
-        b"i": _M._instance, b"o": _M._object, b"R": _M._call, b"\x81": _M._call, b"\x92": _M._call_with_keywords, b"b": _M._build,
-        b"Q": _M._persistent,  # PERSID, EXT1-4 and out-of-band buffers are unknown opcodes: torch.save writes none
-    }.items()
-}  # fmt: skip
+_STOP = ord(".")
+# The protocol's opcodes, each with its name in `pickletools`. Those that are missing are refused as unknown: PERSID,
+# EXT1 to EXT4 and out-of-band buffers, which `torch.save` never writes.
+_OPCODES_BY_BYTE: dict[bytes, Callable[[PickleMachine], None]] = {
+    # frames, the stack
+    b"\x80": lambda m: m._take(1),  # PROTO: nothing here depends on the protocol's number
+    b"\x95": lambda m: m._take(8),  # FRAME
+    b"(": _M._mark,  # MARK
+    b"0": _M._pop,  # POP
+    b"1": lambda m: m._pop_mark() and None,  # POP_MARK
+    b"2": lambda m: m._push(m._stack[-1]),  # DUP
+    # constants and numbers
+    b"N": lambda m: m._push(None),  # NONE
+    b"\x88": lambda m: m._push(True),  # NEWTRUE
+    b"\x89": lambda m: m._push(False),  # NEWFALSE
+    b"I": _M._integer_line,  # INT
+    b"L": _M._integer_line,  # LONG
+    b"J": lambda m: m._push(m._number(4, signed=True)),  # BININT
+    b"K": lambda m: m._push(m._number(1)),  # BININT1
+    b"M": lambda m: m._push(m._number(2)),  # BININT2
+    b"\x8a": lambda m: m._long(1),  # LONG1
+    b"\x8b": lambda m: m._long(4),  # LONG4
+    b"F": lambda m: m._push(float(m._line())),  # FLOAT
+    b"G": lambda m: m._push(struct.unpack(">d", m._take(8))[0]),  # BINFLOAT
+    # text and bytes
+    b"S": lambda m: m._push(m._line()[1:-1]),  # STRING: without quotes; escapes stay, since only labels use this form
+    b"V": lambda m: m._push(m._line()),  # UNICODE
+    b"U": lambda m: m._text(1, "latin-1"),  # SHORT_BINSTRING
+    b"T": lambda m: m._text(4, "latin-1"),  # BINSTRING
+    b"\x8c": lambda m: m._text(1),  # SHORT_BINUNICODE
+    b"X": lambda m: m._text(4),  # BINUNICODE
+    b"\x8d": lambda m: m._text(8),  # BINUNICODE8
+    b"C": lambda m: m._bytes(1),  # SHORT_BINBYTES
+    b"B": lambda m: m._bytes(4),  # BINBYTES
+    b"\x8e": lambda m: m._bytes(8),  # BINBYTES8
+    b"\x96": lambda m: m._bytes(8),  # BYTEARRAY8
+    # lists, tuples, dictionaries, sets
+    b"]": lambda m: m._push([]),  # EMPTY_LIST
+    b"l": lambda m: m._push(m._pop_mark()),  # LIST
+    b"a": lambda m: m._append([m._stack.pop()]),  # APPEND
+    b"e": lambda m: m._append(m._pop_mark()),  # APPENDS
+    b")": lambda m: m._push(()),  # EMPTY_TUPLE
+    b"t": lambda m: m._push(tuple(m._pop_mark())),  # TUPLE
+    b"\x85": lambda m: m._tuple(1),  # TUPLE1
+    b"\x86": lambda m: m._tuple(2),  # TUPLE2
+    b"\x87": lambda m: m._tuple(3),  # TUPLE3
+    b"}": lambda m: m._push({}),  # EMPTY_DICT
+    b"d": _M._dict_from_mark,  # DICT
+    b"s": lambda m: m._set_items([m._stack.pop(), m._stack.pop()][::-1]),  # SETITEM
+    b"u": lambda m: m._set_items(m._pop_mark()),  # SETITEMS
+    b"\x8f": lambda m: m._push(_A_SET),  # EMPTY_SET
+    b"\x90": _M._add_to_set,  # ADDITEMS
+    b"\x91": _M._set_from_mark,  # FROZENSET
+    # memo
+    b"p": lambda m: m._memo.__setitem__(int(m._line()), m._stack[-1]),  # PUT
+    b"q": lambda m: m._memo.__setitem__(m._number(1), m._stack[-1]),  # BINPUT
+    b"r": lambda m: m._memo.__setitem__(m._number(4), m._stack[-1]),  # LONG_BINPUT
+    b"\x94": lambda m: m._memo.__setitem__(len(m._memo), m._stack[-1]),  # MEMOIZE
+    b"g": lambda m: m._push(m._memo[int(m._line())]),  # GET
+    b"h": lambda m: m._push(m._memo[m._number(1)]),  # BINGET
+    b"j": lambda m: m._push(m._memo[m._number(4)]),  # LONG_BINGET
+    # globals and objects
+    b"c": lambda m: m._push(m._global(m._line(), m._line())),  # GLOBAL
+    b"\x93": _M._stack_global,  # STACK_GLOBAL
+    b"i": _M._instance,  # INST
+    b"o": _M._object,  # OBJ
+    b"R": _M._call,  # REDUCE
+    b"\x81": _M._call,  # NEWOBJ
+    b"\x92": _M._call_with_keywords,  # NEWOBJ_EX
+    b"b": _M._build,  # BUILD
+    b"Q": _M._persistent,  # BINPERSID
+}
+_OPCODES = {code[0]: run for code, run in _OPCODES_BY_BYTE.items()}
 
 
-# --- what came out of it -------------------------------------------------------------------------------------------------------------
+# ---- what came out of it
 
 
 def _children(value: Any) -> Any:
@@ -541,6 +619,9 @@ def _children(value: Any) -> Any:
 
 def check_nesting(root: Any) -> None:
     """Refuses cycles and nesting beyond `MAX_DEPTH`, in time linear in the size of the graph and without recursion."""
+    # A depth-first walk. `path` holds (container, its children that are still to visit, height so far) from the root
+    # down; `active` the containers on that path, to find cycles; `heights` those that are done, since one may be
+    # shared by many.
     heights: dict[int, int] = {}
     path: list[tuple[int, Iterator, int]] = [(id(root), iter(_children(root)), 1)]
     active = {id(root)}

@@ -1,4 +1,4 @@
-"""Rows to batches for `Trainer`."""
+"""Collators: rows of a data set to batches for `Trainer`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class FeatureCollator:
 class ImageTextCollator:
     """Rows of an image and a text -> what contrastive training takes, with `return_loss=True`.
 
-    Without that entry a CLIP-style model returns no loss and `Trainer` stops (it has no labels to ask for one).
+    Without `return_loss` a CLIP-style model returns no loss, since there are no labels, and `Trainer` stops.
     Texts are padded to the longest of the batch and cut at the tokenizer's maximum.
 
     Args:

@@ -1,4 +1,4 @@
-"""K pictures a class, drawn as the published few-shot protocols draw them, and the base/new division of classes."""
+"""Draws K images per class as the published few-shot protocols do, and divides classes into base and new ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from .images.image_set import name_some
 
 
-MAX_VALIDATION_SHOTS = 4  # CoOp: min(K, 4) validation pictures a class
+MAX_VALIDATION_SHOTS = 4  # CoOp: min(K, 4) validation images per class
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class FewShotSplit:
     """Row numbers of a few-shot draw.
 
     Attributes:
-        train (`tuple[int, ...]`): rows of the training pictures, class by class.
-        validation (`tuple[int, ...]`): rows of the validation pictures; of which set, `validation_from` says.
+        train (`tuple[int, ...]`): rows of the training images, class by class.
+        validation (`tuple[int, ...]`): rows of the validation images; of which set, `validation_from` says.
         validation_from (`str`, *optional*): "validation" (rows of the separate validation split), "train" (rows of the
-            training pictures that were not drawn), or `None` (there are none).
+            training images that were not drawn), or `None` (there are none).
         shots (`int`), seed (`int`), protocol (`str`): what was asked for.
     """
 
@@ -38,7 +38,7 @@ class FewShotSplit:
 
     @property
     def val(self) -> tuple[int, ...]:
-        """Short for `validation`."""
+        """The same as `validation`."""
         return self.validation
 
 
@@ -53,22 +53,23 @@ def sample_few_shot(
     validation_labels: Sequence[int] | np.ndarray | None = None,
     val: bool = True,
 ) -> FewShotSplit:
-    """Draw `shots` training rows a class, and validation rows.
+    """Draw `shots` training rows per class, and validation rows.
 
-    "coop" (CoOp, Zhou et al. 2022, and what followed it; published seeds 1, 2, 3): `random.sample` of K rows a class; a smaller class
-    gives all it has, with a warning; then, with the same generator, min(K, 4) validation rows a class.
-    "tip" (Tip-Adapter, Zhang et al. 2022; published seed 1): as above, but a smaller class is filled up by repetition
-    (`random.choices`), and the whole validation split is used.
+    "coop" (CoOp, Zhou et al. 2022, and later papers; published seeds 1, 2, 3): `random.sample` of K rows per class; a
+    smaller class gives all its rows, with a warning; then, with the same generator, min(K, 4) validation rows per
+    class. "tip" (Tip-Adapter, Zhang et al. 2022; published seed 1): as above, but a smaller class is filled up by
+    repetition (`random.choices`), and the whole validation split is used.
 
-    Both come from one `random.Random(seed)`, class after class in the order in which classes first appear in `labels`, as the
-    official code does: the same list of pictures and the same seed give the official draw. Nothing depends on Python's hash seed or on
-    the global generators.
+    Both come from one `random.Random(seed)`, class after class in the order in which classes first appear in `labels`,
+    as the official code does: the same list of images and the same seed give the official draw. Nothing depends on
+    Python's hash seed or on the global generators.
 
-    Where there is no validation split (`validation_labels=None`), validation rows come from the training pictures that were not
-    drawn, min(K, 4) a class under either protocol. A class with nothing left gets none; a warning names it.
+    Where there is no validation split (`validation_labels=None`), validation rows come from the training images that
+    were not drawn, min(K, 4) per class under either protocol. A class with no images left gets none; a warning names
+    it.
 
     Args:
-        labels: (N,) integers, the class of each training picture.
+        labels: (N,) integers, the class of each training image.
         shots: K >= 1.
         seed: any integer.
         num_classes: C. Default: the highest label + 1.
@@ -77,7 +78,7 @@ def sample_few_shot(
         val: `False`: no validation rows.
 
     Raises:
-        ValueError: no labels, a label outside 0..C-1, a class without pictures (named), one class only, shots < 1.
+        ValueError: no labels, a label outside 0..C-1, a class without images (named), one class only, shots < 1.
 
     Example:
 
@@ -103,17 +104,18 @@ def sample_few_shot(
         return name_some(class_names[c] if class_names is not None else f"class {c}" for c in classes)
 
     if not rows_of:
-        raise ValueError("labels: got none; want one for each picture")
+        raise ValueError("labels: got none; want one for each image")
     empty = [c for c in range(count) if c not in rows_of]
     if empty:
-        raise ValueError(f"labels: no pictures for {len(empty)} of {count} classes: {named(empty)}")
+        raise ValueError(f"labels: no images for {len(empty)} of {count} classes: {named(empty)}")
     if count < 2:
         raise ValueError(f"labels: one class only ({named([0])}); want at least two")
     short = sorted(c for c, rows in rows_of.items() if len(rows) < shots)
     if short:
-        how = "they give all they have" if protocol == "coop" else "pictures are repeated"
-        warnings.warn(f"fewer than {shots} pictures in {len(short)} classes: {named(short)}; {how}", stacklevel=2)
+        how = "they give all they have" if protocol == "coop" else "images are repeated"
+        warnings.warn(f"fewer than {shots} images in {len(short)} classes: {named(short)}; {how}", stacklevel=2)
 
+    # One generator for both draws, training first: that is what makes the draw equal to the official one.
     generator = random.Random(seed)
     train = _draw(rows_of, shots, generator, repeat=protocol == "tip")
     validation: list[int] = []
@@ -127,16 +129,16 @@ def sample_few_shot(
         drawn = set(train)
         rest = {c: [row for row in rows if row not in drawn] for c, rows in rows_of.items()}
         validation = _draw(rest, min(shots, MAX_VALIDATION_SHOTS), generator)
-        bare = sorted(c for c, rows in rest.items() if not rows)
-        if bare:
-            what = "no picture is left for validation" if len(bare) == count else "no validation picture is left"
-            warnings.warn(f"{what} in {len(bare)} of {count} classes: {named(bare)}", stacklevel=2)
+        without = sorted(c for c, rows in rest.items() if not rows)
+        if without:
+            what = "no image is left for validation" if len(without) == count else "no validation image is left"
+            warnings.warn(f"{what} in {len(without)} of {count} classes: {named(without)}", stacklevel=2)
     origin = None if not validation else "train" if validation_labels is None else "validation"
     return FewShotSplit(tuple(train), tuple(validation), origin, shots, seed, protocol)
 
 
 def _rows_by_class(labels, num_classes: int | None, argument: str) -> dict[int, list[int]]:
-    """class -> rows, classes in order of first appearance."""
+    """class -> rows; classes in order of first appearance, as the official code groups them."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise ValueError(f"{argument}: got {labels.dtype} of shape {labels.shape}; want integers of shape (N,)")
@@ -150,6 +152,7 @@ def _rows_by_class(labels, num_classes: int | None, argument: str) -> dict[int, 
 
 
 def _draw(rows_of: dict[int, list[int]], shots: int, generator: random.Random, repeat: bool = False) -> list[int]:
+    """`shots` rows of each class. The generator's state goes from class to class, so their order counts."""
     drawn: list[int] = []
     for rows in rows_of.values():
         if len(rows) >= shots:

@@ -1,4 +1,4 @@
-"""What the probes measure: the frozen features of any image tower, for labelled training and test pictures."""
+"""Frozen features of any image encoder for labelled training and test images: the input of the probes."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from ..modeling.dual_encoders.fingerprint import fingerprint
 from .prediction import check_model_folder, load_processor
 
 
-KINDS = ("tower", "projected")
-MANY_PICTURES = 256  # from here on processes that decode pay on a GPU
+KINDS = ("encoder", "projected")
+MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEncoder:
-    """A frozen model as a function from pictures to features. Made by `load_image_encoder`.
+    """A frozen model as a function from images to features. Made by `load_image_encoder`.
 
     Attributes:
         encode: `pixel_values` (B, 3, H, W) on `device` -> (B, D), not normalised.
         processor: its image processor.
-        key (`str`): says which weights and which features these are.
+        key (`str`): identifies the weights and the kind of features.
         device (`torch.device`): of the model.
-        pooling (`str`): "own", or "class token" where the checkpoint has no weights for it.
+        pooling (`str`): "own", or "class token" if the checkpoint has no weights for its pooling.
     """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
@@ -50,34 +50,42 @@ class ImageEncoder:
         cache_dir: str | os.PathLike | None = None,
         progress: bool | Callable[[int, int], None] = True,
     ) -> Features:
-        """[`Features`] of N pictures, `features` (1, N, D) float32 on the CPU; see `compute_features`."""
-        workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(images) > MANY_PICTURES else 0
+        """[`Features`] of N images, `features` (1, N, D) float32 on the CPU; see `compute_features`."""
+        workers = min(8, os.cpu_count() or 1) if self.device.type == "cuda" and len(images) > MANY_IMAGES else 0
         return compute_features(
-            self.encode, images, self.processor, batch_size=batch_size, cache_dir=cache_dir,
-            key=None if cache_dir is None else self.key,  # with one, every file is read once more
-            progress=progress, device=self.device, num_workers=workers,
-        )  # fmt: skip
+            self.encode,
+            images,
+            self.processor,
+            batch_size=batch_size,
+            cache_dir=cache_dir,
+            key=None if cache_dir is None else self.key,  # a key costs one more reading of every file
+            progress=progress,
+            device=self.device,
+            num_workers=workers,
+        )
 
 
 def load_image_encoder(
     source: str | os.PathLike,
-    features: Literal["tower", "projected"] = "tower",
+    features: Literal["encoder", "projected"] = "encoder",
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> ImageEncoder:
     """The image side of a dual encoder, or a plain image model, in eval mode and frozen.
 
     Args:
-        source: folder or Hub id of what `AutoModel` loads: a dual encoder (CLIP, SigLIP, …, `CLIPClassifier`), or an image model (ViT, DINOv2,
-            a ResNet, …).
-        features: "tower": what the image tower pools, before a projection, as CLIP's and SLIP's papers probe it; "projected": the
-            embedding that is compared with text. They are the same where there is no projection behind the pooling: SigLIP, CLIP-ResNet. An
-            image model without a pooling, or whose checkpoint has no weights for it, gives the class token behind its last normalisation.
+        source: folder or Hub id of what `AutoModel` loads: a dual encoder (CLIP, SigLIP, …, `CLIPClassifier`), or an
+            image model (ViT, DINOv2, a ResNet, …).
+        features: "encoder": what the image encoder pools, before a projection, as CLIP's and SLIP's papers probe it;
+            "projected": the embedding that is compared with text. They are the same where there is no projection
+            behind the pooling: SigLIP, CLIP-ResNet. An image model without a pooling, or whose checkpoint has no
+            weights for it, gives the class token behind its last normalisation.
         device: default: a GPU if there is one.
         dtype: of the model; features are float32.
 
     Raises:
-        ValueError: a model without pictures, `"projected"` of one without a joint space, a checkpoint that lacks weights.
+        ValueError: a model without images, `"projected"` of one without a joint space, a checkpoint that lacks
+            weights.
         OSError: no such folder or Hub repository.
 
     Example:
@@ -85,10 +93,10 @@ def load_image_encoder(
     ```python
     >>> from hf_clip_variants import embedded_model, load_images
     >>> from hf_clip_variants.evaluation.image_encoder import load_image_encoder
-    >>> pictures = load_images("emoji:notov1").select([0, 1])
-    >>> for kind in ("tower", "projected"):
+    >>> images = load_images("emoji:notov1").select([0, 1])
+    >>> for kind in ("encoder", "projected"):
     ...     encoder = load_image_encoder(embedded_model(), kind, device="cpu")
-    ...     print(encoder.features_of(pictures, progress=False).features.shape)
+    ...     print(encoder.features_of(images, progress=False).features.shape)
     torch.Size([1, 2, 192])
     torch.Size([1, 2, 256])
     ```
@@ -98,12 +106,13 @@ def load_image_encoder(
     check_model_folder(source)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
-    # A ViT that was saved without its pooling gets a random one from AutoModel, and says so in a table that nobody reads.
+    # AutoModel gives a ViT that was saved without its pooling layer a random one, and only logs it.
     random_pooling = [name for name in info["missing_keys"] if name.startswith("pooler.")]
     missing = sorted(set(info["missing_keys"]) - set(random_pooling))
     if missing:
         raise ValueError(
-            f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
+            f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(missing)} weights are missing: "
+            f"{missing[:5]}"
         )
     family = find_family(model.config.model_type)
     if isinstance(model, CLIPClassifier):
@@ -129,22 +138,22 @@ def _pooling(
     is_dual = hasattr(model, "get_image_features")
     if is_dual and features == "projected":
         return lambda pixels: _vector(model.get_image_features(pixel_values=pixels))
-    tower = getattr(model, "vision_model", None) if is_dual else model
-    if tower is None:
-        raise ValueError(f"features: 'tower' of a {name}, which has no vision_model; want 'projected'")
-    if tower.main_input_name != "pixel_values":
+    encoder = getattr(model, "vision_model", None) if is_dual else model
+    if encoder is None:
+        raise ValueError(f"features: 'encoder' of a {name}, which has no vision_model; want 'projected'")
+    if encoder.main_input_name != "pixel_values":
         raise ValueError(
-            f"model: {name} takes {tower.main_input_name}, not pictures; want an image tower or a dual encoder"
+            f"model: {name} takes {encoder.main_input_name}, not images; want an image encoder or a dual encoder"
         )
     if features == "projected":
         raise ValueError(
-            f"features: 'projected' of a {name}, which has no space that it shares with text; want 'tower'"
+            f"features: 'projected' of a {name}, which has no space that it shares with text; want 'encoder'"
         )
-    return lambda pixels: _vector(tower(pixel_values=pixels), class_token)
+    return lambda pixels: _vector(encoder(pixel_values=pixels), class_token)
 
 
 def _vector(output: Any, class_token: bool = False) -> torch.Tensor:
-    """(B, D) of what a model gave out: its pooled output, or its first token where there is none."""
+    """(B, D) from a model's output: its pooled output, or the first token if there is none."""
     if isinstance(output, torch.Tensor):
         return output
     pooled = getattr(output, "pooler_output", None)
@@ -153,14 +162,14 @@ def _vector(output: Any, class_token: bool = False) -> torch.Tensor:
     return pooled.flatten(1)  # a ResNet's is (B, D, 1, 1)
 
 
-def load_probe_pictures(
+def load_probe_images(
     train: str,
     test: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test pictures with the same class list, that of the training pictures; matched by name.
+    """Training and test images with one list of classes, that of the training images; classes are matched by name.
 
     Args:
         train: what `load_images` reads.
@@ -168,18 +177,18 @@ def load_probe_pictures(
         train_split, test_split: default: train, and test where there is one.
         reading: further arguments of `load_images`.
 
-    Pictures that cannot be read are left out and listed in `skipped`.
+    Images that cannot be read are left out and listed in `skipped`.
 
     Raises:
-        ValueError: test pictures of a class that has no training pictures (named), the same pictures twice, no test pictures, and what
-            `load_images` raises.
+        ValueError: test images of a class that has no training images (named), the same images twice, no test
+            images, and what `load_images` raises.
     """
     reading = dict(reading or {})
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | reading
     images = load_images(train, train_split, **options)
     if test is None and test_split is None and ("test" not in images.available_splits or images.split == "test"):
         have = name_some(images.available_splits) if images.available_splits else "no splits"
-        raise ValueError(f"test: {train} has {have}; name pictures to test on (--test or --test-split)")
+        raise ValueError(f"test: {train} has {have}; name images to test on (--test or --test-split)")
     source = train if test is None else test
     if test is None and test_split is None:
         test_split = "test"
@@ -187,13 +196,13 @@ def load_probe_pictures(
     if test_split is None and tested.split == "train" and "test" in tested.available_splits:
         tested = tested.load_split(split="test")
     if absolute_source(source) == absolute_source(train) and tested.split == images.split:
-        raise ValueError(f"test: {source} names the training pictures themselves; want others")
+        raise ValueError(f"test: {source} names the training images themselves; want others")
     tested = align_classes(tested, images.class_names, source)
     count = np.bincount(images.labels, minlength=len(images.class_names))
     unseen = [images.class_names[label] for label in np.unique(tested.labels) if not count[label]]
     if unseen:
-        raise ValueError(f"test: {source} has pictures of classes without any training picture: {name_some(unseen)}")
+        raise ValueError(f"test: {source} has images of classes without any training image: {name_some(unseen)}")
     return images, tested
 
 
-__all__ = ["ImageEncoder", "load_image_encoder", "load_probe_pictures"]
+__all__ = ["ImageEncoder", "load_image_encoder", "load_probe_images"]

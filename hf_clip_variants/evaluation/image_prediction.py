@@ -1,4 +1,4 @@
-"""`predict`: the likeliest class of each of many labelled images. Imports torch only."""
+"""`predict`: the most likely class of each of many labelled images. Imports torch only."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def predict(
     Args:
         model: a classifier, with or without an adapter. Left in eval mode.
         images: `CachedImages` or `LiveImages`.
-        batch_size: images in one forward.
+        batch_size: images per forward pass.
         on_batch: called with the number of images done.
         columns: choose among these classes of the model only. Default: all of them.
 
     Returns:
-        (N,) int64, the likeliest class as its place in `columns`, and (N,) float32, its probability among them.
+        (N,) int64, the most likely class as its index in `columns`, and (N,) float32, its probability among them.
     """
     model.eval()
     predicted, confidence = [], []

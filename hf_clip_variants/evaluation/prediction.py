@@ -1,4 +1,4 @@
-"""Loading whatever classifies, adapter or not, and classifying many files of which some are broken."""
+"""Loads models that classify, with or without an adapter, and classifies many files, some of which may be broken."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ def load_for_prediction(
 
     Args:
         model: a saved `CLIPClassifier` or any CLIP, folder or Hub id. With `adapter` it may be left out.
-        adapter: an adapter, folder or Hub id. Its base is what it says it was trained on; if that folder is gone, `base/` of the run that the
-            adapter lies in.
-        class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter that belongs to its classes refuses others.
+        adapter: an adapter, folder or Hub id. Its base model is the one that it names; if that folder is gone, `base/`
+            of the run folder that holds the adapter.
+        class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter for fixed classes refuses
+            others.
         templates: prompt templates for them.
         device: default: a GPU if there is one.
         default_class_names: for a model that has no classes of its own.
@@ -89,7 +90,7 @@ def _has_classes(source) -> bool:
 
 
 def check_model_folder(source: str | os.PathLike) -> None:
-    """OSError for a path that exists and holds no saved model; what does not exist may be a Hub id."""
+    """OSError for a path that exists and holds no saved model. A path that does not exist may be a Hub id."""
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
 
@@ -105,7 +106,10 @@ def _adapter_values(adapter) -> dict[str, Any]:
 
 
 def _base_of(adapter) -> Path | None:
-    """`base/` of the run that holds the adapter, if the folder it was trained on is gone; None: load what its configuration names."""
+    """`base/` of the run folder that holds the adapter, if the folder it was trained on is gone.
+
+    None: load the base model that the adapter's configuration names.
+    """
     named = _adapter_values(adapter).get("base_model_name_or_path")
     if not named or not os.path.isabs(named) or os.path.exists(named):
         return None
@@ -113,7 +117,7 @@ def _base_of(adapter) -> Path | None:
 
 
 def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
-    """A plain CLIP under an adapter gets the adapter's classes."""
+    """Class names and templates to load the base model with: those of the adapter, if the base has none."""
     if class_names is None and not _has_classes(source):
         values = _adapter_values(adapter)
         return values.get("class_names"), templates or values.get("templates")
@@ -121,15 +125,15 @@ def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
 
 
 def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
-    """Ours, with the settings of whatever processor `source` has."""
+    """A `CLIPClassifierProcessor` with the settings of the processor that `source` has."""
     processor = AutoProcessor.from_pretrained(source)
     if not isinstance(processor, CLIPClassifierProcessor):
         processor = CLIPClassifierProcessor.from_clip(processor)
     return processor
 
 
-def find_pictures(inputs: Iterable[str]) -> Iterator[str]:
-    """Files as they are; for a folder every picture file below it, sorted."""
+def find_images(inputs: Iterable[str]) -> Iterator[str]:
+    """Paths of files unchanged; for a folder, every image file below it, sorted."""
     for item in inputs:
         if os.path.isdir(item):
             yield from (
@@ -143,7 +147,7 @@ def find_pictures(inputs: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture: its classes, best first, or why it could not be read."""
+    """The classes of one image, best first, or why it could not be read."""
 
     path: str
     top: tuple[tuple[str, float], ...] = ()
@@ -152,9 +156,9 @@ class Prediction:
 
 @torch.inference_mode()
 def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
-    """A prediction for each path, in order. A picture that cannot be read is one with `error`; the others are done.
+    """A prediction for each path, in order; `error` is set for an image that cannot be read.
 
-    Pictures of the next batch are read by threads while the model runs on this one. Paths may be an endless stream.
+    Threads read the images of the next batch while the model runs on this one. Paths may be an endless stream.
     """
     device = next(loaded.model.parameters()).device
     top = min(top, len(loaded.class_names))
@@ -172,9 +176,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
         for place, (path, future) in enumerate(waiting):
             try:
                 pixels.append((place, future.result()))
-            except (
-                Exception
-            ) as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more
+            except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
                 outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
         if pixels:
             batch = torch.cat([values for _, values in pixels]).to(device)
@@ -184,6 +186,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
                 outcomes[place] = Prediction(waiting[place][0], named)
         return [outcomes[place] for place in range(len(waiting))]
 
+    # Two batches at a time: `ready` goes through the model while the threads read `batch`.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         ready: list[tuple[str, Future]] = []
         batch: list[tuple[str, Future]] = []
@@ -201,7 +204,7 @@ __all__ = [
     "Prediction",
     "check_model_folder",
     "classify",
-    "find_pictures",
+    "find_images",
     "load_for_prediction",
     "load_processor",
 ]

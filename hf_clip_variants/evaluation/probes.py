@@ -1,4 +1,4 @@
-"""What frozen features are worth: a linear classifier on them, and a vote of the nearest neighbours. Pure functions, no model."""
+"""Measures frozen features: a linear classifier, and k nearest neighbours. Pure functions, no model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import torch
 from ..optional_dependencies import require
 
 
-# N training pictures, M test pictures, D feature width, C classes
+# N training images, M test images, D feature width, C classes
 
 STEPS_PER_DECADE = 8
-LOWEST, HIGHEST = -6, 6  # powers of ten between which the strength is looked for
-CHUNK_SIMILARITIES = 1 << 24  # similarities that exist at once, about
+LOWEST, HIGHEST = -6, 6  # powers of ten between which the strength is searched
+CHUNK_SIMILARITIES = 1 << 24  # about as many similarities are in memory at once
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What `linear_probe` found.
+    """The result of `linear_probe`.
 
     Attributes:
         predicted (`torch.Tensor`): (M,) int64, values of the training labels.
-        strength (`float`): λ of the classifier that predicted.
+        strength (`float`): λ of the final classifier.
         converged (`bool`), iterations (`int`): of that classifier's L-BFGS.
-        validation (`dict[float, float]`): λ -> accuracy on the held-out part, increasing λ; empty where λ was given.
-        validation_size (`int`): pictures in the held-out part.
+        validation (`dict[float, float]`): λ -> accuracy on the held-out part, increasing λ; empty if λ was given.
+        validation_size (`int`): images in the held-out part.
     """
 
     predicted: torch.Tensor
@@ -50,28 +50,30 @@ def linear_probe(
     seed: int = 0,
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """Multinomial logistic regression on frozen features, as CLIP's paper measures them (Radford et al. 2021, appendix A.3).
+    """Multinomial logistic regression on frozen features, as in CLIP's paper (Radford et al. 2021, appendix A.3).
 
-    Minimises  - Σ_i log softmax(W x_i + b)[y_i] + λ/2 ‖W‖²  by scikit-learn's L-BFGS (its `C` is 1/λ; with two classes it keeps one weight
-    vector, the difference of both). Features go in as they are, neither normalised nor standardised, in float64.
+    Minimises  - Σ_i log softmax(W x_i + b)[y_i] + λ/2 ‖W‖²  by scikit-learn's L-BFGS (its `C` is 1/λ; with two classes
+    it keeps one weight vector, the difference of both). Features are used as they are, neither normalised nor
+    standardised, in float64.
 
-    Without `strength` λ is searched as in the paper, on a held-out part of every class: 10^-6, 10^-4, …, 10^6 first, then on both
-    sides of the best at half the distance, down to 8 steps a decade (15 fits). The best is the most accurate; of equals the one of
-    lower cross-entropy. The classifier that predicts is fitted with it on all training pictures.
+    Without `strength` λ is searched as in the paper, on a held-out part of every class: 10^-6, 10^-4, …, 10^6 first,
+    then on both sides of the best at half the distance, down to 8 steps per decade (15 fits). The best has the highest
+    accuracy and, among equals, the lower cross-entropy. The final classifier is fitted with it on all training images.
 
     Args:
         train_features: (N, D), un-normalised.
         train_labels: (N,) integers, not necessarily 0..C-1.
         test_features: (M, D).
         strength (`float`, *optional*): λ > 0.
-        held_out (`float`): share of every class's pictures that λ is chosen on, rounded, at least one; a class of one picture gives none.
+        held_out (`float`): share of each class's images on which λ is chosen, rounded, at least one; none of a class
+            of one image.
         seed (`int`): of the draw of that part.
         max_iterations (`int`): of L-BFGS; the paper's is 1000.
 
     Raises:
         ImportError: scikit-learn is not installed.
-        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, no class of two pictures to
-            hold one out of, a value out of range.
+        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, no class
+            of two images to hold one out of, a value out of range.
 
     Example:
 
@@ -97,9 +99,9 @@ def linear_probe(
         def score(candidate: float) -> tuple[float, float]:
             model, _ = _fit(train[~validation], labels[~validation], candidate, max_iterations)
             logits = torch.from_numpy(model.decision_function(train[validation]))
-            if logits.ndim == 1:  # two classes: that of the second against 0
+            if logits.ndim == 1:  # two classes: the logit of the second, against 0
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
-            # A class keeps at least one picture to fit, so every held-out label is among model.classes_.
+            # At least one image of each class stays in the fit, so every held-out label is among model.classes_.
             right = torch.from_numpy(np.searchsorted(model.classes_, labels[validation]))
             share = float((logits.argmax(dim=1) == right).double().mean())
             return share, -float(torch.nn.functional.cross_entropy(logits, right))
@@ -120,12 +122,14 @@ def knn_classify(
     chunk_size: int | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """The class that the k nearest training pictures vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO, Caron et al. 2021).
+    """The class that the k nearest training images vote for (Wu et al. 2018, InstDisc; k and temperature as in DINO,
+    Caron et al. 2021).
 
-    s_ij = cos(q_i, x_j);  votes_i[c] = Σ_{j among the k largest s_ij, y_j = c} exp(s_ij / T);  predicted_i = argmax_c votes_i[c]
+    s_ij = cos(q_i, x_j);  votes_i[c] = Σ_{j among the k largest s_ij, y_j = c} exp(s_ij / T);  predicted_i = argmax_c
+    votes_i[c]
 
-    Of equal similarities the earlier training picture is the nearer one; of equal votes the lower label wins. Queries come in chunks: no
-    N x M matrix exists. A feature of norm 0 has similarity 0 to everything.
+    Of equal similarities the earlier training image is the nearer one; of equal votes the lower label wins. Queries
+    come in chunks: no N x M matrix exists. A feature of norm 0 has similarity 0 to everything.
 
     Args:
         train_features: (N, D); normalised here.
@@ -133,14 +137,16 @@ def knn_classify(
         test_features: (M, D).
         k (`int`): neighbours, 1..N.
         temperature (`float`): T > 0; small: the nearest decides, large: all k count the same.
-        chunk_size (`int`, *optional*): queries at once. Default: so many that a chunk has about 16 million similarities.
+        chunk_size (`int`, *optional*): queries at once. Default: so many that a chunk has about 16 million
+            similarities.
         device (*optional*): where to compute; default: where `train_features` are.
 
     Returns:
         `torch.Tensor`: (M,) int64 labels, on the CPU.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, a value out of range.
+        ValueError: shapes that do not fit, features that are not finite (the row is named), one class only, a value
+            out of range.
 
     Example:
 
@@ -179,7 +185,7 @@ def check_linear_probe(
     held_out: float = 0.2,
     max_iterations: int = 1000,
 ) -> None:
-    """Raises what `linear_probe` would, from the training labels alone: before the features are computed."""
+    """Raises the errors of `linear_probe` that the training labels alone show, before features are computed."""
     require("sklearn", "linear_probe")
     labels = _two_classes(labels)
     if strength is not None and not (math.isfinite(strength) and strength > 0):
@@ -190,15 +196,15 @@ def check_linear_probe(
         raise ValueError(f"max_iterations: got {max_iterations}; want at least 1")
     if strength is None and len(labels.unique()) == len(labels):
         raise ValueError(
-            "strength: no class has two training pictures, so none can be held out to search on; give a strength"
+            "strength: no class has two training images, so none can be held out to search on; give a strength"
         )
 
 
 def check_knn(labels: torch.Tensor | Sequence[int], k: int = 20, temperature: float = 0.07) -> None:
-    """Raises what `knn_classify` would, from the training labels alone: before the features are computed."""
+    """Raises the errors of `knn_classify` that the training labels alone show, before features are computed."""
     count = len(_two_classes(labels))
     if not 1 <= k <= count:
-        raise ValueError(f"k: got {k}; want 1..{count}, as there are {count} training pictures")
+        raise ValueError(f"k: got {k}; want 1..{count}, as there are {count} training images")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature: got {temperature}; want more than 0")
 
@@ -211,7 +217,8 @@ def _two_classes(labels) -> torch.Tensor:
 
 
 def _nearest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first ones.
+    """The k largest of each row of (B, N) and where they are, (B, k) each, in order of column; of equals the first
+    ones.
 
     scikit-learn's neighbours are no substitute: which of equals they return is not defined, and they know no GPU.
     """
@@ -240,10 +247,14 @@ def _fit(features: np.ndarray, labels: np.ndarray, strength: float, max_iteratio
 
 
 def _sweep(score: Callable[[float], tuple[float, float]]) -> tuple[float, dict[float, float]]:
-    """The strength of the highest score (of equals the strongest), and the first part of the score of each that was tried."""
+    """The strength with the highest score (the strongest among equals), and strength -> accuracy of all that were
+    tried.
+
+    A coarse grid first, then the two neighbours of the best at half the distance, until they are one step away.
+    """
     low, high = LOWEST * STEPS_PER_DECADE, HIGHEST * STEPS_PER_DECADE
     step = 2 * STEPS_PER_DECADE
-    tried: dict[int, tuple[float, float]] = {}  # by steps from 10^0
+    tried: dict[int, tuple[float, float]] = {}  # key: steps from 10^0
     candidates = range(low, high + 1, step)
     while True:
         for place in candidates:
@@ -261,7 +272,7 @@ def _strength(place: int) -> float:
 
 
 def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: `share` of each class, at least one of its pictures and never all."""
+    """(N,) bool: `share` of each class, at least one of its images and never all."""
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -288,7 +299,7 @@ def _features(argument: str, features) -> torch.Tensor:
     features = torch.as_tensor(features)
     if features.ndim != 2 or not features.numel() or not features.is_floating_point():
         raise ValueError(
-            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (pictures, width)"
+            f"{argument}: got {features.dtype} of shape {tuple(features.shape)}; want floats of shape (images, width)"
         )
     finite = features.isfinite().all(dim=1)
     if not finite.all():

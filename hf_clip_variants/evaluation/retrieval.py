@@ -1,4 +1,4 @@
-"""Retrieval among held-out pairs by a model that may still be in training, in each direction between modalities."""
+"""Retrieval among held-out pairs in each direction between modalities; the model may still be in training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .zero_shot import image_features, text_features
 @dataclass(frozen=True)
 class RetrievalSet:
     """
-    Pairs to find by each other; row i of each modality belongs to row i of the others.
+    Held-out pairs; row i of each modality belongs to row i of the others.
 
     Args:
         audio: file content or path -> waveform (channels, samples).
-        reader, views: look at augmented images and audio, by draws of the reader's own; texts stay as they are.
+        reader, views: use augmented images and audio, drawn by the reader; texts are not augmented.
     """
 
     name: str
@@ -54,8 +54,8 @@ def retrieval_of_pairs(
 ) -> dict[str, float]:
     """Recall at 1, 5, 10 and median rank in every direction between the modalities of held-out pairs.
 
-    Pairs with the same text are right answers to and from it: nothing tells them apart. Texts become tokens as in
-    training (`PairCollator`), which cuts long ones and refuses none.
+    All pairs with the same text count as right answers for it, since nothing tells them apart. Texts are tokenized as
+    in training (`PairCollator`): long ones are cut, none is refused.
 
     Args:
         model: anything with `get_text_features`, `get_image_features` and, where the set has audio,

@@ -1,4 +1,4 @@
-"""Zero-shot classification of labelled images by a model that may still be in training."""
+"""Zero-shot classification of labelled images; the model may still be in training."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def class_embeddings(
 ) -> torch.Tensor:
     """(C, D) unit-norm embeddings of classes: those of a `CLIPClassifier` of the same weights.
 
-    The classifier itself would need a copy of the model, a family for it, and its weights at hand. SLIP and AudioCLIP
-    have no family, and FSDP gathers sharded weights only for methods that it was told about. So prompts, tokens and
-    ensemble are the classifier's, and the encoder is the model's own `get_text_features`.
+    Prompts, tokens and ensemble are those of the classifier; the encoder is the model's own `get_text_features`. The
+    classifier itself cannot be used here: SLIP and AudioCLIP have no family, and FSDP gathers sharded weights only for
+    registered methods.
     """
     tokens = tokenize_prompts(processor, class_names, templates, batch_size)
     features = torch.cat([text_features(model, batch) for batch in tokens])
@@ -100,10 +100,10 @@ def zero_shot_accuracy(
     """
     classes = class_embeddings(model, processor, images.class_names, templates, batch_size)
     device, k = classes.device, min(5, len(classes))
-    # As many images on each process, since the forward pass of a sharded encoder is a collective operation: where the
-    # number does not divide, the last image comes again and counts once.
+    # Every process takes the same number of images, since the forward pass of a sharded encoder is a collective
+    # operation. If the number does not divide, the last image is repeated and counted once.
     rows = range(rank, -(-len(images) // world_size) * world_size, world_size)
-    counts = torch.zeros(3, device=device)  # right at first, among the first five, images
+    counts = torch.zeros(3, device=device)  # top-1 hits, top-5 hits, images
     for start in range(0, len(rows), batch_size):
         batch = [min(row, len(images) - 1) for row in rows[start : start + batch_size]]
         counted = torch.tensor([row < len(images) for row in rows[start : start + batch_size]], device=device)

@@ -1,6 +1,6 @@
 """`adapt`: the few-shot protocol on one data set, with adapters, predictions and a report kept in a folder.
 
-Killed at any moment, the same call goes on where it was.
+After a kill, the same call goes on where it was.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A run in results.json. The values are those of a run that failed.
+# The fields of a run in results.json, with the values of a run that failed.
 RUN_FIELDS: dict[str, Any] = {
     "method": None,
     "title": None,
@@ -82,17 +82,17 @@ def adapt(
 
     Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier),
     `adapters/<method>/<K>-shot/seed-<S>/` (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`.
-    `runs-0.jsonl` and `work/` are there to go on after an interruption: called again with the same arguments it does
-    what is missing. Runs are independent of each other and of the order, so the results stay the same.
+    `runs-0.jsonl` and `work/` are for going on after an interruption: called again with the same arguments, `adapt`
+    does the missing runs. Runs do not depend on each other or on their order, so the results are the same.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
         data: what `load_images` reads. Shots are drawn from its train split; validation is done on its
             validation split, or else by cross-validation over the shots.
         out: the run folder.
-        methods: names in `FEW_SHOT_METHODS`. Default: those that take minutes without a GPU; the others take hours.
+        methods: names in `FEW_SHOT_METHODS`. Default: those that take minutes without a GPU. The others take hours.
         shots, seeds: every method is fitted for every pair.
-        test_data: name -> source. Default: the data's test split, or else the images that no draw took.
+        test_data: name -> source. Default: the data's test split, or else the images that are in no draw.
         templates: prompt templates: one, a list, a file or a named set. Default: the model family's, such as
             `"a photo of a {}."`.
         overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it,
@@ -110,7 +110,7 @@ def adapt(
         What is in results.json. A method that failed has its message in `error`; the others went on.
 
     Raises:
-        ValueError: unknown methods or overrides, data that does not do, a run folder with other settings (named).
+        ValueError: unknown methods or overrides, unsuitable data, a run folder with other settings (named).
         OSError: files that cannot be read or written.
 
     Example:
@@ -136,7 +136,7 @@ def adapt(
         model, class_names=list(train.class_names), templates=templates, dtype=torch.float32
     )
     profile, templates = profile or default_profile(classifier), list(classifier.config.templates)
-    for m in methods:  # unknown names are an error now, not after an hour
+    for m in methods:  # unknown names are an error now, before the first run
         for k in shots:
             apply_overrides(few_shot_method(m), recipe(m, k, benchmark, profile), by_method[m])
     named = test_data or {t.name: t.source for t in test_sets}
@@ -172,14 +172,14 @@ def adapt(
     results = folder.open_results(settings, contents)
     with folder.locked(), _progress(progress) as bars:
         bar = bars.add_task("Adapters", total=len(runs))
-        detail_bar = bars.add_task("", visible=False)  # of what takes long just now
+        detail_bar = bars.add_task("", visible=False)  # of the long step that is running
 
         def detail(title: str, done: int, total: int) -> None:
             bars.update(detail_bar, description=title, completed=done, total=total, visible=done < total)
 
         _save_base(folder, classifier, model)
         runner = FewShotRunner(
-            folder.base,  # read back, also the first time: a run that was interrupted reads the same
+            folder.base,  # read back in a first run, too: a run that goes on later reads the same weights
             folder.work,
             [task],
             methods,
@@ -262,7 +262,7 @@ def _progress(show: bool) -> Iterator[Progress]:
 def _about_run(
     runner: FewShotRunner, task: Task, test_sets: Sequence[TestSet], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Of results.json: the machine, and facts about model and data."""
+    """The parts of results.json about the machine, the model and the data."""
     model, draws = settings["model"], task.draws
     return {
         "environment": describe_environment(runner.device),
@@ -319,7 +319,8 @@ def _save_base(folder: RunFolder, classifier: CLIPClassifier, model: str | os.Pa
 def _save_predictions(
     folder: RunFolder, record: Mapping[str, Any], predictions: Mapping[str, Any], test_sets: Sequence[TestSet]
 ) -> dict[str, Any]:
-    """Write what the model says about every test image; of the record: the file, and the accuracy of each class."""
+    """Write the predictions for all test images. Returns the record's fields for the file and the accuracy of each
+    class."""
     tensors, per_class = {}, {}
     for t in test_sets:
         predicted, confidence = predictions[t.name]
@@ -335,7 +336,7 @@ def _save_predictions(
 
 
 def _save_adapter(folder: RunFolder, model: torch.nn.Module, record: Mapping[str, Any], base_model: str) -> int:
-    """What `PeftModel.save_pretrained` writes, with a card; the size of the weights file."""
+    """Write the adapter as `PeftModel.save_pretrained` does, with a card. Returns the size of the weights file."""
     from ..hub.model_cards import accuracy_result, model_card
 
     results = [

@@ -1,4 +1,5 @@
-"""Many runs of the protocols in one folder: divided over processes, each done once, a table and plots at the end."""
+"""Many runs of the protocols in one folder: divided over processes, each done once, with a table and plots at the
+end."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def make_runs(
 ) -> list[Run]:
     """Every method, number of shots and seed on every plan and model, and zero-shot CLIP.
 
-    In an order in which neighbours differ in the seed only: they go to different processes and share everything else.
-    ValueError for a run that is there twice.
+    Neighbours in the list differ in the seed only. They go to different processes, which then share all other work.
+    ValueError for a run that is listed twice.
     """
     runs = []
     for model in models:
@@ -46,7 +47,7 @@ def make_runs(
 
 
 class Benchmark:
-    """Does what is missing of `runs` in a folder.
+    """Does those of `runs` that are missing in a folder.
 
     Args:
         out: the folder; `runs-<rank>.jsonl`, `table.md` and plots go there.
@@ -54,7 +55,7 @@ class Benchmark:
         templates, reading: see `load_task`.
         profile, overrides: see `FewShotRunner`.
         rank, world_size: this process does every `world_size`-th run.
-        say: takes lines about the progress.
+        say: is called with lines about the progress.
 
     Raises:
         ValueError: unknown methods or overrides; the folder holds one of the runs with other settings (named).
@@ -82,10 +83,10 @@ class Benchmark:
         self.settings = {run.key: self._settings(run, by_method.get(run.method, {})) for run in runs}
 
     def _settings(self, run: Run, overrides: dict[str, Any]) -> dict[str, Any]:
-        """What decides the numbers of a run besides its name."""
+        """The settings that the results of a run depend on, besides its name."""
         from ..data.images.emoji import embedded_model
 
-        embedded = Path(run.model) == embedded_model()  # lies elsewhere on every machine
+        embedded = Path(run.model) == embedded_model()  # its path differs between machines
         return {
             "model": "embedded" if embedded else absolute_source(run.model),
             **run.plan.settings(),
@@ -96,13 +97,14 @@ class Benchmark:
         }
 
     def run(self, command: str, device: str | None = None) -> tuple[str, int]:
-        """The table (`command` is what it says it was made by), and how many runs failed."""
+        """Do the missing runs of this process. Returns the table, which names `command`, and how many runs failed."""
         with self.folder.locked():
             records = self.folder.records()
             for key, record in records.items():
                 if key in self.settings:
                     self._check_same(record, self.settings[key], record["contents"])
-            # Every process takes each n-th run of all, not of the missing: they start at different moments.
+            # Each process takes every n-th of all runs, not of the missing ones: processes start at different times
+            # and would not agree on which are missing.
             mine = self.runs[self.folder.rank :: self.folder.world_size]
             mine = [run for run in mine if run.key not in records or records[run.key].get("error")]
             failed = 0
@@ -155,7 +157,8 @@ class Benchmark:
         return failed
 
     def _write_tables(self, command: str) -> str:
-        """table.md and plots from what all processes have done; the last one to come here writes the whole."""
+        """table.md and plots from the records of all processes; the last process to finish writes the complete
+        ones."""
         from filelock import FileLock
 
         with FileLock(self.folder.work / ".table.lock"):

@@ -1,4 +1,4 @@
-"""`fit_adapter`: one adapter from a few labelled images. How a method is fitted stands in its folder, see `FewShotMethod`."""
+"""`fit_adapter`: fits one adapter to a few labelled images. How, is in the method's folder (`FewShotMethod`)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
 
 
-# V views, N pictures, D joint width, C classes, K shots
+# V views, N images, D joint width, C classes, K shots
 
 
 @dataclass(frozen=True)
 class Shots:
-    """The labelled pictures of one fit: as they are trained on, and as they look to a test."""
+    """The labelled images of one fit, as training and as validation see them."""
 
     training: LabelledImages  # V augmented views each
-    plain: LabelledImages  # the image processor's own view: what validation asks about
+    plain: LabelledImages  # the image processor's own view, as in a test
 
     def __post_init__(self):
         if not torch.equal(self.training.labels, self.plain.labels):
             raise ValueError(
-                f"plain: labels of {len(self.plain)} pictures are not those of the {len(self.training)} in training"
+                f"plain: labels of {len(self.plain)} images are not those of the {len(self.training)} in training"
             )
 
     def select(self, rows: torch.Tensor) -> Shots:
@@ -50,7 +50,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Fold:
-    """One division for validation: learn from `shots`, ask about `queries`. Never the pictures of a test."""
+    """One division for validation: fit on `shots`, measure on `queries`. Test images are never among them."""
 
     shots: Shots
     queries: LabelledImages
@@ -58,16 +58,17 @@ class Fold:
 
 @dataclass(frozen=True)
 class Validation:
-    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None where nothing was measured)."""
+    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None if nothing was measured)."""
 
     kind: Literal["split", "cross-validation", "none"]
     accuracy: float | None = None
 
 
 def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fold]:
-    """Where to validate: on a validation split; without one, by cross-validation over the shots; with one shot a class, nowhere.
+    """The divisions to validate on: the validation split; without one, cross-validation over the shots.
 
-    Cross-validation leaves one shot of each class out, min(K, 4) times; with more than 4 shots, every fourth.
+    There are none with one shot per class and no split. Cross-validation makes min(K, 4) folds: each leaves one shot
+    of every class out, or with more than 4 shots every fourth one.
     """
     if validation is not None and len(validation):
         return [Fold(shots, validation)]
@@ -83,7 +84,7 @@ def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fo
 
 
 def _place_within_class(labels: torch.Tensor) -> torch.Tensor:
-    """[2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]: the how-manieth of its class each picture is."""
+    """The number of each image within its class: labels [2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]."""
     seen: dict[int, int] = {}
     places = []
     for label in labels.tolist():
@@ -97,7 +98,8 @@ class FittedAdapter:
     """What `fit_adapter` gives back.
 
     Attributes:
-        model (`PeftModel`): the classifier with the adapter on it, in eval mode; `unload()` gives the classifier back as it was.
+        model (`PeftModel`): the classifier with the adapter on it, in eval mode; `unload()` gives the classifier back
+            as it was.
         validation ([`Validation`]): how hyper-parameters were chosen.
         hyperparameters (`dict`): every value that was used, chosen ones included.
         curve (`list[float]`): mean training loss of each epoch; empty without training.
@@ -118,13 +120,13 @@ class FittedAdapter:
 
 @dataclass
 class Fit:
-    """What a method's function works with: pictures, folds, the recipe's values, and the two things that all methods do."""
+    """What a method's function works with: images, folds, the recipe's values; attaching and training an adapter."""
 
     classifier: torch.nn.Module
     shots: Shots
     folds: list[Fold]
     recipe: Recipe
-    config: dict[str, Any]  # fields of the adapter's configuration that are no part of the recipe
+    config: dict[str, Any]  # fields of the adapter's configuration that are not in the recipe
     asked: frozenset[str] = frozenset()  # what the user set, in the recipe or the configuration
     seed: int = 0
     validates_on_split: bool = False
@@ -143,32 +145,44 @@ class Fit:
 
     @contextmanager
     def attached(self, config: TunerConfig) -> Iterator[PeftModel]:
-        """`attach`, and the classifier as it was afterwards."""
+        """`attach` for the length of a `with` block."""
         model = self.attach(config)
         try:
             yield model
         finally:
             model.unload()
 
-    def train(self, model: PeftModel, pictures: LabelledImages, label: str = "final") -> list[float]:
+    def train(self, model: PeftModel, images: LabelledImages, label: str = "final") -> list[float]:
         """Train the adapter by the recipe; `label` tells the trainings of one fit apart."""
-        state = None if self.state_folder is None else TrainingState(self.state_folder / f"{label}.safetensors")
-        report = self.on_epoch
+        values, report = self.recipe, self.on_epoch
         return train_adapter(
-            model, pictures, self.recipe.make_optimizer, self.recipe.learning_rate_at,
-            epochs=self.recipe.epochs, batch_size=self.recipe.batch_size, drop_last=self.recipe.drop_last, seed=self.seed,
-            state=state, on_epoch=None if report is None else lambda done, loss: report(label, done, self.recipe.epochs),
-        )  # fmt: skip
+            model,
+            images,
+            values.make_optimizer,
+            values.learning_rate_at,
+            epochs=values.epochs,
+            batch_size=values.batch_size,
+            drop_last=values.drop_last,
+            seed=self.seed,
+            state=None if self.state_folder is None else TrainingState(self.state_folder / f"{label}.safetensors"),
+            on_epoch=None if report is None else lambda done, loss: report(label, done, values.epochs),
+        )
 
     @property
     def num_context_tokens(self) -> int | None:
-        """The recipe's; None, so that there are as many as the words have, where words are given and the user asked for no number."""
+        """The recipe's number of learned vectors.
+
+        None where words are given and the user set no number: then there are as many as the words have tokens.
+        """
         words_decide = self.context_init is not None and "num_context_tokens" not in self.asked
         return None if words_decide else self.recipe.num_context_tokens
 
     @property
     def context_init(self) -> str | None:
-        """The recipe's words to start from; the published "a photo of a" in the language of the model's family."""
+        """The recipe's words to start from.
+
+        The published "a photo of a" becomes the family's own words, in its language, unless the user set it.
+        """
         words, family = self.recipe.context_init, self.classifier.family
         return (
             family.default_context
@@ -189,9 +203,10 @@ class Fit:
         return "none" if not self.folds else "split" if self.validates_on_split else "cross-validation"
 
     def train_best(self, candidates: Sequence[TunerConfig]) -> tuple[PeftModel, int]:
-        """Train the candidate with the highest validation accuracy (the first of equals) on all shots; the model and which it was.
+        """Train the best candidate on all shots; the model, and the candidate's number.
 
-        Each candidate is trained in every fold. A single one is not put to the test, unless there is a validation split: that is for free.
+        The best has the highest validation accuracy; among equals it is the first. Each candidate is trained in every
+        fold. A single candidate is not validated, unless there is a validation split, which needs no further training.
         """
         best = 0
         choosing = len(candidates) > 1 and bool(self.folds)
@@ -232,7 +247,7 @@ def apply_overrides(
     Raises ValueError for a name that is neither; the message lists those that are.
     """
     in_recipe = {f.name for f in dataclasses.fields(values)} - {"method", "few_shot_protocol", "seeds"}
-    if not values.epochs:  # and stays without training: epochs=20 for all methods is not meant for this one
+    if not values.epochs:  # a method without training stays one: epochs=20 for all methods is not meant for it
         in_recipe -= _TRAINING_FIELDS
     in_config = method.config_fields() - in_recipe
     unknown = sorted(set(overrides) - in_recipe - in_config)
@@ -264,25 +279,28 @@ def fit_adapter(
     state_folder: str | Path | None = None,
     on_epoch: Callable[[str, int, int], None] | None = None,
 ) -> FittedAdapter:
-    """Fit one adapter to a few labelled pictures, by the method's published recipe unless told otherwise.
+    """Fit one adapter to a few labelled images, by the method's published recipe unless told otherwise.
 
-    Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on `validation`; without it
-    by cross-validation over the shots; with one shot a class they are the recipe's. Test pictures have no part in it.
+    Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on
+    `validation`, without it by cross-validation over the shots. With one shot per class and no `validation` they are
+    the recipe's. Test images are not used.
 
     Args:
-        classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload` takes it off).
+        classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload`
+            takes it off).
         method (`str`): a name in `FEW_SHOT_METHODS`.
-        shots ([`Shots`]): the pictures; cached features (the image tower is not run any more) or pixels.
-        validation (`LabelledImages`, *optional*): labelled pictures, plain view, that are neither trained on nor tested.
+        shots ([`Shots`]): the images; cached features (the image encoder is not run any more) or pixels.
+        validation (`LabelledImages`, *optional*): labelled images, plain view, that are neither trained on nor
+            tested.
         recipe_values ([`Recipe`], *optional*): default: `recipe(method, K)`.
-        overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given `alpha`, `beta` or `ratio`
-            is not searched for.
+        overrides (`dict`, *optional*): values of the recipe or of the adapter's configuration to use instead; a given
+            `alpha`, `beta` or `ratio` is not searched for.
         seed (`int`): of initial values and batch order. The global generators are left alone.
-        state_folder: keep long trainings here, to go on from after a kill.
+        state_folder: save long trainings here, so that they can go on after a kill.
         on_epoch: called with (which training, epochs done, epochs).
 
     Raises:
-        ValueError: unknown method or override, pictures that do not fit the classifier.
+        ValueError: unknown method or override, images that do not fit the classifier.
         FloatingPointError: a loss that is not finite.
 
     Example:
@@ -294,14 +312,14 @@ def fit_adapter(
     >>> from hf_clip_variants.data import compute_features, load_emoji
     >>> from hf_clip_variants.data.images.labelled_images import CachedImages
 
-    >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two pictures each
+    >>> train = load_emoji(["fluentflat", "emojione"], concepts=["cat", "dog", "pizza"])  # two images each
     >>> classifier = CLIPClassifier.from_pretrained(
     ...     embedded_model(), class_names=train.class_names, templates="icons", dtype=torch.float32
     ... )
     >>> processor = CLIPClassifierProcessor.from_clip(embedded_model())
     >>> encode = lambda pixels: classifier.get_image_features(pixels).pooler_output
-    >>> pictures = CachedImages(compute_features(encode, train, processor, progress=False))
-    >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(pictures, pictures), overrides={"augmentation": "none"})
+    >>> images = CachedImages(compute_features(encode, train, processor, progress=False))
+    >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(images, images), overrides={"augmentation": "none"})
     >>> fitted.validation.kind, fitted.model.peft_config["default"].cache_size
     ('cross-validation', 6)
 
@@ -313,11 +331,18 @@ def fit_adapter(
     if row.trains_image_encoder and isinstance(shots.training, CachedImages):
         raise ValueError(f"shots: {method} trains the image encoder; its images cannot be cached features")
     classifier.requires_grad_(False)
-    on_split = validation is not None and len(validation) > 0
     fit = Fit(
-        classifier, shots, validation_folds(shots, validation), values, config, frozenset(overrides or ()), seed, on_split,
-        None if state_folder is None else Path(state_folder), on_epoch,
-    )  # fmt: skip
+        classifier,
+        shots,
+        folds=validation_folds(shots, validation),
+        recipe=values,
+        config=config,
+        asked=frozenset(overrides or ()),
+        seed=seed,
+        validates_on_split=validation is not None and len(validation) > 0,
+        state_folder=None if state_folder is None else Path(state_folder),
+        on_epoch=on_epoch,
+    )
     try:
         model, chosen = row.fit(fit)
     except BaseException:
@@ -329,7 +354,7 @@ def fit_adapter(
 
 
 def _used_values(fit: Fit) -> dict[str, Any]:
-    """The recipe's values that had a part in this fit."""
+    """The recipe's values that this fit used."""
     used = {name: value for name, value in fit.recipe.to_dict().items() if value is not None}
     for name in ("method", "few_shot_protocol", "seeds"):
         del used[name]
@@ -342,7 +367,7 @@ def _used_values(fit: Fit) -> dict[str, Any]:
 
 
 def _take_off(classifier: torch.nn.Module) -> None:
-    """Remove what a failed fit left on the classifier: hooks are wrapped in place."""
+    """Remove the adapter that a failed fit left on the classifier: tuners replace its modules in place."""
     for name, module in list(classifier.named_modules()):
         base = getattr(module, "base_layer", None)
         if base is not None and hasattr(module, "configs"):

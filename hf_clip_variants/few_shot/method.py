@@ -1,4 +1,5 @@
-"""`FewShotMethod`: what a method's folder says about fitting it to a few labelled images. The table's rows point to it."""
+"""`FewShotMethod`: how a method is fitted to a few labelled images. Its folder has one; the table's row points to
+it."""
 
 from __future__ import annotations
 
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class FewShotMethod:
     """
-    How one method is fitted to a few labelled images; `adapters/<method>/few_shot.py` holds one for each entry of its row.
+    How one method is fitted to a few labelled images; `adapters/<method>/few_shot.py` holds one for each entry of its
+    row.
 
     Args:
-        name: as commands and results have it.
+        name: in commands and results.
         config_class: the adapter's configuration.
         published: (shots per class, benchmark data set or None, protocol) -> the recipe of the paper's code.
         fit: makes the adapter from a [`Fit`]; gives the model and the hyper-parameters that it chose.
-        small_model: fields that replace published ones for models as small as the embedded one, for which the published values are not meant.
-        small_model_new_classes: on top of that, where classes come that were not trained on.
+        small_model: fields that replace published ones for models as small as the embedded one, for which the
+            published values are not meant.
+        small_model_new_classes: further changes for tests on classes that were not trained on.
         demo: settings for `demo`, which should take a minute or two: fewer passes through the encoders.
-        trains_image_encoder: then features of its training images cannot be computed once.
+        trains_image_encoder: if true, features of its training images cannot be computed in advance.
     """
 
     name: str
@@ -57,7 +60,10 @@ class FewShotMethod:
         return replace(published, **changes)
 
     def config_fields(self) -> set[str]:
-        """Fields of the adapter's configuration that a user may set: the method's own that are not filled in when the adapter is made."""
+        """Fields of the adapter's configuration that a user may set.
+
+        These are the method's own fields, without those that are filled in when the adapter is made.
+        """
         from peft import PeftConfig
 
         from ..adapters.tuner import TunerConfig
@@ -67,7 +73,7 @@ class FewShotMethod:
 
 
 class _FewShotMethods(Mapping):
-    """Name -> descriptor, imported when it is looked up."""
+    """Name -> descriptor, which is imported when it is looked up."""
 
     def __getitem__(self, name: str) -> FewShotMethod:
         return load_reference(few_shot_entries()[name].descriptor)
@@ -83,7 +89,8 @@ FEW_SHOT_METHODS: Mapping[str, FewShotMethod] = _FewShotMethods()
 
 
 def default_methods() -> tuple[str, ...]:
-    """What `adapt` fits unless told otherwise: minutes without a GPU. The others run an encoder at every step."""
+    """What `adapt` fits by default: methods that take minutes without a GPU. The others run an encoder at every
+    step."""
     return tuple(entry.name for entry in few_shot_entries().values() if entry.by_default)
 
 

@@ -22,7 +22,7 @@ from .results import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's palette: distinct for colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D3B", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 GREY, GRID = "#666666", "#e6e6e6"
@@ -50,7 +50,7 @@ def plot(protocol: str, records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> None:
-    """What all panels have in common."""
+    """Titles, grid and axes, the same in all panels."""
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -60,7 +60,7 @@ def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> Non
 
 
 def draw_curves(axes, title: str, zero_shot: float | None, lines: Iterable[tuple[str, Mapping[int, Point]]]) -> None:
-    """Accuracy by shots. `lines`: a name and shots -> point for each method; zero-shot is the dashed line."""
+    """Accuracy by shots. `lines`: (name, shots -> point) of each method; zero-shot is the dashed line."""
     lines = list(lines)
     shots = sorted({k for _, points in lines for k in points})
     if zero_shot is not None:
@@ -88,7 +88,7 @@ def draw_curves(axes, title: str, zero_shot: float | None, lines: Iterable[tuple
 def draw_comparison(
     axes, title: str, names: Sequence[str], series: Mapping[str, tuple[str, Sequence[Point | None]]]
 ) -> None:
-    """Methods from top to bottom; for each of `series` (label -> colour, points) a point with its error bar."""
+    """Methods from top to bottom, with one point and error bar for each of `series` (label -> colour, points)."""
     for index, (label, (colour, points)) in enumerate(series.items()):
         offset = 0.17 * (index - (len(series) - 1) / 2)
         shown = [(place, *point) for place, point in enumerate(points) if point is not None]

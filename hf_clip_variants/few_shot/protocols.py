@@ -1,4 +1,4 @@
-"""What the published few-shot protocols train and test on: class lists, rows and labels. No model and no torch here.
+"""What the published few-shot protocols train and test on: class lists, rows, labels. Imports no model and no torch.
 
 few_shot (CoOp, Tip-Adapter): all classes, other images. base_to_new (CoCoOp): train on the first half of the classes,
 test each half among its own names. cross_dataset: train on one set, test on others with their names.
@@ -29,12 +29,12 @@ ProtocolName = Literal["few_shot", "base_to_new", "cross_dataset", "domain_gener
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 Part = Literal["test", "base", "new", "source", "target"]
 
-# Of the recipes: what the adapter is for. Papers train once for both kinds of transfer.
+# The `protocol` of the recipes. Papers train one adapter for both kinds of transfer.
 RECIPE_PROTOCOLS = {name: name for name in PROTOCOLS} | {"domain_generalisation": "cross_dataset"}
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """2 b n / (b + n); 0 where both are.
+    """2 b n / (b + n); 0 if both are 0.
 
     >>> round(harmonic_mean(82.69, 63.22), 2)  # CoOp, averages over eleven data sets
     71.66
@@ -43,9 +43,10 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, ImageSet]:
-    """Half of each class to train on, a fifth to validate on, the rest to test on: CoOp's way with undivided sets.
+    """Half of each class for training, a fifth for validation, the rest for testing, as CoOp divides sets without
+    splits.
 
-    ValueError for a class with one image only. No validation part where no class has one to give.
+    ValueError for a class of one image. Without a validation part if all classes are too small for one.
     """
     generator = random.Random(seed)
     rows: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -66,23 +67,23 @@ def divide(images: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet | None, 
 
 
 def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str) -> tuple[int, ...]:
-    """The place of each name among the trained ones. ValueError names those that are not there.
+    """The index of each name among the trained ones. ValueError lists names that are not among them.
 
     >>> columns_among(["owl", "cat"], ["cat", "dog", "owl"], "x")
     (2, 0)
     """
     place = {name: index for index, name in enumerate(trained)}
-    strangers = [name for name in class_names if name not in place]
-    if strangers:
+    unknown = [name for name in class_names if name not in place]
+    if unknown:
         raise ValueError(
-            f"{what}: {len(strangers)} of {len(class_names)} classes are not among the {len(trained)} trained ones: "
-            f"{name_some(strangers)}; a domain holds trained classes (other classes are cross_dataset's)"
+            f"{what}: {len(unknown)} of {len(class_names)} classes are not among the {len(trained)} trained ones: "
+            f"{name_some(unknown)}; a domain holds trained classes (other classes are cross_dataset's)"
         )
     return tuple(place[name] for name in class_names)
 
 
 def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
-    """The prompts of a source's classes: those given, CoOp's for its sets, "icons" for emoji; None: the family's.
+    """The templates for a source: those given, CoOp's for its sets, "icons" for emoji; None means the family's own.
 
     >>> templates_for("coop:DATA/dtd")
     ['{} texture.']
@@ -102,13 +103,13 @@ class Plan:
         protocol (`str`): one of `PROTOCOLS`.
         name (`str`): of the data set, in tables.
         data (`str`): shots are drawn from its train split.
-        tests (`dict[str, str]`): other images of its classes. None: its test split; without one its validation split,
-            which then serves for nothing else; without any split, the parts of `divide`.
+        tests (`dict[str, str]`): test sets of its classes. Without any: its test split; or else its validation split,
+            which is then used for testing only; or else, without splits, the test part of `divide`.
         targets (`dict[str, str]`): other data sets (cross_dataset), or other domains of its classes
             (domain_generalisation).
-        tests_source (`bool`): False: there are no test images of the source itself, which transfer tables otherwise
-            begin with.
-        note (`str`): what a reader of the table must know.
+        tests_source (`bool`): False: there are no test images of the source itself. Otherwise transfer tables have
+            them in the first column.
+        note (`str`): printed below the table.
 
     Raises:
         ValueError: an unknown protocol, targets where the protocol has none or none where it wants some.
@@ -151,17 +152,18 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """N images to classify among C names, and the right answers.
+    """N images to classify among C class names, and the right labels.
 
     Attributes:
         name (`str`): unique in its task.
         part (`str`): "test", "base", "new", "source" or "target".
         of (`str`): name of the test set.
-        images ([`ImageSet`]), rows (`np.ndarray`): which images, of one set: its features serve several evaluations.
-        labels (`np.ndarray`): (N,) int64, into `class_names`.
+        images ([`ImageSet`]), rows (`np.ndarray`): the images, as rows of a set whose features several evaluations
+            use.
+        labels (`np.ndarray`): (N,) int64, indices into `class_names`.
         class_names (`tuple[str, ...]`): the classes to choose among.
         templates (`tuple[str, ...]`): their prompts; () for those of the model's family.
-        columns (`tuple[int, ...]`, *optional*): the place of each class among the trained ones. None: others.
+        columns (`tuple[int, ...]`, *optional*): index of each class among the trained ones. None: other classes.
     """
 
     name: str
@@ -181,13 +183,14 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A plan with its images found: what is drawn from, the trained classes, and the evaluations.
+    """A plan with its images: those to draw from, the trained classes, and the evaluations.
 
     Attributes:
         plan ([`Plan`])
         train ([`ImageSet`]), validation ([`ImageSet`], *optional*): of all classes of the data.
-        draws ([`Draws`]): over all classes, as the official code draws before it leaves classes out.
-        class_names (`tuple[str, ...]`): the trained classes: the first ones of the data, so that their labels stay.
+        draws ([`Draws`]): of all classes: the official code, too, draws first and leaves classes out afterwards.
+        class_names (`tuple[str, ...]`): the trained classes, which are the first ones of the data: labels stay the
+            same.
         templates (`tuple[str, ...]`): of the trained classes.
         evaluations (`tuple[Evaluation, ...]`)
         recipe_dataset (`str`, *optional*): whose published recipes are used, see `recipes.DATASETS`.
@@ -222,7 +225,7 @@ class Task:
         return [row for row in rows if images.labels[row] < len(self.class_names)]
 
     def contents(self) -> dict[str, str]:
-        """Hashes of what the plan's sources hold."""
+        """Hashes of the contents of the plan's sources."""
         train = self.train
         found = {"data": digest([train.ids, train.labels.tolist(), list(train.class_names)])}
         return found | {f"test {e.of}": e.images.fingerprint[:16] for e in self.evaluations}
@@ -231,15 +234,15 @@ class Task:
 def whole_set(
     name: str, part: Part, images: ImageSet, templates: Sequence[str], columns: tuple[int, ...] | None
 ) -> Evaluation:
-    """All images of a test set, among all of its classes."""
+    """All images of a test set, classified among all of its classes."""
     names, rows = tuple(images.class_names), np.arange(len(images))
     return Evaluation(name, part, name, images, rows, images.labels, names, tuple(templates), columns)
 
 
 def base_and_new(name: str, images: ImageSet, templates: Sequence[str], only: bool = True) -> list[Evaluation]:
-    """A test set's images of base classes among base names, and of new classes among new names with labels from 0.
+    """Images of base classes, classified among base classes; and of new classes, among new ones with labels from 0.
 
-    `only`: the test set is the only one, and the evaluations are called "base" and "new".
+    `only`: there is no other test set; the evaluations are then called "base" and "new".
     """
     evaluations = []
     for part, classes in zip(("base", "new"), split_base_new(len(images.class_names)), strict=True):
@@ -269,7 +272,8 @@ def load_task(
         shots, seeds: every pair is drawn.
         templates: of all sources. Default: each has its own, see `templates_for`.
         reading: more arguments of `load_images`.
-        read: filled with what was read, by source: plans that share one share the sets, and with them the features.
+        read: a cache of what was read, by source. Plans with the same source share its sets and, with them, their
+            features.
 
     Raises:
         ValueError, OSError: what `load_images` raises; targets whose classes do not fit the protocol (named); nothing
@@ -339,7 +343,7 @@ def _load_data(source: str, reading: Mapping[str, Any] | None, tests_itself: boo
         return *parts, lambda: test
     if "test" in splits and train.split != "test":
         return train, validation, lambda: load_labelled(source, names, "test", reading)
-    if validation is not None:  # nothing else to test on, as for ImageNet
+    if validation is not None:  # there are no other test images, as for ImageNet
         return train, None, lambda: load_labelled(source, names, "validation", reading)
     return train, None, None
 
@@ -360,13 +364,13 @@ def _load_target(source: str, reading: Mapping[str, Any] | None) -> ImageSet:
 def emoji_plans(protocols: Sequence[ProtocolName] = PROTOCOLS) -> list[Plan]:
     """The protocols on the embedded emoji: a style is a domain and a concept a class.
 
-    One image a concept and style: shots come from two styles, and every test is on the two others.
+    One image per concept and style: shots come from two styles, and every test is on the two others.
     """
     trained, tested = "emoji:fluentflat,emojione", ("fluent3d", "notov1")
     unseen = {style: f"emoji:{style}" for style in tested}
     groups = {"animals and plants": "animals-nature", "food and drink": "food-drink"}
     note = (
-        "Emoji have one image a concept and style: shots are drawn from the styles fluentflat and emojione (two are "
+        "Emoji have one image per concept and style: shots are drawn from the styles fluentflat and emojione (two are "
         "all there are, so every seed draws the same two), and test images are of other styles: fluent3d by "
         "fluentflat's designer, notov1 by another."
     )

@@ -1,6 +1,6 @@
-"""`Recipe`: how an adapter is trained, and `recipe(method, shots)`: the published one of each method, from the method's folder.
+"""`Recipe`: how an adapter is trained. `recipe(method, shots)`: the published one, from the method's folder.
 
-`recipe("coop", shots=16)` is what the paper's code runs; change what you like with `dataclasses.replace`.
+`recipe("coop", shots=16)` is what the paper's code runs; change values with `dataclasses.replace`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Recipe:
         batch_size (`int`); drop_last (`bool`): leave out a smaller last batch, unless it is the only one.
         schedule (`str`): "coop" (`coop_lr_schedule`, by epoch), "cosine" (to 0 over all steps, by step) or "constant".
         warmup_epochs (`int`), warmup_learning_rate (`float`): constant, before the schedule ("coop" only).
-        augmentation (`str`): of the training pictures; see `data.augmentation`.
-        views (`int`): views of each picture that training sees. The official code draws a new one every epoch: views = epochs.
-        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the pictures are drawn; results are means over the seeds.
+        augmentation (`str`): of the training images; see `data.augmentation`.
+        views (`int`): views of each image in training. The official code draws a new one in every epoch, which is
+            views = epochs.
+        few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the images are drawn; results are means over the
+            seeds.
     """
 
     method: str
@@ -52,7 +54,8 @@ class Recipe:
     warmup_learning_rate: float = 1e-5
     drop_last: bool = False
 
-    # Fields that only a training, or only a search of hyper-parameters, reads: reports leave them out where there was none.
+    # Fields that are read in training only, or in a search of hyper-parameters only. Reports leave them out where
+    # there was no training or no search.
     training_fields: ClassVar[frozenset[str]] = frozenset()
     search_fields: ClassVar[frozenset[str]] = frozenset()
 
@@ -63,7 +66,8 @@ class Recipe:
 
     @property
     def encoder_passes_per_image(self) -> int:
-        """Passes through the frozen image encoder, were it run whenever an image is asked for: what the official trainings do."""
+        """Passes through the frozen image encoder if it ran whenever an image is used, as in the official
+        trainings."""
         return self.epochs
 
     def with_one_view(self) -> Recipe:
@@ -112,8 +116,8 @@ def coop_lr_schedule(
 ) -> float:
     """CoOp's learning rate of an epoch (from 0), as Dassl computes it.
 
-    `warmup_lr` during the warm-up, then base_lr / 2 (1 + cos(pi (epoch - warmup_epochs) / max_epochs)): the cosine starts after the warm-up but
-    is as long as the whole training, so the rate does not reach 0.
+    `warmup_lr` during the warm-up, then base_lr / 2 (1 + cos(pi (epoch - warmup_epochs) / max_epochs)). The cosine
+    starts after the warm-up but is as long as the whole training, so the rate does not reach 0.
 
     >>> [round(coop_lr_schedule(epoch, 3.5e-3, 5), 6) for epoch in range(5)]
     [1e-05, 0.0035, 0.003166, 0.002291, 0.001209]
@@ -127,17 +131,39 @@ def coop_lr_schedule(
 
 # The eleven benchmark sets that papers report on.
 DATASETS = (
-    "caltech101", "dtd", "eurosat", "fgvc_aircraft", "food101", "imagenet", "oxford_flowers", "oxford_pets", "stanford_cars", "sun397", "ucf101",
-)  # fmt: skip
+    "caltech101",
+    "dtd",
+    "eurosat",
+    "fgvc_aircraft",
+    "food101",
+    "imagenet",
+    "oxford_flowers",
+    "oxford_pets",
+    "stanford_cars",
+    "sun397",
+    "ucf101",
+)
+# Other spellings, without everything that is no letter or digit.
 _ALIASES = {
-    "imagenet1k": "imagenet", "caltech": "caltech101", "describabletextures": "dtd", "textures": "dtd", "fgvc": "fgvc_aircraft",
-    "aircraft": "fgvc_aircraft", "food": "food101", "flowers": "oxford_flowers", "flowers102": "oxford_flowers",
-    "oxfordflowers102": "oxford_flowers", "pets": "oxford_pets", "oxfordiiitpet": "oxford_pets", "cars": "stanford_cars",
-    "sun": "sun397", "ucf": "ucf101",
-} | {re.sub("[^a-z0-9]", "", name): name for name in DATASETS}  # fmt: skip
+    "imagenet1k": "imagenet",
+    "caltech": "caltech101",
+    "describabletextures": "dtd",
+    "textures": "dtd",
+    "fgvc": "fgvc_aircraft",
+    "aircraft": "fgvc_aircraft",
+    "food": "food101",
+    "flowers": "oxford_flowers",
+    "flowers102": "oxford_flowers",
+    "oxfordflowers102": "oxford_flowers",
+    "pets": "oxford_pets",
+    "oxfordiiitpet": "oxford_pets",
+    "cars": "stanford_cars",
+    "sun": "sun397",
+    "ucf": "ucf101",
+} | {re.sub("[^a-z0-9]", "", name): name for name in DATASETS}
 
 
-# What the trainers of CoOp's repository share, and those of the repositories that grew out of it.
+# What the trainers of CoOp's repository have in common, and those of the repositories based on it.
 COOP_TRAINER: dict[str, Any] = {
     "optimizer": "sgd",
     "weight_decay": 5e-4,
@@ -149,9 +175,10 @@ COOP_TRAINER: dict[str, Any] = {
     "seeds": (1, 2, 3),
 }
 
-# For models as small as the embedded emoji-clip-tiny (6 M parameters, 64 px), where the published values, tuned on ResNet-50 and larger,
-# do not carry over. Each method's descriptor replaces fields of its published recipe. Found on emoji of objects and of travel and places, none
-# of which is in the embedded set; what was tried is in the README of each method. Augmented views gained nothing there, hence one plain view.
+# For models as small as the embedded emoji-clip-tiny (6 M parameters, 64 px). The published values were tuned on
+# ResNet-50 and larger and do not fit such a model. Each method's descriptor replaces fields of its published recipe.
+# The values were found on emoji of objects and of travel and places, none of which is in the embedded set; the README
+# of each method says what was tried. Augmented views did not help there, hence one plain view.
 SMALL_MODEL_VIEWS: dict[str, Any] = {"augmentation": "none", "views": 1}
 SMALL_MODEL_TRAINER: dict[str, Any] = SMALL_MODEL_VIEWS | {
     "optimizer": "adamw",
@@ -171,15 +198,18 @@ def recipe(
     profile: Literal["published", "tiny"] = "published",
     protocol: Protocol = "few_shot",
 ) -> Recipe:
-    """The recipe of `method` for `shots` pictures a class.
+    """The recipe of `method` for `shots` images per class.
 
     Args:
         method (`str`): a name in `FEW_SHOT_METHODS`.
-        shots (`int`): pictures a class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the others train alike at any.
-        dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None` for any other data.
+        shots (`int`): images per class. CoOp trains 50 epochs at 1 shot, 100 up to 4, 200 from 5; the other methods
+            do the same at any number.
+        dataset (`str`, *optional*): one of the eleven benchmark sets (`DATASETS`, usual spellings accepted); `None`
+            for any other data.
         profile (`str`): "published", or "tiny": changed for models as small as the embedded one.
-        protocol (`str`): what the adapter is for: "few_shot" (the classes that it learns), "base_to_new" (also classes that it has not seen) or
-            "cross_dataset" (other data sets, domains included). Some papers train differently for each.
+        protocol (`str`): what the adapter is for: "few_shot" (the classes that it learns), "base_to_new" (also classes
+            that it has not seen) or "cross_dataset" (other data sets, domains included). Some papers train differently
+            for each.
 
     Raises:
         ValueError: an unknown method, data set, profile or protocol; shots < 1.

@@ -1,4 +1,4 @@
-"""`report.html` of a few-shot run: one self-contained page that a person can judge the run by.
+"""`report.html` of a few-shot run: one self-contained page about its results.
 
 Reads `results.json` and the predictions of a run folder; images come from the test data that the run names.
 """
@@ -17,13 +17,13 @@ from typing import Any
 from ..files.atomic_writes import write_atomically
 
 
-IMAGES_A_GROUP = 12
+IMAGES_PER_GROUP = 12
 CLASSES_SHOWN = 8
 THUMBNAIL = 96  # pixels
 
 
 def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The run that the page looks into: at most shots, the first seed of the method with the best mean accuracy."""
+    """The run shown in detail: of the most shots, the first seed of the method with the best mean accuracy."""
     shots = max(run["shots"] for run in runs)
     candidates = [run for run in runs if run["shots"] == shots]
 
@@ -37,7 +37,8 @@ def best_run(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def table_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each method and number of shots of what results.json holds, in the order of its runs.
 
-    Its `cells` have mean, spread over seeds (None of one) and gain over zero-shot CLIP of each test set, in %.
+    Its `cells` hold, for each test set and in %: mean, spread over seeds (None for one seed), gain over zero-shot
+    CLIP.
     """
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for run in finished_runs(results):
@@ -118,7 +119,8 @@ def _thumbnail(image) -> str:
 
 
 def image_groups(images, class_names: Sequence[str], before, after) -> list[dict[str, Any]]:
-    """Images that adapting fixed, broke, left wrong or left right, a few of each, spread evenly over the set.
+    """A few images each, spread evenly over the set: fixed by adapting, broken by it, wrong both times, right both
+    times.
 
     Args:
         images: the test set (`ImageSet`).
@@ -136,7 +138,7 @@ def image_groups(images, class_names: Sequence[str], before, after) -> list[dict
     groups = []
     for title, meaning, mask in kinds:
         found = mask.nonzero()[0].tolist()
-        shown = found[:: max(1, len(found) // IMAGES_A_GROUP)][:IMAGES_A_GROUP]
+        shown = found[:: max(1, len(found) // IMAGES_PER_GROUP)][:IMAGES_PER_GROUP]
         group = [
             {
                 "source": _thumbnail(images.image(index)),
@@ -164,7 +166,7 @@ def human_seconds(seconds: float) -> str:
 def write_report(run_folder: str | Path) -> Path:
     """Writes `report.html` into a run folder and returns its path.
 
-    Images are taken from the run's test data; where those cannot be read any more, the page says so and shows the
+    Images are taken from the run's test data. If those can no longer be read, the page says so and shows the
     rest. Raises ValueError when the folder has no `results.json`.
     """
     from jinja2 import Environment
@@ -209,7 +211,7 @@ def write_report(run_folder: str | Path) -> Path:
 
 
 def _encoder_work(data: dict[str, Any], runs: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """How often the image encoder ran on training images, and how often without cached features; None if not known."""
+    """Passes of the image encoder on training images, with and without cached features; None if not known."""
     passes = sum(run.get("passes_at_every_step", 0) for run in runs)
     encoded, seconds = data.get("encoded_views", 0), data.get("seconds_per_view", 0.0)
     if not (passes and encoded):

@@ -1,4 +1,4 @@
-"""Tables of the few-shot protocols in the shape of the papers' tables, from the records of runs. No torch here."""
+"""Tables of the few-shot protocols as in the papers, from the records of runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Row = tuple[str, int]  # method, shots
 
 
 def entries_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Records of one protocol and model -> a row for each evaluation of a run; `accuracy` in %, NaN with a `why`."""
+    """Records of one protocol and model -> one row per run and evaluation; `accuracy` in %, or NaN and the reason in
+    `why`."""
     import pandas as pd
 
     about = ("data", "method", "shots", "seed")
@@ -40,21 +41,21 @@ def entries_of(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def rows_of(records: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Zero-shot first, then the methods in the order of the recipes' table, fewer shots first."""
+    """Zero-shot first, then the methods in the order of the table of methods, fewer shots first."""
     order = {"zero_shot": -1} | {method: place for place, method in enumerate(few_shot_entries())}
     rows = {(record["method"], record["shots"]) for record in records}
     return sorted(rows, key=lambda row: (order.get(row[0], len(order)), row[0], row[1]))
 
 
 def per_seed(entries: pd.DataFrame) -> pd.Series:
-    """(method, shots, seed) -> mean over the evaluations, of the seeds that have all of them."""
+    """(method, shots, seed) -> mean over the evaluations; seeds that lack one are left out."""
     runs = ["method", "shots", "seed"]
     wide = entries.pivot(index=runs, columns=["data", "evaluation"], values="accuracy")
     return wide.mean(axis=1, skipna=False).dropna()
 
 
 def over_seeds(values: pd.Series) -> pd.DataFrame:
-    """(method, shots) -> mean, spread (population standard deviation: a single seed has 0) and count of its seeds."""
+    """(method, shots) -> mean, spread (population standard deviation, 0 for a single seed) and count of its seeds."""
     groups = values.groupby(level=["method", "shots"])
     return groups.agg(["mean", "count"]).assign(spread=groups.std(ddof=0))
 
@@ -65,7 +66,8 @@ def statistics_of(entries: pd.DataFrame) -> pd.DataFrame:
 
 
 def harmonic_statistics(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """The harmonic mean of the averages over seeds, as papers have it, and the spread of the seeds' own."""
+    """The harmonic mean of the averages over seeds, as in papers; its spread is that of the seeds' own harmonic
+    means."""
 
     def harmonic(b: pd.Series, n: pd.Series) -> pd.Series:
         b, n = b.align(n, join="inner")
@@ -78,7 +80,7 @@ def harmonic_statistics(base: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(found: pd.DataFrame) -> pd.Series:
-    """`"57.3 ± 1.2"`, or `"57.3"` of one seed."""
+    """`"57.3 ± 1.2"`, or `"57.3"` for one seed."""
     import pandas as pd
 
     rows = zip(found["mean"], found["spread"], found["count"], strict=True)
@@ -93,7 +95,7 @@ Tables = Iterator[tuple[str, "pd.DataFrame"]]
 
 
 def test_sets_of(entries: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(title, entries) of each test set; first their average where there are several."""
+    """(title, entries) of each test set; if there are several, their average comes first."""
     sets = list(entries.groupby("title", sort=False))
     return [(f"average of {len(sets)}", entries), *sets] if len(sets) > 1 else sets
 
@@ -118,7 +120,7 @@ def _base_to_new(entries: pd.DataFrame, rows: Sequence[Row]) -> Tables:
 
 
 def _transfer(entries: pd.DataFrame, rows: Sequence[Row]) -> Tables:
-    """A table for each source: a column for it, one for each target, and the targets' mean where there are several."""
+    """One table per source: a column for the source, one for each target, and the mean of several targets."""
     import pandas as pd
 
     for data, own in entries.groupby("data", sort=False):
@@ -136,7 +138,7 @@ TABLES = {"few_shot": _few_shot, "base_to_new": _base_to_new}  # of the others: 
 
 
 def _table_lines(title: str, table: pd.DataFrame, titles: Mapping[str, str], with_shots: bool) -> list[str]:
-    """Markdown. Rows are methods, or methods with their shots, which get a column where there are several."""
+    """Markdown lines. Rows are methods, or with `with_shots` pairs of method and shots."""
     header = ["method", *(["shots"] if with_shots else []), *table.columns]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row, cells in zip(table.index, table.to_numpy().tolist(), strict=True):
@@ -162,7 +164,7 @@ def markdown(
     """
     lines = ["# Few-shot protocols", "", f"`{command}`", ""]
     if missing:
-        lines += [f"{missing} cells are missing; repeat the command to have them done.", ""]
+        lines += [f"{missing} runs are missing; repeat the command to have them done.", ""]
     seeds = sorted({r["seed"] for r in records if r["method"] != ZERO_SHOT_ROW[0]})
     over = f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     lines += [f"Accuracy in %, {over if len(seeds) > 1 else 'one seed'}.", ""]
@@ -187,16 +189,16 @@ def _section(protocol: str, records: Sequence[Mapping[str, Any]], plot: str | No
     sizes = dict.fromkeys(
         f"{e.of}{halves.get(e.part, '')} {e.images} in {e.classes} classes" for e in entries.itertuples()
     )
-    notes.append(f"Test pictures: {'; '.join(sizes)}.")
+    notes.append(f"Test images: {'; '.join(sizes)}.")
     for why, own in entries.dropna(subset="why").groupby("why", sort=False):
         named = ", ".join(titles[method] for method in own["method"].unique())
-        notes.append(f"-: {named} cannot be asked about other classes: {why}.")
+        notes.append(f"-: {named} cannot classify other classes: {why}.")
     lines += [line for note in notes for line in (note, "")]
     if plot:
         lines += [f"![{TITLES[protocol]}]({plot})", ""]
     seconds = sum(sum(r["seconds"].values()) for r in records)
     machines = dict.fromkeys(_machine(r["environment"]) for r in records)
-    return [*lines, f"{len(records)} cells, {seconds:.0f} s; {'; '.join(machines)}.", ""]
+    return [*lines, f"{len(records)} runs, {seconds:.0f} s; {'; '.join(machines)}.", ""]
 
 
 def _machine(environment: Mapping[str, Any]) -> str:

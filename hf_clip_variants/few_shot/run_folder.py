@@ -1,4 +1,4 @@
-"""`RunFolder`: what `adapt` and the protocols leave on disk, so that a killed command goes on where it was."""
+"""`RunFolder`: what `adapt` and the protocols write to disk, so that a killed command can go on where it was."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def key_of(record: Mapping[str, Any]) -> tuple:
 
 
 class RunFolder:
-    """OUT/ of a few-shot command. Every process appends to OUT/runs-<rank>.jsonl, a line a run, and reads all of them.
+    """The folder of a few-shot command. Each process appends one line per run to runs-<rank>.jsonl and reads all
+    files.
 
-    A line is written in one piece and flushed to the disk. What a killed process left at the end of a file is no line:
-    it is not read, and cut off before the next one is written. OUT/work holds features, locks and unfinished
-    trainings; it may be deleted when nothing runs, and git does not see it.
+    A line is written in one piece and flushed to the disk. A killed process may leave half a line at the end of a
+    file: it is not read, and is cut off before the next line is written. work/ holds features, locks and unfinished
+        trainings;
+    it may be deleted when nothing runs, and git ignores it.
 
     Args:
-        path: OUT, made when something is written.
+        path: the folder; made when something is written.
         rank (`int`), world_size (`int`): of this process among those that share the folder.
 
     Raises:
@@ -67,7 +69,7 @@ class RunFolder:
 
     @property
     def base(self) -> Path:
-        """The classifier that the adapters were trained on."""
+        """Folder of the classifier that the adapters were trained on."""
         return self.path / "base"
 
     @property
@@ -81,13 +83,14 @@ class RunFolder:
     # ---- lines
 
     def records(self) -> dict[tuple, dict[str, Any]]:
-        """The newest record of each run by its key; one that is done before one that failed.
+        """Each run's key -> its newest record; a finished one is preferred to one that failed.
 
         ValueError for a line in the middle that is not JSON (file and number are named).
         """
         found: dict[tuple, dict[str, Any]] = {}
         for path in sorted(self.path.glob("runs-*.jsonl")):
-            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):  # the last is empty, or torn
+            # the last is empty, or half a line
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
                 try:
                     record = json.loads(line)
                 except ValueError as error:
@@ -100,7 +103,10 @@ class RunFolder:
         return found
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line. OSError when the disk is full; the lines that were there stay."""
+        """Add a line. OSError when the disk is full; earlier lines stay.
+
+        Writes behind the last whole line, and cuts the file back to it when that fails.
+        """
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self.path.mkdir(parents=True, exist_ok=True)
         file = os.open(self.lines, os.O_RDWR | os.O_CREAT, 0o644)
@@ -120,14 +126,15 @@ class RunFolder:
     # ---- results.json
 
     def open_results(self, settings: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, Any]:
-        """What results.json says about the command as a whole; written first, so that the folder is the command's.
+        """The contents of results.json. Written before the first run, which ties the folder to the command.
 
         Args:
             settings: what was asked for, JSON-able.
             contents: name -> hash of what the settings point to (model weights, images).
 
         Raises:
-            ValueError: the folder holds results with other settings or contents (named), or something that is no run.
+            ValueError: the folder holds results with other settings or contents (named), or something that is not a
+                run.
         """
         settings = json.loads(json.dumps(settings))  # tuples are lists in the file
         parts = {"settings": digest(settings), **contents}
@@ -173,7 +180,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process a rank works in the folder; a killed one leaves no lock behind. ValueError for a second."""
+        """At most one process per rank works in the folder. ValueError for a second; a killed one leaves no lock."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.work / f".runs-{self.rank}.lock")
@@ -182,14 +189,14 @@ class RunFolder:
         except Timeout:
             raise ValueError(f"out: another process is working in {self.path}") from None
         try:
-            if self.world_size == 1:  # else another rank may be writing just now
+            if self.world_size == 1:  # otherwise another rank may be writing
                 self._remove_leftovers()
             yield
         finally:
             lock.release()
 
     def _remove_leftovers(self) -> None:
-        """What killed processes were writing: files and folders aside, that were to be renamed."""
+        """Temporary files and folders of killed processes, which were to be renamed when complete."""
         for pattern in (".tmp-*", ".new-*", ".features-*.tmp"):
             for path in [*self.path.glob(pattern), *self.path.glob(f"[!.]*/**/{pattern}")]:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -222,7 +229,7 @@ def _end_of_lines(file: int, block: int = 65536) -> int:
 
 
 def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`["profile was null, now \\"tiny\\""]`: the settings in which two runs of one name differ."""
+    """The settings in which two runs of one name differ, such as `["profile was null, now \\"tiny\\""]`."""
 
     def short(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)

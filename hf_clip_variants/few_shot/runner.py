@@ -35,14 +35,14 @@ from .run_folder import RUN_KEY, digest
 logger = logging.getLogger(__name__)
 
 ZERO_SHOT = "zero_shot"  # the method of the run without an adapter
-# Below, the "tiny" recipes are the default: the published ones are for models ten times as large.
+# Models below this size get the "tiny" recipes by default: the published ones are for models ten times as large.
 TINY_PARAMETERS = 20_000_000
-VIEW_SEED = 0  # of augmented views: the same for all runs, so that features serve all of them
+VIEW_SEED = 0  # of augmented views; the same for all runs, so that they share features
 CACHED_BATCH, LIVE_BATCH = 1024, 64  # test images in one forward
-MANY_IMAGES = 256  # from here on processes that decode pay on a GPU
+MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
-# What `finish` is called with, while the adapter is still on the model: the record, the model, and for each evaluation
-# the predicted classes (N,) and their probabilities (N,).
+# `finish` is called while the adapter is still on the model, with the record, the model, and for each evaluation the
+# predicted classes (N,) and their probabilities (N,).
 Finish = Callable[[dict[str, Any], torch.nn.Module, dict[str, tuple[torch.Tensor, torch.Tensor]]], None]
 
 
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a record of this run begins with."""
+        """The first fields of this run's record, which name it."""
         model = Path(self.model).name if Path(self.model).exists() else self.model
         values = self.plan.protocol, self.plan.name, model, self.method, self.shots, self.seed
         return dict(zip(RUN_KEY, values, strict=True))
@@ -72,16 +72,16 @@ class Run:
 
 
 class FewShotRunner:
-    """Runs few-shot methods of one CLIP; what runs share is computed once.
+    """Runs few-shot methods on one CLIP. Work that runs share is done once.
 
-    Methods that leave the image encoder alone see features: of the training images in as many views as any method
-    wants, and of each test set. They are computed once and kept in `folder`, also for other processes. Methods that
-    train the image encoder see pixels, in training and in tests.
+    Methods that do not train the image encoder get features: of the training images, in as many views as any of the
+    methods uses, and of each test set. They are computed once and kept in `folder`, for other processes, too. Methods
+    that train the image encoder get pixels, in training and in tests.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
-        folder: for features and for trainings that were interrupted.
-        tasks, methods, shots: of all runs that may be asked for.
+        folder: for features and the states of interrupted trainings.
+        tasks, methods, shots: of all runs to come.
         profile: "published" or "tiny" recipes; default: by the size of the model.
         overrides: as `adapt` takes them.
         cache_features: False: run the image encoder at every training step for every method.
@@ -117,14 +117,14 @@ class FewShotRunner:
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self._key = fingerprint(self.classifier.clip)
-        self.views = {"none": 1}  # augmentation -> as many views as any cached method with it wants
+        self.views = {"none": 1}  # augmentation -> the largest number of views that a cached method uses
         for method in (m for m in methods if not few_shot_method(m).trains_image_encoder):
             for values in (self.recipe(task, method, k) for task in tasks for k in shots):
                 if values.augmentation != "none":
                     wanted = max(self.views.get(values.augmentation, 0), values.views_needed)
                     self.views[values.augmentation] = wanted
-        self._tasks = tuple(tasks)  # kept alive: sets are known by their id()
-        self._rows: dict[int, list[int]] = {}  # what tasks on the same images draw from them, together
+        self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
+        self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:
             drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
             for images, rows in drawn:
@@ -141,7 +141,8 @@ class FewShotRunner:
     # ---- runs
 
     def attempt(self, task: Task, run: Run, finish: Finish | None = None) -> dict[str, Any]:
-        """The record of `run`; of a method that fails, one with `error`. Raises OSError: it is no method's fault."""
+        """The record of `run`; if the method fails, one with `error`. Raises OSError, which is not the method's
+        fault."""
         try:
             if run.method == ZERO_SHOT:
                 return self.zero_shot(task, finish)
@@ -171,7 +172,8 @@ class FewShotRunner:
         row, values = few_shot_method(method), self.recipe(task, method, shots)
         self._name_classes(task.class_names, task.templates)
         if not row.trains_image_encoder:
-            for evaluation in task.evaluations:  # now: with an adapter on it, the encoder would not be CLIP's
+            # Before the adapter is attached: with it, the encoder would not be CLIP's.
+            for evaluation in task.evaluations:
                 self._computed(
                     evaluation.images, range(len(evaluation.images)), title=f"Test features: {evaluation.of}"
                 )
@@ -200,7 +202,7 @@ class FewShotRunner:
                 "hyperparameters": fitted.hyperparameters,
                 "trained_parameters": fitted.trained_parameters,
                 "curve": fitted.curve,
-                # Of the frozen image encoder, had it run whenever a training asked for an image.
+                # Passes of the frozen image encoder if it had run for each image of each training step.
                 "passes_at_every_step": count * values.encoder_passes_per_image,
             }
             if finish is not None:
@@ -223,7 +225,7 @@ class FewShotRunner:
             self.classifier.set_classes(*wanted)
 
     def _test(self, task: Task, model: torch.nn.Module, live: bool, fixed: str | None = None):
-        """Entries of a record, and predictions. `fixed`: why the adapter cannot be asked about other classes."""
+        """Tests of a record, and predictions. `fixed`: why the adapter cannot classify other classes."""
         tests: dict[str, Any] = {e.name: None for e in task.evaluations}
         predictions: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for e in sorted(task.evaluations, key=lambda e: e.columns is None):  # trained classes first
@@ -280,13 +282,16 @@ class FewShotRunner:
             chosen = images if len(rows) == len(images) else images.select(rows)
             views, folder = self.views[augmentation], self.folder / "features"
             folder.mkdir(parents=True, exist_ok=True)
+            many = self.device.type == "cuda" and len(chosen) > MANY_IMAGES
+            workers = min(8, os.cpu_count() or 1) if many else 0
             start, computed = time.perf_counter(), 0
 
             def progress(done: int, total: int) -> None:
                 nonlocal computed
-                computed = done  # not called for features that are read back
+                computed = done  # stays 0 for features that are read from the folder
                 self.on_features(title, done, total)
 
+            # One process computes, the others wait and read.
             with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
                 self._features[key] = compute_features(
                     lambda pixels: self.classifier.get_image_features(pixels).pooler_output,
@@ -299,9 +304,7 @@ class FewShotRunner:
                     key=self._key,
                     device=self.device,
                     progress=progress,
-                    num_workers=min(8, os.cpu_count() or 1)
-                    if self.device.type == "cuda" and len(chosen) > MANY_IMAGES
-                    else 0,
+                    num_workers=workers,
                 )
             if computed:
                 self.seconds_per_view = (time.perf_counter() - start) / (views * computed)
@@ -309,21 +312,22 @@ class FewShotRunner:
 
 
 def _why_classes_are_fixed(model: torch.nn.Module) -> str | None:
-    """What in the adapter belongs to the k-th class; None when it serves other classes, too."""
+    """Why the adapter is of use for its own classes only; None when it works for other classes, too."""
     config = model.peft_config[model.active_adapter]
     ask = getattr(config, "why_classes_are_fixed", None)  # PEFT's own methods have no classes
     return None if ask is None else ask()
 
 
 def default_profile(classifier: CLIPClassifier) -> str:
-    """Which recipes a model gets unless told otherwise: "tiny" below `TINY_PARAMETERS`."""
+    """The recipes that a model gets by default: "tiny" below `TINY_PARAMETERS`."""
     return "tiny" if classifier.clip.num_parameters() < TINY_PARAMETERS else "published"
 
 
 def overrides_by_method(methods: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """`{"epochs": 5, "coop.epochs": 9}` -> what applies to each method. ValueError for a name that none has."""
     chosen: dict[str, dict[str, Any]] = {m: {} for m in methods}
-    for name, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # the specific ones last
+    # those for one method last, so that they win
+    for name, value in sorted(overrides.items(), key=lambda item: "." in item[0]):
         method, dot, key = name.rpartition(".")
         if dot and method not in chosen:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which images a few-shot run draws, validates on and tests on. No model and no torch here."""
+"""Which images a few-shot run learns from, validates on and is tested on. Imports no model and no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..data.images.sources import load_images
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held-out"  # name of the test set that is made of the training images that no draw took
+HELD_OUT = "held-out"  # name of the test set of training images that are in no draw
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images that nothing is chosen on; labels count into the run's class names."""
+    """Images that nothing is chosen on; labels are indices into the run's class names."""
 
     __test__ = False  # pytest: not a test
 
@@ -68,7 +68,7 @@ class Draws:
 
     splits: dict[tuple[int, int], FewShotSplit]
     skipped: tuple[tuple[str, str], ...]  # (id, reason) of images that were drawn but cannot be read
-    remarks: tuple[str, ...]  # what the user should know, such as classes smaller than K
+    remarks: tuple[str, ...]  # what the user should know, such as classes of fewer than K images
 
     @property
     def rows(self) -> list[int]:
@@ -81,9 +81,10 @@ class Draws:
 
 
 def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
-    """CoOp's draw for every number of shots and seed; min(K, 4) validation images a class from a validation split.
+    """CoOp's draw for every number of shots and seed; min(K, 4) validation images per class from a validation split.
 
-    Only drawn images are decoded: one that cannot be read is left out, and everything is drawn again without it.
+    Only drawn images are decoded. One that cannot be read is left out, and everything is drawn again without it, until
+    all drawn images can be read.
     """
     checked: list[dict[int, str | None]] = [{}, {}]  # train, validation: row -> reason why it cannot be read
     while True:
@@ -128,7 +129,7 @@ def _without(images: ImageSet | None, checked: Mapping[int, str | None]) -> np.n
 
 
 def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str | None]) -> bool:
-    """Decodes the rows that were not decoded yet; whether one of them cannot be."""
+    """Decodes the rows that were not decoded yet. True if one of them cannot be read."""
     new = [row for row in rows if row not in checked]
     if not new:
         return False
@@ -144,7 +145,7 @@ def load_test_sets(
     drawn: Sequence[int],
     reading: Mapping[str, Any] | None = None,
 ) -> list[TestSet]:
-    """The named sources; without any, the data's own test split; without one, the training images that no draw took.
+    """The named sources. Without any: the data's own test split, or else the training images that are in no draw.
 
     Raises ValueError when nothing is left to test on.
     """

@@ -20,14 +20,15 @@ from ..files.atomic_writes import replacing
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY_SECONDS = 60.0  # a kill loses at most so much of a training
+SAVE_EVERY_SECONDS = 60.0  # a kill loses at most this much of a training
 
 
 class TrainingState:
-    """Where a training stands, in one file that is replaced as a whole at most every `SAVE_EVERY_SECONDS`.
+    """The state of a training, in one file that is replaced as a whole, at most every `SAVE_EVERY_SECONDS`.
 
-    Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: a training that goes on from it ends as
-    one that was never interrupted. The learning rate and the order of batches are functions of the epoch and need no state.
+    Holds the trained tensors, the optimiser's tensors, the epochs done and their losses, bit for bit: an interrupted
+    training ends with the same weights as one that was not. The learning rate and the order of batches are functions
+    of the epoch and need no state.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -45,7 +46,8 @@ class TrainingState:
         self._saved = time.monotonic()
 
     def load(self, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
-        """Fills parameters and optimiser in place; the losses of the epochs done, `[]` where there is nothing to go on from."""
+        """Fills parameters and optimiser in place; returns the losses of the epochs done, `[]` without a saved
+        state."""
         if not self.path.is_file():
             return []
         try:
@@ -70,7 +72,8 @@ class TrainingState:
 def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool) -> Iterator[torch.Tensor]:
     """Row numbers of each batch of one epoch, in an order that depends on seed and epoch alone.
 
-    With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published recipes use).
+    With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published
+    recipes use).
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(count, generator=generator)
@@ -97,16 +100,16 @@ def train_adapter(
 
     Args:
         model: a classifier with an adapter; only parameters with `requires_grad` change. Left in eval mode.
-        inputs: N pictures; epoch e trains on view number e.
+        inputs: N images; epoch e trains on view number e.
         make_optimizer: parameters -> optimiser.
-        learning_rate_at: (epoch, step within it, steps an epoch) -> learning rate of that step.
-        epochs, batch_size, drop_last: as they say.
-        seed: of the order of batches; torch's global generator is neither read nor moved.
-        state: keeps the state on disk, and goes on from it.
-        on_epoch: called with (epochs done, mean loss of the last).
+        learning_rate_at: (epoch, step within it, steps per epoch) -> learning rate of that step.
+        epochs, batch_size: of the training; drop_last: see `batches`.
+        seed: of the order of batches; torch's global generator is neither used nor changed.
+        state: saves the state to disk, and goes on from there.
+        on_epoch: called with (epochs done, mean loss of the last epoch).
 
     Returns:
-        The mean loss over the pictures of each epoch.
+        The mean loss over the images of each epoch.
 
     Raises:
         ValueError: nothing requires a gradient.
@@ -118,7 +121,7 @@ def train_adapter(
     optimizer = make_optimizer(parameters)
     curve = state.load(parameters, optimizer) if state is not None else []
     count = len(inputs.labels)
-    model.eval()  # frozen towers must not drop anything out; adapters have no mode
+    model.eval()  # no dropout in the frozen encoders; adapters behave the same in both modes
     for epoch in range(len(curve), epochs):
         plan = list(batches(count, batch_size, seed, epoch, drop_last))
         total, seen = 0.0, 0
@@ -131,7 +134,8 @@ def train_adapter(
             loss = F.cross_entropy(logits.float(), labels.to(logits.device))
             if not torch.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; a smaller one may help"
+                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; "
+                    "a smaller one may help"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

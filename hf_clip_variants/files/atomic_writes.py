@@ -1,4 +1,4 @@
-"""Files and checkpoints that survive being killed: written aside, flushed, renamed; complete or not there."""
+"""Files and checkpoints that a kill cannot leave half written: temporary name, flush to disk, rename."""
 
 import contextlib
 import json
@@ -20,16 +20,16 @@ from ..modeling.loading_and_saving.checkpoints import (
 
 logger = logging.getLogger(__name__)
 
-MARKER = "complete.json"  # written last into a checkpoint: its files and their sizes
+MARKER = "complete.json"  # the last file written into a checkpoint: all files and their sizes
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, bytes_needed: int | None = None) -> Iterator[Path]:
-    """Gives a name beside `path` to write a file to; at the end it takes the place of `path` in one step.
+    """Gives a temporary name beside `path` to write a file to; at the end it replaces `path` in one step.
 
-    A reader, and whoever comes after a kill, finds the old file or the new one, whole. Its folder is made if missing.
-    An exception leaves the old file. For libraries that write to a path; `write_atomically` for what is in memory.
+    At any time, also after a kill, `path` is the whole old file or the whole new one. Its folder is made if missing.
+    An exception leaves the old file. For libraries that write to a path; see `write_atomically` for data in memory.
 
     Raises:
         OSError: the disk is full; names `path` and the bytes needed.
@@ -39,7 +39,7 @@ def replacing(path: str | os.PathLike, bytes_needed: int | None = None) -> Itera
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.touch(exist_ok=False)
-        mode = aside.stat().st_mode  # what the umask allows; safetensors makes 0600
+        mode = aside.stat().st_mode  # the umask's; safetensors makes 0600
         yield aside
         aside.chmod(mode)
         fsync_file(aside)
@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike, bytes_needed: int | None = None) -> Itera
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Writes a file that readers see whole or not at all (`replacing`). OSError names the path if the disk is full."""
+    """Writes a file in one step (see `replacing`). OSError names the path if the disk is full."""
     data = content.encode() if isinstance(content, str) else content
     with replacing(path, len(data)) as aside:
         aside.write_bytes(data)
@@ -60,7 +60,7 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
 
 
 def mark_complete(checkpoint: str | os.PathLike) -> None:
-    """Writes the marker of a finished checkpoint folder: every file with its size."""
+    """Writes the marker of a complete checkpoint folder: every file with its size."""
     folder = Path(checkpoint)
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     sizes.pop(MARKER, None)
@@ -69,7 +69,7 @@ def mark_complete(checkpoint: str | os.PathLike) -> None:
 
 
 def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
-    """None if the checkpoint has its marker and every file that it lists, in full; else the reason."""
+    """None if the checkpoint has its marker and every listed file in full length; otherwise the reason."""
     folder = Path(checkpoint)
     try:
         sizes = dict(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"])
@@ -87,8 +87,7 @@ def why_incomplete(checkpoint: str | os.PathLike) -> str | None:
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest `checkpoint-N` that was written to the end, or None; newer ones that were not are named in a
-    warning."""
+    """The newest complete `checkpoint-N`, or None. A warning names newer ones that are incomplete."""
     found = [(int(m[1]), p) for p in Path(folder).glob("checkpoint-*") if (m := _CHECKPOINT.fullmatch(p.name))]
     for _, path in sorted(found, reverse=True):
         reason = why_incomplete(path)

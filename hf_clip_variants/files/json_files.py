@@ -1,4 +1,4 @@
-"""JSON files that are replaced as a whole."""
+"""JSON files that are replaced in one step."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ from .atomic_writes import write_atomically
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` in one step: a reader, and whoever comes after a kill, finds the old text or the new one."""
+    """Replaces `path` in one step: at any time, also after a kill, it holds the whole old text or the whole new
+    one."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 

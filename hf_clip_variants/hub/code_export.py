@@ -1,4 +1,4 @@
-"""The code that a model needs, as flat files: what `hub.export_with_code` puts beside the weights."""
+"""The code that a model needs, as flat files, which `hub.export_with_code` saves with the weights."""
 
 import ast
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 
 TRAVELS = "hf_clip_variants.modeling"
 _FROM = re.compile(rb"from(?:\s|\\\n)*((?:\.(?:\s|\\\n)*)+[\w.]*)(?:\s|\\\n)+import\b")
-# How transformers finds the files to take along when the folder is loaded or saved again.
+# How transformers finds the files to copy when the folder is loaded or saved again.
 _SEEN_BY_TRANSFORMERS = re.compile(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+)\s*$)", re.MULTILINE)
 
 
@@ -25,8 +25,9 @@ def _source_file(module: str) -> Path | None:
 
 
 def _travelling_imports(source: bytes, module: str) -> list[tuple[ast.ImportFrom, str]]:
-    """Every import of a module of `modeling/` with the imported module's full name; ValueError for what cannot
-    travel.
+    """Every import of a module of `modeling/`, with the full name of that module.
+
+    ValueError for imports that cannot be exported.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -38,7 +39,9 @@ def _travelling_imports(source: bytes, module: str) -> list[tuple[ast.ImportFrom
             absolute = []
         for name in absolute:
             if name.split(".")[0] in ("hf_clip_variants", "modeling"):
-                raise ValueError(f"{module}, line {node.lineno}: `{name}` stays behind, import it relatively")
+                raise ValueError(
+                    f"{module}, line {node.lineno}: `{name}` is not exported under this name, import it relatively"
+                )
         if not isinstance(node, ast.ImportFrom) or node.level == 0:
             continue
         package = module.rpartition(".")[0]
@@ -57,9 +60,7 @@ def _travelling_imports(source: bytes, module: str) -> list[tuple[ast.ImportFrom
 
 
 def _flattened(source: bytes, imports: list[tuple[ast.ImportFrom, str]]) -> bytes:
-    """The source with `from ..package.module import` as `from .module import`; everything else, byte for byte, as it
-    was.
-    """
+    """The source with `from .module import` instead of `from ..package.module import`; nothing else changes."""
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
@@ -77,15 +78,14 @@ def _flattened(source: bytes, imports: list[tuple[ast.ImportFrom, str]]) -> byte
 def travelling_code(
     modules: Iterable[str], version: str, by_name: Mapping[str, Iterable[str]] | None = None
 ) -> dict[str, bytes]:
-    """File name -> source of the given modules of `modeling/` and of all that they import there, ready to lie in one
-    folder.
+    """File name -> source of the given modules of `modeling/` and of all that they import there, for one flat folder.
 
     Args:
         modules: full names, `hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier`.
         version: of this package, for the note on top of each file.
         by_name: module -> modules that it finds by name instead of importing them, such as the family of a
-            classifier's backbone. They travel, too, and an import of each is added at the end of the first's file,
-            because transformers takes along what it sees imported.
+            classifier's backbone. They are exported, too. An import of each is added at the end of the module's file,
+            because transformers copies only files that it sees imported.
 
     Raises:
         ValueError: two modules have the same file name; an import that cannot travel; a docstring that transformers
@@ -113,9 +113,8 @@ def travelling_code(
         seen = {a or b for a, b in _SEEN_BY_TRANSFORMERS.findall(text.decode())}
         if seen - meant:
             raise ValueError(
-                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, and "
-                f"transformers "
-                "would look for it"
+                f"{module}: a line of text reads like an import of {', '.join(sorted(seen - meant))}, "
+                "and transformers would look for it"
             )
         if meant - seen:
             raise ValueError(

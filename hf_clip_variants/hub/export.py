@@ -1,4 +1,4 @@
-"""Folders with code: a model, its processor and what their classes need load where this package is not installed."""
+"""Folders with code: a model and its processor load where this package is not installed."""
 
 import json
 from pathlib import Path
@@ -55,26 +55,26 @@ def _edit_json(path: Path, change) -> None:
 def export_with_code(
     model: Any, processor: Any, folder: str | Path, *, license: str | None = None, **card: Any
 ) -> Path:
-    """Saves a model and its processor together with their code: `trust_remote_code=True` loads the folder where this
-    package is not installed.
+    """Saves a model and its processor with their code; with `trust_remote_code=True` the folder loads without this
+    package.
 
-    Takes along every file of `modeling/` that the classes need, flat and with imports made flat, and names the classes
-    in `auto_map`. Loaded from there, the model can be saved and pushed again with its code. In a process that has this
-    package, its classes win over the copies. What adapters and converters need stays behind, and so does the fast way
-    to encode many prompts: the copy runs each through the whole text encoder. Prefer `save_pretrained` for those who
-    have the package: it is smaller and gets its corrections.
+    Copies every file of `modeling/` that the classes need into one folder, with imports to match, and names the
+    classes in `auto_map`. A model loaded from there can be saved and pushed again with its code. In a process that has
+    this package, its classes are used instead of the copies. The code for adapters and converters is not exported, nor
+    is the fast way to encode many prompts: the copy runs each prompt through the whole text encoder. Prefer
+    `save_pretrained` for users who have the package: it is smaller and gets the package's corrections.
 
     Args:
         model: a model of this package, without adapters.
         processor: its processor, of this package or transformers'; None leaves it out.
-        folder: written all at once; other files in it stay.
+        folder: written in one step; other files in it stay.
         license: of the weights, for the card.
         card: `repo_id`, `base_model`, `results`, `recipe`, ... of `model_card`.
 
     Returns the folder.
 
     Raises:
-        ValueError: a model with adapters, a model of somebody else, or code that cannot travel.
+        ValueError: a model with adapters, a model of another package, or code that cannot be exported.
         OSError: the disk is full.
 
     Example:
@@ -92,7 +92,7 @@ def export_with_code(
 
     parts = [model, model.config, processor]
     parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
-    # What a model finds by name, it finds with its configuration: the family of a classifier's backbone.
+    # Modules that are found by name: the family of a classifier's backbone, by its configuration.
     family = getattr(model, "family", None)
     by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
     if getattr(processor, "clean_text", False) and _is_travelling(processor):

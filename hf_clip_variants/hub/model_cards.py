@@ -1,4 +1,4 @@
-"""Model cards from what is known: the method, the base model, the classes, measured results."""
+"""Model cards: the method, the base model, the classes, measured results."""
 
 import json
 import math
@@ -69,7 +69,7 @@ with torch.inference_mode():
 
 
 def accuracy_result(value: float, dataset: str, *, split: str = "test", **details: Any) -> EvalResult:
-    """An accuracy (0 to 1) as the Hub's metadata wants it; `details` (shots=4, seeds=3, ...) go to the table.
+    """An accuracy (0 to 1) in the Hub's format; `details` (shots=4, seeds=3, ...) are shown in the table.
 
     ValueError outside 0 to 1.
     """
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 def _code(text: Any) -> str:
-    """Text that somebody else chose, as Markdown code that can break out of neither the code nor a table."""
+    """Text of unknown origin as Markdown code, escaped so that it ends neither the code nor a table."""
     text = re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
@@ -163,7 +163,7 @@ def _snippet(
     if row.kind == "adapter" and not with_base:
         if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
             return _ADAPTER.format(repo_id=repo_id, base_model=base_model)
-        # A snippet of the method's own may use any field of its configuration.
+        # A method's own snippet may use any field of its configuration.
         template = row.load("card_snippet") if row.card_snippet else _ADAPTER_ON_CLIP
         names = values.get("class_names") or ["cat", "dog"]
         return template.format_map({**values, "repo_id": repo_id, "base_model": base_model, "names": names})
@@ -177,7 +177,8 @@ def _snippet(
 
 
 def card_arguments(readme: str) -> dict[str, Any]:
-    """What `model_card` was told when it wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`.
+    """The arguments of `model_card` that wrote this text: `results`, `recipe`, `license`, `datasets`, `tags`.
+
     Empty for other cards.
     """
     if "hf-clip-variants" not in readme:
@@ -207,19 +208,18 @@ def model_card(
     with_base: bool = False,
     weights: str | Path | None = None,
 ) -> ModelCard:
-    """A card for a model or an adapter: Hub metadata, a snippet that runs as printed, classes, results, training,
-    citation.
+    """A card for a model or an adapter: Hub metadata, a snippet to run, classes, results, training, citation.
 
     Args:
         model: a model of this package, a `PeftModel` with an adapter of ours, or the folder that one of them was saved
             to.
-        repo_id: where it will be; `hub.push` fills it in later if left out.
-        base_model: id of the CLIP that it is made from. Default for adapters: what their configuration says.
+        repo_id: its repository; if left out, `hub.push` fills it in later.
+        base_model: id of the CLIP that it is made from. Default for adapters: the one in their configuration.
         license: of the weights, as the Hub writes it ("mit", "cc-by-4.0").
-        results: measured; `accuracy_result` makes them. Only what is passed is shown.
+        results: measured ones, from `accuracy_result`. Only these are shown.
         recipe: how it was trained, setting by setting.
         datasets: Hub ids of what it was trained on.
-        tags, description: more of them; `description` is Markdown.
+        tags: further ones; description: Markdown.
         adapter_name: which adapter of a `PeftModel`.
         with_code: the repository holds the code (`export_with_code`).
         with_base: the repository of an adapter holds its base, too.
@@ -227,7 +227,7 @@ def model_card(
             if that is a folder.
 
     Raises:
-        ValueError: `model` is none of this package's.
+        ValueError: `model` is not a model of this package.
 
     Example:
 
@@ -240,7 +240,7 @@ def model_card(
     is_adapter = row.kind == "adapter"
     if is_adapter:
         base_model = base_model or values.get("base_model_name_or_path")
-        if base_model and Path(base_model).exists():  # a path of this machine is nobody else's business
+        if base_model and Path(base_model).exists():  # a path on this machine means nothing to others
             base_model = Path(base_model).name
         names, templates = values.get("class_names") or [], values.get("templates") or []
     else:
@@ -270,7 +270,7 @@ def model_card(
         preparation = "`pip install hf-clip-variants`, then:"
         note = ""
     if is_adapter and (why := _adapter_config(model, row, adapter_name).why_classes_are_fixed()):
-        note = f"The adapter {why}: it is of use for these, in this order."
+        note = f"The adapter {why}: use it with these classes, in this order."
     shown = ", ".join(_code(name) for name in names[:_CLASSES_SHOWN])
     if len(names) > _CLASSES_SHOWN:
         shown += f" and {len(names) - _CLASSES_SHOWN} more, in the configuration."

@@ -1,4 +1,4 @@
-"""A classifier or an adapter on the Hub, with its card, in one commit; a push that fails loses nothing."""
+"""Pushes a classifier or an adapter to the Hub, with its card, in one commit. A push that fails loses nothing."""
 
 import json
 import shlex
@@ -13,15 +13,16 @@ from .model_cards import PLACEHOLDER_ID, card_arguments, describe, model_card
 
 
 _ADAPTER_CONFIG = "adapter_config.json"
-# Left on this machine: states of a training, pickles, what other tools keep.
+# Not pushed: states of trainings, pickles, files of other tools.
 _NOT_PUSHED_FOLDERS = ("checkpoint-", "tmp-checkpoint-", "runs", "__pycache__")
 _NOT_PUSHED_FILES = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".pyc", ".lock")
-_DEFAULT_CARD = "[More Information Needed]"  # in the cards that PEFT and transformers write when they know nothing
+_DEFAULT_CARD = "[More Information Needed]"  # in the cards that PEFT and transformers write by default
 
 
 class PushError(RuntimeError):
-    """A push that failed. The text names the folder where everything lies and the command that tries again;
-    never the token.
+    """A push that failed. The text names the folder that holds everything and the command to try again.
+
+    It never holds the token.
     """
 
     def __init__(self, message: str, folder: Path, repo_id: str):
@@ -46,8 +47,7 @@ def push(
     commit_message: str | None = None,
     **card: Any,
 ):
-    """Pushes a classifier or an adapter with a card, in one commit; what fails can be repeated from the folder that
-    the error names.
+    """Pushes a classifier or an adapter with a card, in one commit. A failed push can be repeated from a folder.
 
     Args:
         folder_or_model: a saved classifier or adapter, or one in memory (`CLIPClassifier`, `PeftModel`).
@@ -60,8 +60,8 @@ def push(
             `AutoModelForImageClassification.from_pretrained(repo_id)` work.
         base: with `with_base` and an adapter folder: the model or checkpoint that it belongs to, if its configuration
             does not say.
-        base_model: Hub id of the base. For an adapter that was trained on a local folder: what others shall load
-            instead.
+        base_model: Hub id of the base model. For an adapter that was trained on a local folder: the model that others
+            load instead.
         adapter_name: which adapter of a `PeftModel`.
         private, token, revision, create_pr, commit_message: as in `huggingface_hub`.
         card: `license`, `results`, `recipe`, `tags`, ... of `model_card`; any of them replaces a README.md that is
@@ -70,7 +70,7 @@ def push(
     Returns `huggingface_hub.CommitInfo`.
 
     Raises:
-        ValueError: before anything is sent: not one of this package's models, or a base that only this machine has.
+        ValueError: not a model of this package, or a base model that is on this machine only; nothing was sent.
         PushError: the Hub refused (401, 403, 409, ...) or was not reached.
 
     Example:
@@ -79,7 +79,7 @@ def push(
     push("runs/pets/adapters/tip_adapter", "me/pets-tip-adapter", with_base=True, license="mit")
     ```
     """
-    told: dict[str, Any] = {}  # by the card that is there already
+    told: dict[str, Any] = {}  # the arguments of the card that is there already
     if isinstance(folder_or_model, (str, Path)) and (Path(folder_or_model) / "README.md").is_file():
         told = card_arguments((Path(folder_or_model) / "README.md").read_text(encoding="utf-8"))
     flags = {
@@ -116,7 +116,7 @@ def push(
     try:
         commit = _upload(place, changed, repo_id, private, token, options, flags)
     except PushError:
-        raise  # the folder is what the error is about
+        raise  # the folder stays: the error names it
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True) if temporary else None
         raise
@@ -128,7 +128,7 @@ def push(
 def _changed_files(
     place: Path, repo_id: str, base_model: str | None, told: dict, card: dict, rewrite: bool
 ) -> dict[str, bytes]:
-    """What goes to the Hub other than it lies in the folder: the adapter's base, and the card."""
+    """Files whose content on the Hub differs from the folder's: the adapter's configuration, and the card."""
     changed: dict[str, bytes] = {}
     readme, config = place / "README.md", place / "config.json"
     both = config.is_file() and (place / _ADAPTER_CONFIG).is_file()
@@ -159,7 +159,7 @@ def _load_base(base: Any) -> Any:
 
 def _save(model: Any, processor: Any, place: Path, adapter_name: str, with_base: bool, repo_id: str) -> None:
     """Saves what is to be pushed, all at once."""
-    describe(model, adapter_name)  # refuses strangers before anything is written
+    describe(model, adapter_name)  # raises for models of other packages before anything is written
     is_adapter = bool(getattr(model, "peft_config", None))
     if with_base and not is_adapter:
         raise ValueError(f"with_base: {type(model).__name__} has no adapter")
@@ -191,7 +191,7 @@ def _save_adapter(model: Any, stage: Path, adapter_name: str) -> None:
 
 
 def _save_without_adapters(base: Any, stage: Path) -> None:
-    """Saves the model below its adapters: their tensors left out, wrapped modules under their own names."""
+    """Saves the model without its adapters: their tensors are left out, wrapped modules get their own names back."""
     adapters = getattr(base, "_hf_peft_config_loaded", False)
     state = {}
     for name, tensor in base.state_dict().items():
@@ -218,12 +218,13 @@ def _processor_of(model: Any) -> Any:
 
 
 def _shared_adapter_config(place: Path, base_model: str | None) -> bytes:
-    """adapter_config.json with a base that others can load, too."""
+    """adapter_config.json with a base model that others can load, too."""
     values = _read_json(place / _ADAPTER_CONFIG)
     base_model = base_model or values.get("base_model_name_or_path")
     if not base_model or Path(base_model).exists():
         raise ValueError(
-            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which nobody else has; "
+            f"base_model: the adapter was trained on {base_model or 'a model without a name'}, which only this "
+            f"machine has; "
             "push both together with with_base=True (--with-base), or name the base on the Hub with "
             "base_model='owner/name' (--base-model)"
         )

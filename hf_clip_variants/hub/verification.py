@@ -1,8 +1,8 @@
-"""Are these still the weights that were published? Compares a folder's or repository's weights with the hashes in its model card.
+"""Checks the weights of a folder or repository: compares them with the hashes in the model card.
 
-safetensors notices a file that was cut, not a flipped bit. The card (`model_cards.model_card`) holds the SHA-256 of every weight file, written when the
-folder was. `hf cache verify` compares a download with the Hub's own checksums instead: those of the upload, whatever happened before it, and only of
-what is on the Hub.
+safetensors notices a truncated file, but not a flipped bit. The card (`model_cards.model_card`) holds the SHA-256 of
+every weight file from the moment it was saved. `hf cache verify` compares with the Hub's checksums instead: those are
+taken at the upload, do not show earlier damage, and exist for files on the Hub only.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ _CARD = "README.md"
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One weight file: `"ok"`, `"changed"` (another hash), `"missing"`, `"not recorded"` (the card does not know it), `"not finite"`
-    (as recorded, but with NaN or infinite numbers) or `"damaged"` (not a safetensors file)."""
+    """The state of one weight file.
+
+    `"ok"`, `"changed"` (another hash), `"missing"`, `"not recorded"` (not in the card), `"not finite"` (as recorded,
+    but with NaN or infinite numbers) or `"damaged"` (not a safetensors file).
+    """
 
     file: str
     status: Literal["ok", "changed", "missing", "not recorded", "not finite", "damaged"]
@@ -62,8 +65,8 @@ def _fault_inside(path: Path) -> FileCheck | None:
 def verify(path_or_id: str | Path, revision: str | None = None) -> list[FileCheck]:
     """Checks every weight file of a folder or Hub repository against its card, and its numbers for NaN and infinity.
 
-    Raises ValueError when there is no card or it records no hashes (it was not written by this package), OSError when a repository cannot be
-    reached.
+    Raises ValueError when there is no card or it records no hashes (it was not written by this package), OSError when
+    a repository cannot be reached.
 
     Example:
 

@@ -1,1 +1,1 @@
-"""Measures, one module a task."""
+"""Metrics, one module per task."""

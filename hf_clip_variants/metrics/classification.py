@@ -31,7 +31,7 @@ def accuracy_by_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes
 
 
 def mean_class_accuracy(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
-    """The mean of `accuracy_by_class` over the classes that have images: every class counts the same, large or small.
+    """The mean of `accuracy_by_class` over the classes that have images: all classes count the same.
 
     >>> import torch
     >>> mean_class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 3)

@@ -1,4 +1,4 @@
-"""Retrieval: where the right answer stands among all, as fractions and ranks (from 1)."""
+"""Retrieval metrics: recall at K, and the median rank (from 1) of the right answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def retrieval(
     """Recall and median rank over the rows of a similarity matrix.
 
     A row's rank is that of its best correct column, 1 + the number of wrong columns that are at least as similar: a
-    tie with a wrong answer counts against it, so that constant similarities score nothing.
+    tie with a wrong answer counts as a miss, so that constant similarities score nothing.
 
     Args:
         similarity: (Q, G) of Q queries to G gallery entries.

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.checkpoints import LARGEST, check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import LARGEST, check_encoder_types, check_range, without_kernels
 
 
 _REDUCTION = 32  # the last feature map has 32 times the channels of the stem
@@ -229,7 +229,7 @@ class AudioCLIPConfig(PreTrainedConfig):
             "vision_config": (CLIPResNetVisionConfig.model_type,),
             "audio_config": (AudioCLIPAudioConfig.model_type,),
         }
-        check_tower_types(config_dict, types)
+        check_encoder_types(config_dict, types)
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     def validate_sizes(self):

@@ -2,8 +2,8 @@
 
 The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`; this file reads no files.
 CLIP's part converts as in `clip_resnet/convert_clip_resnet.py`, names inside the audio encoder are the official ones.
-Shapes tell everything but the heads (64 wide in the published models), the hop, and how a spectrogram is scaled and
-resized.
+Everything follows from the shapes but the heads (64 wide in the published models), the hop, and how a spectrogram is
+scaled and resized.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def audioclip_from_official(
         state_dict: official names, any float dtype.
         vision_heads, text_heads: heads of the image encoder's attention pooling and of the text encoder; default
             `width // 64`.
-        audio: what shapes do not tell, as in [`AudioCLIPAudioConfig`]: `hop_length` (default 561), `n_fft`,
+        audio: what the shapes do not show, as in [`AudioCLIPAudioConfig`]: `hop_length` (default 561), `n_fft`,
             `win_length` (where the file has no window), `onesided`, `normalized`, `spec_height`, `spec_width`,
             `window`; default: the published values.
 
@@ -117,7 +117,7 @@ def convert_audioclip_state_dict(
 ) -> dict[str, torch.Tensor]:
     """An official state dict under our names, in float32. Strict: each of `AudioCLIPModel(config)` once, no other.
 
-    Left out is `audio.fbsp.bias`, which has no elements; a window and counters of batches that are missing are made.
+    `audio.fbsp.bias`, which has no elements, is left out. A missing window and missing counters of batches are added.
 
     Raises:
         ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
@@ -149,7 +149,7 @@ def to_official(
 
 
 def _configuration(config_class: type, values: Mapping[str, Any]):
-    """`config_class(**values)`, whose complaints are about a file here, and ValueErrors as all others."""
+    """`config_class(**values)` with all its errors as ValueErrors, since the values come from a file."""
     try:
         return config_class(**values)
     except StrictDataclassError as error:
@@ -157,7 +157,8 @@ def _configuration(config_class: type, values: Mapping[str, Any]):
 
 
 def _audio_config(weights: Mapping[str, torch.Tensor], **given: Any) -> dict[str, Any]:
-    """Sizes of the audio encoder, from its official names without prefix; `given`: what is not seen, and must fit."""
+    """Sizes of the audio encoder, from its official names without prefix; `given`: fields that they do not show, or
+    that must agree."""
     shapes = shapes_of(weights, _SHAPES, of="AudioCLIP")
     fail_if_any("missing", [n for n in ("fbsp.m", "layer1.0.conv2.weight") if n not in weights], "AudioCLIP")
     width = shapes["conv1.weight"][0]
@@ -199,7 +200,7 @@ def _width_per_group(weights: Mapping[str, torch.Tensor], width: int, groups: in
 def _complete(
     weights: Mapping[str, torch.Tensor], table: NameTable, config: AudioCLIPAudioConfig, prefix: str
 ) -> dict[str, torch.Tensor]:
-    """Without the bias of no elements, with what old or hand-made files leave out."""
+    """Without the bias of no elements; with the counters and the window, which some files leave out."""
     weights = dict(weights)
     bias = weights.pop(prefix + _BIAS, None)
     if bias is not None and bias.numel():
@@ -225,7 +226,9 @@ def _name_table(expected: Mapping[str, torch.Tensor], config: AudioCLIPConfig) -
 
 
 def _build(official: OfficialFile) -> BuiltModel:
-    official.notes.append("the hop of the spectrogram and how it is scaled are the published ones: no weights tell")
+    official.notes.append(
+        "the hop and the scaling of the spectrogram are the published ones: the weights do not show them"
+    )
     model = audioclip_from_official(official.weights, **official.heads)
     return BuiltModel(model, unused=[name for name in official.weights if name == _AUDIO + _BIAS])
 

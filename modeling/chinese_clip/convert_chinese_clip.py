@@ -1,6 +1,6 @@
 """Weights of OFA-Sys/Chinese-CLIP ↔ transformers' `ChineseCLIPModel`, for the models with a Vision Transformer.
 
-The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict` (which takes `module.` off);
+The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict` (which removes `module.`);
 this file reads no files. The image encoder is OpenAI's and converts as in `clip/convert_clip.py`. Everything but the
 number of attention heads follows from the shapes: heads are 64 wide, in the ViT-H image encoder 80.
 
@@ -190,7 +190,7 @@ def _build(official: OfficialFile) -> BuiltModel:
 
 
 def _load_tokenizer(source: str | Path | None):
-    """The official one, which is on the Hub alone, or from a folder, a Hub id or the official code's `vocab.txt`."""
+    """The official tokenizer, from the Hub; or one from a folder, a Hub id or the official code's `vocab.txt`."""
     if source is not None and str(source).endswith(".txt"):
         if not Path(source).is_file():
             raise FileNotFoundError(f"tokenizer: {source} does not exist")

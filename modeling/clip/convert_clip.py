@@ -10,8 +10,8 @@ Everything but three things follows from the shapes:
   open_clip weights with `gelu`;
 - the token ids: start of text is `vocab_size - 2`, end of text `vocab_size - 1`, as in CLIP's tokenizer.
 
-Converters of other checkpoints with one of CLIP's encoders build on the names without an underscore: a table of names,
-and strict renaming by it.
+Converters of other checkpoints with one of CLIP's encoders use this file's public functions: tables of names, and
+strict renaming by a table.
 """
 
 import math
@@ -79,7 +79,7 @@ TEXT_SHAPES = [
 ]
 VISION_SHAPES = ["visual.conv1.weight", "visual.positional_embedding", _VISUAL.format(i=0) + "mlp.c_fc.weight"]
 _TRANSPOSED = {"text_projection", "visual.proj", "image_projection"}  # the last is SLIP's
-# Stored beside the weights, not weights: sizes (OpenAI) and the causal mask (old open_clip).
+# Entries beside the weights: sizes (OpenAI) and the causal mask (old open_clip).
 _STRAY = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 # open_clip's models whose vision heads are not 64 wide (80, 88, 104, 112): ViT-H-14, ViT-g-14, ViT-bigG-14, ViT-e-14.
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16, 1792: 16}
@@ -234,7 +234,7 @@ def rename_from_official(
         tensor = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         tensor = tensor.t().contiguous() if name in _TRANSPOSED else tensor
         if isinstance(ours, tuple):
-            # Copies: a view would keep the joint matrix alive, and safetensors refuses to save shared memory.
+            # Copies: a view would keep the joint matrix in memory, and safetensors refuses to save shared memory.
             converted |= {part: third.clone() for part, third in zip(ours, tensor.chunk(3), strict=True)}
         else:
             converted[ours] = tensor
@@ -397,8 +397,8 @@ def fail_if_any(what: str, names: list[str], of: str = "CLIP") -> None:
 
 def build_from_official(official: OfficialFile, from_official: Callable, infer_config: Callable) -> BuiltModel:
     """
-    A converted CLIP. What no weights tell is taken from the options, then from open_clip's configuration, then as
-    OpenAI has it.
+    A converted CLIP. Values that the weights do not show come from the options, else from open_clip's configuration,
+    else they are OpenAI's.
 
     Args:
         official: the file; its `other_files` hold open_clip's configuration, if there is one.
@@ -408,7 +408,7 @@ def build_from_official(official: OfficialFile, from_official: Callable, infer_c
     image_settings = {}
     if official.other_files:
         (config,) = official.other_files
-        # Only the image size is asked for here, and one head divides every width.
+        # Only the image size is needed here, which does not depend on the heads; one head divides every width.
         sizes = infer_config(weights, **{"vision_heads": 1, "text_heads": 1} | heads)
         settings = read_open_clip_config(config, sizes["vision_config"]["image_size"])
         heads = {"vision_heads": settings.vision_heads, "text_heads": settings.text_heads} | heads
@@ -416,8 +416,8 @@ def build_from_official(official: OfficialFile, from_official: Callable, infer_c
         official.notes.append(f"activation {activation}, heads and preprocessing are those of {config.name}")
     elif activation is None and "input_resolution" not in weights:  # OpenAI's archives hold it
         official.notes.append(
-            "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: no weights "
-            "tell. Most others of open_clip want activation gelu (--activation gelu)"
+            "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: the weights do "
+            "not show it. Most other weights of open_clip need activation gelu (--activation gelu)"
         )
     model = from_official(weights, hidden_act=activation or "quick_gelu", **heads)
     used = native_names(weights)

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of
-from ..loading_and_saving.checkpoints import check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import check_encoder_types, check_range, without_kernels
 
 
 @strict
@@ -62,13 +62,13 @@ class CLIPClassifierConfig(CLIPConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
-        towers are the family's."""
+        encoders are the family's."""
         backbone = config_dict.get("backbone_model_type", "clip")
         family = family_of(backbone)
         parts = {
             part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
         }
-        check_tower_types(config_dict, parts)
+        check_encoder_types(config_dict, parts)
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property

@@ -53,7 +53,7 @@ class ClassPrompts:
 
     @property
     def start_ids(self) -> torch.Tensor:
-        """(C, S0): what stands before the words, read from the prompts (configurations of 2022 say that SOS is 0)."""
+        """(C, S0): the tokens before the words, read from the prompts (in configurations of 2022, SOS is 0)."""
         return self.template_ids[:, 0, : self.num_start_tokens]
 
     def placeholders(self, count: int) -> torch.Tensor:
@@ -90,8 +90,8 @@ class EmbeddedPrompts:
 
 
 class PromptEmbedder(nn.Module):
-    """Hook: class prompts -> token embeddings. This one says the templates as they are; CoOp puts learned context
-    vectors instead.
+    """Hook: class prompts -> token embeddings. This one uses the templates unchanged; CoOp puts learned context
+    vectors in their place.
 
     `token_embedding` is the text encoder's table; `image_embeds` (B, D) of unit norm come only where
     `depends_on_images`.

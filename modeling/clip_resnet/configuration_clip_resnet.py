@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ..loading_and_saving.checkpoints import check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import check_encoder_types, check_range, without_kernels
 
 
 _REDUCTION = 32  # the last feature map is 32 times smaller than the image and has 32 times the channels of the stem
@@ -178,7 +178,7 @@ class CLIPResNetConfig(PreTrainedConfig):
         """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
         and the encoders are the two named below.
         """
-        check_tower_types(
+        check_encoder_types(
             config_dict,
             {"text_config": ("clip_text_model", "clip"), "vision_config": (CLIPResNetVisionConfig.model_type,)},
         )

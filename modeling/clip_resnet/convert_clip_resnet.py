@@ -32,7 +32,7 @@ from .modeling_clip_resnet import CLIPResNetModel
 _POSITIONS = "visual.attnpool.positional_embedding"
 _VISION_SHAPES = ["visual.conv1.weight", "visual.layer1.0.conv1.weight", _POSITIONS]
 _STAGES = [f"visual.layer{index}." for index in (1, 2, 3, 4)]
-# How many batches batch normalisation has seen; nothing here reads it. Checkpoints before PyTorch 0.4.1 lack it.
+# Batch normalisation's count of batches, which is not used here. Checkpoints before PyTorch 0.4.1 lack it.
 _COUNTER = ".num_batches_tracked"
 
 

@@ -1,4 +1,4 @@
-"""`CLIPModel`'s interface for dual encoders whose image encoder is another."""
+"""`CLIPModel`'s interface for dual encoders with another image encoder."""
 
 from typing import Unpack
 
@@ -16,7 +16,7 @@ from .backbones import unit_norm
 
 
 def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_values"):
-    """ValueError for what is no batch of normalised images (B, channels, H, W)."""
+    """ValueError unless `pixel_values` is a batch of normalised images (B, channels, H, W)."""
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
         got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
         raise ValueError(f"{name}: expected [batch, {channels}, H, W], got {got}")

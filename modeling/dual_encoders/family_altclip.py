@@ -1,4 +1,4 @@
-"""What AltCLIP does otherwise than CLIP."""
+"""Where AltCLIP differs from CLIP."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What Chinese-CLIP does otherwise than CLIP."""
+"""Where Chinese-CLIP differs from CLIP."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What MetaCLIP 2 does otherwise than CLIP."""
+"""Where MetaCLIP 2 differs from CLIP."""
 
 from .backbones import CLIPFamily
 

@@ -1,4 +1,4 @@
-"""What SigLIP does otherwise than CLIP."""
+"""Where SigLIP differs from CLIP."""
 
 import torch
 from torch import nn

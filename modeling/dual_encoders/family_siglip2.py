@@ -1,4 +1,4 @@
-"""What SigLIP 2 (NaFlex) does otherwise than SigLIP."""
+"""Where SigLIP 2 (NaFlex) differs from SigLIP."""
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ class Siglip2Family(SiglipFamily):
             pixel_values, pixel_attention_mask, spatial_shapes = _as_patches(
                 pixel_values, model.config.vision_config.patch_size
             )
-        kwargs.pop("interpolate_pos_encoding", None)  # it always does
+        kwargs.pop("interpolate_pos_encoding", None)  # always done by this model
         return model.get_image_features(
             pixel_values=pixel_values,
             pixel_attention_mask=pixel_attention_mask,

@@ -1,4 +1,4 @@
-"""Fingerprints of weights: what a saved adapter remembers of its backbone."""
+"""Fingerprints of weights, by which a saved adapter recognises its backbone."""
 
 import base64
 import hashlib
@@ -23,12 +23,12 @@ def _sampled_values(state: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """What a saved adapter remembers of its backbone: SHA-256 over parameter names and shapes, and values sampled from
-    3 tensors.
+    """Identifies the weights of a backbone: SHA-256 over parameter names and shapes, and values sampled from 3
+    tensors.
 
-    The values are compared with a tolerance (`same_backbone`), so that a base loaded in bfloat16 is still itself.
-    Adapter layers that wrap the model are looked through, also around modules that are saved with an adapter: the
-    fingerprint is that of the base weights.
+    The values are compared with a tolerance (`same_backbone`), so that the same weights in bfloat16 are recognised.
+    Adapter layers around modules are left out, as are modules that are saved with an adapter: the fingerprint is that
+    of the base weights.
     """
     state = {
         name.replace(".base_layer", "").replace(".original_module", ""): parameter
@@ -48,7 +48,7 @@ def same_backbone(ours: str, theirs: str) -> bool:
     (_, shapes_a, values_a), (_, shapes_b, values_b) = ours.split(":"), theirs.split(":")
     if shapes_a != shapes_b:
         return False
-    if not values_a or not values_b:  # taken on the meta device: shapes are all there is
+    if not values_a or not values_b:  # taken on the meta device, where there are shapes only
         return True
     a, b = (torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.float32) for v in (values_a, values_b))
     return bool(((a - b).abs() <= _RELATIVE_TOLERANCE * a.abs().clamp_min(1e-6)).all())

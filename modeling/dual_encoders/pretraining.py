@@ -55,8 +55,8 @@ class Pretraining:
         name: the method in commands, `pretrain.py --method`.
         image_encoders: the kinds of image encoders that it can be built on.
         new_model: (fields of a `CLIPConfig`-like configuration, kind of the image encoder, scale) -> a model with
-            random weights (torch's global generator). The fields are what the user asked for over what the
-            architecture says; what the method adds goes under them.
+            random weights (torch's global generator). The fields are the user's, then the architecture's; the
+            method's own defaults apply to all others.
         new_processor: (image size, tokenizer) -> the processor that is saved with the model.
         load: (folder or Hub id, fields to change) -> a trained model and its processor, to go on from.
         load_for_use: folder of the trained model -> the model as users load it, where training needs more than they do

@@ -1,6 +1,6 @@
-r"""Encode many prompts with a causal CLIP text encoder, exactly and without the work that need not be done.
+r"""Encode many prompts with a causal CLIP text encoder, exactly and without unnecessary work.
 
-Where it stands, from class names to class features (C classes, T templates, N = C T prompts of at most L tokens):
+The way from class names to class features (C classes, T templates, N = C T prompts of at most L tokens):
 
     set_classes(names, templates)
         |  tokenizer
@@ -8,7 +8,7 @@ Where it stands, from class names to class features (C classes, T templates, N =
     ClassPrompts        ids of the classes: template_ids (C, T, L), and names alone, for learned contexts
         |  prompt_embedder     plain: the templates as they are; CoOp and others: learned vectors among them
         v
-    EmbeddedPrompts     input_ids (N, L) and what stands in the place of their embeddings, if anything
+    EmbeddedPrompts     input_ids (N, L), and the embeddings to use instead of theirs, if any
         |  family.encode_text -> encode_text here -> encode_prompts (causal) or encode_rows (bidirectional)
         v
     text features       (N, D), averaged over the T templates of a class: class features (C, D)
@@ -55,7 +55,8 @@ from .row_encoding import check_prefix, checked_deep_prompts, chunks, encode_row
 
 
 # Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared
-# prefix is repeated in every tree, so its share shrinks. Between 128 and 256 the ViT-B text encoder does not care.
+# prefix is repeated in every tree, so its share shrinks. Between 128 and 256 the speed of the ViT-B text encoder is
+# about the same.
 TREE_TOKENS = 192
 
 # text encoder -> (ids, shared prefix, plan) of its last prompts; see `_plan_of`
@@ -82,7 +83,7 @@ class PromptPlan:
     _copies: dict = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device | str) -> "PromptPlan":
-        """The plan on `device`; copied at the first call only, so a training step pays nothing."""
+        """The plan on `device`; copied at the first call only, not in every training step."""
         device = torch.device(device)
         if self.token_index.device == device:
             return self
@@ -108,8 +109,8 @@ def plan_prompts(
         eos_token_id: its first occurrence ends a prompt. None: the position of the largest id does.
             `pooled_token(text_model)` says which.
         shared_prefix: `"auto"` shares every common beginning, found by comparing ids (right when equal ids mean equal
-            embeddings). A number states that the first so many tokens of *all* prompts are the same and nothing after
-            them is, whatever the ids.
+            embeddings). A number n states that the first n tokens of *all* prompts are the same and none after them,
+            whatever the ids.
 
     Raises:
         ValueError: no prompts, a prompt without EOS, or ids that contradict `shared_prefix`.
@@ -127,8 +128,7 @@ def plan_prompts(
     ids = np.where(columns < lengths[:, None], ids[:, :longest], -1)
 
     # `order` sorts prompts like words in a dictionary: those that share a beginning are neighbours. `shared` counts
-    # the
-    # tokens that each has in common with the one before it: what it need not compute again.
+    # the tokens that each has in common with the one before it, which need not be computed again.
     if shared_prefix == "auto":
         order = np.lexsort(ids.T[::-1])
         ids, lengths = ids[order], lengths[order]
@@ -279,15 +279,13 @@ def encode_prompts(
         prefix_embeds: (P, width) or (B, P, width) token embeddings of the first P tokens of all prompts, in B variants
             (one per image, say): the cheap way to B variants, as nothing of size B x N x L exists.
         position_ids: (L,) position of each token of a prompt. Default: 0..L-1.
-        deep_prompts: layer -> (n, width): what stands at tokens `deep_start`.. before that layer (0: before the
-            first), instead of the states there.
+        deep_prompts: layer -> (n, width): these replace the states from token `deep_start` on in the layer's input
+            (layer 0 is the first).
         deep_start: see `deep_prompts`.
         shared_prefix: see `plan_prompts`. Default: `"auto"` without `inputs_embeds`, 0 with them, because equal ids
-            need not mean equal embeddings. A number with `inputs_embeds` states that the first so many embeddings of
-            all
+            need not mean equal embeddings. A number n with `inputs_embeds` states that the first n embeddings of all
             prompts are the same tensor: they are read from row 0, and their whole gradient goes there (for CoOp's
-            shared
-            context: 1 + number of context vectors).
+            shared context: 1 + number of context vectors).
         plan: `plan_prompts(input_ids, pooled_token(text_model), shared_prefix)`, made beforehand for ids that do not
             change.
         max_tokens_per_chunk: tokens run at once; bounds memory without gradients, and with them under `checkpoint`.
@@ -408,7 +406,7 @@ _CLIP_CLASSES = {
 
 
 class _DeepPrompt:
-    """What stands at some tokens before a layer. `columns` (G, T): the token that each slot holds."""
+    """Replaces the states at some tokens before a layer. `columns` (G, T): the token that each slot holds."""
 
     def __init__(self, prompt: torch.Tensor, columns: torch.Tensor, start: int):
         place = columns - start

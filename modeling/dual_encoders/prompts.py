@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def _beside(name: str, wanted: str):
-    """A module that exported code may lack; ValueError says what was wanted of it."""
+    """A module that exported code may lack; the ValueError names what needs it (`wanted`)."""
     try:
         return importlib.import_module(f".{name}", __package__)
     except ModuleNotFoundError:
@@ -152,7 +152,7 @@ def encode_texts(
     if max_length is not None and (kwargs.get("truncation") or kwargs.get("padding") == "max_length"):
         kwargs["max_length"] = max_length
     elif kwargs.get("truncation") is True:
-        del kwargs["truncation"]  # nothing says how long: transformers would only log that it ignores it
+        del kwargs["truncation"]  # without a length, transformers would only log that it ignores it
     encoded = tokenizer(texts, **kwargs)
     if kwargs.get("truncation"):
         _warn_of_truncation(encoded, texts, what, max_length)

@@ -1,4 +1,4 @@
-"""Encode prompts row by row, each from its first token to its last: the way that works for any text encoder.
+"""Encode whole prompts, from the first token to the last, one row per prompt. Works for any text encoder.
 
 For bidirectional encoders (SigLIP, Chinese-CLIP, AltCLIP), where later tokens change earlier ones, and for causal ones
 whose layers were replaced. `prompt_encoding.py` does the same for CLIP's own layers with far less work.
@@ -29,8 +29,8 @@ def encode_rows(
     """`prompt_encoding.encode_prompts` for any text encoder: whole rows, some at a time, through
     `run(input_ids, inputs_embeds, position_ids)` -> (rows, width).
 
-    Args as there; `layers` are the encoder's, for `deep_prompts`, and `token_embedding` its table, for
-    `prefix_embeds`. While it runs, `layers` have hooks where there are deep prompts: one call at a time.
+    Arguments as there. `layers` are the encoder's, for `deep_prompts`; `token_embedding` is its table, for
+    `prefix_embeds`. With deep prompts, `layers` have hooks during the call: make one call at a time.
     """
     check_prefix(prefix_embeds, inputs_embeds, input_ids)
     deep_prompts = checked_deep_prompts(deep_prompts, len(layers))
@@ -72,7 +72,7 @@ def encode_rows(
 
 @contextmanager
 def _deep_prompts_in_place(layers: nn.ModuleList, deep_prompts: dict[int, torch.Tensor], start: int) -> Iterator[None]:
-    """Within it, `layers[i]` sees `deep_prompts[i]` at tokens `start`.. of its input."""
+    """Within the context, `deep_prompts[i]` replaces the tokens from `start` on in the input of `layers[i]`."""
 
     def hook(prompt):
         def overwrite(module, arguments):

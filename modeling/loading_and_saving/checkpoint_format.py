@@ -1,6 +1,6 @@
 """
-What `hf-clip-variants convert` has to know about a kind of official checkpoint: how to recognise it, and how it
-becomes a model.
+What `hf-clip-variants convert` needs to know about a kind of official checkpoint: how to recognise it and how to
+build a model from it.
 
 Each method declares its formats in its own folder (`modeling/<method>/convert_<method>.py`,
 `adapters/<method>/convert.py`), and the table of methods points to them; the conversion itself names no method. No
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedModel
 
 
-# What the official code of prompt learners adds to CLIP's names: files that have these are adapters'.
+# Names that the official code of prompt learners adds to CLIP's: files with these hold adapters.
 LEARNED_CONTEXT = r"(prompt_learner\.)?ctx$"
 LAYER_PROMPTS = r".*\.VPT(_shallow)?$"
 
@@ -42,12 +42,12 @@ class OfficialFile:
     A checkpoint that is being converted.
 
     Args:
-        path: where it lies.
+        path: of the file.
         weights: its tensors under their official names; `""` names the tensor of a file that is a single one.
-        options: what the user said; options that were not given are not there.
+        options: the user's; those that were not given are absent.
         other_files: the paths that the format's `other_files` gave.
         read_weights: reads the tensors of another checkpoint.
-        notes: remarks for the user; the converter appends to it what the file does not say and what was assumed.
+        notes: remarks for the user; the converter appends what the file does not show and what was assumed.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class OfficialFile:
 
     @property
     def heads(self) -> dict[str, int]:
-        """The numbers of attention heads that were given."""
+        """The numbers of attention heads among the options."""
         return {name: self.options[name] for name in ("vision_heads", "text_heads") if name in self.options}
 
 
@@ -71,7 +71,7 @@ class BuiltModel:
     Args:
         model: float32, on the CPU, in eval mode.
         unused: names in the file that the model does not need.
-        image_settings: what its image processor has other than by default.
+        image_settings: settings of its image processor that differ from the default.
     """
 
     model: PreTrainedModel
@@ -86,14 +86,14 @@ def no_other_files(path: Path, options: Mapping[str, Any]) -> list[Path]:
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFormat:
     """
-    What the formats of models and adapters have in common.
+    The fields that formats of models and of adapters share.
 
     Args:
         signature: names by which a file is recognised.
-        outputs: what the model computes, and a file of expected outputs may hold.
-        other_files: (path, options) -> files that are read besides; they count as sources of the conversion.
-        elsewhere: pattern of a name -> what to do with a file that has it: one that looks alike, and is not of this
-            format.
+        outputs: names of the model's outputs, which a file of expected outputs may hold.
+        other_files: (path, options) -> further files to read; they count as sources of the conversion.
+        elsewhere: pattern of a name -> what to do with a file that has it, because it looks like this format and is
+            another.
     """
 
     signature: Signature
@@ -125,14 +125,14 @@ def clip_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
 @dataclass(frozen=True, kw_only=True)
 class ModelFormat(CheckpointFormat):
     """
-    A format whose files become a model. Defaults are those of CLIP and of what has its texts and images.
+    A format whose files become a model. The defaults suit CLIP and models with the same texts and images.
 
     Args:
-        build: the model and what is known of its images; ValueError where names or shapes do not fit.
-        load_tokenizer: from what the user named; None stands for the official one.
+        build: makes the model; ValueError if names or shapes do not fit.
+        load_tokenizer: from the user's file, folder or Hub id; None means the official one.
         special_tokens: ids that tokenizer and text configuration must have in common.
-        max_text_length: tokens that the model was trained with, where it has more positions.
-        make_processor: (image size, tokenizer or None, image settings) -> what is saved beside the model.
+        max_text_length: the longest text in training, in tokens, if the model has more positions.
+        make_processor: (image size, tokenizer or None, image settings) -> the processor to save with the model.
         prompts: example texts for a comparison of outputs.
         example_inputs: further example inputs, besides an image and texts.
         before_comparing: applied to the model in memory and to the one read back before their weights are compared.

@@ -46,9 +46,9 @@ def check_range(config: object, part: str, names: Sequence[str]):
             raise ValueError(f"{part}{name}: {value} is outside 1..{LARGEST}")
 
 
-def check_tower_types(values: Mapping, known: Mapping[str, Sequence[str]]):
-    """ValueError if a nested configuration of `values` says another `model_type` than one of `known[part]`; saying
-    none is fine."""
+def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
+    """ValueError if a nested configuration of `values` has a `model_type` that is not one of `known[part]`; it may
+    have none."""
     for part, types in known.items():
         nested = values.get(part)
         kind = nested.get("model_type") if isinstance(nested, Mapping) else None
@@ -60,7 +60,7 @@ def check_tower_types(values: Mapping, known: Mapping[str, Sequence[str]]):
 
 
 def damaged_file(source) -> Path | str:
-    """The first file of a folder that is no safetensors file; what was asked for where it is not a folder."""
+    """The first damaged safetensors file of a folder; `source` itself if it is not a folder."""
     for path in sorted(Path(source).glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
@@ -400,6 +400,6 @@ class StagedSaving:
         return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_range", "check_tower_types", "damaged_file"]
+__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_encoder_types", "check_range", "damaged_file"]
 __all__ += ["fsync_file", "fsync_folder", "no_space_error", "save_all_at_once", "staged_folder", "swap_in"]
 __all__ += ["without_kernels"]

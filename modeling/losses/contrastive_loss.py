@@ -14,10 +14,10 @@ Ranks. A rank owns the R x C block of its images: the texts are gathered, row no
 are combined from C numbers of each rank, and each rank gets its own texts' gradient summed over the blocks. That is
 half of what gathering both sides moves. The convention, for every caller: **each rank returns the loss of the whole
 batch; gradients of the embeddings are W times the whole batch's, those of `logit_scale` and `logit_bias` are the whole
-batch's.** DDP and FSDP2 average gradients over ranks, and a tower's gradient on one rank is only its own rows' share,
-so after the average every parameter has exactly the gradient of one process with all pairs. The scale's gradient is
-already the same on all ranks: it may be averaged (DDP) or not (FSDP2, which cannot shard a parameter without
-dimensions: `fully_shard(model, ignored_params={model.logit_scale})`), and needs no reduction by hand.
+batch's.** DDP and FSDP2 average gradients over ranks, and an encoder's gradient on one rank is only its own rows'
+share, so after the average every parameter has exactly the gradient of one process with all pairs. The scale's
+gradient is already the same on all ranks: it may be averaged (DDP) or not (FSDP2, which cannot shard a parameter
+without dimensions: `fully_shard(model, ignored_params={model.logit_scale})`), and needs no reduction by hand.
 """
 
 import math

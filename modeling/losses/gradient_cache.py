@@ -59,9 +59,9 @@ def backward_in_chunks(
     >>> from transformers import CLIPConfig, CLIPModel
     >>> from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
 
-    >>> tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    >>> towers = {"text_config": {**tower, "vocab_size": 10}, "vision_config": {**tower, "image_size": 32}}
-    >>> model = CLIPModel(CLIPConfig(**towers))
+    >>> layers = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    >>> parts = {"text_config": {**layers, "vocab_size": 10}, "vision_config": {**layers, "image_size": 32}}
+    >>> model = CLIPModel(CLIPConfig(**parts))
     >>> batch = {"input_ids": torch.arange(6)[:, None], "pixel_values": torch.randn(6, 3, 32, 32)}
     >>> loss = backward_in_chunks(model, batch, micro_batch_size=2)
     >>> model.logit_scale.grad is not None
@@ -77,7 +77,7 @@ def backward_in_chunks(
     states, embeds = [], []
     with torch.no_grad():
         for chunk in chunks:
-            states.append(_random_state(device))
+            states.append(_random_state(device))  # so that the second pass draws the same dropout
             embeds.append(_embeds(bare, chunk))  # DDP's own forward would synchronise buffers
     image, text = (torch.cat(side).requires_grad_() for side in zip(*embeds, strict=True))
     learnt = {"logit_scale": bare.logit_scale}
@@ -93,8 +93,8 @@ def backward_in_chunks(
         _set_random_state(states[i], device)
         is_last = i == len(chunks) - 1
         with _reduction(model, is_last):
-            # What has the wanted gradient. DDP expects each parameter in its backward pass once: the scale's comes
-            # with the last chunk.
+            # sum(embed * grad): its gradient with respect to the parameters is the loss's. DDP expects each parameter
+            # in exactly one synchronised backward pass, so the scale's gradient comes with the last chunk.
             pairs = zip(_embeds(model, chunk), (image_grads[i], text_grads[i]), strict=True)
             surrogate = sum((embed * grad).sum() for embed, grad in pairs)
             if is_last:
@@ -105,7 +105,7 @@ def backward_in_chunks(
 
 
 def _cut(model, inputs: Mapping[str, Any], micro_batch_size: int, group) -> list[dict[str, Any]]:
-    """The chunks of this rank's pairs, as many on every rank."""
+    """The chunks of this rank's pairs; every rank gets the same number of chunks."""
     tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
     lengths = {name: len(value) for name, value in tensors.items()}
 

@@ -1,8 +1,8 @@
-"""What the ranks of a process group tell each other when one loss spans the pairs of all of them.
+"""What ranks of a process group exchange for a loss over the pairs of all ranks.
 
-A batch of B pairs lies on W ranks, `counts[r]` consecutive ones on rank r; counts may differ, and be 0. On one process
-every exchange is the identity, so that a loss is written once. Nothing here is differentiable: losses call it inside
-their own forward and backward passes.
+A batch of B pairs is spread over W ranks: rank r has `counts[r]` consecutive ones. Counts may differ, and be 0. On one
+process every exchange is the identity, so that a loss is written once. Nothing here is differentiable: losses call it
+inside their own forward and backward passes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or getattr(dist, 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who holds which rows of the whole batch."""
+    """Which rank holds which rows of the whole batch."""
 
     counts: tuple[int, ...]
     rank: int = 0

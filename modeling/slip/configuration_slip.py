@@ -8,7 +8,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.checkpoints import LARGEST, check_range, check_tower_types, without_kernels
+from ..loading_and_saving.checkpoints import LARGEST, check_encoder_types, check_range, without_kernels
 
 
 OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")
@@ -151,7 +151,7 @@ class SLIPConfig(PreTrainedConfig):
         """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
         the text encoder is CLIP's, and the image encoder is one of `IMAGE_ENCODERS`.
         """
-        check_tower_types(config_dict, {"text_config": ("clip_text_model", "clip")})
+        check_encoder_types(config_dict, {"text_config": ("clip_text_model", "clip")})
         return super().from_dict(without_kernels(config_dict), **kwargs)
 
     @property

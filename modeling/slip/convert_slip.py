@@ -1,8 +1,8 @@
 """Weights of the official SLIP ↔ `SLIPForPreTraining` and `SLIPModel`, for the Vision Transformers of the repository.
 
 The state dict comes from `hf_clip_variants.conversion.checkpoint_reader.read_state_dict`, which strips `module.` and
-never builds the `args` beside the weights; this file reads no files. The repository has three kinds of models, told by
-their names:
+never builds the `args` beside the weights; this file reads no files. The repository has three kinds of models, which
+the names of their weights tell apart:
 
 | classes | has | becomes |
 |---|---|---|
@@ -45,7 +45,7 @@ from .modeling_slip import SLIPForPreTraining, SLIPModel
 
 _OF = "SLIP"
 _HEAD = "image_mlp."
-_TOWER = {
+_ENCODER = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
@@ -66,9 +66,9 @@ _LAYER: NameTable = {
 }
 _LAYER |= {f"attn.qkv.{kind}": tuple(f"attention.{part}_proj.{kind}" for part in "qkv") for kind in ("weight", "bias")}
 _POSITIONS, _PATCHES, _MLP = "visual.pos_embed", "visual.patch_embed.proj.weight", "visual.blocks.0.mlp.fc1.weight"
-_TOWER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
+_ENCODER_DIMS = {_POSITIONS: 3, _PATCHES: 4, _MLP: 2}
 _HEAD_SHAPES = [_HEAD + "layer1.weight", _HEAD + "layer3.weight"]
-# The only width of the three models whose heads are not 64 wide: ViT-S, with 12 of 32.
+# Width -> heads, where they are not 64 wide: ViT-S has 12 of 32.
 _VISION_HEADS = {384: 12}
 # The image processor's settings that are not CLIP's; 2 is bilinear.
 SLIP_IMAGES = {"image_mean": [*IMAGENET_DEFAULT_MEAN], "image_std": [*IMAGENET_DEFAULT_STD], "resample": 2}
@@ -172,7 +172,7 @@ def convert_slip_state_dict(
 
 def to_official(state_dict: Mapping[str, torch.Tensor], config: SLIPConfig) -> dict[str, torch.Tensor]:
     """The inverse of `convert_slip_state_dict`: the repository's names, dtypes as they are. Gradients and other
-    tensors by parameter name are taken, too: with or without the head, with or without its buffers.
+    tensors under parameter names are accepted, too: with or without the head, with or without its buffers.
 
     Raises:
         ValueError: missing names, names that `SLIPForPreTraining(config)` does not have, or an image encoder that is
@@ -195,7 +195,7 @@ def _name_table(config: SLIPConfig, names: Mapping[str, torch.Tensor]) -> NameTa
 
 
 def _vision_names(num_layers: int, prefix: str) -> NameTable:
-    outer = {"visual." + official: prefix + ours for official, ours in _TOWER.items()}
+    outer = {"visual." + official: prefix + ours for official, ours in _ENCODER.items()}
     return outer | layer_names("visual.blocks.{i}.", prefix + "layers.{i}.", num_layers, _LAYER)
 
 
@@ -211,7 +211,7 @@ def _check_architecture(state_dict: Mapping[str, torch.Tensor]):
 
 def _infer_vision_config(state_dict: Mapping[str, torch.Tensor], vision_heads: int | None) -> dict:
     _check_architecture(state_dict)
-    shapes = shapes_of(state_dict, list(_TOWER_DIMS), of=_OF, dims=_TOWER_DIMS)
+    shapes = shapes_of(state_dict, list(_ENCODER_DIMS), of=_OF, dims=_ENCODER_DIMS)
     width, channels, _, patch = shapes[_PATCHES]
     grid = math.isqrt(max(shapes[_POSITIONS][1] - 1, 0))
     if grid < 1 or grid * grid != shapes[_POSITIONS][1] - 1:

@@ -157,7 +157,7 @@ def test_failing_method_does_not_stop_others_and_is_retried(script, sources, tmp
         assert script.main(command) == 1
     said = capsys.readouterr().err
     assert "few_shot, icons: tip_adapter, 1 shot, seed 1 failed: RuntimeError: out of luck" in said
-    assert "4 runs failed, repeat the command" in said and "4 cells are missing" in (tmp_path / "table.md").read_text()
+    assert "4 runs failed, repeat the command" in said and "4 runs are missing" in (tmp_path / "table.md").read_text()
     failed = [record for record in records_of(tmp_path) if record.get("error")]
     assert [record["method"] for record in failed] == ["tip_adapter"] * 4
     assert script.main(command) == 0 and len(comparable(tmp_path)) == 9
@@ -246,7 +246,7 @@ def test_processes_share_the_runs_even_if_one_starts_late(script, sources, tmp_p
     """Started one after the other: the second process reads the first one's lines and does only its own runs."""
     options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
     assert script.benchmark(options, "x", rank=0, world_size=2) == 0
-    assert "2 cells are missing" in (tmp_path / "table.md").read_text()
+    assert "2 runs are missing" in (tmp_path / "table.md").read_text()
     assert script.benchmark(options, "x", rank=1, world_size=2) == 0
     assert len(comparable(tmp_path)) == 5 and "missing" not in (tmp_path / "table.md").read_text()
     assert [len((tmp_path / f"runs-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [3, 2]
@@ -261,7 +261,7 @@ def test_two_processes_get_the_results_of_one(sources, whole, tmp_path):
     assert comparable(out) == comparable(whole)
     assert [len((out / f"runs-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [9, 9]
     first, second = (
-        path.read_text().split("## ", 1)[1].split("cells, ")[0] for path in (out / "table.md", whole / "table.md")
+        path.read_text().split("## ", 1)[1].split("runs, ")[0] for path in (out / "table.md", whole / "table.md")
     )
     assert first == second and "missing" not in (out / "table.md").read_text()
     assert "[process 1] 9 of 18 runs to do" in done.stderr

@@ -27,12 +27,12 @@ def convert_clip_adapter(
             prefix is removed.
         text: the same of a text adapter. The official code has none; give at least one of the two.
         ratio: constant 0.2 in the official code, not in the file.
-        text_ratio: default: `ratio`.
-        output_relu: True is the official code, False the paper's formula.
+        text_ratio: default `ratio`.
+        output_relu: True as in the official code, False as in the paper's formula.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
-        ValueError: missing or unknown keys, shapes that do not go together, values that are not finite.
+        ValueError: missing or unknown keys, shapes that do not fit each other, values that are not finite.
     """
     given = {modality: state for modality, state in (("image", image), ("text", text)) if state is not None}
     if not given:

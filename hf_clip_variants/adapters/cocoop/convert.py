@@ -9,7 +9,8 @@ from ..tuner import check_keys, finite, without_prefixes
 from .config import CoCoOpConfig
 
 
-_DROPPED = ("token_prefix", "token_suffix")  # token embeddings of the training classes; they follow from the names
+# token embeddings of the training classes, which follow from the class names
+_DROPPED = ("token_prefix", "token_suffix")
 _NAMES = {"ctx": "context"} | {
     f"meta_net.{layer}.{part}": f"{layer}.{part}" for layer in ("linear1", "linear2") for part in ("weight", "bias")
 }
@@ -23,7 +24,7 @@ def convert_cocoop(state_dict: Mapping[str, torch.Tensor]) -> tuple[CoCoOpConfig
             `meta_net.linear2` (d, h), and two buffers that are dropped.
 
     Raises:
-        ValueError: missing or unknown keys, shapes that do not go together, tensors that are not finite.
+        ValueError: missing or unknown keys, shapes that do not fit each other, tensors that are not finite.
     """
     tensors = {name: tensor for name, tensor in without_prefixes(state_dict).items() if name not in _DROPPED}
     check_keys(tensors, set(_NAMES))

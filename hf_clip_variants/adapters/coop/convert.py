@@ -16,7 +16,8 @@ from ..checkpoint_format import (
 from .config import ClassTokenPosition, CoOpConfig
 
 
-# Embeddings of the training classes' prompts. They follow from the class names, and are dropped: others can be set.
+# Embeddings of the training classes' prompts. They follow from the class names and are dropped, so that other classes
+# can be set.
 _DROPPED = ("token_prefix", "token_suffix")
 
 
@@ -32,7 +33,7 @@ def convert_coop(
     Args:
         state_dict: from `checkpoint_reader.read_state_dict(path)`: `ctx` (M, d) or (C, M, d), and two buffers that are
             dropped.
-        class_token_position: of the training run; it is in the folder's name (`ctpend`), not in the file.
+        class_token_position: of the training run. The folder's name has it (`ctpend`), the file does not.
         class_names: the training classes in label order, needed for a class-specific context (C, M, d).
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 

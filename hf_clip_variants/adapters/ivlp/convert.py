@@ -25,8 +25,8 @@ def convert_ivlp(
             `prompt_learner.ctx` (n, d), `text_encoder.transformer.resblocks.{i}.VPT_shallow` and, where images have
             prompts, `image_encoder.VPT` and `image_encoder.transformer.resblocks.{i}.VPT_shallow` are the adapter;
             CLIP and the classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
-            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
+        context_init_ids: token ids of the words that the training started from ("a photo of a"), which the file does
+            not hold; words after the learned vectors stay in the prompts. None: it started from random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
@@ -60,7 +60,7 @@ def convert_ivlp(
 
 
 CHECKPOINTS = AdapterFormat(
-    # A whole model with a context and no other prompts is one with text_depth 1, or CoOp's: the user knows.
+    # A whole model with a context and no other prompts can be an IVLP with text_depth 1 or a CoOp: the user must say.
     signature=Signature(every=(r"prompt_learner\.ctx$", r"(image|text)_encoder\."), none=(META_NET, COUPLING)),
     tensors=("ctx", r"VPT(_shallow)?"),
     convert=lambda official: convert_ivlp(official.weights, context_init_ids=official.context_ids or None),

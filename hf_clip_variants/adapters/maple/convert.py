@@ -12,7 +12,8 @@ from .config import MaPLeConfig
 
 
 _LEARNER = "prompt_learner."
-_DROPPED = ("token_prefix", "token_suffix")  # token embeddings of the training classes; they follow from the names
+# token embeddings of the training classes, which follow from the class names
+_DROPPED = ("token_prefix", "token_suffix")
 _CLIP = ("image_encoder.", "text_encoder.", "logit_scale", "clip.")
 _TEXT = re.compile(r"compound_prompts_text\.(\d+)$")
 _PROJECTION = re.compile(r"compound_prompt_projections\.(\d+)\.(weight|bias)$")
@@ -27,12 +28,12 @@ def convert_maple(
         state_dict: from `checkpoint_reader.read_state_dict("MultiModalPromptLearner/model.pth.tar-5")`: the whole
             model, or its `prompt_learner` alone. `ctx` (n, dt), `proj`, `compound_prompts_text.{i}` and
             `compound_prompt_projections.{i}` are the adapter; CLIP and the classes' token embeddings are not read.
-        context_init_ids: token ids of the words that the training began with ("a photo of a"): those behind the
-            learned ones are part of the prompts. They are in no file; None: it began with random vectors.
+        context_init_ids: token ids of the words that the training started from ("a photo of a"), which the file does
+            not hold; words after the learned vectors stay in the prompts. None: it started from random vectors.
         plain_clip: for a plain `CLIPModel` instead of a `CLIPClassifier`.
 
     Raises:
-        ValueError: missing or unknown keys, shapes that do not go together, tensors that are not finite.
+        ValueError: missing or unknown keys, shapes that do not fit each other, tensors that are not finite.
     """
     names = [name for name in state_dict if name.startswith(_LEARNER) or not name.startswith(_CLIP)]
     tensors = {name.removeprefix(_LEARNER): state_dict[name] for name in names}

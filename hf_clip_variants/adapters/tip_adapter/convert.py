@@ -39,13 +39,13 @@ def convert_tip_adapter(
         keys: `keys_16shots.pt`, (D, N); `checkpoint_reader.read_checkpoint(path)` reads these files, which hold a bare
             tensor.
         values: `values_16shots.pt`, (N, C) one-hot.
-        best_keys: `best_F_16shots.pt`, (N, D): trained keys, which take the place of `keys` (Tip-Adapter-F).
+        best_keys: `best_F_16shots.pt`, (N, D): trained keys, used instead of `keys` (Tip-Adapter-F).
         num_classes: C. Needed when the last classes have no image: the official `values` are then narrower.
-        alpha, beta: found by the official search, which only prints them.
+        alpha, beta: from the official search, which prints them and saves them nowhere.
         allow_missing_classes: leave classes without an image to zero-shot CLIP instead of raising.
 
     Raises:
-        ValueError: shapes that do not go together, rows that are not one-hot, classes without an image, values that
+        ValueError: shapes that do not fit each other, rows that are not one-hot, classes without an image, values that
             are not finite.
 
     Example:
@@ -75,7 +75,7 @@ def convert_tip_adapter(
 
 
 def _values_file(path: Path, options: Mapping[str, Any]) -> list[Path]:
-    """`values_16shots.pt` beside `keys_16shots.pt` or `best_F_16shots.pt`, or what the user named."""
+    """The user's file of values, or `values_16shots.pt` in the folder of `keys_16shots.pt` or `best_F_16shots.pt`."""
     if "values" in options:
         return [Path(options["values"])]
     for prefix in ("keys_", "best_F_"):
@@ -102,7 +102,7 @@ def _convert(official: OfficialAdapterFile) -> tuple[TipAdapterConfig, dict[str,
         )
     num_classes, width = len(official.class_names), official.classifier.config.projection_dim
     rows = len(labels_from_one_hot(values, num_classes))
-    # (D, N) in keys_*.pt, (N, D) in best_F_*.pt; the file name decides where both could be meant.
+    # (D, N) in keys_*.pt, (N, D) in best_F_*.pt. If both fit, the file name decides.
     trained = tuple(keys.shape) == (rows, width) and (rows != width or path.name.startswith("best_F"))
     if not trained and tuple(keys.shape) != (width, rows):
         raise ValueError(

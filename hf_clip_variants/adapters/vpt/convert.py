@@ -14,8 +14,9 @@ from .config import VPTConfig
 def convert_vpt(
     state_dict: Mapping[str, torch.Tensor], *, plain_clip: bool = False
 ) -> tuple[VPTConfig, dict[str, torch.Tensor]]:
-    """VPT on CLIP (`VPT` trainer of muzairkhattak/multimodal-prompt-learning) -> configuration and tensors for
-    `put_adapter`, float32.
+    """Configuration and tensors for `put_adapter`, float32, from VPT on CLIP.
+
+    That is the `VPT` trainer of muzairkhattak/multimodal-prompt-learning.
 
     Args:
         state_dict: from `checkpoint_reader.read_state_dict("…/model.pth.tar-5")`: the whole model, of which
@@ -99,7 +100,7 @@ def vit_from_official(
 
     Args:
         state_dict: `enc.transformer.*` and `head.last_layer.*`; prompts in it are left out.
-        num_attention_heads: not to be told from the weights.
+        num_attention_heads: the weights do not show it.
     """
     weights = {
         name.removeprefix(_ENCODER): tensor

@@ -1,6 +1,8 @@
-"""The folders that users of CoOp and its successors have on disk: eleven data sets with Zhou's splits, and ImageNet's four shifted test sets.
+"""The folders that users of CoOp and its successors have on disk: eleven data sets with Zhou's splits, and ImageNet's
+four shifted test sets.
 
-`load_images("coop:DATA/oxford_pets")` reads one of them. Everything is keyed by label: names may repeat (CLIP's ImageNet names do, twice).
+`load_images("coop:DATA/oxford_pets")` reads one of them. Everything is keyed by label: names may repeat (CLIP's
+ImageNet names do, twice).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _EUROSAT_NAMES = {
 
 @dataclass(frozen=True)
 class LabelledPaths:
-    """One split: N pictures below `root`, labels that count into `names`."""
+    """One split: N images below `root`, labels that count into `names`."""
 
     root: Path
     paths: list[str]  # as they are listed, relative to `root`
@@ -55,7 +57,7 @@ class Layout:
         title (`str`): as papers' tables call it.
         template (`str`): CoOp's prompt for zero-shot CLIP.
         read (`Callable`): (layout, folder) -> splits.
-        split_file, pictures (`str`): where the lists and the pictures are, relative to the folder.
+        split_file, image_folder (`str`): where the lists and the images are, relative to the folder.
         recipe (`str`, *optional*): its name in `recipes.DATASETS`.
         names (`Mapping[str, str]`): class names that are written otherwise on disk.
         ignored (`tuple[str, ...]`): class names that must not be there.
@@ -66,17 +68,18 @@ class Layout:
     template: str
     read: Callable[[Layout, Path], dict[str, LabelledPaths]]
     split_file: str = ""
-    pictures: str = ""
+    image_folder: str = ""
     recipe: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
 
-# ----------------------------------------------------------------------------------------------------- Zhou's split files
+# ---- Zhou's split files
 
 
 def _read_split_file(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """split_zhou_*.json: {"train", "val", "test"} -> lists of [path, label, class name]. Rows keep their order: draws depend on it."""
+    """split_zhou_*.json: {"train", "val", "test"} -> lists of [path, label, class name]. Rows keep their order: draws
+    depend on it."""
     file = _existing(folder / layout.split_file, layout)
     try:
         lists = json.loads(file.read_text(encoding="utf-8"))
@@ -85,7 +88,7 @@ def _read_split_file(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
     if not isinstance(lists, dict) or not set(SPLITS) <= set(lists):
         got = sorted(lists) if isinstance(lists, dict) else type(lists).__name__
         raise ValueError(f"{file}: got {got}; want an object with the lists {', '.join(SPLITS)}")
-    root = folder / layout.pictures
+    root = folder / layout.image_folder
     rows = {split: _checked_rows(lists[word], f"{file}: {word}") for word, split in SPLITS.items()}
     names = _names_by_label(((label, name) for part in rows.values() for _, label, name in part), file)
     bad = sorted(set(names) & set(layout.ignored))
@@ -128,9 +131,11 @@ def _names_by_label(pairs: Iterable[tuple[int, str]], file: Path) -> list[str]:
     name_of: dict[int, str] = {}
     for label, name in pairs:
         if name_of.setdefault(label, name) != name:
-            raise ValueError(f"{file}: label {label} is named {name_of[label]!r} and {name!r}; want one name a label")
+            raise ValueError(
+                f"{file}: label {label} is named {name_of[label]!r} and {name!r}; want one name per label"
+            )
     if not name_of:
-        raise ValueError(f"{file}: lists no pictures")
+        raise ValueError(f"{file}: lists no images")
     missing = sorted(set(range(max(name_of) + 1)) - set(name_of))
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -140,11 +145,11 @@ def _names_by_label(pairs: Iterable[tuple[int, str]], file: Path) -> list[str]:
     return [name_of[label] for label in range(len(name_of))]
 
 
-# -------------------------------------------------------------------------------------------------------- other layouts
+# ---- other layouts
 
 
 def _read_aircraft(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """variants.txt: a class a line. images_variant_<split>.txt: lines of picture id and variant."""
+    """variants.txt: a class a line. images_variant_<split>.txt: lines of image id and variant."""
     names = [line.strip() for line in _lines(folder / "variants.txt", layout)]
     label_of = {name: label for label, name in enumerate(names)}  # the lists name their classes and know no labels
     if len(label_of) < len(names):
@@ -159,41 +164,46 @@ def _read_aircraft(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
                 raise ValueError(f"{file}, line {number}: {variant!r} is not in variants.txt")
             paths.append(_inside(f"{identity}.jpg", f"{file}, line {number}"))
             labels.append(label_of[variant])
-        splits[split] = LabelledPaths(folder / layout.pictures, paths, labels, names, repetition_marks(names))
+        splits[split] = LabelledPaths(folder / layout.image_folder, paths, labels, names, repetition_marks(names))
     return splits
 
 
 def _read_imagenet(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    """images/train and images/val by WordNet id. Its validation pictures are the test set; there are no others to validate on."""
+    """images/train and images/val by WordNet id. The validation images are the test set, as in the papers; there is no
+    other set to validate on.
+    """
     classes = _wordnet_classes(folder, layout)
-    roots = {"train": folder / layout.pictures / "train", "test": folder / layout.pictures / "val"}
+    roots = {"train": folder / layout.image_folder / "train", "test": folder / layout.image_folder / "val"}
     return {split: _by_wordnet_id(root, classes, layout, whole=True) for split, root in roots.items()}
 
 
 def _read_imagenet_sketch(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
-    return {"test": _by_wordnet_id(folder / layout.pictures, _wordnet_classes(folder, layout), layout, whole=True)}
+    return {"test": _by_wordnet_id(folder / layout.image_folder, _wordnet_classes(folder, layout), layout, whole=True)}
 
 
 def _read_imagenet_part(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
     """ImageNet-A and -R: 200 of the 1000 classes."""
-    return {"test": _by_wordnet_id(folder / layout.pictures, _wordnet_classes(folder, layout), layout, whole=False)}
+    return {
+        "test": _by_wordnet_id(folder / layout.image_folder, _wordnet_classes(folder, layout), layout, whole=False)
+    }
 
 
 def _read_imagenet_v2(layout: Layout, folder: Path) -> dict[str, LabelledPaths]:
     """Folders are numbers: lines of classnames.txt, from 0."""
     classes = list(_wordnet_classes(folder, layout).values())
-    root = _existing(folder / layout.pictures, layout)
+    root = _existing(folder / layout.image_folder, layout)
     numbers = [d.name for d in _folders(root)]
-    strangers = [n for n in numbers if not n.isdecimal() or int(n) >= len(classes)]
+    unknown = [n for n in numbers if not n.isdecimal() or int(n) >= len(classes)]
     missing = [str(n) for n in range(len(classes)) if str(n) not in numbers]
-    if strangers or missing:
-        fault = f"has the folders {name_some(strangers)}" if strangers else f"misses the folders {name_some(missing)}"
+    if unknown or missing:
+        fault = f"has the folders {name_some(unknown)}" if unknown else f"misses the folders {name_some(missing)}"
         raise ValueError(f"{root}: {fault}; want 0..{len(classes) - 1}, the lines of {CLASS_NAMES_FILE}")
-    return {"test": _pictures_in(root, [str(n) for n in range(len(classes))], classes)}
+    return {"test": _images_in(root, [str(n) for n in range(len(classes))], classes)}
 
 
 def _wordnet_classes(folder: Path, layout: Layout) -> dict[str, tuple[str, str]]:
-    """classnames.txt: WordNet id -> name and mark, in the file's order. Marks are of the whole file: a name means the same in every set."""
+    """classnames.txt: WordNet id -> name and mark, in the file's order. Marks are of the whole file: a name means the
+    same in every set."""
     file = folder / CLASS_NAMES_FILE
     if not file.is_file() and (folder.parent / "imagenet" / CLASS_NAMES_FILE).is_file():
         file = folder.parent / "imagenet" / CLASS_NAMES_FILE  # what the shifted sets' file is a copy of
@@ -212,32 +222,30 @@ def _by_wordnet_id(root: Path, classes: Mapping[str, tuple[str, str]], layout: L
     found = [d.name for d in _folders(_existing(root, layout))]
     if not found:
         raise ValueError(f"{root}: no class folders; want one a WordNet id, such as {next(iter(classes))}")
-    strangers = [identity for identity in found if identity not in classes]
+    unknown = [identity for identity in found if identity not in classes]
     missing = sorted(set(classes) - set(found)) if whole else []
-    if strangers or missing:
-        fault = (
-            f"{name_some(strangers)} not in {CLASS_NAMES_FILE}" if strangers else f"no folder for {name_some(missing)}"
-        )
+    if unknown or missing:
+        fault = f"{name_some(unknown)} not in {CLASS_NAMES_FILE}" if unknown else f"no folder for {name_some(missing)}"
         some = "" if whole else "some of "
         raise ValueError(f"{root}: {fault}; want {some}the {len(classes)} WordNet ids of {CLASS_NAMES_FILE}")
-    return _pictures_in(root, found, [classes[identity] for identity in found])
+    return _images_in(root, found, [classes[identity] for identity in found])
 
 
-def _pictures_in(root: Path, folders: list[str], classes: list[tuple[str, str]]) -> LabelledPaths:
-    """Folder k holds the pictures of class k."""
+def _images_in(root: Path, folders: list[str], classes: list[tuple[str, str]]) -> LabelledPaths:
+    """Folder k holds the images of class k."""
     paths, labels = [], []
     for label, folder in enumerate(folders):
-        pictures = sorted(  # the official order is the file system's, which differs from machine to machine
+        images = sorted(  # the official order is the file system's, which differs from machine to machine
             entry.name
             for entry in os.scandir(root / folder)
             if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
         )
-        paths += [f"{folder}/{name}" for name in pictures]
-        labels += [label] * len(pictures)
+        paths += [f"{folder}/{name}" for name in images]
+        labels += [label] * len(images)
     return LabelledPaths(root, paths, labels, [name for name, _ in classes], [mark for _, mark in classes])
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# ---- files
 
 
 def _existing(path: Path, layout: Layout) -> Path:
@@ -256,7 +264,7 @@ def _folders(root: Path) -> list[Path]:
     return sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
 
 
-def _check_pictures_exist(split: str, part: LabelledPaths, layout: Layout) -> None:
+def _check_images_exist(split: str, part: LabelledPaths, layout: Layout) -> None:
     """Lists each folder once: a look at every file takes minutes on a network drive."""
     present: dict[str, set[str]] = {}
     missing = []
@@ -269,8 +277,8 @@ def _check_pictures_exist(split: str, part: LabelledPaths, layout: Layout) -> No
             missing.append(path)
     if missing:
         raise FileNotFoundError(
-            f"{layout.title}, {split}: {len(missing)} of {len(part.paths)} listed pictures do not exist: {name_some(missing, 3)}; "
-            f"expected below {part.root}"
+            f"{layout.title}, {split}: {len(missing)} of {len(part.paths)} listed images do not exist: "
+            f"{name_some(missing, 3)}; expected below {part.root}"
         )
 
 
@@ -280,7 +288,7 @@ def _short(value: Any) -> str:
 
 
 def repetition_marks(names: Iterable[str]) -> list[str]:
-    """What to put behind each name so that all differ: nothing, or underscores. Prompts do not say them, so embeddings stay equal.
+    """What to add to each name so that all differ: nothing, or underscores, which prompts leave out.
 
     >>> repetition_marks(["missile", "mitten", "missile"])
     ['', '', '_']
@@ -293,42 +301,71 @@ def repetition_marks(names: Iterable[str]) -> list[str]:
     return marks
 
 
-# --------------------------------------------------------------------------------------------------------------- table
+# ---- table
 
 
-def _zhou(folder: str, file: str, pictures: str, title: str, template: str, recipe: str, **rest: Any) -> Layout:
-    return Layout(folder, title, template, _read_split_file, f"split_zhou_{file}.json", pictures, recipe, **rest)
+def _zhou(folder: str, file: str, image_folder: str, title: str, template: str, recipe: str, **rest: Any) -> Layout:
+    return Layout(folder, title, template, _read_split_file, f"split_zhou_{file}.json", image_folder, recipe, **rest)
 
 
 _PHOTO = "a photo of a {}."
 LAYOUTS: dict[str, Layout] = {
     layout.folder: layout
     for layout in (
-        Layout("imagenet", "ImageNet", _PHOTO, _read_imagenet, pictures="images", recipe="imagenet"),
+        Layout("imagenet", "ImageNet", _PHOTO, _read_imagenet, image_folder="images", recipe="imagenet"),
         _zhou(
-            "caltech-101", "Caltech101", "101_ObjectCategories", "Caltech101", _PHOTO, "caltech101",
-            names=_CALTECH_NAMES, ignored=_CALTECH_IGNORED,
+            "caltech-101",
+            "Caltech101",
+            "101_ObjectCategories",
+            "Caltech101",
+            _PHOTO,
+            "caltech101",
+            names=_CALTECH_NAMES,
+            ignored=_CALTECH_IGNORED,
         ),
         _zhou("oxford_pets", "OxfordPets", "images", "OxfordPets", "a photo of a {}, a type of pet.", "oxford_pets"),
         _zhou("stanford_cars", "StanfordCars", "", "StanfordCars", _PHOTO, "stanford_cars"),
-        _zhou("oxford_flowers", "OxfordFlowers", "jpg", "Flowers102", "a photo of a {}, a type of flower.", "oxford_flowers"),
+        _zhou(
+            "oxford_flowers",
+            "OxfordFlowers",
+            "jpg",
+            "Flowers102",
+            "a photo of a {}, a type of flower.",
+            "oxford_flowers",
+        ),
         _zhou("food-101", "Food101", "images", "Food101", "a photo of {}, a type of food.", "food101"),
         Layout(
-            "fgvc_aircraft", "FGVCAircraft", "a photo of a {}, a type of aircraft.", _read_aircraft,
-            pictures="images", recipe="fgvc_aircraft",
+            "fgvc_aircraft",
+            "FGVCAircraft",
+            "a photo of a {}, a type of aircraft.",
+            _read_aircraft,
+            image_folder="images",
+            recipe="fgvc_aircraft",
         ),
         _zhou("sun397", "SUN397", "SUN397", "SUN397", _PHOTO, "sun397"),
         _zhou("dtd", "DescribableTextures", "images", "DTD", "{} texture.", "dtd"),
-        _zhou("eurosat", "EuroSAT", "2750", "EuroSAT", "a centered satellite photo of {}.", "eurosat", names=_EUROSAT_NAMES),
+        _zhou(
+            "eurosat",
+            "EuroSAT",
+            "2750",
+            "EuroSAT",
+            "a centered satellite photo of {}.",
+            "eurosat",
+            names=_EUROSAT_NAMES,
+        ),
         _zhou("ucf101", "UCF101", "UCF-101-midframes", "UCF101", "a photo of a person doing {}.", "ucf101"),
         Layout(
-            "imagenetv2", "ImageNetV2", _PHOTO, _read_imagenet_v2, pictures="imagenetv2-matched-frequency-format-val",
+            "imagenetv2",
+            "ImageNetV2",
+            _PHOTO,
+            _read_imagenet_v2,
+            image_folder="imagenetv2-matched-frequency-format-val",
         ),
-        Layout("imagenet-sketch", "ImageNet-Sketch", _PHOTO, _read_imagenet_sketch, pictures="images"),
-        Layout("imagenet-adversarial", "ImageNet-A", _PHOTO, _read_imagenet_part, pictures="imagenet-a"),
-        Layout("imagenet-rendition", "ImageNet-R", _PHOTO, _read_imagenet_part, pictures="imagenet-r"),
+        Layout("imagenet-sketch", "ImageNet-Sketch", _PHOTO, _read_imagenet_sketch, image_folder="images"),
+        Layout("imagenet-adversarial", "ImageNet-A", _PHOTO, _read_imagenet_part, image_folder="imagenet-a"),
+        Layout("imagenet-rendition", "ImageNet-R", _PHOTO, _read_imagenet_part, image_folder="imagenet-r"),
     )
-}  # fmt: skip
+}
 
 
 def coop_layout(source: str) -> Layout | None:
@@ -351,17 +388,17 @@ def coop_layout(source: str) -> Layout | None:
 
 
 def read_coop_folder(source: str) -> dict[str, LabelledPaths]:
-    """The splits of `coop:<folder>`; every listed picture exists.
+    """The splits of `coop:<folder>`; every listed image exists.
 
     Raises:
-        FileNotFoundError: a folder, a list or a listed picture is missing; the message says where it was expected.
+        FileNotFoundError: a folder, a list or a listed image is missing; the message says where it was expected.
         ValueError: lists that are not in the layout, paths that leave the folder, labels with gaps.
     """
     layout = coop_layout(source)
     folder = _existing(Path(source.removeprefix(PREFIX)).expanduser().absolute(), layout)
     splits = layout.read(layout, folder)
     for split, part in splits.items():
-        _check_pictures_exist(split, part, layout)
+        _check_images_exist(split, part, layout)
     return splits
 
 

@@ -1,4 +1,4 @@
-"""The embedded pictures: 190 animals, plants, foods and drinks, each drawn in four styles by different designers.
+"""The embedded images: 190 animals, plants, foods and drinks, each drawn in four styles by different designers.
 
 Style is a domain and concept is a class: train on some styles, test on others, with no download.
 """
@@ -16,9 +16,10 @@ FOLDER = _ASSETS / "emoji-mini"
 
 
 def embedded_model() -> Path:
-    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) that ships with the package, for demos and tests.
+    """The folder of emoji-clip-tiny, a real CLIP of 6.3 M parameters (64 px) in the package, for demos and tests.
 
-    It never saw the embedded pictures' styles. Its weights are float16: load them with `dtype=torch.float32` on a CPU.
+    It was not trained on the styles of the embedded images. Its weights are float16: load them with
+    `dtype=torch.float32` on a CPU.
 
     >>> (embedded_model() / "config.json").is_file()
     True
@@ -40,13 +41,13 @@ def load_emoji(
     groups: str | Sequence[str] | None = None,
     concepts: Sequence[str] | None = None,
 ) -> ImageSet:
-    """The embedded emoji as an [`ImageSet`]: one class a concept, one 64 x 64 picture with alpha for each style.
+    """The embedded emoji as an [`ImageSet`]: one class a concept, one 64 x 64 image with alpha for each style.
 
     Args:
         styles: one or several of `emoji_styles()`; default all. Rows come style by style, in the order given.
         groups: "animals-nature" (102 concepts) or "food-drink" (88) or both; default both.
-        concepts: names ("cherry blossom") or code points ("1F338"); default all. Their order is kept as the class order; without
-            it classes are in code-point order, the same for every style.
+        concepts: names ("cherry blossom") or code points ("1F338"); default all. Their order is kept as the class
+            order; without it classes are in code-point order, the same for every style.
 
     Raises:
         ValueError: an unknown style, group or concept, or none at all.
@@ -68,7 +69,7 @@ def load_emoji(
     if unknown or not styles or len(set(styles)) < len(styles):
         raise ValueError(f"styles: got {styles}; want distinct names out of {known}")
     tables = {style: pyarrow.parquet.read_table(FOLDER / f"{style}.parquet").to_pylist() for style in styles}
-    rows = tables[styles[0]]  # every style holds the same concepts in the same order
+    rows = tables[styles[0]]  # every style has the same concepts in the same order
     every_group = sorted({row["group"] for row in rows})
     groups = every_group if groups is None else [groups] if isinstance(groups, str) else list(groups)
     if not groups or not set(groups) <= set(every_group):
@@ -86,8 +87,8 @@ def load_emoji(
     names = [name_of[code] for code in chosen]
     images, labels, ids = [], [], []
     for style, table in tables.items():
-        picture = {row["hexcode"]: row["image"] for row in table}
-        images += [picture[code] for code in chosen]
+        image_of = {row["hexcode"]: row["image"] for row in table}
+        images += [image_of[code] for code in chosen]
         labels += range(len(chosen))
         ids += [f"{style}/{code}" for code in chosen]
     features = Features({"image": Image(), "label": ClassLabel(names=names)})

@@ -1,4 +1,4 @@
-"""Features of a frozen image tower, computed once and kept: methods that leave the tower alone never run it again."""
+"""Features of a frozen image encoder, computed once and kept for every method that does not train the encoder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .image_set import ImageSet
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # part of every key: files of another layout are other files
-SHARD_IMAGES = 512  # a run that is stopped loses at most so many pictures' work
+FORMAT_VERSION = 1  # part of every key: another layout means other files
+SHARD_IMAGES = 512  # a run that is stopped loses the work on at most this many images
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,11 @@ class Features:
     """Projected image features, not normalised.
 
     Attributes:
-        features (`torch.Tensor`): (V, N, D): view, picture, width. On the CPU, maybe mapped from a file: do not write to it.
+        features (`torch.Tensor`): (V, N, D): view, image, width. On the CPU, maybe mapped from a file: do not write
+            to it.
         labels (`torch.Tensor`): (N,) int64.
         class_names (`tuple[str, ...]`): C names.
-        ids (`tuple[str, ...]`): N names of pictures.
+        ids (`tuple[str, ...]`): N ids of images.
         key (`str`, *optional*): SHA-256 of what the features depend on; `None` if no key was given.
     """
 
@@ -50,7 +51,8 @@ class Features:
     def __post_init__(self):
         if self.features.ndim != 3 or self.labels.shape != self.features.shape[1:2]:
             raise ValueError(
-                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; want (V, N, D) and (N,)"
+                f"features: got {tuple(self.features.shape)} with labels {tuple(self.labels.shape)}; "
+                "want (V, N, D) and (N,)"
             )
 
     @property
@@ -61,7 +63,7 @@ class Features:
         return self.features.shape[1]
 
     def select(self, indices: Sequence[int]) -> Features:
-        """The pictures `indices`, in that order."""
+        """The images `indices`, in that order."""
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         ids = tuple(self.ids[row] for row in rows.tolist()) if self.ids else ()
         return replace(self, features=self.features[:, rows], labels=self.labels[rows], ids=ids, key=None)
@@ -70,9 +72,10 @@ class Features:
 class FeatureStore:
     """A folder of feature files, `features-<key>.safetensors`, that several processes may use at once.
 
-    A file is written under a temporary name and renamed: it is whole or absent. A file that is torn, of another format version or made for
-    something else (its header holds the full description, which must be equal) is ignored, and the next `save` replaces it. Where the
-    folder cannot be written, a warning says so once and nothing else happens.
+    A file is written under a temporary name and renamed, so it is whole or absent. Its name is a hash of the
+    description, its header holds the full description, which must be equal. A file that is damaged, of another format
+    version or with another description is ignored, and the next `save` replaces it. If the folder cannot be written,
+    there is one warning, and the features are not kept.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -91,7 +94,8 @@ class FeatureStore:
     def load(
         self, description: dict[str, Any], part: str = "", shape: Sequence[int | None] = ()
     ) -> torch.Tensor | None:
-        """The features kept for `description`, memory-mapped, or `None`. `shape` (V, N, None) is checked as far as given."""
+        """The features kept for `description`, memory-mapped, or `None`. `shape` (V, N, None) is checked as far as
+        given."""
         path = self.path(description, part)
         if not path.is_file():
             return None
@@ -99,6 +103,7 @@ class FeatureStore:
             with safe_open(str(path), framework="pt") as file:
                 if (file.metadata() or {}).get("description") != json.dumps(description, sort_keys=True):
                     raise ValueError("made for something else")
+                # A view of the mapped file: pages are read when they are used, and processes share them.
                 features = file.get_tensor("features")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             logger.warning("%s: ignored (%s)", path, " ".join(str(error).split()))
@@ -153,22 +158,24 @@ def compute_features(
     device: torch.device | str | None = None,
     num_workers: int = 0,
 ) -> Features:
-    """Run a frozen image tower once over V views of each picture.
+    """Run a frozen image encoder once over V views of each image.
 
-    With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's configuration, the
-    pictures' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the file and does not call `encode`. While
-    it runs, every 512 pictures are put aside, so an interrupted run goes on from there. Two processes may do this at once.
+    With `cache_dir` the result is kept in one memory-mapped file whose name is the hash of `key`, the processor's
+    configuration, the images' fingerprint, augmentation, V, seed and dtype; the next call with the same reads the
+    file and does not call `encode`. While it runs, every 512 images are saved as a shard, so an interrupted run goes
+    on from there. Two processes may do this at once.
 
     Args:
-        encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called without
-            gradient. Put the model in eval mode; autocast inside if wanted.
-        image_set ([`ImageSet`]): N pictures.
+        encode: `pixel_values` (B, 3, H, W) float32 on `device` -> projected features (B, D), not normalised. Called
+            without gradient. Put the model in eval mode; autocast inside if wanted.
+        image_set ([`ImageSet`]): N images.
         processor: see [`AugmentedViews`], as for `augmentation` and `seed`.
-        views (`int`): V. "One view an epoch" is exact for V = epochs; Tip-Adapter's cache uses 10.
-        batch_size (`int`): pictures x views in one call of `encode`, about.
+        views (`int`): V. One view per epoch is exact for V = epochs; Tip-Adapter's cache uses 10.
+        batch_size (`int`): images x views in one call of `encode`, about.
         cache_dir (path, *optional*): keep the features in this folder. It may be read-only.
-        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the tower); required with `cache_dir`.
-        progress: `True` shows a bar, a function is called with (pictures done, N).
+        key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the encoder); required with
+            `cache_dir`.
+        progress: `True` shows a bar, a function is called with (images done, N).
         dtype: of the result. `torch.float16` halves the file.
         device: where `pixel_values` go; default: they stay on the CPU.
         num_workers (`int`): processes that decode and augment; the result is the same for any number.
@@ -177,8 +184,8 @@ def compute_features(
         [`Features`] with `features` (V, N, D), on the CPU.
 
     Raises:
-        ValueError: `cache_dir` without `key`, no pictures, features that are not (B, D) or not finite (the picture is named), and what
-            [`AugmentedViews`] raises.
+        ValueError: `cache_dir` without `key`, no images, features that are not (B, D) or not finite (the image is
+            named), and what [`AugmentedViews`] raises.
 
     Example:
 
@@ -186,8 +193,8 @@ def compute_features(
     >>> from hf_clip_variants.data import compute_features, load_emoji
     >>> from transformers import CLIPImageProcessor
     >>> processor = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    >>> pictures = load_emoji("notov1", concepts=["cat", "dog"])
-    >>> compute_features(lambda pixels: pixels.mean((2, 3)), pictures, processor, progress=False).features.shape
+    >>> images = load_emoji("notov1", concepts=["cat", "dog"])
+    >>> compute_features(lambda pixels: pixels.mean((2, 3)), images, processor, progress=False).features.shape
     torch.Size([1, 2, 3])
     ```
     """
@@ -202,7 +209,7 @@ def compute_features(
             "format": FORMAT_VERSION,
             "encoder": key,
             "processor": _configuration(source.processor),
-            "pictures": image_set.fingerprint,
+            "pictures": image_set.fingerprint,  # the name is part of the key of existing files
             **source.describe(),
             "dtype": str(dtype),
         }
@@ -230,7 +237,8 @@ def _run(encode, source, store, description, batch_size, progress, dtype, device
     with _Progress(progress, count) as report:
         for start in range(0, count, SHARD_IMAGES):
             rows, part = range(start, min(start + SHARD_IMAGES, count)), f"-{start:08d}"
-            # A set of one shard goes straight to its final file.
+            # Shards exist so that an interrupted run can go on. A set that fits into one shard needs none: its final
+            # file follows at once.
             keep = store is not None and count > SHARD_IMAGES
             shard = store.load(description, part, (source.num_views, len(rows), None)) if keep else None
             if shard is None:
@@ -251,15 +259,15 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
     """(V, len(rows), D)"""
     subset = torch.utils.data.Subset(source, list(rows))
     views, parts, done = source.num_views, [], 0
-    # A generator of its own: the loader draws a seed for its workers, and a training that follows must not depend on whether the
-    # features were computed or read.
+    # The loader draws a seed for its workers. It gets its own generator, so that a training that follows does not
+    # depend on whether the features were computed or read.
     loader = torch.utils.data.DataLoader(
         subset, max(1, batch_size // views), num_workers=num_workers, generator=torch.Generator()
     )
     for batch in loader:
         images = batch.shape[0]
         pixel_values = batch.flatten(0, 1)
-        pieces = pixel_values.split(max(batch_size, 1))  # one picture may have more views than fit
+        pieces = pixel_values.split(max(batch_size, 1))  # one image may have more views than fit into a batch
         encoded = [encode(piece if device is None else piece.to(device, non_blocking=True)) for piece in pieces]
         for piece, output in zip(pieces, encoded, strict=True):
             if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(piece):
@@ -267,6 +275,7 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
                 raise ValueError(
                     f"encode: gave {got} for pixel_values {tuple(piece.shape)}; want a tensor ({len(piece)}, D)"
                 )
+        # Rows are image by image, all views of an image together: (images * views, D).
         output = torch.cat([piece.to(device="cpu", dtype=dtype) for piece in encoded])
         finite = output.isfinite().all(dim=1)
         if not finite.all():
@@ -286,7 +295,7 @@ def _configuration(processor: Any) -> dict[str, Any]:
 
 
 class _Progress:
-    """A rich bar, a callback, or nothing; called with the number of pictures just done."""
+    """A rich bar, a callback, or nothing; called with the number of images just done."""
 
     def __init__(self, progress: bool | Callable[[int, int], None], total: int):
         self.total, self.done, self.bar = total, 0, None
@@ -317,15 +326,16 @@ class _Progress:
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """Features as training rows `{"image_features": (D,), "labels": int}`, one view a picture and epoch.
+    """Features as training rows `{"image_features": (D,), "labels": int}`, one view an image and epoch.
 
-    Which view is a function of (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one would. `Trainer` tells the
-    epoch by itself in one process; with several, add `EpochCallback`; in a loop of your own, call `set_epoch`.
+    Which view is a function of (seed, epoch, index) alone, so a resumed run sees what an uninterrupted one would.
+    `Trainer` tells the epoch by itself in one process; with several, add `EpochCallback`; in a loop of your own, call
+    `set_epoch`.
 
     Args:
         features ([`Features`])
-        views: "cycle": picture i starts at a view of its own and goes to the next every epoch, so V epochs show each view once;
-            "random": drawn anew for each epoch and picture; an `int`: always that view (evaluation: 0).
+        views: "cycle": image i starts at a view of its own and goes to the next every epoch, so V epochs show each
+            view once; "random": drawn anew for each epoch and image; an `int`: always that view (evaluation: 0).
         seed (`int`)
 
     Example:
@@ -346,7 +356,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         self.features = features
         self.views = views
         self.seed = int(seed)
-        # In shared memory: persistent DataLoader workers hold a copy of this object, and see the epoch change.
+        # In shared memory: persistent DataLoader workers hold a copy of this object and must see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._choice: tuple[int, np.ndarray] | None = None
 
@@ -358,7 +368,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         return int(self._epoch)
 
     def chosen_views(self, epoch: int) -> np.ndarray:
-        """The view of each picture in `epoch`, int64 (N,)."""
+        """The view of each image in `epoch`, int64 (N,)."""
         count, views = len(self.features), self.features.num_views
         if isinstance(self.views, int):
             return np.full(count, self.views, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""`ImageSet`: labelled pictures with class names, the one thing that every reader in `sources.py` returns."""
+"""`ImageSet`: labelled images with class names, the one thing that every reader in `sources.py` returns."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def name_some(names: Iterable[str], limit: int = 5) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled pictures and the names of their classes. Made by `load_images` or `load_emoji`; immutable.
+    """Labelled images and the names of their classes. Made by `load_images` or `load_emoji`; immutable.
 
     Attributes:
         dataset (`datasets.Dataset`): columns `image` (decoded when read) and `label` (`ClassLabel`), N rows.
         class_names (`tuple[str, ...]`): C names; `label` counts into it.
-        ids (`tuple[str, ...]`): N names for reports and for seeding augmentation: the path below the source folder, the
-            path written in the CSV or Parquet file, or `split/row`.
+        ids (`tuple[str, ...]`): N names for reports and for seeding augmentation: the path below the source folder,
+            the path written in the CSV or Parquet file, or `split/row`.
         split (`str`, *optional*): which split this is, where the source has splits.
         available_splits (`tuple[str, ...]`): the splits of the source, under their canonical names.
-        skipped (`tuple[tuple[str, str], ...]`): `(id, reason)` of each unreadable picture that `on_error="skip"` left out.
+        skipped (`tuple[tuple[str, str], ...]`): `(id, reason)` of each unreadable image that `on_error="skip"` left
+            out.
 
     Example:
 
     ```python
     >>> from hf_clip_variants.data import load_images
-    >>> pictures = load_images("emoji:fluent3d")
-    >>> len(pictures), len(pictures.class_names), pictures.image(0).size
+    >>> images = load_images("emoji:fluent3d")
+    >>> len(images), len(images.class_names), images.image(0).size
     (190, 190, (64, 64))
     ```
     """
@@ -83,7 +84,7 @@ class ImageSet:
         return self.dataset.cast_column("image", Image(decode=False))
 
     def encoded_bytes(self, index: int) -> bytes:
-        """The picture's file as it is stored, not decoded. Raises `OSError` where the file is gone."""
+        """The image's file as it is stored, not decoded. Raises `OSError` where the file is gone."""
         row = self._encoded[int(index)]["image"]
         if row is None:
             raise OSError("no image in this row (null)")
@@ -93,9 +94,9 @@ class ImageSet:
             return file.read()
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index`, upright, in its own mode (alpha is kept: the image processor composites it).
+        """Image `index`, upright, in its own mode (alpha is kept: the image processor composites it).
 
-        Raises `IndexError` for an index outside 0..N-1 and `ValueError` naming index and id for an unreadable picture.
+        Raises `IndexError` for an index outside 0..N-1 and `ValueError` naming index and id for an unreadable image.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index: got {index}; this set holds {len(self)} images, 0..{len(self) - 1}")
@@ -116,7 +117,7 @@ class ImageSet:
         return replace(self, dataset=self.dataset.select(rows), ids=tuple(self.ids[row] for row in rows))
 
     def select_classes(self, classes: Sequence[int]) -> ImageSet:
-        """Only the pictures of `classes`, which become labels 0, 1, … in the order given (base-to-new protocols)."""
+        """Only the images of `classes`, which become labels 0, 1, … in the order given (base-to-new protocols)."""
         from datasets import ClassLabel
 
         classes = [int(c) for c in classes]
@@ -139,9 +140,10 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) over class names and, row by row, id, label and the picture's file content.
+        """SHA-256 (64 hex digits) over class names and, row by row, id, label and the image's file content.
 
-        Reads every file once, then is remembered. Independent of where the data lies and of Python's hash seed.
+        Reads every file once, then is remembered. Does not depend on where the data is stored or on Python's hash
+        seed.
         """
         digest = hashlib.sha256()
         for name in self.class_names:
@@ -152,11 +154,11 @@ class ImageSet:
         return digest.hexdigest()
 
     def unreadable(self, progress: bool = True) -> list[tuple[int, str]]:
-        """`(index, reason)` of each picture that cannot be decoded to its last pixel; decodes the whole set once.
+        """`(index, reason)` of each image that cannot be decoded to its last pixel; decodes the whole set once.
 
         JPEG files are decoded at one eighth of their size, which reads every byte in a fraction of the time.
         """
-        encoded, count = self._encoded, len(self)  # made here, once: the threads below share it
+        encoded, count = self._encoded, len(self)  # made once, before the threads that share it start
 
         def check(index: int) -> str | None:
             try:
@@ -176,7 +178,7 @@ class ImageSet:
 
 
 def decode_roughly(content: bytes) -> None:
-    """Decode a picture file to its end and throw the pixels away. Raises what Pillow raises."""
+    """Decode an image file to its end and discard the pixels. Raises what Pillow raises."""
     from PIL import Image
 
     if not content:
@@ -189,7 +191,7 @@ def decode_roughly(content: bytes) -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line on why a picture cannot be read, without memory addresses or Python's own wording."""
+    """One line on why an image cannot be read, without memory addresses or Python's own wording."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):

@@ -1,4 +1,4 @@
-"""Labelled images as a model is given them: cached features, or pixels that go through the image encoder each time."""
+"""Labelled images as a model's input: cached features, or pixels that go through the image encoder each time."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class CachedImages:
 
     Args:
         features ([`Features`]): (V, N, D), from `compute_features`.
-        num_views (`int`, *optional*): batches show the first so many views only. Default: all.
-        seed (`int`): of which view comes when.
+        num_views (`int`, *optional*): batches show only this many views, the first ones. Default: all.
+        seed (`int`): of the order in which views come.
         device: where batches are made.
     """
 
@@ -76,14 +76,14 @@ class LiveImages:
     """Images that go through the image encoder at every step, as in the official trainings.
 
     View v of an image is the same as in the features that `compute_features` makes with the same seed, so training on
-    these equals training on cached features. Needed by methods that train the image encoder; for the others it only
-    costs time.
+    these equals training on cached features. Methods that train the image encoder need it; for the others it is only
+    slower.
 
     Args:
         classifier (`CLIPClassifier`): its image encoder is run.
         image_set ([`ImageSet`]), processor, augmentation, view_seed: see `AugmentedViews`.
         total_views (`int`): V; `num_views` of them are shown in batches (default: all).
-        seed (`int`): of which view comes when.
+        seed (`int`): of the order in which views come.
     """
 
     def __init__(

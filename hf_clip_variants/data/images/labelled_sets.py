@@ -1,4 +1,4 @@
-"""Validation and test sets whose labels count into the class names of a model or of a training set."""
+"""Validation and test sets with the labels of a model's or a training set's class names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .sources import load_images
 
 
 def absolute_source(source: str) -> str:
-    """A path as it is from any working folder; other sources as they are."""
+    """An absolute path for a source that is a path; other sources unchanged."""
     if source.startswith(COOP_PREFIX):
         return COOP_PREFIX + str(Path(source.removeprefix(COOP_PREFIX)).expanduser().absolute())
     path = Path(source).expanduser()
@@ -23,16 +23,19 @@ def absolute_source(source: str) -> str:
 
 
 def align_classes(images: ImageSet, class_names: Sequence[str], what: str) -> ImageSet:
-    """The same images, labels counting into `class_names`, matched by name. ValueError for images of other classes."""
+    """The same images with labels that are indices into `class_names`, matched by name.
+
+    ValueError for images of other classes.
+    """
     if tuple(images.class_names) == tuple(class_names):
         return images
     index_of = {name: index for index, name in enumerate(class_names)}
     used = [images.class_names[label] for label in np.unique(images.labels)]
-    strangers = [name for name in used if name not in index_of]
-    if strangers:
+    unknown = [name for name in used if name not in index_of]
+    if unknown:
         raise ValueError(
-            f"{what}: {len(strangers)} of {len(used)} classes are not among the {len(class_names)} trained ones: "
-            f"{name_some(strangers)}; the trained ones are {name_some(class_names)}"
+            f"{what}: {len(unknown)} of {len(used)} classes are not among the {len(class_names)} trained ones: "
+            f"{name_some(unknown)}; the trained ones are {name_some(class_names)}"
         )
     from datasets import ClassLabel
 
@@ -52,7 +55,7 @@ def load_labelled(
 def read_labelled(
     source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
 ) -> ImageSet:
-    """The same with the class list of the source; `class_names` name integer labels without names of their own."""
+    """The same with the class list of the source. `class_names` serve for integer labels without names."""
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
     try:
         return load_images(source, split, **options)

@@ -1,4 +1,5 @@
-"""Names that every reader of images agrees on: file name extensions, columns, tidy class names. A leaf: imports nothing of the package."""
+"""What all readers of images share: file extensions, column names, tidy class names. Imports nothing of the
+package."""
 
 import unicodedata
 
@@ -6,7 +7,7 @@ import unicodedata
 IMAGE_EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .ico .jp2 .avif .tga".split()
 )
-# In the order in which they are looked for.
+# The usual names, tried in this order.
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "path", "file", "filename", "file_name", "image_path", "filepath")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "name")
 

@@ -1,4 +1,5 @@
-"""`load_images`: labelled pictures from a folder, Parquet files, a CSV, the Hub, a `datasets.Dataset`, CoOp's layout or the embedded emoji."""
+"""`load_images`: labelled images from folders, Parquet, CSV, the Hub, `datasets`, CoOp's layout, the embedded
+emoji."""
 
 from __future__ import annotations
 
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SPLIT_ALIASES = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test",
-}  # fmt: skip
+_SPELLINGS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
+SPLIT_ALIASES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
 
 
@@ -48,31 +47,32 @@ def load_images(
     revision: str | None = None,
     progress: bool = True,
 ) -> ImageSet:
-    """Read labelled pictures from whatever holds them.
+    """Read labelled images from any of the usual sources.
 
     Args:
         source: one of
-            - a folder of class sub-folders (pictures at any depth below), optionally with train/val/test above them;
+            - a folder of class sub-folders (images at any depth below), optionally with train/val/test above them;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
-            - a `.csv`/`.tsv` of picture path (relative to the file), label and, optionally, split; with a header line, or without
-              one in just that order;
+            - a `.csv`/`.tsv` of image path (relative to the file), label and, optionally, split; with a header line,
+              or without one in just that order;
             - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
             - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
-            - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for a folder of that name;
+            - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for
+              a folder of that name;
             - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version).
-        split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the train split
-            where there are splits.
+        split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the
+            train split where there are splits.
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
-        class_names: names for integer labels: a list (label i is its i-th name), or a mapping from each label to a name: the
-            labels may then have gaps and are renumbered in increasing order. For text labels: the list fixes the order (pass
-            `train.class_names` when reading a test set from another source).
-        clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white space to
-            one. Unicode is composed (NFC) in any case. Case is left alone.
-        limit (`int`, *optional*): at most so many pictures, taken evenly over the classes, first ones first.
-        on_error: what to do with pictures that cannot be decoded: "raise" an error that names them, or "skip" them, with a
-            warning and the list in `ImageSet.skipped`.
-        verify (`bool`): decode every picture once now. Without it a broken one raises when it is used.
-        empty_classes: what to do about a class without pictures. Default: "raise" for training pictures, "warn" for a
+        class_names: for integer labels: a list (label i is its i-th name), or a mapping from label to name (the labels
+            may then have gaps and are renumbered in increasing order). For text labels: a list that fixes their order;
+            pass `train.class_names` when reading a test set from another source.
+        clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
+            space to one. Unicode is composed (NFC) in any case. Case is left alone.
+        limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
+        on_error: what to do with images that cannot be decoded: "raise" an error that names them, or "skip" them,
+            with a warning and the list in `ImageSet.skipped`.
+        verify (`bool`): decode every image once now. Without it, a broken image raises an error when it is used.
+        empty_classes: what to do about a class without images. Default: "raise" for training images, "warn" for a
             validation or test split.
         progress (`bool`): show a bar while a large set is verified.
 
@@ -81,8 +81,8 @@ def load_images(
 
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
-        ValueError: no pictures, fewer than two classes, a class without pictures, a label out of range, integer labels without
-            names, columns that cannot be told, unreadable pictures. Every message names what was wrong.
+        ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
+            without names, no recognisable column, unreadable images. Every message names what was wrong.
 
     Example:
 
@@ -113,10 +113,18 @@ def load_images(
     images = ImageSet(dataset, names, part["ids"], split=chosen or None, available_splits=splits)
     if images.available_splits:
         arguments = {
-            "image_column": image_column, "label_column": label_column, "class_names": class_names,
-            "clean_class_names": clean_class_names, "limit": limit, "on_error": on_error, "verify": verify,
-            "empty_classes": empty_classes, "name": name, "revision": revision, "progress": progress,
-        }  # fmt: skip
+            "image_column": image_column,
+            "label_column": label_column,
+            "class_names": class_names,
+            "clean_class_names": clean_class_names,
+            "limit": limit,
+            "on_error": on_error,
+            "verify": verify,
+            "empty_classes": empty_classes,
+            "name": name,
+            "revision": revision,
+            "progress": progress,
+        }
         images = replace(images, load_split=functools.partial(load_images, source, **arguments))
     if limit is not None and limit < len(images):
         images = images.select(_evenly(images.labels, limit))
@@ -132,7 +140,10 @@ def load_images(
 
 
 def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
-    """split ('' where there is none) -> {"dataset": with column image only, "labels": list, "names": ClassLabel's or None, "ids"}"""
+    """split -> {"dataset", "labels", "names", "ids"}; without splits the only key is "".
+
+    "dataset" has the column image only, "labels" is a list, "names" holds the names of a `ClassLabel` or is None.
+    """
     import datasets
 
     if isinstance(source, datasets.DatasetDict):
@@ -232,15 +243,15 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
         if parquet:
             return _from_parquet(parquet, columns, folder)
         loose = sum(_is_image(f) for f in folder.iterdir())
-        hint = f"; its {loose} pictures lie in no class sub-folder" if loose else ""
-        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<picture>")
+        hint = f"; its {loose} images lie in no class sub-folder" if loose else ""
+        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<image>")
     every_class = sorted({c for classes in found.values() for c in classes})
     parts = {}
     for split, classes in found.items():
         files = [(c, f) for c in sorted(classes) for f in classes[c]]
         ids = [f.relative_to(roots[split]).as_posix() for _, f in files]
         parts[split] = _from_paths([str(f.absolute()) for _, f in files], [c for c, _ in files], ids)
-        parts[split]["classes"] = every_class  # also those whose folder is empty
+        parts[split]["classes"] = every_class  # an empty folder is a class, too
     return parts
 
 
@@ -274,7 +285,7 @@ def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> d
 def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
-        raise ValueError(f"{path}: the file is empty; want lines of picture path and label")
+        raise ValueError(f"{path}: the file is empty; want lines of image path and label")
     delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in text.splitlines()[0] else None
     if delimiter is None:
         delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
@@ -296,9 +307,9 @@ def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
     every = [label for pairs in grouped.values() for _, label in pairs]
     integral = all(re.fullmatch(r"-?\d+", value) for value in every)
     for split, pairs in grouped.items():
-        paths = [str((path.parent / picture).absolute()) for picture, _ in pairs]
+        paths = [str((path.parent / file).absolute()) for file, _ in pairs]
         labels = [int(value) if integral else value for _, value in pairs]
-        parts[split] = _from_paths(paths, labels, [picture for picture, _ in pairs])
+        parts[split] = _from_paths(paths, labels, [file for file, _ in pairs])
     return parts
 
 
@@ -361,22 +372,22 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
     if dataset._indices is not None:  # a selection: materialise it once, here
         dataset = dataset.flatten_indices()
     labels = dataset[label][:]
-    pictures = dataset.select_columns([image]).rename_columns({image: "image"})
+    images = dataset.select_columns([image]).rename_columns({image: "image"})
     if _kind(features[image]) == "text":  # paths, relative to the file that lists them
-        written = [path or "" for path in pictures["image"][:]]
+        written = [path or "" for path in images["image"][:]]
         part = _from_paths([str(((folder or Path.cwd()) / p).absolute()) for p in written], labels, written)
         return part | {"names": names, "ids": _unique_ids(written, id_prefix)}
     if _kind(features[image]) not in ("image", "binary"):
         held = _kind(features[image])
         raise ValueError(f"image_column: {image!r} holds {held}; want images, bytes or paths ({shown})")
     if not isinstance(features[image], Image) or not features[image].decode:
-        pictures = pictures.cast_column("image", Image())
-    paths = _paths_of(pictures.cast_column("image", Image(decode=False)))
-    return {"dataset": pictures, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
+        images = images.cast_column("image", Image())
+    paths = _paths_of(images.cast_column("image", Image(decode=False)))
+    return {"dataset": images, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
 
 
 def _paths_of(encoded) -> list[str | None]:
-    """The `path` written beside each picture, without touching the bytes."""
+    """The `path` written beside each image, without touching the bytes."""
     import pyarrow.compute
 
     return pyarrow.compute.struct_field(encoded.data.column("image"), "path").to_pylist()
@@ -444,7 +455,10 @@ def _choose_split(parts: dict[str, Any], split: str | None, what: str) -> str:
 
 
 def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
-    """The class list and label value -> index, from what all splits together hold."""
+    """The class names, and label value -> index, from the labels of all splits together.
+
+    Names come from, in this order: the argument, the source's own list (`ClassLabel`), the text of the labels.
+    """
     declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
     values = {v for part in parts.values() for v in part["labels"]} - {None}
     textual = any(isinstance(v, str) for v in values)
@@ -516,7 +530,8 @@ def _ranges(index_of) -> str:
 
 
 def _evenly(labels: np.ndarray, limit: int) -> np.ndarray:
-    """The first `limit` rows when classes take turns, in their original order."""
+    """`limit` rows, one class after the other in turn, first rows of each class first; in their original order."""
+    # `turn`: the number of each row within its class. Sorting by (turn, label) lets the classes take turns.
     order = np.argsort(labels, kind="stable")
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.empty(len(labels), dtype=np.int64)

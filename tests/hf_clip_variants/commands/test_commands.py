@@ -1,4 +1,4 @@
-"""The commands: output for eyes and for machines, exit codes, and what a broken image does to them."""
+"""The commands: tables, JSON, exit codes, and images that cannot be read."""
 
 import csv
 import io
@@ -60,7 +60,7 @@ def rows_of(text: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------------- adapt
 
 
-def test_adapt_prints_a_table_and_where_everything_is(adapted):
+def test_adapt_prints_a_table_and_the_paths_of_report_and_adapters(adapted):
     folder, code, out = adapted
     assert code == 0
     lines = {
@@ -78,7 +78,7 @@ def test_adapt_prints_a_table_and_where_everything_is(adapted):
     assert (folder / "report.html").is_file() and results["settings"]["profile"] == "tiny"
 
 
-def test_adapt_for_machines_and_when_a_method_fails(run, clip, images, tmp_path, monkeypatch):
+def test_adapt_prints_json_and_exits_1_when_a_method_fails(run, clip, images, tmp_path, monkeypatch):
     from hf_clip_variants.few_shot import runner
     from hf_clip_variants.few_shot.fitting import fit_adapter
 
@@ -118,7 +118,7 @@ def test_adapt_for_machines_and_when_a_method_fails(run, clip, images, tmp_path,
     assert run("adapt")[0] == 2, "--data is missing"
 
 
-def test_overrides_of_the_command_line():
+def test_overrides_are_parsed_as_json_or_text():
     given = ["epochs=5", "coop.learning_rate=1e-3", "augmentation=none", "search_step=[4, 5]", "drop_last=true"]
     expected = {"epochs": 5, "coop.learning_rate": 1e-3, "augmentation": "none", "search_step": [4, 5]}
     assert parse_overrides(given) == expected | {"drop_last": True}
@@ -130,7 +130,7 @@ def test_overrides_of_the_command_line():
 # ----------------------------------------------------------------------------------------------------------- predict
 
 
-def test_a_reader_that_goes_away_gives_141_in_silence(clip, images):
+def test_a_closed_pipe_gives_exit_code_141_and_no_message(clip, images):
     reading, writing = os.pipe()
     os.close(reading)
     command = [
@@ -150,7 +150,7 @@ def test_a_reader_that_goes_away_gives_141_in_silence(clip, images):
     assert (process.returncode, err) == (141, b"")
 
 
-def test_predict_with_an_adapter(run, adapted, images):
+def test_predict_uses_the_adapters_model_and_classes(run, adapted, images):
     folder, _, _ = adapted
     adapter = folder / "adapters" / "tip_adapter" / "2-shot" / "seed-1"
     code, out, err = run("predict", "--adapter", adapter, images / "test")
@@ -164,7 +164,7 @@ def test_predict_with_an_adapter(run, adapted, images):
     assert run("predict", "--model", adapter, images / "test")[1] == out, "a folder says itself what it is"
 
 
-def test_a_run_that_was_moved_still_predicts(run, adapted, images, tmp_path):
+def test_predict_works_after_the_run_folder_was_moved(run, adapted, images, tmp_path):
     folder, _, _ = adapted
     expected = run(
         "predict", "--adapter", folder / "adapters/clip_adapter/1-shot/seed-2", images / "test", "--top", 2
@@ -183,7 +183,7 @@ def test_a_run_that_was_moved_still_predicts(run, adapted, images, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["csv", "json"])
-def test_predict_does_the_others_when_a_image_is_broken(run, clip, images, tmp_path, output):
+def test_predict_classifies_the_others_when_an_image_is_broken(run, clip, images, tmp_path, output):
     good = images / "test" / "cat" / "notov1.png"
     broken = {
         "truncated.png": good.read_bytes()[:300],
@@ -206,7 +206,7 @@ def test_predict_does_the_others_when_a_image_is_broken(run, clip, images, tmp_p
     rows = rows_of(out) if output == "csv" else [json.loads(line) for line in out.splitlines()]
     assert code == 1 and [row["path"] for row in rows] == [str(path) for path in inputs], "in order"
     failed = {os.path.basename(row["path"]): row["error"] for row in rows if row.get("error")}
-    assert set(failed) == {*broken, "gone.png"} and "4 of 7 pictures could not be read" in err
+    assert set(failed) == {*broken, "gone.png"} and "4 of 7 images could not be read" in err
     assert (
         "truncated" in failed["truncated.png"]
         and "empty" in failed["empty.png"]
@@ -253,18 +253,18 @@ def test_the_same_image_gets_the_same_scores_in_any_batch(run, clip, images):
         (["x.png", "--model", "CLIP", "--classes", "cat, cat"], "'cat' is given twice"),
         (["x.png", "--model", "CLIP", "--classes", " , "], "class_names is empty"),
         (["x.png", "--model", "CLIP", "--classes", "cat,dog", "--templates", "a photo"], "no {}"),
-        (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no picture files"),
+        (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no image files"),
         (["x.png", "--model", "EMPTY"], "config.json"),
         (["x.png", "--adapter", "EMPTY"], "adapter_config.json"),
     ],
 )
-def test_predict_says_what_is_wrong(run, clip, tmp_path, arguments, words):
+def test_wrong_arguments_of_predict_are_named(run, clip, tmp_path, arguments, words):
     names = {"CLIP": clip, "EMPTY": tmp_path}
     code, out, err = run("predict", *(names.get(argument, argument) for argument in arguments))
     assert code == 1 and words in err and err.startswith("Error: ")
 
 
-def test_an_adapter_of_its_classes_refuses_others(run, adapted, images):
+def test_an_adapter_for_fixed_classes_refuses_others(run, adapted, images):
     folder, _, _ = adapted
     tip, mlp = (folder / "adapters" / method / "1-shot" / "seed-1" for method in ("tip_adapter", "clip_adapter"))
     code, _, err = run("predict", "--adapter", tip, "--classes", "cat,dog", images / "test")
@@ -276,7 +276,7 @@ def test_an_adapter_of_its_classes_refuses_others(run, adapted, images):
 # ---------------------------------------------------------------------------------------------------------- evaluate
 
 
-def test_evaluate_an_adapter(run, adapted, images):
+def test_evaluate_measures_an_adapter(run, adapted, images):
     folder, _, _ = adapted
     record = results_of(folder)["runs"][-1]
     code, out, err = run("evaluate", "--adapter", folder / record["folder"], "--data", images, "--json")
@@ -295,7 +295,7 @@ def test_evaluate_an_adapter(run, adapted, images):
     )
 
 
-def test_evaluate_a_plain_clip_on_the_classes_of_the_data(run, images, tmp_path):
+def test_evaluate_gives_a_plain_clip_the_classes_of_the_data(run, images, tmp_path):
     arguments = ["evaluate", "--model", embedded_model(), "--templates", "icons"]
     code, out, _ = run(*arguments, "--data", images, "--split", "train", "--json")
     result = json.loads(out)
@@ -382,8 +382,8 @@ def test_export_writes_a_folder_with_code(run, clip, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
-    """The whole of it at 2 shots and one seed: every method against zero-shot CLIP measured in the same run."""
+def test_the_demo_beats_zero_shot_on_styles_of_other_designers(run, tmp_path):
+    """The whole demo with 2 shots and one seed: every method against zero-shot CLIP measured in the same run."""
     code, out, err = run("demo", "--out", tmp_path / "demo", "--shots", 2, "--seeds", 1, "--json")
     results = json.loads(out)
     assert code == 0 and len(results["data"]["class_names"]) >= 150, err
@@ -400,8 +400,8 @@ def test_the_demo_beats_zero_shot_on_styles_drawn_by_others(run, tmp_path):
     assert (tmp_path / "demo" / "report.html").is_file()
 
 
-def test_interrupted_it_says_nothing_and_goes_on_later(clip, images, tmp_path):
-    """Ctrl-C: exit code 130, no traceback; done again, it finishes."""
+def test_an_interrupted_adapt_prints_no_traceback_and_can_go_on(clip, images, tmp_path):
+    """Ctrl-C: exit code 130, no traceback; repeated, the command finishes."""
     import signal
 
     arguments = ["--model", str(clip), "--data", str(images), "--out", str(tmp_path / "run"), "--methods", "coop"]

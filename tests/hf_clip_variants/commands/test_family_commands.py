@@ -1,4 +1,4 @@
-"""Dual encoders other than CLIP from the command line: Chinese class names with Chinese-CLIP, pixels and text as each family wants them."""
+"""Other dual encoders than CLIP on the command line: Chinese class names, and each family's pixels and tokens."""
 
 import json
 
@@ -20,7 +20,7 @@ from transformers import AutoProcessor
 from hf_clip_variants import CLIPClassifierProcessor
 
 
-def picture(seed: int) -> Image.Image:
+def make_image(seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((40, 30), Image.Resampling.BICUBIC)
 
@@ -29,7 +29,7 @@ def save_classes(folder, names, count: int = 3):
     for index, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            picture(10 * index + number).save(folder / name / f"{number}.png")
+            make_image(10 * index + number).save(folder / name / f"{number}.png")
     return folder
 
 
@@ -38,17 +38,17 @@ def adapt_once(clip, data, out) -> list:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_pictures_are_prepared_as_the_family_does(model_type):
-    theirs, pictures = tiny_family_processor(model_type), [picture(0), picture(1)]
+def test_images_are_preprocessed_as_by_the_family(model_type):
+    theirs, images = tiny_family_processor(model_type), [make_image(0), make_image(1)]
     ours = CLIPClassifierProcessor.from_clip(theirs)
-    pixels = ours(images=pictures, return_tensors="pt").pixel_values
+    pixels = ours(images=images, return_tensors="pt").pixel_values
     size = family_image_size(model_type)
     assert pixels.shape == (2, 3, size, size)
     if model_type != "siglip2":
-        expected = theirs.image_processor(pictures, return_tensors="pt").pixel_values
+        expected = theirs.image_processor(images, return_tensors="pt").pixel_values
         assert torch.equal(pixels, expected)
     else:  # a square of as many patches, normalised alike
-        square = [p.resize((24, 24), Image.Resampling.BILINEAR) for p in pictures]
+        square = [p.resize((24, 24), Image.Resampling.BILINEAR) for p in images]
         expected = theirs.image_processor(square, return_tensors="pt")
         model = tiny_dual_encoder("siglip2")
         with torch.no_grad():
@@ -59,7 +59,7 @@ def test_pictures_are_prepared_as_the_family_does(model_type):
         assert torch.nn.functional.cosine_similarity(a, b).min() > 0.99
 
 
-def test_chinese_class_names_from_the_command_line(run, tmp_path):
+def test_chinese_class_names_work_on_the_command_line(run, tmp_path):
     names = family_class_names("chinese_clip")
     clip = save_tiny_family("chinese_clip", tmp_path / "clip")
     data = save_classes(tmp_path / "图片", names)
@@ -86,9 +86,9 @@ def test_chinese_class_names_from_the_command_line(run, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in ("clip", "chinese_clip")])
-def test_other_families_adapt(model_type, run, tmp_path):
+def test_adapt_works_with_other_families(model_type, run, tmp_path):
     clip = save_tiny_family(model_type, tmp_path / "clip")
-    data = save_classes(tmp_path / "pictures", family_class_names(model_type))
+    data = save_classes(tmp_path / "images", family_class_names(model_type))
     arguments = adapt_once(clip, data, tmp_path / "run")
     methods = "coop,tip_adapter,cocoop" if model_type == RESNET else "coop,maple,tip_adapter"
     arguments += ["--methods", methods, "--set", "epochs=2"]

@@ -1,4 +1,4 @@
-"""The probes on pictures: which features are measured, which pictures, and what the two commands print."""
+"""The probes on images: which features are measured, which images, and what the two commands print."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_clip_variants import CLIPClassifier, embedded_model, load_images
-from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_pictures
+from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_images
 from hf_clip_variants.evaluation.probes import knn_classify, linear_probe
 from hf_clip_variants.metrics.classification import accuracy, mean_class_accuracy
 from hf_clip_variants.modeling.dual_encoders.backbones import family_of
@@ -38,23 +38,25 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture
-def broken_pictures(pictures, tmp_path):
+def broken_image_folder(image_folder, tmp_path):
     folder = tmp_path / "broken"
-    shutil.copytree(pictures, folder)
-    (folder / "train" / "cat" / "emojione.png").write_bytes(b"no picture")
+    shutil.copytree(image_folder, folder)
+    (folder / "train" / "cat" / "emojione.png").write_bytes(b"no image")
     (folder / "test" / "dog" / "notov1.png").write_bytes(b"")
     return folder
 
 
 def save_vit(folder, pooling: bool):
     torch.manual_seed(0)
-    config = ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)  # fmt: skip
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8
+    )
     model = ViTModel(config, add_pooling_layer=pooling)
     model.save_pretrained(folder)
     ViTImageProcessor(**PIXELS).save_pretrained(folder)
@@ -69,32 +71,32 @@ def encoded(encoder, images) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_the_projection_of_the_towers_features_are_the_projected_ones(model_type, tmp_path):
+def test_projecting_the_encoders_features_gives_the_projected_ones(model_type, tmp_path):
     folder, images = save_tiny_family(model_type, tmp_path), load_images("emoji:notov1").select(range(3))
-    tower, projected = (encoded(load_image_encoder(folder, kind, "cpu"), images) for kind in ("tower", "projected"))
+    before, projected = (encoded(load_image_encoder(folder, kind, "cpu"), images) for kind in ("encoder", "projected"))
     model, family = AutoModel.from_pretrained(folder).eval(), family_of(model_type)
     with torch.no_grad():
         if family.visual_projection is None:
-            assert torch.equal(tower, projected)
+            assert torch.equal(before, projected)
         else:
-            assert not torch.equal(tower, projected)
-            torch.testing.assert_close(model.get_submodule(family.visual_projection)(tower), projected)
+            assert not torch.equal(before, projected)
+            torch.testing.assert_close(model.get_submodule(family.visual_projection)(before), projected)
         pixels = load_image_encoder(folder).processor(images=[images.image(2)], return_tensors="pt").pixel_values
         expected = family.image_features(model, pixels).pooler_output
     torch.testing.assert_close(projected[2:], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_classifiers_features_are_those_of_the_clip_in_it(clip, tmp_path):
+def test_a_classifiers_features_are_those_of_its_clip(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(3))
     CLIPClassifier.from_pretrained(clip, class_names=["cat", "dog"]).save_pretrained(tmp_path)
     for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(clip / name, tmp_path)
-    for kind in ("tower", "projected"):
+    for kind in ("encoder", "projected"):
         theirs = encoded(load_image_encoder(clip, kind), images)
         assert torch.equal(encoded(load_image_encoder(tmp_path, kind), images), theirs)
 
 
-def test_image_models_pool_as_they_do_themselves(clip, tmp_path):
+def test_image_models_use_their_own_pooling(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(2))
     vit = save_vit(tmp_path / "vit", pooling=True)
     encoder = load_image_encoder(tmp_path / "vit")
@@ -113,7 +115,7 @@ def test_image_models_pool_as_they_do_themselves(clip, tmp_path):
     )
 
 
-def test_a_checkpoint_without_its_pooling_gives_the_class_token_not_random_numbers(tmp_path):
+def test_a_checkpoint_without_pooling_weights_gives_the_class_token(tmp_path):
     images = load_images("emoji:notov1").select(range(2))
     vit = save_vit(tmp_path, pooling=False)
     first, second = (load_image_encoder(tmp_path) for _ in range(2))
@@ -123,11 +125,11 @@ def test_a_checkpoint_without_its_pooling_gives_the_class_token_not_random_numbe
         torch.testing.assert_close(encoded(first, images)[:1], vit(pixels).last_hidden_state[:, 0])
 
 
-def test_a_model_that_does_not_fit_is_refused(tmp_path):
+def test_unsuitable_models_are_refused(tmp_path):
     save_vit(tmp_path / "vit", pooling=True)
-    with pytest.raises(ValueError, match="features: 'projected' of a ViTModel.*want 'tower'"):
+    with pytest.raises(ValueError, match="features: 'projected' of a ViTModel.*want 'encoder'"):
         load_image_encoder(tmp_path / "vit", "projected")
-    with pytest.raises(ValueError, match="features: got 'pooled'; want 'tower' or 'projected'"):
+    with pytest.raises(ValueError, match="features: got 'pooled'; want 'encoder' or 'projected'"):
         load_image_encoder(tmp_path / "vit", "pooled")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     del weights["layernorm.weight"]
@@ -138,81 +140,81 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path):
         load_image_encoder(tmp_path / "vit")
     text = BertConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=50)
     BertModel(text).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="model: BertModel takes input_ids, not pictures"):
+    with pytest.raises(ValueError, match="model: BertModel takes input_ids, not images"):
         load_image_encoder(tmp_path / "bert")
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="no config.json there"):
         load_image_encoder(tmp_path / "empty")
 
 
-def test_kept_features_are_read_and_only_where_they_are_the_same(clip, tmp_path):
+def test_cached_features_are_read_for_the_same_model_and_kind_only(clip, tmp_path):
     images = load_images("emoji:notov1").select(range(4))
     encoder = load_image_encoder(clip)
     features = encoder.features_of(images, cache_dir=tmp_path, progress=False).features
 
     def fail(pixels):
-        raise AssertionError("the tower ran")
+        raise AssertionError("the encoder ran")
 
     again = replace(load_image_encoder(clip), encode=fail)
     assert torch.equal(again.features_of(images, cache_dir=tmp_path, progress=False).features, features)
     for other in (load_image_encoder(clip, "projected"), load_image_encoder(clip, dtype=torch.bfloat16)):
-        with pytest.raises(AssertionError, match="the tower ran"):
+        with pytest.raises(AssertionError, match="the encoder ran"):
             replace(other, encode=fail).features_of(images, cache_dir=tmp_path, progress=False)
 
 
-def test_half_precision_is_of_the_model_only(clip):
+def test_a_half_precision_model_gives_float32_features(clip):
     images = load_images("emoji:notov1").select(range(4))
     full, half = (encoded(load_image_encoder(clip, dtype=dtype), images) for dtype in (torch.float32, torch.bfloat16))
     assert half.dtype == torch.float32 and not torch.equal(full, half)
     assert torch.nn.functional.cosine_similarity(full, half).min() > 0.999
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_classes_are_matched_by_name(pictures, tmp_path):
+def test_classes_are_matched_by_name(image_folder, tmp_path):
     table = tmp_path / "test.csv"
-    rows = [f"{pictures / 'test' / name / 'notov1.png'},{name}" for name in ("owl", "banana", "cat")]
+    rows = [f"{image_folder / 'test' / name / 'notov1.png'},{name}" for name in ("owl", "banana", "cat")]
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
-    train, test = load_probe_pictures(str(pictures), str(table))
+    train, test = load_probe_images(str(image_folder), str(table))
     assert train.class_names == test.class_names == tuple(sorted(CONCEPTS)) and train.split == "train"
     assert [test.class_names[label] for label in test.labels] == ["owl", "banana", "cat"]
 
 
-def test_splits_are_found_and_may_be_named(pictures):
-    train, test = load_probe_pictures(str(pictures))
+def test_splits_are_found_by_default_and_can_be_named(image_folder):
+    train, test = load_probe_images(str(image_folder))
     assert (train.split, test.split, len(train), len(test)) == ("train", "test", 12, 12)
-    train, test = load_probe_pictures(str(pictures), train_split="test", test_split="train")
+    train, test = load_probe_images(str(image_folder), train_split="test", test_split="train")
     assert (train.split, test.split) == ("test", "train")
-    _, test = load_probe_pictures("emoji:fluent3d", "emoji:notov1")
+    _, test = load_probe_images("emoji:fluent3d", "emoji:notov1")
     assert test.split is None and len(test) == 190
 
 
-def test_pictures_that_do_not_fit_are_refused(pictures, tmp_path):
-    with pytest.raises(ValueError, match="test: emoji:notov1 has no splits; name pictures to test on"):
-        load_probe_pictures("emoji:notov1")
-    for test, split in (("emoji:notov1", None), (str(pictures), "train"), (None, "train")):
-        train = "emoji:notov1" if test == "emoji:notov1" else str(pictures)
-        with pytest.raises(ValueError, match="names the training pictures themselves"):
-            load_probe_pictures(train, test, test_split=split)
+def test_unsuitable_test_images_are_refused(image_folder, tmp_path):
+    with pytest.raises(ValueError, match="test: emoji:notov1 has no splits; name images to test on"):
+        load_probe_images("emoji:notov1")
+    for test, split in (("emoji:notov1", None), (str(image_folder), "train"), (None, "train")):
+        train = "emoji:notov1" if test == "emoji:notov1" else str(image_folder)
+        with pytest.raises(ValueError, match="names the training images themselves"):
+            load_probe_images(train, test, test_split=split)
     with pytest.raises(ValueError, match="1 of 6 classes are not among the 5 trained ones: 'cat'"):
         some = tmp_path / "some"
-        shutil.copytree(pictures / "train", some)
+        shutil.copytree(image_folder / "train", some)
         shutil.rmtree(some / "cat")
-        load_probe_pictures(str(some), str(pictures))
+        load_probe_images(str(some), str(image_folder))
     both = tmp_path / "both"
-    shutil.copytree(pictures, both)
+    shutil.copytree(image_folder, both)
     shutil.rmtree(both / "train" / "dog")
-    with pytest.raises(ValueError, match="test: .*both has pictures of classes without any training picture: 'dog'"):
-        load_probe_pictures(str(both))
+    with pytest.raises(ValueError, match="test: .*both has images of classes without any training image: 'dog'"):
+        load_probe_images(str(both))
     shutil.rmtree(both / "test" / "dog")
     shutil.rmtree(both / "test" / "cat")
-    _, test = load_probe_pictures(str(both))
+    _, test = load_probe_images(str(both))
     assert set(test.labels) == {test.class_names.index(name) for name in ("banana", "owl", "pizza", "rose")}
 
 
-def test_unreadable_pictures_are_left_out_and_listed(broken_pictures):
-    train, test = load_probe_pictures(str(broken_pictures))
+def test_unreadable_images_are_left_out_and_listed(broken_image_folder):
+    train, test = load_probe_images(str(broken_image_folder))
     assert (len(train), len(test)) == (11, 11)
     assert [name for name, _ in train.skipped] == ["cat/emojione.png"] and test.skipped[0][0] == "dog/notov1.png"
 
@@ -220,12 +222,12 @@ def test_unreadable_pictures_are_left_out_and_listed(broken_pictures):
 # ---------------------------------------------------------------------------------------------------------- commands
 
 
-def test_linear_probe_prints_what_the_function_finds(run, pictures, tmp_path):
-    arguments = ["linear-probe", embedded_model(), "--train", pictures, "--out", tmp_path / "out" / "result.json"]
+def test_linear_probe_prints_what_the_function_finds(run, image_folder, tmp_path):
+    arguments = ["linear-probe", embedded_model(), "--train", image_folder, "--out", tmp_path / "out" / "result.json"]
     code, out, err = run(*arguments, "--json", "--seed", 2, "--held-out", 0.5)
     result = json.loads(out)
     assert code == 0 and json.loads((tmp_path / "out" / "result.json").read_text()) == result
-    train, test = load_probe_pictures(str(pictures))
+    train, test = load_probe_images(str(image_folder))
     encoder = load_image_encoder(embedded_model())
     x, y = encoded(encoder, train), encoded(encoder, test)
     found = linear_probe(x, torch.from_numpy(train.labels.copy()), y, seed=2, held_out=0.5)
@@ -235,43 +237,43 @@ def test_linear_probe_prints_what_the_function_finds(run, pictures, tmp_path):
     assert (result["strength"], result["converged"], result["iterations"]) == (found.strength, True, found.iterations)
     assert result["held_out"] == 6
     assert [(row["strength"], row["accuracy"]) for row in result["searched"]] == list(found.validation.items())
-    assert list(result["per_class"]) == sorted(CONCEPTS) and (result["features"], result["width"]) == ("tower", 192)
-    assert (result["data"], result["split"], result["images"], result["classes"]) == (str(pictures), "test", 12, 6)
-    assert result["train"] == {"data": str(pictures), "split": "train", "images": 12, "unreadable": []}
+    assert list(result["per_class"]) == sorted(CONCEPTS) and (result["features"], result["width"]) == ("encoder", 192)
+    assert (result["data"], result["split"], result["images"], result["classes"]) == (str(image_folder), "test", 12, 6)
+    assert result["train"] == {"data": str(image_folder), "split": "train", "images": 12, "unreadable": []}
 
     code, out, _ = run(*arguments[:4], "--features", "projected", "--strength", 3)
     assert code == 0 and "of 12 images in 6 classes" in out and "projected features of width 256" in out
-    assert "L2 strength 3 (given)" in out and "Mean over classes" in out and "12 training pictures" in out
+    assert "L2 strength 3 (given)" in out and "Mean over classes" in out and "12 training images" in out
 
 
-def test_knn_prints_what_the_function_finds(run, pictures):
-    arguments = ["knn", embedded_model(), "--train", pictures]
+def test_knn_prints_what_the_function_finds(run, image_folder):
+    arguments = ["knn", embedded_model(), "--train", image_folder]
     code, out, _ = run(*arguments, "--k", 3, "--temperature", 0.5, "--features", "projected", "--json")
     result = json.loads(out)
-    train, test = load_probe_pictures(str(pictures))
+    train, test = load_probe_images(str(image_folder))
     encoder = load_image_encoder(embedded_model(), "projected")
     labels = torch.from_numpy(train.labels.copy())
     predicted = knn_classify(encoded(encoder, train), labels, encoded(encoder, test), k=3, temperature=0.5)
     assert code == 0 and result["accuracy"] == accuracy(predicted, torch.from_numpy(test.labels.copy())) > 0.6
     assert (result["k"], result["temperature"], result["features"]) == (3, 0.5, "projected")
     code, out, _ = run(*arguments, "-k", 1)
-    assert code == 0 and "1 neighbours, temperature 0.07" in out and "tower features of width 192" in out
+    assert code == 0 and "1 neighbours, temperature 0.07" in out and "encoder features of width 192" in out
     code, out, err = run(*arguments)
     assert (code, out) == (1, "") and err.startswith("Error: k: got 20; want 1..12")
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
-def test_unreadable_pictures_are_named_and_exit_1(run, clip, broken_pictures, command):
+def test_unreadable_images_are_named_and_exit_1(run, clip, broken_image_folder, command):
     options = ["--strength", 1] if command == "linear-probe" else ["--k", 5]
-    code, out, err = run(command, clip, "--train", broken_pictures, *options, "--json")
+    code, out, err = run(command, clip, "--train", broken_image_folder, *options, "--json")
     result = json.loads(out)
     assert code == 1 and result["images"] == result["train"]["images"] == 11
     assert result["unreadable"] == ["dog/notov1.png"] and result["train"]["unreadable"] == ["cat/emojione.png"]
     assert "dog/notov1.png: the file is empty" in err and "cat/emojione.png: not an image file" in err
 
 
-def test_a_probe_that_did_not_converge_says_so(run, clip, pictures):
-    arguments = ["linear-probe", clip, "--train", pictures, "--strength", 1e-6, "--max-iterations", 1]
+def test_a_probe_that_did_not_converge_says_so(run, clip, image_folder):
+    arguments = ["linear-probe", clip, "--train", image_folder, "--strength", 1e-6, "--max-iterations", 1]
     code, out, err = run(*arguments, "--json")
     assert code == 0 and json.loads(out)["converged"] is False
     assert "L-BFGS did not converge in 1 iterations; raise --max-iterations" in " ".join(err.split())
@@ -282,47 +284,52 @@ def test_a_probe_that_did_not_converge_says_so(run, clip, pictures):
     [
         (["knn", "CLIP", "--train", "emoji:notov1"], "--test"),
         (["knn", "CLIP", "--train", "nowhere/at/all"], "nowhere/at/all"),
-        (["knn", "EMPTY", "--train", "PICTURES", "--k", "1"], "config.json"),
-        (["knn", "CLIP", "--train", "PICTURES", "--k", "1", "--out", "EMPTY"], "is a folder; want a file"),
-        (["linear-probe", "CLIP", "--train", "PICTURES", "--strength", "0"], "strength: got 0"),
-        (["knn", "CLIP", "--train", "PICTURES", "--k", "13"], "k: got 13; want 1..12"),
-        (["knn", "CLIP", "--train", "PICTURES", "--k", "1", "--temperature", "0"], "temperature: got 0"),
-        (["linear-probe", "CLIP", "--train", "PICTURES", "--held-out", "1"], "held_out: got 1"),
+        (["knn", "EMPTY", "--train", "IMAGES", "--k", "1"], "config.json"),
+        (["knn", "CLIP", "--train", "IMAGES", "--k", "1", "--out", "EMPTY"], "is a folder; want a file"),
+        (["linear-probe", "CLIP", "--train", "IMAGES", "--strength", "0"], "strength: got 0"),
+        (["knn", "CLIP", "--train", "IMAGES", "--k", "13"], "k: got 13; want 1..12"),
+        (["knn", "CLIP", "--train", "IMAGES", "--k", "1", "--temperature", "0"], "temperature: got 0"),
+        (["linear-probe", "CLIP", "--train", "IMAGES", "--held-out", "1"], "held_out: got 1"),
         (["linear-probe", "CLIP", "--train", "emoji:notov1", "--test", "emoji:fluent3d"], "no class has two training"),
         (
-            ["linear-probe", "CLIP", "--train", "PICTURES", "--label-column", "x", "--test-split", "dev"],
+            ["linear-probe", "CLIP", "--train", "IMAGES", "--label-column", "x", "--test-split", "dev"],
             "split: got 'dev'",
         ),
     ],
 )
-def test_errors_are_one_line(run, clip, pictures, tmp_path, arguments, words):
-    names = {"CLIP": clip, "EMPTY": tmp_path, "PICTURES": pictures}
+def test_errors_are_one_line(run, clip, image_folder, tmp_path, arguments, words):
+    names = {"CLIP": clip, "EMPTY": tmp_path, "IMAGES": image_folder}
     code, out, err = run(*(names.get(argument, argument) for argument in arguments))
     assert (code, out) == (1, "") and err.startswith("Error: ") and words in err and err.count("\n") == 1, (
         "before any progress: nothing was encoded"
     )
 
 
-def test_without_scikit_learn_only_knn_runs(run, clip, pictures, monkeypatch):
+def test_without_scikit_learn_only_knn_runs(run, clip, image_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    code, _, err = run("linear-probe", clip, "--train", pictures)
+    code, _, err = run("linear-probe", clip, "--train", image_folder)
     assert code == 1 and err == 'Error: linear-probe needs sklearn: pip install "hf-clip-variants[probe]"\n'
-    assert run("knn", clip, "--train", pictures, "--k", 1)[0] == 0
+    assert run("knn", clip, "--train", image_folder, "--k", 1)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
-def test_the_help_tells_the_extra_and_loads_nothing_heavy(command):
+def test_help_names_the_extra_and_imports_nothing_heavy(command):
     program = (
-        f"import sys\nfrom hf_clip_variants.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept SystemExit: pass\n"
-        "print([n for n in ('torch', 'transformers', 'sklearn', 'scipy', 'numpy', 'datasets') if n in sys.modules], file=sys.stderr)"
+        f"import sys\nfrom hf_clip_variants.cli import main\ntry:\n    main(['{command}', '--help'])\nexcept "
+        f"SystemExit: pass\n"
+        "print([n for n in ('torch', 'transformers', 'sklearn', 'scipy', 'numpy', 'datasets') if n in sys.modules], "
+        "file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr == "[]\n" and "--train" in done.stdout and "--features" in done.stdout
     assert ('"hf-clip-variants[probe]"' in " ".join(done.stdout.split())) == (command == "linear-probe")
 
 
-def test_importing_what_measures_does_not_import_scikit_learn():
-    program = "import sys, hf_clip_variants.evaluation.probes, hf_clip_variants.evaluation.image_encoder; print('sklearn.linear_model' in sys.modules)"
+def test_importing_the_probes_does_not_import_scikit_learn():
+    program = (
+        "import sys, hf_clip_variants.evaluation.probes, hf_clip_variants.evaluation.image_encoder; "
+        "print('sklearn.linear_model' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False\n", done.stderr
 
@@ -330,13 +337,13 @@ def test_importing_what_measures_does_not_import_scikit_learn():
 # -------------------------------------------------------------------------------------------------------- the effect
 
 
-def test_a_trained_tower_beats_a_random_one_of_its_size(tmp_path):
-    """88 classes, two pictures each, tested in a style by another hand: chance is 1.1 %."""
+def test_a_trained_image_encoder_beats_a_random_one_of_its_size(tmp_path):
+    """88 classes with two images each, tested on the style of another designer: chance is 1.1 %."""
     shutil.copytree(embedded_model(), tmp_path / "random")
     trained = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32)
     torch.manual_seed(0)
     CLIPModel(trained.config).save_pretrained(tmp_path / "random")
-    train, test = load_probe_pictures("emoji:fluentflat,emojione@food-drink", "emoji:notov1@food-drink")
+    train, test = load_probe_images("emoji:fluentflat,emojione@food-drink", "emoji:notov1@food-drink")
     labels, truth = torch.from_numpy(train.labels.copy()), torch.from_numpy(test.labels.copy())
     found = {}
     for name, folder in (("trained", embedded_model()), ("random", tmp_path / "random")):

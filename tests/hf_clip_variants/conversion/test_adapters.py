@@ -32,7 +32,7 @@ def context_words(fixture):
 
 
 def only_names(fixture):
-    """Prompts "X X name .": the words before the name are not said in these fixtures."""
+    """Prompts "X X name .": placeholders stand for the words before the name."""
     return {"x{}.": fixture.inputs["tokenized_prompts"]}
 
 
@@ -49,7 +49,7 @@ def names_of(fixture):
 
 
 class Case:
-    """An official file of a fixture: how its prompts are said, what is in it, and the options that it needs."""
+    """An official file of a fixture: its prompts, its contents, and the options that it needs."""
 
     def __init__(self, name, method, templates, weights, options=None, outputs=classifier_outputs):
         self.fixture_name, self.method, self.templates, self.weights = name, method, templates, weights
@@ -130,7 +130,7 @@ def prepared(case, bases, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_official_files_give_the_official_numbers(name, bases, tmp_path):
+def test_official_files_give_the_official_outputs(name, bases, tmp_path):
     case = CASES[name]
     fixture, file, options = prepared(case, bases, tmp_path)
     expected = tmp_path / "expected.safetensors"
@@ -158,7 +158,7 @@ def test_official_files_give_the_official_numbers(name, bases, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coop-unified-end", "maple-words", "vpt-deep"])
-def test_half_precision_files(name, bases, tmp_path):
+def test_half_precision_files_are_converted(name, bases, tmp_path):
     """What the official trainers save when they train in float16."""
     case = CASES[name]
     fixture, _, options = prepared(case, bases, tmp_path)
@@ -168,7 +168,7 @@ def test_half_precision_files(name, bases, tmp_path):
     assert result.dtype == "float32" and result.difference < 1e-5
 
 
-def test_without_names_an_adapter_takes_any_classes(bases, tmp_path):
+def test_an_adapter_without_class_names_works_with_any_classes(bases, tmp_path):
     for name in ("coop-unified-end", "cocoop", "maple", "vpt-deep", "ivlp", "clip_adapter"):
         fixture, file, options = prepared(CASES[name], bases, tmp_path / name)
         options = {n: v for n, v in options.items() if n not in ("class_names", "templates")}
@@ -184,7 +184,7 @@ def test_without_names_an_adapter_takes_any_classes(bases, tmp_path):
 
 @pytest.fixture(scope="module")
 def tip(tmp_path_factory):
-    """Fixture, base, and a cache folder as the official code leaves it."""
+    """Fixture, base, and a cache folder as the official code writes it."""
     fixture, folder = load_fixture("tip_adapter"), tmp_path_factory.mktemp("tip")
     ids = fixture.inputs["template_input_ids"]
     templates = {template: ids[:, i] for i, template in enumerate(fixture.hparam("templates"))}
@@ -201,7 +201,7 @@ def tip(tmp_path_factory):
     return fixture, caches, options
 
 
-def test_tip_adapters_cache(tip, tmp_path):
+def test_tip_adapters_cache_is_converted(tip, tmp_path):
     fixture, caches, options = tip
     key = next(key for key in fixture.outputs if key.startswith("tip_logits.beta"))
     beta, alpha = map(float, key.removeprefix("tip_logits.beta").split("_alpha"))
@@ -222,7 +222,7 @@ def test_tip_adapters_cache(tip, tmp_path):
     assert (config.alpha, config.beta, config.trainable_keys) == (alpha, beta, False)
 
 
-def test_tip_adapters_trained_keys(tip, tmp_path):
+def test_tip_adapters_trained_keys_are_converted(tip, tmp_path):
     fixture, caches, options = tip
     result = convert_checkpoint(caches / "best_F_4shots.pt", tmp_path / "out", compare=True, **options)
     assert "alpha and beta are in no file" in result.notes[0]
@@ -232,7 +232,7 @@ def test_tip_adapters_trained_keys(tip, tmp_path):
     assert torch.equal(keys, fixture.outputs["F.weight_after_step2"])
 
 
-def test_tip_adapters_files_must_go_together(tip, tmp_path):
+def test_tip_adapters_files_must_fit_each_other(tip, tmp_path):
     fixture, caches, options = tip
     alone = tmp_path / "keys_4shots.pt"
     torch.save(fixture.outputs["cache_keys"], alone)
@@ -264,8 +264,8 @@ def fails(file, out, match, **options):
     assert not out.exists() and not list(out.parent.glob(".tmp*"))
 
 
-def test_another_base_is_noticed(bases, tmp_path):
-    """One with the same sizes: nothing else would tell."""
+def test_a_different_base_of_the_same_sizes_is_noticed(bases, tmp_path):
+    """Of the same sizes: only the comparison of weights can notice it."""
     for name in ("coop-unified-end", "cocoop", "maple", "vpt-deep", "ivlp"):
         case = CASES[name]
         fixture, file, options = prepared(case, bases, tmp_path / name)
@@ -285,7 +285,7 @@ def test_another_base_is_noticed(bases, tmp_path):
         )
 
 
-def test_names_that_are_not_those_of_the_training_are_noticed(bases, tmp_path):
+def test_class_names_that_differ_from_the_training_are_noticed(bases, tmp_path):
     for name in ("coop-csc-end", "cocoop", "maple-words", "ivlp"):
         fixture, file, options = prepared(CASES[name], bases, tmp_path / name)
         names = names_of(fixture)
@@ -303,7 +303,7 @@ def test_a_class_specific_context_needs_names(bases, tmp_path):
     fails(file, tmp_path / "out", "class_names: the context is of .* classes", **options)
 
 
-def test_words_behind_the_learned_ones_are_asked_for(bases, tmp_path):
+def test_the_initial_words_must_be_given(bases, tmp_path):
     _, file, options = prepared(CASES["maple-words"], bases, tmp_path)
     words = options.pop("context_init")
     fails(file, tmp_path / "out", "context_init: .*all prompts go on with the same token", **options)
@@ -313,7 +313,7 @@ def test_words_behind_the_learned_ones_are_asked_for(bases, tmp_path):
     fails(file, tmp_path / "out", "class_names: the 1. class", context_init="", **options)
 
 
-def test_a_base_must_be_named(bases, tmp_path):
+def test_conversion_without_a_base_is_an_error(bases, tmp_path):
     _, file, options = prepared(CASES["cocoop"], bases, tmp_path)
     fails(file, tmp_path / "out", "base: cocoop is an adapter.*--base", class_names=options["class_names"])
     with pytest.raises(OSError, match="nowhere"):
@@ -337,7 +337,7 @@ def test_unknown_names_are_listed(name, bases, tmp_path):
         )
 
 
-def test_which_method_a_prompt_learner_is(bases, tmp_path):
+def test_the_method_of_a_prompt_learner_is_recognised(bases, tmp_path):
     fixture, _, options = prepared(CASES["ivlp"], bases, tmp_path)
     prompts = ("VPT", "VPT_shallow")
     shallow = {n: t for n, t in whole_model(fixture).items() if not n.endswith(prompts)}

@@ -16,7 +16,8 @@ from hf_clip_variants.conversion.checkpoint_reader import UnsafeCheckpointError,
 
 
 class TestRefusesLies:
-    """Sizes that the file does not hold. Nothing of the claimed size may be allocated: see `test_bombs` for the memory."""
+    """Sizes that the file does not hold. The test of bombs below also measures that nothing of these sizes is
+    allocated."""
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -41,11 +42,11 @@ class TestRefusesLies:
         with pytest.raises(UnsafeCheckpointError, match=message):
             read_state_dict(write(tmp_path / "x.pt", state_dict(value)))
 
-    def test_the_honest_one_is_read(self, tmp_path):
+    def test_a_file_with_true_sizes_is_read(self, tmp_path):
         for write in (write_zip, write_legacy):
             assert read_state_dict(write(tmp_path / "x.pt", state_dict(tensor([2, 2], [2, 1]))))["w"].shape == (2, 2)
 
-    def test_entries_that_lie_over_each_other(self, tmp_path):
+    def test_overlapping_entries_are_refused(self, tmp_path):
         path = tmp_path / "x.pt"
         pairs = b"".join(text(f"w{i}") + tensor([4], [1]).replace(text("0"), text(str(i))) for i in range(9))
         with zipfile.ZipFile(path, "w") as archive:
@@ -57,7 +58,7 @@ class TestRefusesLies:
         with pytest.raises(UnsafeCheckpointError, match="refused storages of"):
             read_state_dict(path)
 
-    def test_two_entries_of_one_name_and_compressed_entries(self, tmp_path):
+    def test_duplicate_and_compressed_entries_are_refused(self, tmp_path):
         path = tmp_path / "x.pt"
         with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,12 +100,17 @@ HARMLESS = ("read", "expected a dictionary", "no state dict", "truncated")
 
 
 def _bombs(folder: Path) -> dict[str, str]:
-    """Writes them; {file name: what the message says}."""
+    """Writes the files; returns {file name: part of the message}."""
     million = 1_000_000
+    pairs = b"\x80\x02](" + b"NN\x86" * 1000 + b"eq\0"
+    wide_text = b"\x80\x02X" + struct.pack("<I", 15 << 20) + "😀".encode() + b"a" * ((15 << 20) - 4) + b"."
+    values = [tensor([4], [1]) + b"q\0", *[b"h\0"] * 8]
+    one_tensor_nine_times = b"".join(text(str(i)) + value for i, value in enumerate(values))
     raw = {
         "lists": (b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".", "nested more than"),
         "tuples": (b"\x80\x02)" + b"\x85" * 900_000 + b".", "nested more than"),
-        "ladder": (b"\x80\x02(]Naq\0" + b"]h\0aq\0" * 5000 + b"l.", "nested more than"),  # every rung is seen before the next
+        # every rung is seen before the next
+        "ladder": (b"\x80\x02(]Naq\0" + b"]h\0aq\0" * 5000 + b"l.", "nested more than"),
         "own_list": (state_dict(b"]q\0h\0a"), "contains itself"),
         "own_dict": (b"\x80\x02}q\0" + text("a") + b"h\0s.", "contains itself"),
         "own_module": (b"\x80\x02c__torch__\nM\n)\x81q\0}" + text("a") + b"h\0sb.", "contains itself"),
@@ -114,15 +120,15 @@ def _bombs(folder: Path) -> dict[str, str]:
         "sets": (b"\x80\x02" + b"\x8f" * 5 * million, "steps"),
         "dictionaries": (b"\x80\x02" + b"}" * 5 * million, "steps"),
         "memo": (b"\x80\x02N" + b"\x94" * 5 * million, "steps"),
-        "copies": (b"\x80\x02](" + b"NN\x86" * 1000 + b"eq\0" + b"ccollections\nOrderedDict\nh\0\x85R" * 20_000 + b".", "steps"),
-        "far_memo": (b"\x80\x02Nr\xff\xff\xff\x7f" + b"." , "expected a dictionary"),
+        "copies": (pairs + b"ccollections\nOrderedDict\nh\0\x85R" * 20_000 + b".", "steps"),
+        "far_memo": (b"\x80\x02Nr\xff\xff\xff\x7f" + b".", "expected a dictionary"),
         "integer": (state_dict(b"\x8b" + struct.pack("<I", 1 << 23) + b"\x7f" * (1 << 23)), "integer of"),
         "integers": (state_dict(b"(" + (b"\x8a\x09" + bytes(8) + b"\x10") * 200_000 + b"t"), "no state dict"),
-        "wide_text": (b"\x80\x02X" + struct.pack("<I", 15 << 20) + "😀".encode() + b"a" * ((15 << 20) - 4) + b".", "expected a dictionary"),
+        "wide_text": (wide_text, "expected a dictionary"),
         "long_pickle": (b"\x80\x02" + b"N0" * (9 << 20), "more than 16777216"),
         "long_text": (b"\x80\x02X" + struct.pack("<I", 1 << 30), "truncated"),
-        "tensors": (b"\x80\x02}(" + b"".join(text(str(i)) + (tensor([4], [1]) + b"q\0" if not i else b"h\0") for i in range(9)) + b"u.", "read"),
-    }  # fmt: skip
+        "tensors": (b"\x80\x02}(" + one_tensor_nine_times + b"u.", "read"),
+    }
     bombs = {}
     for name, (code, message) in raw.items():
         write_zip(folder / f"{name}.pt", code)
@@ -160,7 +166,7 @@ def _peak_memory(reset: bool = False) -> float:
         return 0.0
 
 
-def test_bombs(tmp_path):
+def test_bombs_are_refused_or_read_in_5_seconds_and_200_mb(tmp_path):
     """Each within 5 s and 200 MB; most are refused, the few that turn out harmless are read."""
     for name, message in _bombs(tmp_path).items():
         before, start = _peak_memory(reset=True), time.process_time()
@@ -176,23 +182,40 @@ def test_bombs(tmp_path):
         assert megabytes < 200, f"{name}: {megabytes:.0f} MB"
 
 
-def test_a_script_module_with_too_long_names(tmp_path):
+def test_a_script_module_with_too_long_names_is_refused(tmp_path):
     deep = b"\x80\x02c__torch__\nM\n)\x81}" + text("n" * 600) + tensor([4], [1]) + b"sb."
     with pytest.raises(UnsafeCheckpointError, match="too long names"):
         read_state_dict(write_zip(tmp_path / "x.pt", deep))
 
 
-def test_random_opcodes_only_raise_our_errors(tmp_path):
-    """The interpreter itself, on streams that reach deep into it: valid opcodes in a random order."""
+def test_random_opcodes_raise_only_our_errors(tmp_path):
+    """The interpreter alone, on valid opcodes in a random order, which reach most of its code."""
     generator = random.Random(1)
     pieces = [
-        b"(", b"0", b"1", b"2", b"N", b"\x88", b"]", b"}", b")", b"t", b"\x85", b"\x86", b"\x87", b"l", b"d", b"a", b"e", b"s", b"u", b"q\0",
-        b"h\0", b"\x94", b"\x8f", b"\x90", b"\x91", b"R", b"\x81", b"\x92", b"b", b"o", b"Q", b"K\1", b"J\xff\xff\xff\xff", b"I01\n", b"L5L\n",
-        b"G" + bytes(8), b"F1.5\n", b"F\xff\n", text("storage"), text("a"), b"U\1\xff", b"\x8c\1a", b"C\1b", b"ctorch\nFloatStorage\n",
-        b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"c__torch__\nM\n", b"cargparse\nNamespace\n",
-        b"ctorch\nSize\n", b"\x93", b"icollections\nOrderedDict\n", storage(4), tensor([4], [1]), numbers([2]), number(-5), b"\x8a\0", b".",
-        b"ctorch._tensor\n_rebuild_from_type_v2\n", b"ctorch.jit._pickle\nrestore_type_tag\n", b"g0\n", b"p0\n", b"gx\n",
-    ]  # fmt: skip
+        *(bytes([opcode]) for opcode in b"(012N\x88]})t\x85\x86\x87ldaesu\x94\x8f\x90\x91R\x81\x92boQ\x93."),
+        *(b"q\0", b"h\0", b"g0\n", b"p0\n", b"gx\n"),  # memo
+        *(
+            b"K\1",
+            b"J\xff\xff\xff\xff",
+            b"I01\n",
+            b"L5L\n",
+            b"\x8a\0",
+            b"G" + bytes(8),
+            b"F1.5\n",
+            b"F\xff\n",
+        ),  # numbers
+        *(text("storage"), text("a"), b"U\1\xff", b"\x8c\1a", b"C\1b"),
+        *(storage(4), tensor([4], [1]), numbers([2]), number(-5)),
+        b"ctorch\nFloatStorage\n",
+        b"ctorch\nSize\n",
+        b"ccollections\nOrderedDict\n",
+        b"icollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n",
+        b"ctorch.jit._pickle\nrestore_type_tag\n",
+        b"c__torch__\nM\n",
+        b"cargparse\nNamespace\n",
+    ]
     read = 0
     for _ in range(1500):
         code = b"".join(generator.choices(pieces, k=generator.randrange(1, 25)))

@@ -1,4 +1,4 @@
-"""The table's checkpoint formats: conversion and command need one descriptor and one row of a method, nothing else."""
+"""The table's checkpoint formats: conversion and command need a method's descriptor and row, nothing else."""
 
 import ast
 import dataclasses
@@ -30,7 +30,7 @@ ENTRIES = registry.checkpoint_entries()
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_descriptor_is_of_its_rows_kind_and_lives_in_a_methods_folder(name):
+def test_a_descriptor_has_its_rows_kind_and_is_in_a_methods_folder(name):
     row, entry = ENTRIES[name]
     assert type(load_format(name)) is {"model": ModelFormat, "adapter": AdapterFormat}[row.kind]
     assert (
@@ -56,7 +56,7 @@ def test_names_and_options_are_unique():
 
 
 def test_the_conversion_and_the_hub_name_no_method():
-    """In code and messages; examples in docstrings may. All sit on CLIP and its classifier: these two may be named."""
+    """In code and messages; docstrings may. CLIP and its classifier may be named, since all methods use them."""
     names = {*ENTRIES, *(row.name for row in registry.methods())} - {"clip", "clip_classifier"}
     pattern = re.compile(rf"(?<![a-z])({'|'.join(sorted(names))})(?![a-z])")
     files = [*(PACKAGE / "conversion").glob("*.py"), *(PACKAGE / "hub").glob("*.py")]
@@ -86,7 +86,7 @@ def words_of(source: str) -> list[str]:
     return found
 
 
-def test_the_search_for_names_sees():
+def test_the_search_for_names_finds_all_kinds_of_mentions():
     for source in (
         "from ..adapters.coop import x",
         "'slip' == method",
@@ -198,7 +198,7 @@ def test_a_toy_adapter_is_recognised_and_converted(declare, run, tmp_path):
     assert code == 1 and "ratio: given, but it belongs to clip_adapter, and this is toy" in err
 
 
-def test_two_meanings_of_one_option_are_an_error_of_the_table(declare):
+def test_one_option_with_two_meanings_is_an_error(declare):
     with pytest.raises(ValueError, match="keep_head: the table has two options of this name"):
         declare(TOY_MODEL, "clip_resnet", options=(registry.Option("keep_head", str, "another."),))
         offered_options()

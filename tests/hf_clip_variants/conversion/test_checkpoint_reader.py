@@ -1,4 +1,4 @@
-"""The door for foreign checkpoints: what it reads, and everything that it must not do."""
+"""Reading checkpoints of unknown origin: what is read, and what must never happen."""
 
 import argparse
 import io
@@ -79,18 +79,18 @@ class TestReads:
 
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
     @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
-    def test_every_pickle_protocol(self, weights, tmp_path, protocol, zipped):
+    def test_every_pickle_protocol_is_read(self, weights, tmp_path, protocol, zipped):
         path = tmp_path / "model.pt"
         torch.save(weights, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
         assert_same(read_state_dict(path), weights)
 
-    def test_safetensors_by_content_whatever_the_suffix(self, weights, tmp_path):
+    def test_safetensors_are_recognised_by_content(self, weights, tmp_path):
         for name in ("model.safetensors", "model.bin"):
             save_file(weights, tmp_path / name)
             assert_same(read_state_dict(tmp_path / name), weights)
 
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-    def test_views_share_a_storage(self, tmp_path, zipped):
+    def test_views_of_one_storage_share_memory(self, tmp_path, zipped):
         base = torch.arange(12.0).reshape(3, 4)
         views = {
             "all": base,
@@ -105,7 +105,7 @@ class TestReads:
         assert_same(loaded, views)
         assert loaded["all"].untyped_storage().data_ptr() == loaded["tail"].untyped_storage().data_ptr()
 
-    def test_parameters_and_new_dtypes(self, tmp_path):
+    def test_parameters_and_new_dtypes_are_read(self, tmp_path):
         parameter = torch.nn.Parameter(torch.ones(2))
         parameter.note = "kept by torch, dropped here"
         weights = {
@@ -127,7 +127,7 @@ class TestReads:
         ):
             read_state_dict(tmp_path / "keys.pt")
 
-    def test_plain_values(self, tmp_path):
+    def test_plain_values_are_read(self, tmp_path):
         shared = [1, 2.5, "x", None, True, -(10**30)]
         stored = {
             "a": shared,
@@ -142,7 +142,7 @@ class TestReads:
         assert loaded == {"a": shared, "b": (shared, {}), "size": (2, 3), "many": {"k": 1}, "list": [None]}
         assert loaded["b"][0] is loaded["a"]
 
-    def test_storages_of_what_is_dropped_are_not_read(self, tmp_path, monkeypatch):
+    def test_storages_of_dropped_entries_are_not_read(self, tmp_path, monkeypatch):
         torch.save({"model": {"w": torch.ones(2)}, "optimizer": {"exp_avg": torch.ones(3)}}, tmp_path / "x.pt")
         read = []
         original = torch.frombuffer
@@ -185,10 +185,10 @@ class TestTorchScript:
                 archive.writestr(name, next((new for end, new in replace.items() if name.endswith(end)), data))
         return doctored
 
-    def test_same_as_the_running_module(self, script):
+    def test_names_and_tensors_equal_the_running_modules(self, script):
         assert_same(read_state_dict(script[0]), script[1])
 
-    def test_code_and_constants_are_never_looked_at(self, script, canary):
+    def test_code_and_constants_are_never_read(self, script, canary):
         payload = pickle.dumps(shell(canary), protocol=2)
         code = f"import os\nos.system('touch {canary}')\n".encode()
         doctored = self.doctor(
@@ -197,16 +197,31 @@ class TestTorchScript:
         assert_same(read_state_dict(doctored), script[1])
         assert not canary.exists()
 
-    def test_payload_in_its_data(self, script, canary):
+    def test_a_payload_in_the_data_is_refused(self, script, canary):
         doctored = self.doctor(script[0], {"script/data.pkl": pickle.dumps(shell(canary), protocol=2)})
         with pytest.raises(UnsafeCheckpointError, match="^refused global os.system"):
             read_state_dict(doctored)
         assert not canary.exists()
 
 
+# What a hostile file may name, as module:name.
+REFUSED_GLOBALS = """
+    builtins:eval __builtin__:exec builtins:getattr builtins:__import__ builtins:open nt:system posix:system
+    subprocess:Popen sys:exit shutil:rmtree runpy:run_path torch:load torch.storage:_load_from_bytes
+    torch.serialization:load torch.hub:load torch.jit:load torch._utils:_rebuild_device_tensor_from_numpy
+    torch.nn.modules.linear:Linear numpy.testing._private.utils:runstring numpy.f2py.crackfortran:myeval numpy:load
+    functools:partial operator:attrgetter types:FunctionType types:CodeType pickle:loads
+"""
+# Python's own unpickler follows dots from an allowed name to others.
+REFUSED_DOTTED_NAMES = """
+    argparse:Namespace.__init__.__globals__ torch.optim.sgd:torch.hub.load omegaconf:os.system
+    collections:OrderedDict.__class__ torch._utils:_rebuild_tensor_v2.__globals__ torch:FloatStorage.cuda
+"""
+
+
 class TestRefusesCode:
-    def test_the_payload_works_on_pickle(self, canary):
-        """Else the tests below would prove nothing."""
+    def test_the_payload_runs_when_python_unpickles_it(self, canary):
+        """Otherwise the tests below would prove nothing."""
         pickle.loads(pickle.dumps(shell(canary)))
         assert canary.exists()
 
@@ -230,14 +245,14 @@ class TestRefusesCode:
         assert not canary.exists()
 
     @pytest.mark.parametrize("protocol", range(6))
-    def test_plain_pickle(self, tmp_path, canary, protocol):
+    def test_a_plain_pickle_is_refused(self, tmp_path, canary, protocol):
         path = tmp_path / "evil.bin"
         path.write_bytes(pickle.dumps(shell(canary), protocol=protocol))
         with pytest.raises(UnsafeCheckpointError, match="^refused global os.system"):
             read_state_dict(path)
         assert not canary.exists()
 
-    def test_behind_the_objects_of_a_legacy_file(self, tmp_path, canary):
+    def test_a_payload_after_the_objects_of_a_legacy_file_is_not_run(self, tmp_path, canary):
         """Where torch.load would unpickle the list of storages."""
         good = state_dict(tensor([4], [1]))
         path = write_legacy(tmp_path / "evil.pt", good + pickle.dumps(shell(canary), 2))
@@ -248,22 +263,10 @@ class TestRefusesCode:
             read_state_dict(path)
         assert not canary.exists()
 
-    @pytest.mark.parametrize(
-        ("module", "name"),
-        [
-            ("builtins", "eval"), ("__builtin__", "exec"), ("builtins", "getattr"), ("builtins", "__import__"), ("builtins", "open"),
-            ("nt", "system"), ("posix", "system"), ("subprocess", "Popen"), ("sys", "exit"), ("shutil", "rmtree"), ("runpy", "run_path"),
-            ("torch", "load"), ("torch.storage", "_load_from_bytes"), ("torch.serialization", "load"), ("torch.hub", "load"),
-            ("torch.jit", "load"), ("torch._utils", "_rebuild_device_tensor_from_numpy"), ("torch.nn.modules.linear", "Linear"),
-            ("numpy.testing._private.utils", "runstring"), ("numpy.f2py.crackfortran", "myeval"), ("numpy", "load"),
-            ("functools", "partial"), ("operator", "attrgetter"), ("types", "FunctionType"), ("types", "CodeType"), ("pickle", "loads"),
-            # dotted names walk from an allowed name to others in Python's own unpickler
-            ("argparse", "Namespace.__init__.__globals__"), ("torch.optim.sgd", "torch.hub.load"), ("omegaconf", "os.system"),
-            ("collections", "OrderedDict.__class__"), ("torch._utils", "_rebuild_tensor_v2.__globals__"), ("torch", "FloatStorage.cuda"),
-        ],
-    )  # fmt: skip
+    @pytest.mark.parametrize("module_and_name", (REFUSED_GLOBALS + REFUSED_DOTTED_NAMES).split())
     @pytest.mark.parametrize("opcode", ["global", "stack_global", "inst"])
-    def test_globals(self, tmp_path, module, name, opcode):
+    def test_globals_that_rebuild_no_tensor_are_refused(self, tmp_path, module_and_name, opcode):
+        module, name = module_and_name.split(":")
         code = {
             "global": f"c{module}\n{name}\n(tR".encode(),
             "stack_global": text(module) + text(name) + b"\x93)\x81",
@@ -274,17 +277,17 @@ class TestRefusesCode:
             read_state_dict(write_zip(tmp_path / "x.pt", state_dict(code)))
         assert str(error.value).startswith(f"refused global {shown}.{name}")
 
-    def test_calling_what_is_only_a_type(self, tmp_path):
+    def test_calling_a_storage_type_is_refused(self, tmp_path):
         with pytest.raises(UnsafeCheckpointError, match="refused a call of torch.FloatStorage"):
             read_state_dict(write_zip(tmp_path / "x.pt", state_dict(b"ctorch\nFloatStorage\n(tR")))
 
-    def test_names_out_of_the_file_are_printed_safely(self, tmp_path):
+    def test_names_from_the_file_are_printed_safely(self, tmp_path):
         path = write_zip(tmp_path / "x.pt", state_dict(text("\x1b[31m" + "a" * 5000) + text("b") + b"\x93"))
         with pytest.raises(UnsafeCheckpointError) as error:
             read_state_dict(path)
         assert "\x1b" not in str(error.value) and len(str(error.value)) < 1000
 
-    def test_inside_a_tar(self, tmp_path, canary):
+    def test_a_tar_archive_is_refused(self, tmp_path, canary):
         torch.save({"w": shell(canary)}, tmp_path / "evil.pt")
         for mode, message in (("w", "refused a tar archive"), ("w:gz", "unknown opcode")):
             path = tmp_path / "evil.pth.tar"
@@ -294,7 +297,7 @@ class TestRefusesCode:
                 read_state_dict(path)
         assert not canary.exists()
 
-    def test_whole_models_are_named_as_such(self, tmp_path):
+    def test_whole_models_are_refused_with_a_hint(self, tmp_path):
         torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
         with pytest.raises(
             UnsafeCheckpointError, match=r"torch.nn.modules.linear.Linear: .* only its state_dict\(\) can be read"
@@ -324,7 +327,7 @@ class TestDamaged:
         torch.save(weights, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
         return [tmp_path / "a.safetensors", tmp_path / "zip.pt", tmp_path / "legacy.pt"]
 
-    def test_truncated_or_too_long(self, files):
+    def test_truncated_and_extended_files_are_errors(self, files):
         for path in files:
             data = path.read_bytes()
             cuts = [0, 1, 3, 7, 8, 9, 100, len(data) // 3, len(data) // 2, len(data) - 9, len(data) - 1]
@@ -336,23 +339,32 @@ class TestDamaged:
                     read_state_dict(path)
                 assert str(path) in str(error.value), (path.name, len(damaged))
 
-    def test_the_wording_for_safetensors(self, tmp_path):
+    def test_errors_about_safetensors_name_the_format(self, tmp_path):
         path = tmp_path / "model.safetensors"
         path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
         with pytest.raises(OSError, match=rf"^{path}: not a valid safetensors file \(.+\). Re-download"):
             read_state_dict(path)
 
     @pytest.mark.parametrize(
-        "content", [b"<!DOCTYPE html><html>", b"\x89PNG\r\n\x1a\n" + bytes(90), bytes(1000), b"PK\x03\x04" + bytes(400), b"N.", b"(", b"\x80\x02]."]
-    )  # fmt: skip
-    def test_garbage(self, tmp_path, content):
+        "content",
+        [
+            b"<!DOCTYPE html><html>",
+            b"\x89PNG\r\n\x1a\n" + bytes(90),
+            bytes(1000),
+            b"PK\x03\x04" + bytes(400),
+            b"N.",
+            b"(",
+            b"\x80\x02].",
+        ],
+    )
+    def test_garbage_is_an_error_with_the_path(self, tmp_path, content):
         path = tmp_path / "model.pt"
         path.write_bytes(content)
         with pytest.raises(OSError, match="not a valid PyTorch checkpoint") as error:
             read_state_dict(path)
         assert not isinstance(error.value, UnsafeCheckpointError) and str(error.value).startswith(str(path))
 
-    def test_other_zip_files(self, tmp_path):
+    def test_other_zip_files_are_errors(self, tmp_path):
         path = tmp_path / "x.pt"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "hello")
@@ -365,14 +377,14 @@ class TestDamaged:
         with pytest.raises(OSError, match="entry archive/data/0 is missing"):
             read_state_dict(path)
 
-    def test_no_file(self, tmp_path):
+    def test_missing_files_and_folders_are_errors(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
             read_state_dict(tmp_path / "none.pt")
         with pytest.raises(IsADirectoryError, match="is a folder"):
             read_state_dict(tmp_path)
 
-    def test_flipped_bytes(self, files, weights):
-        """Our errors or tensors, never another exception. A zip archive has checksums, so there the tensors are equal."""
+    def test_flipped_bytes_give_our_errors_or_tensors(self, files, weights):
+        """Our errors or tensors, never another exception. Zip archives have checksums, so their tensors are equal."""
         generator = random.Random(0)
         outcomes = {path.name: {"read": 0, "refused": 0} for path in files}
         for path in files:
@@ -401,7 +413,7 @@ class TestDamaged:
 class TestUnwrap:
     @pytest.mark.parametrize("keys", [(), ("state_dict",), ("model",), ("model_state_dict",), ("model", "state_dict")])
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-    def test_nesting_and_prefixes(self, weights, keys, prefix):
+    def test_nesting_and_prefixes_are_removed(self, weights, keys, prefix):
         nested = {prefix + name: tensor for name, tensor in weights.items()}
         for key in keys:
             nested = {"epoch": torch.tensor(3), key: nested}
@@ -411,11 +423,14 @@ class TestUnwrap:
         weights = {"visual._orig_mod.w": torch.ones(1), "a.module.w": torch.ones(1), "modules.w": torch.ones(1)}
         assert list(unwrap_state_dict(weights)) == ["visual.w", "a.module.w", "modules.w"]
 
-    def test_one_line_says_what_was_dropped(self, caplog, tmp_path):
+    def test_one_log_line_lists_what_was_dropped(self, caplog, tmp_path):
         stored = {
-            "epoch": 3, "state_dict": {"module.w": torch.ones(1), "steps": 7}, "args": argparse.Namespace(lr=1), "best": np.float64(0.5),
+            "epoch": 3,
+            "state_dict": {"module.w": torch.ones(1), "steps": 7},
+            "args": argparse.Namespace(lr=1),
+            "best": np.float64(0.5),
             "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}},
-        }  # fmt: skip
+        }
         torch.save(stored, tmp_path / "x.pt")
         assert list(read_state_dict(tmp_path / "x.pt")) == ["w"]
         (record,) = caplog.records
@@ -424,7 +439,7 @@ class TestUnwrap:
         )
         assert "argparse.Namespace" in record.getMessage() and "multiarray.scalar" in record.getMessage()
 
-    def test_nothing_dropped_nothing_said(self, caplog, weights):
+    def test_nothing_is_logged_when_nothing_was_dropped(self, caplog, weights):
         unwrap_state_dict(weights)
         assert not caplog.records
 
@@ -444,7 +459,9 @@ class TestUnwrap:
 @pytest.mark.parity
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_training_checkpoint_converts(tmp_path, zipped):
-    """float16 weights under `module.`, beside Namespace, NumPy scalars, an optimiser, a scheduler: the features are the official ones."""
+    """float16 weights with `module.`, beside Namespace, NumPy scalars, optimiser, scheduler: features equal the
+    official ones.
+    """
     from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
 
     fixture = load_fixture("clip_openai_ckpt_vit")

@@ -90,7 +90,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_official_numbers(openai, letters, tmp_path, layout):
+def test_every_layout_gives_the_official_outputs(openai, letters, tmp_path, layout):
     method, fixture = openai
     file = LAYOUTS[layout](fixture.state_dict, tmp_path / "model.pt")
     result = convert_checkpoint(file, tmp_path / "out", tokenizer=letters(fixture))
@@ -154,7 +154,7 @@ print(type(model).__name__, "hf_clip_variants" in sys.modules)
     assert done.stdout.split() == [CLASSES[method], str(method == "clip_resnet")], done.stderr
 
 
-def test_preprocessing_is_openais(vit, letters, tmp_path):
+def test_preprocessing_equals_openais(vit, letters, tmp_path):
     convert_checkpoint(plain(vit.state_dict, tmp_path / "m.pt"), tmp_path / "out", tokenizer=letters(vit))
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     assert dict(processor.size) == {"shortest_edge": vit.meta["hparams_expected"]["image_resolution"]}
@@ -174,7 +174,7 @@ def test_half_precision_is_kept(openai, letters, tmp_path, dtype):
     assert result.dtype == dtype and result.difference < 1e-2
 
 
-def test_weights_too_large_for_float16(vit, letters, tmp_path):
+def test_weights_too_large_for_float16_are_refused(vit, letters, tmp_path):
     weights = vit.state_dict | {"positional_embedding": vit.state_dict["positional_embedding"] + 1e5}
     file = plain(weights, tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"dtype: 1 weights are too large for float16: .*position_embedding"):
@@ -212,7 +212,7 @@ def open_clip_folder(fixture, folder, **changes):
     return folder / "open_clip_model.safetensors"
 
 
-def test_open_clips_configuration_decides_what_weights_do_not_tell(openai, letters, tmp_path):
+def test_open_clips_configuration_gives_what_the_weights_do_not_show(openai, letters, tmp_path):
     method, fixture = openai
     file = open_clip_folder(fixture, tmp_path / "hub")
     result = convert_checkpoint(file, tmp_path / "out", tokenizer=letters(fixture))
@@ -236,7 +236,7 @@ def test_open_clips_configuration_decides_what_weights_do_not_tell(openai, lette
     assert told.sizes["text.hidden_act"] == "gelu" and not told.notes
 
 
-def test_openais_own_files_leave_no_doubt_about_the_activation(vit, letters, tmp_path):
+def test_openais_own_files_give_no_note_about_the_activation(vit, letters, tmp_path):
     result = convert_checkpoint(
         jit_archive(vit.state_dict, tmp_path / "m.pt"), tmp_path / "out", tokenizer=letters(vit)
     )
@@ -261,7 +261,7 @@ def test_a_configuration_that_clip_does_not_compute_is_refused(vit, letters, tmp
     assert_nothing_was_written(tmp_path, file.parent)
 
 
-def test_models_of_open_clip_itself(openai, letters, tmp_path):
+def test_converted_models_of_open_clip_give_its_outputs(openai, letters, tmp_path):
     """Its own code computes what is expected: GELU, heads of another width, the temperature as one element,
     `text.` before names.
     """
@@ -284,9 +284,9 @@ def test_models_of_open_clip_itself(openai, letters, tmp_path):
     }
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(wanted["embed_dim"], vision, text).eval()
-    pictures, ids = fixture.inputs["image"], fixture.inputs["text"]
+    pixels, ids = fixture.inputs["image"], fixture.inputs["text"]
     with torch.no_grad():
-        images, texts = model.encode_image(pictures), model.encode_text(ids)
+        images, texts = model.encode_image(pixels), model.encode_text(ids)
     folder = tmp_path / "hub"
     folder.mkdir()
     weights = {name: t.reshape(1) if name == "logit_scale" else t for name, t in model.state_dict().items()}
@@ -294,7 +294,7 @@ def test_models_of_open_clip_itself(openai, letters, tmp_path):
     config = {"model_cfg": {"embed_dim": wanted["embed_dim"], "vision_cfg": vision, "text_cfg": text}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     outputs = {"image_features": images, "text_features": texts}
-    save_file({"image": pictures, "text": ids, **outputs}, tmp_path / "expected.safetensors")
+    save_file({"image": pixels, "text": ids, **outputs}, tmp_path / "expected.safetensors")
     file = folder / "open_clip_pytorch_model.bin"
     result = convert_checkpoint(
         file, tmp_path / "out", tokenizer=letters(fixture), expected=tmp_path / "expected.safetensors"
@@ -322,7 +322,7 @@ def chinese_vocabulary(fixture, path):
     return path
 
 
-def test_chinese_clip_with_its_vocabulary(chinese, tmp_path):
+def test_chinese_clip_is_converted_with_its_vocabulary(chinese, tmp_path):
     file = from_a_training(chinese.state_dict, tmp_path / "clip_cn.pt")
     ids = chinese.inputs["input_ids"]
     mask = (ids != chinese.meta["hyper"]["pad"]).long()
@@ -333,8 +333,8 @@ def test_chinese_clip_with_its_vocabulary(chinese, tmp_path):
     assert result.method == "chinese_clip" and result.kind == "ChineseCLIPModel" and result.difference < 1e-5
     assert set(result.expected_differences) == {"image_features", "text_features", "logits_per_image"}
     processor, model = AutoProcessor.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
-    picture = torch.zeros(3, 90, 40, dtype=torch.uint8)
-    inputs = processor(text=["猫的照片"], images=picture, padding=True, return_tensors="pt")
+    image = torch.zeros(3, 90, 40, dtype=torch.uint8)
+    inputs = processor(text=["猫的照片"], images=image, padding=True, return_tensors="pt")
     size = chinese.meta["hyper"]["image_resolution"]
     assert inputs["pixel_values"].shape == (1, 3, size, size), "squashed, not cropped"
     assert inputs["input_ids"].tolist() == [[2, 5, 6, 7, 8, 3]] and model(**inputs).logits_per_image.shape == (1, 1)
@@ -344,7 +344,7 @@ def test_chinese_clip_with_its_vocabulary(chinese, tmp_path):
     assert convert_checkpoint(file, tmp_path / "again", compare=True, **options).difference < 1e-5
 
 
-def test_the_tokenizer_must_be_the_models(openai, chinese, letters, tmp_path):
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(openai, chinese, letters, tmp_path):
     _, fixture = openai
     file, size = plain(fixture.state_dict, tmp_path / "m.pt"), fixture.meta["hparams_expected"]["vocab_size"]
     with pytest.raises(ValueError, match=rf"tokenizer: the official one has 49408 tokens.* wants {size} and"):
@@ -360,7 +360,7 @@ def test_the_tokenizer_must_be_the_models(openai, chinese, letters, tmp_path):
     assert_nothing_was_written(tmp_path, file, other, cn)
 
 
-def test_without_a_tokenizer(openai, tmp_path):
+def test_conversion_works_without_a_tokenizer(openai, tmp_path):
     _, fixture = openai
     file = plain(fixture.state_dict, tmp_path / "m.pt")
     result = convert_checkpoint(file, tmp_path / "out", tokenizer="none", compare=True)
@@ -391,7 +391,7 @@ def test_the_official_vocabulary_is_the_default(tmp_path):
 # ------------------------------------------------------------------------------------------------------- comparing
 
 
-def test_expected_outputs_are_met_or_nothing_is_written(openai, letters, tmp_path):
+def test_nothing_is_written_when_expected_outputs_differ(openai, letters, tmp_path):
     method, fixture = openai
     file = plain(fixture.state_dict, tmp_path / "m.pt")
     expected = expected_file(fixture, tmp_path / "expected.safetensors")
@@ -427,7 +427,7 @@ def test_expected_outputs_are_met_or_nothing_is_written(openai, letters, tmp_pat
     assert not (tmp_path / "wrong").exists() and not list(tmp_path.glob(".tmp*"))
 
 
-def test_what_is_read_back_is_compared(vit, letters, tmp_path, monkeypatch):
+def test_compare_reads_the_folder_back(vit, letters, tmp_path, monkeypatch):
     """A model that saves other weights than it has: --compare sees it, and nothing stays."""
     from transformers import CLIPModel
 
@@ -447,7 +447,7 @@ def test_what_is_read_back_is_compared(vit, letters, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ hostile and broken
 
 
-def test_hostile_files_run_nothing_and_leave_nothing(run, vit, letters, tmp_path):
+def test_hostile_files_run_nothing_and_write_nothing(run, vit, letters, tmp_path):
     canary = tmp_path / "canary"
     pickle.loads(pickle.dumps(Payload(canary)))
     assert canary.exists(), "else this proves nothing"
@@ -468,7 +468,7 @@ def test_hostile_files_run_nothing_and_leave_nothing(run, vit, letters, tmp_path
     assert_nothing_was_written(tmp_path, tmp_path / "files")
 
 
-def test_code_in_an_archive_is_never_looked_at(vit, letters, tmp_path):
+def test_code_in_an_archive_is_never_read(vit, letters, tmp_path):
     canary = tmp_path / "canary"
     archive = jit_archive(vit.state_dict, tmp_path / "model.pt")
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(tmp_path / "doctored.pt", "w") as target:
@@ -522,7 +522,7 @@ def test_missing_and_unexpected_names_are_counted(openai, letters, tmp_path):
     assert_nothing_was_written(tmp_path, file)
 
 
-def test_files_of_no_method_and_of_another_one(vit, openai, tmp_path):
+def test_files_of_unknown_and_other_methods_are_refused(vit, openai, tmp_path):
     method, fixture = openai
     file = plain({f"layer.{i}.weight": torch.ones(1) for i in range(9)}, tmp_path / "m.pt")
     with pytest.raises(
@@ -572,7 +572,7 @@ def test_options_of_another_method_are_errors(vit, tmp_path):
 # ------------------------------------------------------------------------------------------------- the folder written
 
 
-def test_an_existing_folder(openai, letters, tmp_path):
+def test_an_existing_folder_is_replaced_only_with_overwrite(openai, letters, tmp_path):
     _, fixture = openai
     file = plain(fixture.state_dict, tmp_path / "m.pt")
     arguments, out = {"tokenizer": letters(fixture)}, tmp_path / "out"

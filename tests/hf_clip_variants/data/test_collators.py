@@ -1,4 +1,4 @@
-"""Rows to batches."""
+"""Collators: rows to batches."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def images():
     return load_emoji("notov1", concepts=["cat", "dog", "lemon"])
 
 
-def test_image_classification(processor, images):
+def test_image_rows_become_a_batch(processor, images):
     rows = [images.dataset[i] for i in (2, 0)]
     batch = ImageClassificationCollator(processor)(rows)
     expected = processor.image_processor(images=[row["image"] for row in rows], return_tensors="pt")["pixel_values"]
@@ -32,7 +32,7 @@ def test_image_classification(processor, images):
         ImageClassificationCollator(processor)([])
 
 
-def test_features():
+def test_feature_rows_become_a_batch():
     rows = [{"image_features": torch.full((3,), float(i)), "labels": i} for i in range(2)]
     batch = FeatureCollator()(rows)
     assert batch["image_features"].tolist() == [[0.0] * 3, [1.0] * 3] and batch["labels"].tolist() == [0, 1]

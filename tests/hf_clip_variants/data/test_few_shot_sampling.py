@@ -1,4 +1,4 @@
-"""Few-shot draws: as the official code draws, seeded, and never silently fewer classes."""
+"""Few-shot draws: equal to the official code's, seeded, and with a warning for small classes."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def official_draw(labels, shots, seed, repeat=False, validation_labels=None):
 
 @pytest.mark.parametrize("shots", [1, 2, 5, 8])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_coop_draw_is_the_official_one(shots, seed):
+def test_the_coop_draw_equals_the_official_one(shots, seed):
     state = random.getstate()
     split = sample_few_shot(LABELS, shots, seed, validation_labels=LABELS[::-1])
     assert random.getstate() == state  # the global generator is left alone
@@ -50,37 +50,37 @@ def test_coop_draw_is_the_official_one(shots, seed):
     assert len(set(split.train)) == len(split.train)
 
 
-def test_tip_draw_repeats_and_takes_the_whole_validation_split():
+def test_the_tip_draw_repeats_rows_and_uses_the_whole_validation_split():
     labels = [0] * 10 + [1] * 3
-    with pytest.warns(UserWarning, match="fewer than 5 pictures in 1 classes: 'lynx'; pictures are repeated"):
+    with pytest.warns(UserWarning, match="fewer than 5 images in 1 classes: 'lynx'; images are repeated"):
         split = sample_few_shot(labels, 5, 1, protocol="tip", class_names=["cat", "lynx"], validation_labels=[1, 0, 1])
     assert split.train == official_draw(labels, 5, 1, repeat=True)[0]
     assert Counter(labels[row] for row in split.train) == {0: 5, 1: 5}
     assert split.validation == (0, 1, 2)
 
 
-def test_a_smaller_class_gives_what_it_has_and_is_named():
+def test_a_class_smaller_than_k_gives_all_its_rows_and_is_named():
     labels = [0] * 6 + [1] * 2
-    with pytest.warns(UserWarning, match="fewer than 4 pictures in 1 classes: 'class 1'; they give all they have"):
+    with pytest.warns(UserWarning, match="fewer than 4 images in 1 classes: 'class 1'; they give all they have"):
         split = sample_few_shot(labels, 4, 1, val=False)
     assert sorted(split.train[4:]) == [6, 7] and len(split.train) == 6
     assert split.validation == () and split.validation_from is None
 
 
-def test_without_a_validation_split_the_rest_of_the_training_pictures_serves():
+def test_without_a_validation_split_other_training_images_are_used():
     split = sample_few_shot(LABELS, 3, 1)
     assert split.validation_from == "train" and not set(split.validation) & set(split.train)
     assert Counter(LABELS[row] for row in split.validation) == {0: 3, 1: 3, 2: 3}
     assert len(sample_few_shot(LABELS, 1, 1).validation) == 3
-    with pytest.warns(UserWarning, match="no validation picture is left in 1 of 2 classes: 'dog'"):
+    with pytest.warns(UserWarning, match="no validation image is left in 1 of 2 classes: 'dog'"):
         split = sample_few_shot([0, 0, 0, 1, 1], 2, 1, class_names=["cat", "dog"])
     assert len(split.validation) == 1
-    with pytest.warns(UserWarning, match="no picture is left for validation in 2 of 2 classes"):
+    with pytest.warns(UserWarning, match="no image is left for validation in 2 of 2 classes"):
         split = sample_few_shot([0, 0, 1, 1], 2, 1)
     assert split.validation_from is None
 
 
-def test_draws_follow_the_seed_and_nothing_else():
+def test_draws_depend_on_the_seed_only():
     draws = {seed: sample_few_shot(LABELS, 4, seed) for seed in range(5)}
     assert len({d.train for d in draws.values()}) == 5
     assert sample_few_shot(np.array(LABELS), np.int64(4), np.int64(3)) == draws[3]
@@ -93,8 +93,8 @@ def test_draws_follow_the_seed_and_nothing_else():
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([0, 0, 2, 2], {}, "no pictures for 1 of 3 classes: 'class 1'"),
-        ([0, 1], {"class_names": ["a", "b", "c"]}, "no pictures for 1 of 3 classes: 'c'"),
+        ([0, 0, 2, 2], {}, "no images for 1 of 3 classes: 'class 1'"),
+        ([0, 1], {"class_names": ["a", "b", "c"]}, "no images for 1 of 3 classes: 'c'"),
         ([0, 3], {"num_classes": 3}, r"labels\[1\]: got 3, which is out of range; want 0..2"),
         ([0, -1], {}, r"labels\[1\]: got -1, which is out of range; want 0 or more"),
         ([0, 0], {}, "one class only .'class 0'."),

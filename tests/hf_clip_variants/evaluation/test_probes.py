@@ -24,7 +24,7 @@ def blobs(count: int, classes, width: int = 5, noise: float = 1.6, seed: int = 0
 
 
 def by_loops(train, labels, test, k, temperature) -> list[int]:
-    """The documented rule, one number after the other."""
+    """The documented formula in plain loops."""
     predicted = []
     keys = [row / max(row.norm().item(), 1e-12) for row in train]
     for query in test:
@@ -55,14 +55,14 @@ def test_a_given_strength_is_the_inverse_of_scikit_learns_c(classes, strength):
     assert probe.iterations == int(theirs.n_iter_[0])
 
 
-def test_the_strength_decides():
+def test_the_strength_changes_the_classifier():
     train, labels = blobs(80, [0, 1, 2])
     test, _ = blobs(200, [0, 1, 2], seed=1)
     weak, strong = (linear_probe(train, labels, test, strength=s).predicted for s in (1e-3, 300.0))
     assert 0 < (weak != strong).sum() < 200
 
 
-def test_the_search_takes_the_best_on_held_out_pictures_and_fits_on_all():
+def test_the_search_chooses_on_held_out_images_and_fits_on_all():
     train, labels = blobs(120, [4, 1, 9])
     test, _ = blobs(300, [4, 1, 9], seed=1)
     probe = linear_probe(train, labels, test, seed=3)
@@ -87,7 +87,7 @@ def test_the_search_takes_the_best_on_held_out_pictures_and_fits_on_all():
 
 
 @pytest.mark.parametrize("peak", [-6.0, -3.625, 0.0, 0.125, 2.5, 6.0])
-def test_the_search_is_the_papers(peak):
+def test_the_search_tries_the_papers_strengths(peak):
     asked = []
 
     def score(strength):
@@ -102,7 +102,7 @@ def test_the_search_is_the_papers(peak):
     assert [8 * place for place in asked] == pytest.approx([round(8 * place) for place in asked])
 
 
-def test_of_equal_scores_the_second_part_decides_and_then_the_strongest():
+def test_ties_are_broken_by_the_second_score_then_by_the_larger_strength():
     assert probes._sweep(lambda strength: (1.0, 0.0))[0] == pytest.approx(1e6)
     assert probes._sweep(lambda strength: (1.0, -abs(math.log10(strength) + 2)))[0] == pytest.approx(1e-2)
     assert probes._sweep(lambda strength: (float(strength < 1e-3), math.log10(strength)))[0] == pytest.approx(
@@ -110,7 +110,7 @@ def test_of_equal_scores_the_second_part_decides_and_then_the_strongest():
     )
 
 
-def test_the_held_out_part_has_its_share_of_every_class():
+def test_each_class_is_held_out_by_the_same_share():
     labels = np.array([0] * 50 + [1] * 10 + [2] * 2 + [3] * 3 + [8])
     held = probes._hold_out(labels, 0.2, 0)
     assert [int(held[labels == c].sum()) for c in (0, 1, 2, 3, 8)] == [10, 2, 1, 1, 0]
@@ -118,14 +118,14 @@ def test_the_held_out_part_has_its_share_of_every_class():
     assert (probes._hold_out(labels, 0.2, 0) == held).all() and (probes._hold_out(labels, 0.2, 1) != held).any()
 
 
-def test_one_picture_a_class_needs_a_strength():
+def test_one_image_per_class_needs_a_given_strength():
     features, labels = torch.eye(3), [0, 1, 2]
-    with pytest.raises(ValueError, match="strength: no class has two training pictures.*give a strength"):
+    with pytest.raises(ValueError, match="strength: no class has two training images.*give a strength"):
         linear_probe(features, labels, features)
     assert linear_probe(features, labels, features, strength=0.1).predicted.tolist() == labels
 
 
-def test_it_says_when_it_did_not_converge(recwarn):
+def test_a_fit_that_did_not_converge_is_reported(recwarn):
     train, labels = blobs(80, [0, 1, 2])
     probe = linear_probe(train, labels, train, strength=1e-6, max_iterations=2)
     assert not probe.converged and probe.iterations == 2 and not recwarn.list, "told once, not also warned of"
@@ -143,7 +143,7 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("k", [1, 2, 7, 20, 90])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_neighbours_vote_as_the_formula_says(k, temperature):
+def test_knn_equals_a_loop_over_the_formula(k, temperature):
     train, labels = blobs(90, [3, 40, -7, 12])
     test, _ = blobs(60, [3, 40, -7, 12], seed=1)
     predicted = knn_classify(train, labels, test, k=k, temperature=temperature)
@@ -151,7 +151,7 @@ def test_neighbours_vote_as_the_formula_says(k, temperature):
 
 
 @pytest.mark.parametrize("k", range(1, 13))
-def test_ties_go_to_the_earlier_picture_and_the_lower_label(k):
+def test_ties_go_to_the_earlier_image_and_the_lower_label(k):
     """Unit axes: every similarity is exactly 0, 1 or -1, so nearly all of them tie."""
     generator = np.random.default_rng(k)
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
@@ -161,16 +161,16 @@ def test_ties_go_to_the_earlier_picture_and_the_lower_label(k):
     assert knn_classify(train, labels, axes, k=k).tolist() == by_loops(train, labels, axes, k, 0.07)
 
 
-def test_two_ties_by_hand():
+def test_ties_of_two_neighbours_are_broken_as_documented():
     one, other = [1.0, 0.0], [0.0, 1.0]
     query = torch.tensor([one])
-    assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=1).tolist() == [9], "the earlier picture"
+    assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=1).tolist() == [9], "the earlier image"
     assert knn_classify(torch.tensor([one, one, other]), [9, 2, 5], query, k=2).tolist() == [2], "the lower label"
     assert knn_classify(torch.tensor([other, one, one]), [5, 2, 9], query, k=1).tolist() == [2]
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_length_does_not_matter_and_a_zero_feature_is_similar_to_nothing(k):
+def test_features_are_normalised_and_a_zero_feature_has_similarity_0(k):
     train, labels = blobs(40, [0, 1, 2])
     test, _ = blobs(20, [0, 1, 2], seed=1)
     predicted = knn_classify(train, labels, test, k=k)
@@ -181,7 +181,7 @@ def test_length_does_not_matter_and_a_zero_feature_is_similar_to_nothing(k):
     )
 
 
-def test_any_temperature_is_finite():
+def test_votes_are_finite_at_any_temperature():
     train, labels = blobs(60, [0, 1, 2])
     test, _ = blobs(40, [0, 1, 2], seed=1)
     nearest = knn_classify(train, labels, test, k=1)
@@ -201,7 +201,7 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-def test_queries_come_in_chunks_with_the_same_result():
+def test_chunks_give_the_same_result():
     train, labels = blobs(90, [0, 1, 2])
     test, _ = blobs(101, [0, 1, 2], seed=1)
     whole = knn_classify(train, labels, test)
@@ -235,7 +235,7 @@ GOOD = {"train_features": torch.eye(4), "train_labels": [0, 0, 1, 1], "test_feat
         ({"train_labels": [0.0, 1.0, 1.0, 0.0]}, "train_labels: got torch.float32"),
         ({"test_features": torch.ones(2, 3)}, "test_features: got width 3; want that of train_features, 4"),
         ({"test_features": torch.ones(0, 4)}, "test_features: got .* shape"),
-        ({"train_features": torch.ones(4)}, r"train_features: got .*\(4,\); want floats of shape \(pictures, width\)"),
+        ({"train_features": torch.ones(4)}, r"train_features: got .*\(4,\); want floats of shape \(images, width\)"),
         ({"train_features": torch.ones(4, 4, dtype=torch.long)}, "train_features: got torch.int64"),
         (
             {"train_features": torch.eye(4).index_fill(0, torch.tensor([2]), float("nan"))},
@@ -256,7 +256,7 @@ def test_wrong_arrays_are_named(function, change, words):
 @pytest.mark.parametrize(
     ("function", "option", "words"),
     [
-        (knn_classify, {"k": 5}, "k: got 5; want 1..4, as there are 4 training pictures"),
+        (knn_classify, {"k": 5}, "k: got 5; want 1..4, as there are 4 training images"),
         (knn_classify, {"k": 0}, "k: got 0"),
         (knn_classify, {"k": 2, "temperature": 0.0}, "temperature: got 0.0"),
         (knn_classify, {"k": 2, "temperature": math.nan}, "temperature: got nan"),
@@ -273,7 +273,7 @@ def test_values_out_of_range_are_named(function, option, words):
         function(**GOOD, **option)
 
 
-def test_half_precision_and_numpy_come_in_as_well():
+def test_half_precision_and_numpy_arrays_are_accepted():
     train, labels = blobs(80, [0, 1, 2])
     test, _ = blobs(40, [0, 1, 2], seed=1)
     for half in (torch.float16, torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a model as training has it: that of a `CLIPClassifier` of the same weights."""
+"""Zero-shot accuracy of a model in training equals that of a `CLIPClassifier` with the same weights."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def processor():
     return AutoProcessor.from_pretrained(embedded_model())
 
 
-def test_accuracy_is_that_of_the_classifier(images, model, processor):
+def test_accuracy_equals_the_classifiers(images, model, processor):
     found = zero_shot_accuracy(model, processor, images, "icons", batch_size=16)
     classifier = CLIPClassifier.from_pretrained(embedded_model(), dtype=torch.float32)
     classifier.set_classes(images.class_names, "icons")
@@ -42,8 +42,8 @@ def test_accuracy_is_that_of_the_classifier(images, model, processor):
 
 
 @pytest.mark.parametrize("templates", ["icons", "a photo of a {}."])
-def test_class_embeddings_are_the_classifiers(templates, model, processor):
-    """Of names with an underscore, and a text that writes the end token, which is text as any other."""
+def test_class_embeddings_equal_the_classifiers(templates, model, processor):
+    """Also for names with an underscore, and for a name that contains the end token as text."""
     names = ["hot_dog", "<|endoftext|>", "red apple"]
     classifier = CLIPClassifier.from_pretrained(embedded_model(), dtype=torch.float32)
     classifier.set_classes(names, templates)

@@ -1,4 +1,4 @@
-"""`adapt`: a whole run in a folder, what it holds, what it refuses, and what a broken image or method does to it."""
+"""`adapt`: the run folder, wrong arguments, unreadable images, methods that fail."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def finished(clip, images, tmp_path_factory):
     return run
 
 
-def test_the_folder_holds_what_the_contract_says(finished, clip, images):
+def test_the_run_folder_holds_all_documented_files(finished, clip, images):
     results = results_of(finished)
     assert results["status"] == "finished" and results["version"] == 1
     assert results["settings"]["test_data"] == {"test": str(images)} and results["settings"]["profile"] == "published"
@@ -99,7 +99,7 @@ def test_the_folder_holds_what_the_contract_says(finished, clip, images):
     assert (finished / "report.html").stat().st_size > 10_000
 
 
-def test_predictions_and_accuracies_agree_with_the_images(finished):
+def test_recorded_accuracies_follow_from_the_predictions(finished):
     results = results_of(finished)
     images = reload_test_set(results, "test", finished)
     labels = torch.from_numpy(images.labels.copy())
@@ -139,7 +139,7 @@ def test_a_saved_adapter_gives_the_recorded_predictions_from_pixels(finished, me
     assert ours.get_base_model().class_names == sorted(CONCEPTS)
 
 
-def test_nothing_depends_on_the_test_images(finished, clip, images, tmp_path):
+def test_adapters_do_not_depend_on_the_test_images(finished, clip, images, tmp_path):
     other = save_images(tmp_path / "other", {"": ["fluent3d"]}, CONCEPTS[:3])
     adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter", "coop", test_data={"few": str(other)}))
     for record in results_of(tmp_path / "run")["runs"]:
@@ -150,7 +150,7 @@ def test_nothing_depends_on_the_test_images(finished, clip, images, tmp_path):
         assert record["per_class"]["few"].count(None) == 3, "classes without test images"
 
 
-def test_done_again_it_does_nothing_and_says_the_same(finished, clip, images, monkeypatch):
+def test_a_finished_run_is_not_repeated(finished, clip, images, monkeypatch):
     before, files = results_of(finished), adapter_files(finished)
 
     def refuse(*arguments, **options):
@@ -161,7 +161,7 @@ def test_done_again_it_does_nothing_and_says_the_same(finished, clip, images, mo
     assert comparable(results) == comparable(before) and adapter_files(finished) == files
 
 
-def test_order_and_company_do_not_matter(finished, clip, images, tmp_path):
+def test_a_run_does_not_depend_on_order_and_other_runs(finished, clip, images, tmp_path):
     adapt(clip, str(images), tmp_path / "run", **settings("coop", "tip_adapter_f", shots=[2], cache_features=True))
     alone = adapter_files(tmp_path / "run")
     together = adapter_files(finished)
@@ -169,7 +169,7 @@ def test_order_and_company_do_not_matter(finished, clip, images, tmp_path):
     assert len(weights) == 2 and all(alone[name] == together[name] for name in weights)
 
 
-def test_towers_at_every_step_give_the_same_adapters(finished, clip, images, tmp_path):
+def test_encoding_at_every_step_gives_the_same_adapters(finished, clip, images, tmp_path):
     methods = ["tip_adapter_f", "clip_adapter", "coop"]
     results = adapt(clip, str(images), tmp_path / "run", **settings(*methods, shots=[2], cache_features=False))
     cached = {r["folder"]: r for r in results_of(finished)["runs"]}
@@ -226,7 +226,7 @@ def test_changed_images_or_weights_are_refused(clip, images, tmp_path):
         adapt(model, str(data), run, **arguments)
 
 
-def test_a_folder_that_is_no_run_is_refused(clip, images, tmp_path):
+def test_a_folder_that_is_not_a_run_folder_is_refused(clip, images, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="holds thesis.tex but no results.json"):
         adapt(clip, str(images), tmp_path, **settings("tip_adapter"))
@@ -271,7 +271,7 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, images, tmp_
     assert calls == ["clip_adapter"] and [r["error"] for r in mended] == [None, None]
 
 
-def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, images, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_command_and_is_no_failure_of_the_method(clip, images, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
@@ -281,7 +281,7 @@ def test_a_full_disk_stops_the_run_instead_of_being_a_method_that_failed(clip, i
     assert results_of(tmp_path / "run")["runs"] == []
 
 
-def test_when_the_disk_is_full_the_message_names_the_file_and_the_run_goes_on_later(clip, images, tmp_path):
+def test_a_full_disk_error_names_the_file_and_the_command_can_go_on(clip, images, tmp_path):
     with file_size_limit(100_000), pytest.raises(OSError) as error:
         adapt(clip, str(images), tmp_path / "run", **settings("tip_adapter"))
     assert str(tmp_path / "run") in str(error.value) and "bytes are needed" in str(error.value)
@@ -289,7 +289,7 @@ def test_when_the_disk_is_full_the_message_names_the_file_and_the_run_goes_on_la
     assert results["status"] == "finished" and len(results["runs"]) == 2
 
 
-def test_without_a_test_split_what_was_not_drawn_is_the_test(clip, tmp_path):
+def test_without_a_test_split_images_in_no_draw_are_the_test_set(clip, tmp_path):
     data = save_images(tmp_path / "data", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     results = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[1], seeds=[1, 2], report=True))
     drawn = {row for record in results["runs"] for row in record["train_indices"]}
@@ -303,7 +303,7 @@ def test_without_a_test_split_what_was_not_drawn_is_the_test(clip, tmp_path):
         adapt(clip, str(data), tmp_path / "all", **settings("tip_adapter", shots=[4]))
 
 
-def test_a_validation_split_is_what_hyper_parameters_are_chosen_on(clip, tmp_path):
+def test_hyper_parameters_are_chosen_on_the_validation_split(clip, tmp_path):
     data = save_images(tmp_path / "data", {"train": ["fluentflat"], "val": ["emojione"], "test": ["notov1"]})
     (record,) = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[1]))["runs"]
     assert record["validation"]["kind"] == "split" and 0 <= record["validation"]["accuracy"] <= 1
@@ -335,15 +335,15 @@ def test_images_that_cannot_be_read_are_named_and_left_out(clip, tmp_path, caplo
         adapt(clip, str(data), tmp_path / "none", **settings("tip_adapter"))
 
 
-def test_fewer_images_than_shots_are_said(clip, tmp_path, caplog):
+def test_fewer_images_than_shots_give_a_warning(clip, tmp_path, caplog):
     data = save_images(tmp_path / "data", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
     (data / "train" / "pizza" / "emojione.png").unlink()
     (record,) = adapt(clip, str(data), tmp_path / "run", **settings("tip_adapter", shots=[2]))["runs"]
     assert len(record["train_indices"]) == 11 and record["error"] is None
-    assert "fewer than 2 pictures in 1 classes: 'pizza'" in caplog.text
+    assert "fewer than 2 images in 1 classes: 'pizza'" in caplog.text
 
 
-def test_class_names_are_never_file_names(clip, tmp_path):
+def test_class_names_are_not_used_as_file_names(clip, tmp_path):
     import datasets
 
     names = ["../../escaped", "CON", "a/b", "nul\0l", "🦊" * 40, "x" * 300]
@@ -390,7 +390,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(clip, images, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_test_data_arguments():
+def test_test_data_arguments_are_parsed():
     sources = {"a": "b/c", "notov1": "emoji:notov1", "test": "pets/test", "x": "emoji:fluent3d"}
     assert parse_test_data(["a=b/c", "emoji:notov1", "pets/test", "x=emoji:fluent3d"]) == sources
     for bad in (["=x"], ["a="], ["a=1", "a=2"]):
@@ -408,7 +408,7 @@ def test_labels_are_matched_by_name(images):
         align_classes(train, [name for name in train.class_names if name not in ("cat", "dog")], "data")
 
 
-def test_a_draw_is_that_of_the_published_protocol(images):
+def test_the_draw_equals_the_published_protocols(images):
     from hf_clip_variants.data import sample_few_shot
 
     train, _ = load_training(str(images))

@@ -1,4 +1,4 @@
-"""`adapt` killed at any moment and called again: the results of an uninterrupted run, bit for bit."""
+"""`adapt` after a kill: called again, it gives the results of an uninterrupted run, bit for bit."""
 
 import signal
 
@@ -42,7 +42,7 @@ def whole(sources, tmp_path_factory):
     return run, writes
 
 
-def test_killed_at_writes_all_over_a_run(sources, whole, tmp_path):
+def test_a_run_killed_at_any_write_gives_the_same_results(sources, whole, tmp_path):
     expected, writes = whole
     runs = len(METHODS) * 2
     finished = []
@@ -66,8 +66,8 @@ def test_killed_at_writes_all_over_a_run(sources, whole, tmp_path):
     assert min(finished) < 2 and max(finished) > runs - 3, "kills were early and late"
 
 
-def test_killed_again_and_again(sources, whole, tmp_path):
-    """Each process is killed after some more writes than one run needs, until one of them comes to the end."""
+def test_a_run_killed_many_times_gives_the_same_results(sources, whole, tmp_path):
+    """Each process is killed after a few more writes than one run needs, until one of them finishes."""
     expected, writes = whole
     run = tmp_path / "run"
     for _ in range(20):

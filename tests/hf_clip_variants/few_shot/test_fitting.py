@@ -1,4 +1,4 @@
-"""`fit_adapter`: what is trained, on what it is chosen, and that cached features change nothing but the time."""
+"""`fit_adapter`: what is trained, how hyper-parameters are chosen, and that cached features give the same result."""
 
 import itertools
 
@@ -32,7 +32,7 @@ ON_FEATURES = tuple(name for name, row in FEW_SHOT_METHODS.items() if not row.tr
 
 
 def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> CachedImages:
-    """Features around one centre a class; `views` of each picture."""
+    """Features around one centre a class; `views` of each image."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
     labels = torch.arange(CLASSES).repeat_interleave(shots)
@@ -41,8 +41,8 @@ def cached(shots: int, views: int = 1, seed: int = 0, spread: float = 1.0) -> Ca
 
 
 def shots_of(count: int, views: int = 1) -> Shots:
-    pictures = cached(count, views)
-    return Shots(pictures, CachedImages(Features(pictures.all_features()[:1], pictures.labels)))
+    images = cached(count, views)
+    return Shots(images, CachedImages(Features(images.all_features()[:1], images.labels)))
 
 
 def tensors_of(fitted) -> dict[str, torch.Tensor]:
@@ -52,12 +52,12 @@ def tensors_of(fitted) -> dict[str, torch.Tensor]:
 
 
 def shots_for(method: str, classifier, count: int) -> Shots:
-    """Features, or real images for what trains the image encoder."""
+    """Features, or images for methods that train the image encoder."""
     if method in ON_FEATURES:
         return shots_of(count)
     styles = ["fluentflat", "emojione"][:count]
-    pictures = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
-    live = LiveImages(classifier, pictures, tiny_processor())
+    images = load_emoji(styles, concepts=list(CONCEPTS[:CLASSES]))
+    live = LiveImages(classifier, images, tiny_processor())
     return Shots(live, live)
 
 
@@ -71,7 +71,7 @@ def short(method: str, **more) -> dict:
     return grid | depth | (SHORT if method in TRAINED else {}) | more
 
 
-def test_where_to_validate():
+def test_folds_come_from_the_split_or_from_cross_validation():
     assert validation_folds(shots_of(1), None) == []
     for count, expected in ((2, 2), (3, 3), (4, 4), (8, 4)):
         shots = shots_of(count)
@@ -131,7 +131,7 @@ def test_every_method_fits_and_leaves_the_classifier_as_it_was(method):
 
 
 @pytest.mark.parametrize("method", ["clip_adapter", "coop"])
-def test_another_seed_starts_elsewhere(method):
+def test_another_seed_gives_other_initial_values(method):
     one, two = (
         tensors_of(fit_adapter(tiny_classifier(), method, shots_of(1), overrides=short(method), seed=s))
         for s in (1, 2)
@@ -140,30 +140,30 @@ def test_another_seed_starts_elsewhere(method):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return load_emoji(["fluentflat", "emojione"], concepts=list(CONCEPTS[:CLASSES]))
 
 
 @pytest.mark.parametrize("augmentation", ["none", "tip"])
 @pytest.mark.parametrize("method", ON_FEATURES)
-def test_cached_features_give_what_towers_at_every_step_give(method, augmentation, pictures):
+def test_cached_features_give_the_same_adapter_as_encoding_at_every_step(method, augmentation, images):
     views = 1 if augmentation == "none" else 3
-    classifier = tiny_classifier(class_names=list(pictures.class_names))
+    classifier = tiny_classifier(class_names=list(images.class_names))
     processor = tiny_processor()
 
     def encode(pixels):
         return classifier.get_image_features(pixels).pooler_output
 
     features = compute_features(
-        encode, pictures, processor, views=views, augmentation=augmentation, seed=4, progress=False
+        encode, images, processor, views=views, augmentation=augmentation, seed=4, progress=False
     )
-    plain = compute_features(encode, pictures, processor, progress=False)
-    live = LiveImages(classifier, pictures, processor, augmentation, views, view_seed=4, seed=1)
+    plain = compute_features(encode, images, processor, progress=False)
+    live = LiveImages(classifier, images, processor, augmentation, views, view_seed=4, seed=1)
     overrides = short(method, augmentation=augmentation) | ({"views": views} if method in TRAINED else {})
     outcomes = []
     for shots in (
         Shots(CachedImages(features, seed=1), CachedImages(plain)),
-        Shots(live, LiveImages(classifier, pictures, processor)),
+        Shots(live, LiveImages(classifier, images, processor)),
     ):
         fitted = fit_adapter(
             classifier,
@@ -184,7 +184,7 @@ def test_cached_features_give_what_towers_at_every_step_give(method, augmentatio
     assert values == live_values
 
 
-def test_which_view_comes_when_is_as_in_the_feature_dataset():
+def test_the_order_of_views_equals_the_feature_datasets():
     features = cached(3, views=4)
     dataset = FeatureDataset(Features(features.all_features(), features.labels), seed=8)
     for epoch in range(5):
@@ -207,7 +207,7 @@ def slow_grid(fit_on: Shots, queries, class_embeds, values) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["cross-validation", "split"])
-def test_tip_adapter_chooses_the_first_best_pair_on_validation_pictures(kind):
+def test_tip_adapter_chooses_the_first_best_pair_on_validation_images(kind):
     classifier, shots = tiny_classifier(), shots_of(3, views=2)
     split = cached(2, seed=5) if kind == "split" else None
     overrides = {"search_scale": [9.0, 40.0], "search_step": [7, 11], "cache_views": 2}
@@ -230,7 +230,7 @@ def test_tip_adapter_chooses_the_first_best_pair_on_validation_pictures(kind):
 
 
 @pytest.mark.parametrize("method", FEW_SHOT_METHODS)
-def test_with_one_shot_and_no_split_nothing_is_searched(method):
+def test_one_shot_without_a_split_means_no_search(method):
     classifier = tiny_classifier()
     fitted = fit_adapter(classifier, method, shots_for(method, classifier, 1), overrides=short(method))
     assert fitted.validation.kind == "none" and fitted.validation.accuracy is None and fitted.seconds["search"] == 0
@@ -260,7 +260,7 @@ def test_clip_adapter_keeps_the_ratio_with_the_best_validation():
     )
 
 
-def test_a_single_candidate_is_measured_where_that_is_for_free():
+def test_a_single_candidate_is_validated_on_a_split_only():
     assert fit_adapter(tiny_classifier(), "coop", shots_of(2), overrides=SHORT).validation.kind == "none"
     split = cached(2, seed=5)
     fitted = fit_adapter(tiny_classifier(), "coop", shots_of(2), split, overrides=SHORT)
@@ -268,7 +268,7 @@ def test_a_single_candidate_is_measured_where_that_is_for_free():
     assert fitted.validation.kind == "split" and fitted.validation.accuracy == pytest.approx(float(right))
 
 
-def test_given_values_are_used_as_they_are():
+def test_given_values_are_used_without_a_search():
     fitted = fit_adapter(tiny_classifier(), "tip_adapter", shots_of(2), overrides={"alpha": 3.5, "beta": 2.0})
     config = fitted.model.peft_config["default"]
     assert (config.alpha, config.beta) == (3.5, 2.0) and fitted.validation.kind == "none"
@@ -334,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_learning_rate():
         )
 
 
-def test_the_order_of_batches():
+def test_the_order_of_batches_depends_on_seed_and_epoch():
     one = [rows.tolist() for rows in batches(10, 4, seed=1, epoch=0, drop_last=False)]
     assert sorted(sum(one, [])) == list(range(10)) and [len(rows) for rows in one] == [4, 4, 2]
     assert one == [rows.tolist() for rows in batches(10, 4, seed=1, epoch=0, drop_last=False)]
@@ -345,7 +345,7 @@ def test_the_order_of_batches():
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_training_that_was_interrupted_ends_as_if_it_never_was(method, tmp_path, monkeypatch):
+def test_an_interrupted_training_ends_with_the_same_weights(method, tmp_path, monkeypatch):
     overrides = {"epochs": 6, "batch_size": 4, "views": 2, "warmup_epochs": 1}
     overrides |= {"ratio": 0.5} if method == "clip_adapter" else {"alpha": 2.0, "beta": 3.0} if "tip" in method else {}
     overrides |= {"prompt_depth": 2} if method == "maple" else {}
@@ -386,11 +386,20 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
 
     from hf_clip_variants.adapters import CLIPAdapterConfig
 
-    pictures = cached(2, views=3)
+    images = cached(2, views=3)
     values, _ = apply_overrides(
-        few_shot_method("clip_adapter"), recipe("clip_adapter", 2),
-        {"optimizer": "adamw", "schedule": "constant", "learning_rate": 0.01, "epochs": 4, "batch_size": 100, "warmup_epochs": 0, "views": 3},
-    )  # fmt: skip
+        few_shot_method("clip_adapter"),
+        recipe("clip_adapter", 2),
+        {
+            "optimizer": "adamw",
+            "schedule": "constant",
+            "learning_rate": 0.01,
+            "epochs": 4,
+            "batch_size": 100,
+            "warmup_epochs": 0,
+            "views": 3,
+        },
+    )
     ends = []
     for loop in ("ours", "trainer"):
         torch.manual_seed(0)
@@ -399,15 +408,25 @@ def test_the_loop_computes_what_trainer_computes(tmp_path):
         model = get_peft_model(tiny_classifier(), CLIPAdapterConfig(ratio=0.5))
         if loop == "ours":
             train_adapter(
-                model, pictures, values.make_optimizer, values.learning_rate_at, epochs=4, batch_size=100, seed=0
+                model, images, values.make_optimizer, values.learning_rate_at, epochs=4, batch_size=100, seed=0
             )
         else:
             arguments = TrainingArguments(
-                tmp_path, num_train_epochs=4, per_device_train_batch_size=100, learning_rate=0.01, weight_decay=values.weight_decay,
-                lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True,
-                remove_unused_columns=False, label_names=["labels"],
-            )  # fmt: skip
-            data = FeatureDataset(Features(pictures.all_features(), pictures.labels), seed=0)
+                tmp_path,
+                num_train_epochs=4,
+                per_device_train_batch_size=100,
+                learning_rate=0.01,
+                weight_decay=values.weight_decay,
+                lr_scheduler_type="constant",
+                max_grad_norm=0.0,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+                remove_unused_columns=False,
+                label_names=["labels"],
+            )
+            data = FeatureDataset(Features(images.all_features(), images.labels), seed=0)
             Trainer(model, arguments, train_dataset=data).train()
         ends.append(get_peft_model_state_dict(model))
     assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-6) for name in ends[0])
@@ -419,7 +438,7 @@ def test_methods_that_train_the_image_encoder_refuse_cached_features(method):
         fit_adapter(tiny_classifier(), method, shots_of(1))
 
 
-def test_another_descriptor_is_fitted_like_ours(monkeypatch):
+def test_a_new_descriptor_can_be_fitted(monkeypatch):
     from dataclasses import replace
 
     def fit_text_adapter(fit):
@@ -436,8 +455,8 @@ def test_another_descriptor_is_fitted_like_ours(monkeypatch):
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
-def test_adapters_one_after_the_other_do_not_see_each_others_class_features(class_specific):
-    """Equally many updates of tensors of equal shape: the classifier's cache of class features must tell them apart."""
+def test_consecutive_adapters_do_not_share_class_features(class_specific):
+    """Tensors of equal shape and equally many updates: the cache of class features must tell them apart."""
     classifier, overrides = (
         tiny_classifier(),
         SHORT | {"learning_rate": 0.5, "class_specific": class_specific, "context_init": "a photo of a"},

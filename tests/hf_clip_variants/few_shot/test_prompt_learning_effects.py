@@ -1,4 +1,7 @@
-"""What the prompt-learning papers claim, on real pictures: learn half of the classes, ask about both halves in styles drawn by others."""
+"""The claims of the prompt-learning papers on real images.
+
+Training is on half of the classes, tests are on both halves in the styles of other designers.
+"""
 
 import pytest
 import torch
@@ -23,8 +26,10 @@ METHODS = ("coop", "cocoop", "maple", "vpt", "ivlp")
 
 @pytest.fixture(scope="module")
 def accuracies() -> dict[str, tuple[float, float]]:
-    """Method -> accuracy among base classes, among new classes, and on the pictures that were learned; "zero_shot" is CLIP with the words that
-    contexts start from."""
+    """Method -> accuracy among base classes, among new classes, and on the training images.
+
+    "zero_shot" is CLIP with the words that contexts start from.
+    """
     every = load_emoji("notov1").class_names
     names = list(every[:: len(every) // CLASSES][:CLASSES])
     halves = names[: CLASSES // 2], names[CLASSES // 2 :]
@@ -37,7 +42,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
     def encode(pixels):
         return classifier.get_image_features(pixels).pooler_output
 
-    def pictures(styles, concepts, live):
+    def labelled(styles, concepts, live):
         images = load_emoji(styles, concepts=concepts)
         if live:
             return LiveImages(classifier, images, processor)
@@ -45,7 +50,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
     def accuracy(model, half, live, styles=TESTED_STYLES):
         classifier.set_classes(half)
-        asked = pictures(styles, half, live)
+        asked = labelled(styles, half, live)
         return (predict(model, asked, 128)[0] == asked.labels).float().mean().item()
 
     def accuracies_of(model, live):
@@ -55,7 +60,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
     for method in METHODS:
         live = FEW_SHOT_METHODS[method].trains_image_encoder
         classifier.set_classes(halves[0])
-        shots = pictures(TRAINED_STYLES, halves[0], live)
+        shots = labelled(TRAINED_STYLES, halves[0], live)
         values = recipe(method, 2, profile="tiny", protocol="base_to_new")
         fitted = fit_adapter(classifier, method, Shots(shots, shots), recipe_values=values, seed=1)
         found[method] = accuracies_of(fitted.model, live)
@@ -64,15 +69,16 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_a_context_that_is_fitted_to_some_classes_loses_others(accuracies):
+def test_coop_loses_accuracy_on_new_classes(accuracies):
     """CoCoOp's observation about CoOp (its table 1)."""
     assert accuracies["coop"][1] < accuracies["zero_shot"][1] - 0.05, accuracies
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "coop"])
-def test_the_others_lose_less_on_new_classes(method, accuracies):
-    """CoCoOp by conditioning on the picture; MaPLe, VPT and IVLP because the towers learn, too. The harmonic mean follows."""
+def test_the_other_methods_lose_less_than_coop_on_new_classes(method, accuracies):
+    """CoCoOp conditions on the image; MaPLe, VPT and IVLP also have prompts in the encoders. So is the harmonic
+    mean."""
 
     def harmonic(found):
         base, new, _ = found
@@ -84,12 +90,12 @@ def test_the_others_lose_less_on_new_classes(method, accuracies):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_what_was_shown_is_learned(method, accuracies):
+def test_the_training_images_are_learned(method, accuracies):
     """Also where other styles gain nothing: README.md, "The papers' protocols"."""
     assert accuracies[method][2] > accuracies["zero_shot"][2] + 0.03, accuracies
 
 
 @pytest.mark.slow
-def test_what_is_trained_on_gets_better(accuracies):
+def test_base_classes_gain_accuracy(accuracies):
     gains = {method: accuracies[method][0] - accuracies["zero_shot"][0] for method in METHODS}
     assert sum(gains.values()) / len(gains) > 0 and max(gains.values()) > 0.02, gains

@@ -51,7 +51,7 @@ def test_harmonic_mean_gives_the_papers_numbers(base, new, expected):
     assert harmonic_mean(base, new) == pytest.approx(expected, abs=0.006)
 
 
-def test_columns_are_found_by_name_and_strangers_are_named():
+def test_columns_are_found_by_name_and_unknown_names_are_listed():
     assert columns_among(["c", "a"], ["a", "b", "c"], "x") == (2, 0)
     with pytest.raises(
         ValueError, match=r"A: 1 of 2 classes are not among the 1 trained ones: 'z'; a domain holds trained classes"
@@ -93,7 +93,7 @@ def test_base_is_the_larger_half_of_the_labels_and_new_counts_from_zero(tmp_path
 
 
 def test_base_images_are_drawn_as_the_official_code_draws_them(tmp_path):
-    """It draws from all classes, in the order in which they appear, and leaves the new ones out then."""
+    """From all classes in order of appearance; new classes are left out afterwards."""
     task = load_task(zhou_plan(tmp_path, "base_to_new"), [2], [3])
     train = task.train
     everything = sample_few_shot(train.labels, 2, 3, validation_labels=task.validation.labels)
@@ -116,7 +116,7 @@ def test_transfer_has_the_source_first_and_targets_with_names_of_their_own(tmp_p
     assert {evaluation.templates for evaluation in asked.evaluations} == {("a {}",)}
 
 
-def test_domains_are_asked_among_their_own_classes_only(tmp_path):
+def test_domains_are_classified_among_their_own_classes_only(tmp_path):
     save_imagenet(tmp_path)
     domains = {
         name: f"coop:{tmp_path}/{name}" for name in ("imagenetv2", "imagenet-adversarial", "imagenet-rendition")
@@ -195,12 +195,12 @@ def test_emoji_plans_never_test_on_a_trained_style():
         (("cross_dataset", "x", "x", {"y": "a"}, {"y": "z"}), "'y' is also the name of a test set"),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(plan, match):
+def test_contradictory_plans_are_refused(plan, match):
     with pytest.raises(ValueError, match=match):
         Plan(*plan)
 
 
-def test_prompts_are_the_data_sets_own():
+def test_templates_are_the_data_sets_own():
     assert templates_for("coop:DATA/fgvc_aircraft") == ["a photo of a {}, a type of aircraft."]
     assert templates_for("emoji:notov1@food-drink")[0] == "an emoji of {}"
     assert templates_for("pets/") is None, "the model family's"
@@ -242,7 +242,7 @@ def accuracies(record):
 
 
 def test_new_classes_get_the_adapter_that_base_classes_trained(emoji_folder, tmp_path):
-    """Asked here: what a user gets who saves the adapter and loads it on a classifier with the new names."""
+    """The same as for a user who saves the adapter and loads it on a classifier with the new names."""
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [2], [1], templates="icons")
     runner = runner_of(EMOJI_CLIP, tmp_path / "work", [task])
     record = runner.run(task, "coop", 2, 1)
@@ -266,9 +266,7 @@ def test_new_classes_get_the_adapter_that_base_classes_trained(emoji_folder, tmp
     assert (predicted.numpy() == new.labels).mean() == accuracies(record)["new"]
 
 
-def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
-    emoji_folder, tiny_clip_folder, tmp_path
-):
+def test_adapters_for_fixed_classes_give_a_reason_for_other_classes(emoji_folder, tiny_clip_folder, tmp_path):
     task = load_task(Plan("base_to_new", "emoji", emoji_folder), [1], [1])
     runner = runner_of(tiny_clip_folder, tmp_path, [task])
     tip = runner.run(task, "tip_adapter", 1, 1)["tests"]
@@ -287,8 +285,8 @@ def test_adapters_that_cannot_go_to_other_classes_say_why_instead_of_a_number(
     json.dumps(tip)
 
 
-def test_a_domain_with_fewer_classes_is_asked_among_those(emoji_folder, tmp_path):
-    """Zero-shot CLIP, which knows no trained classes, must give the same with the few names alone."""
+def test_a_domain_with_fewer_classes_is_classified_among_those(emoji_folder, tmp_path):
+    """Zero-shot CLIP must give the same accuracy with the few names alone."""
     few = ("owl", "pizza", "dog")
     save_images(tmp_path / "few", {"": ["notov1"]}, few)
     plan = Plan("domain_generalisation", "emoji", emoji_folder, targets={"few": str(tmp_path / "few")})
@@ -348,7 +346,7 @@ def test_no_feature_is_computed_twice(emoji_folder, tiny_clip_folder, tmp_path):
 
 
 def fit_random_visual_prompts(fit):
-    """Visual prompts far from nothing, not trained: they change every image feature."""
+    """Untrained visual prompts with large values: they change every image feature."""
     model = fit.attach(VPTConfig(num_prompt_tokens=4, prompt_depth=1))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -393,7 +391,7 @@ def test_methods_that_train_the_image_encoder_are_tested_through_it(emoji_folder
     assert accuracies(runner.zero_shot(task)) == accuracies(before), "and CLIP is as it was"
 
 
-def test_a_target_without_prompts_of_its_own_does_not_get_the_sources(tmp_path, tiny_clip_folder):
+def test_a_target_without_its_own_templates_does_not_get_the_sources(tmp_path, tiny_clip_folder):
     save_images(tmp_path / "target", {"": ["notov1"]}, ("owl", "dog"))
     plan = zhou_plan(tmp_path, "cross_dataset", targets={"target": str(tmp_path / "target")})
     task = load_task(plan, [1], [1])

@@ -13,7 +13,7 @@ from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.recipes import DATASETS, coop_lr_schedule, recipe
 
 
-def test_coop_learning_rates_are_dassls():
+def test_coop_learning_rates_equal_dassls():
     rates = [coop_lr_schedule(epoch, 3.5e-3, 5) for epoch in range(5)]
     assert rates == pytest.approx([1e-5, 3.5e-3, 3.166e-3, 2.291e-3, 1.209e-3], abs=5e-7)
     for bad in ((-1, 5), (0, 0)):
@@ -33,7 +33,7 @@ def test_coop(shots, epochs):
     assert ours.learning_rate_at(epochs - 1) == pytest.approx(1e-3 * (1 + math.cos(math.pi * (epochs - 2) / epochs)))
 
 
-def test_clip_adapter_follows_coops_imagenet_command():
+def test_clip_adapters_recipe_equals_coops_for_imagenet():
     ours, coop = recipe("clip_adapter", 4), recipe("coop", 4, "imagenet")
     for name in ("optimizer", "learning_rate", "weight_decay", "momentum", "epochs", "batch_size", "schedule"):
         assert getattr(ours, name) == getattr(coop, name)
@@ -44,11 +44,19 @@ def test_clip_adapter_follows_coops_imagenet_command():
 @pytest.mark.parametrize(
     ("dataset", "scale", "alpha", "epochs"),
     [
-        ("imagenet", (7, 3), 1.17, 20), ("caltech101", (12, 5), 3, 20), ("dtd", (13, 13), 2, 20), ("eurosat", (12, 10), 2, 100),
-        ("fgvc", (30, 30), 5, 20), ("food101", (10, 10), 1.17, 20), ("oxford_flowers", (50, 50), 10, 20),
-        ("oxford_pets", (7, 3), 1.17, 20), ("stanford_cars", (20, 10), 3, 20), ("sun397", (12, 10), 1.17, 20), ("ucf101", (7, 3), 3, 20),
+        ("imagenet", (7, 3), 1.17, 20),
+        ("caltech101", (12, 5), 3, 20),
+        ("dtd", (13, 13), 2, 20),
+        ("eurosat", (12, 10), 2, 100),
+        ("fgvc", (30, 30), 5, 20),
+        ("food101", (10, 10), 1.17, 20),
+        ("oxford_flowers", (50, 50), 10, 20),
+        ("oxford_pets", (7, 3), 1.17, 20),
+        ("stanford_cars", (20, 10), 3, 20),
+        ("sun397", (12, 10), 1.17, 20),
+        ("ucf101", (7, 3), 3, 20),
     ],
-)  # fmt: skip
+)
 def test_tip_adapter(dataset, scale, alpha, epochs):
     ours = recipe("tip_adapter_f", 16, dataset)
     assert (ours.search_scale, ours.search_step, ours.init_alpha, ours.init_beta) == (scale, (200, 20), alpha, 1)
@@ -75,15 +83,19 @@ def test_optimisers_have_the_recipes_settings():
     sgd = recipe("coop").make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(sgd, torch.optim.SGD)
     assert {k: sgd.defaults[k] for k in ("lr", "momentum", "weight_decay", "dampening", "nesterov")} == {
-        "lr": 1e-5, "momentum": 0.9, "weight_decay": 5e-4, "dampening": 0, "nesterov": False,
-    }  # fmt: skip
+        "lr": 1e-5,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "dampening": 0,
+        "nesterov": False,
+    }
     adam = recipe("tip_adapter_f").make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     assert isinstance(adam, torch.optim.AdamW)
     assert (adam.defaults["lr"], adam.defaults["eps"], adam.defaults["weight_decay"]) == (1e-3, 1e-4, 0.01)
     assert replace(recipe("coop"), schedule="constant").learning_rate_at(3) == 2e-3
 
 
-def test_prompts_in_both_towers_as_published():
+def test_recipes_of_prompts_in_both_encoders_are_the_published_ones():
     maple = recipe("maple", 16)
     assert [round(maple.learning_rate_at(epoch), 6) for epoch in range(5)] == [
         1e-05,
@@ -148,8 +160,10 @@ def test_names_and_overrides():
 
 def test_recipes_and_data_names_import_no_torch():
     script = (
-        "import sys, hf_clip_variants.few_shot.recipes, hf_clip_variants.data as d; from hf_clip_variants.data import emoji_styles;"
-        "emoji_styles(); dir(d); print([m for m in ('torch', 'datasets', 'transformers.models', 'peft') if m in sys.modules])"
+        "import sys, hf_clip_variants.few_shot.recipes, hf_clip_variants.data as d; from hf_clip_variants.data import "
+        "emoji_styles;"
+        "emoji_styles(); dir(d); print([m for m in ('torch', 'datasets', 'transformers.models', 'peft') if m in "
+        "sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

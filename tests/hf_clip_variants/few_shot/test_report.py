@@ -112,7 +112,7 @@ def test_image_captions_are_the_predictions(tmp_path):
             assert (colour_after == "good") == (after == truth)
 
 
-def test_markup_in_class_names_is_text(tmp_path):
+def test_markup_in_class_names_is_escaped(tmp_path):
     make_run_folder(tmp_path, shots=(1,), seeds=(1,), methods=("coop",))
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     results["data"]["class_names"][0] = "<script>alert(1)</script>"
@@ -132,7 +132,7 @@ def test_report_names_unfinished_and_failed_runs_and_missing_images(tmp_path):
     assert "unfinished" in page and "CoOp, 1 shots, seed 1 failed: out of memory" in page and "No images:" in page
 
 
-def test_the_work_that_cached_features_saved_is_reported(tmp_path):
+def test_the_report_shows_the_passes_that_cached_features_saved(tmp_path):
     results = make_run_folder(tmp_path, shots=(1,), seeds=(1,), methods=("coop",), test_sets=("fluent3d",))
     assert "frozen image encoder" not in write_report(tmp_path).read_text(encoding="utf-8"), "not known"
     results["data"] |= {"encoded_views": 380, "seconds_per_view": 0.1}
@@ -150,5 +150,5 @@ def test_a_folder_without_results_is_named(tmp_path):
         write_report(tmp_path)
 
 
-def test_times_are_readable():
+def test_seconds_are_shown_in_minutes():
     assert [human_seconds(s) for s in (0.2, 12.4, 75.2)] == ["< 1 s", "12 s", "1 min 15 s"]

@@ -45,7 +45,7 @@ def table_rows(page, title):
     return [line.removeprefix("| ").removesuffix(" |") for line in lines if not line.startswith("| ---")]
 
 
-def test_few_shot_tables_have_a_column_a_number_of_shots():
+def test_few_shot_tables_have_one_column_per_number_of_shots():
     page = markdown(few_shot_records(), "command")
     assert table_rows(page, "pets: a") == [
         "method | 0 shots | 1 shot | 4 shots",
@@ -59,7 +59,7 @@ def test_few_shot_tables_have_a_column_a_number_of_shots():
     assert "mean ± standard deviation over 2 seeds (1, 2)" in page and "`command`" in page and "missing" not in page
 
 
-def test_a_seed_that_is_missing_somewhere_is_in_no_average():
+def test_a_seed_without_all_evaluations_is_left_out_of_the_average():
     records = few_shot_records()
     del records[2]["tests"]["b"]
     page = markdown(records, "command", missing=3)
@@ -67,14 +67,14 @@ def test_a_seed_that_is_missing_somewhere_is_in_no_average():
         name: table_rows(page, name)[2].split(" | ")[2] for name in ("Average over 2 test sets", "pets: a", "pets: b")
     }
     assert list(one_shot.values()) == ["65.0", "61.0 ± 1.0", "70.0"]
-    assert "3 cells are missing; repeat the command" in page
+    assert "3 runs are missing; repeat the command" in page
 
 
 def base_to_new_records():
     def tests(base, new):
         return {"base": ("base", "pets", base), "new": ("new", "pets", new)}
 
-    why = "the adapter caches pictures"
+    why = "the adapter caches images"
     return [
         record("base_to_new", "zero_shot", 0, 0, tests(69.34, 74.22), title="zero-shot CLIP"),
         record("base_to_new", "coop", 16, 1, tests(90.0, 10.0)),
@@ -84,20 +84,20 @@ def base_to_new_records():
     ]
 
 
-def test_the_harmonic_mean_is_that_of_the_averages_over_seeds():
+def test_the_harmonic_mean_is_taken_of_the_averages_over_seeds():
     """50 here; the average of the seeds' own harmonic means would be 18."""
     rows = table_rows(markdown(base_to_new_records(), "command"), "pets")
     assert rows == [
         "method | Base | New | HM",
         "zero-shot CLIP | 69.3 | 74.2 | 71.7",
-        "coop | 50.0 ± 40.0 | 50.0 ± 40.0 | 50.0 ± 0.0",
         "tip_adapter | 81.0 ± 1.0 | - | -",
+        "coop | 50.0 ± 40.0 | 50.0 ± 40.0 | 50.0 ± 0.0",
     ]
 
 
-def test_methods_that_cannot_be_asked_have_a_dash_and_the_reason_below():
+def test_methods_without_an_answer_for_other_classes_have_a_dash_and_the_reason_below():
     page = markdown(base_to_new_records(), "command")
-    assert "\n-: tip_adapter cannot be asked about other classes: the adapter caches pictures.\n" in page
+    assert "\n-: tip_adapter cannot classify other classes: the adapter caches images.\n" in page
     assert "pets (base) 10 in 5 classes; pets (new) 10 in 5 classes" in page
 
 
@@ -119,19 +119,20 @@ def test_transfer_tables_have_the_source_first_and_the_targets_mean_last(protoco
     assert rows == [
         "method | source: in | t0 | t1 | mean of targets",
         "zero-shot CLIP | 66.0 | 40.0 | 60.0 | 50.0",
-        "coop | 71.0 ± 1.0 | 52.0 ± 2.0 | 62.0 ± 2.0 | 57.0 ± 2.0",
         "tip_adapter | 68.0 | - | - | -",
+        "coop | 71.0 ± 1.0 | 52.0 ± 2.0 | 62.0 ± 2.0 | 57.0 ± 2.0",
     ]
 
 
-def test_shots_get_a_column_where_there_are_several_and_models_a_part_each():
+def test_several_shots_get_a_column_and_several_models_a_section_each():
     records = [
         *base_to_new_records(),
         record("base_to_new", "coop", 4, 1, {"base": ("base", "pets", 1.0), "new": ("new", "pets", 1.0)}),
     ]
-    assert table_rows(markdown(records, "command"), "pets")[:3] == [
+    assert table_rows(markdown(records, "command"), "pets")[:4] == [
         "method | shots | Base | New | HM",
         "zero-shot CLIP | 0 | 69.3 | 74.2 | 71.7",
+        "tip_adapter | 16 | 81.0 ± 1.0 | - | -",
         "coop | 4 | 1.0 | 1.0 | 1.0",
     ]
     other = [record | {"model": "other"} for record in base_to_new_records()]
@@ -139,7 +140,7 @@ def test_shots_get_a_column_where_there_are_several_and_models_a_part_each():
     assert page.index("## clip") < page.index("## other") < page.index("(x.png)")
 
 
-def test_rows_stand_in_one_order_whoever_finished_first():
+def test_the_order_of_rows_does_not_depend_on_the_order_of_records():
     records = list(reversed(few_shot_records()))
     assert rows_of(records) == [("zero_shot", 0), ("coop", 1), ("coop", 4)]
     assert list(entries_of(records)["evaluation"].unique()) == ["a", "b"]

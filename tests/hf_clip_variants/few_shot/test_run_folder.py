@@ -16,7 +16,7 @@ def seeds(folder):
     return sorted(found["seed"] for found in folder.records().values())
 
 
-def test_torn_last_line_is_not_read_and_cut_off_before_the_next(tmp_path):
+def test_a_half_written_last_line_is_ignored_and_cut_off(tmp_path):
     folder = RunFolder(tmp_path)
     for seed in (1, 2):
         folder.append(record(seed, name="Käse"))
@@ -33,7 +33,7 @@ def test_torn_last_line_is_not_read_and_cut_off_before_the_next(tmp_path):
     assert folder.lines.read_bytes() == next_line
 
 
-def test_every_process_reads_all_and_writes_its_own(tmp_path):
+def test_each_rank_reads_all_files_and_writes_its_own(tmp_path):
     first, second = RunFolder(tmp_path), RunFolder(tmp_path, rank=1, world_size=2)
     assert first.records() == {}
     first.append(record(1))
@@ -42,7 +42,7 @@ def test_every_process_reads_all_and_writes_its_own(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["runs-0.jsonl", "runs-1.jsonl"]
 
 
-def test_newest_record_of_a_run_counts_unless_it_failed_and_another_did_not(tmp_path):
+def test_the_newest_successful_record_of_a_run_counts(tmp_path):
     first, second = RunFolder(tmp_path), RunFolder(tmp_path, rank=1, world_size=2)
     for value, error in ((1, "a"), (2, "b")):
         second.append(record(1, value=value, error=error))
@@ -60,7 +60,7 @@ def test_broken_line_in_the_middle_is_named(tmp_path):
         folder.records()
 
 
-def test_full_disk_leaves_the_lines_that_were_there(tmp_path):
+def test_a_full_disk_leaves_earlier_lines(tmp_path):
     folder = RunFolder(tmp_path)
     folder.append(record(1))
     before = folder.lines.read_bytes()

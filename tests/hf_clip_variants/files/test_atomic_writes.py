@@ -163,7 +163,7 @@ def test_save_on_error_is_checked(tmp_path, make_trainer):
         make_trainer(tmp_path, save_on_error="skip")
 
 
-def test_a_marker_that_is_garbage_counts_as_incomplete(tmp_path):
+def test_a_damaged_marker_counts_as_incomplete(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     mark_complete(tmp_path)
     assert why_incomplete(tmp_path) is None
@@ -172,7 +172,7 @@ def test_a_marker_that_is_garbage_counts_as_incomplete(tmp_path):
         assert why_incomplete(tmp_path) == "complete.json cannot be read"
 
 
-def test_write_atomically_is_whole_or_not_at_all(tmp_path):
+def test_write_atomically_writes_the_whole_file_or_nothing(tmp_path):
     path = tmp_path / "a" / "results.json"
     write_atomically(path, "one")
     before = path.read_text()
@@ -185,7 +185,7 @@ def test_write_atomically_is_whole_or_not_at_all(tmp_path):
     assert path.read_text() in ("one", "two")
 
 
-def test_a_library_writes_beside_the_file_and_what_fails_leaves_the_old_one(tmp_path):
+def test_replacing_writes_to_a_temporary_name_and_failures_leave_the_old_file(tmp_path):
     path = tmp_path / "a" / "features.safetensors"
     with replacing(path) as aside:
         save_file({"x": torch.ones(1)}, aside)
@@ -198,7 +198,7 @@ def test_a_library_writes_beside_the_file_and_what_fails_leaves_the_old_one(tmp_
     assert load_file(path)["x"] == 1 and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_two_writers_of_one_file_both_succeed_and_no_reader_sees_a_torn_one(tmp_path):
+def test_two_writers_of_one_file_both_succeed_and_readers_see_whole_files(tmp_path):
     path = tmp_path / "cache.bin"
     write_atomically(path, b"0" * 100_000)
     stop, torn = threading.Event(), []

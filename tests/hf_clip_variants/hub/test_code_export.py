@@ -1,4 +1,4 @@
-"""What `export_with_code` does to source files."""
+"""Exported source files of `export_with_code`."""
 
 import os
 import re
@@ -95,21 +95,21 @@ REFUSED = {
     "outside": ({"a.x": "from ...registry import z"}, "line 1: `hf_clip_variants.registry` is outside of"),
     "absolute": (
         {"a.x": "from hf_clip_variants.registry import z"},
-        "line 1: `hf_clip_variants.registry` stays behind",
+        "line 1: `hf_clip_variants.registry` is not exported under this name",
     ),
-    "modeling": ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` stays behind"),
+    "modeling": ({"a.x": "import modeling.prompts"}, "line 1: `modeling.prompts` is not exported under this name"),
     "text": ({"a.x": '"""Text.\n\n    from .helper import z\n"""'}, "reads like an import of helper"),
     "unseen": ({"a.x": "z = 1; from .y import z", "a.y": "z = 1"}, "the import of y must start a line"),
 }
 
 
 @pytest.mark.parametrize("sources, said", REFUSED.values(), ids=REFUSED)
-def test_what_cannot_travel_is_refused_with_file_and_line(modules, sources, said):
+def test_imports_that_cannot_be_exported_are_refused_with_file_and_line(modules, sources, said):
     with pytest.raises(ValueError, match=said):
         modules(sources, "a.x")
 
 
-def test_what_is_found_by_name_travels_and_is_imported_at_the_end(modules, monkeypatch):
+def test_modules_found_by_name_are_exported_and_imported_at_the_end(modules, monkeypatch):
     sources = {"a.x": "z = 1\n", "a.y": "from ..b.w import z\n", "b.w": "z = 1\n"}
     modules(sources, "a.x")  # lets travelling_code find them
     by_name = {f"{TRAVELS}.a.x": [f"{TRAVELS}.a.y"], f"{TRAVELS}.a.y": [f"{TRAVELS}.b.w"]}
@@ -145,7 +145,7 @@ def exports(tmp_path_factory):
     return found
 
 
-def test_a_classifier_on_clip_is_light(exports):
+def test_a_classifier_on_clip_needs_few_files_and_lines(exports):
     files = {path.name: path.read_text(encoding="utf-8") for path in exports["clip"][0].glob("*.py")}
     assert len(files) <= MAX_FILES, sorted(files)
     lines = sum(source.count("\n") for source in files.values())
@@ -154,7 +154,7 @@ def test_a_classifier_on_clip_is_light(exports):
     )
 
 
-def test_each_family_takes_along_its_own_module_and_no_other(exports):
+def test_each_family_exports_its_own_module_only(exports):
     of_clip = {path.name for path in exports["clip"][0].glob("*.py")}
     for model_type, own in OWN_FILES.items():
         more = {path.name for path in exports[model_type][0].glob("*.py")} - of_clip
@@ -163,7 +163,7 @@ def test_each_family_takes_along_its_own_module_and_no_other(exports):
         assert model_type == "clipv-clip_resnet" or more - {"text_cleaning.py"} == own
 
 
-def test_cleaning_of_text_travels_with_processors_that_clean(exports, tmp_path):
+def test_text_cleaning_is_exported_with_processors_that_use_it(exports, tmp_path):
     folder, _ = exports["clip"]
     assert not (folder / "text_cleaning.py").exists()
     classifier = CLIPClassifier.from_pretrained(folder)
@@ -213,7 +213,7 @@ for source in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_classifiers_of_each_family_run_where_the_package_is_missing(exports, tmp_path):
+def test_exported_classifiers_of_each_family_run_without_the_package(exports, tmp_path):
     for model_type, (_, logits) in exports.items():
         inputs = {f"inputs.{name}": value for name, value in tiny_family_pixels(model_type).items()}
         save_file(inputs | {"logits": logits}, tmp_path / f"{model_type}.safetensors")
@@ -233,14 +233,14 @@ def test_classifiers_of_each_family_run_where_the_package_is_missing(exports, tm
     assert ran.stdout.split() == [word for source in sources for word in ("passed", source)]
 
 
-def test_modules_of_others_are_refused():
+def test_modules_of_other_packages_are_refused():
     with pytest.raises(
         ValueError, match="transformers.models.clip.modeling_clip: not a module of hf_clip_variants.modeling"
     ):
         travelling_code(["transformers.models.clip.modeling_clip"], "1")
 
 
-def test_everything_in_modeling_travels_and_needs_only_what_the_package_needs(tmp_path):
+def test_all_of_modeling_can_be_exported_and_needs_only_the_packages_dependencies(tmp_path):
     from importlib.metadata import requires
 
     from transformers.dynamic_module_utils import get_imports, get_relative_imports

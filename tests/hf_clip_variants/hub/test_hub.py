@@ -75,7 +75,7 @@ def test_saving_what_was_loaded_from_an_export_drops_its_auto_map(tmp_path, clas
         assert "auto_map" not in (tmp_path / "saved" / name).read_text(), name
 
 
-def test_what_cannot_be_exported_says_why(tmp_path, classifier, processor):
+def test_models_that_cannot_be_exported_give_the_reason(tmp_path, classifier, processor):
     from peft import get_peft_model
 
     from hf_clip_variants.adapters import CLIPAdapterConfig
@@ -95,10 +95,18 @@ def test_a_card_has_metadata_results_and_no_foreign_markup(classifier):
 
     classifier.set_classes(["a|b", "`rm`", "<script>x</script>\n# head", "dog"], tokenizer=tiny_tokenizer())
     card = model_card(
-        classifier, repo_id="alice/x", base_model="openai/clip-vit-base-patch32", license="cc-by-4.0",
-        results=[accuracy_result(0.6213, "Emoji | 190", shots=2), accuracy_result(0.495, "Emoji | 190", method="zero-shot")],
-        recipe={"learning rate": 0.02, "epochs": 30}, datasets=["alice/emoji"], tags=["emoji"],
-    )  # fmt: skip
+        classifier,
+        repo_id="alice/x",
+        base_model="openai/clip-vit-base-patch32",
+        license="cc-by-4.0",
+        results=[
+            accuracy_result(0.6213, "Emoji | 190", shots=2),
+            accuracy_result(0.495, "Emoji | 190", method="zero-shot"),
+        ],
+        recipe={"learning rate": 0.02, "epochs": 30},
+        datasets=["alice/emoji"],
+        tags=["emoji"],
+    )
     text = str(card)
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["license"] == "cc-by-4.0" and metadata["base_model"] == "openai/clip-vit-base-patch32"
@@ -119,7 +127,7 @@ def test_an_accuracy_is_a_number_from_0_to_1(value):
         accuracy_result(value, "emoji")
 
 
-def test_a_card_of_somebody_elses_model_is_refused(tmp_path):
+def test_a_card_for_a_model_of_another_package_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="'clip' is not a method of this package, expected one of clipv-clip_classifier"
     ):
@@ -128,7 +136,7 @@ def test_a_card_of_somebody_elses_model_is_refused(tmp_path):
         model_card(tmp_path)
 
 
-def test_a_model_without_classes_of_its_own_is_shown_with_labels_of_yours(tmp_path):
+def test_the_card_of_a_model_without_classes_shows_candidate_labels(tmp_path):
     from model_contract import CASES
 
     model = CASES["clip_resnet"].make()
@@ -191,7 +199,7 @@ def test_the_stock_methods_push_and_pull_model_processor_and_adapter(hub, classi
     assert AutoModelForImageClassification.from_pretrained("alice/pets", revision=first).class_names == CLASS_NAMES
     assert type(AutoProcessor.from_pretrained("alice/pets")) is type(processor)
     assert type(AutoImageProcessor.from_pretrained("alice/pets")) is type(processor.image_processor)
-    assert len(pipeline("image-classification", model="alice/pets", revision=both)(picture())) == 5
+    assert len(pipeline("image-classification", model="alice/pets", revision=both)(make_image())) == 5
 
     adapted = make_adapter(
         AutoModelForImageClassification.from_pretrained("alice/pets", revision=first), "clip_adapter"
@@ -204,7 +212,7 @@ def test_the_stock_methods_push_and_pull_model_processor_and_adapter(hub, classi
     )
 
 
-def picture():
+def make_image():
     from PIL import Image
 
     return Image.new("RGB", (40, 30), "orange")
@@ -233,8 +241,8 @@ def test_an_adapter_and_its_base_in_one_repository(hub, classifier, processor, t
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
     with model.disable_adapter():
         torch.testing.assert_close(logits_of(model), zero_shot, rtol=0, atol=1e-5)
-    seen = pipeline("image-classification", model=repo_id)(picture(), top_k=5)
-    pixels = processor(images=picture(), return_tensors="pt").pixel_values
+    seen = pipeline("image-classification", model=repo_id)(make_image(), top_k=5)
+    pixels = processor(images=make_image(), return_tensors="pt").pixel_values
     with torch.inference_mode():
         probabilities = adapted(pixel_values=pixels).logits.softmax(-1)[0].tolist()
     torch.testing.assert_close(
@@ -253,7 +261,7 @@ def run_snippet(readme, folder):
     runpy.run_path(str(folder / "snippet.py"))
 
 
-def test_an_adapter_alone_names_a_base_that_others_have(hub, classifier, processor, clip_folder, tmp_path):
+def test_an_adapter_pushed_alone_names_a_base_on_the_hub(hub, classifier, processor, clip_folder, tmp_path):
     from hf_clip_variants import load_adapter
 
     hub.create("openai/tiny-clip", clip_folder)
@@ -262,7 +270,7 @@ def test_an_adapter_alone_names_a_base_that_others_have(hub, classifier, process
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
     with pytest.raises(
-        ValueError, match="base_model: the adapter was trained on .*clip, which nobody else has; .*with_base"
+        ValueError, match="base_model: the adapter was trained on .*clip, which only this machine has; .*with_base"
     ):
         push(folder, "alice/tip")
     assert hub.repos.keys() == {"openai/tiny-clip"}
@@ -332,7 +340,7 @@ def test_a_card_written_before_the_push_keeps_its_results(hub, classifier, proce
     assert "base_model: openai/tiny-clip" in readme
 
 
-def test_a_saved_classifier_is_pushed_with_the_card_that_lies_there(hub, classifier, processor, tmp_path):
+def test_a_saved_classifier_is_pushed_with_its_existing_card(hub, classifier, processor, tmp_path):
     folder = tmp_path / "pets"
     classifier.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -351,13 +359,18 @@ def test_a_saved_classifier_is_pushed_with_the_card_that_lies_there(hub, classif
 # ---- failures
 
 
-@pytest.mark.parametrize("status, where, said", [
-    (401, "POST /api/repos/create", "hf auth login"),
-    (403, "POST /api/models/alice/pets/commit", "token's permissions"),
-    (409, "POST /api/models/alice/pets/commit", "changed the repository"),
-    (500, "POST /api/models/alice/pets/preupload", "500"),
-])  # fmt: skip
-def test_a_failed_push_keeps_everything_and_says_how_to_go_on(hub, classifier, processor, status, where, said):
+@pytest.mark.parametrize(
+    "status, where, said",
+    [
+        (401, "POST /api/repos/create", "hf auth login"),
+        (403, "POST /api/models/alice/pets/commit", "token's permissions"),
+        (409, "POST /api/models/alice/pets/commit", "changed the repository"),
+        (500, "POST /api/models/alice/pets/preupload", "500"),
+    ],
+)
+def test_a_failed_push_keeps_everything_and_names_the_command_to_repeat(
+    hub, classifier, processor, status, where, said
+):
     secret = os.environ["HF_TOKEN"]
     hub.fault(where, status=status, times=50)
     with pytest.raises(PushError) as failure:
@@ -393,7 +406,7 @@ def test_a_push_without_network_or_token_keeps_everything(hub, classifier, proce
         push(tmp_path / "kept", "bob/pets", token="hf_alice_secret")
 
 
-def test_a_token_in_an_answer_of_the_server_is_not_shown(hub, classifier, processor, monkeypatch):
+def test_a_token_in_the_servers_answer_is_not_shown(hub, classifier, processor, monkeypatch):
     from huggingface_hub import HfApi
 
     secret = os.environ["HF_TOKEN"]
@@ -407,13 +420,16 @@ def test_a_token_in_an_answer_of_the_server_is_not_shown(hub, classifier, proces
     assert failure.value.__cause__ is None and failure.value.__suppress_context__
 
 
-@pytest.mark.parametrize("fault, error", [
-    ({"cut": 0.4}, None),
-    ({"status": 429}, None),
-    ({"shrink": 0.4}, "Consistency check failed"),
-    ({"status": 500, "times": 20}, "500"),
-    ({"status": 404}, "404"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault, error",
+    [
+        ({"cut": 0.4}, None),
+        ({"status": 429}, None),
+        ({"shrink": 0.4}, "Consistency check failed"),
+        ({"status": 500, "times": 20}, "500"),
+        ({"status": 404}, "404"),
+    ],
+)
 def test_a_broken_download_leaves_no_half_file_and_the_next_one_finishes(hub, classifier, tmp_path, fault, error):
     from huggingface_hub import constants
     from transformers import AutoModelForImageClassification
@@ -436,7 +452,7 @@ def test_a_broken_download_leaves_no_half_file_and_the_next_one_finishes(hub, cl
     assert torch.equal(logits_of(model), logits_of(classifier))
 
 
-def test_offline_the_cache_serves_and_what_is_not_there_is_said(hub, classifier, tmp_path):
+def test_offline_loading_uses_the_cache_and_names_missing_files(hub, classifier, tmp_path):
     from transformers import AutoModelForImageClassification
 
     folder = tmp_path / "pets"

@@ -31,7 +31,7 @@ def test_untouched_weights_are_ok(adapter_folder, capsys):
     assert json.loads(capsys.readouterr().out) == [{"file": "adapter_model.safetensors", "status": "ok", "detail": ""}]
 
 
-def test_a_flipped_bit_that_loads_without_a_word_is_found(adapter_folder, capsys):
+def test_a_flipped_bit_is_found(adapter_folder, capsys):
     path = adapter_folder / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -50,7 +50,7 @@ def test_missing_unknown_damaged_and_non_finite_files_are_told_apart(adapter_fol
     assert statuses(adapter_folder)["adapter_model.safetensors"] == "missing"
 
 
-def test_what_was_recorded_broken_is_said_to_be(adapter_folder):
+def test_weights_that_were_saved_with_nan_are_reported(adapter_folder):
     path = adapter_folder / "adapter_model.safetensors"
     save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(path).items()}, path)
     model_card(adapter_folder).save(adapter_folder / "README.md")
@@ -70,7 +70,7 @@ def test_a_folder_without_hashes_is_an_error(adapter_folder):
         verify(adapter_folder)
 
 
-def test_a_repository_without_hashes_is_left_to_the_hubs_own_checksums(tmp_path, monkeypatch):
+def test_a_repository_without_hashes_is_referred_to_the_hubs_checksums(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(tmp_path))
     with pytest.raises(ValueError, match="me/clip has no hashes .*; `hf cache verify me/clip` compares"):
         verify("me/clip")

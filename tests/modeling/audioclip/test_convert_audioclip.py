@@ -1,4 +1,4 @@
-"""The official ↔ AudioCLIPModel mapping: names, shapes of the published model, the sound tower alone, and what is refused."""
+"""Official weights ↔ `AudioCLIPModel`: names, shapes of the published model, the audio encoder alone, errors."""
 
 import json
 
@@ -77,14 +77,14 @@ class TestConverter(ConverterContract):
         return CASES["audioclip"].inputs(2)
 
     def check_published(self, config, manifest, name):
-        """Its 861 names; its sizes are our defaults."""
+        """861 names; the sizes are our defaults."""
         assert len(manifest["state_dict"]) == 861
         default = AudioCLIPConfig()
         assert config.audio_config.to_dict() == default.audio_config.to_dict() == AudioCLIPAudioConfig().to_dict()
         assert config.vision_config.to_dict() == default.vision_config.to_dict()
 
 
-def test_the_sound_tower_alone_may_have_another_head(published):
+def test_the_audio_encoder_alone_may_have_another_head(published):
     """ESRNXFBSP.pt: no prefix, 527 classes of AudioSet."""
     weights = {name.removeprefix("audio."): t for name, t in published.items() if name.startswith("audio.")}
     weights |= {"fc.weight": torch.empty(527, 2048, device="meta"), "fc.bias": torch.empty(527, device="meta")}
@@ -94,20 +94,20 @@ def test_the_sound_tower_alone_may_have_another_head(published):
         assert audio_encoder_from_official(weights).config.projection_dim == 527
 
 
-def test_the_sound_tower_of_a_whole_and_alone_are_the_same(tiny, official):
+def test_the_audio_encoder_from_the_whole_model_equals_the_one_alone(tiny, official):
     whole = audio_encoder_from_official(official, **HOP)
     alone = {name.removeprefix("audio."): t for name, t in official.items() if name.startswith("audio.")}
     del alone["window"], alone["fbsp.bias"]
     alone = audio_encoder_from_official(alone, **HOP, win_length=50)
-    sounds = CASES["audioclip"].inputs(2)["input_features"]
+    audio = CASES["audioclip"].inputs(2)["input_features"]
     with torch.no_grad():
-        expected = tiny.audio_model(sounds).pooler_output
-        for tower in (whole, alone):
-            assert isinstance(tower, AudioCLIPAudioModel) and not tower.training
-            torch.testing.assert_close(tower(sounds).pooler_output, expected)
+        expected = tiny.audio_model(audio).pooler_output
+        for encoder in (whole, alone):
+            assert isinstance(encoder, AudioCLIPAudioModel) and not encoder.training
+            torch.testing.assert_close(encoder(audio).pooler_output, expected)
 
 
-def test_window_and_counters_may_be_missing(tiny, official):
+def test_missing_window_and_counters_are_added(tiny, official):
     some = {n: t for n, t in official.items() if n != "audio.window" and "num_batches_tracked" not in n}
     converted = convert_audioclip_state_dict(some, tiny.config)
     for name, tensor in tiny.state_dict().items():
@@ -127,17 +127,22 @@ def test_files_of_clip_and_of_audioclip_are_told_apart(official):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_command_writes_a_folder_that_hears(official, tmp_path, dtype):
+def test_the_command_writes_a_folder_that_classifies_audio(official, tmp_path, dtype):
     save_file({n: t.contiguous() for n, t in official.items()}, tmp_path / "official.safetensors")
     with torch.no_grad():
-        sounds = 5000 * torch.randn(2, 1, 4000)
+        audio = 5000 * torch.randn(2, 1, 4000)
         model = audioclip_from_official(official, **HEADS)
-        features = model.get_audio_features(sounds).pooler_output
-    save_file({"audio": sounds, "audio_features": features}, tmp_path / "expected.safetensors")
+        features = model.get_audio_features(audio).pooler_output
+    save_file({"audio": audio, "audio_features": features}, tmp_path / "expected.safetensors")
     done = convert_checkpoint(
-        tmp_path / "official.safetensors", tmp_path / "out", tokenizer="none", dtype=dtype, **HEADS,
-        expected=tmp_path / "expected.safetensors" if dtype == "float32" else None, compare=True,
-    )  # fmt: skip
+        tmp_path / "official.safetensors",
+        tmp_path / "out",
+        tokenizer="none",
+        dtype=dtype,
+        **HEADS,
+        expected=tmp_path / "expected.safetensors" if dtype == "float32" else None,
+        compare=True,
+    )
     assert done.method == "audioclip" and done.kind == "AudioCLIPModel" and done.dropped == ["audio.fbsp.bias"]
     assert done.sizes["audio.groups"] == 2 and "hop of the spectrogram" in done.notes[0]
     assert "AutoProcessor gives the feature extractor alone" in done.notes[1]

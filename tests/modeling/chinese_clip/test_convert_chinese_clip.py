@@ -21,8 +21,9 @@ from hf_clip_variants.modeling.chinese_clip.convert_chinese_clip import (
 
 
 HEADS = {"text_heads": 4, "vision_heads": 4}
-# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image tower; (layers, width, inner width) and heads of the text tower; the joint
-# width; and the parameters in millions, as the official README rounds them.
+# cn_clip/clip/model_configs: (layers, width, patch, pixels) and heads of the image encoder; (layers, width, inner
+# width) and heads of the text encoder; the joint width; and the parameters in millions, as the official README rounds
+# them.
 PUBLISHED = {
     "ViT-B-16": ((12, 768, 16, 224), 12, (12, 768, 3072), 12, 512, 188),
     "ViT-L-14": ((24, 1024, 14, 224), 16, (12, 768, 3072), 12, 768, 406),
@@ -85,17 +86,21 @@ def flash_names(official):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_from_shapes_alone(name):
-    """Sizes, parameter count, and official -> ours -> official, on the meta device and in the precision of the files."""
+    """Sizes, number of parameters, and official -> ours -> official, on the meta device in the files' precision."""
     (layers, width, patch, pixels), heads, (text_layers, text_width, inner), text_heads, joint, millions = PUBLISHED[
         name
     ]
-    few = {"num_attention_heads": 4}  # the right number must come from the converter: it is in no shape
+    few = {"num_attention_heads": 4}  # the right number must come from the converter: no shape shows it
     with torch.device("meta"):
         config = ChineseCLIPConfig(
-            text_config=few | {"vocab_size": 21128, "num_hidden_layers": text_layers, "hidden_size": text_width, "intermediate_size": inner},
-            vision_config=few | {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width, "patch_size": patch, "image_size": pixels},
+            text_config=few
+            | {"num_hidden_layers": text_layers, "hidden_size": text_width, "intermediate_size": inner}
+            | {"vocab_size": 21128},
+            vision_config=few
+            | {"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 4 * width}
+            | {"patch_size": patch, "image_size": pixels},
             projection_dim=joint,
-        )  # fmt: skip
+        )
         weights = to_official(ChineseCLIPModel(config).half().state_dict(), config)
         found = ChineseCLIPConfig(**infer_chinese_clip_config(weights))
         assert (found.text_config.num_attention_heads, found.vision_config.num_attention_heads) == (text_heads, heads)
@@ -109,13 +114,17 @@ def test_published_models_from_shapes_alone(name):
     assert to_official(converted, found).keys() == weights.keys()
 
 
-def test_sizes_that_the_published_models_share_are_read_too(official):
-    other = {"bert.embeddings.token_type_embeddings.weight": torch.ones(3, 32), "bert.embeddings.position_embeddings.weight": torch.ones(7, 32)}  # fmt: skip
+def test_sizes_that_all_published_models_share_are_read_from_the_weights(official):
+    types, positions = torch.ones(3, 32), torch.ones(7, 32)
+    other = {
+        f"bert.embeddings.{name}.weight": value
+        for name, value in (("token_type_embeddings", types), ("position_embeddings", positions))
+    }
     text = chinese_clip_from_official(official | other, **HEADS).config.text_config
     assert (text.type_vocab_size, text.max_position_embeddings) == (3, 7)
 
 
-def test_a_file_of_the_official_training_script(tiny, official, tmp_path):
+def test_a_checkpoint_of_the_official_training_script_is_converted(tiny, official, tmp_path):
     """`module.` before every name, nesting, half precision, and the pooler of the BERT that training started from."""
     weights = {f"module.{name}": tensor.half() for name, tensor in official.items()}
     weights |= {"module.bert.pooler.dense.weight": torch.ones(32, 32), "module.bert.pooler.dense.bias": torch.ones(32)}
@@ -127,13 +136,13 @@ def test_a_file_of_the_official_training_script(tiny, official, tmp_path):
         assert torch.equal(model.state_dict()[name], tensor.half().float()), name
 
 
-def test_names_of_flash_attention(tiny, official):
+def test_names_of_flash_attention_are_converted(tiny, official):
     flash = flash_names(official)
     assert "bert.encoder.layer.0.attention.self.Wqkv.weight" in flash and len(flash) < len(official)
     model = chinese_clip_from_official(flash, **HEADS)
     for name, tensor in tiny.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    # One tower may have been trained with it, the other not.
+    # One encoder may have been trained with it, the other not.
     image_only = {name: tensor for name, tensor in flash.items() if name.startswith("visual.")}
     image_only |= {name: tensor for name, tensor in official.items() if not name.startswith("visual.")}
     converted = convert_chinese_clip_state_dict(image_only, tiny.config)
@@ -141,9 +150,12 @@ def test_names_of_flash_attention(tiny, official):
 
 
 def test_the_readmes_image_processor_equals_the_official_transform():
-    """cn_clip squashes; one grey level of 255 between resizing tensors and resizing Pillow images. A processor without arguments crops."""
+    """cn_clip resizes without keeping the aspect ratio; the default processor crops.
+
+    Resizing tensors and resizing Pillow images differ by one grey level of 255.
+    """
     colours = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    picture = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
+    image = Image.fromarray(colours).resize((500, 300), Image.Resampling.BICUBIC)
     mean, std = ChineseCLIPImageProcessor.image_mean, ChineseCLIPImageProcessor.image_std
     official = transforms.Compose(
         [
@@ -151,11 +163,11 @@ def test_the_readmes_image_processor_equals_the_official_transform():
             transforms.ToTensor(),
             transforms.Normalize(mean, std),
         ]
-    )(picture)
+    )(image)
     settings = {"size": {"height": 224, "width": 224}, "do_center_crop": False}
 
     def difference(processor):
-        return (processor(picture, return_tensors="pt").pixel_values[0] - official).abs()
+        return (processor(image, return_tensors="pt").pixel_values[0] - official).abs()
 
     assert difference(ChineseCLIPImageProcessorPil(**settings)).max() < 1e-6
     assert difference(ChineseCLIPImageProcessor(**settings)).max() < 1.01 / 255 / min(std)

@@ -74,14 +74,14 @@ class TestConverter(ConverterContract):
         assert (text.bos_token_id, text.eos_token_id) == (49406, 49407)
 
 
-def test_activation_is_the_callers_choice(official):
+def test_the_activation_is_an_argument(official):
     assert infer_clip_config(official, **HEADS)["vision_config"]["hidden_act"] == "quick_gelu"
     gelu = infer_clip_config(official, **HEADS, hidden_act="gelu")
     assert gelu["vision_config"]["hidden_act"] == gelu["text_config"]["hidden_act"] == "gelu"
 
 
-def test_open_clip_forms(tiny, official):
-    """`text.` before the text tower's names, a temperature of one element, the causal mask."""
+def test_open_clips_variants_of_names_are_accepted(tiny, official):
+    """`text.` before the text encoder's names, a temperature of one element, the causal mask."""
     text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     variant = {("text." + name if name.startswith(text) else name): tensor for name, tensor in official.items()}
     variant["logit_scale"] = variant["logit_scale"].reshape(1)
@@ -109,13 +109,17 @@ def test_open_clips_own_model_converts():
         torch.testing.assert_close(ours.get_text_features(ids).pooler_output, text_features, rtol=1e-4, atol=1e-5)
 
 
-def test_wide_heads_of_open_clip():
+def test_open_clips_wide_heads_are_recognised():
     def weights(width):
         shapes = {
-            "visual.conv1.weight": (width, 3, 14, 14), "visual.positional_embedding": (257, width), "positional_embedding": (77, 1024),
-            "token_embedding.weight": (49408, 1024), "text_projection": (1024, 1024),
-            "transformer.resblocks.0.mlp.c_fc.weight": (4096, 1024), "visual.transformer.resblocks.0.mlp.c_fc.weight": (5120, width),
-        }  # fmt: skip
+            "visual.conv1.weight": (width, 3, 14, 14),
+            "visual.positional_embedding": (257, width),
+            "positional_embedding": (77, 1024),
+            "token_embedding.weight": (49408, 1024),
+            "text_projection": (1024, 1024),
+            "transformer.resblocks.0.mlp.c_fc.weight": (4096, 1024),
+            "visual.transformer.resblocks.0.mlp.c_fc.weight": (5120, width),
+        }
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
     heads = {

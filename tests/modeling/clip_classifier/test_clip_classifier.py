@@ -50,7 +50,7 @@ def text_calls(monkeypatch):
 
 
 def reference_logits(clip, class_names, templates, pixels):
-    """Radford et al.'s zero-shot classifier, plainly."""
+    """Plain code for the zero-shot classifier of Radford et al."""
     weights = []
     for name in class_names:
         ids = tiny_tokenizer()([t.format(name) for t in templates], padding=True, return_tensors="pt").input_ids
@@ -63,7 +63,7 @@ def reference_logits(clip, class_names, templates, pixels):
 
 @torch.no_grad()
 @pytest.mark.parametrize("templates", [["a photo of a {}."], ["a photo of a {}.", "{}", "my {}, at home"]])
-def test_logits_are_those_of_plain_zero_shot_clip(clip_folder, templates):
+def test_logits_equal_plain_zero_shot_clip(clip_folder, templates):
     model = CLIPClassifier.from_pretrained(clip_folder, class_names=CLASS_NAMES, templates=templates).eval()
     expected = reference_logits(CLIPModel.from_pretrained(clip_folder).eval(), CLASS_NAMES, templates, tiny_pixels())
     assert torch.allclose(model(tiny_pixels()).logits, expected, atol=1e-5)
@@ -78,7 +78,7 @@ def test_several_templates_give_unit_norm_class_features_and_one_gives_the_proje
 
 
 @torch.no_grad()
-def test_text_tower_runs_once_for_any_number_of_images_and_never_after_reload(classifier, text_calls, tmp_path):
+def test_text_encoder_runs_once_for_any_number_of_images_and_never_after_reload(classifier, text_calls, tmp_path):
     for seed in range(3):
         classifier(tiny_pixels(seed=seed))
     assert len(text_calls) == 1
@@ -89,7 +89,7 @@ def test_text_tower_runs_once_for_any_number_of_images_and_never_after_reload(cl
 
 
 @torch.no_grad()
-def test_changed_weights_are_noticed_however_they_were_changed(classifier, tmp_path):
+def test_every_kind_of_weight_change_is_noticed(classifier, tmp_path):
     pixels = tiny_pixels()
     before = classifier(pixels).logits
     weight = classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight
@@ -116,7 +116,7 @@ def test_changed_weights_are_noticed_however_they_were_changed(classifier, tmp_p
 
 
 @torch.no_grad()
-def test_what_pytorch_hides_is_not_seen_until_the_features_are_forgotten(classifier):
+def test_changes_hidden_from_pytorch_need_forget_class_features(classifier):
     pixels = tiny_pixels()
     before = classifier(pixels).logits
     weight = classifier.clip.text_model.encoder.layers[0].mlp.fc1.weight
@@ -151,7 +151,7 @@ def test_merged_lora_is_noticed_although_peft_merges_through_data(classifier, fo
 
 
 class NoTransfers(TorchDispatchMode):
-    """Fails where an operation gives a number to Python or moves a tensor to another device."""
+    """Raises when an operation gives a number to Python or moves a tensor to another device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
@@ -161,8 +161,8 @@ class NoTransfers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("reloaded", [False, True])
-def test_a_forward_with_kept_features_fetches_no_numbers(classifier, monkeypatch, tmp_path, reloaded):
-    """On a GPU each would wait for all that is queued."""
+def test_a_forward_with_kept_features_does_not_wait_for_the_device(classifier, monkeypatch, tmp_path, reloaded):
+    """On a GPU, fetching a number waits for all queued work."""
     with torch.no_grad():
         expected = classifier(tiny_pixels()).logits
     if reloaded:
@@ -194,7 +194,7 @@ def test_a_moved_classifier_keeps_its_features_and_another_dtype_does_not(classi
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_optimizer_steps_are_noticed_in_eval_mode(classifier, fused):
-    """Where no training forward of the classifier says that something changes. Fused ones bump no version counter."""
+    """Without a forward in training mode that shows the change; fused optimizers do not count versions."""
 
     def logits():
         with torch.no_grad():
@@ -216,7 +216,7 @@ def test_optimizer_steps_are_noticed_in_eval_mode(classifier, fused):
     assert not torch.allclose(seen[3], seen[4])
 
 
-def test_state_dict_written_in_mid_training_does_not_claim_stale_features(classifier):
+def test_a_state_dict_saved_during_training_marks_class_features_invalid(classifier):
     with torch.no_grad():
         classifier(tiny_pixels())
     assert classifier.state_dict()["class_features_ready"]
@@ -225,7 +225,7 @@ def test_state_dict_written_in_mid_training_does_not_claim_stale_features(classi
     assert not classifier.state_dict()["class_features_ready"]
 
 
-def test_training_reaches_both_towers_and_lowers_the_loss(classifier):
+def test_training_reaches_both_encoders_and_lowers_the_loss(classifier):
     classifier.train()
     pixels, labels = tiny_pixels(), torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
@@ -242,7 +242,7 @@ def test_training_reaches_both_towers_and_lowers_the_loss(classifier):
     classifier.eval()
     with torch.no_grad():
         logits = classifier(pixels).logits
-        assert torch.equal(logits.argmax(-1), labels), "evaluation sees the trained text tower, not cached features"
+        assert torch.equal(logits.argmax(-1), labels), "evaluation sees the trained text encoder, not cached features"
 
 
 def test_cached_features_serve_inference_mode_first_and_training_later(classifier):
@@ -257,7 +257,7 @@ def test_cached_features_serve_inference_mode_first_and_training_later(classifie
 
 
 @torch.no_grad()
-def test_image_features_stand_for_pixels(classifier):
+def test_image_features_can_replace_pixels(classifier):
     features = classifier.get_image_features(tiny_pixels()).pooler_output
     assert torch.equal(classifier(image_features=features).logits, classifier(tiny_pixels()).logits)
 
@@ -447,7 +447,7 @@ def test_invalid_configurations_name_the_field_before_anything_is_allocated(fiel
         CLIPClassifierConfig(**{field: value})
 
 
-def test_invalid_tower_sizes_name_the_field():
+def test_invalid_encoder_sizes_name_the_field():
     for vision in (
         {"patch_size": 64, "image_size": 32},
         {"num_hidden_layers": -1},

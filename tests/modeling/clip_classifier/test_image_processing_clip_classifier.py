@@ -1,4 +1,4 @@
-"""The image processor: equal to its two references, the same for every form of a picture, and safe on all of them."""
+"""The image processor: equal to its two references, the same for every form of an image, and safe on all of them."""
 
 import base64
 import functools
@@ -50,7 +50,7 @@ def noise(height, width, channels=3, seed=0, dtype=np.uint8):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
 
 
-def picture(height=37, width=50, mode="RGB", seed=0):
+def make_image(height=37, width=50, mode="RGB", seed=0):
     return Image.fromarray(noise(height, width, seed=seed)).convert(mode)
 
 
@@ -66,8 +66,8 @@ def pixels(processor, *images, **options):
 
 # ---- equal to the references ----
 
-pil_pictures = st.builds(
-    picture,
+pil_images = st.builds(
+    make_image,
     st.integers(1, 70),
     st.integers(1, 70),
     st.sampled_from(["RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "RGBA", "LA"]),
@@ -76,7 +76,7 @@ pil_pictures = st.builds(
 
 
 @settings(deadline=None, max_examples=60)
-@given(pil_pictures, st.sampled_from([2, 3]), st.integers(8, 40), st.integers(8, 40))
+@given(pil_images, st.sampled_from([2, 3]), st.integers(8, 40), st.integers(8, 40))
 def test_default_equals_transformers(image, resample, edge, crop):
     if image.mode in ("RGBA", "LA"):
         image.putalpha(Image.fromarray(noise(image.height, image.width, 0, seed=1)))
@@ -85,14 +85,14 @@ def test_default_equals_transformers(image, resample, edge, crop):
 
 
 @settings(deadline=None, max_examples=40)
-@given(pil_pictures.filter(lambda image: image.mode in ("RGB", "L")), st.integers(5, 40))
+@given(pil_images.filter(lambda image: image.mode in ("RGB", "L")), st.integers(5, 40))
 def test_pil_equals_openai(image, n_px):
     ours = pixels(PIL, image, size={"shortest_edge": n_px}, crop_size=n_px)
     assert torch.equal(ours[0], official(n_px)(image))
 
 
 @settings(deadline=None, max_examples=30)
-@given(pil_pictures.filter(lambda image: image.mode != "LA"), st.integers(5, 40))
+@given(pil_images.filter(lambda image: image.mode != "LA"), st.integers(5, 40))
 def test_converting_last_equals_openai_in_every_mode(image, n_px):
     if image.mode == "RGBA":
         image.putalpha(Image.fromarray(noise(image.height, image.width, 0, seed=1)))
@@ -102,7 +102,7 @@ def test_converting_last_equals_openai_in_every_mode(image, n_px):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_converting_first_or_last_differs_with_transparency_only(mode):
-    image = picture(40, 50, mode, 0)
+    image = make_image(40, 50, mode, 0)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(noise(40, 50, 0, seed=1)))
     first, last = (
@@ -113,7 +113,7 @@ def test_converting_first_or_last_differs_with_transparency_only(mode):
 
 @pytest.mark.parametrize("size", [(375, 500), (1200, 1600), (2100, 2400), (224, 224), (100, 333)])
 def test_default_equals_transformers_at_224(size):
-    image = picture(*size)
+    image = make_image(*size)
     assert torch.equal(
         pixels(CLIPClassifierImageProcessor(), image, image), pixels(CLIPImageProcessor(), image, image)
     )
@@ -163,20 +163,20 @@ def test_grey_arrays_need_no_channel_axis():
     ids=str,
 )
 def test_options_equal_transformers(options):
-    images = [picture(37, 50), picture(37, 50, seed=1)]
+    images = [make_image(37, 50), make_image(37, 50, seed=1)]
     ours, theirs = pixels(OURS, *images, **options), pixels(THEIRS, *images, **options)
     assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
 def test_outputs_without_tensors_are_a_list():
-    ours = OURS([picture(), picture(50, 30)]).pixel_values
+    ours = OURS([make_image(), make_image(50, 30)]).pixel_values
     assert isinstance(ours, list) and [tuple(image.shape) for image in ours] == [(3, 32, 32)] * 2
-    sizes = OURS([picture(), picture(50, 30)], do_center_crop=False).pixel_values
+    sizes = OURS([make_image(), make_image(50, 30)], do_center_crop=False).pixel_values
     assert [tuple(image.shape) for image in sizes] == [(3, 32, 43), (3, 53, 32)]
-    assert isinstance(OURS(picture(), return_tensors="np").pixel_values, np.ndarray)
+    assert isinstance(OURS(make_image(), return_tensors="np").pixel_values, np.ndarray)
 
 
-def test_result_does_not_share_the_pictures_memory():
+def test_result_does_not_share_the_images_memory():
     array = noise(1, 1, 4)[..., :3]
     for image in (Image.fromarray(array), array):
         ours = RAW(image, input_data_format="channels_last").pixel_values[0]
@@ -184,11 +184,11 @@ def test_result_does_not_share_the_pictures_memory():
         assert np.array_equal(np.asarray(image), array)
 
 
-# ---- one picture, many forms ----
+# ---- one image, many forms ----
 
 
 def test_mixed_list_equals_one_by_one(tmp_path):
-    image = picture(45, 33)
+    image = make_image(45, 33)
     (tmp_path / "a.png").write_bytes(encoded(image))
     forms = [
         image,
@@ -202,7 +202,7 @@ def test_mixed_list_equals_one_by_one(tmp_path):
         base64.b64encode(encoded(image)).decode(),
         "data:image/png;base64," + base64.b64encode(encoded(image)).decode(),
         noise(30, 30, 4).astype(np.float32),
-        picture(300, 7, "L"),
+        make_image(300, 7, "L"),
     ]
     for processor in (OURS, PIL):
         forms[7].seek(0)
@@ -212,7 +212,7 @@ def test_mixed_list_equals_one_by_one(tmp_path):
         assert all(torch.equal(together[0], together[same]) for same in range(3, 10))
 
 
-def test_nested_lists_and_batch_arrays():
+def test_nested_lists_and_batch_arrays_are_accepted():
     batch = noise(40, 50)[None].repeat(2, 0)
     expected = pixels(OURS, *batch)
     assert torch.equal(OURS(batch, return_tensors="pt").pixel_values, expected)
@@ -221,21 +221,21 @@ def test_nested_lists_and_batch_arrays():
 
 
 def test_url(tmp_path):
-    (tmp_path / "cat.png").write_bytes(encoded(picture()))
+    (tmp_path / "cat.png").write_bytes(encoded(make_image()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        assert torch.equal(pixels(OURS, f"{url}/cat.png"), pixels(OURS, picture()))
+        assert torch.equal(pixels(OURS, f"{url}/cat.png"), pixels(OURS, make_image()))
         with pytest.raises(ValueError, match=rf"images\[1\]: cannot fetch {url}/dog.png .*404"):
-            pixels(OURS, picture(), f"{url}/dog.png")
+            pixels(OURS, make_image(), f"{url}/dog.png")
         server.shutdown()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied_to_every_form(orientation, format, tmp_path):
-    upright = picture(24, 40)
+    upright = make_image(24, 40)
     stored = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -259,10 +259,10 @@ def test_exif_orientation_is_applied_to_every_form(orientation, format, tmp_path
     assert error.float().mean() < (3 if format == "JPEG" else 1e-9)
 
 
-def test_damaged_exif_is_no_obstacle():
-    image = picture()
+def test_damaged_exif_is_ignored():
+    image = make_image()
     image.info["exif"] = b"Exif\x00\x00not a tiff file"
-    assert torch.equal(pixels(OURS, image), pixels(OURS, picture()))
+    assert torch.equal(pixels(OURS, image), pixels(OURS, make_image()))
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_transparency_is_blended_on_the_background():
     rgba = np.zeros((5, 6, 4), np.uint8)
     rgba[..., 0], rgba[:2, :, 3] = 200, 255  # red above, transparent below
     palette = Image.fromarray(rgba).convert("RGB").quantize(4)
-    palette.info["transparency"] = palette.getpixel((0, 3))  # the whole picture
+    palette.info["transparency"] = palette.getpixel((0, 3))  # the whole image
     for background in (WHITE, (0, 128, 7)):
         for form in (Image.fromarray(rgba), rgba, encoded(Image.fromarray(rgba))):
             result = pixels(RAW, form, background=background)[0]
@@ -329,13 +329,13 @@ def test_first_frame(format):
     assert torch.equal(pixels(OURS, data), pixels(OURS, frames[0]))
 
 
-def test_float_pictures():
+def test_float_images():
     array = noise(20, 30).astype(np.float32)
     scaled = pixels(OURS, array / 255, do_rescale=False)
     assert torch.allclose(scaled, pixels(OURS, array), atol=1e-5)
     plane = Image.fromarray(array[..., 0])
     assert torch.equal(pixels(OURS, plane), pixels(OURS, array[..., 0].astype(np.uint8)))
-    # in [0, 1] but whole numbers: black pictures and masks are as valid as before
+    # in [0, 1] but whole numbers: black images and masks are as valid as before
     assert torch.equal(pixels(OURS, np.zeros((9, 9), np.float32)), pixels(OURS, np.zeros((9, 9), np.uint8)))
     for processor in (OURS, PIL):
         assert pixels(processor, Image.fromarray(array[..., 0] / 255), do_rescale=False).abs().max() < 4
@@ -343,7 +343,7 @@ def test_float_pictures():
 
 # ---- refusals ----
 
-FULL = encoded(picture(60, 80), "JPEG")
+FULL = encoded(make_image(60, 80), "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ FULL = encoded(picture(60, 80), "JPEG")
     [
         (FULL[: len(FULL) // 2], "truncated"),
         (FULL[:15], "truncated"),
-        (encoded(picture(60, 80))[:200], "truncated"),
-        (encoded(picture(60, 80))[:12], "truncated"),
-        (encoded(picture(60, 80), "GIF")[:300], "truncated"),
+        (encoded(make_image(60, 80))[:200], "truncated"),
+        (encoded(make_image(60, 80))[:12], "truncated"),
+        (encoded(make_image(60, 80), "GIF")[:300], "truncated"),
         (b"", "empty file"),
         (b"<!DOCTYPE html><html></html>", "not an image.*DOCTYPE"),
         (None, "got NoneType, expected a PIL image"),
@@ -385,10 +385,10 @@ FULL = encoded(picture(60, 80), "JPEG")
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_bad_picture_is_named(bad, message, recwarn):
+def test_bad_image_is_named(bad, message, recwarn):
     for processor in (OURS, PIL):
         with pytest.raises(ValueError, match=rf"^images\[7\]: .*{message}"):
-            pixels(processor, *[picture()] * 7, bad, picture())
+            pixels(processor, *[make_image()] * 7, bad, make_image())
 
 
 def test_bad_file_is_named(tmp_path):
@@ -421,15 +421,15 @@ def test_max_pixels():
     for bomb, count in ((huge, 196_000_000), (header_only, 900_000_000)):
         with pytest.raises(ValueError, match=rf"images\[0\]: .*{count} pixels"):
             OURS(bomb)
-    for form in (picture(30, 40), encoded(picture(30, 40)), noise(30, 40)):
+    for form in (make_image(30, 40), encoded(make_image(30, 40)), noise(30, 40)):
         assert pixels(OURS, form, max_pixels=1200).shape == (1, 3, 32, 32)
         with pytest.raises(ValueError, match=r"images\[0\]: 40 x 30 = 1200 pixels, more than max_pixels=1199"):
             pixels(OURS, form, max_pixels=1199)
 
 
 def test_only_rgb_without_conversion():
-    assert torch.equal(pixels(OURS, picture(), do_convert_rgb=False), pixels(OURS, picture()))
-    for image in (picture(mode="L"), picture(mode="RGBA"), noise(20, 30, 4)):
+    assert torch.equal(pixels(OURS, make_image(), do_convert_rgb=False), pixels(OURS, make_image()))
+    for image in (make_image(mode="L"), make_image(mode="RGBA"), noise(20, 30, 4)):
         with pytest.raises(ValueError, match=r"images\[0\]: .*do_convert_rgb=False"):
             pixels(OURS, image, do_convert_rgb=False)
 
@@ -448,9 +448,9 @@ def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         CLIPClassifierImageProcessor(**options)
     with pytest.raises(ValueError, match=message):
-        CLIPClassifierImageProcessor()(picture(), **options)
+        CLIPClassifierImageProcessor()(make_image(), **options)
     with pytest.raises(ValueError, match="data_format"):
-        OURS(picture(), data_format="channels_last")
+        OURS(make_image(), data_format="channels_last")
 
 
 # ---- extreme shapes ----
@@ -460,7 +460,7 @@ def test_bad_options(options, message):
 @pytest.mark.parametrize("size", [(7, 60), (60, 7), (1, 90), (3, 200), (50, 301), (32, 67), (67, 32)], ids=str)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_band_is_what_the_whole_would_give(processor, size, dtype, monkeypatch):
-    image = np.array(picture(*size).filter(ImageFilter.BoxBlur(1)), dtype)
+    image = np.array(make_image(*size).filter(ImageFilter.BoxBlur(1)), dtype)
     options = {"input_data_format": "channels_last", "do_normalize": False, "do_rescale": False}
     whole = pixels(processor, image, **options).float()
     monkeypatch.setattr(module, "_LARGEST_RESIZED_BYTES", 0)
@@ -506,7 +506,7 @@ def test_save_and_load(tmp_path):
         AutoImageProcessor.from_pretrained(tmp_path),
     ):
         assert type(loaded) is CLIPClassifierImageProcessor and loaded.to_dict() == ours.to_dict()
-        assert torch.equal(pixels(loaded, picture(mode="RGBA")), pixels(ours, picture(mode="RGBA")))
+        assert torch.equal(pixels(loaded, make_image(mode="RGBA")), pixels(ours, make_image(mode="RGBA")))
     changed = CLIPClassifierImageProcessor.from_pretrained(
         tmp_path, convert_rgb_last=False, resample_backend="torchvision"
     )
@@ -522,7 +522,7 @@ def test_defaults_are_clips():
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "target"), [((375, 500), 1.7), ((1200, 1600), 3.0)], ids=["500x375", "1600x1200"])
 def test_faster_than_transformers(size, target):
-    images = [picture(*size, seed=seed).filter(ImageFilter.GaussianBlur(2)) for seed in range(8)]
+    images = [make_image(*size, seed=seed).filter(ImageFilter.GaussianBlur(2)) for seed in range(8)]
     processors = {
         "ours": CLIPClassifierImageProcessor(),
         "theirs": CLIPImageProcessor(),

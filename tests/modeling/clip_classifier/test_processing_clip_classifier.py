@@ -1,4 +1,4 @@
-"""The processor: safe text and pictures in one call, saved and loaded, and what transformers' pipeline makes of it."""
+"""The processor: safe text and images in one call, saved and loaded, and what transformers' pipeline makes of it."""
 
 import json
 import warnings

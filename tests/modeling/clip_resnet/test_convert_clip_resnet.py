@@ -92,7 +92,7 @@ def test_the_defaults_are_rn50():
     assert default.projection_dim == inferred["projection_dim"]
 
 
-def test_counters_of_batches_may_be_missing(tiny, official):
+def test_missing_counters_of_batches_are_added(tiny, official):
     """As in checkpoints made before PyTorch counted batches."""
     official["visual.bn1.num_batches_tracked"].fill_(7)
     assert convert_clip_resnet_state_dict(official, tiny.config)["vision_model.bn1.num_batches_tracked"] == 7
@@ -102,8 +102,8 @@ def test_counters_of_batches_may_be_missing(tiny, official):
     assert counters and all(counter.dtype == torch.int64 and counter == 0 for counter in counters)
 
 
-def test_open_clip_forms(tiny, official):
-    """`text.` before the text tower's names, a temperature of one element, the causal mask."""
+def test_open_clips_variants_of_names_are_accepted(tiny, official):
+    """`text.` before the text encoder's names, a temperature of one element, the causal mask."""
     text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     variant = {("text." + name if name.startswith(text) else name): tensor for name, tensor in official.items()}
     variant["logit_scale"] = variant["logit_scale"].reshape(1)
@@ -135,7 +135,7 @@ def test_open_clips_own_model_converts():
         torch.testing.assert_close(ours.get_text_features(ids).pooler_output, words, rtol=1e-4, atol=1e-5)
 
 
-def test_activation_is_the_callers_choice(official):
+def test_the_activation_is_an_argument(official):
     assert infer_clip_resnet_config(official, **HEADS)["text_config"]["hidden_act"] == "quick_gelu"
     assert infer_clip_resnet_config(official, **HEADS, hidden_act="gelu")["text_config"]["hidden_act"] == "gelu"
 

@@ -35,7 +35,7 @@ def prompts_of(model_type) -> list[str]:
 
 
 def own_text_features(model_type, model, texts) -> torch.Tensor:
-    """What transformers' model makes of what its tokenizer returns."""
+    """The output of transformers' model for the output of its tokenizer."""
     with torch.no_grad():
         return model.get_text_features(**tiny_family_inputs(model_type, texts)).pooler_output
 
@@ -99,8 +99,8 @@ def test_embeddings_instead_of_ids_and_prompts_of_any_length(model_type):
             check(family.encode_text(model, ids, prefix_embeds=variants), torch.stack([expected, expected]))
 
 
-def test_deep_prompts_stand_before_their_layer(model_type):
-    """States that the tower has anyway change nothing; others change what comes out, and get a gradient."""
+def test_deep_prompts_are_inputs_of_their_layer(model_type):
+    """The encoder's own states change nothing; others change the output and get a gradient."""
     family, model = family_of(model_type), tiny_dual_encoder(model_type)
     texts = prompts_of(model_type)
     ids = tiny_family_inputs(model_type, texts[:1])["input_ids"]
@@ -125,7 +125,7 @@ def test_deep_prompts_stand_before_their_layer(model_type):
         family.encode_text(model, ids, deep_prompts={2: states[1]}, deep_start=start)
 
 
-def test_square_pictures_for_naflex_may_come_as_pixels():
+def test_square_images_for_naflex_may_come_as_pixels():
     model = tiny_dual_encoder("siglip2")
     family = family_of("siglip2")
     pixels = torch.randn(2, 3, 24, 24)
@@ -142,7 +142,7 @@ def test_square_pictures_for_naflex_may_come_as_pixels():
         family.image_features(model, torch.zeros(1, 3, 25, 24))
 
 
-def test_frozen_text_tower_has_no_dropout_in_training(model_type, checkpoint):
+def test_frozen_text_encoder_has_no_dropout_in_training(model_type, checkpoint):
     classifier = CLIPClassifier.from_pretrained(checkpoint, class_names=family_class_names(model_type))
     texts = classifier.requires_grad_(False).train()._encode_classes()
     assert torch.equal(texts, classifier.eval()._encode_classes())
@@ -169,7 +169,7 @@ def test_unknown_family_is_an_error_that_lists_the_known():
 
 
 @pytest.mark.parametrize("model_type", ["../clip", "os.path", "clipv-", "clipv-clip", "clip_resnet", "", None])
-def test_what_is_no_family_is_not_imported(model_type):
+def test_unknown_model_types_import_nothing(model_type):
     assert find_family(model_type) is None
 
 

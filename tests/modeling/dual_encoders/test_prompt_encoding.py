@@ -241,7 +241,7 @@ def test_plans_that_do_not_fit_are_errors(text_model):
         encode_prompts(text_model, ids, plan=plan, shared_prefix=3)
 
 
-def test_ids_are_not_trusted_to_tell_given_embeddings(text_model):
+def test_equal_ids_do_not_imply_equal_given_embeddings(text_model):
     ids = padded([[1, 5], [1, 5]], length=6)
     embeds = torch.randn(2, 6, WIDTH)
     expected = full_length_from_embeddings(text_model, ids, embeds)
@@ -405,7 +405,7 @@ def test_gradient_checkpointing_of_the_model_is_respected():
 def test_half_precision_is_as_close_to_float32_as_the_model_itself(text_model, dtype):
     ids = class_prompts()
     half = copy.deepcopy(text_model).to(dtype)
-    context = torch.zeros(1, WIDTH)  # a float32 adapter on a half-precision tower
+    context = torch.zeros(1, WIDTH)  # a float32 adapter on a half-precision encoder
     with torch.no_grad():
         exact = text_model(ids).pooler_output
         ours, own = encode_prompts(half, ids), half(ids).pooler_output

@@ -1,4 +1,4 @@
-"""A folder is saved all at once: killed, full disk, mounted, shared; what `save_pretrained` must survive."""
+"""`save_pretrained` replaces a folder in one step, also when killed, on a full disk, in mounted or shared folders."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def content_after_a_kill(target):
     return content(target if target.exists() else target.with_name(f".{target.name}.previous"))
 
 
-def test_killed_at_any_write_the_folder_is_old_or_new_and_never_mixed(tmp_path, model_class):
+def test_after_a_kill_at_any_write_the_folder_is_whole_old_or_new(tmp_path, model_class):
     target = tmp_path / "model"
     old, new = make(model_class, 1.0), make(model_class, 2.0)
     fresh = tmp_path / "fresh"
@@ -71,7 +71,7 @@ def test_killed_at_any_write_the_folder_is_old_or_new_and_never_mixed(tmp_path, 
     assert seen == {False, "between", True}, "no kill before, within or after the swap: the loop did not cover it"
 
 
-def test_killed_between_the_renames_the_next_save_puts_the_old_folder_back_first(tmp_path):
+def test_after_a_kill_between_the_renames_the_next_save_restores_the_old_folder(tmp_path):
     (tmp_path / ".model.previous").mkdir()
     (tmp_path / ".model.previous" / "a.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt):
@@ -83,7 +83,7 @@ def test_killed_between_the_renames_the_next_save_puts_the_old_folder_back_first
     assert content(tmp_path / "model") == {"a.txt": b"old", "b.txt": b"new"} and strays(tmp_path) == []
 
 
-def test_killed_while_saving_a_processor_the_old_one_is_whole(tmp_path):
+def test_after_a_kill_while_saving_a_processor_the_old_one_is_whole(tmp_path):
     from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
 
     processors = [
@@ -102,7 +102,7 @@ def test_killed_while_saving_a_processor_the_old_one_is_whole(tmp_path):
         assert content_after_a_kill(target) in (before, after)
 
 
-def test_killed_while_saving_for_the_first_time_nothing_is_there(tmp_path, model_class):
+def test_after_a_kill_in_the_first_save_there_is_no_folder(tmp_path, model_class):
     model = make(model_class, 1.0)
     target = tmp_path / "model"
     assert run_and_kill(lambda: model.save_pretrained(target), tmp_path, nth=6) == -9
@@ -140,7 +140,7 @@ def test_files_can_be_read_by_others(tmp_path, model_class):
     assert modes == dict.fromkeys(modes, 0o644) and "model.safetensors" in modes
 
 
-def test_other_files_stay_and_shards_of_an_older_save_go(tmp_path, model_class):
+def test_other_files_stay_and_shards_of_an_older_save_are_removed(tmp_path, model_class):
     target = tmp_path / "model"
     model = make(model_class, 1.0)
     model.save_pretrained(target, max_shard_size="100KB")
@@ -161,7 +161,7 @@ def test_other_files_stay_and_shards_of_an_older_save_go(tmp_path, model_class):
     assert torch.equal(model_class.from_pretrained(target).text_projection.weight, model.text_projection.weight)
 
 
-def test_the_working_folder_keeps_its_place(tmp_path, model_class, monkeypatch):
+def test_the_current_folder_is_filled_without_being_replaced(tmp_path, model_class, monkeypatch):
     target = tmp_path / "model"
     make(model_class, 1.0).save_pretrained(target)
     inode = target.stat().st_ino
@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_moved_is_filled_file_by_file(tmp_path, monkeypa
     assert content(target) == {"a.txt": b"two", "c.txt": b"kept"} and strays(tmp_path) == []
 
 
-def test_what_is_saved_into_a_stage_is_part_of_it(tmp_path, model_class):
+def test_saving_into_a_staged_folder_is_part_of_it(tmp_path, model_class):
     target = tmp_path / "both"
     make(model_class, 1.0).save_pretrained(target)
     before = content(target)
@@ -214,7 +214,7 @@ def test_what_is_saved_into_a_stage_is_part_of_it(tmp_path, model_class):
     assert content(target) == before and strays(tmp_path) == []
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
+def test_a_file_at_the_target_is_named(tmp_path):
     (tmp_path / "model").write_text("")
     with pytest.raises(NotADirectoryError, match="model: expected a folder"):
         with staged_folder(tmp_path / "model"):
@@ -239,7 +239,7 @@ def test_writers_do_not_remove_each_others_work(tmp_path):
     assert strays(tmp_path) == []
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_rename_leaves_the_old_folder(tmp_path, monkeypatch):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(name)

@@ -60,9 +60,9 @@ def test_the_sigmoid_form_equals_the_plain_loss_for_every_batch_size(chunk_size,
 def test_the_sigmoid_form_is_transformers_siglip_loss():
     from transformers import SiglipConfig, SiglipModel
 
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    config = SiglipConfig(text_config={**tower, "vocab_size": 20}, vision_config={**tower, "image_size": 32})
+    config = SiglipConfig(text_config={**layers, "vocab_size": 20}, vision_config={**layers, "image_size": 32})
     model = SiglipModel(config)
     model.logit_scale.data.fill_(1.5)
     outputs = model(torch.randint(20, (6, 5)), torch.randn(6, 3, 32, 32), return_loss=True)

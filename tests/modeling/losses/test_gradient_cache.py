@@ -82,10 +82,10 @@ def test_dropout_drops_the_same_in_both_passes():
 def test_the_sigmoid_form_trains_scale_and_bias():
     from transformers import SiglipConfig, SiglipModel
 
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = SiglipModel(
-        SiglipConfig(text_config={**tower, "vocab_size": 20}, vision_config={**tower, "image_size": 32})
+        SiglipConfig(text_config={**layers, "vocab_size": 20}, vision_config={**layers, "image_size": 32})
     )
     batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
     reference = copy.deepcopy(model)
@@ -100,7 +100,7 @@ def test_the_sigmoid_form_trains_scale_and_bias():
     assert {"logit_scale", "logit_bias"} <= set(gradients(model))
 
 
-def test_a_frozen_tower_and_scale_stay_without_gradient():
+def test_a_frozen_encoder_and_scale_stay_without_gradient():
     model, batch = tiny_clip().train(), step_batch(6)
     _, expected = whole_batch(model, batch)
     frozen = {name for name, _ in model.named_parameters() if name.startswith("vision") or name == "logit_scale"}

@@ -100,7 +100,7 @@ def test_a_clip_vit_becomes_the_dual_encoder(tiny, official):
     assert type(slip_from_official(official, with_head=False, **HEADS)) is SLIPModel
 
 
-def test_a_simclr_vit_gives_its_image_tower_and_says_so(tiny, official):
+def test_a_simclr_vit_gives_its_image_encoder_and_says_so(tiny, official):
     simclr = {name: tensor for name, tensor in official.items() if name.startswith(("visual.", "image_mlp."))}
     with pytest.raises(
         ValueError, match="no text encoder, this is a SIMCLR_VIT.*vit_from_official in hf_clip_variants"
@@ -108,9 +108,9 @@ def test_a_simclr_vit_gives_its_image_tower_and_says_so(tiny, official):
         slip_from_official(simclr, **HEADS)
     pixels = slip_batch(2)["pixel_values"]
     for weights in (simclr, official, without(official, "image_mlp.")):
-        tower = vit_from_official(weights, vision_heads=3)
+        encoder = vit_from_official(weights, vision_heads=3)
         with torch.no_grad():
-            assert torch.equal(tower(pixels).last_hidden_state, tiny.vision_model(pixels).last_hidden_state)
+            assert torch.equal(encoder(pixels).last_hidden_state, tiny.vision_model(pixels).last_hidden_state)
 
 
 class TestFiles:
@@ -120,7 +120,8 @@ class TestFiles:
 
     @pytest.fixture
     def file(self, fixture, tmp_path):
-        """As the repository's training writes it: names of DistributedDataParallel, an optimiser, arguments in a Namespace."""
+        """As the repository's training writes it: names of DistributedDataParallel, an optimiser, arguments in a
+        Namespace."""
         return from_a_training(fixture.state_dict, tmp_path / "slip_base_25ep.pt")
 
     @pytest.fixture
@@ -189,7 +190,7 @@ class TestRefused:
         with pytest.raises(ValueError, match="visual"):
             clip_from_official(official, **HEADS)
 
-    def test_other_towers_have_no_official_names(self):
+    def test_other_image_encoders_have_no_official_names(self):
         config = slip_config(vision_config={"model_type": "clipv-clip_resnet_vision"})
         with pytest.raises(ValueError, match="vision_config.model_type: 'clipv-clip_resnet_vision', expected 'vit'"):
             to_official({}, config)

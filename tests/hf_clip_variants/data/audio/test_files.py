@@ -28,7 +28,7 @@ def wav(stereo) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_path_bytes_or_a_row_of_a_column(wav, stereo, tmp_path):
+def test_audio_is_read_from_a_path_bytes_or_a_column(wav, stereo, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav)
     for source in (
         tmp_path / "a.wav",
@@ -42,7 +42,7 @@ def test_a_path_bytes_or_a_row_of_a_column(wav, stereo, tmp_path):
     assert mono["sampling_rate"] == 16_000 and mono["array"].shape == (2600,)
 
 
-def test_what_is_wrong_is_named(wav, tmp_path, monkeypatch):
+def test_bad_audio_files_are_named(wav, tmp_path, monkeypatch):
     for source, said in (({}, "without bytes and path"), (b"nothing", "7 bytes: cannot be decoded")):
         with pytest.raises(ValueError, match=said):
             load_audio(source)
@@ -55,7 +55,7 @@ def test_what_is_wrong_is_named(wav, tmp_path, monkeypatch):
         load_audio(wav)
 
 
-def test_rows_become_what_training_takes(wav, stereo):
+def test_the_collator_makes_training_batches(wav, stereo):
     processor, model = CASES["audioclip"].processor(), CASES["audioclip"].make()
     audios = [{"bytes": wav, "path": None}, {"array": stereo, "sampling_rate": RATE}, stereo[0]]
     rows = [
@@ -65,10 +65,10 @@ def test_rows_become_what_training_takes(wav, stereo):
     batch = AudioCollator(processor, sampling_rate=RATE, num_channels=2)(rows)
     assert batch["return_loss"] is True and batch["input_features"].shape == (3, 2, 1300)
     assert torch.isfinite(model(**batch).loss)
-    heard = AudioCollator(processor, sampling_rate=RATE)(
+    batch = AudioCollator(processor, sampling_rate=RATE)(
         [{"audio": row["audio"], "text": row["text"]} for row in rows]
     )
-    assert set(heard) == {"input_features", "input_ids", "attention_mask", "return_loss"}
+    assert set(batch) == {"input_features", "input_ids", "attention_mask", "return_loss"}
     with pytest.raises(ValueError, match=r"rows have \['audio'\]; want at least two of audio, image, text"):
         AudioCollator(processor)([{"audio": stereo}])
     with pytest.raises(ValueError, match="got an empty batch"):

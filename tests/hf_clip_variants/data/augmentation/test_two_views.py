@@ -213,6 +213,6 @@ class TestRefused:
         ):
             rows.remove_columns("image").with_transform(TwoViews(16))[0]
 
-    def test_a_image_that_cannot_be_read_is_named(self):
+    def test_an_image_that_cannot_be_read_is_named(self):
         with pytest.raises(ValueError, match=r"image\[1\]: .*"):
             TwoViews(16)({"image": [noise(), b"no image"]})

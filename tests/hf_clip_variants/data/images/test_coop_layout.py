@@ -1,4 +1,4 @@
-"""Folders of the CoOp family: the same pictures, labels and names as the official readers give, and messages that name what is wrong."""
+"""CoOp's folders: the images, labels and names of the official readers, and messages that name errors."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def edit(folder, change):
 
 def test_the_table_holds_the_eleven_sets_and_the_four_shifted_ones():
     assert len(LAYOUTS) == 15 and sorted(row.recipe for row in LAYOUTS.values() if row.recipe) == sorted(DATASETS)
-    assert {row.folder: (row.split_file, row.pictures) for row in LAYOUTS.values() if row.split_file} == ZHOU
+    assert {row.folder: (row.split_file, row.image_folder) for row in LAYOUTS.values() if row.split_file} == ZHOU
     assert all(row.template.count("{}") == 1 for row in LAYOUTS.values())
 
 
@@ -49,7 +49,7 @@ def test_every_split_file_is_read_in_its_own_order(tmp_path, name):
     assert splits["test"].class_names == train.class_names and splits["test"].labels.tolist() == [2, 1, 0] * 2
 
 
-def test_names_are_rewritten_where_the_benchmark_does_and_underscores_always(tmp_path):
+def test_class_names_are_rewritten_as_in_the_benchmark_and_underscores_removed(tmp_path):
     eurosat = save_zhou(tmp_path, "eurosat", ["AnnualCrop", "Forest", "SeaLake"])
     assert load_images(f"coop:{eurosat}").class_names == ("Annual Crop Land", "Forest", "Sea or Lake")
     written = save_zhou(
@@ -62,7 +62,7 @@ def test_names_are_rewritten_where_the_benchmark_does_and_underscores_always(tmp
     assert load_images(f"coop:{ucf}").class_names == ("Apply Eye Makeup", "Archery")
 
 
-def test_aircraft_has_lists_of_its_own(tmp_path):
+def test_aircrafts_own_lists_are_read(tmp_path):
     train = load_images(f"coop:{save_aircraft(tmp_path)}")
     assert train.class_names == ("707-320", "A300B4", "F/A-18 Super") and train.labels.tolist() == [2, 2, 1, 1, 0, 0]
     assert train.ids[0] == "0001001.jpg" and len(train.load_split(split="val")) == 3
@@ -71,7 +71,7 @@ def test_aircraft_has_lists_of_its_own(tmp_path):
         load_images(f"coop:{tmp_path}/fgvc_aircraft")
 
 
-def test_imagenet_tests_on_its_validation_pictures_and_names_may_repeat(tmp_path):
+def test_imagenet_tests_on_its_validation_images_and_names_may_repeat(tmp_path):
     train = load_images(f"coop:{save_imagenet(tmp_path)}")
     assert (
         train.available_splits == ("train", "test") and train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
@@ -96,8 +96,8 @@ def test_shifted_sets_have_the_names_that_imagenet_gives_the_same_classes(tmp_pa
     assert load_images(f"coop:{tmp_path}/imagenet-rendition").class_names == ("tench", "missile", "sunglasses")
 
 
-def test_folders_of_imagenet_v2_are_numbers_and_not_words(tmp_path):
-    """Sorted as words, 10 stands before 2."""
+def test_folders_of_imagenet_v2_are_sorted_as_numbers(tmp_path):
+    """Sorted as text, 10 would come before 2."""
     names = "".join(f"n{k:08} class {k}\n" for k in range(12))
     folder = tmp_path / "imagenetv2"
     for k in range(12):
@@ -112,7 +112,7 @@ def test_folders_of_imagenet_v2_are_numbers_and_not_words(tmp_path):
         load_images(f"coop:{folder}")
 
 
-def test_a_name_that_is_told_apart_has_the_embedding_of_the_name(tmp_path):
+def test_repeated_names_have_equal_embeddings(tmp_path):
     from hf_clip_variants import CLIPClassifier
 
     model = CLIPClassifier.from_pretrained(
@@ -123,8 +123,8 @@ def test_a_name_that_is_told_apart_has_the_embedding_of_the_name(tmp_path):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_the_official_draw_comes_out(tmp_path):
-    """Dassl: items by class in order of appearance, `random.sample` of K each."""
+def test_the_draw_equals_the_official_one(tmp_path):
+    """Dassl: samples by class in order of appearance, `random.sample` of K each."""
     import random
 
     folder = save_zhou(tmp_path, "dtd", counts={"train": 7, "val": 2, "test": 1})
@@ -184,7 +184,7 @@ def test_missing_files_are_named_with_their_place(tmp_path):
     shutil.rmtree(folder / "images" / "abyssinian")
     with pytest.raises(
         FileNotFoundError,
-        match=r"train: 4 of 9 listed pictures do not exist: .*'beagle/train_1.jpg'.*; expected below .*/images",
+        match=r"train: 4 of 9 listed images do not exist: .*'beagle/train_1.jpg'.*; expected below .*/images",
     ):
         load_images(f"coop:{folder}")
     split_file(folder).unlink()
@@ -199,7 +199,7 @@ def test_missing_files_are_named_with_their_place(tmp_path):
     assert coop_layout("pets/") is None
 
 
-def test_labels_with_gaps_two_names_or_wrong_rows_are_refused(tmp_path):
+def test_bad_lists_are_refused(tmp_path):
     folder = save_zhou(tmp_path, "oxford_pets")
     good = split_file(folder).read_text()
 
@@ -230,20 +230,20 @@ def test_labels_with_gaps_two_names_or_wrong_rows_are_refused(tmp_path):
         load_images(f"coop:{folder}")
 
 
-def test_a_class_without_training_pictures_is_named(tmp_path):
+def test_a_class_without_training_images_is_named(tmp_path):
     folder = save_zhou(tmp_path, "oxford_pets")
     edit(folder, lambda lists: lists.update(train=[row for row in lists["train"] if row[1] != 1]))
     with pytest.raises(ValueError, match="no images for 1 of 3 classes: 'american bulldog'"):
         load_images(f"coop:{folder}")
 
 
-def test_classes_that_are_none_of_the_benchmarks_are_refused(tmp_path):
+def test_classes_outside_the_benchmark_are_refused(tmp_path):
     folder = save_zhou(tmp_path, "caltech-101", ["BACKGROUND_Google", "Faces"])
     with pytest.raises(ValueError, match="'BACKGROUND_Google' is no class of Caltech101"):
         load_images(f"coop:{folder}")
 
 
-def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_path):
+def test_an_imagenet_with_missing_classes_is_refused(tmp_path):
     folder = save_imagenet(tmp_path)
     shutil.rmtree(folder / "images" / "train" / "n03773504")
     with pytest.raises(
@@ -267,7 +267,7 @@ def test_an_imagenet_with_classes_missing_does_not_become_a_narrower_one(tmp_pat
     assert len(WORDNET) == 4
 
 
-def test_relative_paths_are_kept_as_absolute_ones_in_settings(tmp_path, monkeypatch):
+def test_settings_hold_absolute_paths(tmp_path, monkeypatch):
     from hf_clip_variants.data.images.labelled_sets import absolute_source
     from hf_clip_variants.few_shot.splits import parse_test_data
 

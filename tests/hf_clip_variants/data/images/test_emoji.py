@@ -1,4 +1,4 @@
-"""The embedded pictures, and that the set is what its licence file says."""
+"""The embedded images, and that the licence file describes them."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_styles_are_domains_of_one_class_list():
     assert test.unreadable() == []
 
 
-def test_groups_and_concepts():
+def test_groups_and_concepts_select_classes():
     assert len(load_emoji("notov1", groups="food-drink").class_names) == 88
     assert len(load_emoji("notov1", groups=["animals-nature"]).class_names) == 102
     few = load_emoji(["notov1", "fluent3d"], concepts=["lemon", "1F431", "dog"])
@@ -74,7 +74,7 @@ def test_unknown_names_are_listed(arguments, message):
         load_emoji(**arguments)
 
 
-def test_as_a_source():
+def test_emoji_sources_select_styles_and_groups():
     images = load_images("emoji:fluent3d, notov1", limit=200)
     assert len(images) == 200 and len(set(images.labels)) == 190
     assert load_images("emoji").class_names == images.class_names

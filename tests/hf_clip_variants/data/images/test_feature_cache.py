@@ -28,7 +28,7 @@ from hf_clip_variants.training.callbacks import EpochCallback
 
 
 class CountingEncoder:
-    """A fixed linear map; counts calls and pictures."""
+    """A fixed linear map; counts calls and images."""
 
     def __init__(self, width=5, stop_after=None):
         self.weight = torch.randn(3 * 8 * 8, width, generator=torch.Generator().manual_seed(0))
@@ -49,17 +49,17 @@ def processor():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return load_emoji(["notov1", "fluent3d"], concepts=["cat", "dog", "red apple", "lemon", "tomato", "fox"])  # 12
 
 
-def compute(pictures, processor, encode=None, **options):
+def compute(images, processor, encode=None, **options):
     encode = encode or CountingEncoder()
     options = {"progress": False, "batch_size": 4} | options
-    return compute_features(encode, pictures, processor, **options)
+    return compute_features(encode, images, processor, **options)
 
 
-def test_features_are_the_towers(pictures):
+def test_features_equal_the_encoders_output(images):
     model = tiny_clip()
     processor = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
 
@@ -67,35 +67,35 @@ def test_features_are_the_towers(pictures):
         assert not torch.is_grad_enabled() and len(pixel_values) <= 9
         return model.get_image_features(pixel_values).pooler_output
 
-    features = compute(pictures, processor, encode, views=3, augmentation="tip", seed=7, batch_size=9)
+    features = compute(images, processor, encode, views=3, augmentation="tip", seed=7, batch_size=9)
     assert features.features.shape == (3, 12, 24) and features.features.dtype == torch.float32
     assert not features.features.requires_grad and not features.features.is_inference()
-    assert features.labels.tolist() == pictures.labels.tolist() and features.class_names == pictures.class_names
-    views = AugmentedViews(pictures, processor, 3, "tip", seed=7)
+    assert features.labels.tolist() == images.labels.tolist() and features.class_names == images.class_names
+    views = AugmentedViews(images, processor, 3, "tip", seed=7)
     with torch.no_grad():
         for row in range(12):
             torch.testing.assert_close(features.features[:, row], encode(views[row]), atol=1e-5, rtol=1e-5)
     few = features.select([5, 0, 5])
-    assert torch.equal(few.features, features.features[:, [5, 0, 5]]) and few.ids[1] == pictures.ids[0]
+    assert torch.equal(few.features, features.features[:, [5, 0, 5]]) and few.ids[1] == images.ids[0]
     assert few.labels.tolist() == [5, 0, 5] and len(few) == 3 and few.num_views == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_size_and_workers_do_not_matter(pictures, processor, batch_size, workers):
+def test_features_do_not_depend_on_batch_size_and_workers(images, processor, batch_size, workers):
     options = {"views": 4, "augmentation": "coop", "seed": 1}
-    expected = compute(pictures, processor, **options).features
+    expected = compute(images, processor, **options).features
     state = torch.get_rng_state()
-    got = compute(pictures, processor, **options, batch_size=batch_size, num_workers=workers).features
+    got = compute(images, processor, **options, batch_size=batch_size, num_workers=workers).features
     assert torch.equal(state, torch.get_rng_state())  # training that follows is the same with and without a cache
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_cache_is_read_and_mapped(pictures, processor, tmp_path):
+def test_the_cache_is_read_and_mapped(images, processor, tmp_path):
     first, second = CountingEncoder(), CountingEncoder()
     options = {"views": 2, "augmentation": "tip", "cache_dir": tmp_path / "new" / "cache", "key": "weights-1"}
-    computed = compute(pictures, processor, first, **options)
-    read = compute(pictures, processor, second, **options)
+    computed = compute(images, processor, first, **options)
+    read = compute(images, processor, second, **options)
     assert (first.images, second.calls) == (24, 0)
     assert torch.equal(computed.features, read.features) and computed.key == read.key
     files = list((tmp_path / "new" / "cache").iterdir())
@@ -108,9 +108,9 @@ def test_the_cache_is_read_and_mapped(pictures, processor, tmp_path):
         assert str(files[0]) in Path("/proc/self/maps").read_text()
     # A selection is other data; the same data elsewhere is the same.
     third = CountingEncoder()
-    compute(pictures.select(range(12)), processor, third, **options)
+    compute(images.select(range(12)), processor, third, **options)
     assert third.calls == 0
-    compute(pictures.select(range(11)), processor, third, **options)
+    compute(images.select(range(11)), processor, third, **options)
     assert third.images == 22
 
 
@@ -120,18 +120,18 @@ def umask():
     return mask
 
 
-def test_every_part_of_the_key_counts(pictures, processor, tmp_path):
+def test_the_key_depends_on_everything_that_changes_features(images, processor, tmp_path):
     base = {"views": 2, "augmentation": "tip", "seed": 0, "key": "a", "dtype": torch.float32}
-    keys = {compute(pictures, processor, **base).key}
+    keys = {compute(images, processor, **base).key}
     for change in ({"views": 3}, {"augmentation": "coop"}, {"seed": 1}, {"key": "b"}, {"dtype": torch.float16}):
-        keys.add(compute(pictures, processor, **base | change).key)
-    keys.add(compute(pictures.select(range(11)), processor, **base).key)
-    keys.add(compute(pictures, CLIPImageProcessor(**processor.to_dict() | {"image_mean": [0.5] * 3}), **base).key)
+        keys.add(compute(images, processor, **base | change).key)
+    keys.add(compute(images.select(range(11)), processor, **base).key)
+    keys.add(compute(images, CLIPImageProcessor(**processor.to_dict() | {"image_mean": [0.5] * 3}), **base).key)
     assert len(keys) == 8
-    assert compute(pictures, processor, **base, batch_size=1).key in keys
+    assert compute(images, processor, **base, batch_size=1).key in keys
     # Without augmentation the seed decides nothing.
-    assert compute(pictures, processor, key="a", seed=1).key == compute(pictures, processor, key="a", seed=2).key
-    assert compute(pictures, processor).key is None
+    assert compute(images, processor, key="a", seed=1).key == compute(images, processor, key="a", seed=2).key
+    assert compute(images, processor).key is None
 
 
 def only_file(folder):
@@ -159,13 +159,13 @@ def damaged(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["torn", "empty", "garbage", "foreign", "older", "no header", "other tensor"])
-def test_a_bad_file_is_ignored_and_rebuilt(pictures, processor, tmp_path, kind, caplog):
-    expected = compute(pictures, processor, cache_dir=tmp_path, key="a").features
+def test_a_bad_file_is_ignored_and_rebuilt(images, processor, tmp_path, kind, caplog):
+    expected = compute(images, processor, cache_dir=tmp_path, key="a").features
     damaged(only_file(tmp_path), kind)
     encode = CountingEncoder()
-    assert torch.equal(compute(pictures, processor, encode, cache_dir=tmp_path, key="a").features, expected)
+    assert torch.equal(compute(images, processor, encode, cache_dir=tmp_path, key="a").features, expected)
     assert encode.images == 12 and f"{only_file(tmp_path)}: ignored" in caplog.text
-    compute(pictures, processor, encode, cache_dir=tmp_path, key="a")
+    compute(images, processor, encode, cache_dir=tmp_path, key="a")
     assert encode.images == 12  # rebuilt
 
 
@@ -178,10 +178,10 @@ def test_a_file_of_another_shape_is_ignored(tmp_path):
 
 @pytest.mark.parametrize("fault", ["read-only", "not a folder", "disk full"])
 def test_a_folder_that_cannot_be_written_does_not_stop_the_work(
-    pictures, processor, tmp_path, fault, monkeypatch, caplog
+    images, processor, tmp_path, fault, monkeypatch, caplog
 ):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
-    expected = compute(pictures, processor).features
+    expected = compute(images, processor).features
     folder = tmp_path / "cache"
     if fault == "not a folder":
         folder.write_text("a file")
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_work(
     else:
         monkeypatch.setattr(os, "replace", raiser(OSError(28, "No space left on device")))
     encode = CountingEncoder()
-    assert torch.equal(compute(pictures, processor, encode, cache_dir=folder, key="a").features, expected)
+    assert torch.equal(compute(images, processor, encode, cache_dir=folder, key="a").features, expected)
     assert [r.levelno for r in caplog.records] == [
         logging.WARNING
     ] and "features are not kept" in caplog.text  # said once
@@ -204,41 +204,41 @@ def raiser(error):
     return fail
 
 
-def test_features_in_a_read_only_folder_are_used(pictures, processor, tmp_path, monkeypatch):
-    compute(pictures, processor, cache_dir=tmp_path, key="a")
+def test_features_in_a_read_only_folder_are_used(images, processor, tmp_path, monkeypatch):
+    compute(images, processor, cache_dir=tmp_path, key="a")
     monkeypatch.setattr(features_module, "save_file", raiser(PermissionError(13, "Permission denied")))
     encode = CountingEncoder()
-    compute(pictures, processor, encode, cache_dir=tmp_path, key="a")
+    compute(images, processor, encode, cache_dir=tmp_path, key="a")
     assert encode.calls == 0
 
 
-def test_an_interrupted_run_goes_on_where_it_was(pictures, processor, tmp_path, monkeypatch):
+def test_an_interrupted_computation_goes_on_after_the_last_shard(images, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
     options = {"views": 2, "augmentation": "coop", "cache_dir": tmp_path, "key": "a", "batch_size": 2}
-    expected = compute(pictures, processor, views=2, augmentation="coop", batch_size=2).features
+    expected = compute(images, processor, views=2, augmentation="coop", batch_size=2).features
     with pytest.raises(KeyboardInterrupt):
-        compute(pictures, processor, CountingEncoder(stop_after=8), **options)  # within the second shard of 5, 5, 2
+        compute(images, processor, CountingEncoder(stop_after=8), **options)  # within the second shard of 5, 5, 2
     assert len(list(tmp_path.iterdir())) == 1
     encode, seen = CountingEncoder(), []
-    features = compute(pictures, processor, encode, **options, progress=lambda done, total: seen.append((done, total)))
+    features = compute(images, processor, encode, **options, progress=lambda done, total: seen.append((done, total)))
     assert encode.images == 2 * 7
     assert torch.equal(features.features, expected)  # batches are cut within shards: bit for bit
     assert [f.name.count("-") for f in tmp_path.iterdir()] == [1]  # the shards are gone, the file is there
     assert seen[0] == (5, 12) and seen[-1] == (12, 12) and seen == sorted(seen)
 
 
-def test_a_torn_shard_is_computed_again(pictures, processor, tmp_path, monkeypatch):
+def test_a_torn_shard_is_computed_again(images, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
     with pytest.raises(KeyboardInterrupt):
-        compute(pictures, processor, CountingEncoder(stop_after=8), cache_dir=tmp_path, key="a", batch_size=1)
+        compute(images, processor, CountingEncoder(stop_after=8), cache_dir=tmp_path, key="a", batch_size=1)
     damaged(next(tmp_path.iterdir()), "torn")
     encode = CountingEncoder()
-    features = compute(pictures, processor, encode, cache_dir=tmp_path, key="a")
+    features = compute(images, processor, encode, cache_dir=tmp_path, key="a")
     assert encode.images == 12
-    torch.testing.assert_close(features.features, compute(pictures, processor).features)
+    torch.testing.assert_close(features.features, compute(images, processor).features)
 
 
-def work(pictures, processor, folder, barrier, results):
+def work(images, processor, folder, barrier, results):
     torch.set_num_threads(1)
     plain = CountingEncoder()
 
@@ -247,15 +247,15 @@ def work(pictures, processor, folder, barrier, results):
             barrier.wait(60)  # both have found no file
         return plain(pixel_values)
 
-    features = compute(pictures, processor, encode, cache_dir=folder, key="a")
+    features = compute(images, processor, encode, cache_dir=folder, key="a")
     results.put((plain.images, features.features.double().sum().item()))
 
 
-def test_two_processes_at_once(pictures, processor, tmp_path, monkeypatch):
+def test_two_processes_can_compute_the_same_features(images, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SHARD_IMAGES", 5)
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
-    children = [context.Process(target=work, args=(pictures, processor, tmp_path, barrier, results)) for _ in range(2)]
+    children = [context.Process(target=work, args=(images, processor, tmp_path, barrier, results)) for _ in range(2)]
     for child in children:
         child.start()
     outcomes = [results.get(timeout=60) for _ in children]
@@ -264,12 +264,12 @@ def test_two_processes_at_once(pictures, processor, tmp_path, monkeypatch):
         assert child.exitcode == 0
     assert outcomes[0][1] == outcomes[1][1] and outcomes[0][0] > 0 and outcomes[1][0] > 0
     encode = CountingEncoder()
-    read = compute(pictures, processor, encode, cache_dir=tmp_path, key="a")
+    read = compute(images, processor, encode, cache_dir=tmp_path, key="a")
     assert encode.calls == 0 and read.features.double().sum().item() == outcomes[0][1]
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_strays_of_killed_runs_are_removed_when_old(tmp_path):
+def test_old_temporary_files_of_killed_runs_are_removed(tmp_path):
     old, young = tmp_path / ".tmp-features-1", tmp_path / ".tmp-features-2"
     for stray in (old, young):
         stray.write_bytes(b"x")
@@ -278,35 +278,35 @@ def test_strays_of_killed_runs_are_removed_when_old(tmp_path):
     assert not old.exists() and young.exists()
 
 
-def test_dtype_and_progress_bar(pictures, processor, tmp_path, capsys):
-    half = compute(pictures, processor, dtype=torch.float16, cache_dir=tmp_path, key="a", progress=True)
-    again = compute(pictures, processor, dtype=torch.float16, cache_dir=tmp_path, key="a")
+def test_dtype_is_kept_and_the_bar_goes_to_standard_error(images, processor, tmp_path, capsys):
+    half = compute(images, processor, dtype=torch.float16, cache_dir=tmp_path, key="a", progress=True)
+    again = compute(images, processor, dtype=torch.float16, cache_dir=tmp_path, key="a")
     assert half.features.dtype == again.features.dtype == torch.float16
     assert capsys.readouterr().out == ""  # bars are for stderr
 
 
-def test_errors(pictures, processor, tmp_path):
+def test_errors(images, processor, tmp_path):
     with pytest.raises(ValueError, match="key: got None with a cache_dir"):
-        compute(pictures, processor, cache_dir=tmp_path)
+        compute(images, processor, cache_dir=tmp_path)
     with pytest.raises(ValueError, match="image_set: no images"):
-        compute(pictures.select([]), processor)
+        compute(images.select([]), processor)
     with pytest.raises(ValueError, match="batch_size: got 0"):
-        compute(pictures, processor, batch_size=0)
+        compute(images, processor, batch_size=0)
     with pytest.raises(ValueError, match=r"encode: gave \(4, 3, 8, 8\) for pixel_values \(4, 3, 8, 8\)"):
-        compute(pictures, processor, lambda pixel_values: pixel_values)
+        compute(images, processor, lambda pixel_values: pixel_values)
     with pytest.raises(ValueError, match=r"encode: gave NoneType"):
-        compute(pictures, processor, lambda pixel_values: None)
+        compute(images, processor, lambda pixel_values: None)
 
     calls = iter(range(100))
 
     def overflow(pixel_values):
         features = pixel_values.flatten(1)[:, :2].clone()
         if next(calls) == 1:
-            features[3] = 1e6  # picture 4 + 3 // 2 = 5
+            features[3] = 1e6  # image 4 + 3 // 2 = 5
         return features
 
     with pytest.raises(ValueError, match=r"features of images\[3\] 'notov1/.*' are not finite in torch.float16"):
-        compute(pictures, processor, overflow, views=2, augmentation="tip", dtype=torch.float16)
+        compute(images, processor, overflow, views=2, augmentation="tip", dtype=torch.float16)
     with pytest.raises(ValueError, match=r"features: got \(2, 3\)"):
         Features(torch.zeros(2, 3), torch.zeros(3))
 
@@ -315,7 +315,7 @@ def test_errors(pictures, processor, tmp_path):
 
 
 def numbered(views=4, count=6):
-    """The feature of view v of picture i is (v, i)."""
+    """The feature of view v of image i is (v, i)."""
     grid = torch.stack(torch.meshgrid(torch.arange(views), torch.arange(count), indexing="ij"), dim=-1).float()
     return Features(grid, torch.arange(count) % 2)
 
@@ -353,7 +353,7 @@ def test_the_view_is_a_function_of_seed_epoch_and_index(mode):
     assert views_of(other) != views_of(FeatureDataset(numbered(count=30), mode, seed=3))
 
 
-def test_a_fixed_view_and_bad_ones():
+def test_a_fixed_view_is_used_and_unknown_ones_are_refused():
     dataset = FeatureDataset(numbered(), views=2)
     dataset.set_epoch(9)
     assert views_of(dataset) == [2] * 6
@@ -364,7 +364,7 @@ def test_a_fixed_view_and_bad_ones():
 
 
 class Recorder(torch.nn.Module):
-    """Takes what a classifier takes, and remembers which view of which picture came."""
+    """Takes what a classifier takes, and remembers which view of which image came."""
 
     accepts_loss_kwargs = False
 
@@ -383,9 +383,17 @@ class Recorder(torch.nn.Module):
 def test_trainer_tells_the_epoch(tmp_path, workers):
     dataset, model = FeatureDataset(numbered(), seed=1), Recorder()
     arguments = TrainingArguments(
-        tmp_path, num_train_epochs=3, per_device_train_batch_size=4, use_cpu=True, report_to=[], save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0,
-    )  # fmt: skip
+        tmp_path,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+    )
     Trainer(model, arguments, FeatureCollator(), dataset).train()
     for epoch in range(3):
         seen = sorted(model.seen[6 * epoch : 6 * epoch + 6])

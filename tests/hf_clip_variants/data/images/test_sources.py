@@ -1,4 +1,4 @@
-"""load_images: every kind of source gives the same pictures, and every kind of bad data a message that names it."""
+"""`load_images`: every kind of source gives the same images; bad data gives a message that names it."""
 
 import io
 import os
@@ -15,14 +15,14 @@ from hf_clip_variants.data import load_images
 from hf_clip_variants.data.images.names import tidy_class_name
 
 
-def picture(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
+def make_image(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
     return PILImage.fromarray(pixels, "RGBA").convert(mode)
 
 
 def encoded(seed: int, kind="PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    picture(seed, **options).save(buffer, kind)
+    make_image(seed, **options).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -31,7 +31,7 @@ CLEAN = ("golden retriever", "sports car", "tabby")
 
 
 def fill(root, classes=NAMES, per_class=3, first_seed=0):
-    """root/<class>/<i>.png, the last one below a further folder. Row r of the sorted set has seed first_seed + r."""
+    """root/<class>/<i>.png, the last one in a sub-folder. Row r of the sorted set has seed first_seed + r."""
     for c, name in enumerate(classes):
         for i in range(per_class):
             folder = root / name / ("sub" if i == per_class - 1 else "")
@@ -42,8 +42,8 @@ def fill(root, classes=NAMES, per_class=3, first_seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    root = fill(tmp_path / "pictures")
-    (root / "README.txt").write_text("not a picture")
+    root = fill(tmp_path / "images")
+    (root / "README.txt").write_text("not an image")
     (root / "tabby" / "Thumbs.db").write_bytes(b"x")
     (root / ".cache").mkdir()
     return root
@@ -53,7 +53,7 @@ def assert_is_the_folder_set(images):
     assert images.class_names == CLEAN
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for row in range(9):
-        np.testing.assert_array_equal(np.asarray(images.image(row)), np.asarray(picture(row)))
+        np.testing.assert_array_equal(np.asarray(images.image(row)), np.asarray(make_image(row)))
 
 
 def rows(**columns):
@@ -94,7 +94,7 @@ def test_folder_with_splits_shares_one_class_list(tmp_path, caplog):
         load_images(tmp_path, "dev2")
 
 
-def test_a_class_called_test_is_no_split(tmp_path):
+def test_a_class_called_test_is_not_a_split(tmp_path):
     fill(tmp_path, classes=["test", "tram"])
     assert load_images(tmp_path).class_names == ("test", "tram")
 
@@ -108,11 +108,11 @@ def test_csv(folder, header, delimiter):
     file.write_text("\ufeff" + "\n".join(lines).replace(",", delimiter) + "\n\n", encoding="utf-8")
     images = load_images(file)
     assert_is_the_folder_set(images)
-    assert images.ids[2] == "pictures/golden_retriever/sub/2.png"
+    assert images.ids[2] == "images/golden_retriever/sub/2.png"
 
 
 def paths(folder):
-    return [f"pictures/{name}/{'sub/' if i == 2 else ''}{i}" for name in NAMES for i in range(3)]
+    return [f"images/{name}/{'sub/' if i == 2 else ''}{i}" for name in NAMES for i in range(3)]
 
 
 def test_csv_with_splits_and_integer_labels(folder):
@@ -165,7 +165,7 @@ def test_dataset_in_memory_on_disk_and_in_splits(tmp_path):
     assert_is_the_folder_set(load_images(dataset.select(range(9))))
     backwards = load_images(dataset.select(list(range(8, -1, -1))))
     assert backwards.labels.tolist() == [2, 2, 2, 1, 1, 1, 0, 0, 0]
-    np.testing.assert_array_equal(np.asarray(backwards.image(0)), np.asarray(picture(8)))
+    np.testing.assert_array_equal(np.asarray(backwards.image(0)), np.asarray(make_image(8)))
     dataset.save_to_disk(tmp_path / "disk")
     assert_is_the_folder_set(load_images(tmp_path / "disk"))
     splits = DatasetDict(train=dataset, test=dataset.select([0, 4, 8]))
@@ -182,10 +182,10 @@ def test_dataset_in_memory_on_disk_and_in_splits(tmp_path):
 def test_alpha_and_orientation_are_kept_for_the_processor(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        picture(0, mode="RGBA").save(tmp_path / name / "0.webp", lossless=True)
+        make_image(0, mode="RGBA").save(tmp_path / name / "0.webp", lossless=True)
         turned = PILImage.Exif()
         turned[0x0112] = 6
-        picture(1).save(tmp_path / name / "1.jpg", exif=turned)
+        make_image(1).save(tmp_path / name / "1.jpg", exif=turned)
     images = load_images(tmp_path)
     assert images.image(0).mode == "RGBA" and images.image(1).size == (9, 12)
 
@@ -193,7 +193,7 @@ def test_alpha_and_orientation_are_kept_for_the_processor(tmp_path):
 # ------------------------------------------------------------------------------------------------ labels and classes
 
 
-def test_columns_that_cannot_be_told_are_listed():
+def test_unrecognised_columns_are_listed():
     dataset = Dataset.from_dict(rows(fine=[0] * 9, coarse=[1] * 9))
     with pytest.raises(
         ValueError, match="label_column: cannot tell.*columns image: image, fine: integer, coarse: int"
@@ -209,7 +209,7 @@ def test_columns_that_cannot_be_told_are_listed():
         load_images(Dataset.from_dict(rows(score=[0.5] * 9)), label_column="score")
 
 
-def test_integer_labels_out_of_range_with_gaps_and_unlabelled():
+def test_bad_integer_labels_are_named():
     labels = [0, 0, 0, 2, 2, 2, 5, 5, 5]
     dataset = Dataset.from_dict(rows(label=labels))
     with pytest.raises(ValueError, match=r"label of images\[6\].*got 5.*want one of 0..2; labels with gaps"):
@@ -225,7 +225,7 @@ def test_integer_labels_out_of_range_with_gaps_and_unlabelled():
         load_images(unlabelled, class_names=NAMES)
 
 
-def test_text_labels_against_a_given_class_list():
+def test_text_labels_are_matched_with_a_given_class_list():
     dataset = Dataset.from_dict(rows(label=STRINGS))
     images = load_images(dataset, class_names=["tabby", "golden retriever", "sports car"])
     assert images.labels.tolist() == [1, 1, 1, 2, 2, 2, 0, 0, 0]
@@ -235,7 +235,7 @@ def test_text_labels_against_a_given_class_list():
         load_images(Dataset.from_dict(rows(label=[*STRINGS[:4], None, *STRINGS[5:]])))
 
 
-def test_class_names_that_collide_or_are_blank(tmp_path):
+def test_equal_and_blank_class_names_are_refused(tmp_path):
     fill(tmp_path, classes=["golden_retriever", "golden retriever"])
     with pytest.raises(ValueError, match="'golden retriever' and 'golden_retriever' are the same name"):
         load_images(tmp_path)
@@ -245,7 +245,7 @@ def test_class_names_that_collide_or_are_blank(tmp_path):
     assert tidy_class_name("cafe\u0301 ", clean=False) == "caf\u00e9 "
 
 
-def test_one_class_empty_class_and_empty_folder(tmp_path):
+def test_single_classes_empty_classes_and_empty_folders_are_refused(tmp_path):
     fill(tmp_path / "one", classes=["tabby"])
     with pytest.raises(ValueError, match="one class only .'tabby'."):
         load_images(tmp_path / "one")
@@ -256,8 +256,8 @@ def test_one_class_empty_class_and_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: no images in class sub-folders; want"):
         load_images(tmp_path / "empty")
-    picture(0).save(tmp_path / "empty" / "loose.png")
-    with pytest.raises(ValueError, match="its 1 pictures lie in no class sub-folder"):
+    make_image(0).save(tmp_path / "empty" / "loose.png")
+    with pytest.raises(ValueError, match="its 1 images lie in no class sub-folder"):
         load_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no such file or folder: .*nowhere/at/all"):
         load_images(tmp_path / "nowhere/at/all")
@@ -270,7 +270,7 @@ def test_one_class_empty_class_and_empty_folder(tmp_path):
         load_images(3)
 
 
-def test_hub_id_that_cannot_be_reached_says_both_readings(monkeypatch):
+def test_an_unknown_source_is_tried_as_path_and_hub_id(monkeypatch):
     import datasets
 
     def refuse(*arguments, **options):
@@ -286,7 +286,7 @@ def test_hub_id_that_cannot_be_reached_says_both_readings(monkeypatch):
     assert seen == [(("someone/pets", "small"), {"revision": "abc"})]
 
 
-# ------------------------------------------------------------------------------------------------ unreadable pictures
+# ------------------------------------------------------------------------------------------------ unreadable images
 
 
 def break_some(folder):
@@ -299,7 +299,7 @@ def break_some(folder):
     return ["golden_retriever/1.png", "sports_car/0.png", "sports_car/1.png", "tabby/0.jpg"]
 
 
-def test_unreadable_pictures_raise_and_are_all_named(folder):
+def test_unreadable_images_raise_and_are_all_named(folder):
     bad = break_some(folder)
     with pytest.raises(ValueError, match="4 of 11 images cannot be read") as caught:
         load_images(folder)
@@ -313,7 +313,7 @@ def test_unreadable_pictures_raise_and_are_all_named(folder):
         lazy.image(1)
 
 
-def test_unreadable_pictures_are_skipped_and_reported(folder, caplog):
+def test_unreadable_images_are_skipped_and_reported(folder, caplog):
     bad = break_some(folder)
     images = load_images(folder, on_error="skip")
     assert [name for name, _ in images.skipped] == bad and len(images) == 7
@@ -335,7 +335,7 @@ def test_decompression_bomb_is_named_without_being_decoded(folder, monkeypatch):
         load_images(folder)
 
 
-def test_null_and_vanished_pictures_are_named(folder):
+def test_null_and_deleted_images_are_named(folder):
     dataset = Dataset.from_dict({"image": [*rows()["image"][:8], None], "label": STRINGS})
     with pytest.raises(ValueError, match=r"1 of 9 images(?s:.*)images\[8\] 'row/8': no image in this row"):
         load_images(dataset)
@@ -348,7 +348,7 @@ def test_null_and_vanished_pictures_are_named(folder):
 # ------------------------------------------------------------------------------------------------------ ImageSet
 
 
-def test_select_limit_and_classes(folder):
+def test_select_and_limit_keep_rows_and_classes_consistent(folder):
     images = load_images(folder)
     few = images.select([8, 0, 8])
     assert few.labels.tolist() == [2, 0, 2] and few.ids == (images.ids[8], images.ids[0], images.ids[8])
@@ -372,7 +372,7 @@ def test_select_limit_and_classes(folder):
         images.labels[0] = 1
 
 
-def test_fingerprint_follows_content_labels_and_names_only(folder, tmp_path):
+def test_the_fingerprint_depends_on_content_labels_and_names_only(folder, tmp_path):
     images = load_images(folder)
     elsewhere = load_images(fill(tmp_path / "copy"))
     assert images.fingerprint == elsewhere.fingerprint and len(images.fingerprint) == 64
@@ -401,6 +401,6 @@ def test_fingerprint_follows_content_labels_and_names_only(folder, tmp_path):
     assert other_process.stdout.strip() == images.fingerprint
 
 
-def test_sets_travel_to_data_loader_workers(folder):
+def test_sets_can_be_pickled_for_data_loader_workers(folder):
     images = pickle.loads(pickle.dumps(load_images(folder)))
     assert_is_the_folder_set(images)
