@@ -83,7 +83,7 @@ def run_ranks(folder, world_size, inputs=None, program=PROGRAM, **task):
     Args:
         program: what to run, by default `contrastive_ranks.py`, which the others are for.
         inputs: tensors image, text, logit_scale, logit_bias of the whole batch: every form and gather mode on them.
-        counts: lists of pairs on each rank. steps, step_counts: names of ways to train, and lists of pairs for them. trainer, failures: whether to.
+        counts: lists of pairs on each rank. steps: ways to train, each with a list of pairs. trainer, failures: whether to.
     """
     folder.mkdir(exist_ok=True)
     if inputs is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 # What the programs and the data loaders' workers import. The server starts with the first process, also with a loader's.
-SERVER.set_forkserver_preload(["pretraining_runs", "slip_runs", "contrastive_runs", "peft", "torch.distributed.fsdp"])
+SERVER.set_forkserver_preload(["server_imports"])
 
 
 def _run(program: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
