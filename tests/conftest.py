@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 from budgets import Budgets
 from paths import SUPPORT
@@ -25,3 +26,5 @@ def pytest_collection_finish(session):
     # were imported.
     gc.collect()
     gc.freeze()
+    if "datasets" in sys.modules:  # it sleeps 5 s each time that a stream of several shards ends
+        sys.modules["datasets"].config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1

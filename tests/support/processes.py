@@ -23,6 +23,7 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], log: s
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
+    os.environ.clear()
     os.environ.update(environment)
     sys.argv = [program, *arguments]
     sys.path.insert(0, str(Path(program).parent))
@@ -31,7 +32,8 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], log: s
 
 def start_program(program, *arguments, log, **environment) -> multiprocessing.Process:
     """Like `python program arguments` with these variables; what it prints goes to the file `log`."""
-    process = SERVER.Process(target=_run, args=(str(program), list(map(str, arguments)), environment, str(log)))
+    command = str(program), list(map(str, arguments))
+    process = SERVER.Process(target=_run, args=(*command, {**os.environ, **environment}, str(log)))
     process.start()
     return process
 

@@ -149,7 +149,6 @@ def test_the_run_learns(tmp_path, caplog):
     assert after < untrained - 0.5
 
 
-@pytest.mark.slow
 def test_sharded_by_fsdp2_it_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
     """On gloo; `logit_scale`, which cannot be sharded, stays whole and equal."""
     options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}
