@@ -150,10 +150,9 @@ def main(out: Path, task: dict):
                 results |= {f"{prefix}.{k}": v for k, v in losses(inputs, counts, form, gather).items()}
         large = losses(inputs | {"logit_scale": torch.full_like(inputs["logit_scale"], 8)}, counts, "softmax", "exact")
         results |= {f"large.{k}": v for k, v in large.items()}
-    for how in task.get("steps", ()):
-        for counts in task["step_counts"]:
-            prefix = f"{'-'.join(map(str, counts))}.{how}"
-            results |= {f"{prefix}.{k}": v for k, v in step(how, counts, {"chunk_size": 3}).items()}
+    for how, counts in task.get("steps", ()):
+        prefix = f"{'-'.join(map(str, counts))}.{how}"
+        results |= {f"{prefix}.{k}": v for k, v in step(how, counts, {"chunk_size": 3}).items()}
     if task.get("trainer"):
         results |= {f"trainer.{k}": v for k, v in train(out).items()}
     save_file({k: v.contiguous() for k, v in results.items()}, out / f"rank{rank}.safetensors")

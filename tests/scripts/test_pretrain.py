@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import torch
 from paths import SCRIPTS
 from PIL import Image
+from processes import run_on_ranks, start_program
 
 from hf_clip_variants.data.images.emoji import FOLDER
 
@@ -42,28 +42,13 @@ def losses(out):
     return [entry["loss"] for entry in run_of(out)["log"] if "loss" in entry]
 
 
-def start(*arguments, launcher=(), **environment):
-    command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stderr[-3000:]
-    return stdout
-
-
 @pytest.mark.slow
 def test_smoke_run_trains_evaluates_and_saves_a_loadable_model(tmp_path):
     """The README's first command."""
-    printed = finish(start("--smoke", "--out", tmp_path / "run"))
-    assert "fluent3d_top1" in printed and "pairs a second" in printed
+    command = [sys.executable, str(SCRIPT), "--smoke", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "fluent3d_top1" in done.stdout and "pairs a second" in done.stdout
     from transformers import pipeline
 
     classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "run" / "model"))
@@ -218,30 +203,27 @@ def test_audioclip_trains_an_audio_encoder_for_a_frozen_clip(script, tmp_path, c
     assert "| run | unseen | audio → text | " in page and "| run | seen augmented | image → audio | " in page
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_total_batch(tmp_path):
+def test_two_processes_equal_one_with_the_same_total_batch(script, tmp_path):
     arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "3", "--eval", "emoji:fluent3d"]
-    finish(start(*arguments, "--batch-size", "16", "--out", tmp_path / "one"))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    finish(
-        start(*arguments, "--batch-size", "8", "--out", tmp_path / "two", launcher=launcher, ACCELERATE_USE_CPU="true")
-    )
+    assert script.main([*arguments, "--batch-size", "16", "--out", str(tmp_path / "one")]) == 0
+    arguments += ["--batch-size", "8", "--out", str(tmp_path / "two")]
+    run_on_ranks(SCRIPT, *arguments, world_size=2, folder=tmp_path)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
     one, two = run_of(tmp_path / "one")["metrics"], run_of(tmp_path / "two")["metrics"]
     assert two == pytest.approx(one, abs=0.02) and run_of(tmp_path / "two")["settings"]["processes"] == 2
 
 
-@pytest.mark.slow
 def test_killed_run_resumes_with_the_same_command(tmp_path, script):
     arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "6", "--save-every", "2", "--batch-size", "8"]
     assert script.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    process = start(*arguments, "--out", tmp_path / "killed")
-    while not list((tmp_path / "killed").glob("checkpoint-*")) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "model").exists()
-    finish(start(*arguments, "--out", tmp_path / "killed"))
+    out = ["--out", str(tmp_path / "killed")]
+    process = start_program(SCRIPT, *arguments, *out, log=tmp_path / "log")
+    while not list((tmp_path / "killed").glob("checkpoint-*")) and process.is_alive():
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
+    assert script.main([*arguments, *out]) == 0
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 

@@ -1,12 +1,10 @@
 """Reference steps for tests of contrastive losses, and a launcher of `programs/contrastive_ranks.py`."""
 
 import json
-import os
-import subprocess
-import sys
 
 import torch
 from paths import PROGRAMS
+from processes import run_on_ranks
 from safetensors.torch import load_file, save_file
 from tiny import tiny_clip, tiny_pixels
 
@@ -108,15 +106,7 @@ def run_ranks(folder, world_size, inputs=None, program=PROGRAM, **task):
         save_file({k: v.detach().contiguous() for k, v in inputs.items()}, folder / "inputs.safetensors")
         task["inputs"] = str(folder / "inputs.safetensors")
     (folder / "task.json").write_text(json.dumps(task))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size)]
-    result = subprocess.run(
-        [*launcher, str(program), str(folder), str(folder / "task.json")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_ranks(program, folder, folder / "task.json", world_size=world_size, folder=folder)
     return [
         (load_file(folder / f"rank{r}.safetensors"), json.loads((folder / f"rank{r}.json").read_text()))
         for r in range(world_size)

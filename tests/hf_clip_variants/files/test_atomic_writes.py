@@ -78,7 +78,6 @@ def checkpoints(folder):
     return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
 
-@pytest.mark.slow
 def test_killed_at_any_write_training_resumes_to_the_same_losses(tmp_path, make_trainer):
     whole = make_trainer(tmp_path / "whole")
     whole.train()

@@ -149,9 +149,8 @@ def test_training_lowers_the_loss(tmp_path, caplog):
     assert after < untrained - 0.5
 
 
-@pytest.mark.slow
 def test_fsdp2_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
-    """On gloo. `logit_scale` cannot be sharded and stays equal on all ranks."""
+    """On gloo; `logit_scale`, which cannot be sharded, stays whole and equal."""
     options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}
     one = trainer(tmp_path / "one", model=still_clip(), batch_size=8, sets=[zero_shot_set()], **options)
     one.train()

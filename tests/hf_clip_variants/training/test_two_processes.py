@@ -1,32 +1,19 @@
-import os
-import subprocess
-import sys
-
-import pytest
 import torch
 from paths import PROGRAMS
+from processes import run_on_ranks
 from safetensors.torch import load_file
 
 import hf_clip_variants
 
 
-PROGRAM = PROGRAMS / "train_adapters.py"
-
-
-def run(command, folder):
+def train(folder, world_size, batch_size):
     folder.mkdir()
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_ranks(PROGRAMS / "train_adapters.py", folder, batch_size, world_size=world_size, folder=folder)
     return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = run([*launcher, str(PROGRAM), str(tmp_path / "two"), "2"], tmp_path / "two")
-    one = run([sys.executable, str(PROGRAM), str(tmp_path / "one"), "4"], tmp_path / "one")
-
+    two, one = train(tmp_path / "two", 2, batch_size=2), train(tmp_path / "one", 1, batch_size=4)
     adapters = {row.name for row in hf_clip_variants.methods("adapter")} - {"tip_adapter"} | {"tip_adapter_f"}
     assert set(one) == set(two) == {"whole"} | adapters
     for method, tensors in one.items():

@@ -19,15 +19,15 @@ INPUTS = dict(zip(("image", "text", "logit_scale"), (x.detach() for x in pairs(8
 INPUTS["text"][[0, 5]] *= -1  # two pairs that do not match
 INPUTS["logit_bias"] = torch.tensor([-1.5], dtype=torch.float64)
 COUNTS = {2: [[4, 4], [3, 5], [8, 0]], 4: [[2, 2, 2, 2], [0, 3, 1, 4]]}
-STEP_COUNTS = {2: [[8, 8], [7, 9]], 4: [[4, 4, 4, 4], [3, 5, 4, 4]]}
-STEPS = ["ddp", "fsdp", "ddp+cache", "fsdp+cache"]
-
-# Starting processes takes longer than what they do: each number of them is started once, for all tests.
-pytestmark = pytest.mark.slow
+# Ways to train, with the pairs of each rank: each way with even and uneven ones, on two ranks and on more.
+STEPS = {
+    2: [("ddp", [8, 8]), ("fsdp", [7, 9]), ("ddp+cache", [7, 9]), ("fsdp+cache", [8, 8])],
+    4: [("ddp", [3, 5, 4, 4]), ("fsdp", [4, 4, 4, 4]), ("fsdp+cache", [3, 5, 4, 4])],
+}
 
 
 def start(factory, world_size, **task):
-    task |= {"counts": COUNTS[world_size], "steps": STEPS, "step_counts": STEP_COUNTS[world_size]}
+    task |= {"counts": COUNTS[world_size], "steps": STEPS[world_size]}
     return run_ranks(factory.mktemp("ranks") / "out", world_size, INPUTS, **task)
 
 
@@ -166,17 +166,16 @@ def test_what_is_wrong_on_one_rank_stops_all_with_a_message(two, case, first, la
         assert re.match(expected, messages[case]), messages[case]
 
 
-@pytest.mark.parametrize("counts", [*STEP_COUNTS[2], *STEP_COUNTS[4]], ids=str)
-def test_a_step_on_many_ranks_is_the_step_of_one_with_all_pairs(counts, request):
+@pytest.mark.parametrize("how, counts", [*STEPS[2], *STEPS[4]], ids=str)
+def test_a_step_on_many_ranks_is_the_step_of_one_with_all_pairs(how, counts, request):
     """Under DDP, under `fully_shard` with `logit_scale` left out, and both from chunks."""
     expected = plain_steps(16)
-    for how in STEPS:
-        for found in of_case(ranks_of(request, counts), f"{'-'.join(map(str, counts))}.{how}"):
-            assert set(found) == set(expected)
-            for name, tensor in expected.items():
-                torch.testing.assert_close(
-                    found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda t, n=f"{how} {name}": f"{n}: {t}"
-                )
+    for found in of_case(ranks_of(request, counts), f"{'-'.join(map(str, counts))}.{how}"):
+        assert set(found) == set(expected)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                found[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda t, n=f"{how} {name}": f"{n}: {t}"
+            )
 
 
 def test_trainer_with_the_callback_trains_plain_clip_as_one_process_does(two, tmp_path):

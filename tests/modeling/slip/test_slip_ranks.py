@@ -9,8 +9,6 @@ from slip_runs import OBJECTIVES, PROGRAM, slip_batch, slip_model, train_by_trai
 from hf_clip_variants.modeling.slip.self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
 
 
-pytestmark = pytest.mark.slow
-
 EVEN, UNEVEN = [4, 4], [5, 3]
 TEMPERATURE = 0.3
 AFTER_STEPS = 1e-9  # in float64: the gradient of some biases is 0, and in float32 only rounding would be compared
