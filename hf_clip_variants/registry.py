@@ -458,7 +458,11 @@ _METHODS = (
                 in_demo=True,
             ),
             FewShotEntry(
-                "tip_adapter_f", "Tip-Adapter-F", "adapters.tip_adapter.few_shot:TIP_ADAPTER_F", by_default=True
+                "tip_adapter_f",
+                "Tip-Adapter-F",
+                "adapters.tip_adapter.few_shot:TIP_ADAPTER_F",
+                by_default=True,
+                in_demo=True,
             ),
         ),
         checkpoints=(
@@ -494,7 +498,11 @@ _METHODS = (
         tuner="adapters.clip_adapter.model:CLIPAdapterModel",
         few_shot=(
             FewShotEntry(
-                "clip_adapter", "CLIP-Adapter", "adapters.clip_adapter.few_shot:CLIP_ADAPTER", by_default=True
+                "clip_adapter",
+                "CLIP-Adapter",
+                "adapters.clip_adapter.few_shot:CLIP_ADAPTER",
+                by_default=True,
+                in_demo=True,
             ),
         ),
         checkpoints=(

@@ -151,7 +151,8 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
     # other families bring their own
     _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
     # a plain CLIP checkpoint knows no classes
-    _keys_to_ignore_on_load_missing = ["prompt_ids", "tail_ids", "tail_name_lengths", r"class_features(_ready)?"]
+    _keys_to_ignore_on_load_missing = ["prompt_ids", "tail_ids", "tail_name_lengths", "class_features"]
+    _keys_to_ignore_on_load_missing += ["class_features_ready"]
 
     @torch.no_grad()
     def _init_weights(self, module):
