@@ -1,4 +1,4 @@
-"""`modeling/<method>` is installed as `hf_clip_variants.modeling.<method>`: packages.find cannot rename, hence this file."""
+"""Installs `modeling/<method>` as `hf_clip_variants.modeling.<method>`, which `packages.find` cannot do."""
 
 from setuptools import find_packages, setup
 

@@ -15,7 +15,8 @@ from .registry import methods as methods
 
 __version__ = "0.1.0.dev0"
 
-# Public name -> module. Classes are those of the table; type checkers read the same from __init__.pyi (scripts/make_generated_files.py).
+# Public name -> module. Classes come from the table; __init__.pyi has the same names for type checkers
+# (scripts/make_generated_files.py).
 _FUNCTIONS = {
     "ExactContrastiveLoss": "hf_clip_variants.training.exact_contrastive_loss",
     "PretrainingCallback": "hf_clip_variants.training.callbacks",

@@ -181,7 +181,7 @@ class Method:
         generator: synthesis only, the callable that returns the image.
         few_shot: adapters only, the ways to fit it to a few labelled images.
         checkpoints: formats of official files that `convert` can read.
-        pretraining: how `scripts/pretrain.py` trains it from scratch (`modeling.dual_encoders.pretraining.Pretraining`).
+        pretraining: how `scripts/pretrain.py` trains it (`modeling.dual_encoders.pretraining.Pretraining`).
         card_snippet: code in the model card of an adapter on a plain `CLIPModel`, if the usual code does not work; a
             format string of the configuration's fields, `repo_id`, `base_model` and `names`.
     """

@@ -2,5 +2,6 @@
 
 if __name__ != "hf_clip_variants.modeling":
     raise ImportError(
-        f"imported as {__name__!r}: use `hf_clip_variants.modeling` (a second copy of the classes would not be registered)"
+        f"imported as {__name__!r}: use `hf_clip_variants.modeling` "
+        "(a second copy of the classes would not be registered)"
     )

@@ -1,15 +1,18 @@
 """Speed and memory against named peers, measured in one run on one machine.
 
-    python scripts/benchmark_speed.py                          # all rows (half an hour on one core); prints a table
+    python scripts/benchmark_speed.py                       # all rows (half an hour on one core); prints a table
     python scripts/benchmark_speed.py --rows coop_step --rounds 3
-    python scripts/benchmark_speed.py --small                  # seconds; shows that everything runs, its ratios mean nothing
-    python scripts/benchmark_speed.py --out scripts/results/speed_cpu   # also writes .jsonl and .md; rows not measured keep their lines
+    python scripts/benchmark_speed.py --small               # seconds: shows that everything runs; ratios mean nothing
+    python scripts/benchmark_speed.py --out scripts/results/speed_cpu   # also writes .jsonl and .md
 
-How: ours and its peers run in one process, on one thread, in random order within each round, after one round of warm-up whose
-outputs must agree. A ratio is peer time / our time; reported is the median over rounds with the smallest and largest. The clock is CPU
-time, which other programs disturb least. "Kept" are the bytes that autograd holds for the backward pass, "peak" is the growth of the
-resident set in a fresh process (at least 1 MB in ratios). Weights are random: neither speed nor equality depends on them. Wrong outputs, or a median more than 20 %
-below its target, make the exit code 1.
+With --out, rows that were not measured keep their lines.
+
+How: our implementation and its peers run in one process, on one thread, in random order within each round, after one
+round of warm-up whose outputs must agree. A ratio is peer time / our time; reported is the median over rounds, with
+the smallest and the largest. The clock is CPU time, which other programs disturb least. "Kept" are the bytes that
+autograd holds for the backward pass; "peak" is the growth of the resident set in a fresh process (at least 1 MB in
+ratios). Weights are random: neither speed nor equality depends on them. The exit code is 1 if outputs differ, or if
+a median is more than 20 % below its target.
 
 To add a row, see `speed_rows.py`.
 """
@@ -98,9 +101,20 @@ def measure(
         ratio = statistics.median(ratios)
         ok = ratio >= SLACK * target
         result = Result(
-            name, row.what, peer, ratio, min(ratios), max(ratios), target, statistics.median(times[OURS]),
-            statistics.median(times[peer]), errors[peer], rounds, ok if judge else None, machine=machine(),
-        )  # fmt: skip
+            row=name,
+            what=row.what,
+            peer=peer,
+            ratio=ratio,
+            low=min(ratios),
+            high=max(ratios),
+            target=target,
+            ours_s=statistics.median(times[OURS]),
+            peer_s=statistics.median(times[peer]),
+            max_error=errors[peer],
+            rounds=rounds,
+            ok=ok if judge else None,
+            machine=machine(),
+        )
         if kept:
             result.kept_mb = (kept[OURS], kept[peer])
             if judge and row.kept_target is not None:
@@ -117,7 +131,7 @@ def saved_bytes(run: Callable[[], Any], weights: tuple[nn.Module, ...]) -> int:
     """Bytes that autograd keeps while `run()` goes forward: distinct storages that belong to no weight."""
     excluded = {t.untyped_storage().data_ptr() for m in weights for t in (*m.parameters(), *m.buffers())}
     kept: dict[int, int] = {}
-    alive = []  # a freed storage's address may come again
+    alive = []  # keeps addresses unique: that of a freed storage could be used again
 
     def pack(tensor):
         storage = tensor.untyped_storage()
@@ -132,7 +146,7 @@ def saved_bytes(run: Callable[[], Any], weights: tuple[nn.Module, ...]) -> int:
 
 
 def peak_growth(run: Callable[[], Any]) -> float:
-    """MB by which `run()` raises the resident set at its highest."""
+    """MB by which `run()` raises the peak of the resident set."""
     process = Path("/proc/self")
     if not (process / "clear_refs").exists():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -143,7 +157,7 @@ def peak_growth(run: Callable[[], Any]) -> float:
         (line,) = [x for x in (process / "status").read_text().splitlines() if x.startswith(entry)]
         return int(line.split()[1])
 
-    (process / "clear_refs").write_text("5")  # forgets the peak of what came before
+    (process / "clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
     run()
     return (kilobytes("VmHWM") - before) / 1024
@@ -173,8 +187,9 @@ def machine() -> dict:
 
 
 COLUMNS = (
-    "row", "peer", "time, peer / ours", "target", "ours", "peer time", "max error", "kept MB", "peak MB", "peak, peer / ours", "",
-)  # fmt: skip
+    *("row", "peer", "time, peer / ours", "target", "ours", "peer time"),
+    *("max error", "kept MB", "peak MB", "peak, peer / ours", ""),
+)
 
 
 def table_line(result: dict) -> str:
@@ -226,9 +241,10 @@ def as_table(results: list[dict]) -> str:
 
 
 def write_results(path: Path, results: list[dict], arguments: list[str]):
-    """Writes .jsonl and .md; lines of rows that were not measured now are kept. `arguments` are of the command, for the record.
+    """Writes .jsonl and .md; lines of rows that were not measured now are kept.
 
-    The table is of several commands that differ in `--rows`: the one that would make all of it is recorded.
+    `arguments` are the command's, which the table records. The table may come from several commands that differ in
+    `--rows`; recorded is the one that makes all rows.
     """
     if "--rows" in arguments:
         place = arguments.index("--rows")
@@ -249,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to check that everything runs")
     parser.add_argument(
         "--memory",
         action="store_true",

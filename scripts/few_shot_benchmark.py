@@ -1,7 +1,7 @@
 """The protocols of the few-shot papers, for any methods, CLIPs, numbers of shots and seeds.
 
     python scripts/few_shot_benchmark.py --out runs/emoji            # the embedded emoji: all protocols, no network
-    python scripts/few_shot_benchmark.py --small --out /tmp/small    # seconds; shows that everything runs
+    python scripts/few_shot_benchmark.py --small --out /tmp/small    # seconds: shows that everything runs
     python scripts/few_shot_benchmark.py --out runs/few --models openai/clip-vit-base-patch16 \\
         --data coop:$DATA/oxford_pets coop:$DATA/dtd --protocols few_shot,base_to_new
     python scripts/few_shot_benchmark.py --out runs/transfer --models openai/clip-vit-base-patch16 \\
@@ -9,18 +9,19 @@
         --domains coop:$DATA/imagenetv2 coop:$DATA/imagenet-sketch
     torchrun --nproc-per-node 8 scripts/few_shot_benchmark.py ...    # or accelerate launch: processes share the runs
 
-few_shot                learn from K images of each class, test on other images of them
-base_to_new             learn the first half of the classes; test each half among its own names; HM: harmonic mean
-cross_dataset           learn one data set, test on others (--targets) with their names
-domain_generalisation   learn one data set, test on its classes, or some of them, in other domains (--domains)
+few_shot                train on K images of each class, test on other images of these classes
+base_to_new             train on the first half of the classes; test each half on its own class names; HM: harmonic
+                        mean
+cross_dataset           train on one data set, test on others (--targets) with their class names
+domain_generalisation   train on one data set, test on its classes, or some of them, in other domains (--domains)
 
-A source is what `load_images` reads: a folder with one sub-folder a class, a Hub data set, Parquet, CSV,
-emoji:<style>, or coop:<folder> for a data set in the layout of CoOp's DATASETS.md (split_zhou_*.json and all). Shots
-come from its train split, hyper-parameters are chosen on its validation split (without one: by cross-validation over
-the shots), accuracy is that of its test split.
+A source is what `load_images` reads: a folder with one sub-folder per class, a Hub data set, Parquet, CSV,
+emoji:<style>, or coop:<folder> for a data set in the layout of CoOp's DATASETS.md (split_zhou_*.json and the rest).
+Shots come from the train split. Hyper-parameters are chosen on the validation split, or without one by
+cross-validation over the shots. Accuracy is measured on the test split.
 
-OUT/runs-<process>.jsonl gets a line for every run (protocol, data, CLIP, method, shots, seed). Killed at any moment,
-the same command does what is missing. OUT/table.md and OUT/<protocol>.png are made of the lines at the end.
+OUT/runs-<process>.jsonl gets a line for every run (protocol, data, CLIP, method, shots, seed). After an interruption,
+the same command does the missing runs. OUT/table.md and OUT/<protocol>.png are made from these lines at the end.
 """
 
 import os
@@ -43,7 +44,7 @@ from hf_clip_variants.few_shot.splits import parse_test_data
 
 
 def make_plans(options: argparse.Namespace) -> list[Plan]:
-    """ValueError for sources that no protocol wants, or that one lacks."""
+    """Raises ValueError if sources are missing, or if no protocol uses them."""
     named = {word: parse_test_data(getattr(options, word) or ()) for word in ("data", "tests", "targets", "domains")}
     named = {word: {name: absolute_source(source) for name, source in found.items()} for word, found in named.items()}
     if not named["data"]:
@@ -77,7 +78,7 @@ def _protocols(text: str) -> list[str]:
 
 
 def shots_of(plan: Plan, options: argparse.Namespace) -> list[int]:
-    """Those asked for; else 1 and 2 on the emoji, which have no more, and what papers report on other data."""
+    """Those asked for; else 1 and 2 on the emoji, which have no more images, and the papers' on other data."""
     if options.shots:
         return numbers("shots", options.shots)
     if not options.data:
@@ -88,9 +89,9 @@ def shots_of(plan: Plan, options: argparse.Namespace) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
-    add("--out", type=Path, required=True, help="folder of results; the same one to go on after an interruption")
+    add("--out", type=Path, required=True, help="folder of results; the same one to continue after an interruption")
     add("--protocols", help=f"with commas: {', '.join(PROTOCOLS)}; default: those that the sources allow")
-    add("--methods", help="with commas; default: every one; CoCoOp, MaPLe, VPT and IVLP take hours on real data")
+    add("--methods", help="with commas; default: all; CoCoOp, MaPLe, VPT and IVLP take hours on real data")
     add(
         "--models",
         nargs="+",
@@ -113,9 +114,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--shots",
-        help="images a class, with commas; default: 1,2 on the emoji; else 1,2,4,8,16 for few_shot, 16 for the others",
+        help="images per class, with commas; default: 1,2 on the emoji, else 1,2,4,8,16 for few_shot, 16 for others",
     )
-    add("--seeds", help="each draws other images; default: 1,2,3")
+    add("--seeds", help="each seed draws other images; default: 1,2,3")
     add(
         "--templates",
         help="prompt, named set or file for all classes; default: CoOp's for its sets, icons for emoji, or the CLIP's",
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         metavar="[METHOD.]NAME=VALUE",
-        help="a value instead of the recipe's; may be repeated",
+        help="a setting instead of the recipe's; may be repeated",
     )
     add(
         "--read",
@@ -133,8 +134,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an argument of load_images, such as label_column=breed; may be repeated",
     )
-    add("--device", help="default: a GPU if there is one, each process its own")
-    add("--small", action="store_true", help="1 shot, seed 1, one epoch: to see that it runs")
+    add("--device", help="default: a GPU if there is one, a different one for each process")
+    add("--small", action="store_true", help="1 shot, seed 1, one epoch: to check that everything runs")
     return made
 
 
@@ -156,14 +157,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def from_launcher(name: str, mpi: str | None = None, default: int = 0) -> int:
-    """What torchrun, accelerate or mpirun says about this process."""
+    """A rank or size from the environment variables of torchrun, accelerate or mpirun."""
     mpi = mpi or name
     names = (name, f"PMI_{mpi}", f"OMPI_COMM_WORLD_{mpi}", f"MV2_COMM_WORLD_{mpi}")
     return next((int(os.environ[n]) for n in names if n in os.environ), default)
 
 
 def one_epoch(methods: list[str]) -> dict[str, Any]:
-    """Overrides: one epoch for those of the methods that are trained."""
+    """Overrides: one epoch for the methods that are trained."""
     from hf_clip_variants.few_shot.recipes import recipe
 
     return {f"{m}.epochs": 1 for m in methods if recipe(m, 1).epochs}
@@ -201,7 +202,7 @@ def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world_si
 
 
 def pick_device(world_size: int) -> str | None:
-    """One process: all cores, and a GPU if there is one. Several: each its own GPU."""
+    """One process: all cores, and a GPU if there is one. Several processes: a GPU for each."""
     import torch
 
     if world_size == 1:

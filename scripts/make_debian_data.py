@@ -1,4 +1,4 @@
-"""Make the clip art and stamp data sets from two Debian packages: one Parquet file each, one row a picture.
+"""Make the clip art and stamp data sets from two Debian packages: one Parquet file each, one row per image.
 
     python scripts/make_debian_data.py --out data                          # all three
     python scripts/make_debian_data.py --out data --only clipart
@@ -10,9 +10,9 @@
 | stamps | tuxpaint-stamps-default | GPL-2 | image (128 px), caption, caption_zh, caption_fr, caption_ja, path |
 | stamps_audio | tuxpaint-stamps-default | GPL-2 | image (128 px), caption, caption_zh, path, audio (Ogg) |
 
-The stamps are for tests and experiments; never ship them. Pictures are WebP with alpha, centred on a clear square. A text that is not there
-is an empty string. Needs apt-get, as any user (`--packages FOLDER` does without), 2 GB of memory for the largest clip art and, for the stamps
-that are SVG, `pip install cairosvg`.
+The stamps are for tests and experiments; never ship them. Images are WebP with alpha, centred on a transparent square.
+A missing text is an empty string. Needs apt-get, as any user (not with `--packages FOLDER`), 2 GB of memory for the
+largest clip art and, for stamps that are SVG, `pip install cairosvg`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TABLES = {
 CLIPART_FOLDER = "usr/share/openclipart/png/"
 STAMPS_FOLDER = "usr/share/tuxpaint/stamps/"
 CLIPART_SIZE, STAMPS_SIZE = 64, 128
-MAX_PIXELS = 2**28  # clip art has one picture of 231 million, and two of 623 million that would take 7 GB
+MAX_PIXELS = 2**28  # clip art has one image of 231 million pixels, and two of 623 million that would take 7 GB
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -92,8 +92,10 @@ class _Part(io.RawIOBase):
 
 
 def read_members(deb: Path, folder: str) -> Iterator[tuple[str, bytes | None, str | None]]:
-    """(name, content, None) of each file below `folder` and (name, None, target) of each link, in the package's order; names
-    are relative to `folder`. Nothing is unpacked to disk."""
+    """(name, content, None) of each file below `folder` and (name, None, target) of each link, in the package's order.
+
+    Names are relative to `folder`. Nothing is unpacked to disk.
+    """
     with open(deb, "rb") as file:
         if file.read(8) != b"!<arch>\n":
             raise SystemExit(f"{deb.name} is not a .deb: no ar archive")
@@ -124,7 +126,7 @@ def read_members(deb: Path, folder: str) -> Iterator[tuple[str, bytes | None, st
                         yield path, None, target.removeprefix(folder)
         except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise SystemExit(
-                f"{deb.name}: {name} is broken or of an unknown kind ({error}); want .xz or .gz"
+                f"{deb.name}: {name} is damaged or of an unknown kind ({error}); want .xz or .gz"
             ) from error
 
 
@@ -136,22 +138,25 @@ def draw(svg: bytes, name: str) -> bytes:
         raise SystemExit(f"{name} is an SVG: pip install cairosvg ({error})") from error
     side = 2 * STAMPS_SIZE
     try:
-        # With an address CairoSVG loses some gradients, in about 30 stamps. The files that pre-training was
-        # measured with were drawn so; without `url` these would differ.
+        # With a `url` CairoSVG loses some gradients, in about 30 stamps. It stays because the files that pre-training
+        # was measured on were drawn with it.
         return cairosvg.svg2png(bytestring=svg, url=f"/{STAMPS_FOLDER}{name}", output_width=side, output_height=side)
-    except Exception as error:  # it lets all sorts of errors through; two stamps have XML entities, which it forbids
+    except Exception as error:  # it raises errors of many kinds; two stamps have XML entities, which it forbids
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def to_webp(content: bytes, side: int) -> bytes:
-    """A picture file -> side x side WebP with alpha, shrunk to fit and centred on a clear ground. ValueError if it cannot be read."""
+    """An image file -> side x side WebP with alpha, shrunk to fit and centred on a transparent square.
+
+    ValueError if it cannot be read.
+    """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels; want at most {MAX_PIXELS:,}")
         image = image.convert("RGBA")
-    except (OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
+    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's error for a broken PNG
         raise ValueError(str(error)) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
@@ -164,7 +169,7 @@ def to_webp(content: bytes, side: int) -> bytes:
 
 
 def title(stem: str) -> str:
-    """ "sheep-md_01" -> "sheep": without numbers and the marks of size."""
+    """ "sheep-md_01" -> "sheep": without numbers and size suffixes."""
     return " ".join(re.sub(r"\b(md|sm|\d+)\b", "", re.sub("[_-]", " ", stem)).split())
 
 
@@ -179,7 +184,7 @@ def captions(content: bytes) -> dict[str, str]:
     return {"caption": first.strip(), **{column: languages.get(code, "") for column, code in CAPTIONS.items()}}
 
 
-def try_picture(content: bytes, name: str, side: int) -> bytes | None:
+def try_image(content: bytes, name: str, side: int) -> bytes | None:
     """The WebP, or None and a line on stderr."""
     try:
         return to_webp(draw(content, name) if name.endswith(".svg") else content, side)
@@ -189,51 +194,53 @@ def try_picture(content: bytes, name: str, side: int) -> bytes | None:
 
 
 def clipart_rows(deb: Path) -> list[dict]:
-    pictures, links = {}, {}
+    images, links = {}, {}
     for name, content, target in read_members(deb, CLIPART_FOLDER):
         if name.endswith(".png"):
             if content is None:
                 links[name] = target
             else:
-                pictures[name] = try_picture(content, name, CLIPART_SIZE)
+                images[name] = try_image(content, name, CLIPART_SIZE)
     rows = []
-    for name in sorted(pictures | links):
+    for name in sorted(images | links):
         source, seen = name, set()
         while source in links and source not in seen:
             seen.add(source)
             source = links[source]
-        if pictures.get(source):
+        if images.get(source):
             path = PurePosixPath(name)
-            image = {"bytes": pictures[source], "path": None}
+            image = {"bytes": images[source], "path": None}
             rows.append({"image": image, "title": title(path.stem), "folder": str(path.parent)})
     return rows
 
 
 def stamp_rows(deb: Path) -> list[dict]:
-    """With an `audio`, which is None where the stamp makes no sound."""
-    pictures, texts, sounds = {}, {}, {}
+    """With a column `audio`, which is None for stamps without audio."""
+    images, texts, audio = {}, {}, {}
     for name, content, _ in read_members(deb, STAMPS_FOLDER):
         stem, suffix = posixpath.splitext(name)
         if content is None:
             continue
         if suffix in (".png", ".svg"):
-            pictures[name] = try_picture(content, name, STAMPS_SIZE)
+            images[name] = try_image(content, name, STAMPS_SIZE)
         elif suffix == ".txt":
             texts[stem] = captions(content)
         elif suffix == ".ogg" and "_desc" not in name:  # those are the captions, read aloud
-            sounds[stem] = {"bytes": content, "path": posixpath.basename(name)}
+            audio[stem] = {"bytes": content, "path": posixpath.basename(name)}
     rows = []
-    for name in sorted(pictures, key=PurePosixPath):
+    for name in sorted(images, key=PurePosixPath):
         stem = posixpath.splitext(name)[0]
-        if pictures[name] and texts.get(stem, {}).get("caption"):  # mirror images have no text of their own
-            image = {"bytes": pictures[name], "path": None}
-            rows.append({"image": image, **texts[stem], "path": stem, "audio": sounds.get(stem)})
+        if images[name] and texts.get(stem, {}).get("caption"):  # mirror images have no text of their own
+            image = {"bytes": images[name], "path": None}
+            rows.append({"image": image, **texts[stem], "path": stem, "audio": audio.get(stem)})
     return rows
 
 
 def write(rows: list[dict], name: str, out: Path) -> None:
-    """Atomically, and with `datasets`' own schema, so that the image column is an Image without a cast. Sounds stay a plain
-    struct: to look at an Audio takes torchcodec."""
+    """Atomically, and with `datasets`' own schema, so that the image column is an Image without a cast.
+
+    Audio stays a plain struct, because reading an Audio column needs torchcodec.
+    """
     from datasets import Dataset, Features, Image, Value
 
     table = TABLES[name]

@@ -1,12 +1,15 @@
-"""Make the emoji data sets: one Parquet file a style, one row an emoji, from npm packages; or the embedded mini set from such files.
+"""Make the emoji data sets from npm packages: one Parquet file per style, one row per emoji.
+
+With --mini, make the embedded mini set from such files.
 
     python scripts/make_emoji_data.py --out emoji                          # all seven styles
     python scripts/make_emoji_data.py --out emoji --styles fluent3d notov1
     python scripts/make_emoji_data.py --mini emoji --out hf_clip_variants/assets/emoji-mini
 
-Needs npm (it fetches the pinned packages; `--packages FOLDER` reads tarballs that are already there) and, for the styles that come as SVG,
-`pip install resvg-py`. Every row: image (64 px WebP with alpha), style, hexcode, name, name_zh, tags, group, subgroup; names and tags
-are emojibase's, joined on the code point. Licences: see assets/emoji-mini/LICENSES.md.
+Needs npm, which fetches the pinned packages (`--packages FOLDER` reads tarballs that are already there) and, for the
+styles that come as SVG, `pip install resvg-py`. Every row: image (64 px WebP with alpha), style, hexcode, name,
+name_zh, tags, group, subgroup; names and tags are emojibase's, joined on the code point. Licences: see
+assets/emoji-mini/LICENSES.md.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from PIL import Image
 class Style:
     package: str  # npm name@version
     licence: str
-    pictures: str | None = None  # where the pictures lie in the package; None: an Iconify set of SVG
+    images: str | None = None  # path of the images in the package; None: an Iconify set of SVG
     upper: bool = False  # code points in file names are upper case
 
 
@@ -96,7 +99,7 @@ def concepts(packages: Path) -> list[dict]:
 
 
 def spellings(hexcode: str) -> list[str]:
-    """File names leave the emoji-presentation mark FE0F out at will."""
+    """With and without the emoji-presentation mark FE0F, which file names may leave out."""
     return [hexcode, hexcode.replace("-FE0F", ""), f"{hexcode}-FE0F"]
 
 
@@ -106,16 +109,16 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.replace("’", "").replace("'", "")).strip("-")
 
 
-def picture_files(style: Style, packages: Path, rows: list[dict]) -> dict[str, bytes]:
+def image_files(style: Style, packages: Path, rows: list[dict]) -> dict[str, bytes]:
     """hexcode -> an image file (PNG or WebP)."""
     tarball = fetch(style.package, packages)
-    if style.pictures is not None:
-        folder = style.pictures.rsplit("/", 1)[0] + "/"
+    if style.images is not None:
+        folder = style.images.rsplit("/", 1)[0] + "/"
         members = read_members(tarball, lambda name: name.startswith(folder))
         files = {}
         for row in rows:
             names = [code if style.upper else code.lower() for code in spellings(row["hexcode"])]
-            name = next((n for n in map(style.pictures.format, names) if n in members), None)
+            name = next((n for n in map(style.images.format, names) if n in members), None)
             if name:
                 files[row["hexcode"]] = members[name]
         return files
@@ -132,14 +135,14 @@ def picture_files(style: Style, packages: Path, rows: list[dict]) -> dict[str, b
         if icon:
             width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-            # No emoji needs a font, and looking for the system's costs more than the drawing.
+            # No emoji needs a font, and searching for system fonts takes longer than drawing.
             png = resvg_py.svg_to_bytes(svg_string=svg, width=4 * SIZE, height=4 * SIZE, skip_system_fonts=True)
             files[row["hexcode"]] = bytes(png)
     return files
 
 
 def to_webp(content: bytes) -> bytes:
-    """A picture file -> 64 x 64 WebP with alpha; a picture that is not square is centred on a clear ground."""
+    """An image file -> 64 x 64 WebP with alpha; an image that is not square is centred on a transparent square."""
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     if image.width != image.height:
         side = max(image.size)
@@ -178,7 +181,7 @@ def write(rows: list[dict], path: Path) -> None:
 def make(styles: list[str], out: Path, packages: Path) -> None:
     rows = concepts(packages)
     for style in styles:
-        files = picture_files(STYLES[style], packages, rows)
+        files = image_files(STYLES[style], packages, rows)
         made = [
             {
                 "image": {"bytes": to_webp(files[row["hexcode"]]), "path": f"{row['hexcode']}.webp"},

@@ -1,8 +1,8 @@
 """
-Write what follows from the table of methods: the table in README.md, and the public names for type checkers.
+Write the files that follow from the table of methods: the table in README.md, and the public names for type checkers.
 
     python scripts/make_generated_files.py           # rewrite both
-    python scripts/make_generated_files.py --check   # exit 1 if one of them is not what the registry says
+    python scripts/make_generated_files.py --check   # exit 1 if one of them differs from the registry
 """
 
 import argparse
@@ -32,7 +32,10 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """`text` with the table between the markers. Raises `ValueError` if a marker is missing, doubled or in the wrong order."""
+    """`text` with the table between the markers.
+
+    Raises `ValueError` if a marker is missing, occurs twice or is in the wrong order.
+    """
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise ValueError(f"expected {START} and, after it, {END}, each once")
     before, _, rest = text.partition(START)
@@ -40,7 +43,7 @@ def with_table(text: str) -> str:
 
 
 def stub() -> str:
-    """The public names of `hf_clip_variants` as a type checker reads them; at run time they are imported when they are used."""
+    """The public names of `hf_clip_variants` for type checkers; at run time they are imported when they are used."""
     sources = hf_clip_variants._SOURCES | dict.fromkeys(("method", "methods"), "hf_clip_variants.registry")
     lines = [
         f"from .{module.removeprefix('hf_clip_variants.')} import {name} as {name}"
@@ -61,7 +64,7 @@ def main() -> None:
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if stale and arguments.check:
         names = " and ".join(path.name for path in stale)
-        sys.exit(f"{names}: not what the table of methods says; run python scripts/make_generated_files.py")
+        sys.exit(f"{names}: out of date with the table of methods; run python scripts/make_generated_files.py")
     for path in stale:
         path.write_text(wanted[path], encoding="utf-8")
         print(f"{path.name} rewritten")

@@ -1,4 +1,6 @@
-"""Contrastive pre-training of CLIP (ViT or ResNet), SLIP and AudioCLIP, new or trained, on one CPU or many GPUs.
+"""Contrastive pre-training of CLIP (ViT or ResNet), SLIP and AudioCLIP, on one CPU or many GPUs.
+
+From scratch or from a checkpoint:
 
     python scripts/pretrain.py --smoke --out /tmp/smoke                 # a minute: shows that everything runs
     python scripts/pretrain.py --data "cc3m/*.tar" --arch ViT-B/32 --steps 180000 --batch-size 512 --bf16 \\
@@ -7,14 +9,14 @@
     python scripts/pretrain.py --method audioclip --init runs/clip-rn50/model --data audio.parquet \\
         --set frozen_modalities='["image","text"]' ...
 
-Several processes are started by torchrun or by accelerate launch, the latter with FSDP2 from its configuration.
+torchrun or accelerate launch start several processes; FSDP2 is set in the configuration of accelerate.
 
 Data: Parquet files, WebDataset tar shards, a table (.csv, .tsv, .jsonl) of image path and caption, a folder of
-images, or a data set on the Hub; one source or several, mixed by --mix. With --stream nothing is indexed or copied
-first. The same command, given again, goes on from the last complete checkpoint with the batch that comes next;
-everything random follows from --seed and the place in the run.
+images, or a data set on the Hub; one source or several, mixed by --mix. With --stream, nothing is indexed or copied
+first. After an interruption, the same command continues from the last complete checkpoint with the next batch; all
+randomness follows from --seed and the step.
 
-OUT/checkpoint-*  to go on from          OUT/model         the trained model with its processor, for from_pretrained
+OUT/checkpoint-*  to continue from       OUT/model         the trained model with its processor, for from_pretrained
 OUT/run.json      settings, metrics      OUT/pretraining   SLIP only: the same with the self-supervised head
 """
 
@@ -40,7 +42,7 @@ from hf_clip_variants.training.lr_schedules import SCHEDULES
 from hf_clip_variants.training.pretraining_methods import pretraining_methods
 
 
-NO_SETTINGS = ("out", "workers", "eval_batch_size", "log_every", "report_to")  # may change between parts of one run
+NO_SETTINGS = ("out", "workers", "eval_batch_size", "log_every", "report_to")  # may differ when a run is continued
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,34 +52,41 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, text: str | None = None, **options: Any) -> None:
         group.add_argument(name, help=text, **options)
 
-    add("--out", "folder of the run; the same one to go on after an interruption", type=Path, required=True)
+    add("--out", "folder of the run; the same one to continue after an interruption", type=Path, required=True)
     add("--smoke", "8 steps of a mini model on the embedded images, or on --data", action="store_true")
 
     group = made.add_argument_group("model")
     add("--method", choices=list(pretraining_methods()), default="clip")
-    add(
-        "--arch", "ViT-mini, RN-mini, ViT-tiny, RN-tiny, ViT-S/16, ViT-B/32, …, RN50, …; see training/architectures.py"
-    )
-    add("--init", "begin with this model, folder or Hub id, not with random weights; OUT/model keeps its processor")
+    names = "ViT-mini, RN-mini, ViT-tiny, RN-tiny, ViT-S/16, ViT-B/32, …, RN50, …"
+    add("--arch", f"{names}; see training/architectures.py")
+    add("--init", "start from this model, folder or Hub id, not from random weights; OUT/model keeps its processor")
     add("--tokenizer", "folder or Hub id; default: the architecture's")
     add("--image-size", "pixels; default: the architecture's", type=int)
     more = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
     add("--set", "a field of the model's configuration, such as ssl_objective=byol; may be repeated", **more)
 
     group = made.add_argument_group("data")
-    add("--data", "sources of pairs; a glob in quotes is one source", nargs="+", metavar="SOURCE")
-    add("--mix", "the sources' shares of each batch, with commas; default: by their lengths", type=_floats)
-    add("--stream", "read one source on and on instead of indexing it (tar shards always)", action="store_true")
-    add("--shuffle-buffer", "rows of a stream to draw from", type=int, default=10_000)
+    add("--data", "sources of image-text pairs; a glob in quotes is one source", nargs="+", metavar="SOURCE")
+    add(
+        "--mix",
+        "the sources' shares of each batch, with commas; default: in proportion to their lengths",
+        type=_floats,
+    )
+    add("--stream", "read one source in a stream instead of indexing it (always for tar shards)", action="store_true")
+    add("--shuffle-buffer", "rows of a stream to choose from", type=int, default=10_000)
     add("--image-column", "default: found by the usual names; also --text-columns and --audio-column")
-    add("--text-columns", "several: each use of a row takes a random one; json.title is an entry of json", nargs="+")
-    add("--audio-column", "of methods that take audio")
-    add("--templates", "a named set, a file or one template with {}; a text gets a random one of them")
-    add("--distinct", "rows equal in this column are images of one thing: a batch takes one of them", metavar="COLUMN")
+    add(
+        "--text-columns",
+        "with several, each use of a row takes a random one; json.title is a field of json",
+        nargs="+",
+    )
+    add("--audio-column", "for methods that take audio")
+    add("--templates", "a named set, a file or one template with {}; each text gets a random one")
+    add("--distinct", "rows equal in this column show the same thing: a batch takes one of them", metavar="COLUMN")
     add(
         "--augment",
-        "published: the papers', image by image in the loader's workers; crops: the same draws, batched; icons: for "
-        "drawings with alpha; default: %(default)s",
+        "published: the papers', image by image in the loader's workers; crops: the same distribution, batched; "
+        "icons: for drawings with alpha; default: %(default)s",
         choices=("published", "crops", "icons", "none"),
         default="published",
     )
@@ -89,45 +98,55 @@ def parser() -> argparse.ArgumentParser:
         type=int,
     )
     add("--seconds", "length of the audio; default: %(default)s", type=float, default=5.0)
-    add("--on-error", "rows that cannot be read; skipped ones are named", choices=("skip", "raise"), default="skip")
+    add(
+        "--on-error",
+        "what to do with rows that cannot be read; skipped rows are named",
+        choices=("skip", "raise"),
+        default="skip",
+    )
 
     group = made.add_argument_group("training")
-    add("--epochs", "passes over the source that lasts longest; streams need --steps", type=float)
+    add("--epochs", "passes over the longest source; streams need --steps", type=float)
     add("--steps", "optimiser steps", type=int)
-    add("--batch-size", "pairs a process and step; the loss is over all processes' pairs", type=int, default=256)
-    add("--accumulate", "batches whose gradients are added up; the loss is each batch's own", type=int, default=1)
+    add(
+        "--batch-size",
+        "pairs per process and step; the loss is over the pairs of all processes",
+        type=int,
+        default=256,
+    )
+    add("--accumulate", "batches whose gradients are added; each batch has its own loss", type=int, default=1)
     add(
         "--micro-batch-size",
-        "pairs encoded at once, where memory is short; the loss is the batch's (GradCache)",
+        "pairs encoded at once, to save memory; the loss is that of the whole batch (GradCache)",
         type=int,
     )
-    add("--lr", "default: the paper's; for mini and tiny models mostly 1e-3", type=float)
-    add("--min-lr", "what the cosine schedule ends with; SLIP's authors: 1e-5", type=float, default=0.0)
-    text = "slip: its authors', from 1e-6 up and down to 1e-5; default: %(default)s"
+    add("--lr", "default: the paper's; for most mini and tiny models 1e-3", type=float)
+    add("--min-lr", "end of the cosine schedule; SLIP's authors: 1e-5", type=float, default=0.0)
+    text = "slip: its authors', from 1e-6 up and then down to 1e-5; default: %(default)s"
     add("--schedule", text, choices=list(SCHEDULES), default="cosine")
-    add("--warmup", "steps; default: a tenth of all, 2000 at most", type=int)
+    add("--warmup", "steps; default: a tenth of all, at most 2000", type=int)
     add("--weight-decay", "of matrices; default: the paper's", type=float)
-    add("--clip-norm", "largest gradient norm, 0: any; default: the method's, mostly 1", type=float)
+    add("--clip-norm", "largest gradient norm, 0: no limit; default: the method's, 1 for most", type=float)
     add("--bf16", action="store_true")
-    add("--compile", "torch.compile; texts are then padded to one length", action="store_true")
+    add("--compile", "use torch.compile; texts are then padded to one length", action="store_true")
     add("--checkpointing", "activation checkpointing", action="store_true")
     add("--seed", type=int, default=0)
     add("--trainer", "an argument of TrainingArguments, such as optim=sgd; may be repeated", **more)
-    add("--workers", "loader processes for each training process", type=int, default=2)
-    add("--report-to", "trackers that are installed: wandb, tensorboard, trackio, …", nargs="+", default=["none"])
+    add("--workers", "data loader workers of each process", type=int, default=2)
+    add("--report-to", "installed trackers: wandb, tensorboard, trackio, …", nargs="+", default=["none"])
     add("--log-every", type=int, default=20)
     add("--save-every", "steps; default: a tenth of all", type=int)
 
     group = made.add_argument_group("evaluation")
     sources = {"nargs": "+", "default": [], "metavar": "[NAME=]SOURCE"}
-    add("--eval", "zero-shot classification of labelled images, as load_images reads them", **sources)
+    add("--eval", "zero-shot classification of labelled images that load_images reads", **sources)
     add("--eval-templates", "prompts of the classes; default: --templates, else 'a photo of a {}.'")
     add("--eval-label", "the label column of --eval")
-    add("--held-out", "retrieval among held-out pairs, columns as those of --data", **sources)
+    add("--held-out", "retrieval on held-out pairs with the columns of --data", **sources)
     add(
         "--hold-out",
-        "keep this share of the rows out of training, for retrieval among them; and, to compare, among as many that "
-        "were seen, augmented otherwise",
+        "keep this share of the rows out of training and measure retrieval on them and, to compare, on as many "
+        "training rows with new augmentation",
         type=float,
     )
     add("--eval-every", "steps; default: at the end only", type=int)
@@ -140,14 +159,17 @@ def _floats(text: str) -> list[float]:
 
 
 def complete(options: argparse.Namespace) -> Any:
-    """Fills in what follows from other options; returns the method's descriptor. ValueError: wrong options."""
+    """Fills in defaults that depend on other options and returns the method's descriptor.
+
+    Raises ValueError for wrong options.
+    """
     from hf_clip_variants.data.images.emoji import FOLDER
     from hf_clip_variants.training.architectures import ARCHITECTURES, fitting_architectures, pretraining_for
     from hf_clip_variants.training.smoke_data import TONES
 
     if options.smoke:
         with_audio = "audio" in pretraining_for(options.method).modalities
-        options.arch = options.arch or fitting_architectures(options.method)[0]  # the smallest come first
+        options.arch = options.arch or fitting_architectures(options.method)[0]  # sorted by size
         if not options.data:
             options.data, options.text_columns = [str(FOLDER / "*.parquet")], ["name"]
             options.templates, options.augment = options.templates or "icons", "icons"
@@ -272,7 +294,7 @@ def evaluation_sets(options: argparse.Namespace, pretraining: Any, columns: dict
 
 
 def training_arguments(options: argparse.Namespace, steps: int = 1, evaluates: bool = False) -> Any:
-    """With one step: what is known before the data is open. Making it initialises the process group."""
+    """With `steps=1` before the data is open, when the number of steps is not known; initialises the process group."""
     import torch
     from transformers import TrainingArguments
 
@@ -327,14 +349,14 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
         print(f"{options.out} is finished already", file=sys.stderr)
         return run
     model, processor = load_model(options, pretraining)
-    place = training_arguments(options)  # ranks are known from here on
+    place = training_arguments(options)  # from here on ranks are known
     data, collator, views, sets = make_data(options, pretraining, model, processor, place)
     steps = options.steps or steps_of_epochs(data, options.epochs, options.accumulate)
     arguments = training_arguments(options, steps, bool(sets))
     schedule = SCHEDULES[options.schedule]
     if schedule is not None:
         schedule = partial(schedule, peak=options.lr, num_steps=steps, warmup_steps=arguments.warmup_steps)
-    # Models of this package have a loss that is exact over processes, and so has one that is computed in parts.
+    # Models of this package compute the exact loss over processes, and so does training in micro-batches.
     is_exact = type(model).__module__.startswith("hf_clip_variants.") or options.micro_batch_size
     trainer = PretrainTrainer(
         model,

@@ -1,13 +1,11 @@
 """Probes the models of finished runs of pretrain.py and writes one table about them.
 
     python scripts/pretraining_table.py runs/clip-vit runs/slip-vit --out scripts/results/pretraining
-    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d --out
-    table
-
+    python scripts/pretraining_table.py runs/* --probe concepts=emoji:emojione,fluentflat=emoji:fluent3d --out table
     python scripts/pretraining_table.py runs/audio-* --no-probes --out scripts/results/pretraining/audio
 
-Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a k-NN vote (k = 1) on the image encoder's features.
-OUT/runs.jsonl gets a line for each run, OUT/table.md the table and the commands.
+Every probe, NAME=TRAIN=TEST[=LABEL COLUMN], is a linear probe and a nearest-neighbour classifier on the image
+encoder's features. OUT/runs.jsonl gets a line for each run, OUT/table.md the table and the commands.
 """
 
 import argparse
@@ -19,7 +17,7 @@ from typing import Any
 from hf_clip_variants.commands.output import prepare_libraries
 
 
-# Three images a class, in styles that training never saw.
+# Three images per class, in styles that were not trained on.
 PROBES = ["190 concepts=emoji:emojione,fluentflat,notov1=emoji:fluent3d"]
 
 
@@ -61,7 +59,9 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def describe(name: str, run: dict[str, Any], probes: dict[str, Any]) -> dict[str, Any]:
-    last = ([entry for entry in run["log"] if "loss" in entry] or [{}])[-1]  # none in runs shorter than --log-every
+    last = ([entry for entry in run["log"] if "loss" in entry] or [{}])[
+        -1
+    ]  # none if the run is shorter than --log-every
     return {
         "run": name,
         "command": run["command"],
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("runs", nargs="+", type=Path, help="output folders of pretrain.py")
     made.add_argument("--probe", action="append", metavar="NAME=TRAIN=TEST[=LABEL COLUMN]", help="may be repeated")
-    made.add_argument("--no-probes", action="store_true", help="what the runs measured, and nothing else")
+    made.add_argument("--no-probes", action="store_true", help="only what the runs measured")
     made.add_argument("--out", type=Path, required=True)
     options = made.parse_args(arguments)
     command = " ".join(

@@ -1,6 +1,6 @@
-"""The rows of `benchmark_speed.py`: what is compared with what, at which size, and by how much ours should win.
+"""The rows of `benchmark_speed.py`: what is compared with what, at which size, and by how much ours should be faster.
 
-A row is a function `(small: bool) -> Row`, listed in `ROWS`. What is heavy to import is imported where it is used.
+A row is a function `(small: bool) -> Row`, listed in `ROWS`. Heavy libraries are imported where they are used.
 """
 
 import resource
@@ -42,7 +42,7 @@ class Row:
 
 
 def vit_b_text(small: bool) -> dict:
-    """The text tower of ViT-B/32 and B/16, or a token of it."""
+    """Sizes of the text encoder of ViT-B/32 and B/16; tiny ones where `small`."""
     width, layers = (64, 2) if small else (512, 12)
     return {"width": width, "heads": width // 64, "layers": layers}
 
@@ -69,20 +69,30 @@ def make_classifier(clip):
 
 @cache
 def make_clip(small: bool, vision: bool = False, patch_size: int = 32, vision_layers: int = 1):
-    """A random `CLIPModel`: ViT-B's text tower and, where `vision`, ViT-B's image tower; else one that only has the right shape.
+    """A random `CLIPModel` with ViT-B's text encoder and, where `vision`, ViT-B's image encoder.
 
-    `vision_layers`: of the one that only has the right shape.
+    Otherwise the image encoder is tiny, with `vision_layers` layers.
     """
     from transformers import CLIPConfig, CLIPModel
 
     sizes = vit_b_text(small)
     text = {
-        "hidden_size": sizes["width"], "intermediate_size": 4 * sizes["width"], "num_hidden_layers": sizes["layers"],
-        "num_attention_heads": sizes["heads"], "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407,
-    }  # fmt: skip
+        "hidden_size": sizes["width"],
+        "intermediate_size": 4 * sizes["width"],
+        "num_hidden_layers": sizes["layers"],
+        "num_attention_heads": sizes["heads"],
+        "vocab_size": 49408,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    }
     tiny = {
-        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": vision_layers, "num_attention_heads": 1, "image_size": 64,
-    }  # fmt: skip
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": 1,
+        "image_size": 64,
+    }
     image = (tiny if small or not vision else {}) | {"patch_size": patch_size}
     torch.manual_seed(0)
     config = CLIPConfig(text_config=text, vision_config=image, projection_dim=512)
@@ -106,8 +116,16 @@ def class_embeddings(small: bool) -> Row:
 
     torch.manual_seed(0)
     names = imagenet_class_names()[: 5 if small else 50]
-    templates = ["a photo of a {}.", "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
-                 "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}."]  # fmt: skip
+    templates = [
+        "a photo of a {}.",
+        "a bad photo of a {}.",
+        "a photo of many {}.",
+        "a sculpture of a {}.",
+        "a photo of the hard to see {}.",
+        "a low resolution photo of the {}.",
+        "a rendering of a {}.",
+        "graffiti of a {}.",
+    ]
     templates = templates[: 2 if small else 8]
     vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 64}
     peer = OpenCLIP(512, vision, {**vit_b_text(small), "context_length": 77, "vocab_size": 49408}, quick_gelu=True)
@@ -121,7 +139,7 @@ def class_embeddings(small: bool) -> Row:
             return F.normalize(classifier.set_classes(names, templates).get_class_features(), dim=-1)
 
     def transformers_longest():
-        """The best that a user of transformers does today: one batch a template, padded to its longest prompt."""
+        """The fastest way with transformers: one batch per template, padded to its longest prompt."""
         with torch.no_grad():
             features = [
                 clip.get_text_features(
@@ -134,13 +152,14 @@ def class_embeddings(small: bool) -> Row:
     def open_clip_77():
         return open_clip.build_zero_shot_classifier(peer, open_clip.tokenize, names, templates).T
 
+    peer_77, peer_longest = "open_clip.build_zero_shot_classifier", "transformers, padding=longest"
     return Row(
-        f"{len(names)} classes x {len(templates)} templates, ViT-B text tower, fp32",
-        {OURS: ours, "open_clip.build_zero_shot_classifier": open_clip_77, "transformers, padding=longest": transformers_longest},
-        {"open_clip.build_zero_shot_classifier": 10, "transformers, padding=longest": 2},
+        f"{len(names)} classes x {len(templates)} templates, ViT-B text encoder, fp32",
+        {OURS: ours, peer_77: open_clip_77, peer_longest: transformers_longest},
+        {peer_77: 10, peer_longest: 2},
         error=relative_error,
         peak=True,
-    )  # fmt: skip
+    )
 
 
 def coop_step(small: bool, classes: int = 100, context_tokens: int = 4) -> Row:
@@ -163,21 +182,21 @@ def coop_step(small: bool, classes: int = 100, context_tokens: int = 4) -> Row:
         loss.backward()
         return loss.detach(), context.grad
 
-    # The official way, in plain words: splice into 77 token embeddings, run the whole tower over all of them, take the row at EOS.
+    # The official way: splice into 77 token embeddings, run the whole encoder over all of them, take the row at EOS.
     prompts = [" ".join(["X"] * context_tokens) + f" {name.replace('_', ' ')}." for name in names]
     ids = official_tokenizer()(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    tower, own_context = clip.text_model, context.detach().clone().requires_grad_()
-    embeds = tower.embeddings.token_embedding(ids)
+    text_model, own_context = clip.text_model, context.detach().clone().requires_grad_()
+    embeds = text_model.embeddings.token_embedding(ids)
     mask = torch.full((77, 77), float("-inf")).triu(1)[None, None]
     eos = (ids == 49407).int().argmax(1)
 
     def official():
         own_context.grad = None
         spliced = [embeds[:, :1], own_context.expand(len(ids), -1, -1), embeds[:, 1 + context_tokens :]]
-        hidden = torch.cat(spliced, dim=1) + tower.embeddings.position_embedding.weight
-        for layer in tower.encoder.layers:
+        hidden = torch.cat(spliced, dim=1) + text_model.embeddings.position_embedding.weight
+        for layer in text_model.encoder.layers:
             hidden = layer(hidden, mask)
-        pooled = tower.final_layer_norm(hidden)[torch.arange(len(ids)), eos]
+        pooled = text_model.final_layer_norm(hidden)[torch.arange(len(ids)), eos]
         text = F.normalize(clip.text_projection(pooled), dim=-1)
         logits = clip.logit_scale.exp() * F.normalize(features, dim=-1) @ text.T
         loss = F.cross_entropy(logits, labels)
@@ -185,7 +204,8 @@ def coop_step(small: bool, classes: int = 100, context_tokens: int = 4) -> Row:
         return loss.detach(), own_context.grad
 
     return Row(
-        f"{len(names)} classes, {context_tokens} context tokens, batch 32, image features given, ViT-B text tower, fp32",
+        f"{len(names)} classes, {context_tokens} context tokens, batch 32, image features given, ViT-B text encoder, "
+        "fp32",
         {OURS: ours, "official, 77 tokens": official},
         {"official, 77 tokens": 10 if context_tokens == 4 else 9},
         error=largest_relative_error,
@@ -200,7 +220,7 @@ def coop_step_long_context(small: bool) -> Row:
 
 
 def serving(small: bool) -> Row:
-    """transformers' zero-shot pipeline, one picture at a time, from the second picture on: their model in it, and ours."""
+    """transformers' zero-shot pipeline, one image at a time, from the second on, with their model and with ours."""
     from PIL import Image
     from transformers import CLIPImageProcessor, pipeline
 
@@ -212,18 +232,18 @@ def serving(small: bool) -> Row:
         "image_processor": CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
     }
     noise = torch.randint(256, (375, 500, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = Image.fromarray(noise.numpy())
+    image = Image.fromarray(noise.numpy())
     pipelines = {
         case: pipeline("zero-shot-image-classification", model=model, device="cpu", **parts)
         for case, model in ((OURS, classifier), ("transformers CLIPModel", clip))
     }
 
     def scores(case):
-        by_label = {entry["label"]: entry["score"] for entry in pipelines[case](picture, candidate_labels=names)}
+        by_label = {entry["label"]: entry["score"] for entry in pipelines[case](image, candidate_labels=names)}
         return torch.tensor([by_label[name] for name in names])
 
     return Row(
-        f"zero-shot pipeline, {len(names)} labels, one 500 x 375 picture, ViT-B/32, fp32",
+        f"zero-shot pipeline, {len(names)} labels, one 500 x 375 image, ViT-B/32, fp32",
         {case: lambda case=case: scores(case) for case in pipelines},
         {"transformers CLIPModel": 8},
         error=relative_error,
@@ -231,14 +251,14 @@ def serving(small: bool) -> Row:
 
 
 def tip_search(small: bool) -> Row:
-    """Alpha and beta over the paper's kind of grid."""
+    """Search for alpha and beta on a grid like the paper's."""
     from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
 
-    classes, shots, pictures, width = (5, 2, 20, 16) if small else (100, 16, 1000, 512)
+    classes, shots, images, width = (5, 2, 20, 16) if small else (100, 16, 1000, 512)
     scale, steps = (7, 3), ((4, 3) if small else (20, 10))
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, width, generator=generator)
-    key_labels, labels = torch.arange(classes).repeat_interleave(shots), torch.arange(pictures) % classes
+    key_labels, labels = torch.arange(classes).repeat_interleave(shots), torch.arange(images) % classes
 
     def near(which, noise):
         return F.normalize(centres[which] + noise * torch.randn(len(which), width, generator=generator), dim=-1)
@@ -263,15 +283,15 @@ def tip_search(small: bool) -> Row:
         return torch.tensor(accuracies).view(steps), torch.tensor(best[1:])
 
     return Row(
-        f"{steps[0]} x {steps[1]} grid, {pictures} pictures, {classes} classes x {shots} shots, width {width}",
-        {OURS: ours, "official, all of it at every point": official},
-        {"official, all of it at every point": 30},
+        f"{steps[0]} x {steps[1]} grid, {images} images, {classes} classes x {shots} shots, width {width}",
+        {OURS: ours, "official, everything at every point": official},
+        {"official, everything at every point": 30},
         error=largest_relative_error,
     )
 
 
 def tip_f_epoch(small: bool) -> Row:
-    """One epoch of Tip-Adapter-F: image tower and one-hot matrix every step, against cached features."""
+    """One epoch of Tip-Adapter-F: image encoder and one-hot matrix at every step, against cached features."""
     from peft import get_peft_model
 
     from hf_clip_variants import TipAdapterConfig
@@ -315,9 +335,9 @@ def tip_f_epoch(small: bool) -> Row:
         return keys.detach()
 
     return Row(
-        f"{classes} classes x {shots} shots, ViT-B/16 image tower, batch {batch}, fp32",
-        {OURS: ours, "official, towers every step": official},
-        {"official, towers every step": 50},
+        f"{classes} classes x {shots} shots, ViT-B/16 image encoder, batch {batch}, fp32",
+        {OURS: ours, "official, encoders every step": official},
+        {"official, encoders every step": 50},
         error=relative_error,
         tolerance=1e-4,  # AdamW divides gradients by their own size, rounding included
         peak=True,
@@ -325,17 +345,15 @@ def tip_f_epoch(small: bool) -> Row:
 
 
 def features_cached(small: bool) -> Row:
-    """A whole training on pictures, augmentation and decoding included: features of each view once, or pixels at every step."""
+    """A whole training, decoding and augmentation included: features of each view once, or pixels at every step."""
     from hf_clip_variants import CLIPClassifier, CLIPClassifierImageProcessor, embedded_model
     from hf_clip_variants.data import compute_features, load_emoji
     from hf_clip_variants.data.images.labelled_images import CachedImages, LiveImages
     from hf_clip_variants.few_shot.fitting import Shots, fit_adapter
 
     concepts, epochs, views = (4, 2, 1) if small else (32, 30, 4)
-    pictures = load_emoji(["fluentflat", "emojione"], concepts=load_emoji("notov1").class_names[:concepts])
-    classifier = CLIPClassifier.from_pretrained(
-        embedded_model(), class_names=pictures.class_names, dtype=torch.float32
-    )
+    images = load_emoji(["fluentflat", "emojione"], concepts=load_emoji("notov1").class_names[:concepts])
+    classifier = CLIPClassifier.from_pretrained(embedded_model(), class_names=images.class_names, dtype=torch.float32)
     processor = CLIPClassifierImageProcessor.from_pretrained(embedded_model())
     settings = {"epochs": epochs, "ratio": 0.6}
 
@@ -344,11 +362,11 @@ def features_cached(small: bool) -> Row:
 
     def cached(views, augmentation):
         return CachedImages(
-            compute_features(encode, pictures, processor, views=views, augmentation=augmentation, progress=False)
+            compute_features(encode, images, processor, views=views, augmentation=augmentation, progress=False)
         )
 
     def live(views, augmentation):
-        return LiveImages(classifier, pictures, processor, augmentation, views)
+        return LiveImages(classifier, images, processor, augmentation, views)
 
     def train(kind):
         shots = Shots(kind(views, "coop"), kind(1, "none"))
@@ -358,16 +376,18 @@ def features_cached(small: bool) -> Row:
         return weights
 
     return Row(
-        f"CLIP-Adapter, {len(pictures)} pictures, {views} augmented views, {epochs} epochs, embedded model",
-        {OURS: lambda: train(cached), "image tower every step": lambda: train(live)},
-        {"image tower every step": 0.9 * epochs / (views + 1)},  # by count: each view once, and the plain one
+        f"CLIP-Adapter, {len(images)} images, {views} augmented views, {epochs} epochs, embedded model",
+        {OURS: lambda: train(cached), "image encoder every step": lambda: train(live)},
+        {
+            "image encoder every step": 0.9 * epochs / (views + 1)
+        },  # encoder passes: each view once, and the image without augmentation
         error=relative_error,
         tolerance=1e-4,  # rounding of 60 steps
     )
 
 
 def image_processor(small: bool, width: int = 500, height: int = 375) -> Row:
-    """Decoded pictures -> pixel values."""
+    """Decoded images -> pixel values."""
     from PIL import Image
     from transformers import CLIPImageProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -378,14 +398,14 @@ def image_processor(small: bool, width: int = 500, height: int = 375) -> Row:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, height // 8, width // 8, generator=generator)  # smooth like a photograph
     smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1).mul(255).byte()
-    pictures = [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in smooth]
+    images = [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in smooth]
     peer, pil = "transformers CLIPImageProcessor", "transformers CLIPImageProcessorPil"
     processors = {OURS: CLIPClassifierImageProcessor(), peer: CLIPImageProcessor(), pil: CLIPImageProcessorPil()}
 
     large = width > 1000
     return Row(
-        f"{count} pictures of {width} x {height}",
-        {case: lambda p=p: p(pictures, return_tensors="pt").pixel_values for case, p in processors.items()},
+        f"{count} images of {width} x {height}",
+        {case: lambda p=p: p(images, return_tensors="pt").pixel_values for case, p in processors.items()},
         {peer: 3 if large else 1.7, pil: 4},
         error=lambda ours, theirs: (ours - theirs).abs().max().item(),
         tolerance={peer: 0, pil: 0.02},  # bit by bit; one grey level, normalised

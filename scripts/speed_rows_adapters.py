@@ -1,6 +1,7 @@
-"""Rows of `benchmark_speed.py` for prompts in both towers and for features: each step against the official way of computing the same step.
+"""Rows of `benchmark_speed.py` for prompts in both encoders and for features, each against the official computation.
 
-"Official" is written here in plain words on the same weights: towers at every step, 77 tokens a prompt, the published batch size.
+The official computation is written out here on the same weights: encoders at every step, 77 tokens per prompt, the
+published batch size.
 """
 
 import copy
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 
 def _prompts(names: list[str], words: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(K, 77) ids of "words name." and (K,) places of the end tokens."""
+    """(K, 77) ids of "words name." and (K,) positions of the end tokens."""
     from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
 
     texts = [f"{words} {name.replace('_', ' ')}." for name in names]
@@ -28,16 +29,19 @@ def _prompts(names: list[str], words: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run_text(clip, embeds: torch.Tensor, ends: torch.Tensor, deep: torch.Tensor | None = None) -> torch.Tensor:
-    """(K, 77, d) token embeddings -> (K, e) unit-norm features, the whole tower over all tokens; `deep` (J - 1, n, d) at tokens 1..n."""
-    tower = clip.text_model
+    """(K, 77, d) token embeddings -> (K, e) embeddings, the whole encoder over all tokens.
+
+    `deep` (J - 1, n, d) replaces tokens 1..n before the layers after the first.
+    """
+    text_model = clip.text_model
     mask = torch.full((77, 77), float("-inf")).triu(1)[None, None]
-    hidden = embeds + tower.embeddings.position_embedding.weight
-    for number, layer in enumerate(tower.encoder.layers):
+    hidden = embeds + text_model.embeddings.position_embedding.weight
+    for number, layer in enumerate(text_model.encoder.layers):
         if deep is not None and 0 < number <= len(deep):
             prompt = deep[number - 1].expand(len(hidden), -1, -1)
             hidden = torch.cat([hidden[:, :1], prompt, hidden[:, 1 + prompt.shape[1] :]], dim=1)
         hidden = layer(hidden, mask)
-    pooled = tower.final_layer_norm(hidden)[torch.arange(len(ends)), ends]
+    pooled = text_model.final_layer_norm(hidden)[torch.arange(len(ends)), ends]
     return F.normalize(clip.text_projection(pooled), dim=-1)
 
 
@@ -54,7 +58,7 @@ def _pixels(clip, count: int) -> torch.Tensor:
 class _CoCoOp:
     """Our model and the official step on the same weights."""
 
-    def __init__(self, small: bool, classes: int, pictures: int, text_chunk_size: int | None = None):
+    def __init__(self, small: bool, classes: int, images: int, text_chunk_size: int | None = None):
         from peft import get_peft_model
 
         from hf_clip_variants.adapters import CoCoOpConfig
@@ -68,8 +72,8 @@ class _CoCoOp:
         self.context, self.weight1, self.bias1, self.weight2, self.bias2 = (
             p.detach().clone().requires_grad_() for p in self.parameters
         )
-        self.pixels = _pixels(self.clip, pictures)
-        self.labels = torch.arange(pictures) % classes
+        self.pixels = _pixels(self.clip, images)
+        self.labels = torch.arange(images) % classes
         with torch.no_grad():
             self.features = self.clip.get_image_features(self.pixels).pooler_output
         ids, self.ends = _prompts(names, "a photo of a")
@@ -83,7 +87,7 @@ class _CoCoOp:
         return [loss.detach(), *(p.grad for p in self.parameters)]
 
     def official(self, image_given: bool, only: int | None = None):
-        """Batch size 1, as published; gradients of several pictures are averaged."""
+        """Batch size 1, as published; gradients of several images are averaged."""
         own = (self.context, self.weight1, self.bias1, self.weight2, self.bias2)
         for p in own:
             p.grad = None
@@ -105,11 +109,11 @@ class _CoCoOp:
 
 
 def cocoop_step(small: bool) -> Row:
-    """The published step: one picture, 50 classes."""
-    step = _CoCoOp(small, classes=5 if small else 50, pictures=1)
-    every, given = "official, towers every step", "official, image features given"
+    """The published step: one image, 50 classes."""
+    step = _CoCoOp(small, classes=5 if small else 50, images=1)
+    every, given = "official, encoders every step", "official, image features given"
     return Row(
-        "1 picture, 50 classes, 4 context tokens, ours from cached image features, ViT-B/16, fp32",
+        "1 image, 50 classes, 4 context tokens, ours from cached image features, ViT-B/16, fp32",
         {OURS: step.ours, every: lambda: step.official(False), given: lambda: step.official(True)},
         {every: 10, given: 10},
         error=largest_relative_error,
@@ -121,11 +125,11 @@ def cocoop_step(small: bool) -> Row:
 
 
 def cocoop_batch_8(small: bool) -> Row:
-    """Eight pictures at once against eight steps of one: the same mean loss and gradients."""
-    step = _CoCoOp(small, classes=5 if small else 25, pictures=2 if small else 8)
-    given = "official, 8 steps of 1 picture"
+    """Eight images at once against eight steps of one: the same mean loss and gradients."""
+    step = _CoCoOp(small, classes=5 if small else 25, images=2 if small else 8)
+    given = "official, 8 steps of 1 image"
     return Row(
-        "8 pictures, 25 classes, image features given, ViT-B text tower, fp32",
+        "8 images, 25 classes, image features given, ViT-B text encoder, fp32",
         {OURS: step.ours, given: lambda: step.official(True)},
         {given: 10},
         error=largest_relative_error,
@@ -134,12 +138,13 @@ def cocoop_batch_8(small: bool) -> Row:
 
 
 def cocoop_memory(small: bool, text_chunk_size: int | None = None) -> Row:
-    """What a step of eight pictures keeps, against the official step of one."""
+    """What a step of eight images keeps, against the official step of one."""
     step = _CoCoOp(small, 5 if small else 50, 2 if small else 8, text_chunk_size)
-    one = "official, 1 step of 1 picture"
+    one = "official, 1 step of 1 image"
     how = "computed twice (text_chunk_size=256)" if text_chunk_size else "kept"
     return Row(
-        f"8 pictures, ours {how}, against 1 of the official, 50 classes, image features given; 8x the pictures: times are not alike",
+        f"8 images, ours {how}, against 1 of the official, 50 classes, image features given; 8x the images: "
+        "times are not comparable",
         {OURS: step.ours, one: lambda: step.official(True, only=0)},
         {one: 0.8 if text_chunk_size else 1.2},
         weights=(step.clip,),
@@ -153,12 +158,12 @@ def cocoop_memory_chunked(small: bool) -> Row:
 
 
 def maple_step(small: bool) -> Row:
-    """The whole step, both towers forward and backward."""
+    """The whole step, both encoders forward and backward."""
     from peft import get_peft_model
 
     from hf_clip_variants.adapters import MaPLeConfig
 
-    classes, pictures, depth, count = (5, 2, 2, 2) if small else (100, 4, 9, 2)
+    classes, images, depth, count = (5, 2, 2, 2) if small else (100, 4, 9, 2)
     clip, names = make_clip(small, vision=True, patch_size=16, vision_layers=2), imagenet_class_names()[:classes]
     torch.manual_seed(0)
     wrapped = copy.deepcopy(clip)  # the tuner puts modules around its layers
@@ -169,7 +174,7 @@ def maple_step(small: bool) -> Row:
         name.split("clipv_maple_")[1].split(".")[0]: p for name, p in model.named_parameters() if p.requires_grad
     }
     own = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
-    pixels, labels = _pixels(clip, pictures), torch.arange(pictures) % classes
+    pixels, labels = _pixels(clip, images), torch.arange(images) % classes
     ids, ends = _prompts(names, "a photo of a")
     embeds = clip.text_model.embeddings.token_embedding(ids)
 
@@ -192,20 +197,20 @@ def maple_step(small: bool) -> Row:
         ]
         spliced = [embeds[:, :1], context.expand(len(ids), -1, -1), embeds[:, 1 + count :]]
         text = _run_text(clip, torch.cat(spliced, dim=1), ends, deep)
-        tower = clip.vision_model
-        hidden = torch.cat([tower.embeddings(pixels), visual[0].expand(pictures, -1, -1)], dim=1)
-        hidden = tower.pre_layrnorm(hidden)
-        for number, layer in enumerate(tower.encoder.layers):
+        vision_model = clip.vision_model
+        hidden = torch.cat([vision_model.embeddings(pixels), visual[0].expand(images, -1, -1)], dim=1)
+        hidden = vision_model.pre_layrnorm(hidden)
+        for number, layer in enumerate(vision_model.encoder.layers):
             if 0 < number < depth:
-                hidden = torch.cat([hidden[:, :-count], visual[number].expand(pictures, -1, -1)], dim=1)
+                hidden = torch.cat([hidden[:, :-count], visual[number].expand(images, -1, -1)], dim=1)
             hidden = layer(hidden, None)
-        image = F.normalize(clip.visual_projection(tower.post_layernorm(hidden[:, 0])), dim=-1)
+        image = F.normalize(clip.visual_projection(vision_model.post_layernorm(hidden[:, 0])), dim=-1)
         loss = F.cross_entropy(clip.logit_scale.exp() * image @ text.T, labels)
         loss.backward()
         return [loss.detach(), *(own[name].grad for name in sorted(own))]
 
     return Row(
-        f"{pictures} pictures, {classes} classes, depth {depth}, 2 tokens, both towers ViT-B/16, fp32",
+        f"{images} images, {classes} classes, depth {depth}, 2 tokens, both encoders ViT-B/16, fp32",
         {OURS: ours, "official, 77 tokens": official},
         {"official, 77 tokens": 3.5},
         error=largest_relative_error,
@@ -252,7 +257,7 @@ def maple_text(small: bool) -> Row:
         return finish(_run_text(clip, torch.cat(spliced, dim=1), ends, own_deep), (own_context, own_deep))
 
     return Row(
-        f"text part of it: {classes} classes, depth {depth}, 2 tokens, ViT-B text tower, fp32",
+        f"text part of it: {classes} classes, depth {depth}, 2 tokens, ViT-B text encoder, fp32",
         {OURS: ours, "official, 77 tokens": official},
         {"official, 77 tokens": 9},
         error=largest_relative_error,
@@ -263,25 +268,25 @@ def maple_text(small: bool) -> Row:
 
 
 def clip_adapter_epoch(small: bool) -> Row:
-    """Two steps of CLIP-Adapter: both towers at every step, against features computed once."""
+    """Two steps of CLIP-Adapter: both encoders at every step, against features computed once."""
     from peft import get_peft_model
 
     from hf_clip_variants.adapters import CLIPAdapterConfig
 
-    classes, pictures, batch = (4, 4, 2) if small else (10, 16, 8)
+    classes, images, batch = (4, 4, 2) if small else (10, 16, 8)
     clip, names = make_clip(small, vision=True, patch_size=16), imagenet_class_names()[:classes]
     torch.manual_seed(0)
     model = get_peft_model(make_classifier(clip).set_classes(names), CLIPAdapterConfig())
     parameters = [p for p in model.parameters() if p.requires_grad]
     start, ratio = [p.detach().clone() for p in parameters], model.peft_config["default"].ratio
-    pixels, labels = _pixels(clip, pictures), torch.arange(pictures) % classes
+    pixels, labels = _pixels(clip, images), torch.arange(images) % classes
     ids, ends = _prompts(names, "a photo of a")
     with torch.no_grad():
         features = torch.cat([clip.get_image_features(part).pooler_output for part in pixels.split(batch)])
 
     def train(parameters, logits_of):
         optimizer = torch.optim.SGD(parameters, lr=1e-2)
-        for rows in torch.arange(pictures).split(batch):
+        for rows in torch.arange(images).split(batch):
             loss = F.cross_entropy(logits_of(rows), labels[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -308,9 +313,9 @@ def clip_adapter_epoch(small: bool) -> Row:
         return train(own, logits)
 
     return Row(
-        f"{pictures} pictures in batches of {batch}, {classes} classes, ViT-B/16, fp32",
-        {OURS: ours, "official, towers every step": official},
-        {"official, towers every step": 50},
+        f"{images} images in batches of {batch}, {classes} classes, ViT-B/16, fp32",
+        {OURS: ours, "official, encoders every step": official},
+        {"official, encoders every step": 50},
         error=relative_error,
         tolerance=1e-4,
         peak=True,

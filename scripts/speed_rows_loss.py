@@ -30,7 +30,7 @@ def loss_row(small: bool, batch: int, form: str):
     batch, width = (128, 64) if small else (batch, 512)
     image, text = features(batch, width)
     is_sigmoid = form == "sigmoid"
-    # Of the peer's time and memory, at most: what it wastes grows with the square of the batch.
+    # Of the peer's time and memory, at most: the peer's grow with the square of the batch.
     time_share, peak_share = (0.75, 0.15) if is_sigmoid else (0.5, 0.05) if batch > 8192 else (0.65, 0.12)
     # SigLIP's values at the start; CLIP's at the end, where the scale is at its limit.
     log_scale = torch.tensor(10.0 if is_sigmoid else 100.0).log().requires_grad_()
@@ -92,15 +92,15 @@ def gradient_cache(small: bool):
 
     torch.manual_seed(0)
     width = 64 if small else 256
-    tower = {
+    sizes = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": 4,
         "num_attention_heads": width // 64,
     }
-    text = {**tower, "vocab_size": 1000, "bos_token_id": 998, "eos_token_id": 999, "pad_token_id": 999}
+    text = {**sizes, "vocab_size": 1000, "bos_token_id": 998, "eos_token_id": 999, "pad_token_id": 999}
     config = CLIPConfig(
-        text_config=text, vision_config={**tower, "image_size": 64, "patch_size": 16}, projection_dim=128
+        text_config=text, vision_config={**sizes, "image_size": 64, "patch_size": 16}, projection_dim=128
     )
     model = CLIPModel(config).train()
     batch = {"input_ids": torch.randint(998, (128, 16)), "pixel_values": torch.randn(128, 3, 64, 64)}

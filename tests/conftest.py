@@ -1,17 +1,21 @@
-"""Settings of the whole test session. Shared test code lies in `tests/support` and is imported by its plain name (`pythonpath` in pyproject.toml)."""
+"""Settings of the whole test session.
+
+Shared test code is in `tests/support` and is imported by its plain name (`pythonpath` in pyproject.toml).
+"""
 
 import os
 
 from budgets import Budgets
 from paths import SUPPORT
 
-# The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace packages.
+# The package first: tests/hf_clip_variants and tests/modeling mirror the tree and must not shadow it as namespace
+# packages.
 import hf_clip_variants  # noqa: F401
 
 
-# Before anything imports torch: pytest runs one worker a core, and threads of all of them would fight for the cores.
+# Before torch is imported: pytest runs one worker per core, and more threads would compete for the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# For the programs that tests run as processes of their own.
+# For programs that tests start as separate processes.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
 
 

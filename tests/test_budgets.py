@@ -1,4 +1,4 @@
-"""The plugin that holds the budgets of time (tests/support/budgets.py)."""
+"""The plugin that checks the time budgets (tests/support/budgets.py)."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from budgets import method_patterns
 
 CONFTEST = """
 import budgets
-budgets.SECONDS_A_TEST, budgets.SECONDS_A_METHOD = 0.2, 0.5
+budgets.SECONDS_PER_TEST, budgets.SECONDS_PER_METHOD = 0.2, 0.5
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: ...")
     config.pluginmanager.register(budgets.Budgets())
@@ -35,14 +35,14 @@ def run(folder, tests: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_long_test_fails_unless_it_is_marked_or_waits(tmp_path, workers):
+def test_long_test_fails_unless_marked_slow_or_waiting(tmp_path, workers):
     done = run(tmp_path, TESTS, "-n", workers)
     assert "1 failed, 3 passed" in done.stdout and "more than 0.2 s, and not marked slow" in done.stdout
     assert done.returncode == 1
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_method_whose_tests_take_too_long_fails_the_run(tmp_path, workers):
+def test_method_over_budget_fails_the_run(tmp_path, workers):
     work = TESTS.partition("def test_quick")[0]
     long = '@pytest.mark.slow\n@pytest.mark.parametrize("x", ["coop", "maple"])\n'
     long += 'def test_it(x): work(0.9 if x == "coop" else 0.1)\n'
@@ -50,7 +50,7 @@ def test_a_method_whose_tests_take_too_long_fails_the_run(tmp_path, workers):
     assert "2 passed" in done.stdout and done.returncode == 1
 
 
-def test_ids_name_their_method():
+def test_methods_are_found_in_test_ids():
     patterns = method_patterns()
 
     def method_of(nodeid):

@@ -1,4 +1,4 @@
-"""Every example in a docstring of the library runs and prints what it shows."""
+"""Every example in a docstring of the library runs and prints the output shown."""
 
 import doctest
 import importlib
@@ -17,13 +17,13 @@ WITH_EXAMPLES = sorted(
 
 
 class MarkdownParser(doctest.DocTestParser):
-    """Examples stand in Markdown fences, which close on the line after the expected output."""
+    """Examples are in Markdown fences; the closing fence comes right after the expected output."""
 
     def parse(self, string, name="<string>"):
         return super().parse(string.replace("```", "\n"), name)
 
 
-def test_there_are_examples():
+def test_library_has_docstring_examples():
     assert (
         "hf_clip_variants.registry" in WITH_EXAMPLES
         and "hf_clip_variants.modeling.dual_encoders.prompts" in WITH_EXAMPLES
@@ -31,7 +31,7 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_print_what_they_show(name, tmp_path, monkeypatch):
+def test_examples_print_the_output_shown(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

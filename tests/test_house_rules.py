@@ -1,4 +1,7 @@
-"""Rules about the source itself (CONTRIBUTING.md). Each test lists all offenders; tests/support/source_rules.py finds them."""
+"""Rules about the source code, from CONTRIBUTING.md. Each test lists all offenders.
+
+tests/support/source_rules.py finds them.
+"""
 
 import ast
 import subprocess
@@ -30,7 +33,7 @@ TEST_FILES = sorted(TESTS.rglob("*.py"))
 
 MAX_LINES = 700
 FORBIDDEN_FILES = {"utils.py", "helpers.py", "misc.py", "base.py", "common_utils.py", "util.py", "helper.py"}
-# What may lie directly in a root; everything else has a room.
+# Files that may be directly in a root; every other file is in a listed folder.
 LOOSE_FILES = {
     PACKAGE: {"__init__.py", "cli.py", "registry.py", "optional_dependencies.py", "py.typed", "__init__.pyi"},
     MODELING: {"__init__.py"},
@@ -43,9 +46,9 @@ ROOMS = {
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
 }
 
-# The classifier is what adapters sit on: it may be named everywhere.
+# Adapters are built on the classifier: it may be named everywhere.
 PATTERNS = method_patterns(row for row in methods() if row.name != "clip_classifier")
-# File, or method's folder -> methods of others that it may name, and why.
+# File or folder of a method -> other methods that it may name, and why.
 BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),
@@ -60,15 +63,15 @@ BUILDS_ON = {
     ),
     "hf_clip_variants/adapters/prompts/text_prompts.py": (
         {"maple", "vpt"},
-        "the two ways to place prompts are called after them",
+        "the two ways to place prompts are named after them",
     ),
     "hf_clip_variants/data/few_shot_sampling.py": (
         {"coop"},
-        "whose rule picks the shots is an argument: 'coop' or 'tip'",
+        "the rule that picks the shots is an argument: 'coop' or 'tip'",
     ),
     "hf_clip_variants/adapters/clip_adapter/": ({"coop"}, "its authors train with CoOp's trainer"),
     "hf_clip_variants/adapters/cocoop/": ({"coop"}, "same authors and trainer"),
-    "hf_clip_variants/adapters/prompts/few_shot.py": ({"coop"}, "MaPLe's repository grew out of CoOp's"),
+    "hf_clip_variants/adapters/prompts/few_shot.py": ({"coop"}, "MaPLe's repository is based on CoOp's"),
     "hf_clip_variants/adapters/prompts/official_layouts.py": ({"vpt"}, "names of tensors in files of several methods"),
     "hf_clip_variants/few_shot/recipes.py": ({"coop"}, "the name of a schedule and of a rule that picks shots"),
     "hf_clip_variants/few_shot/fitting.py": ({"coop"}, "the name of an augmentation"),
@@ -76,16 +79,16 @@ BUILDS_ON = {
     "hf_clip_variants/training/pretraining_data.py": ({"slip"}, "the name of an augmentation"),
     "hf_clip_variants/commands/adapt.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/labelled_sets.py": ({"coop"}, "the name of a folder layout"),
-    "modeling/dual_encoders/prompts.py": ({"slip"}, "its way to truncate text is an argument"),
+    "modeling/dual_encoders/prompts.py": ({"slip"}, "its truncation of texts is an argument"),
     "modeling/loading_and_saving/checkpoint_format.py": ({"vpt"}, "names of tensors in files of several methods"),
     "hf_clip_variants/data/augmentation/views.py": ({"coop"}, "the name of an augmentation"),
     "hf_clip_variants/data/augmentation/batches.py": ({"slip"}, "the name of an augmentation"),
     "hf_clip_variants/data/images/coop_layout.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/sources.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
-    "modeling/clip/": ({"clip_resnet", "slip"}, "its converter names a CLIP-ResNet; SLIP's way to truncate text"),
+    "modeling/clip/": ({"clip_resnet"}, "its converter names a CLIP-ResNet"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),
-    "modeling/losses/contrastive_loss.py": ({"slip"}, "whose gradient over ranks is an argument"),
+    "modeling/losses/contrastive_loss.py": ({"slip"}, "its gradient over ranks is an argument"),
 }
 
 
@@ -102,13 +105,13 @@ def assert_none(offenders: dict[str, list]) -> None:
 # ---- the rules
 
 
-def test_nothing_runs_code_from_files():
+def test_no_code_is_run_from_files():
     assert {"checkpoint_reader.py", "convert_clip.py"} <= {path.name for path in LIBRARY}
     assert_none({name_of(path): dangerous_lines(parse(path)) for path in LIBRARY + SCRIPTS})
 
 
-def test_modeling_can_travel():
-    """Third-party packages and relative siblings only; real annotations (transformers' strict configurations read them)."""
+def test_modeling_imports_third_party_and_relative_modules_only():
+    """Annotations must be real, not strings: transformers' strict configurations read them."""
     assert_none({name_of(path): broken_imports(path, MODELING) for path in TRAVELLING})
 
 
@@ -117,12 +120,12 @@ def test_files_are_short_silent_and_well_named():
     for path in LIBRARY + SCRIPTS + TEST_FILES:
         lines = path.read_text(encoding="utf-8").count("\n")
         found = [f"{lines} lines, fewer than {MAX_LINES} are allowed"] if lines >= MAX_LINES else []
-        found += ["the name does not say what is inside"] if path.name in FORBIDDEN_FILES else []
+        found += ["the name does not describe the content"] if path.name in FORBIDDEN_FILES else []
         offenders[name_of(path)] = found + (prints(parse(path)) if path in LIBRARY else [])
     assert_none(offenders)
 
 
-def test_every_file_has_a_room():
+def test_every_file_is_in_a_listed_folder():
     """In `hf_clip_variants/` and `modeling/`; a new room is added to `ROOMS`, and to `LAYERS` in source_rules.py."""
     for root, allowed in LOOSE_FILES.items():
         entries = [path for path in root.iterdir() if path.name != "__pycache__"]
@@ -134,7 +137,7 @@ def test_imports_go_one_way():
     assert_none(upward_imports(LIBRARY))
 
 
-def test_methods_are_named_in_their_folder_and_in_their_row_only():
+def test_methods_are_named_only_in_their_folder_and_row():
     folders = {
         row.name: f"{'modeling' if row.kind == 'model' else 'hf_clip_variants/adapters'}/{row.name}/"
         for row in methods()
@@ -159,12 +162,12 @@ def test_methods_are_named_in_their_folder_and_in_their_row_only():
         assert not spare, f"{place}: remove {sorted(spare)} from the table"
 
 
-def test_tests_know_where_they_lie_from_paths_alone():
+def test_tests_take_file_locations_from_paths():
     assert_none({name_of(path): own_location(parse(path)) for path in TEST_FILES if path != SUPPORT / "paths.py"})
 
 
-def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
-    """One file a method, or a part of it; variants of a method are its parameters (`fixtures_like`)."""
+def test_parity_fixtures_are_complete_and_all_used():
+    """One file per method or part of a method; variants are parameters of its tests (`fixtures_like`)."""
     calls = [
         node
         for path in (TESTS / "parity").glob("*.py")
@@ -180,7 +183,7 @@ def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
     assert not [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
 
 
-# ---- the rules see what they are meant to see
+# ---- the rules find what they should find
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_every_parity_fixture_is_used_and_every_one_asked_for_is_there():
         "from os import system\nsystem('ls')",
     ],
 )
-def test_dangerous_lines_are_seen(code):
+def test_dangerous_lines_are_found(code):
     assert dangerous_lines(ast.parse(code))
 
 
@@ -216,24 +219,26 @@ def test_harmless_lines_pass():
         assert not dangerous_lines(ast.parse(code))
 
 
-def test_broken_imports_are_seen(tmp_path):
+def test_broken_imports_are_found(tmp_path):
     (tmp_path / "clip").mkdir()
     (tmp_path / "prompts.py").touch()
     path = tmp_path / "clip" / "modeling_x.py"
     path.write_text(
         "from ..prompts import a\nfrom . import b\nimport torch\n"  # fine
-        "from ...outside import c\nfrom .absent import d\nimport hf_clip_variants.hub.export\nfrom modeling.clip import e\n"
+        "from ...outside import c\nfrom .absent import d\nimport hf_clip_variants.hub.export\n"
+        "from modeling.clip import e\n"
         "from __future__ import annotations\n"
     )
     assert [line.split(":")[0] for line in broken_imports(path, tmp_path)] == [f"line {i}" for i in range(4, 9)]
 
 
-def test_upward_imports_and_circles_are_seen(tmp_path):
+def test_upward_and_circular_imports_are_found(tmp_path):
     sources = {
         "hf_clip_variants/__init__.py": "from .commands.adapt import adapt\n",
         "hf_clip_variants/adapters/loading.py": "from ..modeling.losses import a\nfrom .coop import b\n"
         "def f():\n    from ..few_shot.fitting import c\n    from hf_clip_variants import load_images, __version__\n",
-        "hf_clip_variants/data/images.py": "import hf_clip_variants.files.atomic_writes\nimport hf_clip_variants.hub\n",
+        "hf_clip_variants/data/images.py": "import hf_clip_variants.files.atomic_writes\n"
+        "import hf_clip_variants.hub\n",
         "hf_clip_variants/files/atomic_writes.py": "from .. import metrics\n",
         "hf_clip_variants/metrics/rank.py": "from ..data.images import d\nimport hf_clip_variants\n",
         "hf_clip_variants/evaluation/probes.py": "from ..hub import e\n",
@@ -255,7 +260,7 @@ def test_upward_imports_and_circles_are_seen(tmp_path):
     }
 
 
-def test_methods_names_are_seen():
+def test_method_names_are_found():
     lines = ('"""CoOp, MaPLe."""', "from .coop.config import X", "f(cocoop=1)", "TipAdapterConfig", "x.slip_views")
     lines += ('"CLIPV_VPT and clip_adapters"', "clip", '"SLIP"', "slipper, coops, CoOperate")
     assert named_methods(ast.parse("\n".join(lines)), PATTERNS) == {
@@ -267,7 +272,7 @@ def test_methods_names_are_seen():
     }
 
 
-def test_own_locations_and_prints_are_seen():
+def test_own_locations_and_prints_are_found():
     source = "import os\nROOT = Path(__file__).parents[2]\nos.path.dirname(__file__)\n"
     tree = ast.parse(source + "assert caught == __file__\nPath(x.__file__)\nprint(1)")
     assert sorted(own_location(tree)) == ["line 2: __file__", "line 3: __file__"]
@@ -278,11 +283,11 @@ def test_own_locations_and_prints_are_seen():
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    """In a fresh process whose working directory, and so its import path, is the repository root."""
+    """In a new process whose working directory, and so its import path, is the repository root."""
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_one_set_of_modeling_classes():
+def test_modeling_is_imported_under_one_name():
     done = run(
         "import sys, hf_clip_variants.modeling; print(sorted(m for m in sys.modules if m.split('.')[0] == 'modeling'))"
     )

@@ -1,4 +1,4 @@
-"""A method is its folder and its row: take both away and everything else works; add both and everything knows it."""
+"""A method is its folder and its row: without both everything else works, and a new folder and row are enough."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from paths import PROGRAMS, ROOT
 from hf_clip_variants.registry import methods
 
 
-FOUNDATION = "clip_classifier"  # every adapter sits on it
+FOUNDATION = "clip_classifier"  # every adapter is built on it
 
 
 @pytest.mark.slow
-def test_without_one_methods_folder_and_row_everything_else_imports_and_works(tmp_path):
+def test_package_works_without_any_one_method(tmp_path):
     copies, built_on = {}, {}
     for name in (row.name for row in methods() if row.name != FOUNDATION):
         package = copy_package(tmp_path / name)
@@ -25,7 +25,7 @@ def test_without_one_methods_folder_and_row_everything_else_imports_and_works(tm
         for removed in {name} | built_on[name]:
             remove_method(package, removed)
         copies[name] = str(package.parent)
-    # Who removes a model that others are built on removes those, too. Adapters stand alone.
+    # Models that are built on a removed model are removed, too. Adapters depend on no other method.
     assert {name for name, others in built_on.items() if others} == {"clip_resnet"}
     task = tmp_path / "copies.json"
     task.write_text(json.dumps(copies))
@@ -134,7 +134,7 @@ TOY_FILES = {
 
 @pytest.fixture(scope="module")
 def with_toy(tmp_path_factory):
-    """A copy of the package with one folder and one row more; the environment in which it is the package."""
+    """A copy of the package with one more folder and row, and the environment that imports this copy."""
     folder = tmp_path_factory.mktemp("toy")
     package = copy_package(folder)
     for name, text in TOY_FILES.items():
@@ -162,15 +162,17 @@ COMMAND = ("-c", "from hf_clip_variants.cli import main; main()")
 
 
 @pytest.mark.slow
-def test_a_new_adapter_is_fitted_saved_and_loaded_by_the_commands(with_toy):
+def test_commands_fit_save_and_load_a_new_adapter(with_toy):
     folder, _ = with_toy
     assert "toy_bias" in run(with_toy, *COMMAND, "methods", "--kind", "adapter")
     results = json.loads(
         run(
-            with_toy, *COMMAND, "adapt", "--data", "emoji:fluentflat,emojione", "--test-data", "emoji:notov1",
-            "--methods", "toy_bias", "--shots", "1", "--seeds", "1", "--out", "run", "--json",
+            with_toy,
+            *COMMAND,
+            *"adapt --data emoji:fluentflat,emojione --test-data emoji:notov1 --methods toy_bias".split(),
+            *"--shots 1 --seeds 1 --out run --json".split(),
         )
-    )  # fmt: skip
+    )
     (fitted,) = results["runs"]
     assert fitted["error"] is None and fitted["title"] == "Toy-Bias" and fitted["trained_parameters"] == 190
     adapter = folder / "run" / fitted["folder"]
@@ -182,7 +184,7 @@ def test_a_new_adapter_is_fitted_saved_and_loaded_by_the_commands(with_toy):
     assert evaluated["accuracy"] == pytest.approx(fitted["accuracy"]["notov1"])
 
 
-def test_a_new_adapter_is_public_and_in_the_readme(with_toy):
+def test_new_adapter_is_public_and_in_the_readme(with_toy):
     folder, _ = with_toy
     program = "import hf_clip_variants as h, hf_clip_variants.adapters as a; print(h.ToyBiasConfig is a.ToyBiasConfig)"
     assert run(with_toy, "-c", program).strip() == "True"
@@ -193,7 +195,7 @@ def test_a_new_adapter_is_public_and_in_the_readme(with_toy):
     assert "from .adapters.toy_bias.config import ToyBiasConfig as ToyBiasConfig" in stub.read_text()
 
 
-def test_the_contract_asks_for_a_case_of_a_new_adapter(with_toy):
+def test_contract_requires_a_case_for_a_new_adapter(with_toy):
     program = textwrap.dedent("""
         import importlib.util, sys
         spec = importlib.util.spec_from_file_location("contract", sys.argv[1])

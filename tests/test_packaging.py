@@ -1,4 +1,4 @@
-"""The wheel and the sdist hold what they should, and an installed wheel works away from the repository."""
+"""Contents of the wheel and the sdist; an installed wheel works outside the repository."""
 
 import importlib
 import json
@@ -19,7 +19,7 @@ import hf_clip_variants
 
 SOURCE_FOLDERS = ("hf_clip_variants", "modeling", "scripts", "tests")
 NOT_SOURCE = (".*", "__pycache__", "*.py[cod]")
-RUN_FOLDERS = ("clip-demo", "run", "runs")  # what the README's commands write into a checkout
+RUN_FOLDERS = ("clip-demo", "run", "runs")  # folders that the README's commands write into a checkout
 
 
 def files(folder: Path) -> set[str]:
@@ -42,10 +42,13 @@ def built(tmp_path_factory):
     out = source.parent / "out"
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
-        capture_output=True, text=True, timeout=280, env=os.environ | {"PIP_NO_INDEX": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"PIP_NO_INDEX": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Warning" not in done.stdout + done.stderr, "setuptools has something to say"
+    assert "Warning" not in done.stdout + done.stderr, "setuptools warns"
     for leftover in ("build", "hf_clip_variants.egg-info", *RUN_FOLDERS):
         shutil.rmtree(source / leftover, ignore_errors=True)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
@@ -53,7 +56,7 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_library_and_nothing_else(built):
+def test_wheel_holds_the_library_only(built):
     source, _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -67,7 +70,7 @@ def test_the_wheel_holds_the_library_and_nothing_else(built):
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_the_sources_the_tests_and_the_scripts(built):
+def test_sdist_holds_sources_tests_and_scripts(built):
     source, sdist, _ = built
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
@@ -79,7 +82,7 @@ def test_the_sdist_holds_the_sources_the_tests_and_the_scripts(built):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_works_away_from_the_repository(built, tmp_path):
+def test_installed_wheel_works_outside_the_repository(built, tmp_path):
     _, _, wheel = built
     target = tmp_path / "site"
     pip = [
@@ -119,14 +122,14 @@ print(json.dumps({
     assert [row["name"] for row in json.loads(rows)] == [row.name for row in hf_clip_variants.methods()]
 
 
-def test_the_tests_run_on_the_editable_install():
+def test_tests_run_on_the_editable_install():
     modeling = importlib.import_module("hf_clip_variants.modeling")
     assert Path(modeling.__file__) == ROOT / "modeling" / "__init__.py"
     assert Path(hf_clip_variants.__file__).parent == ROOT / "hf_clip_variants"
 
 
-def test_lower_bounds_are_installed_versions():
-    """Every bound in pyproject.toml holds here: the suite has run with it."""
+def test_installed_versions_satisfy_the_requirements():
+    """So the suite has run within every bound of pyproject.toml."""
     from importlib.metadata import version
 
     from packaging.requirements import Requirement

@@ -1,4 +1,4 @@
-"""README.md: its table is the registry's, its links lead somewhere, its Python runs and prints what it shows."""
+"""README.md: its table follows from the registry, its links work, its Python code runs and prints the output shown."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def make_table(*arguments):
     )
 
 
-def test_the_table_is_the_registrys():
+def test_methods_table_equals_the_registry():
     done = make_table("--check")
     assert done.returncode == 0, done.stderr
     text = README.read_text(encoding="utf-8")
@@ -37,14 +37,14 @@ def test_the_table_is_the_registrys():
         assert row.summary in text and row.paper.url in text
 
 
-def test_a_stale_table_is_noticed_and_mended(tmp_path):
+def test_stale_table_is_reported_and_rewritten(tmp_path):
     readme, stub = tmp_path / "README.md", tmp_path / "__init__.pyi"
     stale = README.read_text(encoding="utf-8").replace(methods()[0].summary, "Old.")
     readme.write_text(stale, encoding="utf-8")
     done = make_table("--check", "--readme", readme, "--stub", stub)
     assert (
         done.returncode == 1
-        and "README.md and __init__.pyi: not what the table of methods says; run python" in done.stderr
+        and "README.md and __init__.pyi: out of date with the table of methods; run python" in done.stderr
     )
     assert readme.read_text(encoding="utf-8") == stale, "--check writes nothing"
     assert not stub.exists()
@@ -57,7 +57,7 @@ def test_a_stale_table_is_noticed_and_mended(tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_to_files_and_headings(page):
+def test_links_point_to_files_and_headings(page):
     text = page.read_text(encoding="utf-8")
     headings = {
         re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
@@ -76,14 +76,14 @@ def blocks(text: str) -> list[re.Match]:
 
 
 def same_output(printed: str, shown: str) -> bool:
-    """Equal words; numbers within 2 % or 0.02 of each other, as they differ between machines."""
+    """Equal words, and numbers within 2 % or 0.02, because they differ between machines."""
     if NUMBER.sub("#", printed.strip()) != NUMBER.sub("#", shown.strip()):
         return False
     pairs = zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True)
     return all(abs(float(a) - float(b)) <= max(0.02, 0.02 * abs(float(b))) for a, b in pairs)
 
 
-def test_how_blocks_are_read():
+def test_code_blocks_and_outputs_are_parsed():
     text = "```python\na\n```\n\n```text\n1\n```\n<!-- no-run -->\n```python\nb\n```\n```python\nc\n```\n"
     assert [(block["code"], block["output"]) for block in blocks(text)] == [("a\n", "1\n"), ("c\n", None)]
     assert same_output("{'cat': 0.981}\n", "{'cat': 0.979}") and same_output("57.4%", "58.0%")
@@ -102,12 +102,12 @@ for page, blocks in json.load(sys.stdin).items():
 
 
 @pytest.mark.slow
-def test_python_blocks_run_in_order_and_print_what_they_show(tmp_path):
+def test_python_blocks_run_in_order_and_print_the_output_shown(tmp_path):
     found = {
         page.relative_to(ROOT).as_posix(): blocks(page.read_text(encoding="utf-8"))
         for page in [README, *METHOD_READMES]
     }
-    assert len(found) > len(methods()) and all(found.values()), "each has something to run"
+    assert len(found) > len(methods()) and all(found.values()), "every page has a block to run"
     pages = json.dumps({page: [block["code"] for block in those] for page, those in found.items()})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=pages, cwd=tmp_path, capture_output=True, text=True, timeout=280
@@ -119,10 +119,15 @@ def test_python_blocks_run_in_order_and_print_what_they_show(tmp_path):
 
 
 @pytest.mark.skipif(not CI.exists(), reason="not in the sdist")
-def test_continuous_integration_runs_the_readmes_commands():
-    section = README.read_text(encoding="utf-8").split("\n## Tests\n")[1].split("```")[1]
-    commands = [line for line in section.strip().splitlines() if line]
-    assert commands[-1] == "pytest"
-    script = [line.partition(" || ")[0] for line in CI.read_text(encoding="utf-8").splitlines()]
-    assert [line for line in script if line in commands] == commands
+def test_ci_runs_the_commands_of_the_readme():
+    """The demo before the tests, which must pass with what it leaves behind."""
+    page = README.read_text(encoding="utf-8")
+    install, tests = (page.split(f"\n## {title}\n")[1].split("```")[1].split("\n") for title in ("Install", "Tests"))
+    commands = [tests[1], install[2], tests[2]]
+    assert commands == ['pip install -e ".[test]"', "hf-clip-variants demo", "pytest"]
+    lines = [line.partition(" || ")[0] for line in CI.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if line.removesuffix(" --durations=30") in commands] == [
+        *commands[:2],
+        "pytest --durations=30",
+    ]
     assert "PYTEST" not in CI.read_text(encoding="utf-8"), "no setting that the README does not have"

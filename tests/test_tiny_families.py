@@ -1,4 +1,4 @@
-"""The small models of all families do what the tests that use them rely on."""
+"""Properties of the small models of all families that other tests rely on."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoModel, AutoProcessor, AutoTokenizer
 
 
-OF_TRANSFORMERS = tuple(name for name in FAMILIES if name != RESNET)  # ours has tests of its own
+OF_TRANSFORMERS = tuple(name for name in FAMILIES if name != RESNET)  # CLIP-ResNet has its own tests
 each_family = pytest.mark.parametrize("model_type", OF_TRANSFORMERS)
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8))
 
@@ -50,7 +50,7 @@ def test_ids_and_sizes_agree_with_the_tokenizer(model_type):
 
 
 @each_family
-def test_the_model_runs_and_its_features_differ(model_type):
+def test_model_runs_and_features_differ(model_type):
     model = tiny_dual_encoder(model_type)
     assert type(model) is MODEL_MAPPING[type(model.config)]
     assert not model.training and {p.dtype for p in model.parameters()} == {torch.float32}
@@ -81,7 +81,7 @@ def test_names_are_spelled_without_unknown_tokens(model_type):
         assert max(map(len, rows)) <= tokenizer.model_max_length
 
 
-def test_special_tokens_stand_where_the_family_has_them():
+def test_special_tokens_are_at_the_positions_of_the_family():
     def ends(model_type, **kwargs):
         row = tiny_family_tokenizer(model_type)("猫" if model_type == "chinese_clip" else "cat", **kwargs)["input_ids"]
         return row[0], row[-1], len(row)
@@ -99,13 +99,13 @@ def test_special_tokens_stand_where_the_family_has_them():
 
 
 @each_family
-def test_a_seed_gives_the_same_model_and_another_seed_another(model_type):
+def test_seed_determines_the_model(model_type):
     first, again, other = (tiny_dual_encoder(model_type, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_clip_is_the_model_that_other_tests_use():
+def test_clip_equals_tiny_clip():
     expected = tiny_clip(3).state_dict()
     assert all(
         torch.equal(tensor, expected[name]) for name, tensor in tiny_dual_encoder("clip", 3).state_dict().items()
@@ -122,7 +122,7 @@ def test_bfloat16(model_type):
 
 
 @each_family
-def test_a_saved_family_loads_through_the_auto_classes(model_type, tmp_path):
+def test_saved_family_loads_through_auto_classes(model_type, tmp_path):
     folder = save_tiny_family(model_type, tmp_path / model_type)
     model, inputs = tiny_dual_encoder(model_type), tiny_family_inputs(model_type)
     tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -141,11 +141,12 @@ def test_a_saved_family_loads_through_the_auto_classes(model_type, tmp_path):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_saved_family_loads_in_a_fresh_process(tmp_path):
+def test_saved_family_loads_in_a_fresh_process(tmp_path):
     folders = [str(save_tiny_family(model_type, tmp_path / model_type)) for model_type in OF_TRANSFORMERS]
     program = (
         "import sys, transformers as t\n"
-        "for f in sys.argv[1:]: print(*(type(c.from_pretrained(f)).__name__ for c in (t.AutoModel, t.AutoTokenizer, t.AutoProcessor)))"
+        "for f in sys.argv[1:]: print(*(type(c.from_pretrained(f)).__name__ "
+        "for c in (t.AutoModel, t.AutoTokenizer, t.AutoProcessor)))"
     )
     run = subprocess.run([sys.executable, "-c", program, *folders], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in run.stdout.splitlines()] == [
@@ -153,8 +154,8 @@ def test_a_saved_family_loads_in_a_fresh_process(tmp_path):
     ]
 
 
-def test_chinese_clip_squashes_its_images():
-    """Equal to resizing to the square, without a crop."""
+def test_chinese_clip_resizes_without_crop():
+    """Equal to resizing to a square without a crop."""
     processor = tiny_family_processor("chinese_clip").image_processor
     pixels = processor(images=[IMAGE], return_tensors="pt").pixel_values
     squashed = processor(images=[IMAGE.resize((24, 24), Image.Resampling.BICUBIC)], return_tensors="pt").pixel_values
@@ -162,14 +163,14 @@ def test_chinese_clip_squashes_its_images():
     torch.testing.assert_close(pixels, squashed, atol=0.05, rtol=0)
 
 
-def test_siglip2_keeps_the_shape_of_its_images():
+def test_siglip2_keeps_the_aspect_ratio():
     batch = tiny_family_processor("siglip2").image_processor(images=[IMAGE], return_tensors="pt")
     assert batch.pixel_values.shape == (1, 9, 192)
     assert batch.spatial_shapes.tolist() == [[2, 4]] and batch.pixel_attention_mask.sum() == 8
 
 
 @each_family
-def test_the_whole_processor_feeds_the_model(model_type):
+def test_processor_output_fits_the_model(model_type):
     sizes = {"max_length": 16, "patch_size": 8, "max_num_patches": 9} if model_type == "siglip2" else {}
     padding = "max_length" if model_type in SIGLIP_FAMILIES else True
     names = family_class_names(model_type)
@@ -180,6 +181,6 @@ def test_the_whole_processor_feeds_the_model(model_type):
         assert tiny_dual_encoder(model_type)(**batch).logits_per_image.shape == (1, 5)
 
 
-def test_a_family_that_there_is_not():
+def test_unknown_family_is_refused():
     with pytest.raises(ValueError, match="model_type='flava': expected one of clip, clipv-clip_resnet, metaclip_2"):
         tiny_dual_encoder("flava")

@@ -62,8 +62,7 @@ class CLIPClassifierConfig(CLIPConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
-        encoders are the family's.
-        """
+        encoders are the family's."""
         backbone = config_dict.get("backbone_model_type", "clip")
         family = family_of(backbone)
         parts = {
@@ -79,8 +78,7 @@ class CLIPClassifierConfig(CLIPConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; a plain backbone's configuration is one of ours without classes, any other model type is
-        an error.
-        """
+        an error."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:

@@ -42,8 +42,7 @@ class CLIPClassifierOutput(ModelOutput):
 @dataclass(frozen=True)
 class ClassPrompts:
     """The classes as token ids: what a prompt embedder makes prompts from. S0 start tokens: 1 (SOS, [CLS]) or, for
-    SigLIP, none.
-    """
+    SigLIP, none."""
 
     template_ids: torch.Tensor  # (C, T, L) int: start, template with the name in it, end, padding
     tail_ids: torch.Tensor  # (C, S) int: name, full stop, end, padding
@@ -115,8 +114,7 @@ class FeatureAdapter(nn.Module):
 
 class LogitHead(nn.Module):
     """Hook: (B, D) and (C, D) or (B, C, D) unit-norm embeddings, scale -> (B, C) logits. Tip-Adapter adds its cache's
-    vote.
-    """
+    vote."""
 
     def forward(
         self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor
@@ -438,8 +436,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
     def _stored_features(self, text_side: tuple[nn.Module, ...]) -> torch.Tensor:
         """The saved features if they belong to the weights as they are, else computed (and stored, unless an adapter
-        had a part in them).
-        """
+        had a part in them)."""
         if adapters_on(text_side):
             return self._encode_classes()
         if not self._stored_features_are_valid():
@@ -535,8 +532,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
     def train(self, mode: bool = True):
         """As in torch, but a frozen encoder with dropout or batch normalisation stays in eval mode: noise in what is
-        not trained helps nobody.
-        """
+        not trained helps nobody."""
         super().train(mode)
         if mode:
             for encoder in map(self.clip.get_submodule, self.family.eval_when_frozen):

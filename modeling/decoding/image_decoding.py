@@ -197,8 +197,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     """Modes that PIL converts wrongly or cannot resize, as modes that it handles: 16-bit grey as 8-bit grey (PIL would
-    clip it to white), premultiplied alpha and palettes with alpha as LA or RGBA.
-    """
+    clip it to white), premultiplied alpha and palettes with alpha as LA or RGBA."""
     if image.mode in ("RGBa", "La", "PA"):
         return image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode not in (*_SIXTEEN_BIT_MODES, "I"):
@@ -257,8 +256,7 @@ def _as_tensor(image: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 def _channels_first(pixels: torch.Tensor, input_data_format: str | None) -> torch.Tensor:
     """(H, W), (H, W, C) or (C, H, W) -> (C, H, W). The axis of length 1, 3 or 4 is that of the channels; if the first
-    and the last axis both have such a length, `input_data_format` must say which it is.
-    """
+    and the last axis both have such a length, `input_data_format` must say which it is."""
     shape = tuple(pixels.shape)
     if pixels.ndim == 2:
         return pixels[None]
@@ -313,8 +311,7 @@ def _check_float(pixels: torch.Tensor, rules: DecodingRules):
 
 def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
     """(4, H, W) -> (3, H, W), blended on the background with the operations of transformers' `convert_to_rgb`, and
-    bit-equal to it: rgb * alpha + background * (1 - alpha).
-    """
+    bit-equal to it: rgb * alpha + background * (1 - alpha)."""
     dtype = pixels.dtype
     # Integers are scaled to 0..1 first; floats keep their range, 0..255 or 0..1.
     highest = 255.0 if pixels.is_floating_point() and rules.expect_0_255 else 1.0

@@ -50,8 +50,7 @@ _prompt_encoding = _module(f"{__package__}.prompt_encoding")
 
 class CLIPFamily:
     """transformers' `CLIPModel`: causal text encoder, EOS pooling, class token, bias-free projections,
-    `exp(logit_scale)`.
-    """
+    `exp(logit_scale)`."""
 
     model_type = "clip"
     module = "transformers.models.clip"
@@ -97,8 +96,7 @@ class CLIPFamily:
     @classmethod
     def model_config(cls, config):
         """What the dual encoder of a classifier is made from: the classifier's configuration itself, so that settings
-        reach both.
-        """
+        reach both."""
         return config
 
     @staticmethod
@@ -132,8 +130,7 @@ class CLIPFamily:
     @classmethod
     def run_text(cls, model: nn.Module, input_ids, inputs_embeds=None, position_ids=None) -> torch.Tensor:
         """(N, L) ids, or (N, L, W) token embeddings to use instead -> (N, text width) pooled, by the encoder's own
-        layers.
-        """
+        layers."""
         if inputs_embeds is None and position_ids is None:
             return model.text_model(input_ids).pooler_output
         return _prompt_encoding.own_layers(model.text_model, input_ids, inputs_embeds, position_ids)

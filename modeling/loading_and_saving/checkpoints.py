@@ -1,6 +1,4 @@
-"""Checkpoints that can be trusted: configurations that choose no code, weights that are all there, folders saved
-whole.
-"""
+"""Safe checkpoints: configurations that choose no code, weights that are all there, folders saved as a whole."""
 
 import contextlib
 import errno
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.integrations import peft as peft_integration
+from transformers.utils import check_peft_version
 
 
 try:
@@ -82,8 +82,7 @@ class CheckedLoading:
         check_finite: bool = False,
         **kwargs,
     ):
-        """As in transformers, but a checkpoint that lacks weights is an error (transformers would leave random
-        layers).
+        """As in transformers, but missing weights are an error (transformers would leave random layers).
 
         With `output_loading_info=True` it is not: then the caller has the list. `check_finite` reads all weights and
         makes NaN or infinity an error that names the tensor.
@@ -111,10 +110,19 @@ class CheckedLoading:
         return (model, info) if output_loading_info else model
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
-        """Those without which the model is not whole; a class with parts that may be new overrides this, and
-        finishes their initialisation.
-        """
+        """Those without which the model is not whole. A class with parts that may be new overrides and initialises."""
         return missing
+
+    def add_adapter(self, *args, **kwargs):
+        """As in transformers, which from 5.24 on asks for a newer PEFT here than PEFT's own functions do."""
+        try:
+            check_peft_version(peft_integration.MIN_PEFT_VERSION)
+        except ValueError as error:
+            advice = (
+                "Use peft.get_peft_model(model, config), and peft.PeftModel.from_pretrained(model, folder) to load"
+            )
+            raise ImportError(f"add_adapter: {error}. {advice}") from error
+        return super().add_adapter(*args, **kwargs)
 
 
 # ---- saving: a folder as a whole

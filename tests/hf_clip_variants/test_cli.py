@@ -1,4 +1,4 @@
-"""The command line's frame: listing, errors, exit codes, machine output. Each command has its own tests."""
+"""The command line: listing, errors, exit codes, machine-readable output. Each command has its own tests."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_help_lists_every_command_and_imports_none(run, monkeypatch):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_exists_and_its_help_holds_an_example(run, name):
+def test_help_of_every_command_has_an_example(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0 and f"hf-clip-variants {name}" in out.split("Examples")[1]
     assert "--json" in out
@@ -67,7 +67,7 @@ def test_version(run):
     assert run("--version") == (0, f"hf-clip-variants {hf_clip_variants.__version__}\n", "")
 
 
-def test_wrong_usage_exits_2_and_suggests(run):
+def test_wrong_usage_exits_2_with_a_suggestion(run):
     code, out, err = run("metods")
     assert code == 2 and out == "" and "Did you mean 'methods'?" in err
     code, _, err = run("methods", "--kind", "tuner")
@@ -100,7 +100,7 @@ def test_user_errors_are_one_line_on_stderr(run, toy_command):
         assert (code, out) == (1, "") and err == f"Error: {' '.join(str(error).split())}\n"
 
 
-def test_debug_shows_the_traceback_and_may_stand_anywhere(toy_command):
+def test_debug_flag_at_any_position_shows_the_traceback(toy_command):
     def toy(name: str):
         raise ValueError(f"bad {name}")
 
@@ -109,10 +109,10 @@ def test_debug_shows_the_traceback_and_may_stand_anywhere(toy_command):
         with pytest.raises(ValueError, match="bad x"):
             cli.main(arguments)
     with pytest.raises(SystemExit):
-        cli.main(["toy", "--", "--debug"])  # behind -- it is an argument
+        cli.main(["toy", "--", "--debug"])  # after -- it is an argument
 
 
-def test_a_bug_keeps_its_traceback(toy_command):
+def test_unexpected_error_keeps_its_traceback(toy_command):
     def toy():
         raise ZeroDivisionError
 
@@ -130,7 +130,7 @@ def test_ctrl_c_exits_130_without_a_traceback(run, toy_command):
     assert code == 130 and "Traceback" not in out + err
 
 
-def test_a_commands_own_exit_code_passes(run, toy_command):
+def test_exit_code_of_a_command_is_kept(run, toy_command):
     import typer
 
     def toy():
@@ -173,7 +173,7 @@ cli.main(["toy"])
     + [["-c", MEGABYTE]],
     ids=["methods", "help", "json", "megabyte"],
 )
-def test_a_reader_that_goes_away_gives_141_in_silence(program):
+def test_closed_stdout_exits_141_silently(program):
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen([sys.executable, *program], stdout=writing, stderr=subprocess.PIPE)
@@ -182,7 +182,7 @@ def test_a_reader_that_goes_away_gives_141_in_silence(program):
     assert (process.returncode, err) == (141, b"")
 
 
-def test_a_broken_pipe_elsewhere_is_an_error(run, toy_command):
+def test_other_broken_pipes_are_errors(run, toy_command):
     def toy():
         raise BrokenPipeError(32, "the Hub closed the connection")
 
@@ -202,7 +202,7 @@ def test_help_loads_neither_torch_nor_transformers():
     assert done.stderr == "[]\n" and "Commands" in done.stdout
 
 
-def test_the_console_script_is_installed():
+def test_console_script_is_installed():
     from importlib.metadata import entry_points
 
     (script,) = entry_points(group="console_scripts", name="hf-clip-variants")

@@ -1,4 +1,4 @@
-"""What `import hf_clip_variants` and `hf-clip-variants --help` load and cost."""
+"""Imports and time of `import hf_clip_variants` and `hf-clip-variants --help`."""
 
 import resource
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-# What `from transformers import AutoModel` does not import either.
+# Libraries that `from transformers import AutoModel` does not import either.
 NEVER = [
     "peft",
     "torchvision",
@@ -33,7 +33,7 @@ def loaded(program: str, modules: list[str]) -> list[str]:
 
 
 def cpu_seconds(program: str) -> float:
-    """Processor time of a new process: wall time would measure the neighbours."""
+    """Processor time of a new process; wall time would depend on other programs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -41,17 +41,17 @@ def cpu_seconds(program: str) -> float:
 
 
 def ratio(ours: str, theirs: str, rounds: int) -> float:
-    """The least of some interleaved rounds each."""
+    """The ratio of the smallest times over some interleaved rounds."""
     times = [(cpu_seconds(ours), cpu_seconds(theirs)) for _ in range(rounds)]
     return min(a for a, _ in times) / min(b for _, b in times)
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_import_loads_no_heavy_library():
     assert loaded("import hf_clip_variants as h; h.methods(), h.__version__, dir(h), h.__all__", NOT_BY_US) == []
 
 
 @pytest.mark.slow
-def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
+def test_auto_model_import_loads_nothing_more_and_costs_at_most_15_percent_more():
     theirs = "from transformers import AutoModel"
     ours = f"import hf_clip_variants; {theirs}"
     of_ours = ["modeling", "adapters", "data", "cli"]
@@ -59,8 +59,8 @@ def test_auto_model_loads_nothing_more_and_costs_at_most_15_percent_more():
     assert ratio(ours, theirs, rounds=2) <= 1.15
 
 
-def test_help_of_convert_is_the_tables_and_loads_nothing_heavy():
-    """Its options are those of the checkpoint formats, whose descriptors stay where they are."""
+def test_convert_help_comes_from_the_table_and_loads_no_heavy_library():
+    """Its options are those of the checkpoint formats, whose descriptors are not imported."""
     heavy = [name for name in NOT_BY_US if name not in ("typer", "rich")]
     program = f"""
 import sys

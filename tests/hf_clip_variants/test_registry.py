@@ -1,4 +1,4 @@
-"""The table of methods, and what it makes known to transformers and PEFT."""
+"""The table of methods, and its registration with transformers and PEFT."""
 
 import ast
 import importlib
@@ -36,7 +36,7 @@ def test_methods_are_unique_and_filtered_by_kind():
 
 
 @pytest.mark.parametrize("row", methods(), ids=name)
-def test_a_row_is_complete(row):
+def test_row_is_complete(row):
     assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", row.name)
     assert re.fullmatch(r"\d{4}\.\d{5}", row.paper.arxiv)
     assert row.paper.year == 2000 + int(row.paper.arxiv[:2])
@@ -50,16 +50,23 @@ def test_a_row_is_complete(row):
     assert not any(getattr(row, part) for part in parts - {*kind.required, *kind.optional})
     assert bool(row.model_type) == (kind.registered_with == "transformers")
     assert bool(row.peft_type) == (kind.registered_with == "peft")
-    hash(row)  # frozen all through
+    hash(row)  # all fields are immutable
 
 
-def test_the_third_kind_is_used_by_name_and_registered_nowhere():
-    """A method that optimises pixels or strokes: one row, found and exported like the others, unknown to Auto classes and PEFT."""
+def test_synthesis_methods_are_exported_but_not_registered():
+    """Methods that optimise pixels or strokes have a row and public names, but no Auto classes or PEFT type."""
     paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
     toy = registry.Method(
-        "toy", "synthesis", "Toy", paper, code, "text-to-image", "A toy.",
-        config="synthesis.toy.config:ToyConfig", generator="synthesis.toy.generator:ToyGenerator",
-    )  # fmt: skip
+        "toy",
+        "synthesis",
+        "Toy",
+        paper,
+        code,
+        "text-to-image",
+        "A toy.",
+        config="synthesis.toy.config:ToyConfig",
+        generator="synthesis.toy.generator:ToyGenerator",
+    )
     assert toy.folder == "hf_clip_variants.synthesis.toy" and toy.model_type is toy.peft_type is None
     assert toy.exports == {
         "ToyConfig": "hf_clip_variants.synthesis.toy.config",
@@ -69,7 +76,7 @@ def test_the_third_kind_is_used_by_name_and_registered_nowhere():
 
 
 @pytest.mark.parametrize("row", methods(), ids=name)
-def test_every_class_of_a_row_lives_in_its_folder(row):
+def test_classes_of_a_row_are_in_its_folder(row):
     package = registry.KINDS[row.kind].package
     folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
@@ -87,7 +94,7 @@ def test_every_class_of_a_row_lives_in_its_folder(row):
 
 
 @pytest.mark.parametrize("row", MODELS, ids=name)
-def test_a_models_classes_agree_with_its_row(row):
+def test_classes_of_a_model_agree_with_its_row(row):
     config = row.load("config")
     assert config.model_type == row.model_type
     for part in ("model", *row.auto_classes):
@@ -101,7 +108,7 @@ def test_a_models_classes_agree_with_its_row(row):
 
 
 @pytest.mark.parametrize("row", ADAPTERS, ids=name)
-def test_an_adapters_classes_agree_with_its_row(row):
+def test_classes_of_an_adapter_agree_with_its_row(row):
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     assert row.load("config")().peft_type == row.peft_type
@@ -109,7 +116,7 @@ def test_an_adapters_classes_agree_with_its_row(row):
     assert issubclass(row.load("layer"), BaseTunerLayer)
 
 
-def test_unknown_names_are_answered_with_near_ones():
+def test_unknown_names_are_refused_with_suggestions():
     assert method("coop").title == "CoOp"
     with pytest.raises(
         ValueError, match=r"method: unknown 'tip-adapter'; did you mean 'tip_adapter' or 'clip_adapter'\?"
@@ -133,7 +140,7 @@ def test_public_names_are_lazy_complete_and_typed():
     for export in hf_clip_variants.__all__:
         assert getattr(hf_clip_variants, export).__name__ == export
     assert set(hf_clip_variants.__all__) <= set(dir(hf_clip_variants)) and "__version__" in dir(hf_clip_variants)
-    # What a type checker reads is what a program gets.
+    # The names for type checkers equal those at run time.
     tree = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     typed = {alias.name: f"hf_clip_variants.{node.module}" for node in imports for alias in node.names}
@@ -143,7 +150,7 @@ def test_public_names_are_lazy_complete_and_typed():
         _ = hf_clip_variants.CoCoCoOp
 
 
-def test_a_missing_optional_dependency_names_the_extra(monkeypatch):
+def test_missing_optional_dependency_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ImportError, match=r'^Text cleaning needs ftfy: pip install "hf-clip-variants\[text\]"$'):
         optional_dependencies.require("ftfy", "Text cleaning")
@@ -215,7 +222,7 @@ def test_auto_classes_know_the_model(row, tmp_path):
     ("task", "arguments"),
     [("image-classification", {}), ("zero-shot-image-classification", {"candidate_labels": ["cat", "forest"]})],
 )
-def test_stock_pipelines_take_a_saved_folder(task, arguments, tmp_path):
+def test_stock_pipelines_load_a_saved_model(task, arguments, tmp_path):
     """Model, tokenizer and image processor are found by name, and the pipeline knows the model class."""
     from adapter_models import tiny_classifier
     from PIL import Image
@@ -242,14 +249,14 @@ def test_stock_pipelines_take_a_saved_folder(task, arguments, tmp_path):
     assert {answer["label"] for answer in answers} <= set(arguments.get("candidate_labels", CLASS_NAMES))
 
 
-def test_transformers_own_entries_stay():
+def test_entries_of_transformers_are_kept():
     from transformers import CLIPConfig, CLIPModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     assert MODEL_MAPPING[CLIPConfig] is CLIPModel
 
 
-# In a new process, in every order of imports
+# In a new process, with every order of imports
 
 
 @pytest.mark.slow
@@ -257,16 +264,16 @@ def test_transformers_own_entries_stay():
     "first",
     [
         "import hf_clip_variants",
-        "import peft",  # and with it transformers
-        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter imports PEFT, which
-        # registers that adapter, while another thread imports PEFT too.
+        "import peft",  # which imports transformers
+        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter
+        # imports PEFT, which registers that adapter, while another thread imports PEFT too.
         "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig\n"
         "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start()\n"
         "from hf_clip_variants.adapters.coop.config import CoOpConfig\nother.join()",
     ],
     ids=["ours first", "theirs first", "a submodule first, in a race"],
 )
-def test_everything_is_known_whoever_is_imported_first(first):
+def test_methods_are_registered_in_any_import_order(first):
     program = f"""
 {first}
 import sys

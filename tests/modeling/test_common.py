@@ -40,18 +40,24 @@ def export(case, folder) -> dict:
     expected = {f"inputs.{name}": value for name, value in case.inputs(4).items()}
     expected["output"] = case.run(model)
     if processor is not None:
-        expected["picture"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
-        expected["processed"] = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+        expected["image"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
+        expected["processed"] = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
     if hasattr(processor, "feature_extractor"):
-        expected["sound"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
-        expected["heard"] = processor(audio=expected["sound"], sampling_rate=rate, return_tensors="pt").input_features
+        expected["audio"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
+        expected["input_features"] = processor(
+            audio=expected["audio"], sampling_rate=rate, return_tensors="pt"
+        ).input_features
     save_file(expected, folder / "expected.safetensors")
     readme = (exported / "README.md").read_text()
     (folder / "snippet.py").write_text(readme.partition("```python\n")[2].partition("```")[0])
     return {
-        "name": case.id, "home": str(folder), "folder": str(exported), "repo_id": repo_id, "auto_class": case.auto_class,
+        "name": case.id,
+        "home": str(folder),
+        "folder": str(exported),
+        "repo_id": repo_id,
+        "auto_class": case.auto_class,
         "output": case.output,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.hub
@@ -68,8 +74,11 @@ def test_exported_code_runs_where_the_package_is_missing(tmp_path):
         ran = subprocess.run(
             [sys.executable, str(PROGRAMS / "without_package.py"), str(tmp_path / "exports.json")],
             env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=280,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
     assert ran.returncode == 0, ran.stdout + ran.stderr[-4000:]
     steps = ["refused without trust_remote_code", "folder", "hub", "saved again", "pushed again", "snippet"]
     passed = ran.stdout.splitlines()

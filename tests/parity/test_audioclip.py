@@ -1,4 +1,4 @@
-"""The official AudioCLIP through our converter: spectrogram, maps and gates, features, losses of any modalities, gradients."""
+"""AudioCLIP from converted official weights: spectrogram, maps and gates, features, losses, gradients."""
 
 import re
 
@@ -12,7 +12,7 @@ from hf_clip_variants.modeling.audioclip.spectrogram_audioclip import wavelets
 
 pytestmark = pytest.mark.parity
 
-# What shapes do not tell, and the converter takes as it is called in the fixture.
+# Settings that cannot be inferred from shapes; the converter's arguments have the fixture's names.
 SETTINGS = ("n_fft", "hop_length", "win_length", "window", "normalized", "onesided", "spec_height", "spec_width")
 HOOKED = ("maxpool", "layer1", "att1", "layer2", "att2", "layer3", "att3", "layer4", "att4", "att5")
 COMBINATIONS = {
@@ -54,7 +54,7 @@ def inputs(fixture):
 
 
 def gradients_of(model, loss) -> dict[str, torch.Tensor]:
-    """Under the official names; zeros where none came."""
+    """Under the official names; zeros for parameters without gradient."""
     model.zero_grad()
     loss.backward()
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
@@ -63,9 +63,9 @@ def gradients_of(model, loss) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def results(fixture, model, inputs):
-    """Everything of the fixture, under its names."""
-    front, sounds = model.audio_model.fbsp, inputs["input_features"]
-    frames, filters = front.frames(sounds), front.filters()
+    """All outputs of the fixture, under its names."""
+    front, waveforms = model.audio_model.fbsp, inputs["input_features"]
+    frames, filters = front.frames(waveforms), front.filters()
     spectrum = front.spectrum(frames, filters)
     numbers = torch.arange(len(front.fc), dtype=torch.float32)
     at_init = wavelets(0 * numbers, torch.ones_like(numbers), numbers, filters.shape[-1], front.config.normalized)
@@ -80,7 +80,7 @@ def results(fixture, model, inputs):
     for name in HOOKED:
         keep = lambda module, given, output, name=name: found.update({f"audio.{name}": output})  # noqa: E731
         hooks.append(model.audio_model.get_submodule(name).register_forward_hook(keep))
-    found["audio.features_mono"] = model.get_audio_features(sounds).pooler_output
+    found["audio.features_mono"] = model.get_audio_features(waveforms).pooler_output
     for hook in hooks:
         hook.remove()
     found["audio.features_stereo"] = model.get_audio_features(fixture.inputs["audio_stereo"]).pooler_output
@@ -105,7 +105,7 @@ def results(fixture, model, inputs):
 
 @pytest.fixture(scope="module")
 def raw_gradients(model, inputs):
-    """Without the division by the largest magnitude."""
+    """Gradients of the filters before the division by the largest magnitude."""
     with pytest.MonkeyPatch.context() as patch:
         module = "hf_clip_variants.modeling.audioclip.spectrogram_audioclip._MaxNormGradients.apply"
         patch.setattr(module, lambda over_ranks, *vectors: vectors)
@@ -128,13 +128,12 @@ def test_configuration_from_shapes(fixture, model):
     assert text.eos_token_id == fixture.text_eos_token_id()
 
 
-def test_what_shapes_tell_need_not_be_said(fixture, settings, model):
+def test_settings_are_inferred_from_shapes(fixture, settings, model):
     heads = {"vision_heads": fixture.meta["vision_heads"], "text_heads": fixture.hparam("transformer_heads")}
-    seen = (
-        {"win_length"} if settings["n_fft"] % 2 else {"win_length", "n_fft"}
-    )  # an odd length has the filters of an even one
-    told = {name: value for name, value in settings.items() if name not in seen}
-    assert audioclip_from_official(fixture.state_dict, **heads, **told).config.to_dict() == model.config.to_dict()
+    # An odd n_fft has as many filters as the even number below it, so it must be passed.
+    inferred = {"win_length"} if settings["n_fft"] % 2 else {"win_length", "n_fft"}
+    given = {name: value for name, value in settings.items() if name not in inferred}
+    assert audioclip_from_official(fixture.state_dict, **heads, **given).config.to_dict() == model.config.to_dict()
 
 
 @pytest.mark.parametrize("kind", ["fbsp_weights_at_init", "audio", "ait", "ai", "at", "it", "a", "grad"])
@@ -145,7 +144,7 @@ def test_equals_official(fixture, results, kind):
         assert_close(results[name], expected, name)
 
 
-def test_gradients_of_the_filters_before_they_are_normalised(fixture, raw_gradients):
+def test_raw_filter_gradients_equal_official(fixture, raw_gradients):
     wanted = {name: tensor for name, tensor in fixture.outputs.items() if name.startswith("grad_raw.")}
     assert wanted
     for name, expected in wanted.items():
@@ -156,7 +155,7 @@ def test_every_output_is_compared(fixture, results, raw_gradients):
     assert set(fixture.outputs) <= set(results) | set(raw_gradients)
 
 
-def test_official_and_back_is_bit_equal(fixture, model):
+def test_round_trip_is_bit_identical(fixture, model):
     back = to_official(model.state_dict(), model.config)
     assert (
         fixture.state_dict.keys() - back.keys() == {"audio.fbsp.bias"} and not back.keys() - fixture.state_dict.keys()

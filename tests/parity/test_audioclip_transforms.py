@@ -1,4 +1,4 @@
-"""The official preparation of sounds: framing, length in evaluation, time scaling, scales."""
+"""The official preprocessing of audio: framing, length in evaluation, time scaling, scales."""
 
 import re
 
@@ -23,14 +23,15 @@ def fixture():
 @pytest.fixture(scope="module")
 def results(fixture):
     length, found = fixture.meta["out_len"], {}
-    for name, sound in fixture.inputs.items():
-        if sound.ndim == 2:
-            found[f"eval.{name}"] = torch.from_numpy(fit_length(sound.numpy(), length))
+    for name, audio in fixture.inputs.items():
+        if audio.ndim == 2:
+            found[f"eval.{name}"] = torch.from_numpy(fit_length(audio.numpy(), length))
         else:
             number = name.removeprefix("scale_")
-            scaled = stretch(fixture.inputs["short_mono"].numpy(), sound.item())
+            scaled = stretch(fixture.inputs["short_mono"].numpy(), audio.item())
             found[f"random_scale_{number}"] = torch.from_numpy(scaled)
-    # "frame_signal(short_stereo[...], 60, 17, torch.hann_window(60)): _exact uses the first 128 samples, _too_short the first 41"
+    # "frame_signal(short_stereo[...], 60, 17, torch.hann_window(60)): _exact uses the first 128 samples, _too_short
+    # the first 41"
     *framing, exact, too_short = map(
         int,
         re.search(
@@ -42,10 +43,10 @@ def results(fixture):
             samples = {"frames_exact": exact, "frames_too_short": too_short}.get(name)
             signal = fixture.inputs["short_stereo"][:, :samples]
             found[name] = frame_signal(signal, torch.hann_window(framing[0]), framing[1])
-    sound = fixture.inputs["short_stereo"]
-    found["scale_int16"] = (sound + 32768) / 65535 * 2 - 1
+    audio = fixture.inputs["short_stereo"]
+    found["scale_int16"] = (audio + 32768) / 65535 * 2 - 1
     extract = AudioCLIPFeatureExtractor(feature_size=2, do_peak_scale=True)
-    features = extract(sound, sampling_rate=44100, padding=False, return_tensors="pt")
+    features = extract(audio, sampling_rate=44100, padding=False, return_tensors="pt")
     found["us8k_peak_scaled"] = features.input_features[0]
     return found
 
@@ -59,10 +60,10 @@ def test_every_output_is_compared(fixture, results):
     assert set(fixture.outputs) <= set(results)
 
 
-def test_the_feature_extractor_does_the_same_as_its_parts(fixture):
-    """Sounds that are on the int16 scale already, all in one batch."""
+def test_feature_extractor_equals_its_steps(fixture):
+    """Audio that is already on the int16 scale, in one batch."""
     length = fixture.meta["out_len"]
-    mono = {name: sound for name, sound in fixture.inputs.items() if sound.ndim == 2 and len(sound) == 1}
+    mono = {name: audio for name, audio in fixture.inputs.items() if audio.ndim == 2 and len(audio) == 1}
     extract = AudioCLIPFeatureExtractor(max_length=length, do_rescale_int16=False)
     features = extract(list(mono.values()), sampling_rate=44100, return_tensors="pt").input_features
     for name, row in zip(mono, features, strict=True):

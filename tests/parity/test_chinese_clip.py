@@ -1,4 +1,4 @@
-"""OFA-Sys/Chinese-CLIP through our converter into ChineseCLIPModel: features, logits, loss and gradients."""
+"""ChineseCLIPModel from converted OFA-Sys/Chinese-CLIP weights: features, logits, loss and gradients."""
 
 import pytest
 import torch
@@ -67,8 +67,8 @@ def test_equals_official_code(fixture, model):
     compare.assert_complete()
 
 
-def test_padding_changes_the_features_of_a_text_without_its_mask(fixture, model):
-    """What the official code does unasked, from the ids, is the caller's duty here."""
+def test_without_attention_mask_padding_changes_features(fixture, model):
+    """The official code derives the mask from the ids; here the caller must pass it."""
     ids, pad = fixture.inputs["input_ids"], fixture.meta["hyper"]["pad"]
     padded = torch.cat([ids, torch.full_like(ids[:, :2], pad)], dim=1)
     with torch.no_grad():

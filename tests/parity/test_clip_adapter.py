@@ -66,7 +66,7 @@ def test_equals_official_code_and_formula(fixture, plain_clip):
     compare.assert_complete()
 
 
-def test_weights_that_do_not_go_together_or_none_are_refused(fixture):
+def test_missing_or_mismatched_weights_are_refused(fixture):
     image = _official_file(fixture, "adapter")
     with pytest.raises(ValueError, match=r"not \(D // r, D\)"):
         convert_clip_adapter({"fc.0.weight": image["fc.0.weight"], "fc.2.weight": image["fc.0.weight"]})

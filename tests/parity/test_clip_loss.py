@@ -28,7 +28,7 @@ def test_loss_and_gradients(fixture, chunk_size):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 512])
-def test_each_direction(fixture, chunk_size):
+def test_both_directions_equal_official(fixture, chunk_size):
     image, text = unit_norm(fixture.inputs["image_raw"]), unit_norm(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, chunk_size)
@@ -41,7 +41,7 @@ GRADIENTS = ("d_image", "d_text", "d_logit_scale")
 # official loss -> (our mode, what is equal on each rank, what is equal as the mean over ranks)
 OFFICIAL = {
     "openclip.local0_grad1": ("exact", ("loss", *GRADIENTS), ()),
-    # Each rank's own share instead of the whole: a DDP step is the same.
+    # Each rank has the loss of its own rows; after DDP's average the step is the same.
     "openclip.local1_grad1": ("exact", ("d_image", "d_text"), ("loss", "d_logit_scale")),
     "openclip.local0_grad0": ("open_clip", ("loss", *GRADIENTS), ()),
     "openclip.local1_grad0": ("slip", ("loss", *GRADIENTS), ()),
@@ -60,7 +60,7 @@ def ranks(fixture, tmp_path_factory):
 
 
 @pytest.mark.parametrize("official", OFFICIAL)
-def test_each_rank_has_the_official_loss_and_gradients(fixture, ranks, official):
+def test_loss_and_gradients_of_each_rank_equal_official(fixture, ranks, official):
     mode, on_each, on_average = OFFICIAL[official]
     for name in on_each:
         for rank, tensors in enumerate(ranks):
@@ -72,13 +72,13 @@ def test_each_rank_has_the_official_loss_and_gradients(fixture, ranks, official)
 
 
 @pytest.mark.parametrize("mode", ["exact", "open_clip", "slip"])
-def test_the_mean_over_ranks_is_the_loss_of_one_process(fixture, ranks, mode):
+def test_mean_loss_over_ranks_equals_one_process(fixture, ranks, mode):
     losses = torch.stack([tensors[f"{mode}.loss"] for tensors in ranks])
     assert_close(losses.mean(), fixture.outputs["single.loss"], mode)
 
 
 @pytest.mark.parametrize("mode, factor", [("exact", lambda ranks: 1), ("open_clip", lambda ranks: 1 / ranks)])
-def test_gradients_after_ddps_average(fixture, ranks, mode, factor):
+def test_gradients_averaged_over_ranks_equal_one_process(fixture, ranks, mode, factor):
     for name in ("d_image", "d_text"):
         average = torch.cat([tensors[f"{mode}.{name}"] for tensors in ranks]) / len(ranks)
         assert_close(average, factor(len(ranks)) * fixture.outputs[f"single.{name}"], name)
@@ -96,8 +96,8 @@ def test_every_output_is_compared(fixture):
     assert set(fixture.outputs) == expected
 
 
-def test_rectangular_blocks_add_up_to_the_whole(fixture):
-    """What one rank owns: some rows, all columns."""
+def test_blocks_of_rows_add_up_to_the_full_loss(fixture):
+    """A rank's block: some rows and all columns."""
     image, text = unit_norm(fixture.inputs["image_raw"]), unit_norm(fixture.inputs["text_raw"])
     scale = fixture.inputs["logit_scale_param"].exp()
     rows, columns, diagonal = log_normalizers(image, text, scale, 2)

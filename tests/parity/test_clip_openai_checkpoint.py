@@ -1,4 +1,4 @@
-"""A checkpoint as OpenAI ships it (two precisions, stray keys): nothing but shapes tells the architecture."""
+"""A checkpoint in OpenAI's format (two precisions, extra keys): the architecture is inferred from shapes."""
 
 import pytest
 import torch

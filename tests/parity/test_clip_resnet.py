@@ -1,4 +1,4 @@
-"""OpenAI's CLIP with a ResNet image tower through our converter: stage maps, features, logits, loss and gradients."""
+"""CLIP-ResNet from converted OpenAI weights: feature maps, features, logits, loss and gradients."""
 
 import re
 
@@ -80,7 +80,7 @@ def test_every_output_is_compared(fixture, results):
     assert set(fixture.outputs) <= set(results)
 
 
-def test_the_models_own_loss_is_the_official_one(fixture, model):
+def test_model_loss_equals_official(fixture, model):
     n = min(len(fixture.inputs["image"]), len(fixture.inputs["text"]))
     inputs = {"pixel_values": fixture.inputs["image"][:n], "input_ids": fixture.inputs["text"][:n]}
     model.zero_grad()
@@ -93,8 +93,8 @@ def test_the_models_own_loss_is_the_official_one(fixture, model):
             assert_close(gradients[name.removeprefix("grad.")], expected, name)
 
 
-def test_backbone_and_folded_tower_equal_official(fixture, model):
-    """The stage maps of the backbone, and the features with batch norm folded into the convolutions."""
+def test_backbone_and_folded_encoder_equal_official(fixture, model):
+    """Feature maps of the backbone, and features with batch normalisation folded into the convolutions."""
     from hf_clip_variants import CLIPResNetBackbone
 
     backbone = CLIPResNetBackbone(model.config.vision_config).eval()

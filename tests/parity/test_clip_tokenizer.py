@@ -36,30 +36,30 @@ def tokenizer(fixture):
 
 
 def is_plain(case):
-    """Blank text and written-out special tokens are where `tokenize_texts` differs on purpose."""
+    """`tokenize_texts` differs on purpose for blank texts and for special tokens in the text."""
     return case["cleaned"] and not any(token in case["cleaned"] for token in SPECIAL)
 
 
-def test_cleaning(cases):
+def test_cleaned_texts_equal_official(cases):
     assert {case["text"]: clean_text(case["text"]) for case in cases} == {
         case["text"]: case["cleaned"] for case in cases
     }
 
 
-def test_ids_of_every_case(cases, tokenizer):
+def test_token_ids_equal_official(cases, tokenizer):
     for case in cases:
         ids = tokenizer(clean_text(case["text"]), add_special_tokens=False, verbose=False)["input_ids"]
         assert ids == case["bpe_ids"], case["text"]
         assert len(tokenizer(clean_text(case["text"]), verbose=False)["input_ids"]) == case["n_tokens_with_specials"]
 
 
-def test_decoding(cases, tokenizer):
+def test_decoded_texts_equal_official(cases, tokenizer):
     for case in cases:
         assert tokenizer.decode(case["bpe_ids"]) == case["decoded"].strip(), case["text"]
 
 
 @pytest.mark.parametrize("name", ["ids77", "ctx16"])
-def test_rows(fixture, cases, tokenizer, name):
+def test_padded_ids_equal_official(fixture, cases, tokenizer, name):
     expected = fixture.outputs[name]
     plain = [index for index, case in enumerate(cases) if is_plain(case)]
     rows = tokenize_texts(tokenizer, [cases[i]["text"] for i in plain], max_length=expected.shape[1], clean=True)
@@ -70,7 +70,7 @@ def test_rows(fixture, cases, tokenizer, name):
     assert torch.equal(padded, expected[plain])
 
 
-def test_rows_of_slip(fixture, cases, tokenizer):
+def test_padded_ids_equal_slip(fixture, cases, tokenizer):
     expected = fixture.outputs["slip_ids77"]
     plain = [index for index, case in enumerate(cases) if is_plain(case)]
     rows = tokenize_texts(
@@ -82,13 +82,13 @@ def test_rows_of_slip(fixture, cases, tokenizer):
     assert torch.equal(padded, expected[plain])
 
 
-def test_special_tokens_in_text_are_text(cases, tokenizer):
+def test_special_tokens_in_text_are_plain_text(cases, tokenizer):
     for text in [case["text"] for case in cases if any(token in case["cleaned"] for token in SPECIAL)]:
         (ids,) = tokenize_texts(tokenizer, [text], clean=True)
         assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
         assert not set(ids[1:-1]) & {tokenizer.bos_token_id, tokenizer.eos_token_id}
 
 
-def test_open_clip_is_what_is_found_without_a_hub(tokenizer, monkeypatch):
+def test_open_clip_vocabulary_is_used_offline(tokenizer, monkeypatch):
     monkeypatch.setattr(text_clip, "OFFICIAL_TOKENIZER", "no-such-owner/not-cached")
     assert official_tokenizer().get_vocab() == tokenizer.get_vocab()

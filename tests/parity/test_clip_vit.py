@@ -1,4 +1,4 @@
-"""OpenAI's Vision Transformer CLIP through our converter into CLIPModel: features, logits, loss, hidden states and gradients."""
+"""CLIPModel from converted OpenAI weights (ViT): features, logits, loss, hidden states and gradients."""
 
 import re
 

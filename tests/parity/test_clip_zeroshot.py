@@ -9,7 +9,7 @@ from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
 pytestmark = pytest.mark.parity
 
 
-def test_prompt_ensemble_and_logits_are_the_notebooks():
+def test_prompt_ensemble_and_logits_equal_the_official_notebook():
     fixture = load_fixture("clip_zeroshot")
     inputs, outputs = fixture.inputs, fixture.outputs
 

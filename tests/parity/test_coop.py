@@ -1,4 +1,4 @@
-"""CoOp equals KaiyangZhou/CoOp: prompts, features, logits, loss and gradients, on CLIPClassifier and on plain CLIPModel."""
+"""CoOp equals KaiyangZhou/CoOp on CLIPClassifier and CLIPModel: prompts, features, logits, loss and gradients."""
 
 import pytest
 import torch
@@ -126,6 +126,6 @@ def test_plain_clip_model_equals_official_code(coop):
     compare.assert_complete()
 
 
-def test_a_class_specific_context_needs_class_names(coop):
+def test_class_specific_context_needs_class_names(coop):
     with pytest.raises(ValueError, match="class_names"):
         convert_coop(_official_file(coop, "csc"))

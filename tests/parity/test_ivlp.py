@@ -26,7 +26,7 @@ def ivlp():
 
 
 def official_file(fixture) -> dict[str, torch.Tensor]:
-    """As the trainer saves it: image_encoder.*, text_encoder.*, prompt_learner.*."""
+    """A file as the official trainer saves it: image_encoder.*, text_encoder.*, prompt_learner.*."""
     names = {"clip.visual.": "image_encoder.", "clip.transformer.": "text_encoder.transformer."}
     saved = {}
     for name, tensor in fixture.state_dict.items():

@@ -1,4 +1,4 @@
-"""The official SLIP through our converter: features, heads, losses, gradients, statistics, decay groups and learning rates."""
+"""SLIP from converted official weights: features, losses, gradients, statistics, decay groups, learning rates."""
 
 import re
 from functools import partial
@@ -56,7 +56,7 @@ def forward(fixture, model):
 
 
 def learning_rates(fixture) -> dict[str, torch.Tensor]:
-    """Every schedule of the fixture, by the call of the official function that its meta.json describes."""
+    """Every schedule of the fixture, with the arguments of the official call in its meta.json."""
     found = {}
     for name in (name for name in fixture.outputs if name.startswith("schedule.")):
         call = fixture.meta["tensors"][name]
@@ -64,9 +64,13 @@ def learning_rates(fixture) -> dict[str, torch.Tensor]:
         said = {key: float(value) for key, value in re.findall(r"(\w+)=([\de.+-]+)", call)}
         steps, epochs = int(said["niter_per_ep"]), int(said["epochs"])
         schedule = partial(
-            warmup_cosine, peak=peak, end=end, start=said["start_warmup_value"], num_steps=epochs * steps,
+            warmup_cosine,
+            peak=peak,
+            end=end,
+            start=said["start_warmup_value"],
+            num_steps=epochs * steps,
             warmup_steps=int(said["warmup_epochs"]) * steps,
-        )  # fmt: skip
+        )
         found[name] = torch.tensor([peak * schedule(step) for step in range(epochs * steps)], dtype=torch.float64)
     return found
 
@@ -119,7 +123,7 @@ def test_every_output_is_compared(fixture, results):
     assert set(fixture.outputs) <= set(results)
 
 
-def test_the_dual_encoder_alone_gives_the_same_features(fixture):
+def test_dual_encoder_without_head_equals_official(fixture):
     image, text = fixture.inputs["image"], fixture.inputs["text"]
     whole = convert(fixture)
     for model in (convert(fixture, with_head=False), whole.dual_encoder()):
@@ -131,27 +135,27 @@ def test_the_dual_encoder_alone_gives_the_same_features(fixture):
         assert_close(outputs.loss, fixture.outputs["eval.clip_loss"], "loss")
 
 
-def test_the_image_tower_alone_gives_the_official_class_token(fixture):
-    tower = vit_from_official(fixture.state_dict, vision_heads=fixture.meta["vision_hparams"]["num_heads"])
+def test_image_encoder_alone_equals_official(fixture):
+    encoder = vit_from_official(fixture.state_dict, vision_heads=fixture.meta["vision_hparams"]["num_heads"])
     with torch.no_grad():
         assert_close(
-            tower(fixture.inputs["image"]).last_hidden_state[:, 0], fixture.outputs["eval.visual_cls"], "visual_cls"
+            encoder(fixture.inputs["image"]).last_hidden_state[:, 0], fixture.outputs["eval.visual_cls"], "visual_cls"
         )
 
 
-def test_official_ours_official(fixture):
+def test_round_trip_is_bit_identical(fixture):
     model = convert(fixture)
     back = to_official(model.state_dict(), model.config)
     assert back.keys() == fixture.state_dict.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in fixture.state_dict.items())
 
 
-def test_what_does_not_decay_is_what_the_official_optimiser_leaves_out(fixture):
+def test_parameters_without_weight_decay_equal_official(fixture):
     model = convert(fixture)
     decays, stays = weight_decay_groups(model, 0.1)
     assert (decays["weight_decay"], stays["weight_decay"]) == (0.1, 0.0)
     kept = {id(parameter) for parameter in stays["params"]}
-    # Marks travel under the official names; the three parts of a joint projection must agree.
+    # 1 marks a parameter without weight decay. Marks of the three parts of a joint projection must agree.
     marks = {name: torch.full_like(p, float(id(p) in kept)) for name, p in model.named_parameters()}
     official = to_official(marks, model.config)
     assert {name for name, mark in official.items() if mark.all()} == set(fixture.meta["no_weight_decay_params"])

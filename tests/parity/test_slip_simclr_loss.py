@@ -1,4 +1,4 @@
-"""The official SIMCLRLoss on one process, and on real processes."""
+"""The official SIMCLRLoss on one process and on several."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def ranks(fixture, tmp_path_factory):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_one_process(fixture, swapped):
+def test_loss_and_gradients_of_one_process_equal_official(fixture, swapped):
     views = [fixture.inputs[name].clone().requires_grad_() for name in ("aug1", "aug2")]
     loss, accuracy = simclr_loss(*(views[::-1] if swapped else views), fixture.meta["temperature"])
     loss.backward()
@@ -41,21 +41,21 @@ def test_one_process(fixture, swapped):
         assert_close(100 * accuracy, fixture.outputs["single.acc"], "acc")
 
 
-def test_each_rank_has_the_official_gradients_and_accuracy(fixture, ranks):
+def test_gradients_and_accuracy_of_each_rank_equal_official(fixture, ranks):
     for rank, tensors in enumerate(ranks):
         assert_close(100 * tensors["acc"], fixture.outputs[f"simclr.rank{rank}.acc"], f"acc of rank {rank}")
         for name in GRADIENTS:
             assert_close(tensors[name], fixture.outputs[f"simclr.rank{rank}.{name}"], f"{name} of rank {rank}")
 
 
-def test_each_rank_has_the_loss_of_the_whole_batch_which_is_the_mean_of_the_official_ones(fixture, ranks):
+def test_loss_of_each_rank_is_the_mean_of_the_official_losses(fixture, ranks):
     official = torch.stack([fixture.outputs[f"simclr.rank{rank}.loss"] for rank in range(len(ranks))])
     for tensors in ranks:
         assert_close(tensors["loss"], official.mean(), "loss")
         assert_close(tensors["loss"], fixture.outputs["single.loss"], "loss of one process")
 
 
-def test_ddps_average_is_the_gradient_of_one_process(fixture, ranks):
+def test_gradients_averaged_over_ranks_equal_one_process(fixture, ranks):
     for name in GRADIENTS:
         average = torch.cat([tensors[name] for tensors in ranks]) / len(ranks)
         assert_close(average, fixture.outputs[f"single.{name}"], name)

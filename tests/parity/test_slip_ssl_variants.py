@@ -1,4 +1,4 @@
-"""MoCo v3, BYOL and SimSiam as the papers write them: losses, and gradients of the predictions alone."""
+"""MoCo v3, BYOL and SimSiam as in their papers: losses, and gradients of the predictions only."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_every_output_is_compared(fixture):
     assert set(fixture.outputs) == {f"{name}.{what}" for name in LOSSES for what in ("loss", "d_p1", "d_p2")}
 
 
-def test_swapping_the_views_changes_nothing(fixture):
+def test_swapping_the_views_keeps_the_loss(fixture):
     p1, p2, z1, z2 = (fixture.inputs[name] for name in ("p1", "p2", "z1", "z2"))
     for loss in LOSSES.values():
         torch.testing.assert_close(loss((p1, p2, z1, z2), fixture.inputs), loss((p2, p1, z2, z1), fixture.inputs))

@@ -1,4 +1,4 @@
-"""Tip-Adapter and Tip-Adapter-F equal gaopengcuhk/Tip-Adapter: cache, logits, search, and two steps of training the keys."""
+"""Tip-Adapter and Tip-Adapter-F equal gaopengcuhk/Tip-Adapter: cache, logits, search, two training steps of keys."""
 
 import re
 
@@ -24,7 +24,7 @@ def fixture():
 
 @pytest.fixture(scope="module")
 def features(fixture):
-    """Un-normalised image features of the fixture's pictures; (V, N, D) of the augmented views."""
+    """Un-normalised image features of the fixture's images; (V, N, D) of the augmented views."""
     model = fixture_classifier(fixture, fixture.inputs["template_input_ids"])
     with torch.no_grad():
         views = torch.stack([model.get_image_features(view).pooler_output for view in fixture.inputs["train_views"]])
@@ -65,9 +65,14 @@ def test_equals_official_code(fixture, features):
 
     inputs = {k.removeprefix("search2."): v for k, v in fixture.inputs.items() if k.startswith("search2.")}
     found = search_alpha_beta(
-        inputs["features"], inputs["labels"], inputs["clip_weights"].t(), inputs["cache_keys"].t(),
-        labels_from_one_hot(inputs["cache_values"]), scale=fixture.hparam("search2_scale"), steps=fixture.hparam("search2_step"),
-    )  # fmt: skip
+        inputs["features"],
+        inputs["labels"],
+        inputs["clip_weights"].t(),
+        inputs["cache_keys"].t(),
+        labels_from_one_hot(inputs["cache_values"]),
+        scale=fixture.hparam("search2_scale"),
+        steps=fixture.hparam("search2_step"),
+    )
     compare("search2.best_beta", found.beta)
     compare("search2.best_alpha", found.alpha)
     compare("search2.accuracy_grid", found.accuracies)
@@ -82,7 +87,7 @@ def test_equals_official_code(fixture, features):
         [p for p in model.parameters() if p.requires_grad], lr=recipe["lr"], eps=recipe["adamw_eps"]
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe["T_max"])
-    # The official loop draws a new view an epoch; the fixture's is in its outputs.
+    # The official loop draws a new view in each epoch; the fixture's view is in its outputs.
     train_features = fixture.outputs["F.train_features"]
     unit = F.normalize(views, dim=-1)
     nearest = (unit - train_features).abs().amax(dim=(1, 2)).argmin()

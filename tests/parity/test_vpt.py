@@ -1,5 +1,4 @@
-"""VPT equals the official codes, in the first layer and in several: on CLIP
-muzairkhattak/multimodal-prompt-learning, on ViT KMnP/vpt."""
+"""VPT equals the official code: muzairkhattak/multimodal-prompt-learning on CLIP, KMnP/vpt on ViT."""
 
 import pytest
 import torch
@@ -92,7 +91,7 @@ def test_vit_equals_official_code(on_vit):
     compare.assert_complete()
 
 
-def test_initial_range_is_the_official_one(on_vit):
+def test_initial_range_equals_official(on_vit):
     base = vit_from_official(on_vit.state_dict, num_attention_heads=on_vit.hparam("heads"))
     width, bound = on_vit.hparam("proj"), on_vit.hparam("init_uniform_bound")
     config = VPTConfig.original(num_prompt_tokens=200, prompt_depth=1, projection_dim=width if width > 0 else None)

@@ -28,7 +28,7 @@ def main(out: Path):
     case = CASES["audioclip"]
     bare = case.make()
     bare.audio_model.fbsp.requires_grad_(True)
-    # Batch normalisation here takes the statistics of each rank; frozen, they are equal on all.
+    # Batch normalisation uses the statistics of each rank; frozen ones are equal on all ranks.
     bare.config.vision_config.freeze_batch_norm = bare.config.audio_config.freeze_batch_norm = True
     share = BATCH // size
     inputs = {name: value[share * rank : share * (rank + 1)] for name, value in case.inputs(BATCH).items()}

@@ -1,4 +1,4 @@
-"""The contrastive losses on the ranks of one batch, and training steps through them; run by torchrun, on gloo.
+"""The contrastive losses and training steps with them, on the ranks of one batch; run by torchrun, on gloo.
 
 python contrastive_ranks.py OUT TASK.json, written and described by `contrastive_runs.py`. Writes
 OUT/rank<r>.safetensors, errors to OUT/rank<r>.json.
@@ -30,7 +30,7 @@ MODES = (
 
 @contextmanager
 def counted_exchange():
-    """The numbers that pass through each gathering and reduce-scatter, on all ranks together."""
+    """Counts the elements of each all-gather and reduce-scatter, summed over all ranks."""
     originals, traffic = (rank_exchange._all_gather, rank_exchange._reduce_scatter), []
 
     def counted(exchange):
@@ -65,7 +65,7 @@ def losses(inputs, counts, form, gather):
 
 
 def step(how, counts, loss_options):
-    """Two steps of SGD by `how`; the whole parameters, and the gradients of `logit_scale`."""
+    """Two steps of SGD by `how`; returns the full parameters and the gradients of `logit_scale`."""
     from contrastive_runs import step_batch, step_model
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
@@ -118,7 +118,7 @@ def message(function, *args, **kwargs):
 
 
 def failures(rank):
-    """What each rank says where only the last has something wrong; and where the last does not come."""
+    """The error on each rank if only the last rank has invalid data, and if the last rank is missing."""
     is_last = rank == dist.get_world_size() - 1
     x = torch.eye(4)
     found = {

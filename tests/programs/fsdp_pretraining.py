@@ -1,7 +1,7 @@
 """`PretrainTrainer` under Accelerate's FSDP2, on gloo; run by torchrun: python fsdp_pretraining.py OUT TASK.json.
 
-Accelerate takes DistributedDataParallel on a CPU whatever its plugin says; here it is told that it runs FSDP. Writes
-the trained weights, whole, to OUT/rank<r>.safetensors, and losses and metrics to OUT/rank<r>.json.
+On a CPU, Accelerate uses DistributedDataParallel whatever its plugin says; `ShardedOnCPU` makes it use FSDP. Writes
+the full trained weights to OUT/rank<r>.safetensors, and losses and metrics to OUT/rank<r>.json.
 """
 
 import json
@@ -20,14 +20,16 @@ from hf_clip_variants.training.pretrain_trainer import PretrainTrainer
 
 
 class ShardedOnCPU:
-    """Put over a Trainer's class."""
+    """Mixin for a Trainer class."""
 
     def create_accelerator_and_postprocess(self):
         Trainer.create_accelerator_and_postprocess(self)
         plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            cpu_ram_efficient_loading=False,
             transformer_cls_names_to_wrap=["CLIPEncoderLayer"],
-        )  # fmt: skip
+        )
         state = self.accelerator.state
         for name, value in (("distributed_type", DistributedType.FSDP), ("fsdp_plugin", plugin)):
             state._shared_state[name] = value

@@ -1,7 +1,8 @@
-"""Imports every module of each copy of the package and uses what is there. Run by test_one_row_a_method.py.
+"""Imports every module of each copy of the package and uses its methods. Run by test_one_row_a_method.py.
 
-python import_everything.py COPIES.json: name -> folder to put first on the path. What transformers, PEFT and torch take to import is paid once:
-each copy is tried in a fork of this process. Prints a line a copy, the error if there is one.
+python import_everything.py COPIES.json: name -> folder to put first on the path. transformers, PEFT and torch are
+imported only once, because each copy is tried in a fork of this process. Prints one line per copy, with the error if
+there is one.
 """
 
 import importlib

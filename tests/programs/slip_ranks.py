@@ -24,8 +24,10 @@ def own(tensor, counts):
 
 
 def losses(inputs, counts, temperature):
-    """Each loss on this rank's rows of aug1 and aug2, with its accuracy and gradients. The targets of the predictions
-    are the negated rows, reversed."""
+    """Each loss on this rank's rows of aug1 and aug2, with its accuracy and gradients.
+
+    The targets of the predictions are the negated rows in reverse order.
+    """
     found = {}
     for name in ("simclr", "moco_v3", "byol", "simsiam"):
         views = [own(inputs[view], counts).requires_grad_() for view in ("aug1", "aug2")]

@@ -1,4 +1,6 @@
-"""Trains the classifier and each adapter by Trainer for a few steps and saves what was trained; run by torchrun or alone.
+"""Trains the classifier and each adapter with Trainer for a few steps and saves the trained tensors.
+
+Run by torchrun, or as one process:
 
 python train_adapters.py OUT BATCH_SIZE_OF_EACH_PROCESS
 """
@@ -28,7 +30,7 @@ from hf_clip_variants import (
 
 def main(out: Path, batch_size: int):
     state = PartialState(cpu=True)
-    assert state.num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each process thinks that it is alone"
+    assert state.num_processes == int(os.environ.get("WORLD_SIZE", 1)), "each process runs as a single process"
     clip_folder = out / "clip"
     if state.is_main_process:
         tiny_clip().save_pretrained(clip_folder)
@@ -56,10 +58,22 @@ def main(out: Path, batch_size: int):
                 features = model.get_image_features(pixels).pooler_output
             model.build_cache(features, labels)
         arguments = TrainingArguments(
-            output_dir=str(out / name), max_steps=3, per_device_train_batch_size=batch_size, learning_rate=1e-2, optim="sgd", use_cpu=True,
-            report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
-            remove_unused_columns=False, label_names=["labels"], lr_scheduler_type="constant", max_grad_norm=0,
-        )  # fmt: skip
+            output_dir=str(out / name),
+            max_steps=3,
+            per_device_train_batch_size=batch_size,
+            learning_rate=1e-2,
+            optim="sgd",
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+        )
         trainer = Trainer(model=model, args=arguments, train_dataset=data)
         trainer.train()
         if state.is_main_process:

@@ -1,7 +1,8 @@
-"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants, see tests/modeling/test_common.py.
+"""Loads, saves and pushes exported code in a process that cannot import hf_clip_variants.
 
-python without_package.py EXPORTS.json: for each export a name, a folder with what to expect, the folder of the
-export, its Hub id, its Auto class and the name of its output. Prints one line a step that passed.
+See tests/modeling/test_common.py. python without_package.py EXPORTS.json: for each export a name, a folder with the
+expected results, the folder of the export, its Hub id, its Auto class and the name of its output. Prints one line for
+each step that passed.
 """
 
 import json
@@ -46,13 +47,13 @@ def check_export(name, home, folder, repo_id, auto_class, output):
         with torch.inference_mode():
             torch.testing.assert_close(model.eval()(**inputs)[output], expected["output"], rtol=0, atol=1e-5)
         if processor is not None:
-            pixels = processor(images=expected["picture"].numpy(), return_tensors="pt").pixel_values
+            pixels = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
             torch.testing.assert_close(pixels, expected["processed"], rtol=0, atol=1e-5)
-            if "sound" in expected:
+            if "audio" in expected:
                 extractor = processor.feature_extractor
                 assert "transformers_modules" in type(extractor).__module__
-                heard = extractor(expected["sound"], sampling_rate=extractor.sampling_rate, return_tensors="pt")
-                torch.testing.assert_close(heard.input_features, expected["heard"])
+                features = extractor(expected["audio"], sampling_rate=extractor.sampling_rate, return_tensors="pt")
+                torch.testing.assert_close(features.input_features, expected["input_features"])
         passed(step)
 
     try:

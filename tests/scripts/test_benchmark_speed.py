@@ -1,4 +1,4 @@
-"""The speed harness measures what it says, and refuses to time wrong results."""
+"""The speed benchmark: ratios, memory, targets, and no timing of wrong results."""
 
 import json
 import mmap
@@ -45,14 +45,14 @@ def error(ours, peer):
     return (ours - peer).abs().item()
 
 
-def test_the_ratio_is_the_median_over_rounds_without_the_warm_up(benchmark):
+def test_ratio_is_the_median_over_rounds_without_warm_up(benchmark):
     (result,) = benchmark.measure("toy", row(benchmark, [2.0], [iter([1000.0, 8.0, 2.0, 6.0])]), rounds=3)
     assert (result.low, result.ratio, result.high) == (1.0, 3.0, 4.0)
     assert (result.ours_s, result.peer_s, result.rounds, result.ok) == (2.0, 6.0, 3, True)
 
 
 @pytest.mark.parametrize("target, ok", [(3.0, True), (3.7, True), (3.8, False)])
-def test_a_ratio_more_than_20_percent_below_its_target_fails(benchmark, target, ok):
+def test_ratio_more_than_20_percent_below_target_fails(benchmark, target, ok):
     measured = row(benchmark, [1.0], [3.0], target)
     assert benchmark.measure("toy", measured, rounds=1)[0].ok is ok
     assert benchmark.measure("toy", measured, rounds=1, judge=False)[0].ok is None
@@ -86,11 +86,10 @@ def test_peaks_are_compared_process_by_process(benchmark):
     assert "**4.0** [2.0, 6.0]" in benchmark.table_line(vars(result))
 
 
-def test_peak_growth_sees_what_is_freed_again(benchmark):
+def test_peak_growth_includes_freed_memory(benchmark):
     def touch_64_mb():
-        with mmap.mmap(
-            -1, 64 * 2**20
-        ) as fresh:  # not from the allocator, which may hand out memory that is resident already
+        # Not from the allocator, which may return memory that is already resident.
+        with mmap.mmap(-1, 64 * 2**20) as fresh:
             for page in range(0, len(fresh), mmap.PAGESIZE):
                 fresh[page] = 1
 
@@ -115,7 +114,7 @@ def test_results_of_rows_that_were_not_measured_are_kept(benchmark, tmp_path, mo
     )
 
 
-def test_a_missed_target_is_the_exit_code(benchmark, monkeypatch, capsys):
+def test_missed_target_sets_exit_code(benchmark, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ROWS", {"toy": lambda small: row(benchmark, [1.0], [1.0])})
     assert benchmark.main(["--rounds", "1"]) == 1
     assert benchmark.main(["--rounds", "1", "--small"]) == 0

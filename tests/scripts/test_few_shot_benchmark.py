@@ -1,4 +1,4 @@
-"""The benchmark script does each run once, however often it is called and however many processes share the work."""
+"""The benchmark script does each run once, for any number of calls and processes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def script(monkeypatch):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """A CLIP, a data set with splits, and one that is undivided."""
+    """A CLIP, a data set with splits, and one without splits."""
     folder = tmp_path_factory.mktemp("sources")
     data = save_images(folder / "icons", {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
     return (
@@ -45,7 +45,7 @@ def sources(tmp_path_factory):
 
 
 def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_shot,base_to_new"):
-    """Two epochs for what is trained: 18 runs in seconds."""
+    """Two epochs for methods that are trained: 18 runs take seconds."""
     model, data, _ = sources
     trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
     sizes = ["--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2"]
@@ -57,7 +57,7 @@ def records_of(out):
 
 
 def comparable(out):
-    """What two runs must agree in, by run."""
+    """What must be equal between two folders of results, for each run."""
     left_out = ("seconds", "environment")
     found = {}
     for record in (record for record in records_of(out) if not record.get("error")):
@@ -69,7 +69,7 @@ def comparable(out):
 
 @pytest.fixture(scope="module")
 def whole(sources, tmp_path_factory):
-    """A run from beginning to end, in a process of its own."""
+    """All runs, in a separate process."""
     out = tmp_path_factory.mktemp("whole") / "out"
     done = launch([sys.executable], arguments(sources, out))
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def launch(launcher, options, **kwargs):
     )
 
 
-def test_every_run_has_a_line_with_what_it_was_made_of(whole, sources):
+def test_every_run_is_recorded_with_its_settings(whole, sources):
     records = records_of(whole)
     assert len(records) == 2 * (1 + 2 * 2 * 2)
     for record in records:
@@ -103,16 +103,16 @@ def test_every_run_has_a_line_with_what_it_was_made_of(whole, sources):
     assert sorted(path.name for path in whole.glob("*.png")) == ["base_to_new.png", "few_shot.png"]
 
 
-def test_the_same_command_again_does_nothing(script, whole, sources, capsys, monkeypatch):
+def test_repeated_command_does_nothing(script, whole, sources, capsys, monkeypatch):
     before = {path: path.read_bytes() for path in whole.glob("runs-*")}
     (whole / "table.md").unlink()
-    monkeypatch.setattr("hf_clip_variants.few_shot.benchmark.load_task", None)  # nothing is even read
+    monkeypatch.setattr("hf_clip_variants.few_shot.benchmark.load_task", None)  # data is not read
     assert script.main(arguments(sources, whole)) == 0
     assert f"nothing to do: all 18 runs are in {whole} already" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in whole.glob("runs-*")} == before and (whole / "table.md").exists()
 
 
-def test_a_further_method_or_seed_adds_its_runs_and_keeps_the_others(script, whole, sources, tmp_path):
+def test_new_method_adds_its_runs_and_keeps_the_others(script, whole, sources, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     before = (out / "runs-0.jsonl").read_bytes()
     assert script.main(arguments(sources, out, methods="tip_adapter,coop,tip_adapter_f", protocols="few_shot")) == 0
@@ -122,7 +122,7 @@ def test_a_further_method_or_seed_adds_its_runs_and_keeps_the_others(script, who
     assert "Tip-Adapter-F" in (out / "table.md").read_text() and "Base-to-new" in (out / "table.md").read_text()
 
 
-def test_other_settings_in_the_same_folder_are_named(script, whole, sources, capsys):
+def test_different_settings_in_the_same_folder_are_refused(script, whole, sources, capsys):
     before = (whole / "runs-0.jsonl").read_bytes()
     for change, match in (
         (["--templates", "a {}"], 'templates was ["an emoji of {}"'),
@@ -135,7 +135,7 @@ def test_other_settings_in_the_same_folder_are_named(script, whole, sources, cap
     assert (whole / "runs-0.jsonl").read_bytes() == before
 
 
-def test_other_images_behind_the_same_settings_are_noticed(script, sources, tmp_path, capsys):
+def test_changed_images_are_refused(script, sources, tmp_path, capsys):
     data = shutil.copytree(sources[1], tmp_path / "icons")
     command = arguments((sources[0], str(data), None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
     assert script.main(command) == 0
@@ -144,7 +144,7 @@ def test_other_images_behind_the_same_settings_are_noticed(script, sources, tmp_
     assert "the contents of test icons changed. Repeat the command as it was" in capsys.readouterr().err
 
 
-def test_a_method_that_fails_lets_the_others_go_on_and_is_tried_again(script, sources, tmp_path, capsys, monkeypatch):
+def test_failing_method_does_not_stop_others_and_is_retried(script, sources, tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
     def broken(fit):
@@ -187,17 +187,17 @@ def test_transfer_to_targets_and_domains(script, sources, tmp_path):
     assert "| method | source: icons | oxford_pets |" in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_datasets_and_undivided_folders_are_read(script, sources, tmp_path):
+def test_saved_datasets_and_folders_without_splits_are_read(script, sources, tmp_path):
     from datasets import DatasetDict
 
     from hf_clip_variants.data import load_images
 
     train = load_images(sources[1])
     DatasetDict(train=train.dataset, test=train.load_split(split="test").dataset).save_to_disk(str(tmp_path / "hub"))
-    undivided = save_images(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
+    without_splits = save_images(tmp_path / "mine", {"": ["fluentflat", "emojione", "fluent3d", "notov1"]})
     command = arguments((sources[0], "", None), tmp_path / "out", methods="tip_adapter", protocols="few_shot")
     place = command.index("--data")
-    command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={undivided}"]
+    command[place : place + 2] = ["--data", str(tmp_path / "hub"), f"mine={without_splits}"]
     assert script.main(command) == 0
     tests = {record["data"]: record["tests"] for record in records_of(tmp_path / "out")}
     assert tests["hub"]["hub"]["images"] == 12 and tests["mine"]["mine"]["images"] in (6, 12)
@@ -215,12 +215,12 @@ def test_datasets_and_undivided_folders_are_read(script, sources, tmp_path):
         (["--data", "no/such/folder/x"], "no such file or folder"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is(script, sources, tmp_path, capsys, change, message):
+def test_wrong_arguments_are_refused_before_any_run(script, sources, tmp_path, capsys, change, message):
     assert script.main([*arguments(sources, tmp_path / "out"), *change]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.glob("out/*.jsonl"))
 
 
-def test_the_emoji_are_the_default_and_sources_without_data_are_refused(script, tmp_path, capsys):
+def test_emoji_are_the_default_and_targets_without_data_are_refused(script, tmp_path, capsys):
     options = script.parser().parse_args(["--out", str(tmp_path)])
     plans = script.make_plans(options)
     assert [plan.protocol for plan in plans] == [
@@ -238,12 +238,12 @@ def test_the_emoji_are_the_default_and_sources_without_data_are_refused(script, 
     assert "coop:$DATA/oxford_pets" in capsys.readouterr().out
 
 
-def test_a_small_run_trains_one_epoch_where_there_is_something_to_train(script):
+def test_small_run_trains_for_one_epoch(script):
     assert script.one_epoch(["tip_adapter", "coop", "tip_adapter_f"]) == {"coop.epochs": 1, "tip_adapter_f.epochs": 1}
 
 
-def test_processes_share_the_runs_whenever_each_of_them_starts(script, sources, tmp_path):
-    """One after the other, as when one is slow: the second sees the first's lines and takes its own runs only."""
+def test_processes_share_the_runs_even_if_one_starts_late(script, sources, tmp_path):
+    """Started one after the other: the second process reads the first one's lines and does only its own runs."""
     options = script.parser().parse_args(arguments(sources, tmp_path, protocols="few_shot", methods="tip_adapter"))
     assert script.benchmark(options, "x", rank=0, world_size=2) == 0
     assert "2 runs are missing" in (tmp_path / "table.md").read_text()
@@ -253,7 +253,7 @@ def test_processes_share_the_runs_whenever_each_of_them_starts(script, sources, 
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_runs_of_one(sources, whole, tmp_path):
+def test_two_processes_get_the_results_of_one(sources, whole, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = launch(launcher, arguments(sources, tmp_path / "out"))
     assert done.returncode == 0, done.stderr[-3000:]

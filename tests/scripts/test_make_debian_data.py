@@ -1,4 +1,4 @@
-"""make_debian_data.py on .deb files made up here: rows and their order, titles, captions, links, sounds, what is skipped, errors."""
+"""make_debian_data.py on .deb files made for the test: rows, order, titles, captions, links, audio, errors."""
 
 import importlib.util
 import io
@@ -23,19 +23,19 @@ OGG = b"OggS\x00 a croak"
 def script():
     spec = importlib.util.spec_from_file_location("make_debian_data", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["make_debian_data"] = module  # dataclasses look their module up
+    sys.modules["make_debian_data"] = module  # dataclasses need their module in sys.modules
     spec.loader.exec_module(module)
     return module
 
 
-def picture(colour=(255, 0, 0, 255), size=(40, 20), mode="RGBA"):
+def image_file(colour=(255, 0, 0, 255), size=(40, 20), mode="RGBA"):
     buffer = io.BytesIO()
     Image.new("RGBA", size, colour).convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def deb(path, members, compression="xz"):
-    """Name -> content, or a string: where a link points."""
+    """Name -> content; a string is the target of a link."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode=f"w:{compression}") as archive:
         for name, content in members.items():
@@ -59,18 +59,18 @@ def deb(path, members, compression="xz"):
 
 def clipart(folder, **options):
     members = {
-        "animals/sheep-md-v0.1.png": picture((0, 0, 255, 255)),
-        "animals/2_dead_frogs_3d_01.png": picture(size=(20, 40), mode="P"),
-        "animals-old/bat_.png": picture(size=(300, 300), mode="RGB"),
-        "broken_01.png": picture()[:60],
-        "rest/notes.txt": b"no picture",
+        "animals/sheep-md-v0.1.png": image_file((0, 0, 255, 255)),
+        "animals/2_dead_frogs_3d_01.png": image_file(size=(20, 40), mode="P"),
+        "animals-old/bat_.png": image_file(size=(300, 300), mode="RGB"),
+        "broken_01.png": image_file()[:60],
+        "rest/notes.txt": b"no image",
         "rest/frog.png": "../animals/frog_link.png",
         "animals/frog_link.png": "2_dead_frogs_3d_01.png",
         "rest/lost.png": "nowhere.png",
         "rest/round.png": "round.png",
     }
     members = {f"usr/share/openclipart/png/{k}": v for k, v in members.items()}
-    deb(folder / "openclipart-png_1%3a0.18_all.deb", {"usr/share/doc/x.png": picture(), **members}, **options)
+    deb(folder / "openclipart-png_1%3a0.18_all.deb", {"usr/share/doc/x.png": image_file(), **members}, **options)
 
 
 def stamps(folder):
@@ -78,18 +78,18 @@ def stamps(folder):
         "A frog.\nfr.utf8=Une grenouille.\nja.utf8=カエル\nzh_CN.utf8= 青蛙。\nzh_TW.utf8=青蛙\nen_GB.utf8=A toad.\n"
     )
     members = {
-        "animals/frog-1.png": picture(),
+        "animals/frog-1.png": image_file(),
         "animals/frog-1.txt": b"A frog.\n",
-        "animals/frog.png": picture((0, 255, 0, 255), mode="LA"),
+        "animals/frog.png": image_file((0, 255, 0, 255), mode="LA"),
         "animals/frog.txt": frog.encode(),
         "animals/frog.ogg": OGG,
         "animals/frog_desc.ogg": b"OggS spoken",
         "animals/frog_desc_fr.ogg": b"OggS spoken",
-        "animals/frog_mirror.png": picture(),  # no text
-        "animals/hush.ogg": OGG,  # no picture
-        "animals/mute.png": picture(),
+        "animals/frog_mirror.png": image_file(),  # no text
+        "animals/hush.ogg": OGG,  # no image
+        "animals/mute.png": image_file(),
         "animals/mute.txt": b"\nfr.utf8=Rien\n",  # no English
-        "animals/odd.png": b"not a picture",
+        "animals/odd.png": b"not an image",
         "animals/odd.txt": b"Odd.\n",
         "animals/odd.ogg": OGG,
         "animals-x/ant.svg": b"<svg/>",
@@ -104,7 +104,7 @@ def stamps(folder):
 def svg2png(bytestring, output_width, output_height, **_):
     if b"ENTITY" in bytestring:
         raise ValueError("entities are forbidden")
-    return picture((9, 9, 9, 255), (output_width, output_height))
+    return image_file((9, 9, 9, 255), (output_width, output_height))
 
 
 @pytest.fixture
@@ -125,9 +125,7 @@ def decoded(row):
     return Image.open(io.BytesIO(row["image"]["bytes"]))
 
 
-def test_clip_art_is_sorted_by_name_and_titled_without_numbers_and_links_are_followed(
-    script, packages, tmp_path, capsys
-):
+def test_clip_art_is_sorted_has_clean_titles_and_follows_links(script, packages, tmp_path, capsys):
     script.make(["clipart"], tmp_path, packages)
     table = rows(tmp_path / "clipart.parquet")
     assert [(row["folder"], row["title"]) for row in table] == [
@@ -147,24 +145,22 @@ def test_clip_art_is_sorted_by_name_and_titled_without_numbers_and_links_are_fol
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["clipart.parquet"]
 
 
-def test_pictures_are_centred_on_a_clear_ground_and_only_ever_shrunk(script):
-    small = np.asarray(Image.open(io.BytesIO(script.to_webp(picture(size=(40, 20)), 64))))
+def test_images_are_centred_and_never_enlarged(script):
+    small = np.asarray(Image.open(io.BytesIO(script.to_webp(image_file(size=(40, 20)), 64))))
     assert (small[..., 3] > 0).sum() == 40 * 20 and small[22:42, 12:52, 3].min() == 255
-    wide = np.asarray(Image.open(io.BytesIO(script.to_webp(picture(size=(256, 64)), 64))))
+    wide = np.asarray(Image.open(io.BytesIO(script.to_webp(image_file(size=(256, 64)), 64))))
     assert (wide[..., 3].max(axis=1) > 0).nonzero()[0].tolist() == list(range(24, 40))
 
 
-def test_a_picture_of_too_many_pixels_is_skipped_and_pillows_own_limit_stays(script, monkeypatch):
+def test_too_large_images_are_refused_and_pillows_limit_is_restored(script, monkeypatch):
     limit = Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(script, "MAX_PIXELS", 100)
     with pytest.raises(ValueError, match="40 x 20 pixels; want at most 100"):
-        script.to_webp(picture(), 64)
+        script.to_webp(image_file(), 64)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_stamps_have_captions_in_four_languages_and_empty_strings_where_one_is_missing(
-    script, packages, tmp_path, capsys
-):
+def test_stamps_have_captions_in_four_languages_or_empty_strings(script, packages, tmp_path, capsys):
     script.make(["stamps"], tmp_path, packages)
     table = rows(tmp_path / "stamps.parquet")
     assert [row["path"] for row in table] == ["animals/frog-1", "animals/frog", "animals-x/ant"]  # folder by folder
@@ -180,14 +176,14 @@ def test_stamps_have_captions_in_four_languages_and_empty_strings_where_one_is_m
     assert not (tmp_path / "stamps_audio.parquet").exists()
 
 
-def test_stamps_with_a_sound_of_their_own_keep_its_bytes(script, packages, tmp_path):
+def test_stamps_keep_the_bytes_of_their_audio(script, packages, tmp_path):
     script.make(["stamps_audio"], tmp_path, packages)
-    (row,) = rows(tmp_path / "stamps_audio.parquet")  # captions read aloud are not sounds of the thing
+    (row,) = rows(tmp_path / "stamps_audio.parquet")  # not the captions, which are read aloud in other files
     assert list(row) == ["image", "caption", "caption_zh", "path", "audio"]
     assert row["path"] == "animals/frog" and row["audio"] == {"bytes": OGG, "path": "frog.ogg"}
 
 
-def test_the_files_open_as_pairs(script, packages, tmp_path):
+def test_files_open_as_pairs(script, packages, tmp_path):
     script.make(list(script.TABLES), tmp_path, packages)
     pairs = open_pairs(tmp_path / "clipart.parquet")
     assert pairs.texts(pairs.dataset[0]) == [["bat"]] and pairs.image(pairs.dataset[1]).size == (64, 64)
@@ -198,7 +194,7 @@ def test_the_files_open_as_pairs(script, packages, tmp_path):
     assert pairs.audio(pairs.dataset[0]) == OGG and pairs.image(pairs.dataset[0]).mode == "RGBA"
 
 
-def test_the_command_reads_packages_that_are_there(script, packages, tmp_path, monkeypatch):
+def test_command_reads_existing_packages(script, packages, tmp_path, monkeypatch):
     clipart(packages, compression="gz")
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     command = ["make", "--out", str(tmp_path / "new"), "--only", "clipart", "--packages", str(packages)]
@@ -207,7 +203,7 @@ def test_the_command_reads_packages_that_are_there(script, packages, tmp_path, m
     assert len(rows(tmp_path / "new" / "clipart.parquet")) == 5
 
 
-def test_missing_tools_and_packages_are_said(script, packages, tmp_path, monkeypatch):
+def test_missing_tools_and_packages_are_named(script, packages, tmp_path, monkeypatch):
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(
         SystemExit, match="apt-get is not installed; put openclipart-png_<version>_all.deb into a folder"
@@ -224,7 +220,7 @@ def test_missing_tools_and_packages_are_said(script, packages, tmp_path, monkeyp
         script.make(["stamps"], tmp_path, packages)
 
 
-def test_broken_packages_are_said_and_leave_the_old_file(script, packages, tmp_path):
+def test_damaged_packages_are_named_and_keep_the_old_file(script, packages, tmp_path):
     out = tmp_path / "clipart.parquet"
     out.write_bytes(b"old")
     path = next(packages.glob("openclipart*"))
@@ -233,7 +229,7 @@ def test_broken_packages_are_said_and_leave_the_old_file(script, packages, tmp_p
         (b"<html>", "is not a .deb: no ar archive"),
         (whole[:100], "is not a whole .deb: no data.tar"),
         (whole[:-9], "is not a whole .deb: data.tar.xz has"),
-        (whole.replace(b"\xfd7zXZ", b"zstd!"), "data.tar.xz is broken or of an unknown kind"),
+        (whole.replace(b"\xfd7zXZ", b"zstd!"), "data.tar.xz is damaged or of an unknown kind"),
     ):
         path.write_bytes(content)
         with pytest.raises(SystemExit, match=message):

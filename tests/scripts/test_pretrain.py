@@ -1,4 +1,4 @@
-"""scripts/pretrain.py as people run it: the smoke test, interruptions, processes, other data, wrong arguments."""
+"""scripts/pretrain.py as a command: smoke run, interruptions, processes, other data, wrong arguments."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def finish(process):
 
 
 @pytest.mark.slow
-def test_the_smoke_test_trains_evaluates_and_saves_what_loads(tmp_path):
+def test_smoke_run_trains_evaluates_and_saves_a_loadable_model(tmp_path):
     """The README's first command."""
     printed = finish(start("--smoke", "--out", tmp_path / "run"))
     assert "fluent3d_top1" in printed and "pairs a second" in printed
@@ -92,7 +92,7 @@ def test_the_smoke_test_trains_evaluates_and_saves_what_loads(tmp_path):
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else value,
 )
-def test_every_method_trains_and_is_saved_as_users_load_it(more, cls, script, tmp_path, capsys):
+def test_every_method_trains_and_saves_a_loadable_model(more, cls, script, tmp_path, capsys):
     from transformers import AutoModel, AutoProcessor
 
     out = tmp_path / "run"
@@ -124,7 +124,7 @@ def test_every_method_trains_and_is_saved_as_users_load_it(more, cls, script, tm
         assert torch.equal(whole.logit_scale, model.logit_scale)
 
 
-def test_finished_runs_are_probed_into_one_table(script, tmp_path, capsys):
+def test_table_has_the_probes_of_finished_runs(script, tmp_path, capsys):
     import pretraining_table
 
     probe = "food=emoji:fluentflat,emojione@food-drink=emoji:notov1@food-drink"
@@ -149,7 +149,7 @@ def test_finished_runs_are_probed_into_one_table(script, tmp_path, capsys):
 
 
 def write_tones(path, count=12):
-    """Tones with images and names, as a Parquet file."""
+    """A Parquet file of tones with images and names."""
     import datasets
 
     rows = {"image": [], "audio": [], "caption": []}
@@ -170,8 +170,8 @@ def write_tones(path, count=12):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
 
 
-def test_audioclip_gets_an_audio_encoder_beside_a_trained_clip(script, tmp_path, capsys):
-    """A CLIP-ResNet; then an audio encoder for it, the rest frozen; retrieval in each direction."""
+def test_audioclip_trains_an_audio_encoder_for_a_frozen_clip(script, tmp_path, capsys):
+    """Trains a CLIP-ResNet, then an audio encoder with the rest frozen; measures retrieval in each direction."""
     from transformers import AutoModel, AutoProcessor
 
     write_tones(tmp_path / "tones.parquet")
@@ -219,7 +219,7 @@ def test_audioclip_gets_an_audio_encoder_beside_a_trained_clip(script, tmp_path,
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_the_batch_of_both(tmp_path):
+def test_two_processes_equal_one_with_the_same_total_batch(tmp_path):
     arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "3", "--eval", "emoji:fluent3d"]
     finish(start(*arguments, "--batch-size", "16", "--out", tmp_path / "one"))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -232,7 +232,7 @@ def test_two_processes_train_as_one_with_the_batch_of_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_command(tmp_path, script):
+def test_killed_run_resumes_with_the_same_command(tmp_path, script):
     arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "6", "--save-every", "2", "--batch-size", "8"]
     assert script.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     process = start(*arguments, "--out", tmp_path / "killed")
@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_with_the_same_command(tmp_path, script):
     assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
-def test_a_finished_run_is_not_done_again_and_another_one_is_refused(script, tmp_path, capsys):
+def test_finished_run_is_not_repeated_and_other_settings_are_refused(script, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "1", "--batch-size", "4"]
     assert script.main([*arguments, *out]) == 0
@@ -260,7 +260,7 @@ def test_a_finished_run_is_not_done_again_and_another_one_is_refused(script, tmp
     assert "holds no run.json" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_saved_model(script, tmp_path, capsys):
+def test_training_starts_from_a_saved_model(script, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert script.main([*SMALL, "--arch", "ViT-mini", "--steps", "1", "--batch-size", "4", "--out", str(first)]) == 0
     data = [word for word in SMALL if word not in ("--image-size", "32")]
@@ -287,7 +287,7 @@ def test_training_goes_on_from_a_saved_model(script, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["clip", "slip"])
-def test_a_trained_clip_is_where_either_method_begins(method, script, tmp_path, capsys):
+def test_every_method_starts_from_a_trained_clip(method, script, tmp_path, capsys):
     from hf_clip_variants import embedded_model
 
     data = [word for word in SMALL if word not in ("--image-size", "32")]

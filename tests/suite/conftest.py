@@ -1,4 +1,7 @@
-"""Fetches transformers' own tests (in its source distribution, not in the wheel) once a version, and reports how they went."""
+"""Downloads transformers' own tests once per version, and reports their results.
+
+They are in the source distribution, not in the wheel.
+"""
 
 import os
 import subprocess
@@ -10,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 
-# Ours, in place of what the source distribution leaves out.
+# Replacements of modules that are not in the source distribution.
 STUBS = {
     "tests/__init__.py": "",
     "tests/exporters/__init__.py": "",
@@ -18,13 +21,15 @@ STUBS = {
     "tests/generation/__init__.py": "",
     "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "tests/utils/__init__.py": "",
-    "tests/utils/test_configuration_utils.py": 'config_common_kwargs = {"return_dict": False, "output_hidden_states": True}\n',
+    "tests/utils/test_configuration_utils.py": (
+        'config_common_kwargs = {"return_dict": False, "output_hidden_states": True}\n'
+    ),
     "utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url, *args, **kwargs):\n    return url\n",
 }
 
 
 def _fetch(folder: Path, version: str) -> None:
-    """pip's ordinary way to a source distribution; RuntimeError with pip's last line if there is none to be had."""
+    """Downloads the source distribution with pip; RuntimeError with pip's last line if that fails."""
     from hf_clip_variants.files.atomic_writes import staged_folder
 
     with staged_folder(folder) as stage:
@@ -57,19 +62,19 @@ def _fetch(folder: Path, version: str) -> None:
 
 @pytest.fixture(scope="session")
 def transformers_tests() -> Path:
-    """The folder whose `tests` package is transformers'. Skips, with the reason, where it cannot be fetched."""
+    """The folder that holds transformers' `tests` package. Skips, with the reason, if it cannot be downloaded."""
     import transformers
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf-clip-variants"
     folder = cache / f"transformers-{transformers.__version__}-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / ".lock"):  # of two workers one fetches
+    with FileLock(cache / ".lock"):  # only one of two workers downloads
         if not (folder / "tests" / "test_modeling_common.py").is_file():
             try:
                 _fetch(folder, transformers.__version__)
             except (RuntimeError, OSError) as error:
                 pytest.skip(
-                    f"transformers {transformers.__version__} has no source distribution within reach: {error}"
+                    f"transformers {transformers.__version__} cannot be downloaded as a source distribution: {error}"
                 )
     return folder
 

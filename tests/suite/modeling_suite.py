@@ -1,5 +1,6 @@
-"""transformers' own model tests on every model of the registry. Run by test_transformers_suite.py, in a process in
-which `tests` is transformers' package of that name.
+"""transformers' own model tests on every model of the registry.
+
+Run by test_transformers_suite.py in a process in which `tests` is transformers' package.
 
 Each row of the registry needs a tester here: a tiny configuration and its inputs.
 """
@@ -27,8 +28,7 @@ from hf_clip_variants import (
 from hf_clip_variants.registry import load_reference, methods
 
 
-# What cannot hold for our models, or another class shows for them, each with its reason. "Class.test" -> reason; both
-# may be patterns.
+# Tests that cannot hold for our models, or that another class covers. "Class.test" -> reason; both may be patterns.
 _OLD_DTYPE = "an old name of an argument that `from_pretrained` reads before our code; CLIPClassifierSuite runs it"
 _OWN_NAMES = "saved with its own parameter names: a resumed Trainer does not find those of transformers 4"
 _RESNET = "its attentions are CLIPResNetModelSuite's; the audio encoder has none"
@@ -90,14 +90,14 @@ class ClassifierSuite(ModelTesterMixin):
 
 
 class CLIPResNetVisionTester:
-    """Recorded are four stages of maps and one attention, of one query."""
+    """Outputs are the feature maps of four stages and one attention with a single query."""
 
     batch_size, is_training, num_attention_heads, hidden_size = (
         3,
         True,
         4,
         256,
-    )  # no num_hidden_layers: four stages are not "few"
+    )  # no num_hidden_layers: four stages are too many for the test
     config_fields = {"hidden_size": 64, "num_attention_heads": 1}
     maps = [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
 
@@ -165,7 +165,7 @@ class ImageEncoderSuite(ModelTesterMixin):
 class BackboneSuite(BackboneTesterMixin, ImageEncoderSuite):
     has_attentions = False
     test_stages_by_configuration = BackboneTesterMixin.test_config
-    test_attention_outputs = ModelTesterMixin.test_attention_outputs  # which sees that there are none
+    test_attention_outputs = ModelTesterMixin.test_attention_outputs  # asserts that there are none
 
 
 class CLIPResNetTester(CLIPClassifierTester):
@@ -254,7 +254,7 @@ class AudioCLIPAudioTester:
 
 class AudioEncoderSuite(ImageEncoderSuite):
     has_attentions = False
-    test_attention_outputs = ModelTesterMixin.test_attention_outputs  # which sees that there are none
+    test_attention_outputs = ModelTesterMixin.test_attention_outputs  # asserts that there are none
 
 
 class AudioCLIPTester(CLIPResNetTester):
@@ -336,7 +336,7 @@ class SLIPSuite(DualEncoderSuite):
         return 3
 
 
-# Of each row: the tester, the tests, the classes they are about and their configuration.
+# For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
     "clip_resnet": [
@@ -350,7 +350,7 @@ TESTERS = {
 
 
 def make_test_class(row, tester_class, suite, model_class=None):
-    """`model_class`: an encoder of the row; without it, the full model with all its Auto classes."""
+    """`model_class`: an encoder of the row. Without it: the full model with all its Auto classes."""
     config_class = model_class.config_class if model_class else row.load("config")
     auto_classes = row.auto_classes
     for encoder in row.submodels:

@@ -1,4 +1,7 @@
-"""transformers' own processor and image processor tests over every model of the registry that has one. See modeling_suite.py."""
+"""transformers' own processor and image processor tests on every model of the registry that has one.
+
+See modeling_suite.py.
+"""
 
 import shutil
 import tempfile
@@ -12,9 +15,11 @@ from tiny import tiny_tokenizer  # noqa: E402
 from hf_clip_variants.registry import load_reference, method, methods
 
 
-# "Class.test" or "test" -> why it cannot hold for ours.
+# "Class.test" or "test" -> why it cannot hold for our processors.
 DESELECTED: dict[str, str] = {
-    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": "do_convert_rgb=False refuses what is not RGB, by name: CLIP takes no other",
+    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": (
+        "with do_convert_rgb=False, images that are not RGB are an error, because CLIP takes RGB only"
+    ),
 }
 
 
@@ -39,7 +44,7 @@ def make_test_classes(row):
 
         @classmethod
         def _setup_image_processor(cls):
-            # Some methods take another one's.
+            # Some methods use the processor of another one.
             images = row.image_processors or method("clip_classifier").image_processors
             return load_reference(next(iter(images.values())))()
 
@@ -52,11 +57,11 @@ def make_test_classes(row):
             folder = tempfile.mkdtemp()
             cls.addClassCleanup(shutil.rmtree, folder)
             tiny_tokenizer().save_pretrained(folder)
-            return type(tiny_tokenizer()).from_pretrained(folder)  # its own: tests change it
+            return type(tiny_tokenizer()).from_pretrained(folder)  # a copy: tests change it
 
         def prepare_audio_inputs(self, batch_size=None):
-            """As `datasets` gives them: without sampling rate a sound is an error."""
-            return [{"array": sound, "sampling_rate": 44_100} for sound in super().prepare_audio_inputs(batch_size)]
+            """In the format of `datasets`: audio without sampling rate is an error."""
+            return [{"array": audio, "sampling_rate": 44_100} for audio in super().prepare_audio_inputs(batch_size)]
 
     return ImageProcessorTest, ProcessorTest
 

@@ -1,7 +1,7 @@
 """transformers' ModelTesterMixin, ProcessorTesterMixin and ImageProcessingTestMixin over every model of the registry.
 
-They need a package called `tests` that is theirs, hence a process of their own. Which tests are left out and why: `DESELECTED` in the suites.
-`SUITE_MODELS=clip_resnet,slip` runs those of some models only.
+They import transformers' package `tests`, so they run in a separate process. `DESELECTED` in the suites says which
+tests are left out and why. `SUITE_MODELS=clip_resnet,slip` runs the tests of these models only.
 """
 
 import os
@@ -18,26 +18,45 @@ from hf_clip_variants.registry import methods
 
 CHOSEN = os.environ.get("SUITE_MODELS")
 ROWS = [row for row in methods("model") if not CHOSEN or row.name in CHOSEN.split(",")]
-# Tests without which a pass would mean little.
+# Tests that must have run.
 ESSENTIAL = {
     "modeling_suite": (
-        "test_config", "test_save_load", "test_from_pretrained_no_checkpoint", "test_init_weights_can_init_buffers", "test_can_be_initialized_on_meta", "test_model_outputs_equivalence",
-        "test_hidden_states_output", "test_attention_outputs", "test_training", "test_training_gradient_checkpointing",
-        "test_determinism", "test_batching_equivalence", "test_problem_types", "test_all_tensors_are_parameter_or_buffer",
-        "test_feed_forward_chunking", "test_retain_grad_hidden_states_attentions", "test_base_model_prefix_loads_base_weights",
+        "test_config",
+        "test_save_load",
+        "test_from_pretrained_no_checkpoint",
+        "test_init_weights_can_init_buffers",
+        "test_can_be_initialized_on_meta",
+        "test_model_outputs_equivalence",
+        "test_hidden_states_output",
+        "test_attention_outputs",
+        "test_training",
+        "test_training_gradient_checkpointing",
+        "test_determinism",
+        "test_batching_equivalence",
+        "test_problem_types",
+        "test_all_tensors_are_parameter_or_buffer",
+        "test_feed_forward_chunking",
+        "test_retain_grad_hidden_states_attentions",
+        "test_base_model_prefix_loads_base_weights",
     ),
     "processing_suite": (
-        "test_image_processor_from_and_save_pretrained", "test_image_processor_save_load_with_autoimageprocessor",
-        "test_call_pil", "test_call_numpy", "test_call_pytorch", "test_processor_from_and_save_pretrained",
-        "test_processor_with_multiple_inputs", "test_model_input_names",
+        "test_image_processor_from_and_save_pretrained",
+        "test_image_processor_save_load_with_autoimageprocessor",
+        "test_call_pil",
+        "test_call_numpy",
+        "test_call_pytorch",
+        "test_processor_from_and_save_pretrained",
+        "test_processor_with_multiple_inputs",
+        "test_model_input_names",
     ),
-}  # fmt: skip
+}
 
 
 def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),  # tests/support is in it: conftest.py
+        # PYTHONPATH already holds tests/support, see tests/conftest.py.
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -78,7 +97,7 @@ def test_transformers_own_tests_pass(suite, transformers_tests, tmp_path, record
     assert results["passed"], output
     for row in ROWS:
         if suite == "processing_suite" and not row.processor:
-            continue  # it uses another method's
+            continue  # it uses that of another method
         passed = {name.split(".")[1] for name in results["passed"] if name.startswith(row.load("model").__name__)}
         of_images = ("test_image_processor", "test_call")
         essential = [name for name in ESSENTIAL[suite] if row.image_processors or not name.startswith(of_images)]

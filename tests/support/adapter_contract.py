@@ -21,7 +21,7 @@ from hf_clip_variants.adapters.coop.layer import coop_prompt_ids
 from hf_clip_variants.registration.peft_methods import register_all
 
 
-JOINT_WIDTH = 24  # of tests/support/tiny.py
+JOINT_WIDTH = 24  # the width in tests/support/tiny.py
 LABELS = torch.tensor([0, 1, 2, 3])
 _ENCODER_OF_WIDTH = {"coop": "text", "cocoop": "text", "maple": "text", "ivlp": "text", "vpt": "image"}
 
@@ -34,7 +34,7 @@ class Case:
         method: name of the row in the table of methods.
         config: returns a new configuration.
         shapes: names and shapes in the adapter's file, without `base_model.model.`
-        trained: those of them that are trained.
+        trained: names of the tensors that are trained.
         plain_clip: whether the base is a `CLIPModel` instead of a `CLIPClassifier`.
     """
 
@@ -55,7 +55,7 @@ class Case:
         return model
 
     def fill(self, model, adapter_name: str, seed: int = 0) -> None:
-        """What an adapter needs before its first forward pass: Tip-Adapter's cache."""
+        """Fills Tip-Adapter's cache, which it needs before its first forward pass."""
         if self.method == "tip_adapter":
             from hf_clip_variants.adapters.tip_adapter.model import build_cache
 
@@ -92,7 +92,7 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
 
 
 def _saved_base(case: Case, folder):
-    """The case's base with its tokenizer in a folder, and loaded from there: an adapter on it names that folder."""
+    """The case's base, saved with its tokenizer and loaded again: an adapter on it records that folder."""
     base = case.base()
     base.save_pretrained(folder)
     if not case.plain_clip:
@@ -101,7 +101,7 @@ def _saved_base(case: Case, folder):
 
 
 class AdapterContract:
-    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case` (some of these)."""
+    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case`."""
 
     def test_trains_only_its_own_tensors(self, case: Case):
         model = case.model()
@@ -148,7 +148,7 @@ class AdapterContract:
     def test_disabled_and_unloaded_model_is_the_base(self, case: Case):
         base = case.base()
         with torch.no_grad():
-            logits = case.logits(base)  # before the adapter is added, so that class features are cached
+            logits = case.logits(base)  # before the adapter is added, to cache class features
         before, kinds = state_of(base), [type(m) for m in base.modules()]
         model = case.model(base)
         assert not torch.equal(case.logits(model), logits)
@@ -277,7 +277,7 @@ class AdapterContract:
             case.loss(model, pixel_values=tiny_pixels().to(torch.bfloat16)).backward()
             assert all(torch.isfinite(p.grad).all() for p in floats if p.requires_grad)
         model.save_pretrained(tmp_path)
-        PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not make it another backbone
+        PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not change the backbone's fingerprint
 
     def test_gradient_checkpointing_changes_nothing(self, trained_case: Case):
         gradients = []

@@ -1,4 +1,4 @@
-"""Base models for tests of adapters: tiny ones with random weights, and those of the parity fixtures."""
+"""Base models for tests of adapters: tiny random ones, and those of the parity fixtures."""
 
 import copy
 
@@ -25,7 +25,7 @@ def tiny_classifier(seed: int = 0, class_names=CLASS_NAMES, templates=None, **ov
 
 
 def fixture_clip(fixture):
-    """The `CLIPModel` of an adapter's fixture, read by our converter."""
+    """The `CLIPModel` of an adapter's fixture, from our converter."""
     heads = {
         f"{ours}_heads": fixture.hparam(f"{theirs}_heads")
         for ours, theirs in (("vision", "vision"), ("text", "transformer"))

@@ -1,7 +1,7 @@
-"""Budgets of time: 20 s a test unless it is marked `slow`, 45 s a method. A pytest plugin, see `tests/conftest.py`.
+"""Time budgets: 20 s per test unless it is marked `slow`, 45 s per method. A pytest plugin, see `tests/conftest.py`.
 
-What counts is the lesser of wall time and processor time, children included: other programs on a busy machine slow
-down the first, a test's own processes add up in the second.
+Measured is the smaller of wall time and processor time, with child processes: other programs on a busy machine
+increase the first, and processes that a test starts in parallel add up in the second.
 """
 
 import re
@@ -14,12 +14,12 @@ import pytest
 from hf_clip_variants.registry import methods
 
 
-SECONDS_A_TEST, SECONDS_A_METHOD = 20, 45
-SLACK = 1.5  # processors differ, and a processor that others use, too, is slower
+SECONDS_PER_TEST, SECONDS_PER_METHOD = 20, 45
+SLACK = 1.5  # processors differ, and shared ones are slower
 
 
 def clock() -> tuple[float, float]:
-    """Wall time, and processor time of this process and of the children that it has waited for."""
+    """Wall time, and processor time of this process and its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -33,7 +33,7 @@ def over_budget(seconds: float, budget: float) -> bool:
 
 
 def method_patterns() -> dict[str, re.Pattern]:
-    """Row's name -> what the ids of its tests hold: the name, or the prefix of its classes. Longest names first."""
+    """Name of a row -> pattern of its tests' ids: the name, or the prefix of its classes. Longest names first."""
     found = {}
     for row in sorted(methods(), key=lambda row: -len(row.name)):
         prefix = row.config.split(":")[1].removesuffix("Config")
@@ -69,23 +69,23 @@ class Budgets:
     def pytest_runtest_call(self, item):
         start = clock()
         result = yield from self._phase(item)
-        if over_budget(since(start), SECONDS_A_TEST) and not item.get_closest_marker("slow"):
-            pytest.fail(f"{since(start):.0f} s: more than {SECONDS_A_TEST} s, and not marked slow", pytrace=False)
+        if over_budget(since(start), SECONDS_PER_TEST) and not item.get_closest_marker("slow"):
+            pytest.fail(f"{since(start):.0f} s: more than {SECONDS_PER_TEST} s, and not marked slow", pytrace=False)
         return result
 
     def pytest_runtest_logreport(self, report):
-        """In the process that starts the workers, or in the only one."""
+        """Runs in the process that starts the workers, or in the only one."""
         seconds = dict(report.user_properties).get("seconds")
         if report.when != "teardown" or seconds is None:
             return
         method = next((name for name, pattern in self.patterns.items() if pattern.search(report.nodeid)), None)
         if method:
             self.of_methods[method] += seconds
-        if seconds > SECONDS_A_TEST:
+        if seconds > SECONDS_PER_TEST:
             self.long.append((seconds, report.nodeid))
 
     def too_long(self) -> list[str]:
-        return [name for name, seconds in self.of_methods.items() if over_budget(seconds, SECONDS_A_METHOD)]
+        return [name for name, seconds in self.of_methods.items() if over_budget(seconds, SECONDS_PER_METHOD)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session):
@@ -97,9 +97,9 @@ class Budgets:
             return  # a part of the tests
         spent = sorted(self.of_methods.items(), key=lambda pair: -pair[1])
         terminalreporter.write_line(
-            "seconds a method: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent)
+            "seconds per method: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in spent)
         )
         for seconds, nodeid in sorted(self.long, reverse=True):
             terminalreporter.write_line(f"{seconds:.0f} s: {nodeid}")
         for name in self.too_long():
-            terminalreporter.write_line(f"{name}: more than {SECONDS_A_METHOD} s of tests", red=True)
+            terminalreporter.write_line(f"{name}: more than {SECONDS_PER_METHOD} s of tests", red=True)

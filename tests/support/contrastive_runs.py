@@ -1,4 +1,4 @@
-"""What the tests of contrastive losses compare with, and how they start `programs/contrastive_ranks.py`."""
+"""Reference steps for tests of contrastive losses, and a launcher of `programs/contrastive_ranks.py`."""
 
 import json
 import os
@@ -42,7 +42,10 @@ def step_batch(batch):
 
 
 def plain_steps(batch_size):
-    """Losses and parameters of two steps of `CLIPModel`'s own loss on one process, as `contrastive_ranks.step` does them on many."""
+    """Losses and parameters of two steps with `CLIPModel`'s own loss on one process.
+
+    `contrastive_ranks.step` does the same on several processes.
+    """
     model, batch, result = step_model(), step_batch(batch_size), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for i in range(2):
@@ -66,10 +69,22 @@ def train_by_trainer(out, batch_size, exact, accumulation=1):
         return {**{k: torch.stack([row[k] for row in rows]) for k in rows[0]}, "return_loss": True}
 
     arguments = TrainingArguments(
-        output_dir=str(out), max_steps=3, per_device_train_batch_size=batch_size, learning_rate=0.1, optim="sgd", use_cpu=True,
-        report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, train_sampling_strategy="sequential",
-        remove_unused_columns=False, lr_scheduler_type="constant", max_grad_norm=0, gradient_accumulation_steps=accumulation,
-    )  # fmt: skip
+        output_dir=str(out),
+        max_steps=3,
+        per_device_train_batch_size=batch_size,
+        learning_rate=0.1,
+        optim="sgd",
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        gradient_accumulation_steps=accumulation,
+    )
     model = step_model()
     callbacks = [ExactContrastiveLoss(chunk_size=3)] if exact else []
     Trainer(model, arguments, collate, data, callbacks=callbacks).train()
@@ -80,12 +95,13 @@ def train_by_trainer(out, batch_size, exact, accumulation=1):
 
 
 def run_ranks(folder, world_size, inputs=None, program=PROGRAM, **task):
-    """What each rank found: a list of (tensors, messages).
+    """Runs `program` on `world_size` processes and returns (tensors, messages) of each rank.
 
     Args:
-        program: what to run, by default `contrastive_ranks.py`, which the others are for.
-        inputs: tensors image, text, logit_scale, logit_bias of the whole batch: every form and gather mode on them.
-        counts: lists of pairs on each rank. steps, step_counts: names of ways to train, and lists of pairs for them. trainer, failures: whether to.
+        program: by default `contrastive_ranks.py`; the other arguments are for it.
+        inputs: tensors image, text, logit_scale, logit_bias of the whole batch. Each form and gather mode uses them.
+        task: `counts` (numbers of pairs on each rank, a list for each run), `steps` and `step_counts` (ways to
+            train, and numbers of pairs for them), `trainer` and `failures` (whether to run these parts).
     """
     folder.mkdir(exist_ok=True)
     if inputs is not None:

@@ -1,4 +1,4 @@
-"""What every converter of official checkpoints must do. Converters are given as functions, whatever offers them."""
+"""What every converter of official checkpoints must do. Subclasses give the converters as functions."""
 
 import json
 import re
@@ -16,17 +16,16 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def all_refused(convert: Callable[[Weights], object], cases: Iterable[tuple[Weights, str]]) -> None:
-    """Asserts that `convert` raises ValueError with a message that matches, for the weights of each case; lists those
-    for which it does not."""
+    """Asserts that `convert` raises a ValueError with a matching message for each case, and lists all other cases."""
     wrong = []
     for weights, message in cases:
         try:
             convert(weights)
         except ValueError as error:
             if not re.search(message, str(error)):
-                wrong.append(f"{message!r}: said {error}")
+                wrong.append(f"{message!r}: got {error}")
         else:
-            wrong.append(f"{message!r}: nothing was said")
+            wrong.append(f"{message!r}: no error")
     assert not wrong, "\n".join(wrong)
 
 
@@ -39,7 +38,7 @@ def without(weights: Weights, *prefixes: str) -> dict[str, torch.Tensor]:
 
 
 def one_of_a_kind(names: Iterable[str]) -> list[str]:
-    """The first of all names that differ in numbers alone: of one layer instead of all."""
+    """The first of several names that differ in numbers only: one layer instead of all."""
     return list({re.sub(r"\d+", "#", name): name for name in reversed(list(names))}.values())
 
 
@@ -57,21 +56,21 @@ class ConverterContract:
         from_official: (weights, **options) -> model.
         convert, to_official: (weights, configuration) -> weights under our names, or the official ones.
         infer: (weights, **options) -> arguments of `config_class`.
-        title: what errors call the weights.
-        make: -> a tiny model, nowhere the default.
-        inputs: -> inputs of that model, which give `logits_per_image`.
-        options: what the weights of the tiny model do not tell.
+        title: name of the weights in errors.
+        make: -> a tiny model in which no size is the default.
+        inputs: -> inputs of that model for `logits_per_image`.
+        options: arguments that cannot be inferred from the tiny model's weights.
         manifests: official names, shapes and hyper-parameters of the published models.
-        parts: count of parameters in a manifest -> the submodule that it is of.
-        strays: official tensors that a file of the tiny model has besides, and that are dropped.
-        optional: ends of official names that may be missing.
-        indirect: official names whose absence is refused, but in other words.
-        prefix: what messages leave out before an official name.
-        hole: parts of two layers' names; the second is beyond the last layer.
+        parts: name of a parameter count in a manifest -> the submodule that has this count.
+        strays: further tensors in an official file of the tiny model, which are dropped.
+        optional: suffixes of official names that may be missing.
+        indirect: official names whose absence gives another error.
+        prefix: start of official names that errors leave out.
+        hole: name parts of two layers; the second is beyond the last layer.
         wrong_shapes: (official name, shape, message).
         wrong_heads: (options, message).
         other_models: (official name of another architecture, message).
-        nothing_found: what is said of weights of no CLIP at all.
+        nothing_found: error for weights that are of no CLIP.
     """
 
     from_official: Callable
@@ -107,12 +106,12 @@ class ConverterContract:
         return self.from_official(weights, **self.options)
 
     def check_published(self, config, manifest: dict, name: str) -> None:
-        """Sizes of one published model against its manifest."""
+        """Compares the sizes of one published model with its manifest."""
         raise NotImplementedError
 
-    # ---- what it gives
+    # ---- conversion
 
-    def test_published_models_from_shapes_alone(self):
+    def test_published_sizes_are_inferred_from_shapes(self):
         """Hyper-parameters, parameter counts, and official -> ours -> official, on the meta device."""
         for path in self.manifests:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +143,7 @@ class ConverterContract:
         assert again.keys() == official.keys()
         assert all(torch.equal(again[name], tensor) for name, tensor in official.items())
 
-    def test_the_model_is_ready_to_use_and_to_save_and_owns_its_weights(self, tiny, official, tmp_path):
+    def test_converted_model_can_be_used_and_saved_and_owns_its_weights(self, tiny, official, tmp_path):
         model = self.load(official)
         assert type(model) is type(tiny) and not model.training
         model.save_pretrained(tmp_path)
@@ -160,7 +159,7 @@ class ConverterContract:
                 tensor.zero_()
         assert all(torch.equal(official[name], tensor) for name, tensor in before.items())
 
-    def test_a_file_of_a_training_in_half_precision_becomes_float32(self, tiny, official, tmp_path):
+    def test_half_precision_training_file_becomes_float32(self, tiny, official, tmp_path):
         weights = read_state_dict(from_a_training(in_half(official), tmp_path / "epoch_3.pt"))
         assert weights.keys() == official.keys()
         found = self.load(weights).state_dict()
@@ -168,9 +167,9 @@ class ConverterContract:
             rounded = tensor.half().float() if tensor.is_floating_point() else tensor
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], rounded), name
 
-    # ---- what it refuses
+    # ---- errors
 
-    def test_every_missing_name_is_told(self, official):
+    def test_every_missing_name_is_reported(self, official):
         needed = [name for name in official if name not in self.strays and not name.endswith(self.optional or "$")]
         said = {name: f"missing: .*{re.escape(name.removeprefix(self.prefix))}" for name in needed}
         said |= dict.fromkeys(self.indirect, self.title)
@@ -180,39 +179,39 @@ class ConverterContract:
         with pytest.raises(ValueError, match=rf"^{self.title} state dict: 6 missing: (\S+, ){{4}}\S+, …$"):
             self.convert(some, self.make().config)
 
-    def test_an_unexpected_name_is_told(self, official):
+    def test_unexpected_name_is_reported(self, official):
         with pytest.raises(ValueError, match=f"^{self.title} state dict: 1 unexpected: surprise.weight$"):
             self.load(official | {"surprise.weight": torch.ones(3)})
 
-    def test_a_hole_in_the_layers_is_told(self, official):
+    def test_missing_layer_is_reported(self, official):
         layer, beyond = self.hole
         with pytest.raises(ValueError, match=f"missing: {re.escape(layer)}"):
             self.load({name.replace(layer, beyond): tensor for name, tensor in official.items()})
 
-    def test_wrong_shapes_are_told(self, official):
+    def test_wrong_shapes_are_reported(self, official):
         cases = [(official | {name: torch.zeros(shape)}, message) for name, shape, message in self.wrong_shapes]
         names = [name for name in official if not name.endswith("num_batches_tracked") and name not in self.strays]
         cases += [(official | {n: official[n][None, None]}, "shape|expected|channels") for n in one_of_a_kind(names)]
         all_refused(self.load, cases)
 
-    def test_values_that_are_not_finite_are_told(self, official):
+    def test_non_finite_values_are_reported(self, official):
         floats = one_of_a_kind(n for n, tensor in official.items() if tensor.is_floating_point() and tensor.numel())
         cases = [(official | {name: with_nan(official[name])}, f"1 not finite: {re.escape(name)}$") for name in floats]
         all_refused(self.load, cases)
         name = floats[0]
         all_refused(self.load, [(official | {name: official[name] * torch.inf}, f"1 not finite: {re.escape(name)}$")])
 
-    def test_heads_that_do_not_divide_are_told(self, official):
+    def test_head_counts_that_do_not_divide_are_reported(self, official):
         for options, message in self.wrong_heads:
             with pytest.raises(ValueError, match=message):
                 self.from_official(official, **options)
 
-    def test_other_models_are_told(self, official):
+    def test_other_models_are_reported(self, official):
         all_refused(self.load, [(official | {name: torch.zeros(1)}, said) for name, said in self.other_models])
         with pytest.raises(ValueError, match=self.nothing_found):
             self.infer({"fc.0.weight": torch.zeros(2, 2)})
 
-    def test_the_inverse_is_strict_too(self, tiny):
+    def test_inverse_conversion_is_strict(self, tiny):
         weights = tiny.state_dict()
         with pytest.raises(ValueError, match=f"{self.title} state dict: 1 unexpected: surprise.weight"):
             self.to_official(weights | {"surprise.weight": torch.zeros(1)}, tiny.config)
@@ -226,10 +225,11 @@ class AdapterConverterContract:
 
     Attributes:
         convert: weights -> (configuration, tensors under our names).
-        official: -> what an official file holds.
-        own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from class names.
-        optional: pattern of those that may be missing, as the last one of several layers.
-        unknown: the name of a tensor that makes the file one of something else.
+        official: -> the content of an official file.
+        own: pattern of the official names that become the adapter's tensors; the others are CLIP's, or follow from
+            class names.
+        optional: pattern of names that may be missing, such as the last of several layers.
+        unknown: name of a tensor that no such file has.
     """
 
     convert: Callable
@@ -241,7 +241,7 @@ class AdapterConverterContract:
     @pytest.fixture
     def weights(self):
         weights = dict(self.official())
-        assert self.names(weights), "the pattern `own` finds nothing"
+        assert self.names(weights), "the pattern `own` matches no name"
         return weights
 
     def names(self, weights: Weights) -> list[str]:
@@ -255,28 +255,28 @@ class AdapterConverterContract:
             assert tensor.dtype == halves[name].dtype == torch.float32, name
             assert torch.equal(halves[name], tensor.half().float()), name
 
-    def test_its_tensors_become_the_adapter(self, weights):
+    def test_official_tensors_become_the_adapter(self, weights):
         _, tensors = self.convert(weights)
         assert sum(tensor.numel() for tensor in tensors.values()) == sum(
             weights[n].numel() for n in self.names(weights)
         )
 
-    def test_every_missing_name_is_told(self, weights):
+    def test_every_missing_name_is_reported(self, weights):
         needed = [name for name in self.names(weights) if not re.search(self.optional, name)]
         all_refused(
             self.convert,
             [({n: t for n, t in weights.items() if n != name}, "missing|expected|unknown") for name in needed],
         )
 
-    def test_an_unknown_name_is_told(self, weights):
+    def test_unknown_name_is_reported(self, weights):
         if self.unknown:
             all_refused(self.convert, [(weights | {self.unknown: torch.zeros(1)}, "unknown|expected|use ")])
 
-    def test_wrong_shapes_are_told(self, weights):
+    def test_wrong_shapes_are_reported(self, weights):
         all_refused(
             self.convert,
             [(weights | {n: weights[n][None, None, None]}, "shape|expected|not") for n in self.names(weights)],
         )
 
-    def test_values_that_are_not_finite_are_told(self, weights):
+    def test_non_finite_values_are_reported(self, weights):
         all_refused(self.convert, [(weights | {n: with_nan(weights[n])}, "not finite") for n in self.names(weights)])

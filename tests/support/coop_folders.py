@@ -1,4 +1,4 @@
-"""Small folders in the layout of CoOp's DATASETS.md, as its users have them on disk."""
+"""Small data sets in the folder layout of CoOp's DATASETS.md."""
 
 import json
 from pathlib import Path
@@ -29,9 +29,9 @@ def save_image(path: Path, seed: int) -> None:
 
 
 def save_zhou(data: Path, folder: str, classes=tuple(CLASSES), counts=None) -> Path:
-    """$DATA/<folder> with `counts` images a class and split: <class>/<split>_<i>.jpg.
+    """$DATA/<folder> with `counts` images per class and split: <class>/<split>_<i>.jpg.
 
-    Rows of the classes take turns, last class first.
+    Rows alternate between the classes, last class first.
     """
     file, images = ZHOU[folder]
     lists, seed = {}, 0
@@ -47,7 +47,7 @@ def save_zhou(data: Path, folder: str, classes=tuple(CLASSES), counts=None) -> P
 
 
 def save_aircraft(data: Path) -> Path:
-    """fgvc_aircraft, which has lists of its own; variants with spaces and slashes."""
+    """fgvc_aircraft, which has its own lists; variant names have spaces and slashes."""
     folder, variants = data / "fgvc_aircraft", ["707-320", "A300B4", "F/A-18 Super"]
     folder.mkdir(parents=True)
     (folder / "variants.txt").write_text("\n".join(variants) + "\n")
@@ -65,7 +65,7 @@ def save_aircraft(data: Path) -> Path:
 def save_imagenet(data: Path, shifted: bool = True) -> Path:
     """imagenet of 4 classes, two of one name, and its four shifted sets.
 
-    A has the second missile and the sunglasses, R three classes.
+    ImageNet-A has the second missile and the sunglasses, ImageNet-R three classes.
     """
     names = "".join(f"{identity} {name}\n" for identity, name in WORDNET.items())
     everything, a, r = list(WORDNET), ["n04008634", "n09999999"], ["n01440764", "n03773504", "n09999999"]

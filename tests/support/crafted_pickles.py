@@ -1,4 +1,4 @@
-"""Checkpoint files put together by hand, for what Python's own pickler would not write."""
+"""Checkpoint files written by hand, with content that Python's own pickler would not write."""
 
 import os
 import pickle
@@ -54,7 +54,7 @@ def write_legacy(path, pickled: bytes, keys=("0",), data: bytes = struct.pack("<
 
 
 class Payload:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary):
         self.canary = canary
@@ -64,7 +64,7 @@ class Payload:
 
 
 def hostile_files(weights, folder, canary):
-    """Checkpoints in every layout with a `Payload` or a lie in them, in a new folder."""
+    """Checkpoints in every layout with a `Payload` or false metadata, in a new folder."""
     payload = Payload(canary)
     folder.mkdir()
     torch.save(payload, folder / "alone.pt")

@@ -1,11 +1,11 @@
-"""A Hugging Face Hub on loopback: what `push_to_hub` and `from_pretrained` need, with history, permissions and faults on demand.
+"""A Hugging Face Hub on loopback for `push_to_hub` and `from_pretrained`, with history, permissions and faults.
 
 Use it inside one process (`huggingface_hub` must not have been imported yet) or for a child:
 
     with FakeHub() as hub:
         subprocess.run([...], env={**os.environ, **hub.environment(home)})
 
-Every file is declared a regular one, so the clients never ask for LFS or Xet storage. Standard library only.
+Every file is a regular one, so clients never ask for LFS or Xet storage. Standard library only.
 """
 
 import base64
@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 
 def blob_id(content: bytes) -> str:
-    """git's name for a file's content, which the Hub uses as ETag."""
+    """git's hash of a file's content, which the Hub uses as ETag."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -37,7 +37,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches are lists of commits, oldest first; the files of a commit are a whole tree."""
+    """Branches are lists of commits, oldest first; a commit has all files of its tree."""
 
     private: bool = False
     branches: dict[str, list[Commit]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Repository:
         return made
 
     def at(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag or a hash names."""
+        """The commit of a branch, a tag or a hash."""
         if revision in self.branches:
             return self.branches[revision][-1]
         if revision in self.tags:
@@ -77,8 +77,11 @@ class Repository:
 class Fault:
     """What happens to the next `times` requests whose "METHOD /path" matches `pattern`.
 
-    `status`: answer with that code. `cut`: send that fraction of the body under the full Content-Length, then close. `shrink`: send
-    that fraction as if it were everything. `delay`: seconds to wait first.
+    Args:
+        status: answer with this code.
+        cut: send this fraction of the body with the full Content-Length, then close.
+        shrink: send this fraction of the body with its own Content-Length.
+        delay: seconds to wait first.
     """
 
     pattern: str
@@ -111,7 +114,10 @@ class FakeHub:
         self._server.server_close()
 
     def environment(self, home, token: str | None = None) -> dict[str, str]:
-        """Variables that point a new process at this Hub, with all caches under `home`; the first token unless told."""
+        """Environment variables for a process that uses this Hub, with all caches under `home`.
+
+        The token is the first one by default.
+        """
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -124,7 +130,7 @@ class FakeHub:
         }
 
     def create(self, repo_id: str, folder=None, private: bool = False) -> Repository:
-        """A repository made without a client, with the files of a local folder."""
+        """Creates a repository without a client, from the files of a local folder."""
         repo = self.repos[repo_id] = Repository(private)
         repo.commit("main", "initial commit", {})
         if folder is not None:
@@ -216,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
     def readable(self, repo_id: str) -> Repository | None:
-        """The repository, or None after the refusal was sent: the Hub does not tell strangers what is private."""
+        """The repository, or None after an error was sent: private repositories look like missing ones."""
         repo = self.hub.repos.get(repo_id)
         if repo is None or (repo.private and self.user != repo_id.split("/")[0]):
             self.refuse(404 if self.user else 401, "Repository not found", "RepoNotFound")
@@ -272,9 +278,15 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return None
         reply = {
-            "id": repo_id, "modelId": repo_id, "sha": commit.sha, "private": self.hub.repos[repo_id].private, "tags": [],
-            "siblings": [{"rfilename": name} for name in sorted(commit.files)], "downloads": 0, "likes": 0,
-        }  # fmt: skip
+            "id": repo_id,
+            "modelId": repo_id,
+            "sha": commit.sha,
+            "private": self.hub.repos[repo_id].private,
+            "tags": [],
+            "siblings": [{"rfilename": name} for name in sorted(commit.files)],
+            "downloads": 0,
+            "likes": 0,
+        }
         return 200, reply
 
     def refs(self, body, repo_id):
@@ -432,7 +444,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_in_this_process(home):
-    """A `FakeHub` that this process talks to although `huggingface_hub` is imported already; caches under `home`. For fixtures."""
+    """For fixtures: a `FakeHub` for this process, which has already imported `huggingface_hub`; caches in `home`."""
     from unittest.mock import patch
 
     from huggingface_hub import constants, hf_api

@@ -1,4 +1,4 @@
-"""A tiny CLIP checkpoint and folders of real images, for tests of whole few-shot runs."""
+"""A tiny CLIP checkpoint and folders of real images, for tests of complete few-shot runs."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from hf_clip_variants.data import load_emoji
 
 
 CONCEPTS = ("cat", "dog", "pizza", "banana", "rose", "owl")
-NOT_THE_SAME = ("seconds", "environment", "seconds_per_view")  # of two equal runs
+NOT_THE_SAME = ("seconds", "environment", "seconds_per_view")  # between two equal runs
 
 
 def save_tiny_clip(folder: Path) -> Path:
-    """A random CLIP of 24 pixels with processor and tokenizer, as transformers saves them."""
+    """A random CLIP for 24 px with processor and tokenizer, saved as by transformers."""
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     tiny_clip().save_pretrained(folder)
@@ -38,7 +38,7 @@ def save_images(folder: Path, splits: dict[str, list[str]], concepts=CONCEPTS) -
 
 
 def comparable(results: dict) -> dict:
-    """results.json without what differs between two equal runs: times and the machine."""
+    """results.json without times and the machine, which differ between two equal runs."""
 
     def clean(value):
         if isinstance(value, dict):
@@ -49,7 +49,7 @@ def comparable(results: dict) -> dict:
 
 
 def adapter_files(run: Path) -> dict[str, bytes]:
-    """Every file below adapters/ and predictions/, by name. What names the run folder itself is made equal."""
+    """Every file below adapters/ and predictions/, by name, with the path of the run folder replaced."""
     return {
         path.relative_to(run).as_posix(): path.read_bytes().replace(str(run).encode(), b"RUN")
         for part in ("adapters", "predictions")

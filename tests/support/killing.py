@@ -1,4 +1,4 @@
-"""Kills a process at the n-th thing that it does to files, or fills its disk: what saving must survive."""
+"""Kills a process at its n-th file operation, or simulates a full disk, for tests of saving."""
 
 import contextlib
 import os
@@ -35,14 +35,14 @@ def _is_write(event: str, arguments: tuple, folder: str) -> bool:
 def run_and_kill(action, folder, nth: int | None = None, timeout: float = 60.0) -> int:
     """Runs `action()` in a forked child and SIGKILLs it right before its n-th write below `folder` (None: never).
 
-    Returns -9 if the child was killed, else the number of writes that it did. AssertionError if it failed by itself.
+    Returns -9 if the child was killed, else its number of writes. AssertionError if it failed for another reason.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         import torch
 
-        torch.set_num_threads(1)  # OpenMP's other threads do not exist after a fork
+        torch.set_num_threads(1)  # the other threads of OpenMP do not exist after a fork
         count = 0
 
         def watch(event, arguments):
@@ -81,7 +81,7 @@ def run_and_kill(action, folder, nth: int | None = None, timeout: float = 60.0) 
 
 @contextlib.contextmanager
 def file_size_limit(size: int):
-    """Inside, no file of this process can grow beyond `size` bytes: writing more fails like on a full disk."""
+    """Within the context, files of this process cannot exceed `size` bytes: writing more fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,7 @@
-"""The contract of models: what every row of kind "model" in the registry must do. `tests/modeling/test_common.py` runs it over `CASES`."""
+"""The contract of models: what every row of kind "model" in the registry must do.
+
+`tests/modeling/test_common.py` runs it over `CASES`.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -18,27 +21,26 @@ from hf_clip_variants.registry import Method, method
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A tiny instance of a method. Everything is made when it is asked for, by functions."""
+    """A tiny instance of a method. Functions build its parts when they are needed."""
 
-    name: str  # of the registry's row
-    config: Callable[[], Any]  # a configuration that is nowhere the default
+    name: str  # name of the row in the registry
+    config: Callable[[], Any]  # a configuration in which no size is the default
     inputs: Callable[[int], dict[str, torch.Tensor]]  # batch size -> inputs with labels
-    part: str = "model"  # of the row: its main class, or the Auto class of another one
+    part: str = "model"  # the row's main class, or the Auto class of another one
     backbone: Callable[[], Any] | None = None  # the transformers model whose checkpoints load into it
-    towers: dict[str, str] = field(default_factory=dict)  # attribute -> public class that loads this model's files
+    encoders: dict[str, str] = field(default_factory=dict)  # attribute -> public class that loads this model's files
     processor: Callable[[], Any] | None = None
     bad_values: tuple[tuple[dict, str], ...] = ()  # configuration arguments -> what the error says
     output: str = "logits"
-    auto_class: str = "AutoModel"  # the one that the tests load by
-    untrained: tuple[str, ...] = ()  # parameters that rightly get no gradient
-    by_row: tuple[str, ...] = ()  # outputs that have a row an input, default `output`
-    loss_options: dict[str, Any] = field(default_factory=dict)  # further arguments of forward that give a loss
-    loss_is_of_the_batch: bool = False  # contrastive: halves of a batch have other losses than the whole
-    prepare: Callable[[Any], None] | None = None  # for a new model whose initial weights would hide errors
-    in_float32: tuple[str, ...] = ()  # parameters that keep their precision in a half-precision model
-    rounding: float = (
-        0.0  # relative, between two loadings: sums in convolutions of 1 x 1 maps depend on where weights lie
-    )
+    auto_class: str = "AutoModel"  # used by the tests to load the model
+    untrained: tuple[str, ...] = ()  # parameters without gradient
+    by_row: tuple[str, ...] = ()  # outputs with one row per input; default: `output`
+    loss_options: dict[str, Any] = field(default_factory=dict)  # further arguments of forward that return a loss
+    loss_is_of_the_batch: bool = False  # contrastive: half batches have other losses
+    prepare: Callable[[Any], None] | None = None  # changes initial weights that would hide errors
+    in_float32: tuple[str, ...] = ()  # parameters that stay in float32 in a half-precision model
+    # Relative, between two loadings: sums in convolutions of 1 x 1 maps depend on the weights' place in memory.
+    rounding: float = 0.0
 
     @property
     def row(self) -> Method:
@@ -71,9 +73,12 @@ def _classifier_config():
     config = method("clip_classifier").load("config")
     return config(
         **{name: clip[name] for name in ("text_config", "vision_config", "projection_dim")},
-        id2label=dict(enumerate(CLASS_NAMES)), label2id={name: i for i, name in enumerate(CLASS_NAMES)},
-        templates=["a photo of a {}.", "{}!"], prompt_length=7, tail_length=3,
-    )  # fmt: skip
+        id2label=dict(enumerate(CLASS_NAMES)),
+        label2id={name: i for i, name in enumerate(CLASS_NAMES)},
+        templates=["a photo of a {}.", "{}!"],
+        prompt_length=7,
+        tail_length=3,
+    )
 
 
 def _resnet_config():
@@ -91,7 +96,7 @@ def _resnet_inputs(batch: int):
 
 
 def _with_open_branches(model):
-    """Blocks of a new ResNet are their shortcuts (the last normalisation's scale is 0), and running statistics trivial."""
+    """A new ResNet's residual branches are zero (scale 0 in the last normalisation), and its statistics trivial."""
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight")):
             tensor.uniform_(0.5, 1.5)
@@ -102,22 +107,35 @@ def _with_open_branches(model):
 def _audioclip_config():
     config, resnet = method("audioclip").load("config"), _resnet_config().to_dict()
     audio = {
-        "n_fft": 64, "hop_length": 20, "win_length": 50, "hidden_size": 128, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48,
-    }  # fmt: skip
+        "n_fft": 64,
+        "hop_length": 20,
+        "win_length": 50,
+        "hidden_size": 128,
+        "depths": [1, 2, 1, 1],
+        "groups": 2,
+        "width_per_group": 48,
+    }
     return config(
-        text_config=resnet["text_config"], vision_config=resnet["vision_config"], audio_config=audio, projection_dim=20,
-        logit_scale_init_value=2.0, audio_logit_scale_init_value=1.5,
-    )  # fmt: skip
+        text_config=resnet["text_config"],
+        vision_config=resnet["vision_config"],
+        audio_config=audio,
+        projection_dim=20,
+        logit_scale_init_value=2.0,
+        audio_logit_scale_init_value=1.5,
+    )
 
 
 def _audioclip_inputs(batch: int):
-    sounds = 5000 * torch.randn(batch, 1, 1300, generator=torch.Generator().manual_seed(2))
-    return _resnet_inputs(batch) | {"input_features": sounds}
+    audio = 5000 * torch.randn(batch, 1, 1300, generator=torch.Generator().manual_seed(2))
+    return _resnet_inputs(batch) | {"input_features": audio}
 
 
 def _with_fixed_filters(model):
-    """Filters as after some training, and kept: their gradients have the same size whatever the loss is divided by, which the
-    contract's accumulation rightly notices. They are trained in test_audioclip.py."""
+    """Changes the filters as training would, and freezes them.
+
+    Their gradients are normalised, and so do not scale with the loss, which the contract's test of accumulation
+    requires. They are trained in test_audioclip.py.
+    """
     _with_open_branches(model)
     filters = model.audio_model.fbsp.requires_grad_(False)
     with torch.no_grad():
@@ -127,9 +145,9 @@ def _with_fixed_filters(model):
 def _audioclip_processor():
     from hf_clip_variants import AudioCLIPFeatureExtractor, AudioCLIPProcessor
 
-    pictures = _classifier_processor(64)
+    processor = _classifier_processor(64)
     return AudioCLIPProcessor(
-        pictures.image_processor, pictures.tokenizer, AudioCLIPFeatureExtractor(sampling_rate=8000, max_length=1300)
+        processor.image_processor, processor.tokenizer, AudioCLIPFeatureExtractor(sampling_rate=8000, max_length=1300)
     )
 
 
@@ -143,7 +161,7 @@ def _classifier_processor(size: int = 24):
 _SLIP = {
     "name": "slip",
     "config": slip_config,
-    "towers": {"text_model": "transformers.CLIPTextModel"},
+    "encoders": {"text_model": "transformers.CLIPTextModel"},
     "processor": _classifier_processor,
     "output": "logits_per_image",
     "loss_options": {"return_loss": True},
@@ -200,7 +218,7 @@ CASES = {
             name="clip_resnet",
             config=_resnet_config,
             inputs=_resnet_inputs,
-            towers={
+            encoders={
                 "vision_model": "hf_clip_variants.CLIPResNetVisionModel",
                 "text_model": "transformers.CLIPTextModel",
             },
@@ -248,7 +266,7 @@ CASES = {
             name="audioclip",
             config=_audioclip_config,
             inputs=_audioclip_inputs,
-            towers={
+            encoders={
                 "vision_model": "hf_clip_variants.CLIPResNetVisionModel",
                 "text_model": "transformers.CLIPTextModel",
                 "audio_model": "hf_clip_variants.AudioCLIPAudioModel",
@@ -286,8 +304,11 @@ CASES = {
 
 
 class ModelContract:
-    """Each test takes `case`, a `ModelCase`. What transformers' own tests (tests/suite) see as strictly is not here: files and configurations
-    that come back as they were, tuples like dictionaries."""
+    """Each test takes `case`, a `ModelCase`.
+
+    What transformers' own tests check (tests/suite) is not repeated here: round trips of files and configurations,
+    equal tuple and dictionary outputs.
+    """
 
     # ---- configuration
 
@@ -308,7 +329,7 @@ class ModelContract:
         if case.backbone:
             case.backbone().save_pretrained(tmp_path)
             model = load(tmp_path)
-        else:  # a file that holds next to nothing
+        else:  # a file with a single tensor
             case.make().save_pretrained(tmp_path)
             name, tensor = next(iter(case.make().state_dict().items()))
             save_file({name: tensor}, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -329,7 +350,7 @@ class ModelContract:
         assert {t.dtype for n, t in again.named_parameters() if n not in case.in_float32} == {torch.bfloat16}
         assert all(again.get_parameter(name).dtype == torch.float32 for name in case.in_float32)
 
-    def test_every_placement_loads_or_says_why_not(self, case, tmp_path):
+    def test_device_maps_load_and_meta_device_is_refused(self, case, tmp_path):
         model = case.make()
         expected = case.run(model)
         model.save_pretrained(tmp_path)
@@ -341,15 +362,15 @@ class ModelContract:
             type(model).from_pretrained(tmp_path)
 
     def test_backbone_and_model_load_each_others_files(self, case, tmp_path):
-        if case.towers:
+        if case.encoders:
             model = case.make()
             model.save_pretrained(tmp_path / "whole")
-            for attribute, reference in case.towers.items():
+            for attribute, reference in case.encoders.items():
                 module, _, name = reference.rpartition(".")
-                tower = getattr(importlib.import_module(module), name).from_pretrained(tmp_path / "whole")
+                encoder = getattr(importlib.import_module(module), name).from_pretrained(tmp_path / "whole")
                 weights = model.get_submodule(attribute).state_dict()
-                assert weights.keys() == tower.state_dict().keys()
-                for key, tensor in tower.state_dict().items():
+                assert weights.keys() == encoder.state_dict().keys()
+                for key, tensor in encoder.state_dict().items():
                     assert torch.equal(tensor, weights[key]), f"{attribute}.{key}"
         if not case.backbone:
             return
@@ -374,7 +395,7 @@ class ModelContract:
             outputs.append(case.run(model))
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
 
-    def test_each_row_of_a_batch_stands_alone(self, case):
+    def test_rows_of_a_batch_are_independent(self, case):
         model, inputs = case.make(), case.inputs(5)
         with torch.no_grad():
             together = model(**inputs)
@@ -402,7 +423,7 @@ class ModelContract:
         model = case.make().train()
         loss = model(**case.inputs(4), **case.loss_options, return_dict=False)[
             0
-        ]  # the loss comes first: Trainer takes it from there
+        ]  # Trainer reads the loss from the first position
         loss.backward()
         without = {name for name, p in model.named_parameters() if p.grad is None}
         assert without == set(case.untrained)
@@ -429,24 +450,35 @@ class ModelContract:
     def test_trainer_accumulates_and_resumes_to_the_same_weights(self, case, tmp_path):
         from transformers import Trainer, TrainingArguments, default_data_collator
 
-        # Where halves have losses of their own, they are the same four pairs.
+        # If half batches have other losses, all batches hold the same four pairs.
         different, whole = (4, 4) if case.loss_is_of_the_batch else (16, 8)
         inputs = case.inputs(different)
         data = [{name: value[i % different] for name, value in inputs.items()} for i in range(16)]
 
         def train(folder, batch, accumulation, resume=None, steps=4):
             arguments = TrainingArguments(
-                str(tmp_path / folder), max_steps=steps, per_device_train_batch_size=batch, save_steps=2, use_cpu=True,
-                gradient_accumulation_steps=accumulation, learning_rate=0.05, optim="sgd", lr_scheduler_type="constant",
-                train_sampling_strategy="sequential", report_to="none", disable_tqdm=True, max_grad_norm=1e9, logging_steps=1,
-            )  # fmt: skip
+                str(tmp_path / folder),
+                max_steps=steps,
+                per_device_train_batch_size=batch,
+                save_steps=2,
+                use_cpu=True,
+                gradient_accumulation_steps=accumulation,
+                learning_rate=0.05,
+                optim="sgd",
+                lr_scheduler_type="constant",
+                train_sampling_strategy="sequential",
+                report_to="none",
+                disable_tqdm=True,
+                max_grad_norm=1e9,
+                logging_steps=1,
+            )
             collator = lambda rows: default_data_collator(rows) | case.loss_options  # noqa: E731
             trainer = Trainer(case.make(), arguments, train_dataset=data, data_collator=collator)
             trainer.train(resume_from_checkpoint=resume)
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             return trainer.model.state_dict(), losses
 
-        assert case.make().accepts_loss_kwargs is False, "else the loss is scaled where the batch has labels"
+        assert case.make().accepts_loss_kwargs is False, "otherwise the loss is scaled if the batch has labels"
         once, losses = train("once", whole, 1)
         twice, losses_twice = train("twice", 4, 2)
         assert losses == pytest.approx(losses_twice, rel=1e-4), "the loss is not scaled by the accumulation"
@@ -462,7 +494,7 @@ class ModelContract:
     # ---- sharing
 
     @pytest.mark.hub
-    def test_pushed_and_pulled_it_is_the_same(self, case, tmp_path):
+    def test_push_and_pull_keep_the_model(self, case, tmp_path):
         import transformers
 
         auto = getattr(transformers, case.auto_class)

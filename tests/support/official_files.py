@@ -1,4 +1,4 @@
-"""Checkpoint files as the official code writes them, made from the parity fixtures, and tokenizers that give the fixtures' ids."""
+"""Checkpoint files in the official formats, from the parity fixtures, and tokenizers that give the fixtures' ids."""
 
 import argparse
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 
-# ---------------------------------------------------------------------------------------------------------- models
+# ---- models
 
 
 def plain(weights, path: Path, zipped: bool = True) -> Path:
@@ -16,7 +16,7 @@ def plain(weights, path: Path, zipped: bool = True) -> Path:
 
 
 def from_a_training(weights, path: Path) -> Path:
-    """DataParallel's names in a training script's dictionary, with what such scripts leave beside the weights."""
+    """A training script's dictionary: weights with DataParallel's names, and the other entries of such scripts."""
     nested = {f"module.{name}": tensor for name, tensor in weights.items()}
     rest = {"epoch": 3, "args": argparse.Namespace(lr=1e-3), "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
     torch.save({**rest, "state_dict": nested}, path)
@@ -24,7 +24,7 @@ def from_a_training(weights, path: Path) -> Path:
 
 
 def jit_archive(weights, path: Path) -> Path:
-    """A TorchScript archive whose state_dict() is `weights`: the kind of file that OpenAI publishes."""
+    """A TorchScript archive whose state_dict() is `weights`, as OpenAI publishes."""
     root = torch.nn.Module()
     for name, tensor in weights.items():
         *parents, last = name.split(".")
@@ -61,11 +61,11 @@ def letters_tokenizer(vocab_size: int, folder: Path) -> Path:
     return folder
 
 
-# -------------------------------------------------------------------------------------------------------- adapters
+# ---- adapters
 
 
 def dassl(state_dict, path: Path) -> Path:
-    """`model.pth.tar-50` of Dassl, which CoOp, CoCoOp, MaPLe, VPT, IVLP and CLIP-Adapter train with."""
+    """`model.pth.tar-50` of Dassl, with which CoOp, CoCoOp, MaPLe, VPT, IVLP and CLIP-Adapter are trained."""
     path.parent.mkdir(parents=True, exist_ok=True)
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.002, "params": [0]}]}
     rest = {
@@ -79,13 +79,16 @@ def dassl(state_dict, path: Path) -> Path:
 
 
 def learner(fixture) -> dict[str, torch.Tensor]:
-    """The prompt learner alone, under its own names."""
+    """The prompt learner only, under its own names."""
     prefix = "prompt_learner."
     return {name.removeprefix(prefix): t for name, t in fixture.state_dict.items() if name.startswith(prefix)}
 
 
 def whole_model(fixture) -> dict[str, torch.Tensor]:
-    """The trainer's whole model: image_encoder.*, text_encoder.*, prompt_learner.*, logit_scale; token embeddings are not in it."""
+    """The trainer's full model without token embeddings.
+
+    Names: image_encoder.*, text_encoder.*, prompt_learner.*, logit_scale.
+    """
     names = {"clip.visual.": "image_encoder.", "clip.logit_scale": "logit_scale", "clip.": "text_encoder."}
     saved = {}
     for name, tensor in fixture.state_dict.items():
@@ -97,7 +100,7 @@ def whole_model(fixture) -> dict[str, torch.Tensor]:
 
 def fixture_tokenizer(fixture, templates: dict[str, torch.Tensor], folder: Path) -> Path:
     """
-    A tokenizer that gives the ids which the fixture's stub gave.
+    A tokenizer that gives the ids of the fixture's stub.
 
     `templates`: template with a `{}` -> (C, L) ids of all classes in it, with placeholders or words before the name.
     """
@@ -133,7 +136,7 @@ def fixture_tokenizer(fixture, templates: dict[str, torch.Tensor], folder: Path)
 
 
 def _common(rows: list[list[int]]) -> int:
-    """How many leading entries all rows share."""
+    """The number of leading entries that all rows share."""
     count = 0
     while all(len(row) > count for row in rows) and len({row[count] for row in rows}) == 1:
         count += 1
@@ -141,7 +144,7 @@ def _common(rows: list[list[int]]) -> int:
 
 
 def _whole_words(text: str) -> str:
-    """A pattern that finds `text`, but not inside other words nor in what was spelled already."""
+    """A pattern that finds `text`, but neither inside other words nor in parts that are tokenized already."""
     pattern = "".join(f"\\{c}" if c in ".,{}" else c for c in text)
     before = r"(?<![a-z0-9])" if text[0].isalnum() else ""
     return before + pattern + (r"(?![a-z0-9])" if text[-1].isalnum() else "")

@@ -1,4 +1,4 @@
-"""A copy of the package's sources in which a test may add or remove a method: the tree itself stays as it is."""
+"""A copy of the package's sources in which a test adds or removes a method."""
 
 import re
 import shutil
@@ -11,7 +11,10 @@ _SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def copy_package(folder: Path) -> Path:
-    """FOLDER/hf_clip_variants with `modeling` in it, as a wheel installs it; FOLDER first on the path gives the copy. Returns the package."""
+    """Copies the package to FOLDER/hf_clip_variants, with `modeling` in it as in a wheel, and returns that path.
+
+    With FOLDER first on the path, the copy is imported.
+    """
     package = folder / "hf_clip_variants"
     shutil.copytree(ROOT / "hf_clip_variants", package, ignore=_SOURCES)
     shutil.copytree(ROOT / "modeling", package / "modeling", ignore=_SOURCES)
@@ -28,7 +31,7 @@ def rows_in(registry: str) -> dict[str, str]:
 
 
 def remove_method(package: Path, name: str) -> None:
-    """Its folder and its row, nothing else."""
+    """Removes its folder and its row, nothing else."""
     table = package / "registry.py"
     text = table.read_text(encoding="utf-8")
     table.write_text(text.replace(rows_in(text)[name], ""), encoding="utf-8")
@@ -37,7 +40,7 @@ def remove_method(package: Path, name: str) -> None:
 
 
 def add_row(package: Path, row: str) -> None:
-    """One more row at the table's end."""
+    """Adds a row at the end of the table."""
     table = package / "registry.py"
     text = table.read_text(encoding="utf-8")
     last = list(rows_in(text).values())[-1]
@@ -45,7 +48,7 @@ def add_row(package: Path, row: str) -> None:
 
 
 def methods_built_on(package: Path, name: str) -> set[str]:
-    """Methods of the table whose folders import this one's, such as AudioCLIP's CLIP-ResNet, and those that are built on them."""
+    """Methods whose folders import this one's, directly or through others, as AudioCLIP imports CLIP-ResNet."""
     rows, found = rows_in((package / "registry.py").read_text(encoding="utf-8")), set()
     for other in rows.keys() - {name}:
         for kind in ("modeling", "adapters"):

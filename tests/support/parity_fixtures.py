@@ -1,4 +1,4 @@
-"""The official code's numbers for parity tests. `PARITY_FIXTURES` picks the set; a test knows nothing of a fixture but its name."""
+"""Fixtures from the official code for parity tests. `PARITY_FIXTURES` selects the set; tests use names only."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(os.environ.get("PARITY_FIXTURES") or FIXTURES)
-MAX_RELATIVE_ERROR = 1e-4  # largest absolute error over the tensor's scale, float32
+MAX_RELATIVE_ERROR = 1e-4  # largest absolute error, relative to the tensor's scale, in float32
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Fixture:
         return self.meta.get("hparams", self.meta.get("hyperparameters", {}))[key]
 
     def backbone_state_dict(self) -> dict[str, torch.Tensor]:
-        """The frozen CLIP of an adapter fixture, under the official names; some keep their prompts inside it."""
+        """The frozen CLIP of an adapter fixture, under the official names; in some methods it contains the prompts."""
         return {
             k.removeprefix("clip."): v for k, v in self.state_dict.items() if k.startswith("clip.") and "VPT" not in k
         }
@@ -39,13 +39,13 @@ class Fixture:
 
 
 def fixtures_like(*patterns: str) -> list[str]:
-    """Names of those fixtures of the set that one of the `patterns` matches: a method has one, or one a variant."""
+    """Names of the set's fixtures that match one of the `patterns`: one per method, or one per variant."""
     names = sorted(path.parent.name for path in ROOT.glob("*/meta.json"))
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def load_fixture(name: str) -> Fixture:
-    """Skips the test if another set than the repository's does not have it."""
+    """Skips the test if the fixture is missing in a set other than the repository's."""
     folder = ROOT / name
     if not folder.is_dir() and ROOT != FIXTURES:
         pytest.skip(f"PARITY_FIXTURES={ROOT} has no {name}")
@@ -59,7 +59,7 @@ def load_fixture(name: str) -> Fixture:
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str = "", tolerance: float = MAX_RELATIVE_ERROR):
-    """Largest absolute difference, relative to the largest expected magnitude."""
+    """Asserts on the largest absolute difference, relative to the largest expected magnitude."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     scale = expected.abs().max().clamp_min(1e-12).item() if expected.numel() else 1.0
     error = (actual.detach().double() - expected.double()).abs().max().item() / scale if expected.numel() else 0.0

@@ -1,4 +1,4 @@
-"""Where the tests' own files lie."""
+"""Folders of the repository that tests use."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Small pre-training runs for tests, and for the programs that tests start."""
+"""Small pre-training runs for tests and for the programs that tests start."""
 
 from tiny import tiny_clip, tiny_tokenizer
 from transformers import CLIPImageProcessor, CLIPProcessor, TrainingArguments
@@ -25,7 +25,7 @@ def clip():
 
 
 def still_clip():
-    """Without dropout, which falls on other places in other chunks and on other processes."""
+    """Without dropout, whose masks depend on chunks and processes."""
     return tiny_clip(text_config={"attention_dropout": 0.0}, vision_config={"attention_dropout": 0.0})
 
 
@@ -48,7 +48,7 @@ def trainer(
     trainer_class=PretrainTrainer,
     **options,
 ):
-    """`batch_size` is that of each of `world_size` processes."""
+    """`batch_size` is the batch size of each of `world_size` processes."""
     pairs = open_pairs(FOLDER / "notov1.parquet", text_columns=["name"], streaming=stream)
     reader = PairReader(seed=3, source_size=SIZE)
     data = PairStream(pairs, reader, batch_size) if stream else PairDataset([pairs], reader, batch_size * world_size)

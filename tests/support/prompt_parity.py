@@ -1,4 +1,4 @@
-"""Compares prompts in several layers with the official code's: shared by the parity tests of CoCoOp, MaPLe, IVLP and VPT."""
+"""Compares prompts in several layers with the official code, for the parity tests of CoCoOp, MaPLe, IVLP and VPT."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from adapter_models import Compared, fixture_classifier
 
 
 def word_ids(fixture) -> list[int]:
-    """Token ids of the words that the training began with; [] for a random context."""
+    """Token ids of the words from which the training started; [] for a random context."""
     if "ctx_token_ids" not in fixture.inputs:
         return []
     row = fixture.inputs["ctx_token_ids"][0].tolist()
@@ -28,11 +28,11 @@ def bare(layer):
 
 
 def compare_plain_clip(fixture, model, compare: Compared) -> None:
-    """`model`: a `PeftModel` on the fixture's `CLIPModel`. Blocks, features, logits and loss; then gradients are there."""
+    """Compares blocks, features, logits and loss of a `PeftModel` on the fixture's `CLIPModel`, and runs backward."""
     clip = model.base_model.model
     blocks, handles = {}, []
-    for tower, name in ((clip.text_model, "text"), (clip.vision_model, "vision")):
-        for i, layer in enumerate(tower.encoder.layers):
+    for part, name in ((clip.text_model, "text"), (clip.vision_model, "vision")):
+        for i, layer in enumerate(part.encoder.layers):
             key = f"{name}_block{i}"
             if key in compare.expected:
                 hook = lambda module, args, output, key=key: blocks.__setitem__(key, output.detach())  # noqa: E731
@@ -52,7 +52,7 @@ def compare_plain_clip(fixture, model, compare: Compared) -> None:
 
 
 def compare_classifier(fixture, model, compare: Compared) -> None:
-    """`model`: a `PeftModel` on a `CLIPClassifier`. Features, logits and loss; then gradients are there."""
+    """Compares features, logits and loss of a `PeftModel` on a `CLIPClassifier`, and runs backward."""
     classifier, pixels = model.base_model.model, fixture.inputs["pixel_values"]
     output = model(pixel_values=pixels, labels=fixture.inputs["labels"])
     compare("logits", output.logits)
@@ -69,7 +69,7 @@ def trained(model, name: str) -> torch.nn.Parameter:
 
 
 def assert_complete_but_blocks(compare: Compared, *others: str) -> None:
-    """The classifier runs packed prompts, which have no blocks of the official shape."""
+    """All outputs but the blocks are compared: packed prompts have no blocks of the official shape."""
     compare.assert_complete(but=(*others, *(key for key in compare.expected if "_block" in key)))
 
 

@@ -15,7 +15,7 @@ VISION |= {"image_size": 24, "patch_size": 8}
 
 
 def slip_config(**options) -> SLIPConfig:
-    """No size is the default."""
+    """A configuration in which no size is the default."""
     text = tiny_clip_config(text_config={"projection_dim": 20}).text_config.to_dict()
     sizes = {"projection_dim": 20, "logit_scale_init_value": 2.0, "ssl_mlp_dim": 28, "ssl_emb_dim": 12}
     return SLIPConfig(**{"text_config": text, "vision_config": VISION, **sizes, **options})
@@ -30,14 +30,16 @@ def slip_batch(batch: int = 8, seed: int = 0, size: int = 24) -> dict[str, torch
 
 
 def slip_model(seed: int = 0, **options) -> SLIPForPreTraining:
-    """In training mode."""
+    """A SLIP in training mode."""
     torch.manual_seed(seed)
     return SLIPForPreTraining(slip_config(**options)).train()
 
 
 def train_steps(model, bare, batch, steps: int = STEPS) -> dict[str, torch.Tensor]:
-    """Losses of some steps of SGD, the gradients of the first step, and the state dict afterwards. `model` is `bare`
-    or a wrapper of it."""
+    """Losses of some steps of SGD, the gradients of the first step, and the state dict afterwards.
+
+    `model` is `bare` or a wrapper of it.
+    """
     callback, result = PretrainingCallback(), {}
     optimizer = torch.optim.SGD([p for p in bare.parameters() if p.requires_grad], lr=0.05)
     for step in range(steps):
@@ -57,8 +59,10 @@ def train_steps(model, bare, batch, steps: int = STEPS) -> dict[str, torch.Tenso
 def train_by_trainer(
     folder, batch_size: int, accumulation: int = 1, steps: int = 3, resume=None, dtype=torch.float32, **options
 ):
-    """Runs `Trainer` on sixteen pairs, always in the same order; returns the model and the logged losses. `options`
-    are fields of `SLIPConfig`, and `arguments`, a dictionary of `TrainingArguments`."""
+    """Runs `Trainer` on sixteen pairs, always in the same order; returns the model and the logged losses.
+
+    `options` are fields of `SLIPConfig`, and `arguments`, a dictionary of `TrainingArguments`.
+    """
     from transformers import Trainer, TrainingArguments, default_data_collator
 
     whole = slip_batch(16)

@@ -1,4 +1,4 @@
-"""What tests/test_house_rules.py asks of source files, on the syntax tree: comments do not matter. Functions return offences."""
+"""Rules of tests/test_house_rules.py on the syntax tree of source files. Functions return offences."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from paths import ROOT
 
 PACKAGE = "hf_clip_variants"
 
-# What runs code or unpickles. Foreign files are read by `conversion/checkpoint_reader.py`, which needs none of these either.
+# Functions that run code or unpickle. `conversion/checkpoint_reader.py` reads foreign files without them.
 FORBIDDEN_NAMES = {
     "torch.load",
     "torch.jit.load",
@@ -30,7 +30,7 @@ FORBIDDEN_NAMES = {
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_ARGUMENTS = {"allow_pickle": True, "shell": True, "weights_only": False}
 
-# From the top down. A room imports rooms of its own line and of those below it.
+# From the top down. A folder imports folders of its own line and of the lines below.
 LAYERS = (
     ("commands", "cli"),
     ("few_shot", "training", "conversion"),
@@ -46,7 +46,7 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-# ---- what runs code
+# ---- code that is run from files
 
 
 def aliases_of(tree: ast.AST) -> dict[str, str]:
@@ -88,9 +88,9 @@ def dangerous_lines(tree: ast.AST) -> list[str]:
 
 
 def broken_imports(path: Path, root: Path) -> list[str]:
-    """Imports of a file of `root` (modeling/) that would not survive its journey to the Hub."""
+    """Imports of a file of `root` (modeling/) that would fail after an export to the Hub."""
     found = []
-    depth = len(path.relative_to(root).parts)  # 1 directly in modeling/
+    depth = len(path.relative_to(root).parts)  # 1 for files directly in modeling/
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = path.parents[node.level - 1]
@@ -112,7 +112,7 @@ def module_of(path: Path, root: Path = ROOT) -> tuple[str, ...]:
 
 
 def own_imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Line and dotted name of what `module` imports of the package, inside functions too."""
+    """Line and dotted name of each import of the package in `module`, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
@@ -126,16 +126,14 @@ def own_imports(tree: ast.AST, module: tuple[str, ...]) -> Iterator[tuple[int, t
 
 
 def room_of(module: tuple[str, ...]) -> str:
-    """The room whose layer counts. A method's descriptor belongs to who asks for it: adapters/<method>/few_shot.py to few_shot."""
+    """The folder whose layer counts. adapters/<method>/few_shot.py counts as few_shot, which uses it."""
     return "few_shot" if module[1] == "adapters" and module[-1] == "few_shot" else module[1]
 
 
 def upward_imports(paths: Iterable[Path], root: Path = ROOT) -> dict[str, list[str]]:
-    """
-    File -> imports of a layer above its own, of the root package's public names, and those that close a circle of
-    rooms in one layer.
+    """File -> imports of a higher layer or of the root package's public names, and circular imports within a layer.
 
-    The root package itself may name everything: it imports when it is asked.
+    The root package itself may import everything, because it imports lazily.
     """
     found, in_layer = defaultdict(list), defaultdict(list)
     for path in paths:
@@ -171,7 +169,7 @@ def _reachable(start: str, edges: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def method_patterns(rows) -> dict[str, re.Pattern]:
-    """Row's name -> what counts as naming it: its name in either case, its classes' prefix, its title."""
+    """Name of a row -> pattern of its names: in lower or upper case, prefix of its classes, title."""
     patterns = {}
     for row in rows:
         prefix = row.config.split(":")[1].removesuffix("Config")
@@ -185,7 +183,7 @@ def method_patterns(rows) -> dict[str, re.Pattern]:
 
 
 def named_methods(tree: ast.AST, patterns: dict[str, re.Pattern]) -> dict[str, list[int]]:
-    """Row's name -> lines whose code (identifiers, imports, strings; not docstrings) names the method."""
+    """Name of a row -> lines whose code names it (identifiers, imports, strings; not docstrings)."""
     found = defaultdict(set)
     for line, word in _words(tree):
         for name, pattern in patterns.items():
@@ -217,7 +215,7 @@ def prints(tree: ast.AST) -> list[str]:
 
 
 def own_location(tree: ast.AST) -> list[str]:
-    """Lines that work out paths from the file's own place, which breaks when the file moves."""
+    """Lines that derive paths from the file's own location, which break when the file moves."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     here = [call.lineno for call in calls if any(isinstance(a, ast.Name) and a.id == "__file__" for a in call.args)]
     return [f"line {line}: __file__" for line in here]

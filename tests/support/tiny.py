@@ -24,13 +24,26 @@ def tiny_clip_config(**overrides):
     from transformers import CLIPConfig
 
     text = {
-        "vocab_size": 4038, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 32, "bos_token_id": 4036, "eos_token_id": 4037, "pad_token_id": 4037, "projection_dim": 24,
-    }  # fmt: skip
+        "vocab_size": 4038,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "bos_token_id": 4036,
+        "eos_token_id": 4037,
+        "pad_token_id": 4037,
+        "projection_dim": 24,
+    }
     vision = {
-        "hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 24,
-        "patch_size": 8, "projection_dim": 24,
-    }  # fmt: skip
+        "hidden_size": 40,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 24,
+        "patch_size": 8,
+        "projection_dim": 24,
+    }
     text |= overrides.pop("text_config", {})
     vision |= overrides.pop("vision_config", {})
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=24, **overrides)

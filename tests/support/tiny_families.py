@@ -1,4 +1,4 @@
-"""Small models of the six CLIP families that transformers has, each with a tokenizer and a processor of its own kind: random weights, no network."""
+"""Small random models of the CLIP families, each with a tokenizer and a processor of its own kind; no network."""
 
 import math
 import string
@@ -10,16 +10,24 @@ import transformers
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
 
-RESNET = "clipv-clip_resnet"  # ours
+RESNET = "clipv-clip_resnet"  # of this package
 FAMILIES = ("clip", RESNET, "metaclip_2", "chinese_clip", "altclip", "siglip", "siglip2")
 SIGLIP_FAMILIES = ("siglip", "siglip2")
 
 _MODELS = {
-    "clip": "CLIP", "metaclip_2": "MetaClip2", "chinese_clip": "ChineseCLIP", "altclip": "AltCLIP", "siglip": "Siglip", "siglip2": "Siglip2",
-}  # fmt: skip
+    "clip": "CLIP",
+    "metaclip_2": "MetaClip2",
+    "chinese_clip": "ChineseCLIP",
+    "altclip": "AltCLIP",
+    "siglip": "Siglip",
+    "siglip2": "Siglip2",
+}
 _CHINESE_NAMES = ["猫", "金毛犬", "跑车", "森林", "红苹果"]
-_CHINESE_CHARACTERS = "一张的照片图猫狗金毛犬跑车森林红苹果绿蓝黄黑白色大小个只辆棵树花草鸟鱼马牛羊人手画像素描卡通标志上下左右中天地水火山海月日星"
-_WORDS = ("a", "an", "photo", "of", "the", "picture", "image", "emoji", "cat", "dog", "golden", "retriever", "sports", "car", "forest", "red", "apple")  # fmt: skip
+_CHINESE_CHARACTERS = (
+    "一张的照片图猫狗金毛犬跑车森林红苹果绿蓝黄黑白色大小个只辆棵树花草鸟"
+    "鱼马牛羊人手画像素描卡通标志上下左右中天地水火山海月日星"
+)
+_WORDS = tuple("a an photo of the picture image emoji cat dog golden retriever sports car forest red apple".split())
 _SPACE = "▁"
 _CONTEXT = 32
 _SIGLIP_CONTEXT = 16
@@ -39,9 +47,10 @@ def family_class_names(model_type: str) -> list[str]:
 
 
 def tiny_dual_encoder(model_type: str, seed: int = 0):
-    """A random float32 model of transformers' own class in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8, joint width 24.
+    """A random float32 model in eval mode: text 2 x 32, vision 3 x 40, 24 px, patch 8, joint width 24.
 
-    The SigLIP families' joint width is the image encoder's, 40: their image feature has no projection. `clip` is `tiny.tiny_clip(seed)`.
+    In the SigLIP families the joint width is the image encoder's, 40: image features are not projected. `clip` is
+    `tiny.tiny_clip(seed)`.
     """
     if _known(model_type) == "clip":
         return tiny_clip(seed)
@@ -81,7 +90,7 @@ def tiny_family_config(model_type: str):
     text |= {
         "metaclip_2": {"projection_dim": 24},
         "chinese_clip": {},
-        # XLM-R's positions begin behind the padding id.
+        # XLM-R's positions start after the padding id.
         "altclip": {"project_dim": 28, "max_position_embeddings": _CONTEXT + tokenizer.pad_token_id + 1},
         "siglip": {"projection_size": vision["hidden_size"]},
         "siglip2": {"projection_size": vision["hidden_size"]},
@@ -94,7 +103,7 @@ def tiny_family_config(model_type: str):
 def tiny_family_tokenizer(model_type: str):
     """The family's kind of tokenizer over a vocabulary of a few hundred tokens (`clip`: the embedded model's).
 
-    `siglip` and `siglip2` want `padding="max_length"`, and return no attention mask, like the released ones.
+    `siglip` and `siglip2` need `padding="max_length"` and return no attention mask, like the released ones.
     """
     return {
         "clip": tiny_tokenizer,
@@ -108,7 +117,7 @@ def tiny_family_tokenizer(model_type: str):
 
 
 def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """What the family's text encoder takes for `texts` (default: the class names), padded as the family was trained."""
+    """Inputs of the family's text encoder for `texts` (default: the class names), padded as in its training."""
     padding = "max_length" if model_type in SIGLIP_FAMILIES else True
     tokenizer = tiny_family_tokenizer(model_type)
     texts = family_class_names(model_type) if texts is None else texts
@@ -116,9 +125,10 @@ def tiny_family_inputs(model_type: str, texts: list[str] | None = None) -> dict[
 
 
 def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What the family's image encoder takes for `batch` random images: `pixel_values` (B, 3, 24, 24).
+    """Inputs of the family's image encoder for `batch` random images: `pixel_values` (B, 3, 24, 24).
 
-    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd images are 2 x 3 patches, the rest is padding.
+    `siglip2` has (B, 9, 192) patches, a mask (B, 9) and the grids (B, 2); its odd images are 2 x 3 patches, the rest
+    is padding.
     """
     pixels = tiny_pixels(batch, seed, size=family_image_size(model_type))
     if _known(model_type) != "siglip2":
@@ -130,15 +140,15 @@ def tiny_family_pixels(model_type: str, batch: int = 4, seed: int = 0) -> dict[s
 
 
 def family_image_size(model_type: str) -> int:
-    """Pixels of a side: a ResNet's are multiples of 32."""
+    """Side length in pixels; a multiple of 32 for a ResNet."""
     return 32 if model_type == RESNET else 24
 
 
 def tiny_family_processor(model_type: str):
     """The family's processor for 24 px, with the settings of its released checkpoints.
 
-    `Siglip2Processor` overrides its parts with 64 tokens, 16 px and 256 patches, which the tiny model does not have: call its parts, or pass
-    `max_length=16, patch_size=8, max_num_patches=9`.
+    `Siglip2Processor` overrides its parts with 64 tokens, 16 px and 256 patches, which the tiny model does not have:
+    call its parts, or pass `max_length=16, patch_size=8, max_num_patches=9`.
     """
     tokenizer = tiny_family_tokenizer(model_type)
     size = family_image_size(model_type)
@@ -157,7 +167,7 @@ def tiny_family_processor(model_type: str):
 
 
 def save_tiny_family(model_type: str, folder: str | Path, seed: int = 0) -> Path:
-    """`folder` as a user's checkpoint: model, tokenizer and processor, which the Auto classes load."""
+    """Saves model, tokenizer and processor to `folder`, for the Auto classes."""
     tiny_dual_encoder(model_type, seed).save_pretrained(folder)
     tiny_family_processor(model_type).save_pretrained(folder)
     return Path(folder)
@@ -165,7 +175,7 @@ def save_tiny_family(model_type: str, folder: str | Path, seed: int = 0) -> Path
 
 @torch.no_grad()
 def _train_batch_norms(encoder):
-    """As after some training: new ones give all images the same feature, because new residual branches are zero."""
+    """Gives batch norms trained values: a new ResNet's residual branches are zero, so all images have one feature."""
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.uniform_(0.5, 1.5)
@@ -181,7 +191,10 @@ def _known(model_type: str) -> str:
 
 
 def _spread_out(model) -> None:
-    """Larger matrices, so that two prompts have clearly different features; SigLIP's temperature and bias as at the start of its training."""
+    """Enlarges matrices, so that prompts have clearly different features.
+
+    SigLIP's temperature and bias get the values from the start of its training.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(("text_model.", "vision_model.")) and parameter.dim() > 1:
@@ -191,7 +204,7 @@ def _spread_out(model) -> None:
         if hasattr(model, "logit_bias"):
             model.logit_scale.fill_(math.log(10))
             model.logit_bias.fill_(-10)
-            # Most positions are padding: at full size it would drown the words at the last position, which is the text's feature.
+            # Most positions are padding. At full size, padding would dominate the last position, which is the feature.
             model.text_model.embeddings.token_embedding.weight[model.config.text_config.pad_token_id].mul_(0.1)
 
 
@@ -205,7 +218,7 @@ def _wanted_std(name: str, fan_in: int) -> float:
 
 
 def _pieces() -> list[str]:
-    """Words, and every character alone and after a space: enough to spell any ASCII text, and the Chinese names."""
+    """Words, and every character with and without a space before it, for any ASCII text and the Chinese names."""
     characters = string.ascii_letters + string.digits + string.punctuation + "。，" + _CHINESE_CHARACTERS
     return [
         _SPACE,
@@ -216,7 +229,7 @@ def _pieces() -> list[str]:
 
 
 def _unigrams(special: list[str]) -> list[tuple[str, float]]:
-    # Long pieces are likelier than the characters that spell them.
+    # Long pieces are more likely than their characters.
     return [(token, 0.0) for token in special] + [(piece, -10.0 + 0.5 * len(piece)) for piece in _pieces()]
 
 
@@ -236,7 +249,10 @@ def _bert_tokenizer():
 
 
 def _siglip_tokenizer():
-    """SiglipTokenizer needs sentencepiece; this is what its Rust conversion does: no punctuation, lower case, unigrams, `</s>` at the end and as padding."""
+    """Does what the Rust conversion of SiglipTokenizer does, without sentencepiece.
+
+    No punctuation, lower case, unigrams, `</s>` at the end and as padding.
+    """
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import Unigram
 
@@ -254,9 +270,14 @@ def _siglip_tokenizer():
     backend.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="</s>", pad_token="</s>", unk_token="<unk>", model_max_length=_SIGLIP_CONTEXT,
-        model_input_names=["input_ids"], padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=backend,
+        eos_token="</s>",
+        pad_token="</s>",
+        unk_token="<unk>",
+        model_max_length=_SIGLIP_CONTEXT,
+        model_input_names=["input_ids"],
+        padding_side="right",
+    )
 
 
 def _siglip2_tokenizer():
@@ -275,8 +296,12 @@ def _siglip2_tokenizer():
     vocabulary = {token: i for i, token in enumerate(tokens)}
     assert len(vocabulary) == len(tokens), "a token twice"
     tokenizer = transformers.Siglip2Tokenizer(
-        vocab=vocabulary, merges=merges, model_max_length=_SIGLIP_CONTEXT, model_input_names=["input_ids"], padding_side="right",
-    )  # fmt: skip
+        vocab=vocabulary,
+        merges=merges,
+        model_max_length=_SIGLIP_CONTEXT,
+        model_input_names=["input_ids"],
+        padding_side="right",
+    )
     # The class adds no <eos>; in a released checkpoint tokenizer.json does.
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]

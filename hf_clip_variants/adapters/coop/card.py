@@ -1,4 +1,4 @@
-"""How a model card shows CoOp on a plain `CLIPModel`: its prompts have placeholders, which the usual snippet does not make."""
+"""The model card's code for CoOp on a plain `CLIPModel`, whose prompts need placeholders."""
 
 SNIPPET_ON_CLIP = """\
 import torch

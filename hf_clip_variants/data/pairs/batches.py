@@ -176,8 +176,8 @@ class PairDataset(Dataset):
         self.counts = shares(mix or self.sizes, batch_size)
         if len(self.counts) != len(self.parts) or not all(self.counts):
             raise ValueError(
-                f"mix: a batch of {batch_size} would hold {self.counts} of the {len(self.parts)} sources; want at least "
-                "1 each"
+                f"mix: a batch of {batch_size} would hold {self.counts} of the {len(self.parts)} sources; "
+                "want at least 1 each"
             )
         self._starts = [0, *itertools.accumulate(self.counts)]
         self._orders: dict[tuple[int, int], torch.Tensor] = {}

@@ -165,13 +165,13 @@ def first_of_each(*properties: str) -> list[str]:
 
 @pytest.fixture(params=first_of_each("method", "plain_clip"))
 def trainer_case(request) -> Case:
-    """A `Trainer` costs more than all the rest: one variant of a method on each base."""
+    """One variant of each method on each base, because tests with `Trainer` take longest."""
     return CASES[request.param]
 
 
 @pytest.fixture(params=first_of_each("plain_clip"))
 def base_case(request) -> Case:
-    """For what a base does, whatever adapter sits on it."""
+    """For properties of the base that do not depend on the adapter."""
     return CASES[request.param]
 
 
@@ -246,4 +246,4 @@ def test_loads_in_a_fresh_process(tmp_path):
 
 
 def test_shapes_of_the_cases_fit_the_tiny_models():
-    assert len(CLASS_NAMES) == 5  # as in the shapes above
+    assert len(CLASS_NAMES) == 5  # the sizes in the shapes above

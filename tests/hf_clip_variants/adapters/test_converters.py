@@ -1,4 +1,4 @@
-"""Converters of official adapter files keep the contract; what is special in one is in its parity test."""
+"""The contract of converters for official adapter files; special cases are in the parity tests."""
 
 from converter_contract import AdapterConverterContract
 from official_files import learner, whole_model
@@ -47,7 +47,7 @@ class TestMaPLeOfAWholeModel(TestMaPLe):
 class TestVPT(AdapterConverterContract):
     convert = staticmethod(convert_vpt)
     own = "VPT"
-    optional = r"2\.VPT"  # a file of fewer layers is one, too
+    optional = r"2\.VPT"  # a file with fewer layers is valid, too
     unknown = "text_encoder.transformer.resblocks.1.VPT_shallow"
 
     def official(self):
@@ -67,8 +67,8 @@ class TestIVLP(AdapterConverterContract):
 class TestVPTOnViT(AdapterConverterContract):
     convert = staticmethod(convert_vpt_vit)
     own = "prompt_|head"
-    optional = "deep"  # a run with prompts in the first layer alone has none
-    unknown = None  # the ViT is there, too
+    optional = "deep"  # missing if only the first layer has prompts
+    unknown = None  # the file also holds the ViT
 
     def official(self):
         return load_fixture("vpt_vit_deep").state_dict

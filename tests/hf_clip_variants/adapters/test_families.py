@@ -1,4 +1,4 @@
-"""Adapters on families of dual encoders, pairwise: works, or says why not. Tiny models are in tests/support/tiny_families.py."""
+"""Adapters on families of dual encoders, pairwise. Models: tests/support/tiny_families.py."""
 
 import dataclasses
 from functools import cache
@@ -47,46 +47,50 @@ ADAPTERS = {
     "tip_adapter": lambda: TipAdapterConfig(trainable_keys=True),
 }
 LABELS = torch.tensor([0, 1, 2, 3])
-IN_THE_IMAGE_TOWER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
+ON_THE_IMAGE_ENCODER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
 
-# What adapters meet in a family. Every adapter is paired with each kind that its code depends on, and every family
-# with each sort of adapter.
+# Properties of families that the code of adapters depends on. Every adapter is paired with each property that matters
+# to it, and every family with each sort of adapter.
 TEXT = {
     "causal": ("clip", RESNET, "metaclip_2"),
-    "padded": ("chinese_clip", "altclip"),  # attends to both sides, told which tokens are padding
-    "full": SIGLIP_FAMILIES,  # attends to both sides, always of full length
+    "padded": ("chinese_clip", "altclip"),  # bidirectional attention with a padding mask
+    "full": SIGLIP_FAMILIES,  # bidirectional attention over the full length
 }
 IMAGE = {"class token": ("clip", "metaclip_2", "chinese_clip", "altclip"), "no class token": SIGLIP_FAMILIES}
 SORTS = {
     "text": ("coop", "coop_words", "cocoop", "maple", "maple_vpt_deep", "ivlp"),
-    "image": IN_THE_IMAGE_TOWER,
+    "image": ON_THE_IMAGE_ENCODER,
     "features": ("clip_adapter", "tip_adapter"),
 }
-PAIRS = [
-    ("coop", "metaclip_2"), ("coop", "chinese_clip"), ("coop", "siglip2"),
-    ("coop_words", RESNET), ("coop_words", "altclip"), ("coop_words", "siglip"),
-    ("cocoop", RESNET), ("cocoop", "altclip"), ("cocoop", "siglip"),
-    ("maple", "metaclip_2"), ("maple", "chinese_clip"), ("maple", "siglip2"),
-    ("maple_vpt_deep", "clip"), ("maple_vpt_deep", "altclip"), ("maple_vpt_deep", "siglip"),
-    ("vpt", "metaclip_2"), ("vpt", "siglip2"),
-    ("vpt_shallow", "chinese_clip"), ("vpt_shallow", "siglip"),
-    ("ivlp", "clip"), ("ivlp", "chinese_clip"), ("ivlp", "siglip2"),
-    ("clip_adapter", "clip"), ("clip_adapter", "altclip"), ("clip_adapter", "siglip2"),
-    ("tip_adapter", RESNET), ("tip_adapter", "metaclip_2"), ("tip_adapter", "chinese_clip"), ("tip_adapter", "siglip"),
-]  # fmt: skip
-# The same on transformers' own models, which take some; MaPLe has a test of its own on all of them.
-PLAIN_PAIRS = [
-    ("vpt", "metaclip_2"), ("vpt", "chinese_clip"), ("vpt_shallow", "altclip"), ("vpt_shallow", "siglip"), ("vpt", "siglip2"),
-    ("ivlp", "clip"), ("ivlp", "altclip"), ("ivlp", "siglip2"),
-    ("clip_adapter", "clip"), ("clip_adapter", "metaclip_2"), ("clip_adapter", "chinese_clip"), ("clip_adapter", "altclip"),
-    ("coop", RESNET), ("coop_words", "metaclip_2"),
-]  # fmt: skip
+FAMILIES_OF = {
+    "coop": ("metaclip_2", "chinese_clip", "siglip2"),
+    "coop_words": (RESNET, "altclip", "siglip"),
+    "cocoop": (RESNET, "altclip", "siglip"),
+    "maple": ("metaclip_2", "chinese_clip", "siglip2"),
+    "maple_vpt_deep": ("clip", "altclip", "siglip"),
+    "vpt": ("metaclip_2", "siglip2"),
+    "vpt_shallow": ("chinese_clip", "siglip"),
+    "ivlp": ("clip", "chinese_clip", "siglip2"),
+    "clip_adapter": ("clip", "altclip", "siglip2"),
+    "tip_adapter": (RESNET, "metaclip_2", "chinese_clip", "siglip"),
+}
+PAIRS = [(adapter, model_type) for adapter, families in FAMILIES_OF.items() for model_type in families]
+# Pairs on transformers' own models, which support some adapters; MaPLe has its own test on all of them.
+PLAIN_FAMILIES_OF = {
+    "vpt": ("metaclip_2", "chinese_clip", "siglip2"),
+    "vpt_shallow": ("altclip", "siglip"),
+    "ivlp": ("clip", "altclip", "siglip2"),
+    "clip_adapter": ("clip", "metaclip_2", "chinese_clip", "altclip"),
+    "coop": (RESNET,),
+    "coop_words": ("metaclip_2",),
+}
+PLAIN_PAIRS = [(adapter, model_type) for adapter, families in PLAIN_FAMILIES_OF.items() for model_type in families]
 pairwise = pytest.mark.parametrize(("adapter", "model_type"), PAIRS)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """Family -> folder of its tiny checkpoint, written when it is asked for."""
+    """Family -> folder of its tiny checkpoint, written when it is needed."""
     return cache(lambda model_type: save_tiny_family(model_type, tmp_path_factory.mktemp(model_type)))
 
 
@@ -117,14 +121,14 @@ def test_pairs_cover_every_adapter_family_and_kind():
         for adapter in adapters:
             families = {family for name, family in PAIRS if name == adapter}
             for kind in {"text": TEXT, "image": IMAGE, "features": IMAGE}[sort].values():
-                assert families & set(kind), f"{adapter} meets none of {kind}"
+                assert families & set(kind), f"{adapter} is paired with none of {kind}"
         for family in FAMILIES:
             if (sort, family) != ("image", RESNET):
                 assert {name for name, other in PAIRS if other == family} & set(adapters), f"{family}, {sort}"
 
 
 @pairwise
-def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpoint):
+def test_only_the_adapter_is_trained_and_the_loss_decreases(adapter, model_type, checkpoint):
     base = classifier_of(checkpoint, model_type)
     pixels = tiny_family_pixels(model_type)
     with torch.no_grad():
@@ -152,7 +156,7 @@ def test_only_the_adapter_learns_and_the_loss_falls(adapter, model_type, checkpo
 
 
 @pairwise
-def test_images_one_by_one_classes_one_by_one_and_half_precision(adapter, model_type, checkpoint):
+def test_single_images_other_classes_and_bfloat16_agree(adapter, model_type, checkpoint):
     names = family_class_names(model_type)
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     pixels = tiny_family_pixels(model_type)
@@ -163,7 +167,7 @@ def test_images_one_by_one_classes_one_by_one_and_half_precision(adapter, model_
         reason = model.peft_config["default"].why_classes_are_fixed()
         if reason is None:
             classifier = model.base_model.model
-            classifier.set_classes(names[::-1][:3])  # other names, other lengths of the longest prompt
+            classifier.set_classes(names[::-1][:3])  # other names with another longest prompt
             torch.testing.assert_close(model(**pixels).logits, together[:, [4, 3, 2]], rtol=1e-4, atol=2e-4)
             classifier.set_classes(names)
         half = model.to(torch.bfloat16)(**{k: v.bfloat16() if v.is_floating_point() else v for k, v in pixels.items()})
@@ -177,7 +181,7 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
     model.save_pretrained(tmp_path)
     pixels = tiny_family_pixels(model_type)
     again = PeftModel.from_pretrained(classifier_of(checkpoint, model_type), tmp_path)
-    strict = load_adapter(tmp_path)  # builds the base from the adapter's own record
+    strict = load_adapter(tmp_path)  # builds the base that the adapter's configuration names
     expected = get_peft_model_state_dict(model)
     with torch.no_grad():
         logits = model(**pixels).logits
@@ -188,7 +192,7 @@ def test_saves_and_reloads(adapter, model_type, checkpoint, tmp_path):
 
 
 @pairwise
-def test_other_image_sizes(adapter, model_type, checkpoint):
+def test_other_image_sizes_give_finite_logits(adapter, model_type, checkpoint):
     model = adapted(adapter, classifier_of(checkpoint, model_type)).eval()
     with torch.no_grad():
         larger = tiny_pixels(2, size=64 if model_type == RESNET else 32)
@@ -208,7 +212,7 @@ TAKEN = {"coop": TEXT["causal"], "coop_words": TEXT["causal"], "clip_adapter": I
 
 
 def config_of(adapter: str):
-    """With ids for words: a model in memory has no tokenizer."""
+    """With token ids instead of words, because a model in memory has no tokenizer."""
     config = ADAPTERS[adapter]()
     if getattr(config, "context_init", None) is None:
         return config
@@ -217,7 +221,7 @@ def config_of(adapter: str):
 
 
 @pytest.mark.parametrize(("adapter", "model_type"), PLAIN_PAIRS)
-def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
+def test_supported_adapters_train_on_plain_dual_encoders(adapter, model_type):
     base = tiny_dual_encoder(model_type)
     texts = [f"a photo of {name}" for name in family_class_names(model_type)]
     inputs = tiny_family_pixels(model_type) | tiny_family_inputs(model_type, texts)
@@ -235,23 +239,23 @@ def test_plain_dual_encoders_take_what_they_can(adapter, model_type):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_what_a_plain_dual_encoder_cannot_take_is_refused_before_anything_is_touched(model_type):
+def test_unsupported_adapters_are_refused_and_leave_the_model_unchanged(model_type):
     base = tiny_dual_encoder(model_type)
     for adapter, message in REFUSALS.items():
         if model_type in TAKEN.get(adapter, ()):
             continue
-        if model_type == RESNET and adapter in IN_THE_IMAGE_TOWER:
+        if model_type == RESNET and adapter in ON_THE_IMAGE_ENCODER:
             message = "visual prompts need a vision transformer"
         with pytest.raises(ValueError, match=message):
             get_peft_model(base, config_of(adapter))
         assert not any("clipv_" in name for name in base.state_dict()), adapter
 
 
-def test_visual_prompts_in_a_resnet_are_refused_before_anything_is_touched(checkpoints):
-    """Text prompts alone work."""
+def test_visual_prompts_on_a_resnet_are_refused_and_leave_the_model_unchanged(checkpoints):
+    """With text prompts only, IVLP works."""
     classifier = classifier_of(checkpoints(RESNET), RESNET)
     for base in (classifier, tiny_dual_encoder(RESNET)):
-        for adapter in IN_THE_IMAGE_TOWER:
+        for adapter in ON_THE_IMAGE_ENCODER:
             with pytest.raises(
                 ValueError, match="visual prompts need a vision transformer.*use an adapter that leaves"
             ):
@@ -273,8 +277,8 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(adapter, checkpoints
 
 
 @pytest.mark.parametrize("model_type", [*IMAGE["class token"], *IMAGE["no class token"]])
-def test_maple_on_a_plain_model_equals_it_on_a_classifier(model_type, checkpoint):
-    """Two ways to the same prompts: modules around layers, and prompts that the encoder is told of."""
+def test_maple_on_a_plain_model_equals_maple_on_a_classifier(model_type, checkpoint):
+    """Two implementations: wrapped layers on the plain model, prompts passed to the encoder in the classifier."""
     classifier = classifier_of(checkpoint, model_type, templates=["a photo of {}"])
     model = adapted("maple", classifier)
     tensors = {
@@ -314,8 +318,8 @@ def test_class_token_methods_are_refused_without_a_class_token(family):
 
 
 @pytest.mark.parametrize("config", [VPTConfig(prompt_depth=4), MaPLeConfig(prompt_depth=3), IVLPConfig(text_depth=5)])
-def test_more_layers_than_a_tower_has_are_refused(config):
-    base = tiny_dual_encoder("clip")  # text 2 layers, vision 3
+def test_depth_beyond_the_encoder_is_refused(config):
+    base = tiny_dual_encoder("clip")  # 2 text layers, 3 image layers
     if hasattr(config, "context_init"):
         config.context_init = None
     with pytest.raises(ValueError, match=r"prompt_depth: \d, but the (text|image) encoder has \d layers"):

@@ -4,18 +4,18 @@ import torch
 from hf_clip_variants.metrics.retrieval import retrieval
 
 
-def test_ranks_of_a_matrix_worked_out_by_hand():
+def test_recall_and_median_rank_equal_a_calculation_by_hand():
     similarity = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1]])
     assert retrieval(similarity, ks=(1, 2, 3)) == pytest.approx(
         {"recall_at_1": 1 / 3, "recall_at_2": 2 / 3, "recall_at_3": 1.0, "median_rank": 2.0}
     )
 
 
-def test_a_tie_counts_against():
+def test_ties_count_as_wrong():
     assert retrieval(torch.zeros(10, 10), ks=(1, 5)) == {"recall_at_1": 0.0, "recall_at_5": 0.0, "median_rank": 10.0}
 
 
-def test_the_best_of_several_right_answers_counts():
+def test_best_of_several_correct_answers_counts():
     similarity = torch.tensor([[0.1, 0.9, 0.5, 0.2]])
     right = torch.tensor([[True, False, True, False]])
     assert retrieval(similarity, ks=(1, 2), correct=right) == {

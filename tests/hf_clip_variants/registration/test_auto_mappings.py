@@ -33,7 +33,7 @@ NAME = f"{ToyConfig.__module__}.ToyConfig"
 
 
 def toy_mapping(loads, value=ToyModel):
-    """An Auto mapping with one built-in model and our lazy toy; `loads` gets an item each time the toy is loaded."""
+    """An Auto mapping with one built-in model and our lazy toy; `loads` counts how often the toy is loaded."""
     mapping = _LazyAutoMapping(dict(CONFIG_MAPPING_NAMES), OrderedDict(bert="BertConfig"))
 
     def load():
@@ -165,7 +165,7 @@ def test_all_threads_get_the_same_value():
     content = LazyContent()
 
     def load():
-        barrier.wait(10)  # all eight threads are here before the first one continues
+        barrier.wait(10)  # all eight threads wait here before the first one continues
         return ToyConfig, object()
 
     content.add_lazily(NAME, load)

@@ -73,12 +73,10 @@ def test_works_together_with_lora():
     assert (base(pixel_values=tiny_pixels()).logits - with_lora).abs().max() < 1e-5
 
 
-def test_where_transformers_wants_another_peft_the_error_says_what_works(tmp_path, monkeypatch):
+def test_error_for_a_too_old_peft_names_alternatives(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
     base = tiny_classifier()
-    with pytest.raises(
-        ImportError, match=r"^add_adapter: peft .* at least 99.0 .*get_peft_model.*PeftModel.from_pretrained"
-    ):
+    with pytest.raises(ImportError, match=r"^add_adapter: .* >= 99.0.*get_peft_model.*PeftModel.from_pretrained"):
         base.add_adapter(CoOpConfig(), "mine")
     model = get_peft_model(base, CoOpConfig(num_context_tokens=2))
     model.save_pretrained(tmp_path)

@@ -41,9 +41,9 @@ def test_callback_runs_after_the_import_and_gets_the_module(toy):
 
     assert seen == [1]
     importlib.import_module("toy_late")
-    assert seen == [1], "a second import statement runs nothing"
+    assert seen == [1], "a second import statement does not run the callback"
     importlib.reload(toy_late)
-    assert seen == [1, 1], "a reload runs the module, so the callback again"
+    assert seen == [1, 1], "a reload runs the module, and so the callback, again"
 
 
 def test_callback_runs_now_if_the_module_is_imported(toy):
@@ -130,7 +130,7 @@ def test_zip_archives_and_namespace_packages(toy, tmp_path, monkeypatch):
 
 
 def test_another_hook_of_the_same_kind(toy, monkeypatch):
-    """Two finders that both call `importlib.util.find_spec` must not call each other without end."""
+    """Two finders that both call `importlib.util.find_spec` must not recurse endlessly."""
 
     class Other:
         busy = False

@@ -1,4 +1,4 @@
-"""Architectures by name have the published sizes, and what does not go together is refused."""
+"""Named architectures have the published sizes; combinations that do not fit are refused."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_tiny_is_the_embedded_model():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_takes_the_methods_that_fit_it(name):
+def test_architectures_accept_fitting_methods_only(name):
     for method in ("clip", "slip", "audioclip"):
         with torch.device("meta"):
             if method == "audioclip" and not name.startswith("RN"):
@@ -67,7 +67,7 @@ def test_every_architecture_takes_the_methods_that_fit_it(name):
 @pytest.mark.parametrize(
     ("name", "head_width", "audio_width"), [("RN-mini", 512, 512), ("RN-tiny", 1024, 512), ("RN50", 4096, 2048)]
 )
-def test_what_a_method_adds_fits_the_scale(name, head_width, audio_width):
+def test_added_layers_fit_the_scale_of_the_architecture(name, head_width, audio_width):
     with torch.device("meta"):
         slip, _ = new_model("slip", name, tokenizer=str(EMOJI_CLIP))
         audioclip, _ = new_model("audioclip", name, tokenizer=str(EMOJI_CLIP))

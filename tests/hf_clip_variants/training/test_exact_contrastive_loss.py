@@ -1,4 +1,4 @@
-"""The callback on one process, where its loss is the model's own. On two: test_contrastive_ranks.py."""
+"""The callback on one process, where its loss equals the model's. Two processes: test_contrastive_ranks.py."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrast
 from hf_clip_variants.training.exact_contrastive_loss import ExactContrastiveLoss
 
 
-def test_training_gets_the_exact_loss_whether_or_not_it_asked():
+def test_exact_loss_is_returned_in_training_with_and_without_return_loss():
     model, batch = step_model(), step_batch(6)
     own = model(**batch, return_loss=True).loss
     handle = ExactContrastiveLoss(chunk_size=4).attach(model)
@@ -18,18 +18,18 @@ def test_training_gets_the_exact_loss_whether_or_not_it_asked():
         assert list(outputs)[0] == "loss", "Trainer reads the first entry of a tuple"
         assert "_SoftmaxLoss" in type(outputs.loss.grad_fn).__name__
     model.eval()
-    assert model(**batch).loss is None, "evaluation is the model's own"
+    assert model(**batch).loss is None, "evaluation uses the model's own loss"
     handle.remove()
     assert model.train()(**batch).loss is None
 
 
-def test_siglip_gets_the_sigmoid_form():
+def test_siglip_gets_the_sigmoid_loss():
     from transformers import SiglipConfig, SiglipModel
 
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = SiglipModel(
-        SiglipConfig(text_config={**tower, "vocab_size": 20}, vision_config={**tower, "image_size": 32})
+        SiglipConfig(text_config={**sizes, "vocab_size": 20}, vision_config={**sizes, "image_size": 32})
     )
     batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
     outputs = model.train()(**batch, return_loss=True)
@@ -41,7 +41,7 @@ def test_siglip_gets_the_sigmoid_form():
     torch.testing.assert_close(model(**batch).loss, softmax)
 
 
-def test_a_peft_model_too():
+def test_exact_loss_trains_a_peft_model():
     from peft import LoraConfig, get_peft_model
 
     model, batch = step_model(), step_batch(6)
@@ -54,15 +54,15 @@ def test_a_peft_model_too():
     assert all(p.grad is not None for p in tuned.parameters() if p.requires_grad)
 
 
-def test_trainer_accumulates_as_without_it(tmp_path):
+def test_gradient_accumulation_equals_training_without_the_callback(tmp_path):
     """A loss function given as `compute_loss_func` would not be divided by the accumulation steps."""
     plain, exact = (train_by_trainer(tmp_path / str(e), 4, exact=e, accumulation=2) for e in (False, True))
     for (name, a), (_, b) in zip(plain.named_parameters(), exact.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
-    assert exact.train()(**step_batch(4)).loss is None, "training is over, the model is as it was"
+    assert exact.train()(**step_batch(4)).loss is None, "after training the model is unchanged"
 
 
-def test_outputs_without_embeddings_are_named():
+def test_outputs_without_embeddings_are_refused():
     model = step_model()
     ExactContrastiveLoss().attach(model)
     with pytest.raises(ValueError, match="needs outputs with image_embeds and text_embeds.*CLIPModel returned tuple"):

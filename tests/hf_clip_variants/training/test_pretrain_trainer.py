@@ -1,4 +1,4 @@
-"""`PretrainTrainer` on a tiny CLIP: what a step is, what a resumed run is, what is measured."""
+"""`PretrainTrainer` on a tiny CLIP: steps, resumed runs, evaluation."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ def assert_same_weights(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(stream, tmp_path):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_run(stream, tmp_path):
     whole = trainer(tmp_path / "whole", stream=stream)
     whole.train()
     trainer(tmp_path / "parts", stream=stream, steps=6).train()
@@ -41,8 +41,8 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_interrupted(stream, 
 @pytest.mark.parametrize(
     "changed", [{"on_device": True}, {"dataloader_num_workers": 1}], ids=["on the device", "a worker"]
 )
-def test_where_images_are_augmented_changes_nothing(changed, tmp_path, monkeypatch):
-    # A worker imports anew, and on pytest's path tests/hf_clip_variants would come before the installed package.
+def test_augmentation_on_device_or_in_a_worker_gives_the_same_losses(changed, tmp_path, monkeypatch):
+    # A worker imports the package again; on pytest's path, tests/hf_clip_variants would come first.
     monkeypatch.syspath_prepend(ROOT)
     found = []
     for name, options in (("plain", {}), ("changed", changed)):
@@ -52,9 +52,9 @@ def test_where_images_are_augmented_changes_nothing(changed, tmp_path, monkeypat
     assert found[0] == found[1]
 
 
-def test_chunks_of_a_batch_train_as_the_batch(tmp_path):
+def test_micro_batches_equal_the_whole_batch(tmp_path):
     models = [still_clip() for _ in range(2)]
-    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}  # Adam makes steps of rounding errors
+    options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}  # Adam would enlarge rounding errors
     whole = trainer(tmp_path / "whole", model=models[0], **options)
     chunks = trainer(tmp_path / "chunks", model=models[1], micro_batch_size=3, exact=False, **options)
     for run in (whole, chunks):
@@ -65,7 +65,7 @@ def test_chunks_of_a_batch_train_as_the_batch(tmp_path):
         trainer(tmp_path / "both", micro_batch_size=3, gradient_accumulation_steps=2)
 
 
-def test_accumulation_takes_as_many_batches_a_step_and_resumes(tmp_path):
+def test_accumulation_reads_several_batches_per_step_and_resumes(tmp_path):
     run = trainer(tmp_path, steps=6, gradient_accumulation_steps=2, batch_size=4)
     run.train()
     shutil.rmtree(tmp_path / "checkpoint-6")
@@ -77,10 +77,10 @@ def test_accumulation_takes_as_many_batches_a_step_and_resumes(tmp_path):
     )
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(run)
-    assert set(seen) >= set(range(24, 48)) and min(seen) == 24, "steps 4 to 6: two batches of four each"
+    assert set(seen) >= set(range(24, 48)) and min(seen) == 24, "steps 4 to 6 read two batches of four each"
 
 
-def test_vectors_do_not_decay_and_the_temperature_stays_in_bounds(tmp_path):
+def test_vectors_do_not_decay_and_logit_scale_is_limited(tmp_path):
     model = clip()
     with torch.no_grad():
         model.logit_scale.fill_(4.7)
@@ -93,13 +93,13 @@ def test_vectors_do_not_decay_and_the_temperature_stays_in_bounds(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"activation_checkpointing": True}, {"optim": "sgd"}], ids=str)
-def test_other_ways_to_train_work(options, tmp_path):
+def test_other_training_arguments_work(options, tmp_path):
     run = trainer(tmp_path, steps=2, **options)
     run.train()
     assert all(0 < loss < 6 for loss in losses(run))
 
 
-def test_a_schedule_of_ones_own_sets_the_learning_rate_and_resumes(tmp_path):
+def test_custom_schedule_sets_the_learning_rate_and_resumes(tmp_path):
     schedule = partial(warmup_cosine, peak=1e-3, num_steps=6, warmup_steps=2)
     run = trainer(tmp_path, schedule=schedule)
     run.train()
@@ -112,7 +112,7 @@ def test_a_schedule_of_ones_own_sets_the_learning_rate_and_resumes(tmp_path):
     assert losses(run) == losses(resumed)
 
 
-def test_evaluation_during_training_is_logged_and_leaves_training_as_it_is(tmp_path):
+def test_evaluation_is_logged_and_does_not_change_training(tmp_path):
     sets = [zero_shot_set()]
     plain = trainer(tmp_path / "a", steps=4)
     plain.train()
@@ -123,20 +123,20 @@ def test_evaluation_during_training_is_logged_and_leaves_training_as_it_is(tmp_p
     assert len(found) == 2 and all(0 <= entry["eval_3d_top5"] <= 1 for entry in found)
 
 
-def test_bad_templates_are_refused_before_the_training(tmp_path):
+def test_bad_templates_are_refused_before_training(tmp_path):
     wrong = dataclasses.replace(zero_shot_set(), templates="an icon")
     with pytest.raises(ValueError, match="template 'an icon' has no {}"):
         trainer(tmp_path, sets=[wrong])
 
 
-def test_other_data_is_refused(tmp_path):
+def test_other_data_sets_are_refused(tmp_path):
     run = trainer(tmp_path)
     run.train_dataset = [1, 2]
     with pytest.raises(ValueError, match="train_dataset: got list"):
         run.get_train_dataloader()
 
 
-def test_the_run_learns(tmp_path, caplog):
+def test_training_lowers_the_loss(tmp_path, caplog):
     """Loss after sixty steps is well below that of the untrained model on the same batches."""
     with caplog.at_level(logging.ERROR):
         model = clip()
@@ -150,8 +150,8 @@ def test_the_run_learns(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_sharded_by_fsdp2_it_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
-    """On gloo; `logit_scale`, which cannot be sharded, stays whole and equal."""
+def test_fsdp2_trains_resumes_evaluates_and_saves_as_one_process(tmp_path):
+    """On gloo. `logit_scale` cannot be sharded and stays equal on all ranks."""
     options = {"steps": 3, "optim": "sgd", "learning_rate": 0.1}
     one = trainer(tmp_path / "one", model=still_clip(), batch_size=8, sets=[zero_shot_set()], **options)
     one.train()

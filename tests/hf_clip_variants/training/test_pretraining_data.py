@@ -1,4 +1,4 @@
-"""Rows that are held out, sources, and how long a run is."""
+"""Held-out rows, sources, and the number of steps."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_held_out_rows_are_never_trained_on_and_the_same_for_every_seed(seed):
     assert again.dataset["name"][:] == left.dataset["name"][:]
 
 
-def test_what_does_not_go_together_is_refused():
+def test_invalid_combinations_of_sources_are_refused():
     with pytest.raises(ValueError, match="hold_out: rows can be held out of one source"):
         data.hold_out([pairs(streaming=True)], 0.5, reader(0), None, None)
     with pytest.raises(ValueError, match="hold_out: got 1; want a share"):

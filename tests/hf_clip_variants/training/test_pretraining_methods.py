@@ -1,4 +1,4 @@
-"""What pre-training knows of a method comes from the descriptor that its row points to, and from nowhere else."""
+"""Pre-training knows a method only from the descriptor in its row."""
 
 import ast
 import dataclasses
@@ -24,7 +24,7 @@ from hf_clip_variants.training.pretraining_methods import pretraining_methods, p
 MODELING = ROOT / "modeling"
 
 
-def test_names_are_those_of_the_table():
+def test_methods_are_those_of_the_table():
     assert list(pretraining_methods()) == ["clip", "slip", "audioclip"]
     assert pretraining_of("clip", "resnet").has_batch_norm and not pretraining_of("clip", "vit").has_batch_norm
     assert pretraining_of("clip") is pretraining_of("clip", "vit")
@@ -48,7 +48,7 @@ def test_loading_descriptors_imports_neither_torch_nor_transformers():
 
 
 def test_descriptors_do_not_travel_with_models():
-    """Only descriptors import descriptors, or the module that says what one is."""
+    """Only descriptors import descriptors or the module that defines them."""
     importing = []
     for file in MODELING.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -58,7 +58,7 @@ def test_descriptors_do_not_travel_with_models():
 
 
 def test_pretraining_names_no_method():
-    """A comparison with a method's name would be a second place to change for a new method."""
+    """A comparison with a method's name would have to be changed for a new method."""
     names = {*pretraining_methods(), *(row.name for row in registry.methods())}
     offenders = []
     for file in [*(ROOT / "hf_clip_variants" / "training").glob("*.py"), SCRIPTS / "pretrain.py"]:
@@ -73,7 +73,7 @@ def test_pretraining_names_no_method():
 
 
 @pytest.mark.parametrize("gone", ["slip", "audioclip"])
-def test_without_a_methods_folder_and_row_the_others_are_pretrained(gone, tmp_path):
+def test_pretraining_works_without_any_one_method(gone, tmp_path):
     """In a copy of the tree."""
     shutil.copytree(ROOT / "hf_clip_variants", tmp_path / "hf_clip_variants")
     shutil.copytree(MODELING, tmp_path / "hf_clip_variants" / "modeling")
@@ -97,9 +97,9 @@ assert registry.__file__.startswith({str(tmp_path)!r})
 
 
 class ToyModel(CLIPModel):
-    """CLIP with a loss part of its own, to see that this one was trained."""
+    """CLIP with an additional loss, which shows that this model was trained."""
 
-    __module__ = "hf_clip_variants.toy"  # where a method's model would be; its loss is taken as it is
+    __module__ = "hf_clip_variants.toy"  # the module of a method's model, whose loss is used unchanged
 
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
@@ -120,7 +120,7 @@ TOY = Pretraining(
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A method that is one descriptor and one row."""
+    """A method with one descriptor and one row."""
     paper, code = registry.Paper("Toy", "2601.00001", 2026), registry.OfficialCode("somebody/toy", None)
     row = registry.Method(
         *("toy", "model", "Toy", paper, code, "zero-shot-image-classification", "A toy."),
@@ -140,7 +140,7 @@ def toy(monkeypatch):
     sys.modules.pop("pretrain", None)
 
 
-def test_a_new_method_is_one_descriptor_and_one_row(toy, tmp_path, capsys):
+def test_new_method_needs_one_descriptor_and_one_row(toy, tmp_path, capsys):
     data = ["--data", str(FOLDER / "notov1.parquet"), "--text-columns", "name", "--augment", "icons"]
     options = ["--method", "toy", "--arch", "ViT-mini", "--image-size", "32", "--steps", "2", "--batch-size", "8"]
     evaluation = ["--eval", "emoji:fluent3d", "--workers", "0", "--log-every", "1", "--out", str(tmp_path / "run")]
@@ -160,7 +160,7 @@ def test_a_new_method_is_one_descriptor_and_one_row(toy, tmp_path, capsys):
     assert fitting_architectures("toy")[0] == "ViT-mini"
 
 
-def test_what_a_method_says_decides_the_data():
+def test_descriptor_decides_views_and_audio():
     from hf_clip_variants.data.augmentation.two_views import TwoViews
     from hf_clip_variants.data.pairs.batches import CropView
     from hf_clip_variants.training import pretraining_data as data
@@ -175,9 +175,9 @@ def test_what_a_method_says_decides_the_data():
     assert set(views) == {"pixel_values", "second"} and views["pixel_values"].flip == 0 < views["second"].flip
     assert set(data.batched_views(TOY, None, images, "icons", seed=0).augmentations) == {"pixel_values"}
     assert data.audio_reader(TOY, processor, 1.0, augmented=True) is None
-    heard = dataclasses.replace(TOY, modalities=("image", "text", "audio"))
+    with_audio_input = dataclasses.replace(TOY, modalities=("image", "text", "audio"))
     with torch.device("meta"):
         _, with_audio = new_model("audioclip", "RN-mini")
-    assert data.audio_reader(heard, with_audio, 1.0, augmented=True).length == 44_100
+    assert data.audio_reader(with_audio_input, with_audio, 1.0, augmented=True).length == 44_100
     with pytest.raises(ValueError, match="audio_column: cannot tell"):
-        data.open_sources(heard, [str(Path(FOLDER) / "notov1.parquet")], text_columns=["name"])
+        data.open_sources(with_audio_input, [str(Path(FOLDER) / "notov1.parquet")], text_columns=["name"])

@@ -11,7 +11,7 @@ from hf_clip_variants.training.lr_schedules import warmup_cosine
 from hf_clip_variants.training.parameter_groups import weight_decay_groups
 
 
-def test_vectors_and_numbers_do_not_decay():
+def test_vectors_and_scalars_do_not_decay():
     model = tiny_clip()
     decays, stays = weight_decay_groups(model, 0.2)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -36,7 +36,7 @@ def test_frozen_parameters_are_in_no_group():
         weight_decay_groups(model, -1)
 
 
-def test_an_optimiser_moves_by_the_schedule_and_is_resumed():
+def test_schedule_sets_learning_rates_and_resumes():
     schedule = partial(warmup_cosine, peak=0.5, num_steps=20, warmup_steps=5, start=0.1, end=0.05)
 
     def rates(steps, state=None):

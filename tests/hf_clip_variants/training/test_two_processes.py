@@ -22,7 +22,7 @@ def run(command, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path):
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = run([*launcher, str(PROGRAM), str(tmp_path / "two"), "2"], tmp_path / "two")
     one = run([sys.executable, str(PROGRAM), str(tmp_path / "one"), "4"], tmp_path / "one")

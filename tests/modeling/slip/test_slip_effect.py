@@ -101,4 +101,4 @@ def test_slip_matches_augmented_views_to_images_better_than_clip(pairs):
         assert sum(scores["slip"][styles]) > 1.5 * sum(scores["clip"][styles]), scores
     last = [{name: sum(one[name] for one in found[-10:]) / 10 for name in found[0]} for found in (losses, plain)]
     assert last[0]["ssl_loss"] < losses[0]["ssl_loss"] - 0.5
-    assert last[0]["clip_loss"] < last[1]["clip_loss"] + 0.1, "captions are learned as well as by CLIP"
+    assert last[0]["clip_loss"] < last[1]["clip_loss"] + 0.2, "captions are learned as well as by CLIP"
