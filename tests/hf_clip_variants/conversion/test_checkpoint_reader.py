@@ -259,7 +259,7 @@ class TestRefusesCode:
         with pytest.raises(UnsafeCheckpointError, match="^refused global os.system"):
             read_state_dict(path)
         path = write_zip(tmp_path / "evil.pth", good + pickle.dumps(shell(canary), 2))
-        with pytest.raises(UnsafeCheckpointError, match="bytes behind the end"):
+        with pytest.raises(UnsafeCheckpointError, match="bytes after the end"):
             read_state_dict(path)
         assert not canary.exists()
 

@@ -144,7 +144,7 @@ def test_the_command_writes_a_folder_that_classifies_audio(official, tmp_path, d
         compare=True,
     )
     assert done.method == "audioclip" and done.kind == "AudioCLIPModel" and done.dropped == ["audio.fbsp.bias"]
-    assert done.sizes["audio.groups"] == 2 and "hop of the spectrogram" in done.notes[0]
+    assert done.sizes["audio.groups"] == 2 and "scaling of the spectrogram" in done.notes[0]
     assert "AutoProcessor gives the feature extractor alone" in done.notes[1]
     assert dtype != "float32" or done.expected_differences["audio_features"] < 1e-4
     loaded = AutoModel.from_pretrained(tmp_path / "out")
