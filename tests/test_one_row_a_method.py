@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from few_shot_runs import CONCEPTS, save_images
 from package_copy import add_row, copy_package, methods_built_on, remove_method
 from paths import PROGRAMS, ROOT
 
@@ -132,79 +133,95 @@ TOY_FILES = {
 }
 
 
+USE_TOY = """
+import importlib.util, io, json, runpy, sys
+from contextlib import redirect_stdout
+from hf_clip_variants import cli
+
+def said_by(action):
+    out = io.StringIO()
+    with redirect_stdout(out):
+        try:
+            action()
+        except SystemExit as exit:
+            assert not exit.code, exit.code
+    return out.getvalue()
+
+def command(*arguments):
+    return said_by(lambda: cli.main(list(arguments)))
+
+data, generated, contract = sys.argv[1:]
+found = {"methods": command("methods", "--kind", "adapter")}
+learned = ["--data", data, "--methods", "toy_bias", "--shots", "1", "--seeds", "1", "--out", "run"]
+found["adapt"] = json.loads(command("adapt", *learned, "--json"))
+adapter = "run/" + found["adapt"]["runs"][0]["folder"]
+found["evaluate"] = json.loads(command("evaluate", "--adapter", adapter, "--data", data, "--json"))
+
+import hf_clip_variants, hf_clip_variants.adapters
+found["public"] = hf_clip_variants.ToyBiasConfig is hf_clip_variants.adapters.ToyBiasConfig
+sys.argv = [generated, "--readme", "README.md", "--stub", "names.pyi"]
+said_by(lambda: runpy.run_path(generated, run_name="__main__"))
+
+spec = importlib.util.spec_from_file_location("contract", contract)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+try:
+    module.test_every_adapter_of_the_registry_has_a_case()
+except AssertionError:
+    found["contract"] = "missing"
+json.dump(found, open("found.json", "w"))
+"""
+
+
 @pytest.fixture(scope="module")
 def with_toy(tmp_path_factory):
-    """A copy of the package with one more folder and row, and the environment that imports this copy."""
+    """What a program sees of a copy of the package with one folder and one row more: (folder it ran in, what it
+    found)."""
     folder = tmp_path_factory.mktemp("toy")
     package = copy_package(folder)
+    (package / "adapters" / "toy_bias").mkdir()
     for name, text in TOY_FILES.items():
-        (package / "adapters" / "toy_bias").mkdir(exist_ok=True)
         (package / "adapters" / "toy_bias" / name).write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
     add_row(package, TOY_ROW)
+    data = save_images(folder / "images", {"train": ["fluentflat", "emojione"], "test": ["notov1"]})
+    (folder / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return folder, os.environ | {"PYTHONPATH": path}
-
-
-def run(with_toy, *arguments, code=0):
-    folder, environment = with_toy
+    contract = ROOT / "tests" / "hf_clip_variants" / "adapters" / "test_contract.py"
+    arguments = [data, ROOT / "scripts" / "make_generated_files.py", contract]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-c", USE_TOY, *map(str, arguments)],
         cwd=folder,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
+        timeout=280,
     )
-    assert done.returncode == code, done.stdout + done.stderr[-3000:]
-    return done.stdout
-
-
-COMMAND = ("-c", "from hf_clip_variants.cli import main; main()")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return folder, json.loads((folder / "found.json").read_text())
 
 
 @pytest.mark.slow
 def test_commands_fit_save_and_load_a_new_adapter(with_toy):
-    folder, _ = with_toy
-    assert "toy_bias" in run(with_toy, *COMMAND, "methods", "--kind", "adapter")
-    results = json.loads(
-        run(
-            with_toy,
-            *COMMAND,
-            *"adapt --data emoji:fluentflat,emojione --test-data emoji:notov1 --methods toy_bias".split(),
-            *"--shots 1 --seeds 1 --out run --json".split(),
-        )
-    )
-    (fitted,) = results["runs"]
-    assert fitted["error"] is None and fitted["title"] == "Toy-Bias" and fitted["trained_parameters"] == 190
+    folder, found = with_toy
+    assert "toy_bias" in found["methods"]
+    (fitted,) = found["adapt"]["runs"]
+    assert fitted["error"] is None and fitted["title"] == "Toy-Bias" and fitted["trained_parameters"] == len(CONCEPTS)
     adapter = folder / "run" / fitted["folder"]
     assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "CLIPV_TOY_BIAS"
     assert "A bias for each class" in (adapter / "README.md").read_text()
-    evaluated = json.loads(
-        run(with_toy, *COMMAND, "evaluate", "--adapter", adapter, "--data", "emoji:notov1", "--json")
-    )
-    assert evaluated["accuracy"] == pytest.approx(fitted["accuracy"]["notov1"])
+    assert found["evaluate"]["accuracy"] == pytest.approx(fitted["accuracy"]["test"])
 
 
+@pytest.mark.slow
 def test_new_adapter_is_public_and_in_the_readme(with_toy):
-    folder, _ = with_toy
-    program = "import hf_clip_variants as h, hf_clip_variants.adapters as a; print(h.ToyBiasConfig is a.ToyBiasConfig)"
-    assert run(with_toy, "-c", program).strip() == "True"
-    readme, stub = folder / "README.md", folder / "names.pyi"
-    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
-    run(with_toy, ROOT / "scripts" / "make_generated_files.py", "--readme", readme, "--stub", stub)
-    assert "| [Toy-Bias](hf_clip_variants/adapters/toy_bias/README.md) | `toy_bias` | adapter |" in readme.read_text()
-    assert "from .adapters.toy_bias.config import ToyBiasConfig as ToyBiasConfig" in stub.read_text()
+    folder, found = with_toy
+    assert found["public"] is True
+    row = "| [Toy-Bias](hf_clip_variants/adapters/toy_bias/README.md) | `toy_bias` | adapter |"
+    assert row in (folder / "README.md").read_text(encoding="utf-8")
+    stub = (folder / "names.pyi").read_text(encoding="utf-8")
+    assert "from .adapters.toy_bias.config import ToyBiasConfig as ToyBiasConfig" in stub
 
 
+@pytest.mark.slow
 def test_contract_requires_a_case_for_a_new_adapter(with_toy):
-    program = textwrap.dedent("""
-        import importlib.util, sys
-        spec = importlib.util.spec_from_file_location("contract", sys.argv[1])
-        contract = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(contract)
-        try:
-            contract.test_every_adapter_of_the_registry_has_a_case()
-        except AssertionError as error:
-            print("missing")
-    """)
-    contract = ROOT / "tests" / "hf_clip_variants" / "adapters" / "test_contract.py"
-    assert run(with_toy, "-c", program, contract).strip() == "missing"
+    assert with_toy[1].get("contract") == "missing"

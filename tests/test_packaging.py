@@ -102,6 +102,7 @@ def test_installed_wheel_works_outside_the_repository(built, tmp_path):
     program = """
 import json, sys
 import hf_clip_variants
+from hf_clip_variants.cli import main
 from pathlib import Path
 from transformers import AutoModelForZeroShotImageClassification
 here = Path(hf_clip_variants.__file__).parent
@@ -112,14 +113,14 @@ print(json.dumps({
     "auto": AutoModelForZeroShotImageClassification._model_mapping[type(model.config)].__name__,
     "second copy": "modeling" in sys.modules,
 }))
+main(["methods", "--json"])
 """
     environment = os.environ | {"PYTHONPATH": str(target)}
     run = {"capture_output": True, "text": True, "timeout": 250, "cwd": tmp_path, "env": environment, "check": True}
-    seen = json.loads(subprocess.run([sys.executable, "-c", program], **run).stdout.splitlines()[-1])
+    seen, rows = map(json.loads, subprocess.run([sys.executable, "-c", program], **run).stdout.splitlines()[-2:])
     assert seen["folder"] == str(target) and seen["modeling"].startswith(str(target / "hf_clip_variants" / "modeling"))
     assert seen["auto"] == "CLIPClassifier" and seen["second copy"] is False
-    rows = subprocess.run([sys.executable, "-m", "hf_clip_variants.cli", "methods", "--json"], **run).stdout
-    assert [row["name"] for row in json.loads(rows)] == [row.name for row in hf_clip_variants.methods()]
+    assert [row["name"] for row in rows] == [row.name for row in hf_clip_variants.methods()]
 
 
 def test_tests_run_on_the_editable_install():

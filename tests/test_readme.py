@@ -1,11 +1,11 @@
 """README.md: its table follows from the registry, its links work, its Python code runs and prints the output shown."""
 
-import json
 import re
 import subprocess
 import sys
 
 import pytest
+from forked import Forked
 from paths import ROOT
 
 from hf_clip_variants.registry import methods
@@ -91,14 +91,13 @@ def test_code_blocks_and_outputs_are_parsed():
     assert not same_output("1", "1 2")
 
 
-PROGRAM = """
-import json, sys
-for page, blocks in json.load(sys.stdin).items():
-    names = {"__name__": page}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
-        print("--- next block ---")
-"""
+def run_blocks(pages: dict[str, list[str]]):
+    """Each page in a namespace of its own, as a reader would who pastes one block after the other."""
+    for page, blocks_of_page in pages.items():
+        names = {"__name__": page}
+        for block in blocks_of_page:
+            exec(compile(block, page, "exec"), names)
+            print("--- next block ---")
 
 
 @pytest.mark.slow
@@ -107,11 +106,9 @@ def test_python_blocks_run_in_order_and_print_the_output_shown(tmp_path):
         page.relative_to(ROOT).as_posix(): blocks(page.read_text(encoding="utf-8"))
         for page in [README, *METHOD_READMES]
     }
-    assert len(found) > len(methods()) and all(found.values()), "every page has a block to run"
-    pages = json.dumps({page: [block["code"] for block in those] for page, those in found.items()})
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=pages, cwd=tmp_path, capture_output=True, text=True, timeout=280
-    )
+    assert len(found) > len(methods()) and all(found.values()), "each has something to run"
+    pages = {page: [block["code"] for block in those] for page, those in found.items()}
+    done = Forked(lambda: run_blocks(pages), tmp_path).finish()
     assert done.returncode == 0, done.stderr
     printed = done.stdout.split("--- next block ---\n")
     for block, output in zip([block for those in found.values() for block in those], printed[:-1], strict=True):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import logging
 import pickle
 import re
@@ -259,23 +260,19 @@ def test_entries_of_transformers_are_kept():
 # In a new process, with every order of imports
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import hf_clip_variants",
-        "import peft",  # which imports transformers
-        # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter
-        # imports PEFT, which registers that adapter, while another thread imports PEFT too.
-        "from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig\n"
-        "import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start()\n"
-        "from hf_clip_variants.adapters.coop.config import CoOpConfig\nother.join()",
-    ],
-    ids=["ours first", "theirs first", "a submodule first, in a race"],
-)
-def test_methods_are_registered_in_any_import_order(first):
-    program = f"""
-{first}
+FIRST = {
+    "ours first": "import hf_clip_variants",
+    "theirs first": "import peft",  # and with it transformers
+    # Our configuration module imports transformers' Auto module, which has an entry for it. Then an adapter imports
+    # PEFT, which registers that adapter, while another thread imports PEFT too.
+    "a submodule first, in a race": """
+from hf_clip_variants.modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig
+import threading; other = threading.Thread(target=__import__, args=('peft',)); other.start()
+from hf_clip_variants.adapters.coop.config import CoOpConfig
+other.join()
+""",
+}
+THEN = """
 import sys
 import hf_clip_variants
 from transformers import AutoConfig, AutoModel
@@ -290,8 +287,29 @@ for row in hf_clip_variants.methods("adapter"):
 from hf_clip_variants.registration.auto_classes import register
 register()
 """
-    new_process = [sys.executable, "-W", "error::RuntimeWarning", "-c", program]
-    done = subprocess.run(new_process, capture_output=True, text=True, timeout=280)
+# What torch takes to import is paid once; neither transformers nor PEFT has been imported when a program starts.
+FORK_FOR_EACH = """
+import json, os, sys
+import torch
+assert not {"transformers", "peft", "hf_clip_variants"} & set(sys.modules)
+for program in json.loads(sys.stdin.read()):
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        exec(program, {"__name__": "__main__"})
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, program
+"""
+
+
+@pytest.mark.slow
+def test_methods_are_registered_in_any_import_order():
+    programs = json.dumps([f"{first}\nprint({name!r})\n{THEN}" for name, first in FIRST.items()])
+    new_process = [sys.executable, "-W", "error::RuntimeWarning", "-c", FORK_FOR_EACH]
+    done = subprocess.run(new_process, input=programs, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     adapters = [f"{row.name} {row.config.split(':')[1]} {row.tuner.split(':')[1]}" for row in ADAPTERS]
-    assert done.stdout.splitlines() == ["False", "True CLIPClassifier", *adapters]
+    assert done.stdout.splitlines() == [
+        line for name in FIRST for line in (name, "False", "True CLIPClassifier", *adapters)
+    ]

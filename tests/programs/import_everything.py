@@ -12,9 +12,13 @@ import pkgutil
 import sys
 import traceback
 
+# All that the package imports from elsewhere; only time is lost where something is missing here.
+import datasets  # noqa: F401
 import peft  # noqa: F401
 import torch
-import transformers  # noqa: F401
+import transformers
+import typer  # noqa: F401
+from transformers import ChineseCLIPModel, ChineseCLIPProcessor, CLIPModel, CLIPProcessor, Trainer, ViTModel  # noqa: F401
 from transformers.models.auto import modeling_auto, processing_auto  # noqa: F401
 
 

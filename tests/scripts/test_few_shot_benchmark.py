@@ -1,15 +1,15 @@
 """The benchmark script does each run once, for any number of calls and processes."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
 from coop_folders import save_zhou
 from few_shot_runs import save_images, save_tiny_clip
+from forked import Forked
+from forked import script as run_script
 from paths import SCRIPTS
 
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
@@ -71,16 +71,9 @@ def comparable(out):
 def whole(sources, tmp_path_factory):
     """All runs, in a separate process."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = launch([sys.executable], arguments(sources, out))
+    done = Forked(run_script(SCRIPT, arguments(sources, out)), out.parent / "0").finish()
     assert done.returncode == 0, done.stderr
     return out
-
-
-def launch(launcher, options, **kwargs):
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, str(SCRIPT), *options], capture_output=True, text=True, env=environment, timeout=250, **kwargs
-    )
 
 
 def test_every_run_is_recorded_with_its_settings(whole, sources):
@@ -254,14 +247,17 @@ def test_processes_share_the_runs_even_if_one_starts_late(script, sources, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_get_the_results_of_one(sources, whole, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = launch(launcher, arguments(sources, tmp_path / "out"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    """With what torchrun tells each of them."""
+    program, folders = run_script(SCRIPT, arguments(sources, tmp_path / "out")), (tmp_path / "0", tmp_path / "1")
+    world = [{"RANK": folder.name, "LOCAL_RANK": folder.name, "WORLD_SIZE": "2"} for folder in folders]
+    processes = [Forked(program, *each) for each in zip(folders, world, strict=True)]
+    first, second = (process.finish() for process in processes)
+    assert (first.returncode, second.returncode) == (0, 0), (first.stderr + second.stderr)[-3000:]
     out = tmp_path / "out"
     assert comparable(out) == comparable(whole)
     assert [len((out / f"runs-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [9, 9]
-    first, second = (
+    ours, theirs = (
         path.read_text().split("## ", 1)[1].split("runs, ")[0] for path in (out / "table.md", whole / "table.md")
     )
-    assert first == second and "missing" not in (out / "table.md").read_text()
-    assert "[process 1] 9 of 18 runs to do" in done.stderr
+    assert ours == theirs and "missing" not in (out / "table.md").read_text()
+    assert "[process 1] 9 of 18 runs to do" in second.stderr

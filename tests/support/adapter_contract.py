@@ -91,17 +91,24 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
         assert torch.equal(after[name], tensor), name
 
 
-def _saved_base(case: Case, folder):
-    """The case's base, saved with its tokenizer and loaded again: an adapter on it records that folder."""
-    base = case.base()
-    base.save_pretrained(folder)
-    if not case.plain_clip:
-        tiny_tokenizer().save_pretrained(folder)
-    return type(base).from_pretrained(folder)
-
-
 class AdapterContract:
     """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case`."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def saved_base(cls, tmp_path_factory):
+        """Case -> the folder of its base and tokenizer: an adapter on what is loaded from there names that folder."""
+        folders = {}
+
+        def folder_of(case: Case):
+            if case.plain_clip not in folders:
+                folders[case.plain_clip] = folder = tmp_path_factory.mktemp("base")
+                case.base().save_pretrained(folder)
+                if not case.plain_clip:
+                    tiny_tokenizer().save_pretrained(folder)
+            return folders[case.plain_clip]
+
+        return folder_of
 
     def test_trains_only_its_own_tensors(self, case: Case):
         model = case.model()
@@ -132,8 +139,7 @@ class AdapterContract:
         if not case.plain_clip:
             assert (saved["class_names"], saved["templates"]) == (CLASS_NAMES, ["a photo of a {}."])
 
-    @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-    @pytest.mark.parametrize("adapter_name", ["default", "other"])
+    @pytest.mark.parametrize(("adapter_name", "low_cpu_mem_usage"), [("default", False), ("other", True)])
     def test_reloads_bit_for_bit_under_any_name(self, case: Case, tmp_path, adapter_name, low_cpu_mem_usage):
         model = case.model(seed=1)
         model.save_pretrained(tmp_path)
@@ -204,8 +210,9 @@ class AdapterContract:
         assert torch.equal(case.logits(model), logits)
 
     @needs_adapter_methods
-    def test_adapter_methods_of_transformers(self, case: Case, tmp_path):
-        base = _saved_base(case, tmp_path / "base")
+    def test_adapter_methods_of_transformers(self, case: Case, saved_base, tmp_path):
+        folder, load = saved_base(case), type(case.base()).from_pretrained
+        base = load(folder)
         plain = case.logits(base)
         base.add_adapter(case.config(), "mine")
         case.fill(base, "mine", seed=3)
@@ -219,17 +226,17 @@ class AdapterContract:
         base.delete_adapter("mine")
         assert torch.equal(case.logits(base), plain)
 
-        again = PeftModel.from_pretrained(_saved_base(case, tmp_path / "base"), tmp_path / "adapter")
+        again = PeftModel.from_pretrained(load(folder), tmp_path / "adapter")
         torch.testing.assert_close(case.logits(again), adapted, rtol=0, atol=1e-5)
 
-    def test_transformers_loads_the_adapter_onto_a_base_and_with_its_base(self, case: Case, tmp_path):
-        model = case.model(_saved_base(case, tmp_path / "base"), seed=3)
+    def test_transformers_loads_the_adapter_onto_a_base_and_with_its_base(self, case: Case, saved_base, tmp_path):
+        load = type(case.base()).from_pretrained
+        model = case.model(load(saved_base(case)), seed=3)
         model.save_pretrained(tmp_path / "adapter")
-        loaded = type(case.base()).from_pretrained(tmp_path / "base")
+        loaded, logits = load(saved_base(case)), case.logits(model)
         loaded.load_adapter(tmp_path / "adapter", "other")
-        whole = type(case.base()).from_pretrained(tmp_path / "adapter")
-        for again in (loaded, whole):
-            torch.testing.assert_close(case.logits(again), case.logits(model), rtol=0, atol=1e-5)
+        for again in (loaded, load(tmp_path / "adapter")):
+            torch.testing.assert_close(case.logits(again), logits, rtol=0, atol=1e-5)
 
     def test_trainer_resumes_to_the_same_weights(self, trainer_case: Case, tmp_path):
         model = trainer_case.model(seed=1)

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from tiny import CLASS_NAMES, tiny_clip, tiny_tokenizer
+from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_tokenizer
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierConfig
 from hf_clip_variants.modeling.clip.convert_clip import clip_from_official
@@ -20,8 +20,11 @@ def classifier_from_clip(clip) -> CLIPClassifier:
 
 
 def tiny_classifier(seed: int = 0, class_names=CLASS_NAMES, templates=None, **overrides) -> CLIPClassifier:
-    model = classifier_from_clip(tiny_clip(seed, **overrides))
-    return model.set_classes(class_names, templates, tokenizer=tiny_tokenizer()) if class_names else model
+    def build():
+        model = classifier_from_clip(tiny_clip(seed, **overrides))
+        return model.set_classes(class_names, templates, tokenizer=tiny_tokenizer()) if class_names else model
+
+    return copy_of(f"classifier {seed} {class_names} {templates} {overrides}", build)
 
 
 def fixture_clip(fixture):

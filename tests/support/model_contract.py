@@ -14,7 +14,7 @@ from fake_hub import hub_in_this_process
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
-from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
+from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.registry import Method, method
 
@@ -51,11 +51,14 @@ class ModelCase:
         return self.name if self.part == "model" else f"{self.name}-{self.part}"
 
     def make(self, seed: int = 0):
-        torch.manual_seed(seed)
-        model = self.row.load(self.part)(self.config()).eval()
-        if self.prepare:
-            self.prepare(model)
-        return model
+        def build():
+            torch.manual_seed(seed)
+            model = self.row.load(self.part)(self.config()).eval()
+            if self.prepare:
+                self.prepare(model)
+            return model
+
+        return copy_of(f"{self.id} {seed}", build)
 
     def loss(self, model, inputs) -> torch.Tensor:
         return model(**inputs, **self.loss_options).loss

@@ -7,18 +7,26 @@ from pathlib import Path
 from paths import ROOT
 
 
-_SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc")
-
-
 def copy_package(folder: Path) -> Path:
-    """Copies the package to FOLDER/hf_clip_variants, with `modeling` in it as in a wheel, and returns that path.
+    """FOLDER/hf_clip_variants with `modeling` in it, as a wheel installs it; FOLDER first on the path gives the copy.
+    Returns the package.
 
-    With FOLDER first on the path, the copy is imported.
+    Files of its own are only the table and the folders that hold methods; the rest are links, compiled already.
     """
-    package = folder / "hf_clip_variants"
-    shutil.copytree(ROOT / "hf_clip_variants", package, ignore=_SOURCES)
-    shutil.copytree(ROOT / "modeling", package / "modeling", ignore=_SOURCES)
+    package, own = folder / "hf_clip_variants", ("registry.py", "adapters", "modeling")
+    package.mkdir(parents=True)
+    _link(ROOT / "hf_clip_variants", package, but=own)
+    for source in (ROOT / "hf_clip_variants" / "adapters", ROOT / "modeling"):
+        (package / source.name).mkdir()
+        _link(source, package / source.name)
+    shutil.copy(ROOT / "hf_clip_variants" / "registry.py", package)
     return package
+
+
+def _link(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
+    for entry in source.iterdir():
+        if entry.name not in (*but, "__pycache__"):
+            (target / entry.name).symlink_to(entry)
 
 
 def rows_in(registry: str) -> dict[str, str]:
@@ -36,7 +44,7 @@ def remove_method(package: Path, name: str) -> None:
     text = table.read_text(encoding="utf-8")
     table.write_text(text.replace(rows_in(text)[name], ""), encoding="utf-8")
     (folder,) = [f for kind in ("modeling", "adapters") if (f := package / kind / name).is_dir()]
-    shutil.rmtree(folder)
+    folder.unlink()  # a link
 
 
 def add_row(package: Path, row: str) -> None:
