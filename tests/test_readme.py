@@ -1,12 +1,13 @@
 """README.md: its table follows from the registry, its links work, its Python code runs and prints the output shown."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from forked import Forked
 from paths import ROOT
+from processes import finish, start_program
 
 from hf_clip_variants.registry import methods
 
@@ -91,13 +92,17 @@ def test_code_blocks_and_outputs_are_parsed():
     assert not same_output("1", "1 2")
 
 
-def run_blocks(pages: dict[str, list[str]]):
-    """Each page in a namespace of its own, as a reader would who pastes one block after the other."""
-    for page, blocks_of_page in pages.items():
+# Each page in a namespace of its own, as a reader would who pastes one block after the other.
+PROGRAM = """
+import json
+from contextlib import redirect_stdout
+with open("printed", "w") as printed, redirect_stdout(printed):
+    for page, blocks in json.load(open("pages.json")).items():
         names = {"__name__": page}
-        for block in blocks_of_page:
+        for block in blocks:
             exec(compile(block, page, "exec"), names)
-            print("--- next block ---")
+            print("--- next block ---", flush=True)
+"""
 
 
 @pytest.mark.slow
@@ -108,9 +113,11 @@ def test_python_blocks_run_in_order_and_print_the_output_shown(tmp_path):
     }
     assert len(found) > len(methods()) and all(found.values()), "each has something to run"
     pages = {page: [block["code"] for block in those] for page, those in found.items()}
-    done = Forked(lambda: run_blocks(pages), tmp_path).finish()
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.split("--- next block ---\n")
+    (tmp_path / "pages.json").write_text(json.dumps(pages))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    log = tmp_path / "log"
+    finish({log: start_program(tmp_path / "program.py", log=log)})
+    printed = (tmp_path / "printed").read_text().split("--- next block ---\n")
     for block, output in zip([block for those in found.values() for block in those], printed[:-1], strict=True):
         assert block["output"] is None or same_output(output, block["output"]), f"{block['code']}\nprinted:\n{output}"
 

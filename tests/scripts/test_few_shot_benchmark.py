@@ -8,9 +8,8 @@ import pytest
 import torch
 from coop_folders import save_zhou
 from few_shot_runs import save_images, save_tiny_clip
-from forked import Forked
-from forked import script as run_script
 from paths import SCRIPTS
+from processes import finish, start_program
 
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.protocols import PROTOCOLS
@@ -71,8 +70,8 @@ def comparable(out):
 def whole(sources, tmp_path_factory):
     """All runs, in a separate process."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = Forked(run_script(SCRIPT, arguments(sources, out)), out.parent / "0").finish()
-    assert done.returncode == 0, done.stderr
+    log = out.parent / "log"
+    finish({log: start_program(SCRIPT, *arguments(sources, out), log=log)})
     return out
 
 
@@ -248,11 +247,12 @@ def test_processes_share_the_runs_even_if_one_starts_late(script, sources, tmp_p
 @pytest.mark.slow
 def test_two_processes_get_the_results_of_one(sources, whole, tmp_path):
     """With what torchrun tells each of them."""
-    program, folders = run_script(SCRIPT, arguments(sources, tmp_path / "out")), (tmp_path / "0", tmp_path / "1")
-    world = [{"RANK": folder.name, "LOCAL_RANK": folder.name, "WORLD_SIZE": "2"} for folder in folders]
-    processes = [Forked(program, *each) for each in zip(folders, world, strict=True)]
-    first, second = (process.finish() for process in processes)
-    assert (first.returncode, second.returncode) == (0, 0), (first.stderr + second.stderr)[-3000:]
+    logs = [tmp_path / "process-0", tmp_path / "process-1"]
+    processes = {}
+    for rank, log in enumerate(logs):
+        world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        processes[log] = start_program(SCRIPT, *arguments(sources, tmp_path / "out"), log=log, **world)
+    finish(processes)
     out = tmp_path / "out"
     assert comparable(out) == comparable(whole)
     assert [len((out / f"runs-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [9, 9]
@@ -260,4 +260,4 @@ def test_two_processes_get_the_results_of_one(sources, whole, tmp_path):
         path.read_text().split("## ", 1)[1].split("runs, ")[0] for path in (out / "table.md", whole / "table.md")
     )
     assert ours == theirs and "missing" not in (out / "table.md").read_text()
-    assert "[process 1] 9 of 18 runs to do" in second.stderr
+    assert "[process 1] 9 of 18 runs to do" in logs[1].read_text()

@@ -25,6 +25,7 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], log: s
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
+    os.chdir(Path(log).parent)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [program, *arguments]
@@ -33,7 +34,7 @@ def _run(program: str, arguments: list[str], environment: dict[str, str], log: s
 
 
 def start_program(program, *arguments, log, **environment) -> multiprocessing.Process:
-    """Like `python program arguments` with these variables; what it prints goes to the file `log`."""
+    """Like `python program arguments` with these variables, in the folder of the file `log`, where its output goes."""
     command = str(program), list(map(str, arguments))
     process = SERVER.Process(target=_run, args=(*command, {**os.environ, **environment}, str(log)))
     process.start()
