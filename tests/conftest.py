@@ -26,8 +26,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    # Trainer collects garbage at the end of each training: two thirds of a short one's time go into visiting what the
-    # libraries made when they were imported.
+    # Trainer collects garbage at the end of each training. Two thirds of a short one's time went into visiting what
+    # the libraries made when they were imported.
     gc.collect()
     gc.freeze()
     if "datasets" in sys.modules:  # it sleeps 5 s each time that a stream of several shards ends

@@ -213,18 +213,25 @@ def test_two_processes_equal_one_with_the_same_total_batch(script, tmp_path):
     assert two == pytest.approx(one, abs=0.02) and run_of(tmp_path / "two")["settings"]["processes"] == 2
 
 
-def test_killed_run_resumes_with_the_same_command(tmp_path, script):
-    arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "6", "--save-every", "2", "--batch-size", "8"]
+def test_killed_run_resumes_with_the_same_command(tmp_path, script, monkeypatch):
+    from hf_clip_variants.files.atomic_writes import last_complete_checkpoint
+    from hf_clip_variants.training.pretrain_trainer import PretrainTrainer
+
+    arguments = [*SMALL, "--arch", "ViT-mini", "--steps", "10", "--save-every", "2", "--batch-size", "8"]
     assert script.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
-    out = ["--out", str(tmp_path / "killed")]
-    process = start_program(SCRIPT, *arguments, *out, log=tmp_path / "log")
-    while not list((tmp_path / "killed").glob("checkpoint-*")) and process.is_alive():
+    killed = tmp_path / "killed"
+    process = start_program(SCRIPT, *arguments, "--out", killed, log=tmp_path / "log")
+    while not list(killed.glob("checkpoint-*")) and process.is_alive():
         time.sleep(0.005)
     process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
-    assert script.main([*arguments, *out]) == 0
-    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert process.exitcode == -signal.SIGKILL and not (killed / "model").exists()
+    done = int(last_complete_checkpoint(killed).name.removeprefix("checkpoint-"))
+    steps, step = [], PretrainTrainer.training_step
+    monkeypatch.setattr(PretrainTrainer, "training_step", lambda *args: steps.append(1) or step(*args))
+    assert script.main([*arguments, "--out", str(killed)]) == 0
+    assert losses(killed) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert len(steps) == 10 - done, "the rest, and not all again"
 
 
 def test_finished_run_is_not_repeated_and_other_settings_are_refused(script, tmp_path, capsys):

@@ -1,5 +1,4 @@
-"""Programs in processes of their own that start at once: forks of a server that has imported the libraries and has
-done nothing with them.
+"""Programs in processes of their own that start at once: forks of a server that has imported the libraries, no more.
 
 A new python takes 5 to 8 s of processor time to import torch and transformers, a fork 0.1 s. As in a new process, no
 library has state; unlike a fork of the test process itself, which has run training and threads.
@@ -16,8 +15,7 @@ from pathlib import Path
 
 
 SERVER = multiprocessing.get_context("forkserver")
-# What the programs and the data loaders' workers import. The server starts with the first process, also with a
-# loader's.
+# The server starts with the first process, also with a data loader's worker.
 SERVER.set_forkserver_preload(["server_imports"])
 
 
@@ -58,19 +56,21 @@ def finish(processes: dict[Path, multiprocessing.Process], timeout: float = 240.
 
 
 def run_on_ranks(program, *arguments, world_size: int, folder: Path) -> None:
-    """Like `torchrun --nproc-per-node world_size program arguments` on CPUs; one rank alone knows of no others."""
+    """Like `torchrun --nproc-per-node world_size program arguments` on CPUs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    if world_size > 1:
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    common = {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    common |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
     ranks = {}
-    for rank in range(world_size):
+    for rank in map(str, range(world_size)):
         log = folder / f"rank{rank}.log"
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
-        ranks[log] = start_program(program, *arguments, log=log, **common, **own)
+        ranks[log] = start_program(program, *arguments, log=log, **common, RANK=rank, LOCAL_RANK=rank)
     finish(ranks)
 
 

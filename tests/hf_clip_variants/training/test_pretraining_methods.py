@@ -83,6 +83,8 @@ import os, sys, datasets, peft
 from transformers import CLIPModel, CLIPProcessor, Trainer
 gone = "slip" if os.fork() else "audioclip"
 sys.path.insert(0, os.path.abspath(gone))
+# An editable install's finder would find what is gone.
+sys.meta_path = [each for each in sys.meta_path if "Editable" not in getattr(each, "__name__", "")]
 import torch
 from hf_clip_variants import registry
 assert registry.__file__.startswith(sys.path[0])

@@ -1,19 +1,22 @@
 import torch
 from paths import PROGRAMS
-from processes import run_on_ranks
+from processes import finish, run_on_ranks, start_program
 from safetensors.torch import load_file
 
 import hf_clip_variants
 
 
-def train(folder, world_size, batch_size):
-    folder.mkdir()
-    run_on_ranks(PROGRAMS / "train_adapters.py", folder, batch_size, world_size=world_size, folder=folder)
-    return {path.stem: load_file(path) for path in folder.glob("*.safetensors")}
+PROGRAM = PROGRAMS / "train_adapters.py"
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
-    two, one = train(tmp_path / "two", 2, batch_size=2), train(tmp_path / "one", 1, batch_size=4)
+    folders = [tmp_path / "two", tmp_path / "one"]
+    for folder in folders:
+        folder.mkdir()
+    run_on_ranks(PROGRAM, folders[0], "2", world_size=2, folder=folders[0])
+    log = tmp_path / "one.log"
+    finish({log: start_program(PROGRAM, folders[1], "4", log=log, ACCELERATE_USE_CPU="true")})
+    two, one = ({path.stem: load_file(path) for path in folder.glob("*.safetensors")} for folder in folders)
     adapters = {row.name for row in hf_clip_variants.methods("adapter")} - {"tip_adapter"} | {"tip_adapter_f"}
     assert set(one) == set(two) == {"whole"} | adapters
     for method, tensors in one.items():
