@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..modeling.dual_encoders.backbones import unit_norm
 from ..optional_dependencies import require
 
 
@@ -164,11 +165,11 @@ def knn_classify(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size: got {chunk_size}; want at least 1")
     device = train.device if device is None else torch.device(device)
-    keys = torch.nn.functional.normalize(train.to(device, torch.float32), dim=1)
+    keys = unit_norm(train.to(device, torch.float32))
     classes, members = labels.to(device).unique(return_inverse=True)
     predicted = []
     for queries in test.split(chunk_size or max(1, CHUNK_SIMILARITIES // len(train))):
-        similarities = torch.nn.functional.normalize(queries.to(device, torch.float32), dim=1) @ keys.T
+        similarities = unit_norm(queries.to(device, torch.float32)) @ keys.T
         nearest, rows = _nearest(similarities, k)
         # Relative to the nearest: exp does not overflow at any temperature, and the winner is the same.
         weights = ((nearest - nearest.amax(dim=1, keepdim=True)).double() / temperature).exp()

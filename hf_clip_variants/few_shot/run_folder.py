@@ -197,9 +197,8 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Temporary files and folders of killed processes, which were to be renamed when complete."""
-        for pattern in (".tmp-*", ".new-*", ".features-*.tmp"):
-            for path in [*self.path.glob(pattern), *self.path.glob(f"[!.]*/**/{pattern}")]:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in [*self.path.glob(".tmp-*"), *self.path.glob("[!.]*/**/.tmp-*")]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     # ---- names
 

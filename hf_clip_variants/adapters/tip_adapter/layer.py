@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
+
+from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
 
 from ..tuner import TunerLayer
 from .config import TipAdapterConfig
@@ -23,7 +24,7 @@ def make_keys(features: torch.Tensor) -> torch.Tensor:
     features = features.float()
     if features.dim() == 3:
         features = features.mean(dim=0)
-    return F.normalize(features, dim=-1)
+    return unit_norm(features)
 
 
 def sum_by_class(votes: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ def test_second_process_of_one_rank_is_refused(tmp_path):
 
 
 def test_leftovers_of_killed_processes_are_removed_unless_others_may_be_writing(tmp_path):
-    leftovers = [tmp_path / ".tmp-results.json-0a", tmp_path / "adapters" / "coop" / ".new-x" / "file"]
+    leftovers = [tmp_path / ".tmp-results.json-0a", tmp_path / "adapters" / "coop" / ".tmp-x" / "file"]
     for path in leftovers:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
