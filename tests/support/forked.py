@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -23,6 +24,7 @@ class Forked:
 
     def _run(self, action):
         torch.set_num_threads(1)  # OpenMP's other threads do not exist after a fork
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(self.environment)
         os.chdir(self.folder)
         with contextlib.ExitStack() as files:

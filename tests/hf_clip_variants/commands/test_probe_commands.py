@@ -1,5 +1,6 @@
 """The probes on pictures: which features are measured, which pictures, and what the two commands print."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -321,22 +322,24 @@ def test_the_help_tells_the_extra_and_loads_nothing_heavy(command):
     assert ('"hf-clip-variants[probe]"' in " ".join(done.stdout.split())) == (command == "linear-probe")
 
 
-def test_importing_what_measures_does_not_import_scikit_learn():
-    program = "import sys, hf_clip_variants.evaluation.probes, hf_clip_variants.evaluation.image_encoder; print('sklearn.linear_model' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "False\n", done.stderr
+def test_importing_what_measures_does_not_import_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # importing it would fail
+    for name in ("probes", "image_encoder"):
+        monkeypatch.delitem(sys.modules, f"hf_clip_variants.evaluation.{name}")
+        importlib.import_module(f"hf_clip_variants.evaluation.{name}")
 
 
 # -------------------------------------------------------------------------------------------------------- the effect
 
 
 def test_a_trained_tower_beats_a_random_one_of_its_size(tmp_path):
-    """88 classes, two pictures each, tested in a style by another hand: chance is 1.1 %."""
+    """44 classes, two pictures each, tested in a style by another hand: chance is 2.3 %."""
     shutil.copytree(embedded_model(), tmp_path / "random")
     trained = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32)
     torch.manual_seed(0)
     CLIPModel(trained.config).save_pretrained(tmp_path / "random")
-    train, test = load_probe_pictures("emoji:fluentflat,emojione@food-drink", "emoji:notov1@food-drink")
+    both = load_probe_pictures("emoji:fluentflat,emojione@food-drink", "emoji:notov1@food-drink")
+    train, test = (images.select_classes(range(0, 88, 2)) for images in both)
     labels, truth = torch.from_numpy(train.labels.copy()), torch.from_numpy(test.labels.copy())
     found = {}
     for name, folder in (("trained", embedded_model()), ("random", tmp_path / "random")):
