@@ -52,7 +52,9 @@ ESSENTIAL = {
 }
 
 
-def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], str]:
+def run(folder: Path, report: Path) -> tuple[dict[str, dict[str, list[str]]], str]:
+    """Suite -> passed, failed, skipped -> "Class.test". Both in one process: what it imports takes as long as a
+    suite."""
     environment = {
         **os.environ,
         # PYTHONPATH already holds tests/support, see tests/conftest.py.
@@ -62,44 +64,40 @@ def run(suite: str, folder: Path, report: Path) -> tuple[dict[str, list[str]], s
     }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST"):
         environment.pop(name, None)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(TESTS / "suite" / f"{suite}.py"),
-        "--noconftest",
-        "-c",
-        os.devnull,
-        "-q",
-    ]
+    command = [sys.executable, "-m", "pytest", *(str(TESTS / "suite" / f"{suite}.py") for suite in ESSENTIAL)]
+    command += ["--noconftest", "-c", os.devnull, "-q"]
     command += ["--rootdir", str(folder), "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore"]
     command += ["--show-capture=no", "--tb=short", f"--junitxml={report}"]
     if CHOSEN:
         command += ["-k", " or ".join(row.load("model").__name__ for row in ROWS)]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    results: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
-    if report.is_file():
-        for case in ElementTree.parse(report).iter("testcase"):
-            kinds = {child.tag for child in case}
-            kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-            results[kind].append(f"{case.get('classname', '').rsplit('.')[-1]}.{case.get('name')}")
+    results = {suite: {"passed": [], "failed": [], "skipped": []} for suite in ESSENTIAL}
+    for case in ElementTree.parse(report).iter("testcase") if report.is_file() else ():
+        kinds = {child.tag for child in case}
+        kind = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        test_class = case.get("classname", "").rsplit(".")[-1]
+        suite = "processing_suite" if test_class.endswith("ProcessorSuite") else "modeling_suite"
+        results[suite][kind].append(f"{test_class}.{case.get('name')}")
     return results, ran.stdout[-6000:] + ran.stderr[-2000:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("suite", ESSENTIAL)
-def test_transformers_own_tests_pass(suite, transformers_tests, tmp_path, record_property):
-    results, output = run(suite, transformers_tests, tmp_path / "report.xml")
-    counts = ", ".join(f"{len(names)} {kind}" for kind, names in results.items())
-    record_property("suite", f"transformers' own tests, {suite}: {counts}")
-    assert not results["failed"], f"{counts}\n{output}"
-    assert results["passed"], output
-    for row in ROWS:
-        if suite == "processing_suite" and not row.processor:
-            continue  # it uses that of another method
-        passed = {name.split(".")[1] for name in results["passed"] if name.startswith(row.load("model").__name__)}
-        of_images = ("test_image_processor", "test_call")
-        essential = [name for name in ESSENTIAL[suite] if row.image_processors or not name.startswith(of_images)]
-        missing = [name for name in essential if name not in passed]
-        assert not missing, f"{row.name}: did not run {missing}\n{output}"
+def test_transformers_own_tests_pass(transformers_tests, tmp_path, record_property):
+    results, output = run(transformers_tests, tmp_path / "report.xml")
+    counts = {
+        suite: ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items()) for suite, kinds in results.items()
+    }
+    for suite, count in counts.items():
+        record_property("suite", f"transformers' own tests, {suite}: {count}")
+    for suite, kinds in results.items():
+        assert not kinds["failed"], f"{counts[suite]}\n{output}"
+        assert kinds["passed"], output
+        for row in ROWS:
+            if suite == "processing_suite" and not row.processor:
+                continue  # it uses another method's
+            passed = {name.split(".")[1] for name in kinds["passed"] if name.startswith(row.load("model").__name__)}
+            of_images = ("test_image_processor", "test_call")
+            essential = [name for name in ESSENTIAL[suite] if row.image_processors or not name.startswith(of_images)]
+            missing = [name for name in essential if name not in passed]
+            assert not missing, f"{row.name}: did not run {missing}\n{output}"

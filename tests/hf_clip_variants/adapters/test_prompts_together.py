@@ -112,10 +112,14 @@ def test_prompts_on_different_modules_work_together(text):
     torch.testing.assert_close(logits(base), alone, rtol=0, atol=1e-5)
 
 
+# Two layers are enough for deep prompts; tracing costs the time.
+SHALLOW = {"vision_config": {"num_hidden_layers": 2}}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_logits_equal_eager_logits(kind):
     """Without an eager forward pass before, and after the adapter has changed."""
-    model = get_peft_model(tiny_classifier(), CONFIGS[kind]()).eval()
+    model = get_peft_model(tiny_classifier(**SHALLOW), CONFIGS[kind]()).eval()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager")
     for _ in range(2):
@@ -125,19 +129,20 @@ def test_compiled_logits_equal_eager_logits(kind):
                 if "clipv_" in name:
                     parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     with model.disable_adapter():
-        torch.testing.assert_close(logits(compiled), logits(tiny_classifier()), rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits(compiled), logits(tiny_classifier(**SHALLOW)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_classifier_equals_eager_classifier(tmp_path):
-    tiny_classifier().save_pretrained(tmp_path)
-    expected = logits(tiny_classifier())
+    tiny_classifier(**SHALLOW).save_pretrained(tmp_path)
+    expected = logits(tiny_classifier(**SHALLOW))
     torch._dynamo.reset()
     torch.testing.assert_close(
         logits(torch.compile(CLIPClassifier.from_pretrained(tmp_path), backend="eager")), expected, rtol=0, atol=1e-5
     )
     torch._dynamo.reset()
-    new = torch.compile(tiny_classifier(class_names=CLASS_NAMES[::-1]), backend="eager")  # no features cached yet
+    new = tiny_classifier(class_names=CLASS_NAMES[::-1], **SHALLOW)  # no features cached yet
+    new = torch.compile(new, backend="eager")
     torch.testing.assert_close(logits(new), expected.flip(1), rtol=0, atol=1e-5)
 
 
