@@ -24,6 +24,8 @@ from transformers.models.auto import modeling_auto, processing_auto  # noqa: F40
 
 def use(folder: str) -> None:
     sys.path.insert(0, folder)
+    # The finder of an editable install would find what is missing in the copy.
+    sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
     import hf_clip_variants
 
     assert hf_clip_variants.__file__.startswith(folder), hf_clip_variants.__file__
