@@ -36,8 +36,8 @@ from typing import Any
 
 from hf_clip_variants.commands.adapt import parse_overrides
 from hf_clip_variants.commands.output import prepare_libraries
-from hf_clip_variants.few_shot.run_folder import digest, write_json
 from hf_clip_variants.few_shot.splits import parse_test_data
+from hf_clip_variants.files.json_files import digest, write_json
 from hf_clip_variants.training.lr_schedules import SCHEDULES
 from hf_clip_variants.training.pretraining_methods import pretraining_methods
 

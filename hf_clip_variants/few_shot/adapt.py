@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import staged_folder, write_atomically
+from ..files.json_files import digest, write_json
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
@@ -27,7 +28,7 @@ from .fitting import apply_overrides
 from .method import default_methods, few_shot_method
 from .protocols import Plan, Task, whole_set
 from .recipes import recipe
-from .run_folder import RunFolder, digest, write_json
+from .run_folder import RunFolder
 from .runner import ZERO_SHOT, FewShotRunner, Run, default_profile, describe_environment, overrides_by_method
 from .splits import TestSet, draw_shots, load_test_sets, load_training
 

@@ -20,8 +20,8 @@ from ..data.images.coop_layout import coop_layout
 from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_sets import load_labelled
 from ..data.images.sources import load_images
+from ..files.json_files import digest
 from ..modeling.dual_encoders.prompts import resolve_templates
-from .run_folder import digest
 from .splits import Draws, draw_shots, load_training
 
 

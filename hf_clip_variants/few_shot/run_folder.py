@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -11,20 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files.json_files import write_json
+from ..files.json_files import digest, write_json
 
 
 VERSION = 1  # of results.json
 RUN_KEY = ("protocol", "data", "model", "method", "shots", "seed")  # the fields that name a run
-
-
-def digest(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a JSON-able value, whatever the order of its keys.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def key_of(record: Mapping[str, Any]) -> tuple:
@@ -238,4 +228,4 @@ def what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [f"{name} was {short(before.get(name))}, now {short(now.get(name))}" for name in names]
 
 
-__all__ = ["RUN_KEY", "RunFolder", "digest", "key_of", "what_differs", "write_json"]
+__all__ = ["RUN_KEY", "RunFolder", "key_of", "what_differs"]

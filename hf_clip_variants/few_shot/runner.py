@@ -22,6 +22,7 @@ from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
 from ..evaluation.image_prediction import predict
 from ..evaluation.prediction import load_processor
+from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.fingerprint import fingerprint
@@ -29,7 +30,7 @@ from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, Task
 from .recipes import Recipe, recipe
-from .run_folder import RUN_KEY, digest
+from .run_folder import RUN_KEY
 
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
-"""JSON files that are replaced in one step."""
+"""JSON files that are replaced in one step, and hashes of JSON-able values."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,4 +14,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
-__all__ = ["write_json"]
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a JSON-able value, whatever the order of its keys.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+__all__ = ["digest", "write_json"]
