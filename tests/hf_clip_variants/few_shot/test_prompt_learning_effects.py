@@ -74,7 +74,7 @@ def accuracies() -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_coop_loses_accuracy_on_new_classes(accuracies):
+def test_a_learned_context_loses_accuracy_on_new_classes(accuracies):
     """CoCoOp's observation about CoOp (its table 1)."""
     assert accuracies["coop"][1] < accuracies["zero_shot"][1] - 0.05, accuracies
 
