@@ -83,8 +83,8 @@ class AudioCLIPProcessor(CLIPClassifierProcessor):
     def _check_lengths(self, sentences: str | list[str], input_ids):
         """ValueError that names the first text with more tokens than the model's context."""
         limit = self.tokenizer.model_max_length
-        row = input_ids if isinstance(input_ids[0], int) else input_ids[0]
-        if len(row) <= limit:  # rows are padded to the longest; an unpadded list is checked by its first row
+        rows = [input_ids] if isinstance(sentences, str) and isinstance(input_ids[0], int) else input_ids
+        if max(map(len, rows), default=0) <= limit:
             return
         for index, sentence in enumerate([sentences] if isinstance(sentences, str) else sentences):
             length = len(self.tokenizer(sentence, split_special_tokens=True).input_ids)

@@ -50,6 +50,8 @@ def test_long_texts_are_refused_or_cut(processor):
         with pytest.warns(UserWarning, match="was cut, keeping the end token"):
             cut = processor(text=text, truncation=True, return_tensors="pt").input_ids
         assert cut.shape[1] == limit
+    with pytest.raises(ValueError, match=rf"text\[1\]: \d+ tokens, expected at most {limit}"):
+        processor(text=["short", "dog " * limit], padding=False)  # rows of different lengths
     assert processor(text=["dog"], padding="max_length", return_tensors="pt").input_ids.shape[1] == limit
 
 
