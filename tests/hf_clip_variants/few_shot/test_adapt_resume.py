@@ -16,7 +16,7 @@ METHODS = ["tip_adapter", "tip_adapter_f", "coop"]
 OVERRIDES = {"epochs": 3, "augmentation": "tip", "views": 2, "cache_views": 2, "search_step": [4, 4]}
 SETTINGS = {"methods": METHODS, "shots": [1, 2], "seeds": [1], "profile": "published", "progress": False}
 SETTINGS |= {"report": False, "overrides": OVERRIDES | {"num_context_tokens": 4}}
-KILLS = 7  # spread over all writes of a run
+KILLS = 12  # spread over all writes of a run
 
 
 @pytest.fixture(scope="module")
