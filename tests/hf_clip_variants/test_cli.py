@@ -15,18 +15,6 @@ from hf_clip_variants.registry import methods
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the program in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            cli.main(list(arguments))
-        return exit.value.code or 0, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def toy_command(monkeypatch):
     """Adds a command `toy` that runs the given function."""
 
@@ -130,6 +118,14 @@ def test_ctrl_c_exits_130_without_a_traceback(run, toy_command):
     assert code == 130 and "Traceback" not in out + err
 
 
+def test_ctrl_c_before_a_command_starts_exits_130_without_a_traceback(run, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "make_command", interrupted)
+    assert run("methods") == (130, "", "")
+
+
 def test_exit_code_of_a_command_is_kept(run, toy_command):
     import typer
 
@@ -157,10 +153,10 @@ def test_machine_output_keeps_stdout_clean(run, toy_command):
         emit(float("nan"))  # not JSON
 
 
-MEGABYTE = """
+PRINTING = """
 import sys, types, hf_clip_variants.cli as cli
 module = types.ModuleType("hf_clip_variants.commands.toy")
-module.toy = lambda: print("x" * 1_000_000)
+module.toy = lambda: print("x" * {count})
 sys.modules[module.__name__] = module
 cli.COMMANDS["toy"] = "A toy."
 cli.main(["toy"])
@@ -170,13 +166,14 @@ cli.main(["toy"])
 @pytest.mark.parametrize(
     "program",
     [["-m", "hf_clip_variants.cli", *rest] for rest in (["methods"], ["--help"], ["methods", "--json"])]
-    + [["-c", MEGABYTE]],
-    ids=["methods", "help", "json", "megabyte"],
+    + [["-c", PRINTING.format(count=count)] for count in (1, 1_000_000)],
+    ids=["methods", "help", "json", "byte, written by the last flush", "megabyte"],
 )
 def test_closed_stdout_exits_141_silently(program):
     reading, writing = os.pipe()
     os.close(reading)
-    process = subprocess.Popen([sys.executable, *program], stdout=writing, stderr=subprocess.PIPE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, *program], stdout=writing, stderr=subprocess.PIPE, env=environment)
     os.close(writing)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (141, b"")
