@@ -12,19 +12,10 @@ import sys
 import traceback
 from pathlib import Path
 
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("hf_clip_variants", "modeling"):
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
-
-
-sys.meta_path.insert(0, Blocked())
-sys.path = [entry for entry in sys.path if not (Path(entry or ".") / "hf_clip_variants").exists()]
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import block_package  # noqa: F401  before torch and transformers
+import torch
+import transformers
+from safetensors.torch import load_file
 
 
 def check_export(name, home, folder, repo_id, auto_class, output):

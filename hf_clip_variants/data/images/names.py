@@ -2,6 +2,7 @@
 package."""
 
 import unicodedata
+from collections.abc import Iterable
 
 
 IMAGE_EXTENSIONS = frozenset(
@@ -20,3 +21,13 @@ def tidy_class_name(name: str, clean: bool = True) -> str:
     """
     name = unicodedata.normalize("NFC", name)
     return " ".join(name.replace("_", " ").split()) if clean else name
+
+
+def usual_column(columns: Iterable[str], usual: Iterable[str]) -> str | None:
+    """The column that is called like the first of the usual names, in any case; None if there is none.
+
+    >>> usual_column(["id", "Caption", "Photo"], ("image", "photo"))
+    'Photo'
+    """
+    by_lower = {column.lower(): column for column in columns}
+    return next((by_lower[name] for name in usual if name in by_lower), None)

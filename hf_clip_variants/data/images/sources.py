@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .image_set import ImageSet, name_some
-from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name
+from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
 
 
 if TYPE_CHECKING:
@@ -426,11 +426,10 @@ def _pick(candidates, given, usual, argument, shown, every=None) -> str:
         if given not in (every or candidates):
             raise ValueError(f"{argument}: got {given!r}; {shown}")
         return given
-    by_lower = {c.lower(): c for c in candidates}
-    for word in usual:
-        if word in by_lower:
-            return by_lower[word]
-    raise ValueError(f"{argument}: cannot tell which column it is; name one of the {shown}")
+    found = usual_column(candidates, usual)
+    if found is None:
+        raise ValueError(f"{argument}: cannot tell which column it is; name one of the {shown}")
+    return found
 
 
 # ----------------------------------------------------------------------------------------------- splits and classes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..images.image_set import explain
-from ..images.names import IMAGE_COLUMNS
+from ..images.names import IMAGE_COLUMNS, usual_column
 
 
 if TYPE_CHECKING:
@@ -230,11 +230,10 @@ def _choose(argument: str, wanted: str | None, usual: Sequence[str], columns: Se
         if wanted in columns:
             return wanted
         raise ValueError(f"{argument}: {source} has no column {wanted!r}; it has {', '.join(columns)}")
-    by_lower = {column.lower(): column for column in columns}
-    for name in usual:
-        if name in by_lower:
-            return by_lower[name]
-    raise ValueError(f"{argument}: cannot tell which of {', '.join(columns)} of {source} it is; name it")
+    found = usual_column(columns, usual)
+    if found is None:
+        raise ValueError(f"{argument}: cannot tell which of {', '.join(columns)} of {source} it is; name it")
+    return found
 
 
 def unreadable(error: Exception) -> str:

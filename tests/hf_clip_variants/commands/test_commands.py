@@ -10,22 +10,11 @@ import sys
 import time
 
 import pytest
-from few_shot_runs import CONCEPTS, results_of, save_images, save_tiny_clip
+from few_shot_runs import CONCEPTS, results_of
 from PIL import Image
 
 from hf_clip_variants import cli, embedded_model
 from hf_clip_variants.commands.adapt import parse_overrides
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture(scope="module")

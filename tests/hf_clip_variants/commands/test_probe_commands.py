@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from few_shot_runs import CONCEPTS, save_images, save_tiny_clip
+from few_shot_runs import CONCEPTS
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES, save_tiny_family
 from transformers import (
@@ -32,21 +32,10 @@ from hf_clip_variants.modeling.dual_encoders.backbones import family_of
 PIXELS = {"size": {"height": 24, "width": 24}, "do_convert_rgb": None}
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
-
-
 @pytest.fixture
-def broken_image_folder(image_folder, tmp_path):
+def broken_image_folder(images, tmp_path):
     folder = tmp_path / "broken"
-    shutil.copytree(image_folder, folder)
+    shutil.copytree(images, folder)
     (folder / "train" / "cat" / "emojione.png").write_bytes(b"no image")
     (folder / "test" / "dog" / "notov1.png").write_bytes(b"")
     return folder
@@ -172,38 +161,38 @@ def test_a_half_precision_model_gives_float32_features(clip):
 # ---------------------------------------------------------------------------------------------------------- images
 
 
-def test_classes_are_matched_by_name(image_folder, tmp_path):
+def test_classes_are_matched_by_name(images, tmp_path):
     table = tmp_path / "test.csv"
-    rows = [f"{image_folder / 'test' / name / 'notov1.png'},{name}" for name in ("owl", "banana", "cat")]
+    rows = [f"{images / 'test' / name / 'notov1.png'},{name}" for name in ("owl", "banana", "cat")]
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
-    train, test = load_probe_images(str(image_folder), str(table))
+    train, test = load_probe_images(str(images), str(table))
     assert train.class_names == test.class_names == tuple(sorted(CONCEPTS)) and train.split == "train"
     assert [test.class_names[label] for label in test.labels] == ["owl", "banana", "cat"]
 
 
-def test_splits_are_found_by_default_and_can_be_named(image_folder):
-    train, test = load_probe_images(str(image_folder))
+def test_splits_are_found_by_default_and_can_be_named(images):
+    train, test = load_probe_images(str(images))
     assert (train.split, test.split, len(train), len(test)) == ("train", "test", 12, 12)
-    train, test = load_probe_images(str(image_folder), train_split="test", test_split="train")
+    train, test = load_probe_images(str(images), train_split="test", test_split="train")
     assert (train.split, test.split) == ("test", "train")
     _, test = load_probe_images("emoji:fluent3d", "emoji:notov1")
     assert test.split is None and len(test) == 190
 
 
-def test_unsuitable_test_images_are_refused(image_folder, tmp_path):
+def test_unsuitable_test_images_are_refused(images, tmp_path):
     with pytest.raises(ValueError, match="test: emoji:notov1 has no splits; name images to test on"):
         load_probe_images("emoji:notov1")
-    for test, split in (("emoji:notov1", None), (str(image_folder), "train"), (None, "train")):
-        train = "emoji:notov1" if test == "emoji:notov1" else str(image_folder)
+    for test, split in (("emoji:notov1", None), (str(images), "train"), (None, "train")):
+        train = "emoji:notov1" if test == "emoji:notov1" else str(images)
         with pytest.raises(ValueError, match="names the training images themselves"):
             load_probe_images(train, test, test_split=split)
     with pytest.raises(ValueError, match="1 of 6 classes are not among the 5 trained ones: 'cat'"):
         some = tmp_path / "some"
-        shutil.copytree(image_folder / "train", some)
+        shutil.copytree(images / "train", some)
         shutil.rmtree(some / "cat")
-        load_probe_images(str(some), str(image_folder))
+        load_probe_images(str(some), str(images))
     both = tmp_path / "both"
-    shutil.copytree(image_folder, both)
+    shutil.copytree(images, both)
     shutil.rmtree(both / "train" / "dog")
     with pytest.raises(ValueError, match="test: .*both has images of classes without any training image: 'dog'"):
         load_probe_images(str(both))
@@ -222,12 +211,12 @@ def test_unreadable_images_are_left_out_and_listed(broken_image_folder):
 # ---------------------------------------------------------------------------------------------------------- commands
 
 
-def test_linear_probe_prints_what_the_function_finds(run, image_folder, tmp_path):
-    arguments = ["linear-probe", embedded_model(), "--train", image_folder, "--out", tmp_path / "out" / "result.json"]
+def test_linear_probe_prints_what_the_function_finds(run, images, tmp_path):
+    arguments = ["linear-probe", embedded_model(), "--train", images, "--out", tmp_path / "out" / "result.json"]
     code, out, err = run(*arguments, "--json", "--seed", 2, "--held-out", 0.5)
     result = json.loads(out)
     assert code == 0 and json.loads((tmp_path / "out" / "result.json").read_text()) == result
-    train, test = load_probe_images(str(image_folder))
+    train, test = load_probe_images(str(images))
     encoder = load_image_encoder(embedded_model())
     x, y = encoded(encoder, train), encoded(encoder, test)
     found = linear_probe(x, torch.from_numpy(train.labels.copy()), y, seed=2, held_out=0.5)
@@ -238,19 +227,19 @@ def test_linear_probe_prints_what_the_function_finds(run, image_folder, tmp_path
     assert result["held_out"] == 6
     assert [(row["strength"], row["accuracy"]) for row in result["searched"]] == list(found.validation.items())
     assert list(result["per_class"]) == sorted(CONCEPTS) and (result["features"], result["width"]) == ("encoder", 192)
-    assert (result["data"], result["split"], result["images"], result["classes"]) == (str(image_folder), "test", 12, 6)
-    assert result["train"] == {"data": str(image_folder), "split": "train", "images": 12, "unreadable": []}
+    assert (result["data"], result["split"], result["images"], result["classes"]) == (str(images), "test", 12, 6)
+    assert result["train"] == {"data": str(images), "split": "train", "images": 12, "unreadable": []}
 
     code, out, _ = run(*arguments[:4], "--features", "projected", "--strength", 3)
     assert code == 0 and "of 12 images in 6 classes" in out and "projected features of width 256" in out
     assert "L2 strength 3 (given)" in out and "Mean over classes" in out and "12 training images" in out
 
 
-def test_knn_prints_what_the_function_finds(run, image_folder):
-    arguments = ["knn", embedded_model(), "--train", image_folder]
+def test_knn_prints_what_the_function_finds(run, images):
+    arguments = ["knn", embedded_model(), "--train", images]
     code, out, _ = run(*arguments, "--k", 3, "--temperature", 0.5, "--features", "projected", "--json")
     result = json.loads(out)
-    train, test = load_probe_images(str(image_folder))
+    train, test = load_probe_images(str(images))
     encoder = load_image_encoder(embedded_model(), "projected")
     labels = torch.from_numpy(train.labels.copy())
     predicted = knn_classify(encoded(encoder, train), labels, encoded(encoder, test), k=3, temperature=0.5)
@@ -272,8 +261,8 @@ def test_unreadable_images_are_named_and_exit_1(run, clip, broken_image_folder, 
     assert "dog/notov1.png: the file is empty" in err and "cat/emojione.png: not an image file" in err
 
 
-def test_a_probe_that_did_not_converge_says_so(run, clip, image_folder):
-    arguments = ["linear-probe", clip, "--train", image_folder, "--strength", 1e-6, "--max-iterations", 1]
+def test_a_probe_that_did_not_converge_says_so(run, clip, images):
+    arguments = ["linear-probe", clip, "--train", images, "--strength", 1e-6, "--max-iterations", 1]
     code, out, err = run(*arguments, "--json")
     assert code == 0 and json.loads(out)["converged"] is False
     assert "L-BFGS did not converge in 1 iterations; raise --max-iterations" in " ".join(err.split())
@@ -297,19 +286,19 @@ def test_a_probe_that_did_not_converge_says_so(run, clip, image_folder):
         ),
     ],
 )
-def test_errors_are_one_line(run, clip, image_folder, tmp_path, arguments, words):
-    names = {"CLIP": clip, "EMPTY": tmp_path, "IMAGES": image_folder}
+def test_errors_are_one_line(run, clip, images, tmp_path, arguments, words):
+    names = {"CLIP": clip, "EMPTY": tmp_path, "IMAGES": images}
     code, out, err = run(*(names.get(argument, argument) for argument in arguments))
     assert (code, out) == (1, "") and err.startswith("Error: ") and words in err and err.count("\n") == 1, (
         "before any progress: nothing was encoded"
     )
 
 
-def test_without_scikit_learn_only_knn_runs(run, clip, image_folder, monkeypatch):
+def test_without_scikit_learn_only_knn_runs(run, clip, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    code, _, err = run("linear-probe", clip, "--train", image_folder)
+    code, _, err = run("linear-probe", clip, "--train", images)
     assert code == 1 and err == 'Error: linear-probe needs sklearn: pip install "hf-clip-variants[probe]"\n'
-    assert run("knn", clip, "--train", image_folder, "--k", 1)[0] == 0
+    assert run("knn", clip, "--train", images, "--k", 1)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from few_shot_runs import CONCEPTS, adapter_files, comparable, results_of, save_images, save_tiny_clip
+from few_shot_runs import CONCEPTS, adapter_files, comparable, results_of, save_images
 from killing import file_size_limit
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -46,17 +46,6 @@ def settings(*methods: str, **changes) -> dict:
 
 METHODS = list(FAST)
 SEARCHED = ("tip_adapter", "tip_adapter_f", "clip_adapter")  # have values to choose
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    return save_images(folder, {"train": ["fluentflat", "emojione"], "test": ["fluent3d", "notov1"]})
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from fake_hub import FakeHub
+from paths import PROGRAMS
 from safetensors.torch import save_file
 from tiny_families import family_class_names, save_tiny_family, tiny_family_pixels
 
@@ -172,46 +173,6 @@ def test_text_cleaning_is_exported_with_processors_that_use_it(exports, tmp_path
     assert {p.name for p in with_cleaning.glob("*.py")} == {p.name for p in folder.glob("*.py")} | {"text_cleaning.py"}
 
 
-WITHOUT_THE_PACKAGE = """
-import sys
-from pathlib import Path
-
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("hf_clip_variants", "modeling"):
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
-
-
-sys.meta_path.insert(0, Blocked())
-sys.path = [entry for entry in sys.path if not (Path(entry or ".") / "hf_clip_variants").exists()]
-
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, AutoProcessor
-
-for source in sys.argv[1:]:
-    expected = load_file(f"{source.rpartition('/')[2]}.safetensors")
-    model = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True).eval()
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    inputs = {name.removeprefix("inputs."): value for name, value in expected.items() if name.startswith("inputs.")}
-    with torch.no_grad():
-        torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-5, atol=1e-4)
-        model.forget_class_features()
-        torch.testing.assert_close(model(**inputs).logits, expected["logits"], rtol=1e-4, atol=1e-3)
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
-    tokenizer = processor.tokenizer
-    if processor.clean_text:
-        assert processor(text="A &amp;amp; b")["input_ids"] == processor(text="a & b")["input_ids"]
-    assert model.set_classes(model.class_names[::-1], tokenizer=tokenizer)(**inputs).logits.requires_grad
-    try:
-        model.set_classes(["a", "b"], "pets", tokenizer=tokenizer)
-    except ValueError as error:
-        assert "templates: 'pets' has no {}: this exported code lacks template_sets.py" in str(error), error
-    print("passed", source, flush=True)
-"""
-
-
 @pytest.mark.slow
 def test_exported_classifiers_of_each_family_run_without_the_package(exports, tmp_path):
     for model_type, (_, logits) in exports.items():
@@ -222,7 +183,7 @@ def test_exported_classifiers_of_each_family_run_without_the_package(exports, tm
         for source in sources[-2:]:
             hub.create(source, exports[source.partition("/")[2]][0])
         ran = subprocess.run(
-            [sys.executable, "-c", WITHOUT_THE_PACKAGE, *sources],
+            [sys.executable, str(PROGRAMS / "exported_classifiers.py"), *sources],
             env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
             cwd=tmp_path,
             capture_output=True,
