@@ -24,7 +24,7 @@ def tidy_class_name(name: str, clean: bool = True) -> str:
 
 
 def usual_column(columns: Iterable[str], usual: Iterable[str]) -> str | None:
-    """The column that is called like the first of the usual names, in any case; None if there is none.
+    """The column that has the first of the usual names, whatever its case; None if no column has one.
 
     >>> usual_column(["id", "Caption", "Photo"], ("image", "photo"))
     'Photo'
