@@ -480,6 +480,27 @@ _METHODS = (
         ),
     ),
     Method(
+        name="linear_head",
+        kind="adapter",
+        title="Linear head (GDA, CLAP)",
+        paper=Paper(
+            "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation",
+            "2402.04087",
+            2024,
+            "Wang, Zhengbo and Liang, Jian and Sheng, Lijun and He, Ran and Wang, Zilei and Tan, Tieniu",
+        ),
+        code=OfficialCode("mrflogs/ICLR24", None),
+        task="image-classification",
+        summary="A linear classifier added to CLIP's: by formula (GDA), or pulled to the texts and with votes (CLAP).",
+        config="adapters.linear_head.config:LinearHeadConfig",
+        layer="adapters.linear_head.layer:LinearHeadLayer",
+        tuner="adapters.linear_head.model:LinearHeadModel",
+        few_shot=(
+            FewShotEntry("gda", "GDA", "adapters.linear_head.few_shot:GDA", by_default=True, in_demo=True),
+            FewShotEntry("clap", "CLAP", "adapters.linear_head.few_shot:CLAP", by_default=True, in_demo=True),
+        ),
+    ),
+    Method(
         name="clip_adapter",
         kind="adapter",
         title="CLIP-Adapter",

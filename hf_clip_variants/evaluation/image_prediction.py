@@ -1,8 +1,9 @@
-"""`predict`: the most likely class of each of many labelled images. Imports torch only."""
+"""The logits and the most likely class of each of many labelled images. Imports torch only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,24 @@ import torch
 
 if TYPE_CHECKING:
     from ..data.images.labelled_images import LabelledImages
+
+
+@dataclass(frozen=True)
+class ClassLogits:
+    """What a classifier says about N images."""
+
+    logits: torch.Tensor  # (N, C) float32
+    image_embeds: torch.Tensor  # (N, D) float32, unit norm
+    text_embeds: torch.Tensor  # (C, D) float32, unit norm; of the last batch where they depend on the images
+
+
+@torch.no_grad()
+def class_logits(model: torch.nn.Module, images: LabelledImages, batch_size: int = 1024) -> ClassLogits:
+    """Logits and embeddings of N images, in the plain view. The model is left in eval mode."""
+    model.eval()
+    outputs = [model(**images.batch(rows, 0)) for rows in torch.arange(len(images)).split(batch_size)]
+    together = [torch.cat([getattr(o, name).float() for o in outputs]) for name in ("logits", "image_embeds")]
+    return ClassLogits(*together, outputs[-1].text_embeds.float())
 
 
 @torch.no_grad()
@@ -44,4 +63,4 @@ def predict(
     return torch.cat(predicted), torch.cat(confidence)
 
 
-__all__ = ["predict"]
+__all__ = ["ClassLogits", "class_logits", "predict"]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,15 @@ from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 from ..modeling.dual_encoders.fingerprint import fingerprint
-from .fitting import apply_overrides
+from .fitting import Validation, apply_overrides
 from .method import default_methods, few_shot_method
 from .protocols import Plan, Task, whole_set
 from .recipes import recipe
+from .recommendation import ZERO_SHOT, recommend
 from .run_folder import RunFolder
-from .runner import ZERO_SHOT, FewShotRunner, Run, default_profile, describe_environment, overrides_by_method
-from .splits import TestSet, draw_shots, load_test_sets, load_training
+from .runner import FewShotRunner, Run, default_profile, describe_environment, overrides_by_method
+from .splits import TestSet, draw_shots, fitting_shots, load_test_sets, load_training
+from .summary import finished_runs, summary
 
 
 if TYPE_CHECKING:
@@ -46,7 +49,8 @@ RUN_FIELDS: dict[str, Any] = {
     "seed": 0,
     "accuracy": {},
     "per_class": {},
-    "validation": {"kind": "none", "accuracy": None},
+    "validation": asdict(Validation("none")),
+    "zero_shot_error": None,
     "hyperparameters": {},
     "trained_parameters": 0,
     "adapter_bytes": 0,
@@ -92,8 +96,10 @@ def adapt(
             validation split, or else by cross-validation over the shots.
         out: the run folder.
         methods: names in `FEW_SHOT_METHODS`. Default: those that take minutes without a GPU. The others take hours.
-        shots, seeds: every method is fitted for every pair.
-        test_data: name -> source. Default: the data's test split, or else the images that are in no draw.
+        shots, seeds: every method is fitted for every pair. More shots than most classes have images are cut, with a
+            warning.
+        test_data: name -> source. Default: the data's test split, or else a fifth of the images of each class, which
+            are then never learnt from. They are chosen by their names: all runs on the same data have the same ones.
         templates: prompt templates: one, a list, a file or a named set. Default: the model family's, such as
             `"a photo of a {}."`.
         overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it,
@@ -108,7 +114,10 @@ def adapt(
         report: write report.html at the end.
 
     Returns:
-        What is in results.json. A method that failed has its message in `error`; the others went on.
+        What is in results.json. `recommended` names the method to use, "zero_shot" if no adapter is worth it; it is
+        decided on validation, not on the test sets (`recommendation.py`). `table` has the means over seeds with their
+        spread, and the gains over zero-shot CLIP with 95 % confidence intervals (paired bootstrap over test images).
+        A method that failed has its message in `error`; the others went on.
 
     Raises:
         ValueError: unknown methods or overrides, unsuitable data, a run folder with other settings (named).
@@ -127,10 +136,12 @@ def adapt(
     by_method = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
 
     train, validation = load_training(str(data), reading)
-    draws = draw_shots(train, validation, sorted(shots), seeds)
-    test_sets = load_test_sets(train, str(data), dict(test_data or {}), draws.rows, reading)
+    learn, test_sets = load_test_sets(train, str(data), dict(test_data or {}), reading)
+    held_out = test_sets[0].rows is not None
+    asked_shots, (shots, cut) = shots, fitting_shots(train.labels, learn, shots, held_out)
+    draws = draw_shots(train, validation, sorted(shots), seeds, learn)
     unreadable = (f"{name!r} cannot be read and was not drawn: {why}" for name, why in draws.skipped)
-    for remark in (*draws.remarks, *unreadable):
+    for remark in (*cut, *draws.remarks, *unreadable):
         logger.warning("%s: %s", data, remark)
 
     classifier = CLIPClassifier.from_pretrained(
@@ -146,7 +157,7 @@ def adapt(
         "data": absolute_source(str(data)),
         "test_data": {name: absolute_source(source) for name, source in named.items()},
         "methods": methods,
-        "shots": shots,
+        "shots": asked_shots,
         "seeds": seeds,
         "templates": templates,
         "overrides": dict(overrides or {}),
@@ -202,6 +213,9 @@ def adapt(
             if zero_shot.key in records:
                 results["zero_shot"] = _zero_shot_result(records[zero_shot.key])
             results["runs"] = [_run_result(records[run.key]) for run in runs if run.key in records]
+            if status == "finished":
+                results["recommended"] = recommend(finished_runs(results))
+                results["table"] = summary(folder.path, results)
             write_json(folder.results_file, results)
 
         def finish(record: dict[str, Any], model: torch.nn.Module, predictions: Mapping[str, Any]) -> None:

@@ -16,15 +16,17 @@ from peft import PeftModel, get_peft_model
 from ..adapters.tuner import TunerConfig
 from ..data.few_shot_sampling import MAX_VALIDATION_SHOTS
 from ..data.images.labelled_images import CachedImages, LabelledImages
-from ..evaluation.image_prediction import predict
-from ..metrics.classification import accuracy
+from ..evaluation.image_prediction import class_logits
 from ..modeling.dual_encoders.backbones import CLIPFamily
+from .evidence import Evidence, evidence_of, fit_temperature
 from .method import FewShotMethod, few_shot_method
 from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
 
 
 # V views, N images, D joint width, C classes, K shots
+
+MEASURED_FOLDS = 2  # of a single candidate: each costs a training
 
 
 @dataclass(frozen=True)
@@ -54,32 +56,67 @@ class Fold:
 
     shots: Shots
     queries: LabelledImages
+    evidence: Evidence  # of zero-shot CLIP on `shots`
+    query_evidence: Evidence  # and on `queries`
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How hyper-parameters were chosen, and the accuracy of the chosen ones (0..1; None if nothing was measured)."""
+    """What was measured on images that the measured adapter was not fitted to, beside zero-shot CLIP on the same ones.
 
-    kind: Literal["split", "cross-validation", "none"]
+    Attributes:
+        kind: where these images came from: the validation split, or the shots themselves, left out one by one or in
+            folds; "none" if nothing was measured.
+        accuracy, zero_shot (`float`, *optional*): 0..1, of the adapter with its chosen settings and of zero-shot CLIP.
+        images (`int`): how many there were.
+        standard_error (`float`, *optional*): of `accuracy - zero_shot`, which is a paired difference.
+        temperature (`float`, *optional*): by which logits are to be divided to give probabilities.
+    """
+
+    kind: Literal["split", "leave-one-out", "cross-validation", "none"]
     accuracy: float | None = None
+    zero_shot: float | None = None
+    images: int = 0
+    standard_error: float | None = None
+    temperature: float | None = None
 
 
-def validation_folds(shots: Shots, validation: LabelledImages | None) -> list[Fold]:
+def measure(kind: str, logits: torch.Tensor, labels: torch.Tensor, zero_shot_logits: torch.Tensor) -> Validation:
+    """The validation of (N, C) logits of images that were left out, with the zero-shot logits of the same images."""
+    right, before = (values.argmax(1) == labels for values in (logits, zero_shot_logits))
+    won, lost, count = int((right & ~before).sum()), int((before & ~right).sum()), len(labels)
+    # Laplace's rule: a difference that few images do not show is not known to be zero.
+    mean = (won - lost) / (count + 2)
+    variance = (won + lost + 1) / (count + 2) - mean**2
+    return Validation(
+        kind,
+        int(right.sum()) / count,
+        int(before.sum()) / count,
+        count,
+        (variance / (count + 2)) ** 0.5,
+        fit_temperature(logits, labels),
+    )
+
+
+def validation_folds(
+    shots: Shots, validation: LabelledImages | None, evidence: Evidence, validation_evidence: Evidence | None = None
+) -> list[Fold]:
     """The divisions to validate on: the validation split; without one, cross-validation over the shots.
 
     There are none with one shot per class and no split. Cross-validation makes min(K, 4) folds: each leaves one shot
-    of every class out, or with more than 4 shots every fourth one.
+    of every class out, or with more than 4 shots every fourth one. `evidence` is that of all shots.
     """
     if validation is not None and len(validation):
-        return [Fold(shots, validation)]
+        return [Fold(shots, validation, evidence, validation_evidence)]
     place = _place_within_class(shots.labels)
     count = min(int(place.max()) + 1, MAX_VALIDATION_SHOTS)
     if count < 2:
         return []
     fold_of = place % count
+    rows = [((fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]) for fold in range(count)]
     return [
-        Fold(shots.select((fold_of != fold).nonzero()[:, 0]), shots.plain.select((fold_of == fold).nonzero()[:, 0]))
-        for fold in range(count)
+        Fold(shots.select(kept), shots.plain.select(left), evidence.select(kept), evidence.select(left))
+        for kept, left in rows
     ]
 
 
@@ -105,6 +142,7 @@ class FittedAdapter:
         curve (`list[float]`): mean training loss of each epoch; empty without training.
         seconds (`dict[str, float]`): "train" and "search".
         trained_parameters (`int`): how many numbers were trained.
+        zero_shot_error (`float`): zero-shot CLIP's error on the shots, see `Evidence.error`.
     """
 
     model: PeftModel
@@ -113,6 +151,7 @@ class FittedAdapter:
     curve: list[float]
     seconds: dict[str, float]
     trained_parameters: int
+    zero_shot_error: float = 0.5
 
     def unload(self) -> torch.nn.Module:
         return self.model.unload()
@@ -125,6 +164,7 @@ class Fit:
     classifier: torch.nn.Module
     shots: Shots
     folds: list[Fold]
+    evidence: Evidence
     recipe: Recipe
     config: dict[str, Any]  # fields of the adapter's configuration that are not in the recipe
     asked: frozenset[str] = frozenset()  # what the user set, in the recipe or the configuration
@@ -202,38 +242,60 @@ class Fit:
     def validation_kind(self) -> Literal["split", "cross-validation", "none"]:
         return "none" if not self.folds else "split" if self.validates_on_split else "cross-validation"
 
+    def cross_validate(self, fitted_logits: Callable[[Fold, int], torch.Tensor]) -> None:
+        """Measures on the folds: `fitted_logits(fold, number)` fits to its shots and gives its queries' logits.
+
+        Two folds are enough to measure one adapter; each is fitted to nearly all shots, and costs a fit.
+        """
+        if self.folds:
+            with self.timed("search"):
+                folds = self.folds[:MEASURED_FOLDS]
+                logits = torch.cat([fitted_logits(fold, number) for number, fold in enumerate(folds)])
+            queries = [fold.query_evidence for fold in folds]
+            labels, before = (torch.cat([getattr(q, name) for q in queries]) for name in ("labels", "logits"))
+            self.validation = measure("cross-validation", logits, labels, before)
+
     def train_best(self, candidates: Sequence[TunerConfig]) -> tuple[PeftModel, int]:
         """Train the best candidate on all shots; the model, and the candidate's number.
 
         The best has the highest validation accuracy; among equals it is the first. Each candidate is trained in every
-        fold. A single candidate is not validated, unless there is a validation split, which needs no further training.
+        fold. A single candidate is measured on the validation split, or on two folds. Where the image encoder is
+        trained, that would be two more runs of it, and nothing is measured without a split.
         """
-        best = 0
+        best, on_split = 0, self.validates_on_split
         choosing = len(candidates) > 1 and bool(self.folds)
         if choosing:
             with self.timed("search"):
-                correct = [self._validate(config, str(number)) for number, config in enumerate(candidates)]
-            best = correct.index(max(correct))
-            self.validation = Validation(
-                self.validation_kind, max(correct) / sum(len(fold.queries) for fold in self.folds)
+                found = [
+                    torch.cat([self._trained_logits(c, fold, f"{i}-fold-{n}") for n, fold in enumerate(self.folds)])
+                    for i, c in enumerate(candidates)
+                ]
+            labels, before = (
+                torch.cat([getattr(fold.query_evidence, name) for fold in self.folds]) for name in ("labels", "logits")
             )
+            measured = [measure(self.validation_kind, logits, labels, before) for logits in found]
+            best = max(range(len(measured)), key=lambda i: measured[i].accuracy)
+            self.validation = measured[best]
+        elif not on_split and isinstance(self.shots.training, CachedImages):
+            self.cross_validate(lambda fold, n: self._trained_logits(candidates[0], fold, f"0-fold-{n}"))
         with self.timed("train"):
             model = self.attach(replace(candidates[best]))
             self.curve = self.train(model, self.shots.training)
-        if self.validates_on_split and not choosing:
-            with self.timed("search"):
-                self.validation = Validation(
-                    "split", accuracy(predict(model, self.folds[0].queries)[0], self.folds[0].queries.labels)
-                )
+        if on_split and not choosing:
+            self.measure_on_split(model)
         return model, best
 
-    def _validate(self, config: TunerConfig, name: str) -> int:
-        correct = 0
-        for number, fold in enumerate(self.folds):
-            with self.attached(replace(config)) as model:
-                self.train(model, fold.shots.training, f"candidate-{name}-fold-{number}")
-                correct += int((predict(model, fold.queries)[0] == fold.queries.labels.cpu()).sum())
-        return correct
+    def measure_on_split(self, model: PeftModel) -> None:
+        """Measures a fitted model on the validation split."""
+        with self.timed("search"):
+            (fold,) = self.folds
+            logits = class_logits(model, fold.queries).logits
+            self.validation = measure("split", logits, fold.query_evidence.labels, fold.query_evidence.logits)
+
+    def _trained_logits(self, config: TunerConfig, fold: Fold, name: str) -> torch.Tensor:
+        with self.attached(replace(config)) as model:
+            self.train(model, fold.shots.training, f"candidate-{name}")
+            return class_logits(model, fold.queries).logits
 
 
 _TRAINING_FIELDS = {f.name for f in dataclasses.fields(Recipe)} - {"augmentation"}
@@ -282,8 +344,8 @@ def fit_adapter(
     """Fit one adapter to a few labelled images, by the method's published recipe unless told otherwise.
 
     Hyper-parameters that the recipe leaves open (Tip-Adapter's alpha and beta, CLIP-Adapter's ratio) are chosen on
-    `validation`, without it by cross-validation over the shots. With one shot per class and no `validation` they are
-    the recipe's. Test images are not used.
+    `validation`; without it, by leaving shots out, or by what the shots say of zero-shot CLIP (`evidence.py`), which
+    one shot per class is enough for. Test images are not used.
 
     Args:
         classifier (`CLIPClassifier`): with classes; frozen. The adapter is put on it in place (`FittedAdapter.unload`
@@ -331,15 +393,19 @@ def fit_adapter(
     if row.trains_image_encoder and isinstance(shots.training, CachedImages):
         raise ValueError(f"shots: {method} trains the image encoder; its images cannot be cached features")
     classifier.requires_grad_(False)
+    on_split = validation is not None and len(validation) > 0
+    evidence = evidence_of(classifier, shots.plain)
+    on_validation = evidence_of(classifier, validation) if on_split else None
     fit = Fit(
         classifier,
         shots,
-        folds=validation_folds(shots, validation),
+        folds=validation_folds(shots, validation, evidence, on_validation),
+        evidence=evidence,
         recipe=values,
         config=config,
         asked=frozenset(overrides or ()),
         seed=seed,
-        validates_on_split=validation is not None and len(validation) > 0,
+        validates_on_split=on_split,
         state_folder=None if state_folder is None else Path(state_folder),
         on_epoch=on_epoch,
     )
@@ -350,7 +416,9 @@ def fit_adapter(
         raise
     model.eval()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return FittedAdapter(model, fit.validation, _used_values(fit) | config | chosen, fit.curve, fit.seconds, trained)
+    return FittedAdapter(
+        model, fit.validation, _used_values(fit) | config | chosen, fit.curve, fit.seconds, trained, evidence.error
+    )
 
 
 def _used_values(fit: Fit) -> dict[str, Any]:

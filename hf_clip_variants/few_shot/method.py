@@ -34,6 +34,9 @@ class FewShotMethod:
             published values are not meant.
         small_model_new_classes: further changes for tests on classes that were not trained on.
         demo: settings for `demo`, which should take a minute or two: fewer passes through the encoders.
+        expected_gain: (constant, slope): the gain in accuracy over zero-shot CLIP that is expected before anything is
+            measured, constant + slope x zero-shot CLIP's error on the shots. From the tasks of
+            `scripts/adaptation_tasks.py`, on the styles of development.
         trains_image_encoder: if true, features of its training images cannot be computed in advance.
     """
 
@@ -44,6 +47,7 @@ class FewShotMethod:
     small_model: Mapping[str, Any] = field(default_factory=dict, hash=False)
     small_model_new_classes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     demo: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    expected_gain: tuple[float, float] = (-0.05, 0.1)  # cautious: recommended only when it is measured to be good
     trains_image_encoder: bool = False
 
     @property

@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, Task
 from .recipes import Recipe, recipe
+from .recommendation import ZERO_SHOT
 from .run_folder import RUN_KEY
 
 
 logger = logging.getLogger(__name__)
 
-ZERO_SHOT = "zero_shot"  # the method of the run without an adapter
 # Models below this size get the "tiny" recipes by default: the published ones are for models ten times as large.
 TINY_PARAMETERS = 20_000_000
 VIEW_SEED = 0  # of augmented views; the same for all runs, so that they share features
@@ -199,7 +199,8 @@ class FewShotRunner:
             seconds = {"features": self.seconds_per_view * values.views_needed * count, **fitted.seconds}
             seconds["test"] = time.perf_counter() - start
             record = self._record(method, row.title, tests, seconds, shots, seed) | {
-                "validation": {"kind": fitted.validation.kind, "accuracy": fitted.validation.accuracy},
+                "validation": asdict(fitted.validation),
+                "zero_shot_error": fitted.zero_shot_error,
                 "hyperparameters": fitted.hyperparameters,
                 "trained_parameters": fitted.trained_parameters,
                 "curve": fitted.curve,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
+from ..data.held_out import TEST_SHARE, hold_out
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_sets import align_classes, load_labelled
 from ..data.images.sources import load_images
@@ -19,7 +21,7 @@ from ..data.images.sources import load_images
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held-out"  # name of the test set of training images that are in no draw
+HELD_OUT = "held-out"  # name of the test set that is a share of the training images
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,26 @@ class Draws:
         return sorted({row for split in self.splits.values() for row in split.validation})
 
 
-def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
-    """CoOp's draw for every number of shots and seed; min(K, 4) validation images per class from a validation split.
+def draw_shots(
+    train: ImageSet,
+    validation: ImageSet | None,
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    rows: Sequence[int] | None = None,
+) -> Draws:
+    """CoOp's draw for every number of shots and seed, from `rows` of the training images (default: all); min(K, 4)
+    validation images per class from a validation split.
 
     Only drawn images are decoded. One that cannot be read is left out, and everything is drawn again without it, until
     all drawn images can be read.
     """
     checked: list[dict[int, str | None]] = [{}, {}]  # train, validation: row -> reason why it cannot be read
+    allowed = range(len(train)) if rows is None else rows, range(len(validation) if validation is not None else 0)
     while True:
-        good = [_without(images, bad) for images, bad in zip((train, validation), checked, strict=True)]
+        good = [
+            np.array([row for row in rows if not bad.get(row)], dtype=np.int64)
+            for rows, bad in zip(allowed, checked, strict=True)
+        ]
         splits, remarks = {}, {}
         for count in shots:
             for seed in seeds:
@@ -122,12 +135,6 @@ def draw_shots(train: ImageSet, validation: ImageSet | None, shots: Sequence[int
             return replace(draws, skipped=skipped)
 
 
-def _without(images: ImageSet | None, checked: Mapping[int, str | None]) -> np.ndarray:
-    if images is None:
-        return np.empty(0, dtype=np.int64)
-    return np.array([row for row in range(len(images)) if not checked.get(row)], dtype=np.int64)
-
-
 def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str | None]) -> bool:
     """Decodes the rows that were not decoded yet. True if one of them cannot be read."""
     new = [row for row in rows if row not in checked]
@@ -139,35 +146,64 @@ def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str 
 
 
 def load_test_sets(
-    train: ImageSet,
-    data: str,
-    test_data: Mapping[str, str],
-    drawn: Sequence[int],
-    reading: Mapping[str, Any] | None = None,
-) -> list[TestSet]:
-    """The named sources. Without any: the data's own test split, or else the training images that are in no draw.
+    train: ImageSet, data: str, test_data: Mapping[str, str], reading: Mapping[str, Any] | None = None
+) -> tuple[list[int], list[TestSet]]:
+    """The test sets, and the rows of the training images that are left to learn from.
 
-    Raises ValueError when nothing is left to test on.
+    The named sources; without any, the data's own test split; without that, a share of the images of each class,
+    chosen by their names (`hold_out`). Shots and seeds have no part in it: every run on this data is tested on the
+    same images.
+
+    Raises ValueError when there is nothing to test on.
     """
-    names = train.class_names
+    names, rows = train.class_names, list(range(len(train)))
     if test_data:
-        return [TestSet(name, load_labelled(s, names, None, reading), s) for name, s in test_data.items()]
+        return rows, [TestSet(name, load_labelled(s, names, None, reading), s) for name, s in test_data.items()]
     if "test" in train.available_splits and train.split != "test":
-        return [TestSet("test", load_labelled(data, names, "test", reading), data, "test")]
-    taken = set(drawn)
-    rows = [row for row in range(len(train)) if row not in taken]
-    rest = train.select(rows)
+        return rows, [TestSet("test", load_labelled(data, names, "test", reading), data, "test")]
+    learn, held_out = hold_out(train.labels, train.ids)
+    rest = train.select(held_out)
     bad = dict(rest.unreadable(progress=False))
     for place, reason in bad.items():
         logger.warning("images %r cannot be read and is left out: %s", rest.ids[place], reason)
     kept = [place for place in range(len(rest)) if place not in bad]
     if not kept:
         raise ValueError(
-            f"test_data: every image of {data} is drawn for training and nothing is left to test on; pass test images "
-            "(--test-data NAME=SOURCE), more images, or fewer shots"
+            f"test_data: {data} has one readable image of each class and nothing is left to test on; want test images "
+            "(--test-data NAME=SOURCE), or two or more images of each class"
         )
     images = replace(rest.select(kept), skipped=tuple((rest.ids[place], reason) for place, reason in bad.items()))
-    return [TestSet(HELD_OUT, images, data, train.split, tuple(rows[place] for place in kept))]
+    rows_of_test = tuple(int(held_out[place]) for place in kept)
+    return learn.tolist(), [TestSet(HELD_OUT, images, data, train.split, rows_of_test)]
+
+
+def fitting_shots(
+    labels: np.ndarray, learn: Sequence[int], shots: Sequence[int], held_out: bool = False
+) -> tuple[list[int], list[str]]:
+    """The numbers of shots that most classes have images for, and what to say about those that were cut.
+
+    Args:
+        labels: (N,) of all training images.
+        learn: rows that may be drawn.
+        shots: numbers of shots that were asked for.
+        held_out: whether the test set is a share of these images, so that more of them are needed.
+    """
+    counts = np.bincount(labels[list(learn)])
+    available = int(np.median(counts[counts > 0]))
+    fitting = [k for k in shots if k <= available]
+    cut = [k for k in shots if k > available]
+    if not cut:
+        return fitting, []
+    if available not in fitting:
+        fitting.append(available)
+    needed = max(cut)
+    if held_out:  # with the share that is held out
+        needed = math.ceil(needed / (1 - TEST_SHARE))
+    asked = ", ".join(map(str, cut))
+    return sorted(fitting), [
+        f"{asked} shots need {needed} images of each class{' with the test set' if held_out else ''}; most "
+        f"classes leave {available} to learn from, so the runs have {', '.join(map(str, sorted(fitting)))}"
+    ]
 
 
 def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Path) -> ImageSet:
@@ -189,6 +225,7 @@ __all__ = [
     "Draws",
     "TestSet",
     "draw_shots",
+    "fitting_shots",
     "load_test_sets",
     "load_training",
     "parse_test_data",

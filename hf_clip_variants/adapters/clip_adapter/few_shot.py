@@ -59,6 +59,7 @@ CLIP_ADAPTER = FewShotMethod(
     config_class=CLIPAdapterConfig,
     published=published_recipe,
     fit=fit_clip_adapter,
+    expected_gain=(-0.05, 0.28),
     small_model=SMALL_MODEL_TRAINER
     | {"weight_decay": 1e-2, "epochs": 200, "batch_size": 512, "ratio": 0.6, "ratio_candidates": ()},
 )

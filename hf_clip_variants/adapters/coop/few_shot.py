@@ -59,6 +59,7 @@ COOP = FewShotMethod(
     config_class=CoOpConfig,
     published=published_recipe,
     fit=fit_coop,
+    expected_gain=(-0.05, 0.18),
     small_model=SMALL_MODEL_TRAINER
     | {
         "epochs": 40,

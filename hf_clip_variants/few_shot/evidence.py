@@ -1,0 +1,162 @@
+"""What the shots say about zero-shot CLIP before anything is fitted: how far to trust it, and how strongly to adapt.
+
+Nothing was fitted to the shots yet, so zero-shot CLIP's accuracy and temperature on them are those that it has on
+other images of the same kind, even with one image of each class. The strengths of the methods without a validation
+split follow from these; they are in units of log-probability and relative to the spread of the embeddings, which
+makes them the same for any backbone. Imports torch only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ..evaluation.image_prediction import class_logits
+
+
+if TYPE_CHECKING:
+    from ..data.images.labelled_images import LabelledImages
+
+
+# N images, C classes, D joint width
+
+# Without images, CLIP's probabilities are taken to be twice too sharp: it is calibrated on what it was trained on, and
+# data that somebody adapts to is other data. Images outweigh this quickly: an octave costs one unit of
+# log-probability.
+PRIOR_TEMPERATURE = 2.0
+# Found on two styles of emoji, with `scripts/adaptation_tasks.py`; not on the styles that it reports on.
+VOTE = 20.0  # log-probability of an image that equals the only shot of a class
+SHARPNESS = 2.2  # sharpness of votes times the mean distance between classes
+_OCTAVES = [octave / 2 for octave in range(-4, 13)]  # of temperatures that are tried, around 1
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, prior: float = PRIOR_TEMPERATURE) -> float:
+    """The temperature t for which softmax(logits / t) fits labelled images best.
+
+    It minimises the sum of cross-entropies plus |log2(t / prior)|, over powers of √2 from 1/4 to 64: with few images
+    it stays near `prior`. This is temperature scaling (Guo et al. 2017) with a prior.
+
+    Args:
+        logits: (N, C) of images that the model was not fitted to. -inf is allowed, but not for the label.
+        labels: (N,) int64.
+        prior: the temperature without images.
+
+    Example:
+
+    >>> fit_temperature(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1])) > 4  # sure, and half wrong
+    True
+    """
+    best, lowest = prior, torch.inf
+    for octave in _OCTAVES:
+        temperature = 2.0**octave
+        loss = F.cross_entropy(logits.double() / temperature, labels, reduction="sum").item()
+        loss += abs(octave - torch.tensor(prior).log2().item())
+        if loss < lowest:
+            best, lowest = temperature, loss
+    return best
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Labelled images as zero-shot CLIP sees them.
+
+    Attributes:
+        image_embeds: (N, D), unit norm.
+        class_embeds: (C, D), unit norm.
+        logits: (N, C) of zero-shot CLIP, at the model's own scale.
+        labels: (N,) int64.
+    """
+
+    image_embeds: torch.Tensor
+    class_embeds: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> Evidence:
+        return Evidence(self.image_embeds[rows], self.class_embeds, self.logits[rows], self.labels[rows])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_embeds)
+
+    @cached_property
+    def shots(self) -> float:
+        """Mean number of images of the classes that have any."""
+        return len(self.labels) / len(self.labels.unique())
+
+    @cached_property
+    def temperature(self) -> float:
+        """That of zero-shot CLIP on these images: high where the class names say little about them."""
+        return fit_temperature(self.logits, self.labels)
+
+    @property
+    def calibrated(self) -> torch.Tensor:
+        """(N, C) zero-shot logits, divided by the temperature."""
+        return self.logits / self.temperature
+
+    @cached_property
+    def error(self) -> float:
+        """Zero-shot CLIP's share of wrong images, by Laplace's rule of succession: (wrong + 1) / (N + 2)."""
+        wrong = int((self.logits.argmax(1) != self.labels).sum())
+        return (wrong + 1) / (len(self.labels) + 2)
+
+    @cached_property
+    def spread(self) -> float:
+        """Mean of 1 - cosine over pairs of images of different classes: CLIP models differ much in it."""
+        cosines = self.image_embeds @ self.image_embeds.t()
+        others = self.labels[:, None] != self.labels[None]
+        return max(float((1 - cosines)[others].mean()), 1e-3) if others.any() else 1.0
+
+    @property
+    def beta(self) -> float:
+        """Sharpness of the votes of images, exp(-beta (1 - cosine))."""
+        return SHARPNESS / self.spread
+
+    @property
+    def vote(self) -> float:
+        """Weight of a vote: `VOTE` for one shot. The votes of a class are summed, and shots of a class resemble each
+        other, so it falls with the square root of the shots."""
+        return VOTE / self.shots**0.5
+
+    def leave_one_out_votes(self) -> torch.Tensor:
+        """(N, C) votes that each image gets from all the others, summed by class.
+
+        Its own class has one image less there than it will have for a new image, which is made up for: the sum is
+        multiplied by n / (n - 1), so its expectation is that of a new image.
+        """
+        votes = (-self.beta * (1 - self.image_embeds @ self.image_embeds.t())).exp().fill_diagonal_(0)
+        votes = votes @ F.one_hot(self.labels, self.num_classes).to(votes.dtype)
+        count = torch.bincount(self.labels, minlength=self.num_classes)[self.labels].to(votes.dtype)
+        rows = torch.arange(len(self.labels), device=votes.device)
+        votes[rows, self.labels] *= count / (count - 1).clamp(min=1)
+        return votes
+
+    def fitted_strength(self, added: torch.Tensor, start: float, cost: float = 4.0) -> float:
+        """How strongly to add logits to the calibrated zero-shot logits: the best strength on these images, near
+        `start`.
+
+        It minimises the sum of cross-entropies plus `cost` for every octave away from `start`.
+
+        Args:
+            added: (N, C) logits of each image from classifiers that were fitted without it.
+        """
+        strengths = [start * 2 ** (step / 2) for step in range(-6, 5)]
+        losses = [
+            F.cross_entropy(self.calibrated + strength * added, self.labels, reduction="sum").item()
+            + cost * abs(step / 2)
+            for step, strength in zip(range(-6, 5), strengths, strict=True)
+        ]
+        return strengths[losses.index(min(losses))]
+
+
+def evidence_of(classifier: torch.nn.Module, images: LabelledImages) -> Evidence:
+    """What a classifier without an adapter says about labelled images, in their plain view."""
+    output = class_logits(classifier, images)
+    return Evidence(output.image_embeds, output.text_embeds, output.logits, images.labels.to(output.logits.device))
+
+
+__all__ = ["PRIOR_TEMPERATURE", "Evidence", "evidence_of", "fit_temperature"]
