@@ -274,8 +274,11 @@ def _folder_of_texts(top: Path, split: str, image_column: str | None) -> tuple[d
     """Images with a table or text files beside them, and the folder of their paths; None for other folders."""
     below = {SPLIT_ALIASES.get(d.name.lower()): d for d in top.iterdir() if d.is_dir() and not d.name.startswith(".")}
     folder = top
-    if None not in below:  # all sub-folders are splits
-        folder = below.get(SPLIT_ALIASES.get(split.lower(), split), top)
+    if below and None not in below:  # all sub-folders are splits
+        wanted = SPLIT_ALIASES.get(split.lower(), split)
+        if wanted not in below:
+            raise ValueError(f"split: got {split!r}; {top} has {', '.join(sorted(d.name for d in below.values()))}")
+        folder = below[wanted]
     metadata = next((path for d in (folder, top) for file in METADATA if (path := d / file).is_file()), None)
     if metadata is None:
         return text_files(folder), folder

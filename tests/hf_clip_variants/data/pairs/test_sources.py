@@ -192,6 +192,8 @@ def test_a_split_of_a_folder_is_read_alone(tmp_path):
         (tmp_path / split / "0.txt").write_text(name)
     assert open_texts(tmp_path) == [(["red"], RED)]
     assert open_texts(tmp_path, split="validation") == [(["blue"], BLUE)]
+    with pytest.raises(ValueError, match="split: got 'test'; .* has train, val"):
+        open_pairs(tmp_path, split="test")
 
 
 def test_a_table_above_the_splits_tells_their_texts(tmp_path):
