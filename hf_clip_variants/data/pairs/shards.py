@@ -71,7 +71,7 @@ def _rows(
             yield row
         left_out = sum(without.values())
         told = ", ".join(f"{n} without {what} ({' or '.join(parts[what])})" for what, n in without.items() if n)
-        if left_out == total:
+        if left_out and left_out == total:
             raise ValueError(
                 f"{shard}: none of its {total} samples is complete: {told}. The members of a sample follow each other"
             )
