@@ -9,7 +9,7 @@ from .adapt import method_names, numbers, run
 from .output import JsonOption, console, prepare_libraries
 
 
-TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("fluent3d", "notov1")
+TRAINED_STYLES, TESTED_STYLES = ("fluentflat", "emojione"), ("notov1", "fluent3d")  # the far one first
 _METHODS = [entry.name for entry in few_shot_entries().values() if entry.in_demo]
 
 
@@ -27,7 +27,7 @@ def demo(
 
     190 animals, plants, foods and drinks as emoji. The model (6 M parameters) has never seen the four styles used
     here: it learns from one or two images of each class (fluentflat, emojione) and is tested on two other styles
-    (fluent3d by the designer of fluentflat, notov1 by another).
+    (notov1 by another designer, fluent3d by that of fluentflat).
 
     \b
     [bold]Examples[/bold]
