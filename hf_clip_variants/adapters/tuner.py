@@ -193,7 +193,7 @@ class Base:
         family = find_family(config.backbone_model_type if self.is_classifier else model_type)
         if not self.is_classifier and not (family and isinstance(model, family.model_class())):
             raise ValueError(
-                f"model: {peft_type} works on CLIPClassifier and on CLIPModel and its like, got {type(model).__name__}"
+                f"model: {peft_type} works on {self.works_on()}, got {type(model).__name__}"
                 + (f" (model_type {model_type!r})" if model_type else "")
             )
         self.clip = model.clip if self.is_classifier else model
@@ -206,6 +206,11 @@ class Base:
             "text layers": text.num_hidden_layers,
             "image layers": vision.num_hidden_layers,
         }
+
+    @classmethod
+    def works_on(cls) -> str:
+        """The supported models, for the error about any other one."""
+        return "CLIPClassifier and on CLIPModel and its like"
 
     def path(self, name: str) -> str:
         """Name of a module in the dual encoder -> its name in the base model."""
