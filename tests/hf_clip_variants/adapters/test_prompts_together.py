@@ -59,6 +59,7 @@ def test_prompts_added_after_lora_work_together(kind):
     torch.testing.assert_close(logits(base), with_prompts, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
 @pytest.mark.parametrize("targets", [["q_proj"], ".*vision_model.*q_proj", "all-linear"])
 @pytest.mark.parametrize("adapter", ["vpt", "maple", "ivlp"])
 def test_lora_after_prompts_is_refused_where_peft_would_leave_it_out(adapter, targets):

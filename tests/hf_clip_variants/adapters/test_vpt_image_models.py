@@ -368,6 +368,17 @@ def test_two_adapters_of_different_depth_are_switched(kind):
 
 
 @one_of_each_mechanism
+def test_a_copy_works_on_its_own(kind):
+    pixels = pixels_for(kind)
+    model = vpt(image_model(kind))
+    prompted, twin = logits(model, pixels), copy.deepcopy(model)
+    assert torch.equal(logits(twin, pixels), prompted)
+    assert torch.equal(logits(model.unload(), pixels), logits(image_model(kind), pixels))
+    assert torch.equal(logits(twin, pixels), prompted)
+    assert torch.equal(logits(twin.unload(), pixels), logits(image_model(kind), pixels))
+
+
+@one_of_each_mechanism
 def test_projection_and_dropout(kind, tmp_path):
     pixels = pixels_for(kind)
     model = vpt(image_model(kind), projection_dim=7, dropout=0.5)
