@@ -616,7 +616,7 @@ _METHODS = (
         ),
         code=OfficialCode("KMnP/vpt", "CC-BY-NC-4.0"),
         task="image-classification",
-        summary="Learned tokens beside the image patches; on CLIP's image encoder, or on a plain ViT with a new head.",
+        summary="Learned tokens beside image patches; on CLIP's image encoder, or on an image model with a new head.",
         config="adapters.vpt.config:VPTConfig",
         layer="adapters.vpt.layer:VPTPromptParameters",
         tuner="adapters.vpt.model:VPTModel",

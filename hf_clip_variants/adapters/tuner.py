@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -193,7 +193,7 @@ class Base:
         family = find_family(config.backbone_model_type if self.is_classifier else model_type)
         if not self.is_classifier and not (family and isinstance(model, family.model_class())):
             raise ValueError(
-                f"model: {peft_type} works on CLIPClassifier and on CLIPModel and its like, got {type(model).__name__}"
+                f"model: {peft_type} works on {self.works_on()}, got {type(model).__name__}"
                 + (f" (model_type {model_type!r})" if model_type else "")
             )
         self.clip = model.clip if self.is_classifier else model
@@ -206,6 +206,11 @@ class Base:
             "text layers": text.num_hidden_layers,
             "image layers": vision.num_hidden_layers,
         }
+
+    @classmethod
+    def works_on(cls) -> str:
+        """The supported models, for the error about any other one."""
+        return "CLIPClassifier and on CLIPModel and its like"
 
     def path(self, name: str) -> str:
         """Name of a module in the dual encoder -> its name in the base model."""
@@ -304,6 +309,55 @@ def _why_classes_are_fixed(config: TunerConfig) -> str | None:
     return config.why_classes_are_fixed() if config.class_names is not None else None
 
 
+class AdapterConfigs(dict):
+    """`peft_config` of a model with our layers: adapter name -> configuration.
+
+    PEFT adds a configuration here before it changes the model. An adapter of PEFT, such as LoRA, is refused if it asks
+    for modules inside of our layers: PEFT leaves these out without a word.
+
+    Args:
+        model: the model.
+        configs: its adapters so far.
+
+    Raises:
+        ValueError: when such an adapter is added.
+    """
+
+    def __init__(self, model: nn.Module, configs: Mapping[str, PeftConfig]):
+        super().__init__(configs)
+        self.model = model
+
+    def __setitem__(self, name: str, config: PeftConfig) -> None:
+        self._check(config)
+        super().__setitem__(name, config)
+
+    def update(self, configs: Mapping[str, PeftConfig]) -> None:
+        for name, config in configs.items():
+            self[name] = config
+
+    def _check(self, config: PeftConfig) -> None:
+        wanted = getattr(config, "target_modules", None)
+        if isinstance(config, TunerConfig) or not wanted or not hasattr(self, "model"):  # none yet while unpickling
+            return
+        ours = {name: module for name, module in self.model.named_modules() if isinstance(module, TunerLayer)}
+        hidden = {}
+        for name, module in self.model.named_modules():
+            outer = next((layer for layer in ours if name.startswith(f"{layer}.base_layer.")), None)
+            if outer is None:
+                continue
+            place = name.replace(".base_layer", "")
+            if isinstance(module, nn.Linear) if wanted == "all-linear" else check_target_module_exists(config, place):
+                hidden[place] = ours[outer]
+        if hidden:
+            place, layer = next(iter(hidden.items()))
+            kinds = {c.peft_type.value for c in layer.configs.values()} or {type(layer).__name__}
+            kind, theirs = ", ".join(sorted(kinds)), getattr(config.peft_type, "value", config.peft_type)
+            raise ValueError(
+                f"target_modules: PEFT would leave {theirs} out of {len(hidden)} modules, such as {place}, because "
+                f"{kind} wraps the layers that they are in; add {theirs} first, and {kind} after it"
+            )
+
+
 class Tuner(BaseTuner):
     """Checks the base model, fills the configuration and wraps the target modules.
 
@@ -322,6 +376,7 @@ class Tuner(BaseTuner):
 
     def __init__(self, model: nn.Module, peft_config, adapter_name: str, *args, **kwargs):
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        is_first = not getattr(model, "peft_config", None)
         try:
             super().__init__(model, peft_config, adapter_name, *args, **kwargs)
         except Exception:
@@ -333,6 +388,8 @@ class Tuner(BaseTuner):
             if not others and getattr(model, "_hf_peft_config_loaded", False):
                 model._hf_peft_config_loaded = False
             raise
+        if is_first:  # else the dictionary is also that of an earlier adapter's `PeftModel`
+            model.peft_config = self.peft_config = AdapterConfigs(model, self.peft_config)
 
     # ---- for subclasses
 
@@ -459,6 +516,7 @@ def _describe(config: TunerConfig) -> str:
 
 __all__ = [
     "FORMAT_VERSION",
+    "AdapterConfigs",
     "Base",
     "Tuner",
     "TunerConfig",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..tuner import Base, TunerLayer
@@ -28,10 +27,12 @@ from ..tuner import Base, TunerLayer
 PromptPosition = Literal["end", "after_cls"]
 
 
-def insert_prompts(hidden: torch.Tensor, prompts: torch.Tensor, position: PromptPosition) -> torch.Tensor:
+def insert_prompts(
+    hidden: torch.Tensor, prompts: torch.Tensor, position: PromptPosition, dim: int = 1
+) -> torch.Tensor:
     """(B, N, d) and (B, n, d) -> (B, N + n, d): prompts at the end, or directly after the class token.
 
-    The result has the dtype of `hidden`.
+    The result has the dtype of `hidden`. Another `dim` than 1 is for masks, which have tokens elsewhere.
 
     >>> hidden, prompts = torch.tensor([[[0.0], [1.0], [2.0]]]), torch.tensor([[[9.0]]])
     >>> insert_prompts(hidden, prompts, "after_cls").flatten().tolist()
@@ -39,8 +40,9 @@ def insert_prompts(hidden: torch.Tensor, prompts: torch.Tensor, position: Prompt
     """
     prompts = prompts.to(hidden)
     if position == "end":
-        return torch.cat([hidden, prompts], dim=1)
-    return torch.cat([hidden[:, :1], prompts, hidden[:, 1:]], dim=1)
+        return torch.cat([hidden, prompts], dim=dim)
+    class_token, others = hidden.tensor_split([1], dim=dim)
+    return torch.cat([class_token, prompts, others], dim=dim)
 
 
 def remove_prompts(hidden: torch.Tensor, count: int, position: PromptPosition) -> torch.Tensor:
@@ -50,25 +52,34 @@ def remove_prompts(hidden: torch.Tensor, count: int, position: PromptPosition) -
     return torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1)
 
 
-def extend_mask(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
+def extend_mask(mask: torch.Tensor | None, count: int, position: PromptPosition = "end") -> torch.Tensor | None:
     """Extends an attention mask from N to N + n tokens. All tokens see the n new ones, which see what all tokens see.
 
+    A relative position bias is such a mask. It is 0 between prompts and all tokens, because prompts have no position.
+
     Args:
-        mask: (B, N) with 1 for visible tokens; or (B, 1, N, N), the same for every query, either bool (True: visible)
-            or additive (0: visible). None stays None.
+        mask: (B, N) with 1 for visible tokens; or (B, 1, N, N) or (1, heads, N, N) with keys last: bool (True:
+            visible) or additive (the dtype's minimum: hidden, the same for every query). None stays None.
         count: n.
+        position: where the new tokens are.
 
     >>> extend_mask(torch.tensor([[1, 1, 0]]), 2).tolist()
     [[1, 1, 0, 1, 1]]
+    >>> extend_mask(torch.tensor([[[[0.5, 0.25], [0.0, 0.5]]]]), 1, "after_cls")[0, 0].tolist()
+    [[0.5, 0.0, 0.25], [0.0, 0.0, 0.0], [0.0, 0.0, 0.5]]
     """
     if mask is None:
         return None
     if mask.dim() == 2:
-        return F.pad(mask, (0, count), value=1)
-    visible = True if mask.dtype == torch.bool else 0.0
-    # New queries first: they copy the row of query 0, because all rows are equal. Then the columns of the new keys.
-    mask = torch.cat([mask, mask[:, :, :1].expand(-1, -1, count, -1)], dim=2)
-    return F.pad(mask, (0, count), value=visible)
+        return insert_prompts(mask, torch.ones_like(mask[:, :1]).expand(-1, count), position)
+    # New queries first: what is hidden from query 0 is hidden from all. Then the columns of the new keys.
+    first = mask[:, :, :1]
+    if mask.dtype != torch.bool:
+        first = first.masked_fill(first > torch.finfo(mask.dtype).min / 2, 0)
+    mask = insert_prompts(mask, first.expand(-1, -1, count, -1), position, dim=2)
+    visible = torch.ones if mask.dtype == torch.bool else torch.zeros
+    keys = visible((*mask.shape[:-1], count), dtype=mask.dtype, device=mask.device)
+    return insert_prompts(mask, keys, position, dim=3)
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ class VisualPromptLayer(TunerLayer):
             hidden_states = insert_prompts(hidden_states, prompts, shape.position)
         # Layers from J on keep the outputs at the prompts' positions (eq. 5).
         if attention_mask is not None:
-            attention_mask = extend_mask(attention_mask, shape.count)
+            attention_mask = extend_mask(attention_mask, shape.count, shape.position)
         hidden_states = self.base_layer(hidden_states, attention_mask, *args, **kwargs)
         if self.index == self.count - 1:
             # Deviation: the official codes leave the prompts in the output. See the module's docstring.
@@ -200,13 +211,12 @@ def visual_targets(base: Base, depth: int, normalize_first: bool = True) -> list
             f"(model_type {family.model_type!r}) is not one; use an adapter that leaves the "
             "image encoder as it is (hf-clip-variants methods --kind adapter)"
         )
-    if not 0 < depth <= layers:
-        raise ValueError(f"prompt_depth: {depth}, but the image encoder has {layers} layers")
+    check_depth_of_encoder(depth, layers)
     # Layers 1 to J - 1 replace prompts and the last layer removes them. All others pass them on, so they need no
     # wrapper, with two exceptions.
     wrapped = {*range(1, depth), layers - 1}
     if family.masks_patches:
-        wrapped = set(range(layers))  # SigLIP 2: each layer gets the mask of the patches, which has to be extended
+        wrapped = set(range(layers))  # each layer gets a mask or a position bias, which has to be extended
     elif family.patch_norm is None or not normalize_first:
         wrapped.add(0)  # layer 0 inserts the prompts itself, after the first norm
     return [base.path(family.vision_embeddings)] + [base.path(f"{family.vision_layers}.{i}") for i in sorted(wrapped)]
@@ -218,10 +228,14 @@ def visual_prompt_module(target_modules: list[str]) -> str:
     return name
 
 
-def check_position(position: str, family) -> None:
-    """Raises ValueError for an unknown position, and for "after_cls" if the encoder has no class token."""
-    if position not in ("end", "after_cls"):
-        raise ValueError(f"prompt_position: {position!r}, expected 'end' or 'after_cls'")
+def check_depth_of_encoder(depth: int, layers: int) -> None:
+    """Raises ValueError unless an encoder of `layers` layers can have prompts in the first `depth`."""
+    if not 0 < depth <= layers:
+        raise ValueError(f"prompt_depth: {depth}, but the image encoder has {layers} layers")
+
+
+def check_position(position: PromptPosition, family) -> None:
+    """Raises ValueError for "after_cls" if the encoder has no class token."""
     if position == "after_cls" and not family.has_class_token:
         raise ValueError(
             f"prompt_position: 'after_cls' needs a class token, which {family.model_type!r} does not have; use 'end'"
@@ -233,6 +247,7 @@ __all__ = [
     "VisualPromptLayer",
     "VisualPromptParameters",
     "VisualPromptShape",
+    "check_depth_of_encoder",
     "check_position",
     "extend_mask",
     "insert_prompts",

@@ -2,12 +2,13 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
 import torch
 from adapter_models import tiny_classifier
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels
 from transformers_adapters import needs_adapter_methods
 
@@ -56,6 +57,34 @@ def test_prompts_added_after_lora_work_together(kind):
     torch.testing.assert_close(logits(base), with_lora, rtol=0, atol=1e-5)
     base.set_adapter(kind)
     torch.testing.assert_close(logits(base), with_prompts, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.parametrize("targets", [["q_proj"], ".*vision_model.*q_proj", "all-linear"])
+@pytest.mark.parametrize("adapter", ["vpt", "maple", "ivlp"])
+def test_lora_after_prompts_is_refused_where_peft_would_leave_it_out(adapter, targets):
+    model = get_peft_model(tiny_classifier(), CONFIGS[adapter]())
+    base, before, names = model.get_base_model(), logits(model), {name for name, _ in model.named_modules()}
+    message = (
+        rf"PEFT would leave LORA out of \d+ modules, such as clip\.vision_model\.\S+, because CLIPV_{adapter.upper()} "
+        "wraps the layers that they are in; add LORA first"
+    )
+    for add in (lambda lora: inject_adapter_in_model(lora, base, "lora"), lambda lora: get_peft_model(base, lora)):
+        with pytest.raises(ValueError, match=message):
+            add(LoraConfig(target_modules=targets, init_lora_weights=False))
+        assert {name for name, _ in model.named_modules()} == names and list(base.peft_config) == ["default"]
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(base)))
+    with pytest.raises(ValueError, match="because CLIPV_"):
+        inject_adapter_in_model(LoraConfig(target_modules=targets), twin, "lora")
+    assert torch.equal(logits(model), before)
+
+
+def test_lora_on_modules_that_prompts_do_not_wrap_can_be_added_later():
+    model = get_peft_model(tiny_classifier(), CONFIGS["vpt"]())
+    base, before = model.get_base_model(), logits(model)
+    inject_adapter_in_model(LoraConfig(target_modules=".*text_model.*q_proj", init_lora_weights=False), base, "lora")
+    assert sorted(base.peft_config) == ["default", "lora"] and not torch.allclose(logits(model), before, atol=1e-3)
+    assert sum("lora_A" in name for name, _ in base.named_parameters()) == 2
 
 
 SAME_MODULE = [
