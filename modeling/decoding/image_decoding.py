@@ -16,6 +16,8 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
+from .heic_images import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
+
 
 MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
@@ -86,6 +88,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
     if isinstance(image, PIL.Image.Image):
         return _decode_pil(image, rules, "")
     source, name = _open(image)
+    heic_is_readable()  # after this, by Pillow
     with source:
         try:
             opened = PIL.Image.open(source)
@@ -147,6 +150,8 @@ def _why_unidentified(head: bytes, name: str) -> str:
         return f"empty file{name}"
     if head.startswith(_SIGNATURES):
         return f"truncated image{name}: it ends within its header"
+    if starts_as_heic(head):
+        return f"a HEIC image{name}; {WHAT_IS_NEEDED}"
     return f"not an image{name}, or in a format that PIL cannot read: it starts with {head!r}"
 
 

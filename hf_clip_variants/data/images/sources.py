@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .folders import read_class_folders
 from .image_set import ImageSet, name_some
-from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
+from .names import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    SPLIT_ALIASES,
+    count_left_out,
+    is_image_name,
+    tidy_class_name,
+    usual_column,
+)
 
 
 if TYPE_CHECKING:
@@ -26,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SPELLINGS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
-SPLIT_ALIASES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
 
 
@@ -52,6 +60,7 @@ def load_images(
     Args:
         source: one of
             - a folder of class sub-folders (images at any depth below), optionally with train/val/test above them;
+              `read_class_folders` says what is taken for a split or a class;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
             - a `.csv`/`.tsv` of image path (relative to the file), label and, optionally, split; with a header line,
               or without one in just that order;
@@ -100,7 +109,7 @@ def load_images(
         raise ValueError(f"empty_classes: got {empty_classes!r}; want 'raise', 'warn' or None")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
-    what = source if isinstance(source, str) else type(source).__name__
+    what = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     columns = (image_column, label_column)
     parts = _read(source, columns, name, revision)
     chosen = _choose_split(parts, split, what)
@@ -132,7 +141,8 @@ def load_images(
         images = _check_readable(images, on_error, progress)
     if not len(images):
         raise ValueError(f"{what}: no images in split {chosen!r}" if chosen else f"{what}: no images")
-    _check_classes(images, what, empty_classes)
+    left_out = {tidy_class_name(name, clean_class_names): count for name, count in part.get("left_out", {}).items()}
+    _check_classes(images, what, empty_classes, left_out)
     return images
 
 
@@ -234,39 +244,22 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
 
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read(datasets.load_from_disk(str(folder)), columns, None, None)
-    below = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
-    splits = {SPLIT_ALIASES.get(d.name.lower()): d for d in below}
-    roots = splits if below and None not in splits and len(splits) == len(below) else {"": folder}
-    found = {split: _class_folders(root) for split, root in roots.items()}
-    if not any(files for classes in found.values() for files in classes.values()):
-        parquet = sorted(folder.rglob("*.parquet"))
-        if parquet:
+    try:
+        found = read_class_folders(folder)
+    except ValueError:
+        if parquet := sorted(folder.rglob("*.parquet")):
             return _from_parquet(parquet, columns, folder)
-        loose = sum(_is_image(f) for f in folder.iterdir())
-        hint = f"; its {loose} images lie in no class sub-folder" if loose else ""
-        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<image>")
-    every_class = sorted({c for classes in found.values() for c in classes})
+        raise
+    every_class = sorted({c for split in found.values() for c in split.files})
     parts = {}
-    for split, classes in found.items():
-        files = [(c, f) for c in sorted(classes) for f in classes[c]]
-        ids = [f.relative_to(roots[split]).as_posix() for _, f in files]
-        parts[split] = _from_paths([str(f.absolute()) for _, f in files], [c for c, _ in files], ids)
+    for split, listed in found.items():
+        files = [(c, file) for c in sorted(listed.files) for file in listed.files[c]]
+        root = str(listed.root.absolute())
+        paths = [os.path.join(root, *file) for _, file in files]
+        parts[split] = _from_paths(paths, [c for c, _ in files], ["/".join(file) for _, file in files])
         parts[split]["classes"] = every_class  # an empty folder is a class, too
+        parts[split]["left_out"] = listed.left_out
     return parts
-
-
-def _class_folders(root: Path) -> dict[str, list[Path]]:
-    folders = (d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
-    return {d.name: [f for f in _walk(d) if _is_image(f)] for d in folders}
-
-
-def _walk(folder: Path) -> list[Path]:
-    paths = (Path(top) / name for top, _, names in os.walk(folder) for name in names)
-    return sorted(paths, key=lambda p: p.relative_to(folder).parts)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
 def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> dict[str, Any]:
@@ -291,7 +284,7 @@ def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
         delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
     header = [cell.strip() for cell in rows[0]]
-    if len(header) >= 2 and _is_image(Path(header[0])):  # no header line
+    if len(header) >= 2 and is_image_name(header[0]):  # no header line
         header, rows = ["path", "label", "split"][: len(header)], [[], *rows]
     image = _pick(header, columns[0], IMAGE_COLUMNS, "image_column", f"{path}: columns {header}")
     label = _pick(header, columns[1], LABEL_COLUMNS, "label_column", f"{path}: columns {header}")
@@ -553,7 +546,7 @@ def _check_readable(images: ImageSet, on_error: str, progress: bool) -> ImageSet
     return replace(kept, skipped=tuple((images.ids[row], reason) for row, reason in bad))
 
 
-def _check_classes(images: ImageSet, what: str, empty_classes: str | None) -> None:
+def _check_classes(images: ImageSet, what: str, empty_classes: str | None, left_out: Mapping[str, Counter]) -> None:
     if len(images.class_names) < 2:
         raise ValueError(f"{what}: one class only ({images.class_names[0]!r}); classification wants at least two")
     counts = np.bincount(images.labels, minlength=len(images.class_names))
@@ -561,6 +554,8 @@ def _check_classes(images: ImageSet, what: str, empty_classes: str | None) -> No
     if not empty:
         return
     message = f"{what}: no images for {len(empty)} of {len(counts)} classes: {name_some(empty)}"
+    if unread := sum((left_out.get(name, Counter()) for name in empty), Counter()):
+        message += f"; left out of them {count_left_out(unread)}"
     if empty_classes == "raise" or (empty_classes is None and images.split in (None, "train")):
         raise ValueError(f"{message}. Add some, remove the class, or pass empty_classes='warn'.")
     logger.warning("%s", message)
