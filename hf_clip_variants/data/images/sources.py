@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from .folders import read_class_folders
 from .image_set import ImageSet, name_some
 from .names import (
@@ -39,13 +40,34 @@ logger = logging.getLogger(__name__)
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
 
 
+class UnnamedLabels(ValueError):
+    """Integer labels without names, where names are needed.
+
+    Attributes:
+        labels (`tuple[int, ...]`): the distinct labels, in order.
+    """
+
+    def __init__(self, labels: Sequence[int]):
+        self.labels = tuple(labels)
+        shown = ", ".join(map(str, self.labels[:8])) + (", …" if len(self.labels) > 8 else "")
+        super().__init__(
+            f"class_names: the labels are integers ({shown}) without names; give them in label order, as a list, a "
+            "mapping or a file (--class-names)"
+        )
+
+    @property
+    def numbers(self) -> dict[int, str]:
+        """Each label named by its number."""
+        return {label: str(label) for label in self.labels}
+
+
 def load_images(
     source: str | os.PathLike | Sequence[str | os.PathLike] | datasets.Dataset | datasets.DatasetDict,
     split: str | None = None,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    class_names: str | os.PathLike | Sequence[str] | Mapping[int | str, str] | None = None,
     clean_class_names: bool = True,
     limit: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -74,7 +96,9 @@ def load_images(
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
         class_names: for integer labels: a list (label i is its i-th name), or a mapping from label to name (the labels
             may then have gaps and are renumbered in increasing order). For text labels: a list that fixes their order;
-            pass `train.class_names` when reading a test set from another source.
+            pass `train.class_names` when reading a test set from another source. Or a mapping that renames them, such
+            as `{"n02123045": "tabby"}`. A string is a `.txt` or `.json` file, or names with commas
+            (`read_class_names`).
         clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
             space to one. Unicode is composed (NFC) in any case. Case is left alone.
         limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
@@ -91,7 +115,8 @@ def load_images(
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
         ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
-            without names, no recognisable column, unreadable images. Every message names what was wrong.
+            without names (`UnnamedLabels`), no recognisable column, unreadable images. Every message names what was
+            wrong.
 
     Example:
 
@@ -454,16 +479,25 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
     declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
     values = {v for part in parts.values() for v in part["labels"]} - {None}
     textual = any(isinstance(v, str) for v in values)
-    if isinstance(class_names, Mapping):
-        if textual:
-            raise ValueError(
-                "class_names: got a mapping, but the labels are text; want a list of the names, or nothing"
-            )
-        keys = sorted(class_names)
-        raw, index_of = [class_names[k] for k in keys], {int(k): i for i, k in enumerate(keys)}
+    if isinstance(class_names, str | os.PathLike):
+        class_names = read_class_names(class_names)
+    refuse_set(class_names)
+    if class_names is not None and not len(class_names):
+        raise ValueError("class_names is empty")
+    renamed: Mapping[str, str] = {}  # text label -> name
+    if isinstance(class_names, Mapping) and (textual or (declared and set(class_names) & set(declared))):
+        renamed = {str(label): name for label, name in class_names.items()}
+        known = list(declared or ())
+        if textual:  # the labels that there are, under their old or new names: a mapping may serve many data sets
+            found = {tidy_class_name(value, clean) for value in values if isinstance(value, str)}
+            known = [label for label in sorted(renamed) if not found.isdisjoint(_both(label, renamed[label], clean))]
+        raw = [renamed[label] for label in known if label in renamed]
+        kept = [i for i, label in enumerate(declared or ()) if label in renamed]
+        index_of = {label: i for i, label in enumerate(kept)}
+    elif isinstance(class_names, Mapping):
+        name_of = {_whole(label): name for label, name in class_names.items()}
+        raw, index_of = [name_of[k] for k in sorted(name_of)], {k: i for i, k in enumerate(sorted(name_of))}
     elif class_names is not None:
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names: got the string {class_names!r}; want a list of names")
         raw = list(class_names)
         index_of = {i: i for i in range(len(raw))}
     elif declared is not None:
@@ -472,10 +506,8 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
         found = {c for part in parts.values() for c in part.get("classes", ())}
         raw, index_of = sorted(found | values), {}
     else:
-        shown = ", ".join(str(v) for v in sorted(values)[:8])
-        raise ValueError(
-            f"class_names: the labels are integers ({shown}, …) without names; pass a list or a mapping of names"
-        )
+        labelled = (part["labels"] for part in parts.values() if set(part["labels"]) != {-1})  # -1: no label is known
+        raise UnnamedLabels(sorted({label for labels in labelled for label in labels} - {None}))
     for position, name in enumerate(raw):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class_names: name {position} is {name!r}; want text that is not blank")
@@ -490,10 +522,33 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
                 f"class_names: {owner[name]!r} and {before!r} are the same name {name!r}; class names must differ"
             )
         owner[name] = before
+    _warn_of_case(names)
     if textual:
         lookup = {name: i for i, name in enumerate(names)}
-        index_of = {value: lookup.get(tidy_class_name(value, clean)) for value in values if isinstance(value, str)}
+        text = (value for value in values if isinstance(value, str))
+        index_of = {value: lookup.get(tidy_class_name(renamed.get(value, value), clean)) for value in text}
     return tuple(names), index_of
+
+
+def _both(label: str, name: str, clean: bool) -> set[str]:
+    return {tidy_class_name(text, clean) for text in (label, name) if isinstance(text, str)}
+
+
+def _whole(label: int | str) -> int:
+    try:
+        return int(label)
+    except ValueError:
+        raise ValueError(
+            f"class_names: got the label {label!r}; the labels are integers, want a mapping from them to names"
+        ) from None
+
+
+def _warn_of_case(names: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            logger.warning("class names %r and %r differ by case only: most models read them alike", other, name)
 
 
 def _to_indices(part, names, index_of) -> np.ndarray:
@@ -502,7 +557,7 @@ def _to_indices(part, names, index_of) -> np.ndarray:
     for row, value in enumerate(part["labels"]):
         index = index_of.get(value)
         if index is None:
-            where = f"label of images[{row}] ({part['ids'][row]!r})"
+            where = f"class_names: label of images[{row}] ({part['ids'][row]!r})"
             if isinstance(value, str):
                 raise ValueError(f"{where}: got {value!r}, which is not among the class names {name_some(names)}")
             hint = "; -1 marks a split without labels" if value == -1 else ""
