@@ -134,6 +134,13 @@ def load_images(
         raise ValueError(f"empty_classes: got {empty_classes!r}; want 'raise', 'warn' or None")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
+    if isinstance(class_names, str | os.PathLike):
+        class_names = read_class_names(class_names)
+    refuse_set(class_names)
+    if class_names is not None:
+        class_names = class_names if isinstance(class_names, Mapping) else list(class_names)
+        if not class_names:
+            raise ValueError("class_names is empty")
     what = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     columns = (image_column, label_column)
     parts = _read(source, columns, name, revision)
@@ -479,11 +486,6 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
     declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
     values = {v for part in parts.values() for v in part["labels"]} - {None}
     textual = any(isinstance(v, str) for v in values)
-    if isinstance(class_names, str | os.PathLike):
-        class_names = read_class_names(class_names)
-    refuse_set(class_names)
-    if class_names is not None and not len(class_names):
-        raise ValueError("class_names is empty")
     renamed: Mapping[str, str] = {}  # text label -> name
     if isinstance(class_names, Mapping) and (textual or (declared and set(class_names) & set(declared))):
         renamed = {str(label): name for label, name in class_names.items()}
