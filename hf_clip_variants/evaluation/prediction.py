@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor
 
+from ..data.images.heic import heic_is_readable
 from ..data.images.image_set import explain
 from ..data.images.names import count_left_out, is_image_name, left_out_suffix
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
@@ -173,6 +174,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
             raise IsADirectoryError("a folder")
         if os.path.isfile(path) and not os.path.getsize(path):
             raise OSError("the file is empty")
+        heic_is_readable()  # after this, by Pillow
         return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
 
     def finish(waiting: list[tuple[str, Future]]) -> list[Prediction]:

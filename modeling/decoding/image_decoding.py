@@ -16,8 +16,6 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
-from .heic_images import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
-
 
 MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
@@ -88,7 +86,6 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
     if isinstance(image, PIL.Image.Image):
         return _decode_pil(image, rules, "")
     source, name = _open(image)
-    heic_is_readable()  # after this, by Pillow
     with source:
         try:
             opened = PIL.Image.open(source)
@@ -150,8 +147,8 @@ def _why_unidentified(head: bytes, name: str) -> str:
         return f"empty file{name}"
     if head.startswith(_SIGNATURES):
         return f"truncated image{name}: it ends within its header"
-    if starts_as_heic(head):
-        return f"a HEIC image{name}; {WHAT_IS_NEEDED}"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+        return f"a HEIC image{name}, which Pillow reads with the package pillow-heif only"
     return f"not an image{name}, or in a format that PIL cannot read: it starts with {head!r}"
 
 

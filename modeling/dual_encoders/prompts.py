@@ -7,7 +7,6 @@ A template is a string with exactly one `{}`, the place of the class name. Ensem
 import csv
 import importlib
 import io
-import json
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -59,9 +58,6 @@ def resolve_templates(templates: str | Path | Sequence[str] | None) -> list[str]
     return templates
 
 
-CLASS_NAME_FILES = (".txt", ".json")
-
-
 def read_class_names(source: str | Path, argument: str = "class_names") -> list[str] | dict[str, str]:
     """Class names as users give them: a file, or names with commas between them.
 
@@ -80,56 +76,22 @@ def read_class_names(source: str | Path, argument: str = "class_names") -> list[
     ['cat', 'salt, pepper']
     """
     path = Path(source)
-    suffix = path.suffix.lower()
-    if suffix not in CLASS_NAME_FILES and isinstance(source, str):
-        # A class may be called as a file without suffix is, here by chance.
-        if (suffix or len(path.parts) > 1) and "\n" not in source and os.path.isfile(source):
-            raise ValueError(f"{argument}: {source} is a file of another kind than {' and '.join(CLASS_NAME_FILES)}")
-        return _names_in_text(source, argument)
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument}: no such file: {source}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{argument}: {source} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    if suffix == ".json":
-        return _names_in_json(text, f"{argument}: {source}")
-    lines = [line.strip() for line in text.strip().split("\n")]  # splitlines() would also divide at U+2028
-    if len(lines) == 1:
-        return _names_in_text(text, f"{argument}: {source}")
-    if "" in lines:
-        raise ValueError(f"{argument}: {source}, line {lines.index('') + 1}: blank; want a name in each line")
-    return lines
+    # A class may be called as a file without suffix is, here by chance.
+    may_be_file = path.suffix.lower() in (".txt", ".json") or (
+        (path.suffix or len(path.parts) > 1) and os.path.isfile(source)
+    )
+    if isinstance(source, Path) or may_be_file:
+        return _beside("class_name_files", f"{argument}: {source}").read_class_name_file(path, argument)
+    return names_in_text(source, argument)
 
 
-def _names_in_text(text: str, where: str) -> list[str]:
+def names_in_text(text: str, where: str) -> list[str]:
+    """Names with commas or lines between them; `where` stands before the message of a ValueError."""
     try:
         rows = list(csv.reader(io.StringIO(text.strip()), skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise ValueError(f"{where}: {error}; want names with commas between them, quotes closed") from error
     return [name.strip() for row in rows for name in row if name.strip()]
-
-
-def _names_in_json(text: str, where: str) -> list[str] | dict[str, str]:
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error})") from error
-    if isinstance(names, list):
-        return names
-    if not isinstance(names, dict):
-        raise ValueError(f"{where} holds a JSON {type(names).__name__}; want a list of names, or a mapping")
-    if names and all(isinstance(label, int) for label in names.values()):  # name -> label
-        by_label: dict[str, str] = {}
-        for name, label in names.items():
-            if str(label) in by_label:
-                raise ValueError(f"{where}: {by_label[str(label)]!r} and {name!r} have the same label {label}")
-            by_label[str(label)] = name
-        return by_label
-    for label, name in names.items():
-        if not isinstance(name, str):
-            raise ValueError(f"{where}: the name of {label!r} is {name!r}; want text")
-    return names
 
 
 def resolve_class_names(
@@ -328,5 +290,5 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             )
 
 
-__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "read_class_names", "refuse_set"]
-__all__ += ["resolve_class_names", "resolve_templates", "tokenize_texts"]
+__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "names_in_text", "read_class_names"]
+__all__ += ["refuse_set", "resolve_class_names", "resolve_templates", "tokenize_texts"]

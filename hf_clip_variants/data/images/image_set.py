@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...modeling.decoding.heic_images import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
+from .heic import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
 
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import os.path
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from ...modeling.decoding.heic_images import WHAT_IS_NEEDED, heic_is_readable
+from .heic import WHAT_IS_NEEDED, heic_is_readable
 
 
 IMAGE_EXTENSIONS = frozenset(

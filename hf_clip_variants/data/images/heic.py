@@ -1,22 +1,22 @@
 """HEIC images, as phones take them: Pillow reads them when pillow-heif is installed."""
 
 import functools
-import importlib
+
+from ...optional_dependencies import missing, require
 
 
 # Of the ISO base media format: bytes 8 to 12 of the file, behind "ftyp". AVIF has others, and Pillow reads it.
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
-WHAT_IS_NEEDED = 'HEIC images need pillow-heif: pip install "hf-clip-variants[heic]"'
+WHAT_IS_NEEDED = str(missing("pillow_heif", "A HEIC image"))
 
 
 @functools.cache
 def heic_is_readable() -> bool:
     """Whether Pillow can open HEIC images; it can after this call if pillow-heif is installed."""
-    # Not an import statement: transformers asks for every package that travelling code imports, when it loads it.
     try:
-        pillow_heif = importlib.import_module("pillow_heif")
-    except ModuleNotFoundError:
+        pillow_heif = require("pillow_heif", "A HEIC image")
+    except ImportError:
         return False
     pillow_heif.register_heif_opener()
     return True
