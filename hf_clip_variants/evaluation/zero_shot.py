@@ -13,7 +13,10 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
-from ..modeling.dual_encoders.prompts import format_prompts, resolve_templates
+from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, resolve_templates
+
+
+_IDS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,16 @@ def tokenize_prompts(
     does it.
 
     Raises:
-        ValueError: bad templates or class names, see `resolve_templates` and `tokenize_texts`.
+        ValueError: bad templates or class names, see `resolve_templates`, `tokenize_texts` and `check_names_differ`.
     """
-    prompts = format_prompts(class_names, resolve_templates(templates))
+    templates = resolve_templates(templates)
+    prompts = format_prompts(class_names, templates)
     options = {"what": "class prompts", "padding": True, "truncation": True, "return_tensors": "pt"}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    return [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
+    tokens = [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
+    rows = (ids[mask > 0].numpy().tobytes() for t in tokens for ids, mask in zip(*map(t.get, _IDS), strict=True))
+    check_names_differ(class_names, [tuple(next(rows) for _ in templates) for _ in class_names])
+    return tokens
 
 
 def class_embeddings(

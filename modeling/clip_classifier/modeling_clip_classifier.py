@@ -13,7 +13,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates, tokenize_texts
+from ..dual_encoders.prompts import (
+    check_names_differ,
+    format_prompts,
+    resolve_class_names,
+    resolve_templates,
+    tokenize_texts,
+)
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
 from .configuration_clip_classifier import CLIPClassifierConfig
@@ -298,8 +304,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         `"a photo of a {}."`).
 
         Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class
-        features are computed at the next forward. Raises ValueError for empty, blank or repeated names and bad
-        templates, and while an adapter is on the model that depends on the old classes. Returns the model.
+        features are computed at the next forward. Raises ValueError for empty, blank or repeated names, names whose
+        prompts are the same token ids, and bad templates, and while an adapter is on the model that depends on the
+        old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
         if templates is None:
@@ -315,6 +322,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
 
         prompts = tokenize(format_prompts(names, templates), "class prompts")
+        rows = iter(map(tuple, prompts))
+        check_names_differ(names, [tuple(next(rows) for _ in templates) for _ in names])
         with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
             warnings.simplefilter("ignore", UserWarning)
             tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
