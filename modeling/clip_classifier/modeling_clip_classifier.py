@@ -16,6 +16,7 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates, tokenize_texts
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
+from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
@@ -28,7 +29,7 @@ class CLIPClassifierOutput(ModelOutput):
     """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
     encoder's."""
 
-    loss: torch.FloatTensor | None = None  # (), with `labels`: cross-entropy, or what `config.problem_type` says
+    loss: torch.FloatTensor | None = None  # (), with `labels`; see `classification_loss.py`
     # (B, C) scaled cosine of each image and each class; adapters may add to it
     logits: torch.FloatTensor | None = None
     logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
@@ -200,7 +201,6 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
-        self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
 
     def _placeholder_prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -488,7 +488,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         r"""
         Args:
             pixel_values: (B, 3, H, W), normalised.
-            labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
+            labels: (B,) class indices (-100: left out), or (B, C) soft labels whose rows sum to 1, or what
+                `config.problem_type` says; gives `loss`. See `classification_loss`.
             input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline
                 sends them). They are encoded as they are: learned contexts apply to the stored classes only.
             attention_mask: ignored; after EOS nothing counts in a causal encoder.
@@ -519,7 +520,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             logits = logits + bias.to(logits)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
+            loss = classification_loss(logits, labels, self.config.problem_type)
         embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
         inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
