@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -427,7 +428,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         state = text_state(text_side)
 
         def compute():
-            return self._stored_features(text_side) if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+            with self._no_autocast():
+                if input_ids is None:
+                    return self._stored_features(text_side)
+                return self._encode(EmbeddedPrompts(input_ids))
 
         if not state:
             with torch.no_grad():
@@ -445,6 +449,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self.class_features_ready.fill_(True)
             self._kept.set_stored(text_side)
         return self.class_features.clone()
+
+    def _no_autocast(self):
+        """What is kept or saved must not depend on who asked first: it has the weights' precision."""
+        device = self.prompt_ids.device.type
+        return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
     # ---- inference and training
 
