@@ -4,6 +4,7 @@ Over PEFT's `BaseTuner` they add three things: all checks run before the base mo
 strictly (no missing or unexpected tensor), and an adapter is tied to the backbone weights that it was made for.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,9 @@ class TunerConfig(PeftConfig):
         default=None,
         metadata={"help": "The classes that the adapter was made for, in label order. Taken from a CLIPClassifier."},
     )
-    templates: list[str] | None = field(
-        default=None, metadata={"help": "The classifier's prompt templates when the adapter was made."}
+    templates: list[str] | dict[str, list[str]] | None = field(
+        default=None,
+        metadata={"help": "The classifier's prompt templates, or prompts of each class, when the adapter was made."},
     )
     backbone_fingerprint: str | None = field(
         default=None,
@@ -217,8 +219,8 @@ class Base:
         return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
 
     @property
-    def templates(self) -> list[str] | None:
-        return list(self.model.config.templates) if self.class_names is not None else None
+    def templates(self) -> list[str] | dict[str, list[str]] | None:
+        return copy.deepcopy(self.model.config.templates) if self.class_names is not None else None
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,10 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
-from ..modeling.dual_encoders.prompts import format_prompts, resolve_templates
+from ..modeling.dual_encoders.prompts import format_prompts, prompt_counts, resolve_templates
+
+
+Templates = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ZeroShotSet:
 
     name: str
     images: ImageSet
-    templates: str | Sequence[str] | None = None
+    templates: Templates = None
 
 
 def text_features(model: nn.Module, tokens: Any) -> torch.Tensor:
@@ -45,15 +48,15 @@ def image_features(model: nn.Module, processor: Any, images: list | torch.Tensor
 
 
 def tokenize_prompts(
-    processor: Any, class_names: Sequence[str], templates: str | Sequence[str] | None, batch_size: int = 1024
+    processor: Any, class_names: Sequence[str], templates: Templates, batch_size: int = 1024
 ) -> list[Any]:
-    """The prompts of C classes in T templates as tokens, class by class, in batches; as `CLIPClassifier.set_classes`
-    does it.
+    """The prompts of C classes in T templates (or of each class) as tokens, class by class, in batches; as
+    `CLIPClassifier.set_classes` does it.
 
     Raises:
         ValueError: bad templates or class names, see `resolve_templates` and `tokenize_texts`.
     """
-    prompts = format_prompts(class_names, resolve_templates(templates))
+    prompts = format_prompts(class_names, resolve_templates(templates, class_names))
     options = {"what": "class prompts", "padding": True, "truncation": True, "return_tensors": "pt"}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     return [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
@@ -63,7 +66,7 @@ def class_embeddings(
     model: nn.Module,
     processor: Any,
     class_names: Sequence[str],
-    templates: str | Sequence[str] | None = None,
+    templates: Templates = None,
     batch_size: int = 64,
 ) -> torch.Tensor:
     """(C, D) unit-norm embeddings of classes: those of a `CLIPClassifier` of the same weights.
@@ -74,7 +77,7 @@ def class_embeddings(
     """
     tokens = tokenize_prompts(processor, class_names, templates, batch_size)
     features = torch.cat([text_features(model, batch) for batch in tokens])
-    return unit_norm(ensemble_prompts(features.unflatten(0, (len(class_names), -1))))
+    return unit_norm(ensemble_prompts(features, prompt_counts(class_names, resolve_templates(templates, class_names))))
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def zero_shot_accuracy(
     model: nn.Module,
     processor: Any,
     images: ImageSet,
-    templates: str | Sequence[str] | None = None,
+    templates: Templates = None,
     batch_size: int = 64,
     *,
     rank: int = 0,

@@ -9,12 +9,19 @@ from typing import Unpack
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates, tokenize_texts
+from ..dual_encoders.prompts import (
+    format_prompts,
+    prompt_counts,
+    resolve_class_names,
+    resolve_templates,
+    tokenize_texts,
+)
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
 from .classification_loss import classification_loss
@@ -52,6 +59,7 @@ class ClassPrompts:
     padding_id: int
     num_start_tokens: int = 1  # S0
     max_length: int = 77  # tokens that a prompt may have
+    counts: tuple[int, ...] | None = None  # (C,) where classes have prompts of their own: the rest of T is padding
 
     @property
     def start_ids(self) -> torch.Tensor:
@@ -69,7 +77,8 @@ class EmbeddedPrompts:
 
     input_ids: torch.Tensor  # (N, L) int: where the end is, and (where no embeddings are given) the tokens themselves
     inputs_embeds: torch.Tensor | None = None  # (N, L, W) token embeddings, positions not yet added
-    prompts_per_class: int = 1  # T: consecutive rows that are averaged to one class
+    # T, or of each class its own: consecutive rows that are averaged to one class
+    prompts_per_class: int | tuple[int, ...] = 1
     shared_prefix: int | None = None  # leading positions that are the same in all rows; None: found from the ids
     prefix_embeds: torch.Tensor | None = None  # (P, W), or (B, P, W) for each image its own: of the first P tokens
     position_ids: torch.Tensor | None = None  # (L,) where positions are not 0..L-1
@@ -104,7 +113,11 @@ class PromptEmbedder(nn.Module):
     def forward(
         self, prompts: ClassPrompts, token_embedding: nn.Module, image_embeds: torch.Tensor | None = None
     ) -> EmbeddedPrompts:
-        return EmbeddedPrompts(prompts.template_ids.flatten(0, 1), prompts_per_class=prompts.template_ids.shape[1])
+        ids, counts = prompts.template_ids, prompts.counts
+        if counts is None:
+            return EmbeddedPrompts(ids.flatten(0, 1), prompts_per_class=ids.shape[1])
+        own = [prompts_of_class[:count] for prompts_of_class, count in zip(ids, counts, strict=True)]
+        return EmbeddedPrompts(torch.cat(own), prompts_per_class=counts)
 
 
 class FeatureAdapter(nn.Module):
@@ -126,12 +139,18 @@ class LogitHead(nn.Module):
         return logit_scale * image_embeds @ class_embeds.t()
 
 
-def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
+def ensemble_prompts(features: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
     """(…, C, T, D) text features of T templates -> (…, C, D) class features: normalise, mean over templates, normalise
     (Radford et al. 2021).
 
-    One template is passed through un-normalised, so that a text adapter sees what the projection gave.
+    One template is passed through un-normalised, so that a text adapter sees what the projection gave. With `counts`,
+    of C classes, the features are (…, N, D), class by class, N their sum.
     """
+    if counts is not None and len(set(counts)) > 1:
+        means = [of_class.mean(dim=-2) for of_class in unit_norm(features).split(list(counts), dim=-2)]
+        return unit_norm(torch.stack(means, dim=-2))
+    if counts is not None:
+        features = features.unflatten(-2, (-1, counts[0]))
     if features.shape[-2] == 1:
         return features[..., 0, :]
     return unit_norm(unit_norm(features).mean(dim=-2))
@@ -208,7 +227,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """Prompts "SOS <class index> EOS": a model made from a configuration alone can run."""
         config, eos = self.config, self.padding_id
         last = config.text_config.vocab_size - 1
-        prompts = torch.full((config.num_labels, max(len(config.templates), 1), config.prompt_length), min(eos, last))
+        prompts = torch.full(
+            (config.num_labels, max([*config.prompt_counts, 1]), config.prompt_length), min(eos, last)
+        )
         prompts[..., 0] = min(config.text_config.bos_token_id or 0, last)
         if config.prompt_length > 2:
             prompts[..., 1] = (torch.arange(config.num_labels) % max(min(last, eos), 1))[:, None]
@@ -292,20 +313,23 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def set_classes(
         self,
         class_names: str | Sequence[str] | Mapping[int, str],
-        templates: str | Path | Sequence[str] | None = None,
+        templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         tokenizer=None,
     ) -> "CLIPClassifier":
         """Names the classes, in label order, and the templates (default: those already set, else the family's,
         `"a photo of a {}."`).
 
-        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class
-        features are computed at the next forward. Raises ValueError for empty, blank or repeated names and bad
+        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`), or prompts of
+        each class, `{class: [sentences]}`, any number a class (`class_prompts.py`). Class features are computed at the
+        next forward. Raises ValueError for empty, blank or repeated names and bad
         templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
         if templates is None:
             templates = self.config.templates or self.family.default_template
-        templates = resolve_templates(templates)
+            if isinstance(templates, Mapping) and templates.keys() >= set(names):
+                templates = {name: templates[name] for name in names}
+        templates = resolve_templates(templates, names)
         if tokenizer is not None:
             self._tokenizer = tokenizer
         positions = self.family.context_length(self.config)
@@ -320,7 +344,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             warnings.simplefilter("ignore", UserWarning)
             tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
             alone = tokenize(spoken, "class_names")
-        prompt_ids = _pad_rows(prompts, self.padding_id).view(len(names), len(templates), -1)
+        rows = _pad_rows(prompts, self.padding_id).split(prompt_counts(names, templates))
+        prompt_ids = pad_sequence(rows, batch_first=True, padding_value=self.padding_id)
         tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
         special = start + 1
         name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])
@@ -332,13 +357,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         tail_ids: torch.Tensor,
         tail_name_lengths: torch.Tensor,
         class_names: Sequence[str],
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> "CLIPClassifier":
         """`set_classes` for those who tokenised themselves.
 
-        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS.
+        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS; of
+        prompts of each class, T is the largest number of them, and rows behind a class's own are not read.
         `tail_ids` (C, S): `"name."` without SOS, with EOS; `tail_name_lengths` (C,): how many of them are the name.
-        `templates`: T of them, for the record.
+        `templates`: T of them, or the prompts of each class, for the record.
         """
         names = resolve_class_names(class_names)
         if template_ids.dim() != 3 or tail_ids.dim() != 2 or tail_name_lengths.dim() != 1:
@@ -349,9 +375,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         counts = {len(template_ids), len(tail_ids), len(tail_name_lengths), len(names)}
         if len(counts) != 1:
             raise ValueError(f"class_names: {len(names)} names for ids of {sorted(counts - {len(names)})} classes")
-        templates = list(templates or [f"{{}} [{index}]" for index in range(template_ids.shape[1])])
-        if len(templates) != template_ids.shape[1]:
-            raise ValueError(f"templates: {len(templates)} templates, template_ids has {template_ids.shape[1]}")
+        templates = templates or [f"{{}} [{index}]" for index in range(template_ids.shape[1])]
+        templates = resolve_templates(templates, names)
+        if (most := max(prompt_counts(names, templates))) != template_ids.shape[1]:
+            raise ValueError(f"templates: {most} templates, template_ids has {template_ids.shape[1]}")
         self._refuse_while_adapters_depend_on(names)
         config = self.config
         config.id2label = dict(enumerate(names))
@@ -374,7 +401,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """The classes as token ids."""
         family = self.family
         ids = (self.prompt_ids, self.tail_ids, self.tail_name_lengths)
-        return ClassPrompts(*ids, self.padding_id, family.num_start_tokens, family.context_length(self.config))
+        counts = self.config.prompt_counts if isinstance(self.config.templates, Mapping) else ()
+        own_counts = tuple(counts) if len(set(counts)) > 1 else None
+        about = (self.padding_id, family.num_start_tokens, family.context_length(self.config), own_counts)
+        return ClassPrompts(*ids, *about)
 
     # ---- class features: (C, D), before the text adapter
 
@@ -384,7 +414,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if prompts.max_tokens_per_chunk is not None:
             options = {"checkpoint": True, "max_tokens_per_chunk": prompts.max_tokens_per_chunk}
         features = self.family.encode_text(self.clip, prompts.input_ids, **options, **prompts.learned())
-        return ensemble_prompts(features.unflatten(-2, (-1, prompts.prompts_per_class)))
+        per_class = prompts.prompts_per_class
+        if isinstance(per_class, int):
+            return ensemble_prompts(features.unflatten(-2, (-1, per_class)))
+        return ensemble_prompts(features, per_class)
 
     def _encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         if not self.config.templates:
@@ -566,7 +599,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         pretrained_model_name_or_path,
         *model_args,
         class_names: str | Sequence[str] | Mapping[int, str] | None = None,
-        templates: str | Path | Sequence[str] | None = None,
+        templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         tokenizer=None,
         output_loading_info: bool = False,
         **kwargs,
