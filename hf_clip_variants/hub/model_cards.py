@@ -303,7 +303,7 @@ def model_card(
         snippet=_snippet(row, values, repo_id, base_model, with_code, with_base),
         note=note,
         class_names=shown,
-        templates=_shown_templates(templates),
+        templates="" if values.get("fixed_class_features") else _shown_templates(templates),
         results=_result_rows(results),
         recipe=[(_cell(name), _cell(value)) for name, value in (recipe or {}).items()],
         licence=f"Weights: {license}." if license else "The author of these weights has not stated one.",

@@ -30,6 +30,9 @@ class CLIPClassifierConfig(CLIPConfig):
         tail_length (`int`, defaults to 1):
             Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by
             `set_classes`.
+        fixed_class_features (`bool`, defaults to `False`):
+            The class features are an adapter's, merged, and do not follow from the prompts: they are read from the
+            file, and the classes cannot be changed. Written by `CLIPClassifier.fix_class_features`.
 
     Example:
 
@@ -53,6 +56,7 @@ class CLIPClassifierConfig(CLIPConfig):
     templates: list[str] | dict[str, list[str]] = field(default_factory=list)
     prompt_length: int = 2
     tail_length: int = 1
+    fixed_class_features: bool = False
 
     def __post_init__(self, **kwargs):
         family = family_of(self.backbone_model_type)

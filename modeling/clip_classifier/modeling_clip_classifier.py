@@ -269,11 +269,26 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if name == "peft_config" and adapters_on(self._text_side()):
             # PEFT sets it when its layers are in place. Merging them writes to the weights past the version counters.
             self._kept.forget()
+            if self.config.fixed_class_features:
+                warnings.warn("adapters on the text encoder change nothing: class features are fixed", stacklevel=2)
 
     def forget_class_features(self) -> None:
-        """Computes class features anew at the next forward: for weights that were changed in place through `.data`."""
-        self.class_features_ready.fill_(False)
+        """Computes class features anew at the next forward: for weights that were changed in place through `.data`.
+        Fixed ones stay."""
+        self.class_features_ready.fill_(self.config.fixed_class_features)
         self._kept.forget()
+
+    def fix_class_features(self, features: torch.Tensor) -> None:
+        """Classes by features (C, D) instead of prompts, for good: before the text adapter, not normalised. They do
+        not follow the text encoder's weights, and the classes cannot be changed. Adapters merge this way."""
+        if features.shape != self.class_features.shape:
+            raise ValueError(
+                f"features: expected {list(self.class_features.shape)}, got {list(features.shape)} (classes, width)"
+            )
+        with torch.no_grad():
+            self.class_features.copy_(features)
+        self.config.fixed_class_features = True
+        self.forget_class_features()
 
     def _stored_features_are_valid(self) -> bool:
         return self._kept.stored_state is not None and self._kept.stored_state == text_state(self._text_side())
@@ -330,6 +345,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             if isinstance(templates, Mapping) and templates.keys() >= set(names):
                 templates = {name: templates[name] for name in names}
         templates = resolve_templates(templates, names)
+        if self.config.fixed_class_features and (names, templates) == (self.class_names, self.config.templates):
+            return self
+        self._refuse_if_classes_are_fixed()
         if tokenizer is not None:
             self._tokenizer = tokenizer
         positions = self.family.context_length(self.config)
@@ -379,6 +397,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         templates = resolve_templates(templates, names)
         if (most := max(prompt_counts(names, templates))) != template_ids.shape[1]:
             raise ValueError(f"templates: {most} templates, template_ids has {template_ids.shape[1]}")
+        self._refuse_if_classes_are_fixed()
         self._refuse_while_adapters_depend_on(names)
         config = self.config
         config.id2label = dict(enumerate(names))
@@ -389,6 +408,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
         self._kept.forget()
         return self
+
+    def _refuse_if_classes_are_fixed(self):
+        if self.config.fixed_class_features:
+            raise ValueError(
+                "class_names: an adapter was merged into the class features of this model, so its classes and "
+                "templates are fixed; change those of the base model, and load the adapter onto it"
+            )
 
     def _refuse_while_adapters_depend_on(self, class_names: list[str]):
         for name, module in self.named_modules():
@@ -436,8 +462,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         Computed once and kept while nothing that they depend on changes (a label set each, so threads with different
         labels do not disturb each other); recomputed with gradient in training when something that they depend on is
         trained. ValueError for stored classes whose prompts depend on the images (CoCoOp): `forward` computes those,
-        as (B, C, D).
+        as (B, C, D). Fixed class features (`fix_class_features`) are returned as they are.
         """
+        if input_ids is None and self.config.fixed_class_features:
+            return self.class_features
         if input_ids is None and self.prompt_embedder.depends_on_images:
             raise ValueError(
                 "class features: the adapter makes prompts from each image; call the model with pixel_values or "
@@ -622,6 +650,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
         elif model.device.type != "meta" and model.class_features_ready:
             model._kept.set_stored(model._text_side())
+        elif model.device.type != "meta" and model.config.fixed_class_features:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the configuration says that class features are fixed, the weights "
+                "lack them"
+            )
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
