@@ -327,7 +327,7 @@ def load_task(
         columns = (
             columns_among(images.class_names, names, source) if plan.protocol == "domain_generalisation" else None
         )
-        target_templates = own_templates if columns is not None else templates_for(source, templates) or ()
+        target_templates = own_templates if columns is not None else tuple(templates_for(source, templates) or ())
         evaluations.append(whole_set(name, "target", images, target_templates, columns))
     found = [e.name for e in evaluations]
     if len(set(found)) < len(found):
