@@ -6,6 +6,7 @@ from types import ModuleType
 
 EXTRAS = {  # importable name -> extra in pyproject.toml
     "ftfy": "text",
+    "pillow_heif": "heic",
     "sklearn": "probe",
     "soundfile": "audio",
     "soxr": "audio",

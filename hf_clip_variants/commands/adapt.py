@@ -8,6 +8,7 @@ import typer
 
 from ..registry import few_shot_entries
 from .output import JsonOption, console, machine_output, prepare_libraries
+from .reading import ClassNames, names_of_labels
 
 
 FAILED = 1  # exit code when a method failed
@@ -79,6 +80,7 @@ def adapt(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
     ] = None,
+    class_names: ClassNames = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -97,6 +99,7 @@ def adapt(
     """
     from ..few_shot.splits import parse_test_data
 
+    reading = {"image_column": image_column, "label_column": label_column, "class_names": names_of_labels(class_names)}
     arguments = {
         "methods": method_names(methods),
         "shots": numbers("shots", shots),
@@ -107,9 +110,7 @@ def adapt(
         "profile": profile,
         "benchmark": benchmark,
         "cache_features": cache_features,
-        "reading": {
-            k: v for k, v in (("image_column", image_column), ("label_column", label_column)) if v is not None
-        },
+        "reading": {name: value for name, value in reading.items() if value is not None},
         "device": device,
     }
     run(model, data, out, json, **arguments)

@@ -1,7 +1,6 @@
 """`hf-clip-variants convert`: an official checkpoint as a folder that `from_pretrained` loads."""
 
 import inspect
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from ..conversion.options import OfferedOption, offered_options
 from ..registry import checkpoint_entries
 from .output import JsonOption, machine_output, prepare_libraries
+from .reading import classes_to_choose_from
 
 
 SHOWN_DROPPED = 10
@@ -53,7 +53,7 @@ def convert(
 
     # Leave out flags that were not given: most formats refuse options that are not theirs.
     options = {name: value for name, value in options.items() if value is not False}
-    options["class_names"] = _names(options["class_names"])
+    options["class_names"] = classes_to_choose_from(options["class_names"])
     with machine_output() as emit:
         result = convert_checkpoint(
             file, out, method, compare=compare, expected=expected, overwrite=overwrite, **options
@@ -82,13 +82,6 @@ def _parameter(offered: OfferedOption) -> inspect.Parameter:
 # typer reads the signature: here `**options` is replaced by the options of all formats in the table.
 *_own, _ = inspect.signature(convert).parameters.values()
 convert.__signature__ = inspect.Signature([*_own, *map(_parameter, offered_options().values())])
-
-
-def _names(classes: str | None) -> str | list[str] | None:
-    """The lines of a .txt file (names may contain commas); otherwise the text itself."""
-    if classes is None or not classes.endswith(".txt") or not Path(classes).is_file():
-        return classes
-    return [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _print(result) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from .output import JsonOption, console, machine_output, prepare_libraries, progress_bar
 from .predict import UNREADABLE
+from .reading import HOW, ClassNames, classes_to_choose_from, names_of_labels
 
 
 SHOWN_CLASSES = 10
@@ -21,8 +22,11 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Of the data.", show_default="test where there is one")] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Classes to choose from, with commas.", show_default="the model's, or the data's"),
+        typer.Option(
+            metavar="FILE|LIST", help=f"Classes to choose from: {HOW}.", show_default="the model's, or the data's"
+        ),
     ] = None,
+    class_names: ClassNames = None,
     templates: Annotated[
         str | None, typer.Option(help="Prompt template, named set or file, for a model without its own.")
     ] = None,
@@ -49,17 +53,23 @@ def evaluate(
     prepare_libraries()
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
-    from ..data.images.sources import load_images
+    from ..data.images.sources import UnnamedLabels, load_images
     from ..evaluation.image_prediction import predict
     from ..evaluation.prediction import load_for_prediction
     from ..metrics.classification import accuracy, accuracy_by_class
 
-    reading = {"image_column": image_column, "label_column": label_column}
+    reading = {"image_column": image_column, "label_column": label_column, "class_names": names_of_labels(class_names)}
     options = {"on_error": "skip", "empty_classes": "warn", "progress": not json, **reading}
-    images = load_images(data, split, **options)
+    about_model = (model, adapter, classes_to_choose_from(classes), templates, device)
+    loaded = None
+    try:
+        images = load_images(data, split, **options)
+    except UnnamedLabels:  # the model's classes name them
+        loaded = load_for_prediction(*about_model)
+        images = load_images(data, split, **options | {"class_names": loaded.class_names})
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
-    loaded = load_for_prediction(model, adapter, classes, templates, device, default_class_names=images.class_names)
+    loaded = loaded or load_for_prediction(*about_model, default_class_names=images.class_names)
     images = align_classes(images, loaded.class_names, data)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     labelled = LiveImages(base, images, loaded.processor)

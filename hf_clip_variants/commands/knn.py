@@ -6,6 +6,7 @@ import typer
 
 from . import probing
 from .output import JsonOption, prepare_libraries
+from .reading import ClassNames
 
 
 def knn(
@@ -19,6 +20,7 @@ def knn(
     temperature: Annotated[float, typer.Option(help="Small: the nearest decides; large: all count the same.")] = 0.07,
     image_column: probing.ImageColumn = None,
     label_column: probing.LabelColumn = None,
+    class_names: ClassNames = None,
     batch_size: probing.BatchSize = 64,
     device: probing.Device = None,
     dtype: probing.Dtype = "float32",
@@ -69,6 +71,7 @@ def knn(
         features=features,
         image_column=image_column,
         label_column=label_column,
+        class_names=class_names,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

@@ -6,6 +6,7 @@ import typer
 
 from . import probing
 from .output import JsonOption, console, prepare_libraries
+from .reading import ClassNames
 
 
 def linear_probe(
@@ -26,6 +27,7 @@ def linear_probe(
     max_iterations: Annotated[int, typer.Option(min=1, help="Of L-BFGS.")] = 1000,
     image_column: probing.ImageColumn = None,
     label_column: probing.LabelColumn = None,
+    class_names: ClassNames = None,
     batch_size: probing.BatchSize = 64,
     device: probing.Device = None,
     dtype: probing.Dtype = "float32",
@@ -91,6 +93,7 @@ def linear_probe(
         features=features,
         image_column=image_column,
         label_column=label_column,
+        class_names=class_names,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TextIO
 import typer
 
 from .output import JsonOption, console, machine_output, prepare_libraries
+from .reading import HOW, classes_to_choose_from
 
 
 UNREADABLE = 1  # exit code when an image could not be read
@@ -27,7 +28,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="A saved classifier, or any CLIP with --classes: folder or Hub id.")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Classes to choose from, with commas between them.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="FILE|LIST", help=f"Classes to choose from: {HOW}.")] = None,
     templates: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +58,7 @@ def predict(
 
     if not inputs and sys.stdin.isatty():
         raise ValueError("inputs: name files or folders, or pipe paths in, a line each")
-    loaded = load_for_prediction(model, adapter, classes, templates, device)
+    loaded = load_for_prediction(model, adapter, classes_to_choose_from(classes), templates, device)
     paths = find_images(inputs or _lines())
     err, broken, done = console(), 0, 0
     write_csv = None if json or format == "json" else _csv_writer(sys.stdout, min(top, len(loaded.class_names)))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .evaluate import print_accuracy, report_unreadable
-from .output import machine_output, progress_bar
+from .output import console, machine_output, progress_bar
+from .reading import names_of_labels
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ Model = Annotated[
 Train = Annotated[
     str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
 ]
-Test = Annotated[str | None, typer.Option(help="Likewise.", show_default="the training data's test split")]
+Test = Annotated[
+    str | None,
+    typer.Option(help="Likewise.", show_default="the training data's test split, or a share of it that is held out"),
+]
 TrainSplit = Annotated[str | None, typer.Option(help="Of the training data.", show_default="train where there is one")]
 TestSplit = Annotated[str | None, typer.Option(help="Of the test data.", show_default="test where there is one")]
 Kind = Annotated[
@@ -61,6 +65,7 @@ def run_probe(
     features: str,
     image_column: str | None,
     label_column: str | None,
+    class_names: str | None,
     batch_size: int,
     device: str | None,
     dtype: str,
@@ -76,6 +81,7 @@ def run_probe(
 
     import torch
 
+    from ..data.held_out import HELD_OUT, TEST_SHARE
     from ..evaluation.image_encoder import load_image_encoder, load_probe_images
     from ..files.json_files import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
@@ -83,7 +89,17 @@ def run_probe(
     if out is not None and Path(out).is_dir():
         raise ValueError(f"out: {out} is a folder; want a file")
     reading = {"image_column": image_column, "label_column": label_column, "progress": not json}
+    reading["class_names"] = names_of_labels(class_names)
     sets = load_probe_images(train, test, train_split, test_split, reading)
+    if sets[1].split == HELD_OUT:
+        count = sum(map(len, sets))
+        console().print(
+            f"{train} has no test split, so {len(sets[1])} of its {count} images are held out to test on, "
+            f"{TEST_SHARE:.0%} of each class.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     check(torch.from_numpy(sets[0].labels.copy()))
     encoder = load_image_encoder(model, features, device, getattr(torch, dtype))
     found = []

@@ -20,7 +20,8 @@ COMMON_OPTIONS: Mapping[KindName, tuple[Option, ...]] = {
         Option(
             "class_names",
             str,
-            "Classes of the training in label order, with commas, or a .txt file with a name a line.",
+            "Classes of the training in label order: names with commas between them, or a file: .txt with a name in "
+            "each line, or .json.",
             default="the base's",
             flag="--classes",
         ),

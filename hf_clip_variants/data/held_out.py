@@ -9,6 +9,7 @@ import numpy as np
 
 
 TEST_SHARE = 0.2  # of each class: 20 images leave 16 to learn from
+HELD_OUT = "held-out"  # name of a split that `hold_out` made
 
 
 def hold_out(
@@ -57,4 +58,4 @@ def hold_out(
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-__all__ = ["TEST_SHARE", "hold_out"]
+__all__ = ["HELD_OUT", "TEST_SHARE", "hold_out"]

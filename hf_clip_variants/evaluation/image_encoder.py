@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
+from ..data.held_out import HELD_OUT, hold_out
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_sets import absolute_source, align_classes, read_labelled
-from ..data.images.sources import load_images
+from ..data.images.sources import UnnamedLabels, load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
 from ..modeling.dual_encoders.fingerprint import fingerprint
@@ -171,24 +172,35 @@ def load_probe_images(
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images with one list of classes, that of the training images; classes are matched by name.
 
+    Where there are no test images, a share of the training images is held out (`hold_out`): the split `HELD_OUT`.
+    Integer labels without names are named by their numbers.
+
     Args:
         train: what `load_images` reads.
-        test: likewise; default: the test split of `train`.
+        test: likewise; default: the test split of `train`, or a share of it that is held out.
         train_split, test_split: default: train, and test where there is one.
         reading: further arguments of `load_images`.
 
     Images that cannot be read are left out and listed in `skipped`.
 
     Raises:
-        ValueError: test images of a class that has no training images (named), the same images twice, no test
-            images, and what `load_images` raises.
+        ValueError: test images of a class that has no training images (named), the same images twice, no class with
+            an image to hold out, and what `load_images` raises.
     """
     reading = dict(reading or {})
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | reading
-    images = load_images(train, train_split, **options)
+    try:
+        images = load_images(train, train_split, **options)
+    except UnnamedLabels as error:
+        reading["class_names"] = error.numbers
+        images = load_images(train, train_split, **options | reading)
     if test is None and test_split is None and ("test" not in images.available_splits or images.split == "test"):
-        have = name_some(images.available_splits) if images.available_splits else "no splits"
-        raise ValueError(f"test: {train} has {have}; name images to test on (--test or --test-split)")
+        learned, tested = hold_out(images.labels, images.ids)
+        if not len(tested):
+            raise ValueError(
+                f"test: {train} has one image a class, so none can be held out; name images to test on (--test)"
+            )
+        return images.select(learned), replace(images.select(tested), split=HELD_OUT, skipped=())
     source = train if test is None else test
     if test is None and test_split is None:
         test_split = "test"

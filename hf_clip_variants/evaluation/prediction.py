@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +15,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor
 
+from ..data.images.heic import heic_is_readable
 from ..data.images.image_set import explain
-from ..data.images.names import IMAGE_EXTENSIONS
+from ..data.images.names import count_left_out, is_image_name, left_out_suffix
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 
+
+logger = logging.getLogger(__name__)
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -135,16 +140,17 @@ def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
 
 
 def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Paths of files unchanged; for a folder, every image file below it, sorted."""
+    """Paths of files unchanged; for a folder, every image file below it, sorted; a warning counts its other files."""
     for item in inputs:
-        if os.path.isdir(item):
-            yield from (
-                str(path)
-                for path in sorted(Path(item).rglob("*"))
-                if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file() and not path.name.startswith(".")
-            )
-        else:
+        if not os.path.isdir(item):
             yield item
+            continue
+        inside = (path for path in sorted(Path(item).rglob("*")) if path.is_file())
+        files = [path for path in inside if not any(p.startswith(".") for p in path.relative_to(item).parts)]
+        yield from (str(path) for path in files if is_image_name(path.name))
+        left_out = Counter(filter(None, (left_out_suffix(path.name) for path in files)))
+        if left_out:
+            logger.warning("%s: left out %s", item, count_left_out(left_out))
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
             raise IsADirectoryError("a folder")
         if os.path.isfile(path) and not os.path.getsize(path):
             raise OSError("the file is empty")
+        heic_is_readable()  # after this, by Pillow
         return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
 
     def finish(waiting: list[tuple[str, Future]]) -> list[Prediction]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..data.held_out import hold_out
 from ..modeling.dual_encoders.backbones import unit_norm
 from ..optional_dependencies import require
 
@@ -94,11 +95,11 @@ def linear_probe(
     found: dict[float, float] = {}
     size = 0
     if strength is None:
-        validation = _hold_out(labels, held_out, seed)
-        size = int(validation.sum())
+        learned, validation = hold_out(labels, [str(row) for row in range(len(labels))], held_out, seed)
+        size = len(validation)
 
         def score(candidate: float) -> tuple[float, float]:
-            model, _ = _fit(train[~validation], labels[~validation], candidate, max_iterations)
+            model, _ = _fit(train[learned], labels[learned], candidate, max_iterations)
             logits = torch.from_numpy(model.decision_function(train[validation]))
             if logits.ndim == 1:  # two classes: the logit of the second, against 0
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=1)
@@ -270,17 +271,6 @@ def _sweep(score: Callable[[float], tuple[float, float]]) -> tuple[float, dict[f
 
 def _strength(place: int) -> float:
     return 10.0 ** (place / STEPS_PER_DECADE)
-
-
-def _hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: `share` of each class, at least one of its images and never all."""
-    generator = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        chosen[generator.permutation(rows)[:count]] = True
-    return chosen
 
 
 def _checked(train_features, train_labels, test_features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,10 +13,11 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
-from ..modeling.dual_encoders.prompts import format_prompts, prompt_counts, resolve_templates
+from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, prompt_counts, resolve_templates
 
 
 Templates = str | Sequence[str] | Mapping[str, Sequence[str]] | None
+_IDS = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,17 @@ def tokenize_prompts(
     `CLIPClassifier.set_classes` does it.
 
     Raises:
-        ValueError: bad templates or class names, see `resolve_templates` and `tokenize_texts`.
+        ValueError: bad templates or class names, see `resolve_templates`, `tokenize_texts` and `check_names_differ`.
     """
-    prompts = format_prompts(class_names, resolve_templates(templates, class_names))
+    templates = resolve_templates(templates, class_names)
+    prompts = format_prompts(class_names, templates)
     options = {"what": "class prompts", "padding": True, "truncation": True, "return_tensors": "pt"}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-    return [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
+    tokens = [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
+    rows = (ids[mask > 0].numpy().tobytes() for t in tokens for ids, mask in zip(*map(t.get, _IDS), strict=True))
+    counts = prompt_counts(class_names, templates)
+    check_names_differ(class_names, [tuple(next(rows) for _ in range(count)) for count in counts])
+    return tokens
 
 
 def class_embeddings(

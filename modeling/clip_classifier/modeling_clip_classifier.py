@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.prompts import (
+    check_names_differ,
     format_prompts,
     prompt_counts,
     resolve_class_names,
@@ -336,8 +337,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
         Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`), or prompts of
         each class, `{class: [sentences]}`, any number a class (`class_prompts.py`). Class features are computed at the
-        next forward. Raises ValueError for empty, blank or repeated names and bad
-        templates, and while an adapter is on the model that depends on the old classes. Returns the model.
+        next forward. Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
+        and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
         if templates is None:
@@ -358,12 +359,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
 
         prompts = tokenize(format_prompts(names, templates), "class prompts")
+        counts, rows = prompt_counts(names, templates), iter(map(tuple, prompts))
+        check_names_differ(names, [tuple(next(rows) for _ in range(count)) for count in counts])
         with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
             warnings.simplefilter("ignore", UserWarning)
             tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
             alone = tokenize(spoken, "class_names")
-        rows = _pad_rows(prompts, self.padding_id).split(prompt_counts(names, templates))
-        prompt_ids = pad_sequence(rows, batch_first=True, padding_value=self.padding_id)
+        by_class = _pad_rows(prompts, self.padding_id).split(counts)
+        prompt_ids = pad_sequence(by_class, batch_first=True, padding_value=self.padding_id)
         tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
         special = start + 1
         name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])

@@ -147,6 +147,8 @@ def _why_unidentified(head: bytes, name: str) -> str:
         return f"empty file{name}"
     if head.startswith(_SIGNATURES):
         return f"truncated image{name}: it ends within its header"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif"):
+        return f"a HEIC image{name}, which Pillow reads with the package pillow-heif only"
     return f"not an image{name}, or in a format that PIL cannot read: it starts with {head!r}"
 
 

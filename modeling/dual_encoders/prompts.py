@@ -4,9 +4,12 @@ A template is a string with exactly one `{}`, the place of the class name. Ensem
 3.1.4) average the normalised text embeddings of several templates, or of a class's own prompts (`class_prompts.py`).
 """
 
+import csv
 import importlib
+import io
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from .class_prompts import resolve_class_prompts, with_slot
@@ -55,20 +58,60 @@ def resolve_templates(
     return templates
 
 
+def read_class_names(source: str | Path, argument: str = "class_names") -> list[str] | dict[str, str]:
+    """Class names as users give them: a file, or names with commas between them.
+
+    A `.txt` file has a name in each line; in a file of one line, commas separate names. A `.json` file has a list, or
+    a mapping from label to name (or from name to label, as `label2id`). Any other text is names; one that holds a
+    comma stands in double quotes, as in CSV.
+
+    Returns:
+        A list, or for a mapping label -> name; its keys are text, as JSON's are.
+
+    Raises:
+        FileNotFoundError: no such file; text that ends in .txt or .json is always a file.
+        ValueError: a file of another kind or with other contents. `argument` is the name in messages.
+
+    >>> read_class_names('cat, "salt, pepper"')
+    ['cat', 'salt, pepper']
+    """
+    path = Path(source)
+    # A class may be called as a file without suffix is, here by chance.
+    may_be_file = path.suffix.lower() in (".txt", ".json") or (
+        (path.suffix or len(path.parts) > 1) and os.path.isfile(source)
+    )
+    if isinstance(source, Path) or may_be_file:
+        return _beside("class_name_files", f"{argument}: {source}").read_class_name_file(path, argument)
+    return names_in_text(source, argument)
+
+
+def names_in_text(text: str, where: str) -> list[str]:
+    """Names with commas or lines between them; `where` stands before the message of a ValueError."""
+    try:
+        rows = list(csv.reader(io.StringIO(text.strip()), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{where}: {error}; want names with commas between them, quotes closed") from error
+    return [name.strip() for row in rows for name in row if name.strip()]
+
+
 def resolve_class_names(
-    class_names: str | Sequence[str] | Mapping[int, str], argument: str = "class_names"
+    class_names: str | Path | Sequence[str] | Mapping[int | str, str], argument: str = "class_names"
 ) -> list[str]:
-    """Class names as a list, in label order; a comma-separated string is split, never read as characters.
+    """Class names as a list, in label order; text is read by `read_class_names`: a file, or names with commas.
 
     Underscores become spaces in the prompts only (`format_prompts`); the names themselves stay as given. Raises
-    ValueError when the list is empty, a name is blank or not a string, or two names are equal.
+    ValueError when the list is empty, a name is blank or not a string, two names are equal, or it is a set, which has
+    no order.
     """
-    if isinstance(class_names, str):
-        class_names = [name.strip() for name in class_names.split(",") if name.strip()]
-    elif isinstance(class_names, Mapping):
-        if sorted(class_names) != list(range(len(class_names))):
-            raise ValueError(f"{argument}: keys must be 0..{len(class_names) - 1}, got {sorted(class_names)[:5]}")
-        class_names = [class_names[index] for index in range(len(class_names))]
+    if isinstance(class_names, str | Path):
+        class_names = read_class_names(class_names, argument)
+    if isinstance(class_names, Mapping):
+        by_label = {str(label): name for label, name in class_names.items()}
+        labels = [str(label) for label in range(len(by_label))]
+        if set(by_label) != set(labels):
+            raise ValueError(f"{argument}: keys must be 0..{len(labels) - 1}, got {list(class_names)[:5]}")
+        class_names = [by_label[label] for label in labels]
+    refuse_set(class_names, argument)
     class_names = list(class_names)
     if not class_names:
         raise ValueError(f"{argument} is empty")
@@ -82,6 +125,12 @@ def resolve_class_names(
             raise ValueError(f"{argument}: {name!r} is given twice, at {seen[name]} and {index}")
         seen[name] = index
     return class_names
+
+
+def refuse_set(class_names, argument: str = "class_names") -> None:
+    """ValueError for a set: its order, and so the labels, would differ from process to process."""
+    if isinstance(class_names, set | frozenset):
+        raise ValueError(f"{argument}: got a {type(class_names).__name__}, which has no order; want a list")
 
 
 def format_prompts(class_names: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
@@ -99,6 +148,32 @@ def format_prompts(class_names: Sequence[str], templates: Sequence[str] | Mappin
 def prompt_counts(class_names: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]]) -> list[int]:
     """How many prompts each class has."""
     return [len(templates[name] if isinstance(templates, Mapping) else templates) for name in class_names]
+
+
+def check_names_differ(class_names: Sequence[str], prompts: Sequence[Hashable], argument: str = "class_names") -> None:
+    """ValueError that names two classes whose prompts are the same token ids: no model can tell them apart.
+
+    Such names differ in what the tokenizer drops (case, white space, `_`), or behind the place where prompts are cut.
+    Names that differ in underscores at their end are let through: that is how data sets with a name twice write it
+    (CLIP's names of ImageNet: "missile", "missile_").
+
+    Args:
+        class_names: C names.
+        prompts: C values, equal where all prompts of two classes are.
+    """
+    first: dict[Hashable, str] = {}
+    for name, ids in zip(class_names, prompts, strict=True):
+        other = first.setdefault(ids, name)
+        if other.rstrip("_") != name.rstrip("_"):
+            raise ValueError(
+                f"{argument}: {_short(other)} and {_short(name)} are the same prompts for this model (it may not "
+                "distinguish case or underscores, and cuts long prompts), so it cannot tell them apart; want names "
+                "that differ"
+            )
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:28] + "…" + text[-28:])
 
 
 # ---- text to token ids
@@ -227,5 +302,5 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             )
 
 
-__all__ = ["check_texts", "encode_texts", "format_prompts", "resolve_class_names", "resolve_templates"]
-__all__ += ["prompt_counts", "tokenize_texts"]
+__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "names_in_text", "prompt_counts"]
+__all__ += ["read_class_names", "refuse_set", "resolve_class_names", "resolve_templates", "tokenize_texts"]

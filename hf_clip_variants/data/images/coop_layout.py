@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .image_set import name_some
-from .names import IMAGE_EXTENSIONS, tidy_class_name
+from .names import is_image_name, tidy_class_name
 
 
 PREFIX = "coop:"  # of sources
@@ -236,9 +236,7 @@ def _images_in(root: Path, folders: list[str], classes: list[tuple[str, str]]) -
     paths, labels = [], []
     for label, folder in enumerate(folders):
         images = sorted(  # the official order is the file system's, which differs from machine to machine
-            entry.name
-            for entry in os.scandir(root / folder)
-            if not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
+            entry.name for entry in os.scandir(root / folder) if is_image_name(entry.name)
         )
         paths += [f"{folder}/{name}" for name in images]
         labels += [label] * len(images)

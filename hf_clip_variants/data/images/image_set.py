@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .heic import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
+
 
 if TYPE_CHECKING:
     import datasets
@@ -100,6 +102,7 @@ class ImageSet:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index: got {index}; this set holds {len(self)} images, 0..{len(self) - 1}")
+        heic_is_readable()  # after this, by Pillow
         try:
             image = self.dataset[int(index)]["image"]
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more
@@ -183,6 +186,8 @@ def decode_roughly(content: bytes) -> None:
 
     if not content:
         raise OSError("the file is empty")
+    if not heic_is_readable() and starts_as_heic(content):
+        raise OSError(WHAT_IS_NEEDED)
     with Image.open(BytesIO(content)) as image:
         if 0 in image.size:
             raise OSError(f"an image of {image.size[0]}x{image.size[1]} pixels")

@@ -11,7 +11,7 @@ import numpy as np
 
 from .coop_layout import PREFIX as COOP_PREFIX
 from .image_set import ImageSet, name_some
-from .sources import load_images
+from .sources import UnnamedLabels, load_images
 
 
 def absolute_source(source: str) -> str:
@@ -59,9 +59,7 @@ def read_labelled(
     options = {"on_error": "skip", "empty_classes": "warn", "progress": False} | dict(reading or {})
     try:
         return load_images(source, split, **options)
-    except ValueError as error:
-        if "without names" not in str(error) or options.get("class_names") is not None:
-            raise
+    except UnnamedLabels:
         return load_images(source, split, **options | {"class_names": list(class_names)})
 
 

@@ -9,6 +9,7 @@ import glob
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
+from .folders import read_class_folders
 from .image_set import ImageSet, name_some
-from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
+from .names import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    SPLIT_ALIASES,
+    count_left_out,
+    is_image_name,
+    tidy_class_name,
+    usual_column,
+)
 
 
 if TYPE_CHECKING:
@@ -26,9 +37,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SPELLINGS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
-SPLIT_ALIASES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
+
+
+class UnnamedLabels(ValueError):
+    """Integer labels without names, where names are needed.
+
+    Attributes:
+        labels (`tuple[int, ...]`): the distinct labels, in order.
+    """
+
+    def __init__(self, labels: Sequence[int]):
+        self.labels = tuple(labels)
+        shown = ", ".join(map(str, self.labels[:8])) + (", …" if len(self.labels) > 8 else "")
+        super().__init__(
+            f"class_names: the labels are integers ({shown}) without names; give them in label order, as a list, a "
+            "mapping or a file (--class-names)"
+        )
+
+    @property
+    def numbers(self) -> dict[int, str]:
+        """Each label named by its number."""
+        return {label: str(label) for label in self.labels}
 
 
 def load_images(
@@ -37,7 +67,7 @@ def load_images(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
-    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    class_names: str | os.PathLike | Sequence[str] | Mapping[int | str, str] | None = None,
     clean_class_names: bool = True,
     limit: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -52,6 +82,7 @@ def load_images(
     Args:
         source: one of
             - a folder of class sub-folders (images at any depth below), optionally with train/val/test above them;
+              `read_class_folders` says what is taken for a split or a class;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
             - a `.csv`/`.tsv` of image path (relative to the file), label and, optionally, split; with a header line,
               or without one in just that order;
@@ -65,7 +96,9 @@ def load_images(
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
         class_names: for integer labels: a list (label i is its i-th name), or a mapping from label to name (the labels
             may then have gaps and are renumbered in increasing order). For text labels: a list that fixes their order;
-            pass `train.class_names` when reading a test set from another source.
+            pass `train.class_names` when reading a test set from another source. Or a mapping that renames them, such
+            as `{"n02123045": "tabby"}`. A string is a `.txt` or `.json` file, or names with commas
+            (`read_class_names`).
         clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
             space to one. Unicode is composed (NFC) in any case. Case is left alone.
         limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
@@ -82,7 +115,8 @@ def load_images(
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
         ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
-            without names, no recognisable column, unreadable images. Every message names what was wrong.
+            without names (`UnnamedLabels`), no recognisable column, unreadable images. Every message names what was
+            wrong.
 
     Example:
 
@@ -100,7 +134,14 @@ def load_images(
         raise ValueError(f"empty_classes: got {empty_classes!r}; want 'raise', 'warn' or None")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
-    what = source if isinstance(source, str) else type(source).__name__
+    if isinstance(class_names, str | os.PathLike):
+        class_names = read_class_names(class_names)
+    refuse_set(class_names)
+    if class_names is not None:
+        class_names = class_names if isinstance(class_names, Mapping) else list(class_names)
+        if not class_names:
+            raise ValueError("class_names is empty")
+    what = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     columns = (image_column, label_column)
     parts = _read(source, columns, name, revision)
     chosen = _choose_split(parts, split, what)
@@ -132,7 +173,8 @@ def load_images(
         images = _check_readable(images, on_error, progress)
     if not len(images):
         raise ValueError(f"{what}: no images in split {chosen!r}" if chosen else f"{what}: no images")
-    _check_classes(images, what, empty_classes)
+    left_out = {tidy_class_name(name, clean_class_names): count for name, count in part.get("left_out", {}).items()}
+    _check_classes(images, what, empty_classes, left_out)
     return images
 
 
@@ -234,39 +276,22 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
 
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read(datasets.load_from_disk(str(folder)), columns, None, None)
-    below = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
-    splits = {SPLIT_ALIASES.get(d.name.lower()): d for d in below}
-    roots = splits if below and None not in splits and len(splits) == len(below) else {"": folder}
-    found = {split: _class_folders(root) for split, root in roots.items()}
-    if not any(files for classes in found.values() for files in classes.values()):
-        parquet = sorted(folder.rglob("*.parquet"))
-        if parquet:
+    try:
+        found = read_class_folders(folder)
+    except ValueError:
+        if parquet := sorted(folder.rglob("*.parquet")):
             return _from_parquet(parquet, columns, folder)
-        loose = sum(_is_image(f) for f in folder.iterdir())
-        hint = f"; its {loose} images lie in no class sub-folder" if loose else ""
-        raise ValueError(f"{folder}: no images in class sub-folders{hint}; want <folder>/<class name>/<image>")
-    every_class = sorted({c for classes in found.values() for c in classes})
+        raise
+    every_class = sorted({c for split in found.values() for c in split.files})
     parts = {}
-    for split, classes in found.items():
-        files = [(c, f) for c in sorted(classes) for f in classes[c]]
-        ids = [f.relative_to(roots[split]).as_posix() for _, f in files]
-        parts[split] = _from_paths([str(f.absolute()) for _, f in files], [c for c, _ in files], ids)
+    for split, listed in found.items():
+        files = [(c, file) for c in sorted(listed.files) for file in listed.files[c]]
+        root = str(listed.root.absolute())
+        paths = [os.path.join(root, *file) for _, file in files]
+        parts[split] = _from_paths(paths, [c for c, _ in files], ["/".join(file) for _, file in files])
         parts[split]["classes"] = every_class  # an empty folder is a class, too
+        parts[split]["left_out"] = listed.left_out
     return parts
-
-
-def _class_folders(root: Path) -> dict[str, list[Path]]:
-    folders = (d for d in root.iterdir() if d.is_dir() and not d.name.startswith((".", "__")))
-    return {d.name: [f for f in _walk(d) if _is_image(f)] for d in folders}
-
-
-def _walk(folder: Path) -> list[Path]:
-    paths = (Path(top) / name for top, _, names in os.walk(folder) for name in names)
-    return sorted(paths, key=lambda p: p.relative_to(folder).parts)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
 
 
 def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> dict[str, Any]:
@@ -291,7 +316,7 @@ def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
         delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
     header = [cell.strip() for cell in rows[0]]
-    if len(header) >= 2 and _is_image(Path(header[0])):  # no header line
+    if len(header) >= 2 and is_image_name(header[0]):  # no header line
         header, rows = ["path", "label", "split"][: len(header)], [[], *rows]
     image = _pick(header, columns[0], IMAGE_COLUMNS, "image_column", f"{path}: columns {header}")
     label = _pick(header, columns[1], LABEL_COLUMNS, "label_column", f"{path}: columns {header}")
@@ -461,16 +486,20 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
     declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
     values = {v for part in parts.values() for v in part["labels"]} - {None}
     textual = any(isinstance(v, str) for v in values)
-    if isinstance(class_names, Mapping):
-        if textual:
-            raise ValueError(
-                "class_names: got a mapping, but the labels are text; want a list of the names, or nothing"
-            )
-        keys = sorted(class_names)
-        raw, index_of = [class_names[k] for k in keys], {int(k): i for i, k in enumerate(keys)}
+    renamed: Mapping[str, str] = {}  # text label -> name
+    if isinstance(class_names, Mapping) and (textual or (declared and set(class_names) & set(declared))):
+        renamed = {str(label): name for label, name in class_names.items()}
+        known = list(declared or ())
+        if textual:  # the labels that there are, under their old or new names: a mapping may serve many data sets
+            found = {tidy_class_name(value, clean) for value in values if isinstance(value, str)}
+            known = [label for label in sorted(renamed) if not found.isdisjoint(_both(label, renamed[label], clean))]
+        raw = [renamed[label] for label in known if label in renamed]
+        kept = [i for i, label in enumerate(declared or ()) if label in renamed]
+        index_of = {label: i for i, label in enumerate(kept)}
+    elif isinstance(class_names, Mapping):
+        name_of = {_whole(label): name for label, name in class_names.items()}
+        raw, index_of = [name_of[k] for k in sorted(name_of)], {k: i for i, k in enumerate(sorted(name_of))}
     elif class_names is not None:
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names: got the string {class_names!r}; want a list of names")
         raw = list(class_names)
         index_of = {i: i for i in range(len(raw))}
     elif declared is not None:
@@ -479,10 +508,8 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
         found = {c for part in parts.values() for c in part.get("classes", ())}
         raw, index_of = sorted(found | values), {}
     else:
-        shown = ", ".join(str(v) for v in sorted(values)[:8])
-        raise ValueError(
-            f"class_names: the labels are integers ({shown}, …) without names; pass a list or a mapping of names"
-        )
+        labelled = (part["labels"] for part in parts.values() if set(part["labels"]) != {-1})  # -1: no label is known
+        raise UnnamedLabels(sorted({label for labels in labelled for label in labels} - {None}))
     for position, name in enumerate(raw):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"class_names: name {position} is {name!r}; want text that is not blank")
@@ -497,10 +524,33 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
                 f"class_names: {owner[name]!r} and {before!r} are the same name {name!r}; class names must differ"
             )
         owner[name] = before
+    _warn_of_case(names)
     if textual:
         lookup = {name: i for i, name in enumerate(names)}
-        index_of = {value: lookup.get(tidy_class_name(value, clean)) for value in values if isinstance(value, str)}
+        text = (value for value in values if isinstance(value, str))
+        index_of = {value: lookup.get(tidy_class_name(renamed.get(value, value), clean)) for value in text}
     return tuple(names), index_of
+
+
+def _both(label: str, name: str, clean: bool) -> set[str]:
+    return {tidy_class_name(text, clean) for text in (label, name) if isinstance(text, str)}
+
+
+def _whole(label: int | str) -> int:
+    try:
+        return int(label)
+    except ValueError:
+        raise ValueError(
+            f"class_names: got the label {label!r}; the labels are integers, want a mapping from them to names"
+        ) from None
+
+
+def _warn_of_case(names: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(name.casefold(), name)
+        if other != name:
+            logger.warning("class names %r and %r differ by case only: most models read them alike", other, name)
 
 
 def _to_indices(part, names, index_of) -> np.ndarray:
@@ -509,7 +559,7 @@ def _to_indices(part, names, index_of) -> np.ndarray:
     for row, value in enumerate(part["labels"]):
         index = index_of.get(value)
         if index is None:
-            where = f"label of images[{row}] ({part['ids'][row]!r})"
+            where = f"class_names: label of images[{row}] ({part['ids'][row]!r})"
             if isinstance(value, str):
                 raise ValueError(f"{where}: got {value!r}, which is not among the class names {name_some(names)}")
             hint = "; -1 marks a split without labels" if value == -1 else ""
@@ -553,7 +603,7 @@ def _check_readable(images: ImageSet, on_error: str, progress: bool) -> ImageSet
     return replace(kept, skipped=tuple((images.ids[row], reason) for row, reason in bad))
 
 
-def _check_classes(images: ImageSet, what: str, empty_classes: str | None) -> None:
+def _check_classes(images: ImageSet, what: str, empty_classes: str | None, left_out: Mapping[str, Counter]) -> None:
     if len(images.class_names) < 2:
         raise ValueError(f"{what}: one class only ({images.class_names[0]!r}); classification wants at least two")
     counts = np.bincount(images.labels, minlength=len(images.class_names))
@@ -561,6 +611,8 @@ def _check_classes(images: ImageSet, what: str, empty_classes: str | None) -> No
     if not empty:
         return
     message = f"{what}: no images for {len(empty)} of {len(counts)} classes: {name_some(empty)}"
+    if unread := sum((left_out.get(name, Counter()) for name in empty), Counter()):
+        message += f"; left out of them {count_left_out(unread)}"
     if empty_classes == "raise" or (empty_classes is None and images.split in (None, "train")):
         raise ValueError(f"{message}. Add some, remove the class, or pass empty_classes='warn'.")
     logger.warning("%s", message)

@@ -258,7 +258,7 @@ def test_the_same_image_gets_the_same_scores_in_any_batch(run, clip, images):
         (["x.png"], "--adapter"),
         (["x.png", "--model", "CLIP"], "--classes"),
         (["x.png", "--model", "CLIP", "--classes", "cat, cat"], "'cat' is given twice"),
-        (["x.png", "--model", "CLIP", "--classes", " , "], "class_names is empty"),
+        (["x.png", "--model", "CLIP", "--classes", " , "], "--classes is empty"),
         (["x.png", "--model", "CLIP", "--classes", "cat,dog", "--templates", "a photo"], "no {}"),
         (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no image files"),
         (["x.png", "--model", "EMPTY"], "config.json"),

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from few_shot_runs import CONCEPTS
+from few_shot_runs import CONCEPTS, save_images
 from safetensors.torch import load_file, save_file
 from tiny_families import FAMILIES, save_tiny_family
 from transformers import (
@@ -23,6 +25,8 @@ from transformers import (
 )
 
 from hf_clip_variants import CLIPClassifier, embedded_model, load_images
+from hf_clip_variants.data import emoji_styles
+from hf_clip_variants.data.held_out import hold_out
 from hf_clip_variants.evaluation.image_encoder import load_image_encoder, load_probe_images
 from hf_clip_variants.evaluation.probes import knn_classify, linear_probe
 from hf_clip_variants.metrics.classification import accuracy, mean_class_accuracy
@@ -39,6 +43,21 @@ def broken_image_folder(images, tmp_path):
     (folder / "train" / "cat" / "emojione.png").write_bytes(b"no image")
     (folder / "test" / "dog" / "notov1.png").write_bytes(b"")
     return folder
+
+
+def write_numbered(file, labels):
+    """Parquet with integer labels and no names, as pandas and pyarrow write it."""
+    emoji = load_images("emoji:fluentflat")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": [emoji.encoded_bytes(i) for i in range(len(labels))], "label": labels}), file
+    )
+    return file
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    write_numbered(tmp_path / "test.parquet", [10, 5])
+    return write_numbered(tmp_path / "ints.parquet", [3, 5, 10, 11] * 2)
 
 
 def save_vit(folder, pooling: bool):
@@ -180,7 +199,7 @@ def test_splits_are_found_by_default_and_can_be_named(images):
 
 
 def test_unsuitable_test_images_are_refused(images, tmp_path):
-    with pytest.raises(ValueError, match="test: emoji:notov1 has no splits; name images to test on"):
+    with pytest.raises(ValueError, match="test: emoji:notov1 has one image a class.*name images to test on"):
         load_probe_images("emoji:notov1")
     for test, split in (("emoji:notov1", None), (str(images), "train"), (None, "train")):
         train = "emoji:notov1" if test == "emoji:notov1" else str(images)
@@ -200,6 +219,34 @@ def test_unsuitable_test_images_are_refused(images, tmp_path):
     shutil.rmtree(both / "test" / "cat")
     _, test = load_probe_images(str(both))
     assert set(test.labels) == {test.class_names.index(name) for name in ("banana", "owl", "pizza", "rose")}
+
+
+def test_without_a_test_split_a_share_is_held_out(images, tmp_path):
+    folder = save_images(tmp_path, {"": emoji_styles()})
+    train, test = load_probe_images(str(folder))
+    assert (len(train), len(test), train.split, test.split) == (18, 6, None, "held-out")
+    assert sorted(test.labels) == list(range(6)) and set(train.ids) | set(test.ids) == set(load_images(folder).ids)
+    rows = hold_out(load_images(folder).labels, load_images(folder).ids)
+    assert train.ids == tuple(load_images(folder).ids[row] for row in rows[0]), "the same images as elsewhere"
+    (folder / "cat" / "0.png").write_bytes(b"")
+    train, test = load_probe_images(str(folder))
+    assert [name for name, _ in (*train.skipped, *test.skipped)] == ["cat/0.png"]
+    shutil.copytree(images / "train", tmp_path / "splits" / "train")
+    shutil.copytree(images / "test", tmp_path / "splits" / "val")
+    assert load_probe_images(str(tmp_path / "splits"))[1].split == "held-out"
+    assert load_probe_images(str(tmp_path / "splits"), test_split="val")[1].split == "validation"
+
+
+def test_integer_labels_without_names_are_named_by_their_numbers(numbered, tmp_path):
+    train, test = load_probe_images(str(numbered), str(numbered.with_name("test.parquet")))
+    assert train.class_names == test.class_names == ("3", "5", "10", "11")
+    assert [test.class_names[label] for label in test.labels] == ["10", "5"]
+    named = load_probe_images(str(numbered), reading={"class_names": {3: "a", 5: "b", 10: "c", 11: "d"}})
+    assert named[0].class_names == tuple("abcd")
+    unseen = numbered.with_name("unseen.parquet")
+    write_numbered(unseen, [3, 7])
+    with pytest.raises(ValueError, match=r"label of images\[1\].*got 7.*want one of 3, 5, 10, 11"):
+        load_probe_images(str(numbered), str(unseen))
 
 
 def test_unreadable_images_are_left_out_and_listed(broken_image_folder):
@@ -259,6 +306,27 @@ def test_unreadable_images_are_named_and_exit_1(run, clip, broken_image_folder, 
     assert code == 1 and result["images"] == result["train"]["images"] == 11
     assert result["unreadable"] == ["dog/notov1.png"] and result["train"]["unreadable"] == ["cat/emojione.png"]
     assert "dog/notov1.png: the file is empty" in err and "cat/emojione.png: not an image file" in err
+
+
+@pytest.mark.parametrize("command", ["linear-probe", "knn"])
+def test_a_plain_folder_is_enough(run, clip, tmp_path, command):
+    folder = save_images(tmp_path, {"": emoji_styles()})
+    options = ["--strength", 1] if command == "linear-probe" else ["--k", 1]
+    code, out, err = run(command, clip, "--train", folder, *options, "--json")
+    result = json.loads(out)
+    assert code == 0 and (result["split"], result["images"], result["train"]["images"]) == ("held-out", 6, 18)
+    assert f"{folder} has no test split, so 6 of its 24 images are held out to test on, 20% of each class." in err
+
+
+@pytest.mark.parametrize("command", ["linear-probe", "knn"])
+def test_integer_labels_need_no_names_and_can_have_them(run, clip, numbered, command):
+    options = ["--strength", 1] if command == "linear-probe" else ["--k", 1]
+    code, out, _ = run(command, clip, "--train", numbered, *options, "--json")
+    assert code == 0 and list(json.loads(out)["per_class"]) == ["3", "5", "10", "11"]
+    names = numbered.with_name("names.json")
+    names.write_text('{"10": "ten", "11": "eleven", "3": "three", "5": "five"}')
+    code, out, _ = run(command, clip, "--train", numbered, *options, "--class-names", names, "--json")
+    assert code == 0 and list(json.loads(out)["per_class"]) == ["three", "five", "ten", "eleven"]
 
 
 def test_a_probe_that_did_not_converge_says_so(run, clip, images):

@@ -56,6 +56,12 @@ def test_class_embeddings_equal_the_classifiers(templates, model, processor):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_names_with_the_same_tokens_are_refused(batch_size, model, processor):
+    with pytest.raises(ValueError, match="'Cat' and 'cat' are the same prompts"):
+        class_embeddings(model, processor, ["a very long name", "Cat", "dog", "cat"], "icons", batch_size)
+
+
 @pytest.mark.parametrize("kind", ["slip", "audioclip"])
 def test_models_without_a_classifier_are_evaluated_too(kind):
     model = CASES[kind].make().eval()

@@ -424,6 +424,30 @@ def test_double_pixels_are_cast_to_the_models_dtype(classifier):
         assert torch.equal(classifier(tiny_pixels().double()).logits, classifier(tiny_pixels()).logits)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [["Cat", "cat", "dog"], ["dog", "hot_dog", "hot dog"], ["very " * 40 + "red", "dog", "very " * 40 + "blue"]],
+)
+@pytest.mark.filterwarnings("ignore:.*was cut")
+def test_names_with_the_same_tokens_are_refused_and_both_are_named(clip_folder, classifier, names):
+    a, b = (name for name in names if name != "dog")
+    said = f"class_names: .*{a[-6:]}' and .*{b[-6:]}' are the same prompts for this model"
+    for templates in ("{}", ["a photo of a {}.", "{}"]):
+        with pytest.raises(ValueError, match=said):
+            CLIPClassifier.from_pretrained(clip_folder, class_names=names, templates=templates)
+    with pytest.raises(ValueError, match=said):
+        classifier.set_classes(names)
+    assert classifier.class_names == list(CLASS_NAMES), "nothing was changed"
+
+
+def test_names_that_differ_in_one_template_or_in_trailing_underscores_are_taken(classifier):
+    long = "very " * 12
+    with pytest.warns(UserWarning, match="was cut"):
+        classifier.set_classes([long + "red", long + "blue"], [long + "{}", "{}"])
+    classifier.set_classes(["missile", "mitten", "missile_"])  # as CLIP's names of ImageNet, two of which are alike
+    assert classifier.class_names == ["missile", "mitten", "missile_"]
+
+
 def test_misuse_of_classes_is_named(clip_folder, classifier):
     with pytest.raises(ValueError, match="no classes are set"):
         CLIPClassifier.from_pretrained(clip_folder)(tiny_pixels())

@@ -16,6 +16,7 @@ from hf_clip_variants.modeling.dual_encoders.prompts import (
     check_texts,
     encode_texts,
     format_prompts,
+    read_class_names,
     resolve_class_names,
     resolve_templates,
     tokenize_texts,
@@ -63,6 +64,57 @@ def test_bad_templates_are_named(templates, message):
 
 def test_a_comma_separated_string_is_split_and_never_read_as_characters():
     assert resolve_class_names("cat, dog") == ["cat", "dog"]
+    assert resolve_class_names('"salt, pepper", cat,5" disk,') == ["salt, pepper", "cat", '5" disk']
+    assert resolve_class_names("cat\ndog\n") == ["cat", "dog"], "as $(cat classes.txt) gives them"
+
+
+def test_names_are_read_from_text_files_a_line_each(tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_text("\ufeffcat\r\nsalt, pepper \r\nhot\u2028dog\r\n\r\n", encoding="utf-8")
+    names = ["cat", "salt, pepper", "hot\u2028dog"]
+    assert resolve_class_names(str(file)) == resolve_class_names(file) == read_class_names(file) == names
+    file.write_text("cat, dog\n")
+    assert resolve_class_names(file) == ["cat", "dog"], "commas separate names in a file of one line"
+
+
+def test_names_are_read_from_json_as_a_list_or_a_mapping(tmp_path):
+    file = tmp_path / "classes.json"
+    file.write_text('["cat", "salt, pepper"]')
+    assert resolve_class_names(str(file)) == ["cat", "salt, pepper"]
+    for text in ('{"1": "dog", "0": "cat"}', '{"dog": 1, "cat": 0}'):  # as id2label and as label2id
+        file.write_text(text)
+        assert read_class_names(file) == {"1": "dog", "0": "cat"} and resolve_class_names(file) == ["cat", "dog"]
+    file.write_text('{"7": "dog", "n02": "cat"}')
+    assert read_class_names(file) == {"7": "dog", "n02": "cat"}, "of a data set whose labels have gaps or are text"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("gone.txt", None, FileNotFoundError, "--classes: no such file: .*gone.txt"),
+        ("gone.json", None, FileNotFoundError, "--classes: no such file: .*gone.json"),
+        ("names.csv", b"cat,dog", ValueError, "names.csv is a file of another kind than .txt and .json"),
+        ("blank.txt", b"cat\n\ndog\n", ValueError, "blank.txt, line 2: blank; want a name in each line"),
+        ("empty.txt", b" \n", ValueError, "--classes is empty"),
+        ("old.txt", "caf\xe9\ncat".encode("latin-1"), ValueError, "old.txt is not UTF-8 text"),
+        ("bad.json", b"[cat]", ValueError, "bad.json is not JSON"),
+        ("number.json", b"3", ValueError, "number.json holds a JSON int; want a list of names, or a mapping"),
+        ("pairs.json", b'{"0": ["n01", "cat"]}', ValueError, "pairs.json: the name of '0' is \\['n01', 'cat'\\]"),
+        ("twice.json", b'{"cat": 0, "dog": 0}', ValueError, "twice.json: 'cat' and 'dog' have the same label 0"),
+    ],
+)
+def test_bad_files_of_names_are_named(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=message):
+        resolve_class_names(str(tmp_path / name), "--classes")
+
+
+def test_a_class_may_have_the_name_of_a_folder_or_file_without_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "dog").write_text("x")
+    assert resolve_class_names("cat") == ["cat"] and resolve_class_names("dog") == ["dog"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +126,9 @@ def test_a_comma_separated_string_is_split_and_never_read_as_characters():
         (["cat", None], r"class_names\[1\] is None"),
         (["cat", "dog", "cat"], "'cat' is given twice, at 0 and 2"),
         ({0: "cat", 2: "dog"}, r"keys must be 0\.\.1"),
+        ({"0": "cat", "x": "dog"}, r"keys must be 0\.\.1"),
+        ({"cat", "dog"}, "class_names: got a set, which has no order; want a list"),
+        (frozenset(["cat"]), "class_names: got a frozenset, which has no order"),
     ],
 )
 def test_bad_class_names_are_named(names, message):

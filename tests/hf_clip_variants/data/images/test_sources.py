@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 
 from hf_clip_variants.data import load_images
 from hf_clip_variants.data.images.names import tidy_class_name
+from hf_clip_variants.data.images.sources import UnnamedLabels
 
 
 def make_image(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
@@ -120,7 +121,7 @@ def test_csv_with_splits_and_integer_labels(folder):
     lines = ["filename\tcategory\tsplit"]
     lines += [f"{p}.png\t{r // 3}\t{'val' if r % 3 == 2 else 'train'}" for r, p in enumerate(paths(folder))]
     file.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"class_names: the labels are integers \(0, 1, 2.*pass a list"):
+    with pytest.raises(ValueError, match=r"class_names: the labels are integers \(0, 1, 2\) without names; give them"):
         load_images(file)
     images = load_images(file, class_names=NAMES)
     assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and len(images.splits()["validation"]) == 3
@@ -207,6 +208,71 @@ def test_unrecognised_columns_are_listed():
         load_images(dataset, image_column="fine", label_column="coarse")
     with pytest.raises(ValueError, match="label_column: 'score' holds double|float64"):
         load_images(Dataset.from_dict(rows(score=[0.5] * 9)), label_column="score")
+
+
+def test_class_names_may_be_text_a_file_or_a_mapping_as_json_writes_it(tmp_path):
+    dataset = Dataset.from_dict(rows(label=[r // 3 for r in range(9)]))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    (tmp_path / "names.json").write_text('{"2": "tabby", "0": "golden_retriever", "1": "sports_car"}')
+    for names in (", ".join(NAMES), tmp_path / "names.txt", str(tmp_path / "names.json")):
+        assert_is_the_folder_set(load_images(dataset, class_names=names))
+    many = Dataset.from_dict(rows(label=[2] * 3 + [10] * 3 + [11] * 3))
+    names = {"10": "sports_car", "11": "tabby", "2": "golden_retriever"}
+    assert_is_the_folder_set(load_images(many, class_names=names))  # 2 before 10
+    with pytest.raises(FileNotFoundError, match="class_names: no such file: gone.txt"):
+        load_images(dataset, class_names="gone.txt")
+
+
+def test_a_mapping_renames_text_labels_and_leaves_its_own_names(folder, tmp_path):
+    """ImageNet's folders are called by WordNet ids; a test set may have the names themselves."""
+    ids = {"n03": "golden_retriever", "n01": "sports_car", "n02": "tabby"}
+    images = load_images(Dataset.from_dict(rows(label=["n03"] * 3 + ["n01"] * 3 + ["n02"] * 3)), class_names=ids)
+    assert images.class_names == ("sports car", "tabby", "golden retriever"), "in the order of the labels"
+    assert images.labels.tolist() == [2, 2, 2, 0, 0, 0, 1, 1, 1]
+    test = load_images(folder, class_names=ids)
+    assert test.class_names == images.class_names and test.labels.tolist() == images.labels.tolist()
+    assert load_images(folder, class_names=ids | {"n04": "lynx", "n00": "fox"}).class_names == test.class_names
+    with pytest.raises(ValueError, match=r"class_names: label of images\[6\].*got 'tabby', which is not among"):
+        load_images(folder, class_names={"n03": "golden_retriever", "n01": "sports_car"})
+
+
+def test_a_mapping_renames_the_classes_of_a_typed_column():
+    features = Features(image=Image(), label=ClassLabel(names=["n03", "n01", "n02"]))
+    dataset = Dataset.from_dict(rows(label=[r // 3 for r in range(9)]), features=features)
+    by_name = load_images(dataset, class_names={"n01": "sports_car", "n02": "tabby", "n03": "golden_retriever"})
+    assert_is_the_folder_set(by_name)
+    assert_is_the_folder_set(load_images(dataset, class_names={0: NAMES[0], 1: NAMES[1], 2: NAMES[2]}))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"golden_retriever", "sports_car", "tabby"}, "class_names: got a set, which has no order; want a list"),
+        ({0: "a", "x": "b", 2: "c"}, "class_names: got the label 'x'; the labels are integers"),
+        ([], "class_names is empty"),
+    ],
+)
+def test_class_names_without_order_or_for_other_labels_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(Dataset.from_dict(rows(label=[r // 3 for r in range(9)])), class_names=names)
+
+
+def test_names_that_differ_by_case_are_warned_about(caplog):
+    images = load_images(Dataset.from_dict(rows(label=["Cat"] * 3 + ["cat"] * 3 + ["dog"] * 3)))
+    assert images.class_names == ("Cat", "cat", "dog")
+    assert "class names 'Cat' and 'cat' differ by case only" in caplog.text
+
+
+def test_integer_labels_without_names_can_be_named_by_their_numbers():
+    labels = [7, 7, 7, 10, 10, 10, 2, 2, 2]
+    parts = DatasetDict(train=Dataset.from_dict(rows(label=labels)), test=Dataset.from_dict(rows(label=[-1] * 9)))
+    with pytest.raises(UnnamedLabels) as caught:
+        load_images(parts)
+    assert caught.value.labels == (2, 7, 10), "not the -1 of a split without labels"
+    images = load_images(parts, class_names=caught.value.numbers)
+    assert images.class_names == ("2", "7", "10") and images.labels.tolist() == [1, 1, 1, 2, 2, 2, 0, 0, 0]
+    with pytest.raises(UnnamedLabels, match=r"integers \(-1, 1\) without names"):
+        load_images(Dataset.from_dict(rows(label=[-1, 1, 1] * 3)))
 
 
 def test_bad_integer_labels_are_named():
