@@ -4,6 +4,7 @@ Over PEFT's `BaseTuner` they add three things: all checks run before the base mo
 strictly (no missing or unexpected tensor), and an adapter is tied to the backbone weights that it was made for.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .peft_type import add_peft_type
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
 _CLASSIFIER = "clipv-clip_classifier"
 _PEFT_PREFIX = "base_model.model."
+_MAKE_CLASS_FEATURES = {"prompt_embedder", "text_feature_adapter"}  # modules of a classifier
 
 
 @dataclass
@@ -44,8 +46,9 @@ class TunerConfig(PeftConfig):
         default=None,
         metadata={"help": "The classes that the adapter was made for, in label order. Taken from a CLIPClassifier."},
     )
-    templates: list[str] | None = field(
-        default=None, metadata={"help": "The classifier's prompt templates when the adapter was made."}
+    templates: list[str] | dict[str, list[str]] | None = field(
+        default=None,
+        metadata={"help": "The classifier's prompt templates, or prompts of each class, when the adapter was made."},
     )
     backbone_fingerprint: str | None = field(
         default=None,
@@ -94,6 +97,11 @@ class TunerConfig(PeftConfig):
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name in the base model -> shape, for every tensor in the adapter's file."""
         raise NotImplementedError
+
+    @property
+    def changes_class_features_alone(self) -> bool:
+        """Whether a classifier without the adapter, but with its class features, has the same logits."""
+        return set(self.target_modules or ["?"]) <= _MAKE_CLASS_FEATURES
 
     def why_classes_are_fixed(self) -> str | None:
         """Why the adapter works only with the classes that it was made for; None if it works with any classes.
@@ -222,8 +230,8 @@ class Base:
         return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
 
     @property
-    def templates(self) -> list[str] | None:
-        return list(self.model.config.templates) if self.class_names is not None else None
+    def templates(self) -> list[str] | dict[str, list[str]] | None:
+        return copy.deepcopy(self.model.config.templates) if self.class_names is not None else None
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
@@ -301,7 +309,10 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
 def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
     kinds = ", ".join(sorted({config.peft_type.value for config in configs.values()})) or "this adapter"
-    return f"merge: {kinds} cannot be merged, {refusal}; keep the adapter, or remove it with unload()"
+    ways = "keep the adapter, or remove it with unload()"
+    if all(config.changes_class_features_alone for config in configs.values()):
+        ways = "keep the adapter, or make a classifier without it: merge_and_unload()"
+    return f"merge: {kinds} cannot be merged, {refusal}; {ways}"
 
 
 def _why_classes_are_fixed(config: TunerConfig) -> str | None:
@@ -444,6 +455,11 @@ class Tuner(BaseTuner):
                     f"{config.backbone_fingerprint!r}, this backbone has {current!r}. Load the right one, or pass "
                     "allow_other_backbone=True (for a new adapter: a new configuration)"
                 )
+        if base.is_classifier and base.model.config.fixed_class_features and "prompt_embedder" in targets:
+            raise ValueError(
+                f"model: {config.peft_type.value} learns prompts, but an adapter was merged into this classifier, and "
+                "its class features do not follow from prompts; use the base model"
+            )
         reason = _why_classes_are_fixed(config)
         if reason and base.is_classifier:
             if base.class_names is None:
@@ -492,6 +508,41 @@ class Tuner(BaseTuner):
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module._active_adapter = []
         return super().unload()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The classifier without the adapter, and with its class features: the same logits, and fixed classes.
+
+        Possible on a `CLIPClassifier` whose class features are all that the adapter changes: CoOp, IVLP with
+        `vision_depth=0`, CLIP-Adapter with `modality="text"`.
+
+        Args:
+            safe_merge: check that the features are finite.
+            adapter_names: the one adapter to merge; default: the active one.
+
+        Raises:
+            ValueError: another adapter, several of them, features that are not finite. The model stays as it was.
+        """
+        names = adapter_names or self.active_adapters
+        if len(names) != 1:
+            raise ValueError(f"adapter_names: {names}, expected one: adapters of this kind cannot be summed")
+        config = self.peft_config[names[0]]
+        if not config.changes_class_features_alone:
+            raise ValueError(_merge_error({names[0]: config}, self.tuner_layer_cls.merge_refusal))
+        before = self.active_adapters
+        self.enable_adapter_layers()
+        self.set_adapter(names, inference_mode=True)
+        with torch.no_grad():
+            features = self.model.get_class_features()
+            if "text_feature_adapter" in config.target_modules:
+                features = self.model.text_feature_adapter(features)
+        if safe_merge and not features.isfinite().all():
+            self.set_adapter(before)
+            raise ValueError(f"adapter_names: the class features of {names[0]!r} are not finite")
+        merged = super().unload()  # with the trained copies of `modules_to_save`
+        merged.fix_class_features(features)
+        return merged
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(_merge_error(self.peft_config, self.tuner_layer_cls.merge_refusal))

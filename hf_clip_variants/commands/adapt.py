@@ -48,7 +48,11 @@ def adapt(
         ),
     ] = None,
     templates: Annotated[
-        str | None, typer.Option(help="Prompt template, a named set, or a file.", show_default="a photo of a {}.")
+        str | None,
+        typer.Option(
+            help="Prompt template, a named set, or a file (JSON: also prompts of each class).",
+            show_default="a photo of a {}.",
+        ),
     ] = None,
     set: Annotated[
         list[str] | None,

@@ -31,7 +31,9 @@ def predict(
     classes: Annotated[str | None, typer.Option(metavar="FILE|LIST", help=f"Classes to choose from: {HOW}.")] = None,
     templates: Annotated[
         str | None,
-        typer.Option(help="Prompt template, such as 'a photo of a {}.', a named set, or a file of templates."),
+        typer.Option(
+            help="Template, such as 'a photo of a {}.', a named set, or a file (JSON: also prompts of each class)."
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
     format: Annotated[Literal["csv", "json"], typer.Option(help="CSV with a header, or JSON lines.")] = "csv",

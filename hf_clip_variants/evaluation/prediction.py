@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ def load_for_prediction(
     model: str | os.PathLike | None = None,
     adapter: str | os.PathLike | None = None,
     class_names: str | Sequence[str] | None = None,
-    templates: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device | None = None,
     default_class_names: Sequence[str] | None = None,
 ) -> Loaded:
@@ -52,7 +52,7 @@ def load_for_prediction(
             of the run folder that holds the adapter.
         class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter for fixed classes refuses
             others.
-        templates: prompt templates for them.
+        templates: prompt templates, or prompts of each class, instead of the saved ones.
         device: default: a GPU if there is one.
         default_class_names: for a model that has no classes of its own.
 
@@ -78,6 +78,8 @@ def load_for_prediction(
         )
         loaded = load_adapter(adapter, base)
         base = loaded.get_base_model()
+        if class_names is None and templates is not None and base.config.templates:
+            class_names = base.class_names
         if class_names is not None:
             base.set_classes(class_names, templates)
     if not base.config.templates:

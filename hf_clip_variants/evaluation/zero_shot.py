@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
-from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, resolve_templates
+from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, prompt_counts, resolve_templates
 
 
+Templates = str | Sequence[str] | Mapping[str, Sequence[str]] | None
 _IDS = ("input_ids", "attention_mask")
 
 
@@ -30,7 +31,7 @@ class ZeroShotSet:
 
     name: str
     images: ImageSet
-    templates: str | Sequence[str] | None = None
+    templates: Templates = None
 
 
 def text_features(model: nn.Module, tokens: Any) -> torch.Tensor:
@@ -48,21 +49,22 @@ def image_features(model: nn.Module, processor: Any, images: list | torch.Tensor
 
 
 def tokenize_prompts(
-    processor: Any, class_names: Sequence[str], templates: str | Sequence[str] | None, batch_size: int = 1024
+    processor: Any, class_names: Sequence[str], templates: Templates, batch_size: int = 1024
 ) -> list[Any]:
-    """The prompts of C classes in T templates as tokens, class by class, in batches; as `CLIPClassifier.set_classes`
-    does it.
+    """The prompts of C classes in T templates (or of each class) as tokens, class by class, in batches; as
+    `CLIPClassifier.set_classes` does it.
 
     Raises:
         ValueError: bad templates or class names, see `resolve_templates`, `tokenize_texts` and `check_names_differ`.
     """
-    templates = resolve_templates(templates)
+    templates = resolve_templates(templates, class_names)
     prompts = format_prompts(class_names, templates)
     options = {"what": "class prompts", "padding": True, "truncation": True, "return_tensors": "pt"}
     batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     tokens = [encode_texts(processor.tokenizer, batch, **options) for batch in batches]
     rows = (ids[mask > 0].numpy().tobytes() for t in tokens for ids, mask in zip(*map(t.get, _IDS), strict=True))
-    check_names_differ(class_names, [tuple(next(rows) for _ in templates) for _ in class_names])
+    counts = prompt_counts(class_names, templates)
+    check_names_differ(class_names, [tuple(next(rows) for _ in range(count)) for count in counts])
     return tokens
 
 
@@ -70,7 +72,7 @@ def class_embeddings(
     model: nn.Module,
     processor: Any,
     class_names: Sequence[str],
-    templates: str | Sequence[str] | None = None,
+    templates: Templates = None,
     batch_size: int = 64,
 ) -> torch.Tensor:
     """(C, D) unit-norm embeddings of classes: those of a `CLIPClassifier` of the same weights.
@@ -81,7 +83,7 @@ def class_embeddings(
     """
     tokens = tokenize_prompts(processor, class_names, templates, batch_size)
     features = torch.cat([text_features(model, batch) for batch in tokens])
-    return unit_norm(ensemble_prompts(features.unflatten(0, (len(class_names), -1))))
+    return unit_norm(ensemble_prompts(features, prompt_counts(class_names, resolve_templates(templates, class_names))))
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def zero_shot_accuracy(
     model: nn.Module,
     processor: Any,
     images: ImageSet,
-    templates: str | Sequence[str] | None = None,
+    templates: Templates = None,
     batch_size: int = 64,
     *,
     rank: int = 0,

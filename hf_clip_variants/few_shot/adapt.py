@@ -5,6 +5,7 @@ After a kill, the same call goes on where it was.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -73,7 +74,7 @@ def adapt(
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (1, 2, 3),
     test_data: Mapping[str, str] | None = None,
-    templates: str | Sequence[str] | None = None,
+    templates: str | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     overrides: Mapping[str, Any] | None = None,
     profile: str | None = None,
     benchmark: str | None = None,
@@ -100,8 +101,8 @@ def adapt(
             warning.
         test_data: name -> source. Default: the data's test split, or else a fifth of the images of each class, which
             are then never learnt from. They are chosen by their names: all runs on the same data have the same ones.
-        templates: prompt templates: one, a list, a file or a named set. Default: the model family's, such as
-            `"a photo of a {}."`.
+        templates: prompt templates: one, a list, a file or a named set; or prompts of each class,
+            `{class: [sentences]}` or a JSON file of that. Default: the model family's, such as `"a photo of a {}."`.
         overrides: values instead of the recipes': `{"epochs": 10}` for every method that has it,
             `{"coop.epochs": 10}` for one.
         profile: "published" or "tiny" recipes; default: by the size of the model.
@@ -147,7 +148,7 @@ def adapt(
     classifier = CLIPClassifier.from_pretrained(
         model, class_names=list(train.class_names), templates=templates, dtype=torch.float32
     )
-    profile, templates = profile or default_profile(classifier), list(classifier.config.templates)
+    profile, templates = profile or default_profile(classifier), copy.deepcopy(classifier.config.templates)
     for m in methods:  # unknown names are an error now, before the first run
         for k in shots:
             apply_overrides(few_shot_method(m), recipe(m, k, benchmark, profile), by_method[m])
@@ -176,7 +177,7 @@ def adapt(
 
     names, plan = tuple(train.class_names), Plan("few_shot", "data", str(data))
     evaluations = tuple(whole_set(t.name, "test", t.images, templates, tuple(range(len(names)))) for t in test_sets)
-    task = Task(plan, train, validation, draws, names, tuple(templates), evaluations, benchmark)
+    task = Task(plan, train, validation, draws, names, templates, evaluations, benchmark)
     zero_shot = Run(plan, str(model))
     runs = [Run(plan, str(model), m, k, s) for m in methods for k in shots for s in seeds]
 

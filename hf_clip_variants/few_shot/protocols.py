@@ -82,6 +82,9 @@ def columns_among(class_names: Sequence[str], trained: Sequence[str], what: str)
     return tuple(place[name] for name in class_names)
 
 
+SetTemplates = Sequence[str] | Mapping[str, Sequence[str]]
+
+
 def templates_for(source: str, given: str | Sequence[str] | None = None) -> list[str] | None:
     """The templates for a source: those given, CoOp's for its sets, "icons" for emoji; None means the family's own.
 
@@ -162,7 +165,7 @@ class Evaluation:
             use.
         labels (`np.ndarray`): (N,) int64, indices into `class_names`.
         class_names (`tuple[str, ...]`): the classes to choose among.
-        templates (`tuple[str, ...]`): their prompts; () for those of the model's family.
+        templates: templates, or prompts of each class; () for those of the model's family.
         columns (`tuple[int, ...]`, *optional*): index of each class among the trained ones. None: other classes.
     """
 
@@ -173,7 +176,7 @@ class Evaluation:
     rows: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: SetTemplates
     columns: tuple[int, ...] | None
 
     def __post_init__(self):
@@ -191,7 +194,7 @@ class Task:
         draws ([`Draws`]): of all classes: the official code, too, draws first and leaves classes out afterwards.
         class_names (`tuple[str, ...]`): the trained classes, which are the first ones of the data: labels stay the
             same.
-        templates (`tuple[str, ...]`): of the trained classes.
+        templates: of the trained classes.
         evaluations (`tuple[Evaluation, ...]`)
         recipe_dataset (`str`, *optional*): whose published recipes are used, see `recipes.DATASETS`.
     """
@@ -201,7 +204,7 @@ class Task:
     validation: ImageSet | None
     draws: Draws
     class_names: tuple[str, ...]
-    templates: tuple[str, ...]
+    templates: SetTemplates
     evaluations: tuple[Evaluation, ...]
     recipe_dataset: str | None = None
 
@@ -232,11 +235,11 @@ class Task:
 
 
 def whole_set(
-    name: str, part: Part, images: ImageSet, templates: Sequence[str], columns: tuple[int, ...] | None
+    name: str, part: Part, images: ImageSet, templates: SetTemplates, columns: tuple[int, ...] | None
 ) -> Evaluation:
     """All images of a test set, classified among all of its classes."""
     names, rows = tuple(images.class_names), np.arange(len(images))
-    return Evaluation(name, part, name, images, rows, images.labels, names, tuple(templates), columns)
+    return Evaluation(name, part, name, images, rows, images.labels, names, templates, columns)
 
 
 def base_and_new(name: str, images: ImageSet, templates: Sequence[str], only: bool = True) -> list[Evaluation]:
@@ -324,7 +327,7 @@ def load_task(
         columns = (
             columns_among(images.class_names, names, source) if plan.protocol == "domain_generalisation" else None
         )
-        target_templates = own_templates if columns is not None else templates_for(source, templates) or ()
+        target_templates = own_templates if columns is not None else tuple(templates_for(source, templates) or ())
         evaluations.append(whole_set(name, "target", images, target_templates, columns))
     found = [e.name for e in evaluations]
     if len(set(found)) < len(found):

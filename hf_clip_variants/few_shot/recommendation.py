@@ -16,7 +16,7 @@ from .method import few_shot_method
 
 ZERO_SHOT = "zero_shot"
 # Both as accuracies. Standard deviation of a method's gain around what is expected of it, on the tasks of development.
-EXPECTED_SPREAD = 0.06
+EXPECTED_SPREAD = 0.04
 # Left out, an adapter learns from fewer images than in the end, and images left out are like those that it learnt
 # from.
 VALIDATION_BIAS = 0.03

@@ -28,7 +28,7 @@ from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.fingerprint import fingerprint
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
-from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, Task
+from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, SetTemplates, Task
 from .recipes import Recipe, recipe
 from .recommendation import ZERO_SHOT
 from .run_folder import RUN_KEY
@@ -221,8 +221,9 @@ class FewShotRunner:
 
     # ---- tests
 
-    def _name_classes(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        wanted = list(class_names), list(templates) or [self.classifier.family.default_template]
+    def _name_classes(self, class_names: Sequence[str], templates: SetTemplates) -> None:
+        templates = dict(templates) if isinstance(templates, Mapping) else list(templates)
+        wanted = list(class_names), templates or [self.classifier.family.default_template]
         if (self.classifier.class_names, self.classifier.config.templates) != wanted:
             self.classifier.set_classes(*wanted)
 

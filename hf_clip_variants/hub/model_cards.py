@@ -192,6 +192,12 @@ def card_arguments(readme: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
+def _shown_templates(templates: Sequence[str] | Mapping[str, Sequence[str]]) -> str:
+    if isinstance(templates, Mapping):
+        return f"each class has prompts of its own, {sum(map(len, templates.values()))} in all, in the configuration."
+    return ", ".join(_code(template) for template in templates)
+
+
 def model_card(
     model: Any,
     *,
@@ -297,7 +303,7 @@ def model_card(
         snippet=_snippet(row, values, repo_id, base_model, with_code, with_base),
         note=note,
         class_names=shown,
-        templates=", ".join(_code(template) for template in templates),
+        templates="" if values.get("fixed_class_features") else _shown_templates(templates),
         results=_result_rows(results),
         recipe=[(_cell(name), _cell(value)) for name, value in (recipe or {}).items()],
         licence=f"Weights: {license}." if license else "The author of these weights has not stated one.",

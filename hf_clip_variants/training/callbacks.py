@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from ..data.images.feature_cache import FeatureDataset
 
 
+LARGEST_SCALE = math.log(100)  # of the logits, Radford et al. 2021, section 2.5; a logarithm, as `logit_scale` is
+
+
+@torch.no_grad()
+def limit_logit_scale(model: nn.Module, largest: float = LARGEST_SCALE) -> None:
+    """`model.logit_scale` back into [0, `largest`], for after a step of the optimiser; a frozen one stays as it is."""
+    if model.logit_scale.requires_grad:
+        model.logit_scale.clamp_(0, largest)
+
+
 class PretrainingCallback(TrainerCallback):
     """After each step of the optimiser: `logit_scale` back into [0, ln 100], and the momentum encoder a step after the
     weights, in models that have one ([`SLIPForPreTraining`] with MoCo v3 or BYOL).
@@ -34,7 +44,7 @@ class PretrainingCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, max_logit_scale: float = math.log(100)):
+    def __init__(self, max_logit_scale: float = LARGEST_SCALE):
         if not 0 < max_logit_scale < math.inf:
             raise ValueError(f"max_logit_scale: got {max_logit_scale}, expected a number > 0")
         self.max_logit_scale = max_logit_scale
@@ -47,7 +57,7 @@ class PretrainingCallback(TrainerCallback):
             raise ValueError(
                 f"model: {type(model).__name__} has no logit_scale, PretrainingCallback is for contrastive models"
             )
-        model.logit_scale.clamp_(0, self.max_logit_scale)
+        limit_logit_scale(model, self.max_logit_scale)
         if hasattr(model, "update_momentum_encoder"):
             model.update_momentum_encoder(progress)
 
@@ -80,4 +90,4 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch + 1e-6))  # a resumed run stands within an epoch
 
 
-__all__ = ["EpochCallback", "PretrainingCallback"]
+__all__ = ["LARGEST_SCALE", "EpochCallback", "PretrainingCallback", "limit_logit_scale"]

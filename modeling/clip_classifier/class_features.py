@@ -20,6 +20,7 @@ Both are valid for one *state* of the text side, `text_state`. What happens, and
     moved to another device                     valid, moved along           forgotten
     saved, loaded by `from_pretrained`          valid if it was              empty
     copied, pickled                             valid if it was              empty
+    `fix_class_features` (a merged adapter)     these, for good              not used
 
 (*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
 

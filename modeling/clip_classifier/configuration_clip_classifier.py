@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of
+from ..dual_encoders.prompts import prompt_counts, resolve_templates
 from ..loading_and_saving.checkpoints import check_encoder_types, check_range, without_kernels
 
 
@@ -21,13 +22,17 @@ class CLIPClassifierConfig(CLIPConfig):
         backbone_model_type (`str`, defaults to `"clip"`):
             The family of the dual encoder, one of `modeling/dual_encoders/backbones.py`. Read from the checkpoint that
             is loaded.
-        templates (`list[str]`, defaults to `[]`):
-            Prompt templates, each with one `{}`. Empty: no classes were set yet (`CLIPClassifier.set_classes`).
+        templates (`list[str]` or `dict[str, list[str]]`, defaults to `[]`):
+            Prompt templates, each with one `{}`; or the prompts of each class, by its name. Empty: no classes were set
+            yet (`CLIPClassifier.set_classes`).
         prompt_length (`int`, defaults to 2):
             Tokens of the longest class prompt, SOS and EOS included. Written by `set_classes`.
         tail_length (`int`, defaults to 1):
             Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by
             `set_classes`.
+        fixed_class_features (`bool`, defaults to `False`):
+            The class features are an adapter's, merged, and do not follow from the prompts: they are read from the
+            file, and the classes cannot be changed. Written by `CLIPClassifier.fix_class_features`.
 
     Example:
 
@@ -41,13 +46,17 @@ class CLIPClassifierConfig(CLIPConfig):
     """
 
     model_type = "clipv-clip_classifier"
+    # `Trainer` collects the logits alone: the rest grows with classes (and CoCoOp's with images times classes)
+    keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text", "image_embeds", "text_embeds"]
+    keys_to_ignore_at_inference += ["hidden_states", "attentions"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     backbone_model_type: str = "clip"
-    templates: list[str] = field(default_factory=list)
+    templates: list[str] | dict[str, list[str]] = field(default_factory=list)
     prompt_length: int = 2
     tail_length: int = 1
+    fixed_class_features: bool = False
 
     def __post_init__(self, **kwargs):
         family = family_of(self.backbone_model_type)
@@ -74,6 +83,11 @@ class CLIPClassifierConfig(CLIPConfig):
     @property
     def class_names(self) -> list[str]:
         return [self.id2label[index] for index in range(self.num_labels)]
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """How many prompts each class has."""
+        return prompt_counts(self.class_names, self.templates)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -112,9 +126,8 @@ class CLIPClassifierConfig(CLIPConfig):
         check_range(self, "", ("projection_dim",))
 
     def validate_templates(self):
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"templates: {template!r} must have exactly one {{}}")
+        if self.templates:
+            resolve_templates(self.templates, self.class_names)
 
 
 __all__ = ["CLIPClassifierConfig"]

@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -16,12 +18,14 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.prompts import (
     check_names_differ,
     format_prompts,
+    prompt_counts,
     resolve_class_names,
     resolve_templates,
     tokenize_texts,
 )
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
+from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 
 
@@ -34,7 +38,7 @@ class CLIPClassifierOutput(ModelOutput):
     """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
     encoder's."""
 
-    loss: torch.FloatTensor | None = None  # (), with `labels`: cross-entropy, or what `config.problem_type` says
+    loss: torch.FloatTensor | None = None  # (), with `labels`; see `classification_loss.py`
     # (B, C) scaled cosine of each image and each class; adapters may add to it
     logits: torch.FloatTensor | None = None
     logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
@@ -56,6 +60,7 @@ class ClassPrompts:
     padding_id: int
     num_start_tokens: int = 1  # S0
     max_length: int = 77  # tokens that a prompt may have
+    counts: tuple[int, ...] | None = None  # (C,) where classes have prompts of their own: the rest of T is padding
 
     @property
     def start_ids(self) -> torch.Tensor:
@@ -73,7 +78,8 @@ class EmbeddedPrompts:
 
     input_ids: torch.Tensor  # (N, L) int: where the end is, and (where no embeddings are given) the tokens themselves
     inputs_embeds: torch.Tensor | None = None  # (N, L, W) token embeddings, positions not yet added
-    prompts_per_class: int = 1  # T: consecutive rows that are averaged to one class
+    # T, or of each class its own: consecutive rows that are averaged to one class
+    prompts_per_class: int | tuple[int, ...] = 1
     shared_prefix: int | None = None  # leading positions that are the same in all rows; None: found from the ids
     prefix_embeds: torch.Tensor | None = None  # (P, W), or (B, P, W) for each image its own: of the first P tokens
     position_ids: torch.Tensor | None = None  # (L,) where positions are not 0..L-1
@@ -108,7 +114,11 @@ class PromptEmbedder(nn.Module):
     def forward(
         self, prompts: ClassPrompts, token_embedding: nn.Module, image_embeds: torch.Tensor | None = None
     ) -> EmbeddedPrompts:
-        return EmbeddedPrompts(prompts.template_ids.flatten(0, 1), prompts_per_class=prompts.template_ids.shape[1])
+        ids, counts = prompts.template_ids, prompts.counts
+        if counts is None:
+            return EmbeddedPrompts(ids.flatten(0, 1), prompts_per_class=ids.shape[1])
+        own = [prompts_of_class[:count] for prompts_of_class, count in zip(ids, counts, strict=True)]
+        return EmbeddedPrompts(torch.cat(own), prompts_per_class=counts)
 
 
 class FeatureAdapter(nn.Module):
@@ -130,12 +140,18 @@ class LogitHead(nn.Module):
         return logit_scale * image_embeds @ class_embeds.t()
 
 
-def ensemble_prompts(features: torch.Tensor) -> torch.Tensor:
+def ensemble_prompts(features: torch.Tensor, counts: Sequence[int] | None = None) -> torch.Tensor:
     """(…, C, T, D) text features of T templates -> (…, C, D) class features: normalise, mean over templates, normalise
     (Radford et al. 2021).
 
-    One template is passed through un-normalised, so that a text adapter sees what the projection gave.
+    One template is passed through un-normalised, so that a text adapter sees what the projection gave. With `counts`,
+    of C classes, the features are (…, N, D), class by class, N their sum.
     """
+    if counts is not None and len(set(counts)) > 1:
+        means = [of_class.mean(dim=-2) for of_class in unit_norm(features).split(list(counts), dim=-2)]
+        return unit_norm(torch.stack(means, dim=-2))
+    if counts is not None:
+        features = features.unflatten(-2, (-1, counts[0]))
     if features.shape[-2] == 1:
         return features[..., 0, :]
     return unit_norm(unit_norm(features).mean(dim=-2))
@@ -206,14 +222,15 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
-        self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
 
     def _placeholder_prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompts "SOS <class index> EOS": a model made from a configuration alone can run."""
         config, eos = self.config, self.padding_id
         last = config.text_config.vocab_size - 1
-        prompts = torch.full((config.num_labels, max(len(config.templates), 1), config.prompt_length), min(eos, last))
+        prompts = torch.full(
+            (config.num_labels, max([*config.prompt_counts, 1]), config.prompt_length), min(eos, last)
+        )
         prompts[..., 0] = min(config.text_config.bos_token_id or 0, last)
         if config.prompt_length > 2:
             prompts[..., 1] = (torch.arange(config.num_labels) % max(min(last, eos), 1))[:, None]
@@ -253,11 +270,26 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if name == "peft_config" and adapters_on(self._text_side()):
             # PEFT sets it when its layers are in place. Merging them writes to the weights past the version counters.
             self._kept.forget()
+            if self.config.fixed_class_features:
+                warnings.warn("adapters on the text encoder change nothing: class features are fixed", stacklevel=2)
 
     def forget_class_features(self) -> None:
-        """Computes class features anew at the next forward: for weights that were changed in place through `.data`."""
-        self.class_features_ready.fill_(False)
+        """Computes class features anew at the next forward: for weights that were changed in place through `.data`.
+        Fixed ones stay."""
+        self.class_features_ready.fill_(self.config.fixed_class_features)
         self._kept.forget()
+
+    def fix_class_features(self, features: torch.Tensor) -> None:
+        """Classes by features (C, D) instead of prompts, for good: before the text adapter, not normalised. They do
+        not follow the text encoder's weights, and the classes cannot be changed. Adapters merge this way."""
+        if features.shape != self.class_features.shape:
+            raise ValueError(
+                f"features: expected {list(self.class_features.shape)}, got {list(features.shape)} (classes, width)"
+            )
+        with torch.no_grad():
+            self.class_features.copy_(features)
+        self.config.fixed_class_features = True
+        self.forget_class_features()
 
     def _stored_features_are_valid(self) -> bool:
         return self._kept.stored_state is not None and self._kept.stored_state == text_state(self._text_side())
@@ -297,21 +329,26 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def set_classes(
         self,
         class_names: str | Sequence[str] | Mapping[int, str],
-        templates: str | Path | Sequence[str] | None = None,
+        templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         tokenizer=None,
     ) -> "CLIPClassifier":
         """Names the classes, in label order, and the templates (default: those already set, else the family's,
         `"a photo of a {}."`).
 
-        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`). Class
-        features are computed at the next forward. Raises ValueError for empty, blank or repeated names, names whose
-        prompts are the same token ids, and bad templates, and while an adapter is on the model that depends on the
-        old classes. Returns the model.
+        Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`), or prompts of
+        each class, `{class: [sentences]}`, any number a class (`class_prompts.py`). Class features are computed at the
+        next forward. Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
+        and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
         if templates is None:
             templates = self.config.templates or self.family.default_template
-        templates = resolve_templates(templates)
+            if isinstance(templates, Mapping) and templates.keys() >= set(names):
+                templates = {name: templates[name] for name in names}
+        templates = resolve_templates(templates, names)
+        if self.config.fixed_class_features and (names, templates) == (self.class_names, self.config.templates):
+            return self
+        self._refuse_if_classes_are_fixed()
         if tokenizer is not None:
             self._tokenizer = tokenizer
         positions = self.family.context_length(self.config)
@@ -322,13 +359,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
 
         prompts = tokenize(format_prompts(names, templates), "class prompts")
-        rows = iter(map(tuple, prompts))
-        check_names_differ(names, [tuple(next(rows) for _ in templates) for _ in names])
+        counts, rows = prompt_counts(names, templates), iter(map(tuple, prompts))
+        check_names_differ(names, [tuple(next(rows) for _ in range(count)) for count in counts])
         with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
             warnings.simplefilter("ignore", UserWarning)
             tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
             alone = tokenize(spoken, "class_names")
-        prompt_ids = _pad_rows(prompts, self.padding_id).view(len(names), len(templates), -1)
+        by_class = _pad_rows(prompts, self.padding_id).split(counts)
+        prompt_ids = pad_sequence(by_class, batch_first=True, padding_value=self.padding_id)
         tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
         special = start + 1
         name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])
@@ -340,13 +378,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         tail_ids: torch.Tensor,
         tail_name_lengths: torch.Tensor,
         class_names: Sequence[str],
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     ) -> "CLIPClassifier":
         """`set_classes` for those who tokenised themselves.
 
-        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS.
+        `template_ids` (C, T, L): every class in every template, from SOS to EOS, padded with anything after EOS; of
+        prompts of each class, T is the largest number of them, and rows behind a class's own are not read.
         `tail_ids` (C, S): `"name."` without SOS, with EOS; `tail_name_lengths` (C,): how many of them are the name.
-        `templates`: T of them, for the record.
+        `templates`: T of them, or the prompts of each class, for the record.
         """
         names = resolve_class_names(class_names)
         if template_ids.dim() != 3 or tail_ids.dim() != 2 or tail_name_lengths.dim() != 1:
@@ -357,9 +396,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         counts = {len(template_ids), len(tail_ids), len(tail_name_lengths), len(names)}
         if len(counts) != 1:
             raise ValueError(f"class_names: {len(names)} names for ids of {sorted(counts - {len(names)})} classes")
-        templates = list(templates or [f"{{}} [{index}]" for index in range(template_ids.shape[1])])
-        if len(templates) != template_ids.shape[1]:
-            raise ValueError(f"templates: {len(templates)} templates, template_ids has {template_ids.shape[1]}")
+        templates = templates or [f"{{}} [{index}]" for index in range(template_ids.shape[1])]
+        templates = resolve_templates(templates, names)
+        if (most := max(prompt_counts(names, templates))) != template_ids.shape[1]:
+            raise ValueError(f"templates: {most} templates, template_ids has {template_ids.shape[1]}")
+        self._refuse_if_classes_are_fixed()
         self._refuse_while_adapters_depend_on(names)
         config = self.config
         config.id2label = dict(enumerate(names))
@@ -370,6 +411,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
         self._kept.forget()
         return self
+
+    def _refuse_if_classes_are_fixed(self):
+        if self.config.fixed_class_features:
+            raise ValueError(
+                "class_names: an adapter was merged into the class features of this model, so its classes and "
+                "templates are fixed; change those of the base model, and load the adapter onto it"
+            )
 
     def _refuse_while_adapters_depend_on(self, class_names: list[str]):
         for name, module in self.named_modules():
@@ -382,7 +430,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """The classes as token ids."""
         family = self.family
         ids = (self.prompt_ids, self.tail_ids, self.tail_name_lengths)
-        return ClassPrompts(*ids, self.padding_id, family.num_start_tokens, family.context_length(self.config))
+        counts = self.config.prompt_counts if isinstance(self.config.templates, Mapping) else ()
+        own_counts = tuple(counts) if len(set(counts)) > 1 else None
+        about = (self.padding_id, family.num_start_tokens, family.context_length(self.config), own_counts)
+        return ClassPrompts(*ids, *about)
 
     # ---- class features: (C, D), before the text adapter
 
@@ -392,7 +443,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if prompts.max_tokens_per_chunk is not None:
             options = {"checkpoint": True, "max_tokens_per_chunk": prompts.max_tokens_per_chunk}
         features = self.family.encode_text(self.clip, prompts.input_ids, **options, **prompts.learned())
-        return ensemble_prompts(features.unflatten(-2, (-1, prompts.prompts_per_class)))
+        per_class = prompts.prompts_per_class
+        if isinstance(per_class, int):
+            return ensemble_prompts(features.unflatten(-2, (-1, per_class)))
+        return ensemble_prompts(features, per_class)
 
     def _encode_classes(self, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
         if not self.config.templates:
@@ -411,8 +465,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         Computed once and kept while nothing that they depend on changes (a label set each, so threads with different
         labels do not disturb each other); recomputed with gradient in training when something that they depend on is
         trained. ValueError for stored classes whose prompts depend on the images (CoCoOp): `forward` computes those,
-        as (B, C, D).
+        as (B, C, D). Fixed class features (`fix_class_features`) are returned as they are.
         """
+        if input_ids is None and self.config.fixed_class_features:
+            return self.class_features
         if input_ids is None and self.prompt_embedder.depends_on_images:
             raise ValueError(
                 "class features: the adapter makes prompts from each image; call the model with pixel_values or "
@@ -436,7 +492,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         state = text_state(text_side)
 
         def compute():
-            return self._stored_features(text_side) if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+            with self._no_autocast():
+                if input_ids is None:
+                    return self._stored_features(text_side)
+                return self._encode(EmbeddedPrompts(input_ids))
 
         if not state:
             with torch.no_grad():
@@ -454,6 +513,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self.class_features_ready.fill_(True)
             self._kept.set_stored(text_side)
         return self.class_features.clone()
+
+    def _no_autocast(self):
+        """What is kept or saved must not depend on who asked first: it has the weights' precision."""
+        device = self.prompt_ids.device.type
+        return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
     # ---- inference and training
 
@@ -497,7 +561,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         r"""
         Args:
             pixel_values: (B, 3, H, W), normalised.
-            labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
+            labels: (B,) class indices (-100: left out), or (B, C) soft labels whose rows sum to 1, or what
+                `config.problem_type` says; gives `loss`. See `classification_loss`.
             input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline
                 sends them). They are encoded as they are: learned contexts apply to the stored classes only.
             attention_mask: ignored; after EOS nothing counts in a causal encoder.
@@ -528,7 +593,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             logits = logits + bias.to(logits)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
+            loss = classification_loss(logits, labels, self.config.problem_type)
         embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
         inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
@@ -565,7 +630,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         pretrained_model_name_or_path,
         *model_args,
         class_names: str | Sequence[str] | Mapping[int, str] | None = None,
-        templates: str | Path | Sequence[str] | None = None,
+        templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None = None,
         tokenizer=None,
         output_loading_info: bool = False,
         **kwargs,
@@ -588,6 +653,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
         elif model.device.type != "meta" and model.class_features_ready:
             model._kept.set_stored(model._text_side())
+        elif model.device.type != "meta" and model.config.fixed_class_features:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the configuration says that class features are fixed, the weights "
+                "lack them"
+            )
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -1,7 +1,7 @@
 """What users write, checked: class names and prompt templates, and any text as token ids.
 
 A template is a string with exactly one `{}`, the place of the class name. Ensembles (Radford et al. 2021, section
-3.1.4) average the normalised text embeddings of several templates.
+3.1.4) average the normalised text embeddings of several templates, or of a class's own prompts (`class_prompts.py`).
 """
 
 import csv
@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
+from .class_prompts import resolve_class_prompts, with_slot
+
 
 def _beside(name: str, wanted: str):
     """A module that exported code may lack; the ValueError names what needs it (`wanted`)."""
@@ -21,37 +23,35 @@ def _beside(name: str, wanted: str):
         raise ValueError(f"{wanted}: this exported code lacks {name}.py; install hf-clip-variants") from None
 
 
-def resolve_templates(templates: str | Path | Sequence[str] | None) -> list[str]:
-    """Templates from one string, a list, a named set (`template_sets.py`), or a file (JSON list, or a line each, `#`
+def resolve_templates(
+    templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None,
+    class_names: Sequence[str] | None = None,
+) -> list[str] | dict[str, list[str]]:
+    """Templates from one string, a list, a named set (`template_sets.py`), or a file (JSON, or a line each, `#`
     comments).
 
-    `None` gives `"a photo of a {}."`. Raises ValueError for an unknown name, an empty list, a template without exactly
-    one `{}` or a repeated one.
+    `None` gives `"a photo of a {}."`; `{c}` and `{classname}` become `{}`. With `class_names`, a mapping (or a JSON
+    file of one) gives each class its own prompts, see `resolve_class_prompts`. Raises ValueError for an unknown name,
+    an empty list, a template without exactly one `{}` or with other braces, and a repeated one.
 
     >>> resolve_templates("pets")[0]
     'a photo of a {}, a type of pet.'
+    >>> resolve_templates({"dog": "a loyal pet", "cat": ["whiskers", "paws"]}, ["cat", "dog"])
+    {'cat': ['whiskers', 'paws'], 'dog': ['a loyal pet']}
     """
     if templates is None:
         templates = "a photo of a {}."
-    if isinstance(templates, str) and "{}" in templates:
+    if isinstance(templates, str) and ("{" in templates or "}" in templates):
         templates = [templates]
     elif isinstance(templates, str | Path):
         templates = _beside("template_sets", f"templates: {str(templates)!r} has no {{}}").find_templates(templates)
-    templates = list(templates)
+    if isinstance(templates, Mapping):
+        if class_names is None:
+            raise ValueError("templates: got prompts of each class, expected templates for all classes")
+        return resolve_class_prompts(templates, class_names)
+    templates = [with_slot(template) for template in templates]
     if not templates:
         raise ValueError("templates is empty")
-    for template in templates:
-        if not isinstance(template, str):
-            raise ValueError(f"templates: {template!r} is a {type(template).__name__}, expected a string")
-        if template.count("{}") != 1:
-            fault = "has no {}" if "{}" not in template else "has more than one {}"
-            raise ValueError(
-                f"templates: template {template!r} {fault}; exactly one marks the place of the class name"
-            )
-        try:
-            template.format("x")
-        except (IndexError, KeyError, ValueError) as error:
-            raise ValueError(f"templates: template {template!r} is not a format string ({error})") from None
     duplicates = sorted({t for t in templates if templates.count(t) > 1})
     if duplicates:
         raise ValueError(f"templates: {duplicates[0]!r} is given more than once")
@@ -133,9 +133,21 @@ def refuse_set(class_names, argument: str = "class_names") -> None:
         raise ValueError(f"{argument}: got a {type(class_names).__name__}, which has no order; want a list")
 
 
-def format_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """C x T prompts, class by class: `["a photo of a cat.", "art of the cat.", "a photo of a dog.", …]`."""
-    return [template.format(name.replace("_", " ")) for name in class_names for template in templates]
+def format_prompts(class_names: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]]) -> list[str]:
+    """C x T prompts, class by class: `["a photo of a cat.", "art of the cat.", "a photo of a dog.", …]`.
+
+    Of a mapping from `resolve_templates` each class's own, `prompt_counts` of them.
+    """
+    return [
+        template.replace("{}", name.replace("_", " "))
+        for name in class_names
+        for template in (templates[name] if isinstance(templates, Mapping) else templates)
+    ]
+
+
+def prompt_counts(class_names: Sequence[str], templates: Sequence[str] | Mapping[str, Sequence[str]]) -> list[int]:
+    """How many prompts each class has."""
+    return [len(templates[name] if isinstance(templates, Mapping) else templates) for name in class_names]
 
 
 def check_names_differ(class_names: Sequence[str], prompts: Sequence[Hashable], argument: str = "class_names") -> None:
@@ -290,5 +302,5 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             )
 
 
-__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "names_in_text", "read_class_names"]
-__all__ += ["refuse_set", "resolve_class_names", "resolve_templates", "tokenize_texts"]
+__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "names_in_text", "prompt_counts"]
+__all__ += ["read_class_names", "refuse_set", "resolve_class_names", "resolve_templates", "tokenize_texts"]

@@ -41,18 +41,33 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _parse_template_file(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        templates = json.loads(text)
-        if not isinstance(templates, list):
-            raise ValueError(f"templates: {path} holds a JSON {type(templates).__name__}, expected a list of strings")
-        return templates
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+def _parse_template_file(path: Path) -> list[str] | dict[str, list[str]]:
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    try:
+        templates = json.loads(text, object_pairs_hook=_without_repeated_keys)
+    except ValueError as error:
+        raise ValueError(f"templates: {path}: {error}") from None
+    if not isinstance(templates, list | dict):
+        raise ValueError(
+            f"templates: {path} holds a JSON {type(templates).__name__}, expected a list of templates, or an object "
+            "with the prompts of each class"
+        )
+    return templates
 
 
-def find_templates(source: str | Path) -> list[str]:
-    """The templates of a named set or of a file; ValueError for what is neither."""
+def _without_repeated_keys(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is a key more than once")
+    return found
+
+
+def find_templates(source: str | Path) -> list[str] | dict[str, list[str]]:
+    """The templates of a named set or of a file, or a JSON file's prompts of each class; ValueError for what is
+    neither."""
     if isinstance(source, str) and source in TEMPLATE_SETS:
         return list(TEMPLATE_SETS[source])
     if isinstance(source, Path) or (Path(source).suffix in (".txt", ".json") and Path(source).is_file()):

@@ -36,6 +36,7 @@ class Case:
         shapes: names and shapes in the adapter's file, without `base_model.model.`
         trained: names of the tensors that are trained.
         plain_clip: whether the base is a `CLIPModel` instead of a `CLIPClassifier`.
+        merges: whether a classifier with its class features does the same.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Case:
     shapes: dict[str, list[int]]
     trained: tuple[str, ...] = ()
     plain_clip: bool = False
+    merges: bool = False
 
     def base(self, seed: int = 0, **overrides):
         return tiny_clip(seed, **overrides) if self.plain_clip else tiny_classifier(seed, **overrides)
@@ -92,7 +94,8 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
 
 
 class AdapterContract:
-    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case`."""
+    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `merging_case` (those that merge),
+    `trainer_case`, `classifier_case` and `base_case`."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -201,13 +204,59 @@ class AdapterContract:
         model.set_adapter("default")
         case.logits(model)
 
-    def test_merging_is_refused_and_changes_nothing(self, case: Case):
+    def test_merging_into_the_weights_is_refused_and_changes_nothing(self, case: Case):
         model = case.model()
         logits = case.logits(model)
-        for merge in (model.merge_and_unload, model.merge_adapter, model.unmerge_adapter):
-            with pytest.raises(ValueError, match=f"merge: CLIPV_{case.method.upper()} cannot be merged"):
+        in_place = [model.merge_adapter, model.unmerge_adapter]
+        for merge in in_place if case.merges else [*in_place, model.merge_and_unload]:
+            with pytest.raises(ValueError, match=f"merge: CLIPV_{case.method.upper()} cannot be merged") as caught:
                 merge()
+            assert ("merge_and_unload()" in str(caught.value)) == case.merges
         assert torch.equal(case.logits(model), logits)
+
+    def test_merged_class_features_make_a_plain_classifier_with_equal_logits(self, merging_case: Case, tmp_path):
+        base = merging_case.base()
+        kinds, weights = [type(m) for m in base.modules()], {n: p.clone() for n, p in base.named_parameters()}
+        model = merging_case.model(base, seed=1)
+        model.add_adapter("second", merging_case.config())
+        logits = merging_case.logits(model)
+        merged = model.merge_and_unload(safe_merge=True)
+        assert merged is base and [type(m) for m in merged.modules()] == kinds
+        assert all(torch.equal(p, weights[n]) for n, p in merged.named_parameters())
+        assert torch.equal(merging_case.logits(merged), logits)
+
+        merged.save_pretrained(tmp_path)
+        again = type(merged).from_pretrained(tmp_path)
+        assert torch.equal(merging_case.logits(again), logits)
+        assert torch.equal(merging_case.logits(copy.deepcopy(again)), logits)
+        again.forget_class_features()
+        merging_case.logits(again.train()).sum().backward()
+        rounded = merging_case.logits(again.eval().bfloat16().float())
+        assert (rounded - logits).abs().max() / logits.abs().max() < 0.05, "the dtype does not bring the prompts back"
+        with pytest.raises(ValueError, match="class_names: an adapter was merged .* its classes .* are fixed"):
+            again.set_classes(["cat", "dog"])
+        again.set_classes(again.class_names, again.config.templates)  # the same ones
+
+    def test_the_named_adapter_is_merged(self, merging_case: Case):
+        model = merging_case.model(seed=1)
+        torch.manual_seed(2)
+        model.add_adapter("second", merging_case.config())
+        model.set_adapter("second")
+        logits = merging_case.logits(model)
+        model.set_adapter("default")
+        with pytest.raises(ValueError, match=r"adapter_names: \['default', 'second'\], expected one"):
+            model.merge_and_unload(adapter_names=["default", "second"])
+        assert not torch.equal(merging_case.logits(model), logits)
+        assert torch.equal(merging_case.logits(model.merge_and_unload(adapter_names=["second"])), logits)
+
+    def test_features_that_are_not_finite_are_not_merged(self, merging_case: Case):
+        model = merging_case.model()
+        parameter = next(p for p in model.parameters() if p.requires_grad)
+        with torch.no_grad():
+            parameter.fill_(torch.nan)
+        with pytest.raises(ValueError, match="the class features of 'default' are not finite"):
+            model.merge_and_unload(safe_merge=True)
+        assert any("clipv_" in name for name, _ in model.named_parameters())
 
     @needs_adapter_methods
     def test_adapter_methods_of_transformers(self, case: Case, saved_base, tmp_path):
@@ -285,6 +334,33 @@ class AdapterContract:
             assert all(torch.isfinite(p.grad).all() for p in floats if p.requires_grad)
         model.save_pretrained(tmp_path)
         PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not change the backbone's fingerprint
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.1)])
+    def test_trains_under_autocast(self, trained_case: Case, dtype, tolerance):
+        """As with `Trainer(bf16=True)`: about the same gradients, in float32."""
+        results = []
+        for enabled in (False, True):
+            model = trained_case.model()
+            with torch.autocast("cpu", dtype, enabled=enabled):
+                loss = trained_case.loss(model)
+            loss.backward()
+            results.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        (loss, gradients), (mixed_loss, mixed) = results
+        assert (mixed_loss - loss).abs() / loss < tolerance / 4
+        assert len(mixed) == len(gradients) == len(trained_case.trained)
+        for name, gradient in gradients.items():
+            assert mixed[name].dtype == torch.float32
+            assert (mixed[name] - gradient).norm() / gradient.norm() < tolerance, name
+
+    def test_trainers_predictions_are_the_logits(self, classifier_case: Case, tmp_path):
+        """So the usual `compute_metrics` works; embeddings of the classes would be collected with each batch."""
+        model = classifier_case.model(seed=1)
+        trainer = _trainer(classifier_case, model, tmp_path, per_device_eval_batch_size=3)
+        predicted = trainer.predict(trainer.train_dataset)
+        with torch.no_grad():
+            logits = classifier_case.logits(model.eval()).repeat(2, 1)
+        torch.testing.assert_close(torch.from_numpy(predicted.predictions), logits, rtol=1e-4, atol=1e-4)
+        assert predicted.label_ids.tolist() == LABELS.tolist() * 2
 
     def test_gradient_checkpointing_changes_nothing(self, trained_case: Case):
         gradients = []

@@ -204,7 +204,7 @@ CASES = {
             processor=_classifier_processor,
             auto_class="AutoModelForImageClassification",
             bad_values=(
-                ({"templates": ["no place for the name"]}, "templates: 'no place for the name'"),
+                ({"templates": ["no place for the name"]}, "templates: template 'no place for the name'"),
                 ({"prompt_length": 0}, "prompt_length: 0"),
                 ({"tail_length": "3"}, "tail_length"),
                 ({"projection_dim": 0}, "projection_dim: 0"),

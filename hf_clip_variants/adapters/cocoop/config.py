@@ -89,6 +89,10 @@ class CoCoOpConfig(TunerConfig):
             )
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 
+    @property
+    def changes_class_features_alone(self) -> bool:
+        return False  # they are other ones for each image
+
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         width, joint = self.backbone_widths["text width"], self.backbone_widths["joint width"]
         hidden = self.hidden_width(joint)

@@ -62,7 +62,7 @@ COOP = FewShotMethod(
     expected_gain=(-0.05, 0.18),
     small_model=SMALL_MODEL_TRAINER
     | {
-        "epochs": 40,
+        "epochs": 15,
         "batch_size": 512,
         "num_context_tokens": None,
         "context_init": "an emoji of",

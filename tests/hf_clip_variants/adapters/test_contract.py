@@ -9,7 +9,8 @@ import pytest
 import torch
 from adapter_contract import AdapterContract, Case
 from fake_hub import FakeHub
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import CLASS_NAMES, tiny_tokenizer
 
 import hf_clip_variants
@@ -30,6 +31,7 @@ def _clip_adapter_shapes(*targets, learnable=False):
 
 
 _IMAGE = _clip_adapter_shapes("image_feature_adapter")
+_TEXT = _clip_adapter_shapes("text_feature_adapter")
 _BOTH = _clip_adapter_shapes("image_feature_adapter", "text_feature_adapter", learnable=True)
 _PROJECTIONS = _clip_adapter_shapes("visual_projection", "text_projection")
 _CACHE = {"logit_head.clipv_tip_adapter_keys": [10, 24], "logit_head.clipv_tip_adapter_labels": [10]}
@@ -68,8 +70,8 @@ def _ivlp_shapes(text=2, text_depth=2, vision=3, vision_depth=3, plain_clip=Fals
 _VPT = f"clip.{_VISION}vpt_"
 
 
-def _trained(method, config, shapes, plain_clip=False):
-    return Case(method, config, shapes, tuple(shapes), plain_clip)
+def _trained(method, config, shapes, plain_clip=False, merges=False):
+    return Case(method, config, shapes, tuple(shapes), plain_clip, merges)
 
 
 CASES = {
@@ -107,7 +109,10 @@ CASES = {
     ),
     "ivlp": _trained("ivlp", lambda: IVLPConfig(num_vision_tokens=3), _ivlp_shapes()),
     "ivlp_text_alone": _trained(
-        "ivlp", lambda: IVLPConfig(num_text_tokens=4, vision_depth=0), _ivlp_shapes(text=4, vision_depth=0)
+        "ivlp",
+        lambda: IVLPConfig(num_text_tokens=4, vision_depth=0),
+        _ivlp_shapes(text=4, vision_depth=0),
+        merges=True,
     ),
     "ivlp_on_clip": _trained(
         "ivlp",
@@ -115,12 +120,13 @@ CASES = {
         _ivlp_shapes(plain_clip=True),
         plain_clip=True,
     ),
-    "coop": Case("coop", lambda: CoOpConfig(num_context_tokens=4), {_CONTEXT: [4, 32]}, (_CONTEXT,)),
+    "coop": _trained("coop", lambda: CoOpConfig(num_context_tokens=4), {_CONTEXT: [4, 32]}, merges=True),
     "coop_class_specific": Case(
         "coop",
         lambda: CoOpConfig(num_context_tokens=3, class_token_position="middle", class_specific=True),
         {_CONTEXT: [5, 3, 32]},
         (_CONTEXT,),
+        merges=True,
     ),
     "coop_on_clip": Case(
         "coop",
@@ -133,6 +139,7 @@ CASES = {
     "clip_adapter_both": Case(
         "clip_adapter", lambda: CLIPAdapterConfig(modality="both", learnable_ratio=True), _BOTH, tuple(_BOTH)
     ),
+    "clip_adapter_text": _trained("clip_adapter", lambda: CLIPAdapterConfig(modality="text"), _TEXT, merges=True),
     "clip_adapter_on_clip": Case(
         "clip_adapter", lambda: CLIPAdapterConfig(modality="both"), _PROJECTIONS, tuple(_PROJECTIONS), plain_clip=True
     ),
@@ -153,6 +160,11 @@ def trained_case(request) -> Case:
     return CASES[request.param]
 
 
+@pytest.fixture(params=[name for name, case in CASES.items() if case.merges])
+def merging_case(request) -> Case:
+    return CASES[request.param]
+
+
 def first_of_each(*properties: str) -> list[str]:
     """Names of the first trained cases that differ in these properties."""
     found = {
@@ -166,6 +178,12 @@ def first_of_each(*properties: str) -> list[str]:
 @pytest.fixture(params=first_of_each("method", "plain_clip"))
 def trainer_case(request) -> Case:
     """One variant of each method on each base, because tests with `Trainer` take longest."""
+    return CASES[request.param]
+
+
+@pytest.fixture(params=[name for name in first_of_each("method", "plain_clip") if not CASES[name].plain_clip])
+def classifier_case(request) -> Case:
+    """One variant of each method on a `CLIPClassifier`."""
     return CASES[request.param]
 
 
@@ -220,8 +238,6 @@ for name, plain_clip in json.load(open(f"{root}/cases.json")).items():
 @pytest.mark.hub
 def test_loads_in_a_fresh_process(tmp_path):
     """A variant of each method on each base."""
-    from safetensors.torch import save_file
-
     cases = {name: CASES[name] for name in [*first_of_each("method", "plain_clip"), "tip_adapter", "tip_adapter_f"]}
     for kind, folder in ((CASES["coop"], "classifier"), (CASES["coop_on_clip"], "clip")):
         kind.base().save_pretrained(tmp_path / folder)
@@ -249,3 +265,27 @@ def test_loads_in_a_fresh_process(tmp_path):
 
 def test_shapes_of_the_cases_fit_the_tiny_models():
     assert len(CLASS_NAMES) == 5  # the sizes in the shapes above
+
+
+def test_a_merged_classifier_takes_adapters_that_need_no_prompts_and_refuses_those_that_do(tmp_path):
+    merged = CASES["coop"].model(seed=1).merge_and_unload()
+    for name in ("coop", "cocoop", "maple", "ivlp_text_alone"):
+        with pytest.raises(ValueError, match="learns prompts, but an adapter was merged into this classifier"):
+            CASES[name].model(merged)
+    tuned = CASES["vpt"].model(merged)
+    with tuned.disable_adapter():
+        assert torch.equal(CASES["vpt"].logits(tuned), CASES["coop"].logits(CASES["coop"].model(seed=1)))
+    with pytest.warns(UserWarning, match="adapters on the text encoder change nothing: class features are fixed"):
+        get_peft_model(tuned.unload(), LoraConfig(target_modules=["q_proj"]))
+
+
+def test_a_merged_classifier_without_its_features_is_refused(tmp_path):
+    merged = CASES["coop"].model(seed=1).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("class_features")}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="says that class features are fixed, the weights lack them"):
+        type(merged).from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"features: expected \[5, 24\], got \[5, 7\]"):
+        merged.fix_class_features(torch.zeros(5, 7))

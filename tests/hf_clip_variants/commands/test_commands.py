@@ -153,6 +153,24 @@ def test_predict_uses_the_adapters_model_and_classes(run, adapted, images):
     assert run("predict", "--model", adapter, images / "test")[1] == out, "a folder says itself what it is"
 
 
+def test_predict_takes_prompts_of_each_class_from_a_file(run, clip, adapted, images, tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps({"cat": ["a furry pet", "whiskers"], "pizza": ["cheese on dough"]}))
+    image = next((images / "test" / "cat").iterdir())
+    options = ("--classes", "cat,pizza", "--top", 2, image)
+    code, out, err = run("predict", "--model", clip, "--templates", tmp_path / "own.json", *options)
+    assert code == 0, err
+    assert out != run("predict", "--model", clip, *options)[1], "other prompts, other scores"
+    own = {name: [f"this is {name}", "a {c}"] for name in CONCEPTS}
+    (tmp_path / "every.json").write_text(json.dumps(own))
+    adapter = adapted[0] / results_of(adapted[0])["runs"][0]["folder"]
+    code, out, err = run("predict", "--adapter", adapter, "--templates", tmp_path / "every.json", image)
+    assert code == 0 and out != run("predict", "--adapter", adapter, image)[1], err
+    del own["cat"]
+    (tmp_path / "every.json").write_text(json.dumps(own))
+    code, out, err = run("predict", "--adapter", adapter, "--templates", tmp_path / "every.json", image)
+    assert code == 1 and "templates" in err and "1 classes have none: 'cat'" in err
+
+
 def test_predict_works_after_the_run_folder_was_moved(run, adapted, images, tmp_path):
     folder, _, _ = adapted
     expected = run(

@@ -41,7 +41,10 @@ def test_accuracy_equals_the_classifiers(images, model, processor):
     assert found["top1"] > 0.3
 
 
-@pytest.mark.parametrize("templates", ["icons", "a photo of a {}."])
+OWN = {"hot dog": ["a sausage in a bun", "a {c}"], "<|endoftext|>": ["the end"], "red apple": ["fruit", "{}", "a {}"]}
+
+
+@pytest.mark.parametrize("templates", ["icons", "a photo of a {}.", OWN], ids=["several", "one", "of each class"])
 def test_class_embeddings_equal_the_classifiers(templates, model, processor):
     """Also for names with an underscore, and for a name that contains the end token as text."""
     names = ["hot_dog", "<|endoftext|>", "red apple"]

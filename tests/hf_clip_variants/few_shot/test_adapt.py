@@ -88,6 +88,23 @@ def test_the_run_folder_holds_all_documented_files(finished, clip, images):
     assert (finished / "report.html").stat().st_size > 10_000
 
 
+def test_prompts_of_each_class_are_those_of_zero_shot_and_of_every_adapter(clip, images, tmp_path):
+    """Any number a class; the same run goes on with them."""
+    own = {name: [f"a {name}", "a {c} of the kind"][: 1 + index % 2] for index, name in enumerate(CONCEPTS)}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    arguments = settings("tip_adapter", "coop", shots=[1], templates=str(tmp_path / "own.json"))
+    results = adapt(clip, str(images), tmp_path / "run", **arguments)
+    assert [record["error"] for record in results["runs"]] == [None, None]
+    expected = {name: [text.replace("{c}", "{}") for text in own[name]] for name in sorted(CONCEPTS)}
+    assert results["settings"]["templates"] == expected
+    assert CLIPClassifier.from_pretrained(tmp_path / "run" / "base").config.templates == expected
+    for record in results["runs"]:
+        folder = tmp_path / "run" / record["folder"]
+        assert json.loads((folder / "adapter_config.json").read_text())["templates"] == expected
+        assert "each class has prompts of its own, 9 in all" in (folder / "README.md").read_text(encoding="utf-8")
+    assert comparable(adapt(clip, str(images), tmp_path / "run", **arguments)) == comparable(results)
+
+
 def test_recorded_accuracies_follow_from_the_predictions(finished):
     results = results_of(finished)
     images = reload_test_set(results, "test", finished)

@@ -3,9 +3,20 @@
 import pytest
 import torch
 from contrastive_runs import step_batch, step_model, train_by_trainer
+from transformers import CLIPModel
 
 from hf_clip_variants.modeling.losses.contrastive_loss_reference import contrastive_loss_reference
 from hf_clip_variants.training.exact_contrastive_loss import ExactContrastiveLoss
+
+
+def tiny_siglip():
+    from transformers import SiglipConfig, SiglipModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return SiglipModel(
+        SiglipConfig(text_config={**sizes, "vocab_size": 20}, vision_config={**sizes, "image_size": 32})
+    )
 
 
 def test_exact_loss_is_returned_in_training_with_and_without_return_loss():
@@ -24,13 +35,7 @@ def test_exact_loss_is_returned_in_training_with_and_without_return_loss():
 
 
 def test_siglip_gets_the_sigmoid_loss():
-    from transformers import SiglipConfig, SiglipModel
-
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    model = SiglipModel(
-        SiglipConfig(text_config={**sizes, "vocab_size": 20}, vision_config={**sizes, "image_size": 32})
-    )
+    model = tiny_siglip()
     batch = {"input_ids": torch.randint(20, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
     outputs = model.train()(**batch, return_loss=True)
     handle = ExactContrastiveLoss().attach(model)
@@ -39,6 +44,42 @@ def test_siglip_gets_the_sigmoid_loss():
     ExactContrastiveLoss(form="softmax").attach(model)
     softmax = contrastive_loss_reference(outputs.image_embeds, outputs.text_embeds, model.logit_scale[0])
     torch.testing.assert_close(model(**batch).loss, softmax)
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "trained", "scale"),
+    [
+        (step_model, None, True, 100.0),
+        (step_model, None, False, torch.tensor(5.0).exp()),
+        (tiny_siglip, None, True, torch.tensor(5.0).exp()),
+        (tiny_siglip, "softmax", True, 100.0),
+    ],
+    ids=["CLIP", "CLIP with a frozen scale", "SigLIP", "SigLIP with CLIP's loss"],
+)
+def test_the_logit_scale_is_limited_after_each_step_as_in_the_paper(tmp_path, model, form, trained, scale):
+    from transformers import Trainer, TrainingArguments
+
+    model = model()
+    with torch.no_grad():
+        model.logit_scale.fill_(5.0)
+    model.logit_scale.requires_grad_(trained)
+    side = model.config.vision_config.image_size
+    ids = step_batch(2)["input_ids"] if isinstance(model, CLIPModel) else torch.ones(2, 6, dtype=torch.long)
+    rows = [{"input_ids": ids[i], "pixel_values": torch.randn(3, side, side)} for i in range(2)]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        learning_rate=0.0,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    Trainer(model, arguments, train_dataset=rows, callbacks=[ExactContrastiveLoss(form)]).train()
+    assert model.logit_scale.exp().item() == pytest.approx(float(scale), rel=1e-5)
 
 
 def test_exact_loss_trains_a_peft_model():

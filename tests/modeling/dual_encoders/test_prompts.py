@@ -53,7 +53,7 @@ def test_every_named_set_is_valid(name):
         ([], "templates is empty"),
         (["a {}", "a {}"], "given more than once"),
         ([3], "is a int, expected a string"),
-        (["{} {x}"], "not a format string"),
+        (["{} {x}"], "has braces other than {}"),
         ("fotos", "neither a named set"),
     ],
 )

@@ -104,9 +104,9 @@ def test_splits_may_be_below_the_classes(tmp_path, caplog):
 
 
 def test_images_at_any_depth_belong_to_the_upper_folder(tmp_path, caplog):
-    make(tmp_path, "cat/z.png", "cat/2021/b.png", "cat/2021/may/a.png", "cat/.old/c.png", "dog/one/0.JPG")
+    make(tmp_path, "cat/z.png", "cat/2021/b.png", "cat/2021/may/a.png", "cat/.old/c.png", "dog/0.png", "dog/one/0.JPG")
     assert layout(tmp_path) == {
-        "": {"cat": ["cat/2021/b.png", "cat/2021/may/a.png", "cat/z.png"], "dog": ["dog/one/0.JPG"]}
+        "": {"cat": ["cat/2021/b.png", "cat/2021/may/a.png", "cat/z.png"], "dog": ["dog/0.png", "dog/one/0.JPG"]}
     }
     assert not caplog.text
 
