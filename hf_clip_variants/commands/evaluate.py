@@ -132,7 +132,7 @@ def _only_classes_of(loaded, images, data: str):
         known = name_some(loaded.class_names)
         raise ValueError(f"--common-classes: no class of {data} is one of the model's, {known}")
     if others:
-        say(f"{len(others)} classes that the model does not have are left out: {name_some(others)}")
+        say(f"Left out, since the model does not have them: {name_some(others)}")
     return images.select_classes(kept)
 
 

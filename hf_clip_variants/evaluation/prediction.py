@@ -74,7 +74,7 @@ def load_for_prediction(
 
         if base is not None and model is not None:
             raise ValueError(f"base: got {base} beside the model {model}; an adapter is on one of them")
-        source = base or model or _base_of(adapter)
+        source = base or model or base_of_adapter(adapter)
         classifier = (
             None if source is None else _load_classifier(source, *_classes_of(adapter, source, class_names, templates))
         )
@@ -112,10 +112,10 @@ def _adapter_values(adapter) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _base_of(adapter) -> Path | None:
+def base_of_adapter(adapter) -> Path | None:
     """`base/` of the run folder that holds the adapter, if the folder it was trained on is gone.
 
-    None: load the base model that the adapter's configuration names.
+    None: load the base model that the adapter's configuration names. FileNotFoundError: it has moved.
     """
     named = _adapter_values(adapter).get("base_model_name_or_path")
     if not named or not os.path.isabs(named) or os.path.exists(named):
@@ -215,6 +215,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
 __all__ = [
     "Loaded",
     "Prediction",
+    "base_of_adapter",
     "check_model_folder",
     "classify",
     "find_images",
