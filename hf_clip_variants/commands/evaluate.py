@@ -57,14 +57,14 @@ def evaluate(
 
     \b
     [bold]Example[/bold]
-      hf-clip-variants evaluate --data pets/ --adapter run/adapters/coop/4-shot/seed-1
+      hf-clip-variants evaluate --data pets/ --model run/base --split test
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
 
     \b
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
-      hf-clip-variants evaluate --data more-pets.csv --model run/base --common-classes
+      hf-clip-variants evaluate --data more.csv --model run/base --common-classes
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):

@@ -248,7 +248,7 @@ def test_knn_prints_what_the_function_finds(run, images):
     code, out, _ = run(*arguments, "-k", 1)
     assert code == 0 and "1 neighbours, temperature 0.07" in out and "encoder features of width 192" in out
     code, out, err = run(*arguments)
-    assert (code, out) == (1, "") and err.startswith("Error: k: got 20; want 1..12")
+    assert (code, out) == (1, "") and err.startswith("Error: --k: got 20; want 1..12")
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
