@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
-from ..data.held_out import TEST_SHARE, hold_out
+from ..data.held_out import HELD_OUT, TEST_SHARE, hold_out
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_sets import align_classes, load_labelled
 from ..data.images.sources import load_images
+from .named_sources import parse_test_data
 
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT = "held-out"  # name of the test set that is a share of the training images
 
 
 @dataclass(frozen=True)
@@ -32,31 +31,14 @@ class TestSet:
 
     name: str
     images: ImageSet
-    source: str
+    source: str | Sequence[str]
     split: str | None = None
     rows: tuple[int, ...] | None = None  # of the source's split; None: all of them
 
 
-def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
-    """`["3d=emoji:fluent3d", "pets/test"]` -> `{"3d": "emoji:fluent3d", "test": "pets/test"}`.
-
-    >>> parse_test_data(["emoji:notov1"])
-    {'notov1': 'emoji:notov1'}
-    """
-    sources: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, source = argument.partition("=")
-        if not equals:
-            name, source = Path(argument.rpartition(":")[2]).stem, argument
-        if not name.strip() or not source.strip():
-            raise ValueError(f"test_data: got {argument!r}; want NAME=SOURCE or SOURCE")
-        if name in sources:
-            raise ValueError(f"test_data: the name {name!r} is given twice; write NAME=SOURCE with names that differ")
-        sources[name.strip()] = source.strip()
-    return sources
-
-
-def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
+def load_training(
+    source: str | Sequence[str], reading: Mapping[str, Any] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """The images to draw from, and the validation split where the source has one. Nothing is decoded yet."""
     train = load_images(source, verify=False, progress=False, **dict(reading or {}))
     if "validation" not in train.available_splits or train.split == "validation":
@@ -146,7 +128,10 @@ def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str 
 
 
 def load_test_sets(
-    train: ImageSet, data: str, test_data: Mapping[str, str], reading: Mapping[str, Any] | None = None
+    train: ImageSet,
+    data: str | Sequence[str],
+    test_data: Mapping[str, str],
+    reading: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[TestSet]]:
     """The test sets, and the rows of the training images that are left to learn from.
 
@@ -206,6 +191,33 @@ def fitting_shots(
     ]
 
 
+@dataclass(frozen=True)
+class Division:
+    """Everything that a run folder learns from and is tested on."""
+
+    shots: list[int]  # those that the data has images for
+    test_sets: list[TestSet]
+    draws: Draws
+    remarks: tuple[str, ...]  # what the user should know
+
+
+def divide(
+    train: ImageSet,
+    validation: ImageSet | None,
+    data: str | Sequence[str],
+    test_data: Mapping[str, str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    reading: Mapping[str, Any] | None = None,
+) -> Division:
+    """The test sets first, then the draws from what is left. Raises what `load_test_sets` and `draw_shots` raise."""
+    learn, test_sets = load_test_sets(train, data, test_data, reading)
+    fitting, cut = fitting_shots(train.labels, learn, shots, held_out=test_sets[0].rows is not None)
+    draws = draw_shots(train, validation, sorted(fitting), seeds, learn)
+    unreadable = (f"{name!r} cannot be read and was not drawn: {why}" for name, why in draws.skipped)
+    return Division(fitting, test_sets, draws, (*cut, *draws.remarks, *unreadable))
+
+
 def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Path) -> ImageSet:
     """The images of a test set of a run, in the order of its predictions. Raises what `load_images` raises."""
     about, reading = results["data"]["test_sets"][name], results["settings"].get("reading")
@@ -222,8 +234,10 @@ def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Pat
 
 __all__ = [
     "HELD_OUT",
+    "Division",
     "Draws",
     "TestSet",
+    "divide",
     "draw_shots",
     "fitting_shots",
     "load_test_sets",
