@@ -11,10 +11,12 @@ From scratch or from a checkpoint:
 
 torchrun or accelerate launch start several processes; FSDP2 is set in the configuration of accelerate.
 
-Data: Parquet files, WebDataset tar shards, a table (.csv, .tsv, .jsonl) of image path and caption, a folder of
-images, or a data set on the Hub; one source or several, mixed by --mix. With --stream, nothing is indexed or copied
-first. After an interruption, the same command continues from the last complete checkpoint with the next batch; all
-randomness follows from --seed and the step.
+Data: Parquet files, WebDataset tar shards, a table (.csv, .tsv, .jsonl) of image path and caption, captions as COCO's
+captions_train2017.json, a folder of images with a .txt of the same name beside each, with a metadata.csv or .jsonl, or
+with a sub-folder for each class, or a data set on the Hub; one source or several, mixed by --mix. What has no image or
+no text is left out and counted. With --stream, nothing is indexed or copied first. After an interruption, the same
+command continues from the last complete checkpoint with the next batch; all randomness follows from --seed and the
+step.
 
 OUT/checkpoint-*  to continue from       OUT/model         the trained model with its processor, for from_pretrained
 OUT/run.json      settings, metrics      OUT/pretraining   SLIP only: the same with the self-supervised head
@@ -75,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     add("--stream", "read one source in a stream instead of indexing it (always for tar shards)", action="store_true")
     add("--shuffle-buffer", "rows of a stream to choose from", type=int, default=10_000)
     add("--image-column", "default: found by the usual names; also --text-columns and --audio-column")
+    add(
+        "--image-folder",
+        "what image paths are relative to; default: the table's folder, COCO's is found",
+        metavar="DIR",
+    )
     add(
         "--text-columns",
         "with several, each use of a row takes a random one; json.title is a field of json",
@@ -249,7 +256,9 @@ def make_data(
     images = processor.image_processor
     views = data.batched_views(pretraining, model.config, images, options.augment, options.seed)
     plain_audio = data.audio_reader(pretraining, processor, options.seconds, augmented=False)
-    columns = {name: getattr(options, name) for name in ("image_column", "text_columns", "audio_column")}
+    columns = {
+        name: getattr(options, name) for name in ("image_column", "text_columns", "audio_column", "image_folder")
+    }
     parts = data.open_sources(pretraining, options.data, streaming=options.stream, **columns)
     held_out = []
     if options.hold_out:

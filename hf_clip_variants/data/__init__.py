@@ -25,6 +25,7 @@ _MODULE_OF = {
     "load_emoji": "images.emoji",
     "load_images": "images.sources",
     "load_audio": "audio.files",
+    "open_pairs": "pairs.sources",
     "sample_few_shot": "few_shot_sampling",
     "split_base_new": "few_shot_sampling",
 }
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .images.feature_cache import FeatureDataset, Features, FeatureStore, compute_features
     from .images.image_set import ImageSet
     from .images.sources import load_images
+    from .pairs.sources import open_pairs
 
 
 def __getattr__(name: str):

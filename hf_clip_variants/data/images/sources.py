@@ -3,7 +3,6 @@ emoji."""
 
 from __future__ import annotations
 
-import csv
 import functools
 import glob
 import logging
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..tables import TABLE_SUFFIXES, located, open_table
 from .image_set import ImageSet, name_some
 from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
 
@@ -54,7 +54,7 @@ def load_images(
             - a folder of class sub-folders (images at any depth below), optionally with train/val/test above them;
             - a `.parquet` file, a list or glob of them, or a folder of them (`train-*.parquet`, … are splits);
             - a `.csv`/`.tsv` of image path (relative to the file), label and, optionally, split; with a header line,
-              or without one in just that order;
+              or without one in just that order; tab, semicolon, comma or bar between them, UTF-8 or UTF-16;
             - a folder written by `datasets.save_to_disk`, a `datasets.Dataset` or `DatasetDict`;
             - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
             - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for
@@ -65,7 +65,8 @@ def load_images(
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
         class_names: for integer labels: a list (label i is its i-th name), or a mapping from label to name (the labels
             may then have gaps and are renumbered in increasing order). For text labels: a list that fixes their order;
-            pass `train.class_names` when reading a test set from another source.
+            pass `train.class_names` when reading a test set from another source. Text of digits ("7"), as in a table,
+            is a class name, with a warning, unless `class_names` are given and do not hold it.
         clean_class_names (`bool`): "golden_retriever" becomes "golden retriever": underscores to spaces, runs of white
             space to one. Unicode is composed (NFC) in any case. Case is left alone.
         limit (`int`, *optional*): at most so many images, taken evenly over the classes, first ones first.
@@ -102,7 +103,7 @@ def load_images(
         raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
     what = source if isinstance(source, str) else type(source).__name__
     columns = (image_column, label_column)
-    parts = _read(source, columns, name, revision)
+    parts = _digits_as_numbers(_read(source, columns, name, revision), class_names)
     chosen = _choose_split(parts, split, what)
     part = parts[chosen]
 
@@ -171,8 +172,8 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
     if path.is_file():
         if path.suffix.lower() == ".parquet":
             return _from_parquet([path], columns)
-        if path.suffix.lower() in (".csv", ".tsv"):
-            return _from_csv(path, columns)
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return _from_table(path, columns)
         raise ValueError(
             f"source: {text} is a file of unknown kind {path.suffix!r}; want .parquet, .csv, .tsv or a folder"
         )
@@ -181,7 +182,7 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
         if not files:
             raise FileNotFoundError(f"source: no file matches {text}")
         return _from_parquet(files, columns)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or path.suffix.lower() in (".parquet", ".csv", ".tsv"):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text) or path.suffix.lower() in (".parquet", *TABLE_SUFFIXES):
         raise FileNotFoundError(f"source: no such file or folder: {text}")
     return _from_hub(text, columns, name, revision)
 
@@ -282,34 +283,23 @@ def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> d
     return {"dataset": dataset, "labels": list(labels), "names": None, "ids": tuple(ids)}
 
 
-def _from_csv(path: Path, columns) -> dict[str, dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.strip():
-        raise ValueError(f"{path}: the file is empty; want lines of image path and label")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in text.splitlines()[0] else None
-    if delimiter is None:
-        delimiter = ";" if text.splitlines()[0].count(";") > text.splitlines()[0].count(",") else ","
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
-    header = [cell.strip() for cell in rows[0]]
-    if len(header) >= 2 and _is_image(Path(header[0])):  # no header line
-        header, rows = ["path", "label", "split"][: len(header)], [[], *rows]
+def _from_table(path: Path, columns) -> dict[str, dict[str, Any]]:
+    table = open_table(path, columns[0], ("path", "label", "split"))
+    header = list(table.columns)
     image = _pick(header, columns[0], IMAGE_COLUMNS, "image_column", f"{path}: columns {header}")
     label = _pick(header, columns[1], LABEL_COLUMNS, "label_column", f"{path}: columns {header}")
-    at = {c: header.index(c) for c in (image, label)}
-    split_at = header.index("split") if "split" in header else None
+    wanted = [header.index(column) for column in (image, label, *(c for c in header if c == "split"))]
     grouped: dict[str, list[tuple[str, str]]] = {}
-    for number, row in enumerate(rows[1:], start=2 if rows[0] else 1):
-        if len(row) < len(header) or not row[at[image]].strip() or not row[at[label]].strip():
-            raise ValueError(f"{path}, line {number}: got {row}; want a value for each of {header}")
-        split = _canonical(row[split_at].strip()) if split_at is not None else ""
-        grouped.setdefault(split, []).append((row[at[image]].strip(), row[at[label]].strip()))
+    for line, row in table.rows():
+        values = [row[at].strip() for at in wanted]
+        if not all(values):
+            raise ValueError(f"{path}, line {line}: got {row}; want a value for each of {[header[i] for i in wanted]}")
+        split = _canonical(values[2]) if len(values) == 3 else ""
+        grouped.setdefault(split, []).append((values[0], values[1]))
     parts = {}
-    every = [label for pairs in grouped.values() for _, label in pairs]
-    integral = all(re.fullmatch(r"-?\d+", value) for value in every)
     for split, pairs in grouped.items():
-        paths = [str((path.parent / file).absolute()) for file, _ in pairs]
-        labels = [int(value) if integral else value for _, value in pairs]
-        parts[split] = _from_paths(paths, labels, [file for file, _ in pairs])
+        paths = [str(Path(located(path.parent, file)).absolute()) for file, _ in pairs]
+        parts[split] = _from_paths(paths, [label for _, label in pairs], [file for file, _ in pairs])
     return parts
 
 
@@ -375,7 +365,7 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
     images = dataset.select_columns([image]).rename_columns({image: "image"})
     if _kind(features[image]) == "text":  # paths, relative to the file that lists them
         written = [path or "" for path in images["image"][:]]
-        part = _from_paths([str(((folder or Path.cwd()) / p).absolute()) for p in written], labels, written)
+        part = _from_paths([str(Path(located(folder or "", p)).absolute()) for p in written], labels, written)
         return part | {"names": names, "ids": _unique_ids(written, id_prefix)}
     if _kind(features[image]) not in ("image", "binary"):
         held = _kind(features[image])
@@ -501,6 +491,21 @@ def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
         lookup = {name: i for i, name in enumerate(names)}
         index_of = {value: lookup.get(tidy_class_name(value, clean)) for value in values if isinstance(value, str)}
     return tuple(names), index_of
+
+
+def _digits_as_numbers(parts, class_names) -> dict[str, dict[str, Any]]:
+    """Labels that are text of digits as integers, if class names are given that are not these digits."""
+    labels = [label for part in parts.values() for label in part["labels"]]
+    if not labels or not all(isinstance(label, str) and re.fullmatch("-?[0-9]+", label) for label in labels):
+        return parts
+    values = set(labels)
+    if class_names is None:
+        shown = name_some(sorted(values), 3)
+        logger.warning("labels: all are digits (%s) and are taken as class names; class_names gives them names", shown)
+        return parts
+    if not isinstance(class_names, Mapping) and values <= set(class_names):
+        return parts
+    return {split: part | {"labels": [int(label) for label in part["labels"]]} for split, part in parts.items()}
 
 
 def _to_indices(part, names, index_of) -> np.ndarray:

@@ -115,21 +115,28 @@ def paths(folder):
     return [f"images/{name}/{'sub/' if i == 2 else ''}{i}" for name in NAMES for i in range(3)]
 
 
-def test_csv_with_splits_and_integer_labels(folder):
+def test_csv_with_splits(folder):
     file = folder.parent / "list.tsv"
     lines = ["filename\tcategory\tsplit"]
-    lines += [f"{p}.png\t{r // 3}\t{'val' if r % 3 == 2 else 'train'}" for r, p in enumerate(paths(folder))]
+    lines += [f"{p}.png\t{NAMES[r // 3]}\t{'val' if r % 3 == 2 else 'train'}" for r, p in enumerate(paths(folder))]
     file.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"class_names: the labels are integers \(0, 1, 2.*pass a list"):
+    assert len(load_images(file)) == 6 and len(load_images(file).splits()["validation"]) == 3
+    file.write_text("\n".join([*lines, "x.png\tcat\t"]))
+    with pytest.raises(ValueError, match=r"list.tsv, line 11: .*want a value for each of .*'split'"):
         load_images(file)
-    images = load_images(file, class_names=NAMES)
-    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2] and len(images.splits()["validation"]) == 3
-    file.write_text("path\tlabel\nx.png\t\n")
-    with pytest.raises(ValueError, match="list.tsv, line 2"):
-        load_images(file)
-    file.write_text(" \n")
-    with pytest.raises(ValueError, match="list.tsv: the file is empty"):
-        load_images(file)
+
+
+def test_digits_in_a_csv_are_class_names_or_numbers_of_given_ones(folder, caplog):
+    file = folder.parent / "list.csv"
+    file.write_text("path,label\n" + "\n".join(f"{p}.png,{r // 3}" for r, p in enumerate(paths(folder))))
+    images = load_images(file)
+    assert images.class_names == ("0", "1", "2") and "labels: all are digits ('0', '1', '2')" in caplog.text
+    caplog.clear()
+    named = load_images(file, class_names=NAMES)
+    assert_is_the_folder_set(named)
+    assert load_images(file, class_names={2: "a", 1: "b", 0: "c"}).class_names == ("c", "b", "a")
+    digits = load_images(file, class_names=["2", "0", "1"])  # their order, not their numbers
+    assert digits.labels.tolist() == [1, 1, 1, 2, 2, 2, 0, 0, 0] and not caplog.records
 
 
 def test_parquet_file_glob_folder_and_list(tmp_path):

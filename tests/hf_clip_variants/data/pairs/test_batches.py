@@ -1,7 +1,9 @@
 """Batches of pairs follow from the seed and the place in the run, not from workers, processes or interruptions."""
 
+import io
 import itertools
 import logging
+import tarfile
 
 import datasets
 import pytest
@@ -202,6 +204,55 @@ def stream(styles=STYLES, rank=0, world=1, batch_size=8, buffer=20):
 def test_a_stream_goes_on_where_it_was(workers):
     whole = batches(stream(), 14, workers=workers)
     assert_equal(whole[9:], batches(stream(), 5, first=9, workers=workers))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two tar files of 30 samples each; every seventh lacks its text."""
+    rows = emoji("notov1").dataset.select(range(60))
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for number in range(30 * shard, 30 * shard + 30):
+                members = {"png": rows[number]["image"]["bytes"], "txt": rows[number]["name"].encode()}
+                for extension, content in list(members.items())[: 1 if number % 7 == 3 else 2]:
+                    member = tarfile.TarInfo(f"{number:03}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_of_shards_with_missing_members_goes_on_where_it_was(workers, shards):
+    data = PairStream(open_pairs(shards), reader(), 4, shuffle_buffer=10, on_error="raise")
+    assert data.max_workers == 2
+    whole = batches(data, 20, batch_size=4, workers=workers)
+    assert_equal(whole[13:], batches(data, 7, batch_size=4, first=13, workers=workers))
+
+
+def test_two_processes_read_a_shard_each(shards):
+    keys = []
+    for rank in range(2):
+        data = PairStream(open_pairs(shards), reader(), 4, rank=rank, world_size=2, shuffle_buffer=0)
+        keys.append({row["__key__"] for row in itertools.islice(data._rows(), 26)})
+    assert [len(each) for each in keys] == [26, 25] and not keys[0] & keys[1]
+
+
+@pytest.mark.parametrize("source", ["captions.csv", "beside"])
+def test_a_stream_of_a_table_or_of_text_files_goes_on_where_it_was(source, tmp_path):
+    rows = emoji("notov1").dataset.select(range(40))
+    (tmp_path / "beside").mkdir()
+    lines = ["path,caption"]
+    for number, row in enumerate(rows):
+        (tmp_path / "beside" / f"{number}.png").write_bytes(row["image"]["bytes"])
+        (tmp_path / "beside" / f"{number}.txt").write_text(row["name"])
+        lines.append(f"beside/{number}.png,{number}")  # digits
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    data = PairStream(open_pairs(tmp_path / source, streaming=True), reader(), 4, shuffle_buffer=10, on_error="raise")
+    assert data.max_workers == 40
+    whole = batches(data, 14, batch_size=4, workers=2)
+    assert_equal(whole[11:], batches(data, 3, batch_size=4, first=11, workers=2))
+    indexed = PairDataset([open_pairs(tmp_path / source)], reader(), 4)
+    assert_equal(batches(indexed, 12, 4)[9:], batches(indexed, 3, 4, first=9, workers=2))
 
 
 def test_what_was_read_before_is_not_decoded_again(monkeypatch):
