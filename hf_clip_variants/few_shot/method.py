@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..registry import few_shot_entries, load_reference
+from ..registry import did_you_mean, few_shot_entries, load_reference
 from .recipes import Protocol, Recipe
 
 
@@ -97,7 +97,8 @@ def default_methods() -> tuple[str, ...]:
 def few_shot_method(name: str) -> FewShotMethod:
     """The descriptor of `name`. Raises ValueError with the known names."""
     if name not in FEW_SHOT_METHODS:
-        raise ValueError(f"method: got {name!r}; want one of {', '.join(FEW_SHOT_METHODS)}")
+        known = ", ".join(FEW_SHOT_METHODS)
+        raise ValueError(f"method: got {name!r}; want one of {known}{did_you_mean(name, FEW_SHOT_METHODS)}")
     return FEW_SHOT_METHODS[name]
 
 

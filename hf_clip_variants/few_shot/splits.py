@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_sets import align_classes, load_labelled
 from ..data.images.sources import load_images
+from .named_sources import parse_test_data
 
 
 logger = logging.getLogger(__name__)
@@ -30,31 +31,14 @@ class TestSet:
 
     name: str
     images: ImageSet
-    source: str
+    source: str | Sequence[str]
     split: str | None = None
     rows: tuple[int, ...] | None = None  # of the source's split; None: all of them
 
 
-def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
-    """`["3d=emoji:fluent3d", "pets/test"]` -> `{"3d": "emoji:fluent3d", "test": "pets/test"}`.
-
-    >>> parse_test_data(["emoji:notov1"])
-    {'notov1': 'emoji:notov1'}
-    """
-    sources: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, source = argument.partition("=")
-        if not equals:
-            name, source = Path(argument.rpartition(":")[2]).stem, argument
-        if not name.strip() or not source.strip():
-            raise ValueError(f"test_data: got {argument!r}; want NAME=SOURCE or SOURCE")
-        if name in sources:
-            raise ValueError(f"test_data: the name {name!r} is given twice; write NAME=SOURCE with names that differ")
-        sources[name.strip()] = source.strip()
-    return sources
-
-
-def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
+def load_training(
+    source: str | Sequence[str], reading: Mapping[str, Any] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """The images to draw from, and the validation split where the source has one. Nothing is decoded yet."""
     train = load_images(source, verify=False, progress=False, **dict(reading or {}))
     if "validation" not in train.available_splits or train.split == "validation":
@@ -140,7 +124,7 @@ def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str 
 
 def load_test_sets(
     train: ImageSet,
-    data: str,
+    data: str | Sequence[str],
     test_data: Mapping[str, str],
     drawn: Sequence[int],
     reading: Mapping[str, Any] | None = None,
