@@ -1,4 +1,4 @@
-"""Several labels an image: scores of many images, their metrics, and the calibration of a classifier on labelled ones."""
+"""Several labels an image: scores of many images, their metrics, and the calibration of a classifier."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def label_thresholds(model: torch.nn.Module) -> torch.Tensor:
 
 
 def measure_labels(said: LabelScores, thresholds: torch.Tensor) -> dict[str, Any]:
-    """ "mAP", "f1_micro" and "f1_macro" at the thresholds (C,), and by class "average_precision", "f1" and "images"."""
+    """mAP, and at the thresholds (C,) "f1_micro" and "f1_macro"; "by_class" has the numbers of each class."""
     f1 = f1_scores(said.probabilities >= thresholds, said.labels)
     return {
         "mAP": mean_average_precision(said.probabilities, said.labels),

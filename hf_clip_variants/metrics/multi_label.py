@@ -1,4 +1,4 @@
-"""Metrics of several labels an image: average precision by class, F1 at thresholds, the thresholds with the best F1."""
+"""Metrics of several labels an image: average precision by class, F1, the thresholds with the best F1."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def f1_scores(predicted: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
         predicted, labels: (N, C) of 0 and 1.
 
     Returns:
-        "f1_micro": over all pairs of image and class, so frequent classes count more; "f1_macro": mean of "f1_by_class",
-        in which a class that is neither predicted nor present has 0, as in scikit-learn.
+        "f1_micro": over all pairs of image and class, so frequent classes count more; "f1_macro": the mean of
+        "f1_by_class", in which a class that is neither predicted nor present has 0, as in scikit-learn.
 
     Raises:
         ValueError: shapes that differ, no images, numbers other than 0 and 1.
@@ -146,8 +146,8 @@ def _f1(right: torch.Tensor, said_and_there: torch.Tensor) -> torch.Tensor:
 def _checked(argument: str, values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if values.shape != labels.shape or values.dim() != 2 or not values.numel():
         raise ValueError(
-            f"{argument}: shape {tuple(values.shape)} for labels {tuple(labels.shape)}; want (images, classes) for both, "
-            "neither empty"
+            f"{argument}: shape {tuple(values.shape)} for labels {tuple(labels.shape)}; want (images, classes) for "
+            "both, neither empty"
         )
     values = values.detach().cpu()
     if values.isnan().any():
