@@ -26,7 +26,8 @@ def _column(rows: Sequence[Mapping], keys: Sequence[str], collator: str) -> list
 class ImageClassificationCollator:
     """Rows of a PIL image and a label -> `{"pixel_values": (B, 3, H, W) float, "labels": (B,) int64}`.
 
-    Where a label is a list, of 0 and 1 for each class, labels are (B, C) float32. Reads rows of `ImageSet.dataset`. `Trainer` needs `remove_unused_columns=False`: it would drop the column `image`.
+    Where a label is a list, of 0 and 1 for each class, labels are (B, C) float32. Reads rows of `ImageSet.dataset`.
+    `Trainer` needs `remove_unused_columns=False`: it would drop the column `image`.
 
     Args:
         processor: an image processor, or a processor that holds one.

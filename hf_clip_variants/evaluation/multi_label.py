@@ -119,6 +119,14 @@ def calibrate_labels(
     return before
 
 
+@torch.no_grad()
+def recalibrated(model: torch.nn.Module, said: LabelScores) -> LabelScores:
+    """What the model says of the same images after it was calibrated; no encoder is run."""
+    calibration = _own_calibration(model)
+    logits = calibration(said.scores.to(calibration.scale.device))
+    return LabelScores(said.scores, logits.sigmoid().cpu(), said.labels)
+
+
 def fit_calibration(
     scores: torch.Tensor, labels: torch.Tensor, initial: tuple[float, float, float], strength: float = 0.1
 ) -> dict[str, torch.Tensor]:
@@ -214,5 +222,6 @@ __all__ = [
     "fit_calibration",
     "label_thresholds",
     "measure_labels",
+    "recalibrated",
     "score_labels",
 ]

@@ -104,8 +104,8 @@ def load_multi_label_images(
         label_columns (`str` or `list[str]`, *optional*): the column of lists or of text, or the columns of 0 and 1.
             Default: the only column of lists; a column with a usual name (`labels`, `label`, `category`, …); all
             columns that hold nothing but 0 and 1.
-        separator (`str`, *optional*): between the labels in a cell of text. Default: the first of `|`, `;` and `,` that
-            occurs in the column.
+        separator (`str`, *optional*): between the labels in a cell of text. Default: the first of `|`, `;` and `,`
+            that occurs in the column.
 
     Returns:
         [`MultiLabelImageSet`]; classes are the same in every split of one source.
@@ -189,8 +189,8 @@ def _matrix(part: Mapping[str, Any], labels: Sequence, names: Sequence[str], ind
             index = index_of.get(label)
             if index is None:
                 raise ValueError(
-                    f"label of images[{row}] ({part['ids'][row]!r}): got {label!r}, which is not among the class names "
-                    f"{name_some(names)}"
+                    f"label of images[{row}] ({part['ids'][row]!r}): got {label!r}, which is not among the class "
+                    f"names {name_some(names)}"
                 )
             matrix[row, index] = 1
     return matrix
@@ -233,8 +233,8 @@ def _find_labels(dataset, others: list[str], kinds: Mapping[str, str], shown: st
     columns = [column for column in others if _is_zero_or_one(dataset, column, kinds[column])]
     if not columns:
         raise ValueError(
-            f"label_columns: cannot tell where the labels are; want a column of lists, one of text such as cat|dog, or "
-            f"one of 0 and 1 for each class; {shown}"
+            f"label_columns: cannot tell where the labels are; want a column of lists, one of text such as cat|dog, "
+            f"or one of 0 and 1 for each class; {shown}"
         )
     left_out = [column for column in others if column not in columns]
     if left_out:

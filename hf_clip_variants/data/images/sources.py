@@ -410,8 +410,8 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
     kind = _kind(one)
     if kind.startswith("lists of"):
         raise SeveralLabels(
-            f"label_column: {label!r} holds {kind}, several labels an image; want one. For several, `evaluate` measures "
-            "and calibrates, and the README of the CLIP classifier shows how to train"
+            f"label_column: {label!r} holds {kind}, several labels an image; want one. For several, `evaluate` "
+            "measures and calibrates, and the README of the CLIP classifier shows how to train"
         )
     if kind not in ("class label", "text", "integer"):
         raise ValueError(f"label_column: {label!r} holds {kind}; want class labels, integers or text ({shown})")
