@@ -90,8 +90,8 @@ def evaluate(
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
       hf-clip-variants evaluate --data more-pets.csv --model run/base --common-classes
-      hf-clip-variants evaluate --data photos.parquet --model openai/clip-vit-base-patch32 \\
-        --calibrate train --save tagger
+      hf-clip-variants evaluate --data photos/ --calibrate train --save tagger \\
+        --model openai/clip-vit-base-patch32
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):

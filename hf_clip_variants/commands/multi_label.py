@@ -109,7 +109,7 @@ def _print_result(result: Mapping[str, Any]) -> None:
         )
         for name, c in hardest
     ]
-    columns = ("class", "images", "average precision", "F1", "named from")
+    columns = ("class", "images", "average precision", "F1", "threshold")
     out.print(title_and_rows(f"The {len(rows)} hardest classes", columns, rows))
     if "calibrated_on" in result:
         about = result["calibrated_on"]

@@ -12,7 +12,10 @@ from hf_clip_variants import (
     CLIPAdapterConfig,
     CLIPClassifier,
     CLIPClassifierProcessor,
+    CoCoOpConfig,
     CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
     VPTConfig,
     load_adapter,
     load_images,
@@ -156,7 +159,14 @@ def test_the_pipeline_of_transformers_gives_sigmoids(emoji_classifier, emoji_pix
 
 @pytest.mark.parametrize(
     "config",
-    [CLIPAdapterConfig(), CoOpConfig(num_context_tokens=2), VPTConfig(num_prompt_tokens=2)],
+    [
+        CLIPAdapterConfig(),
+        CoOpConfig(num_context_tokens=2),
+        CoCoOpConfig(),
+        MaPLeConfig(),
+        VPTConfig(num_prompt_tokens=2),
+        IVLPConfig(),
+    ],
     ids=lambda config: config.peft_type.value,
 )
 def test_an_adapter_trains_and_saves_a_calibration_of_its_own(config, tmp_path):
