@@ -26,6 +26,7 @@ FORMAT_VERSION = 1  # raised when adapter files change in a way that an older re
 _CLASSIFIER = "clipv-clip_classifier"
 _PEFT_PREFIX = "base_model.model."
 _MAKE_CLASS_FEATURES = {"prompt_embedder", "text_feature_adapter"}  # modules of a classifier
+LABEL_CALIBRATION = "label_calibration"  # the part of a classifier that several labels an image need
 
 
 @dataclass
@@ -56,6 +57,10 @@ class TunerConfig(PeftConfig):
     )
     backbone_widths: dict[str, int] | None = field(
         default=None, metadata={"help": "Widths and depths of the backbone that the adapter was made for."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules of the base model that are trained whole and saved with the adapter."},
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
     # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
@@ -225,6 +230,11 @@ class Base:
         return f"clip.{name}" if self.is_classifier else name
 
     @property
+    def has_label_calibration(self) -> bool:
+        """Whether it is a classifier for several labels an image."""
+        return self.is_classifier and self.model.label_calibration is not None
+
+    @property
     def class_names(self) -> list[str] | None:
         """The classifier's class names; None if it has no classes yet, or if the model is no classifier."""
         return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
@@ -315,9 +325,16 @@ def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
     return f"merge: {kinds} cannot be merged, {refusal}; {ways}"
 
 
+def is_multi_label(config: TunerConfig) -> bool:
+    """Whether the adapter was made for several labels an image."""
+    return LABEL_CALIBRATION in (config.modules_to_save or ())
+
+
 def _why_classes_are_fixed(config: TunerConfig) -> str | None:
     """`config.why_classes_are_fixed()`, or None if the adapter was made without classes."""
-    return config.why_classes_are_fixed() if config.class_names is not None else None
+    if config.class_names is None:
+        return None
+    return config.why_classes_are_fixed() or ("has a bias for each class" if is_multi_label(config) else None)
 
 
 class AdapterConfigs(dict):
@@ -432,6 +449,8 @@ class Tuner(BaseTuner):
         config.backbone_widths = config.backbone_widths or base.widths
         if config.backbone_fingerprint is None:
             config.backbone_fingerprint = fingerprint(base.clip)
+            if base.has_label_calibration:  # each adapter has its own: its scores are others
+                config.modules_to_save = sorted({*(config.modules_to_save or ()), LABEL_CALIBRATION})
 
     def _check_base(self, config: TunerConfig, base: Base) -> None:
         targets = sorted(self.targets(config, base))
@@ -459,6 +478,11 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"model: {config.peft_type.value} learns prompts, but an adapter was merged into this classifier, and "
                 "its class features do not follow from prompts; use the base model"
+            )
+        if is_multi_label(config) and not base.has_label_calibration:
+            raise ValueError(
+                "problem_type: the adapter was trained for several labels an image; load the classifier with "
+                "from_pretrained(..., problem_type='multi_label_classification')"
             )
         reason = _why_classes_are_fixed(config)
         if reason and base.is_classifier:
@@ -576,5 +600,6 @@ __all__ = [
     "check_class_names",
     "check_keys",
     "finite",
+    "is_multi_label",
     "without_prefixes",
 ]

@@ -35,7 +35,12 @@ def predict(
     classes: options.Classes = None,
     templates: options.Templates = None,
     base: options.Base = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to print for each image.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many classes to print for each image.", show_default="1, or all present"
+        ),
+    ] = None,
     format: Annotated[
         Literal["csv", "json"],
         typer.Option(metavar="NAME", help="csv with a header, or json lines.", rich_help_panel=RUNNING),
@@ -56,6 +61,8 @@ def predict(
     \b
     [bold]Example[/bold]
       hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
+
+    A model for several labels an image gives all classes that reach their thresholds, with | between them.
 
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
@@ -78,11 +85,13 @@ def predict(
     from ..evaluation.prediction import classify, find_images, load_for_prediction
 
     loaded = load_for_prediction(model, adapter, options.classes_to_choose_from(classes), templates, device, base=base)
+    several = loaded.several_labels
+    top = top or (len(loaded.class_names) if several else 1)
     paths = list(find_images(inputs)) if inputs else find_images(_lines())
     broken, done = 0, 0
     as_json = json or format == "json"
     with _opened(out) as stream, machine_output(stream) as emit, _counting(out, inputs, paths) as advance:
-        write = emit if as_json else _csv_writer(stream, min(top, len(loaded.class_names)))
+        write = emit if as_json else _csv_writer(stream, 1 if several else min(top, len(loaded.class_names)))
         for prediction in classify(loaded, paths, top, batch_size):
             done += 1
             advance(done)
@@ -92,12 +101,20 @@ def predict(
                 write({"path": prediction.path, "error": prediction.error})
                 continue
             best = [{"label": label, "score": round(score, 6)} for label, score in prediction.top]
+            if several:
+                write({"path": prediction.path, "labels": best} if as_json else _in_one_cell(prediction.path, best))
+                continue
             write({"path": prediction.path, **best[0], **({"top": best} if top > 1 else {})})
         if not done:
             raise ValueError(f"IMAGES: no image files in {', '.join(inputs or ['standard input'])}")
     if broken:
         say(f"{broken} of {done} images could not be read", style="red")
         raise typer.Exit(UNREADABLE)
+
+
+def _in_one_cell(path: str, found: list[dict]) -> dict:
+    """As `evaluate` reads several labels from a table."""
+    return {"path": path} | {name: "|".join(str(one[name]) for one in found) for name in ("label", "score")}
 
 
 @contextlib.contextmanager

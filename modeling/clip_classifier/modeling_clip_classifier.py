@@ -27,6 +27,7 @@ from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
+from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
 
 
 # B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, P prefix tokens, n deep tokens,
@@ -39,9 +40,10 @@ class CLIPClassifierOutput(ModelOutput):
     encoder's."""
 
     loss: torch.FloatTensor | None = None  # (), with `labels`; see `classification_loss.py`
-    # (B, C) scaled cosine of each image and each class; adapters may add to it
+    # (B, C) scaled cosine of each image and each class; adapters may add to it. With several labels an image:
+    # calibrated, see `label_calibration.py`
     logits: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
+    logits_per_image: torch.FloatTensor | None = None  # the same under CLIP's name, never calibrated
     logits_per_text: torch.FloatTensor | None = None  # (C, B), its transpose
     image_embeds: torch.FloatTensor | None = None  # (B, D)
     text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
@@ -174,7 +176,7 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
     _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
     # a plain CLIP checkpoint knows no classes
     _keys_to_ignore_on_load_missing = ["prompt_ids", "tail_ids", "tail_name_lengths", "class_features"]
-    _keys_to_ignore_on_load_missing += ["class_features_ready"]
+    _keys_to_ignore_on_load_missing += ["class_features_ready", "label_calibration"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -185,6 +187,9 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
                 init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
+        elif isinstance(module, LabelCalibration):
+            for name, value in module.initial_tensors().items():
+                init.constant_(getattr(module, name), value)
 
 
 class CLIPClassifier(CLIPClassifierPreTrainedModel):
@@ -219,6 +224,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.image_feature_adapter = FeatureAdapter()
         self.text_feature_adapter = FeatureAdapter()
         self.logit_head = LogitHead()
+        self.label_calibration = self.new_label_calibration() if config.problem_type == MULTI_LABEL else None
         self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
@@ -244,6 +250,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.register_buffer("class_features", scale.new_zeros(len(prompt_ids), self.config.projection_dim))
         # Travels in the state dict: whether class_features belong to the text encoder saved beside them.
         self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=scale.device))
+
+    def new_label_calibration(self) -> LabelCalibration:
+        """One with its initial values, of the right number of classes."""
+        has_bias = self.family.logit_bias(self.clip) is not None
+        return LabelCalibration(self.config.num_labels, has_bias).to(self.clip.logit_scale)
 
     # ---- what happens to kept class features; the table is in class_features.py
 
@@ -403,6 +414,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._refuse_if_classes_are_fixed()
         self._refuse_while_adapters_depend_on(names)
         config = self.config
+        changed = (names, templates) != (config.class_names, config.templates)
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         config.templates = templates
@@ -410,6 +422,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         config.tail_length = tail_ids.shape[-1]
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
         self._kept.forget()
+        if changed and type(self.label_calibration) is LabelCalibration:  # an adapter's own is tied to its classes
+            self.label_calibration = self.new_label_calibration()
         return self
 
     def _refuse_if_classes_are_fixed(self):
@@ -591,14 +605,23 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         if bias is not None:
             logits = logits + bias.to(logits)
+        scores = logits
+        if self.config.problem_type == MULTI_LABEL and input_ids is None:
+            logits = self._label_logits(scores)
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type)
         embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
         inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
-            loss, logits, logits_per_image=logits, logits_per_text=logits.t(), **embeds, **inner
+            loss, logits, logits_per_image=scores, logits_per_text=scores.t(), **embeds, **inner
         )
+
+    def _label_logits(self, scores: torch.Tensor) -> torch.Tensor:
+        if self.label_calibration is not None:
+            return self.label_calibration(scores)
+        has_bias = self.family.logit_bias(self.clip) is not None  # `problem_type` was set after loading
+        return label_logits(scores, *initial_calibration(scores.shape[1], has_bias))
 
     @property
     def is_gradient_checkpointing(self) -> bool:
