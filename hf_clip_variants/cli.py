@@ -2,13 +2,18 @@
 
 import errno
 import importlib
+import inspect
 import os
+import re
 import select
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from .registry import did_you_mean
 
 
 PROGRAM = "hf-clip-variants"
@@ -16,27 +21,42 @@ PROGRAM = "hf-clip-variants"
 # Name -> one line in the list of commands. The command is the function <name> in hf_clip_variants/commands/<name>.py,
 # with _ for -.
 COMMANDS = {
-    "demo": "Teach the embedded tiny CLIP classes that it has never seen. Offline, about a minute.",
+    "demo": "Teach the embedded tiny CLIP new classes. Offline, two minutes.",
     "methods": "List the methods: when to use each, its paper, its licence.",
-    "adapt": "Teach a CLIP your classes from a few images of each, and report the gain.",
-    "evaluate": "Measure a model, with or without an adapter, on labelled images.",
-    "linear-probe": "Measure frozen image features: a linear classifier on them, as in CLIP's paper.",
-    "knn": "Measure frozen image features: a vote of the nearest neighbours. Nothing is trained.",
-    "predict": "Classify files, folders or standard input; CSV or JSON lines.",
-    "convert": "Turn an official checkpoint into a folder for from_pretrained; nothing in it is run.",
-    "push": "Put an adapter or a model on the Hub, with a card that holds its measured results.",
-    "export": "Write a model folder that loads without this package (trust_remote_code).",
+    "adapt": "Teach a CLIP your classes from a few images of each.",
+    "evaluate": "Measure a model or an adapter on labelled images.",
+    "linear-probe": "Measure image features with a linear classifier.",
+    "knn": "Measure image features with nearest neighbours.",
+    "predict": "Classify files and folders; CSV or JSON lines.",
+    "convert": "Turn an official checkpoint into a folder to load.",
+    "push": "Put an adapter or a model on the Hub, with its results.",
+    "export": "Write a model folder that loads without this package.",
     "verify": "Check weights against the hashes in their card.",
+    "env": "Versions and devices, to copy into a bug report.",
 }
 
 # Errors that a user can fix; they are printed in one line. Any other is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
+_WrongUsage = typer.BadParameter.__base__  # of all errors of the parser; typer does not export it
 
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell reports them
+_WRONG_USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports them: 128 + signal
+
+# What the library calls an argument, where a command's option has another name.
+_OPTION_OF = {
+    "class_names": "classes",
+    "source": "data",
+    "styles": "data",
+    "overrides": "set",
+    "cache_dir": "cache",
+    "method": "methods",
+    "max_iter": "max_iterations",
+}
 
 
 class LazyCommands(TyperGroup):
     """Lists the commands of `COMMANDS` and imports only the one that is run."""
+
+    running: TyperCommand | None = None
 
     def __init__(self, **attributes):
         super().__init__(**attributes)
@@ -45,11 +65,16 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx, args):
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
+        if name in COMMANDS:
+            command = self.running = load_command(name)
+        return name, command, rest
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _print_interrupt(error)
+            raise typer.Exit(_INTERRUPTED) from error
         except BrokenPipeError as error:
             if any(map(_is_unread, (sys.__stdout__, sys.__stderr__))):
                 raise
@@ -61,8 +86,14 @@ def load_command(name: str) -> TyperCommand:
     module = name.replace("-", "_")
     function = getattr(importlib.import_module(f"hf_clip_variants.commands.{module}"), module)
     application = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    application.command(name)(function)
+    application.command(name, help=_help_of(function))(function)
     return typer.main.get_command(application)
+
+
+def _help_of(function) -> str:
+    """The docstring, each paragraph in one line: help pages are as wide as the terminal. Those behind \\b stay."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n\n".join(text if text.startswith("\b") else " ".join(text.split()) for text in paragraphs)
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,10 +106,14 @@ def _print_version(wanted: bool) -> None:
 
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, metavar="", help="Print the version and exit."
+        ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. May be anywhere on the line.")
+        bool,
+        typer.Option("--debug", metavar="", help="Show the traceback of an error. May be anywhere on the line."),
     ] = False,
 ) -> None:
     """
@@ -87,7 +122,7 @@ def _options(
     \b
     [bold]A first session[/bold]
       hf-clip-variants demo
-      hf-clip-variants adapt --data images/ --shots 4 --out run
+      hf-clip-variants adapt images/ --shots 4 --out run
       hf-clip-variants predict --help
 
     Data is a folder with one sub-folder per class, a Hub data set or Parquet files. Every command takes --json.
@@ -95,8 +130,9 @@ def _options(
 
 
 def make_command() -> TyperGroup:
-    application = typer.Typer(cls=LazyCommands, rich_markup_mode="rich", no_args_is_help=True)
-    application.callback(context_settings={"help_option_names": ["-h", "--help"]})(_options)
+    application = typer.Typer(cls=LazyCommands, rich_markup_mode="rich")
+    names = {"help_option_names": ["-h", "--help"]}
+    application.callback(context_settings=names, help=_help_of(_options))(_options)
     return typer.main.get_command(application)
 
 
@@ -107,21 +143,27 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 for success, 1 for an error that was printed in one line, 2 for wrong usage, 130 for Ctrl-C, 141 if
     the reader of our output was closed. A command may add others.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = _take_debug(arguments)
+    group = None
     try:
-        make_command().main(arguments, prog_name=PROGRAM)
+        group = make_command()
+        code = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as exit:
         code = exit.code
         # typer exits with 1 here; a shell expects 141.
         if isinstance(exit.__context__, OSError) and exit.__context__.errno == errno.EPIPE:
             code = _BROKEN_PIPE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        _print_interrupt(error)
         code = _INTERRUPTED
+    except _WrongUsage as error:
+        _print_usage_error(error)
+        code = _WRONG_USAGE
     except USER_ERRORS as error:
         if debug:
             raise
-        _print_error(error)
+        _print_error(error, group and group.running)
         code = 1
     try:
         sys.stdout.flush()
@@ -139,9 +181,56 @@ def _take_debug(arguments: list[str]) -> bool:
     return found
 
 
-def _print_error(error: BaseException) -> None:
+# ---- messages
+
+
+def _print_interrupt(error: KeyboardInterrupt) -> None:
+    """`error` may say what is kept and how to go on."""
+    typer.echo(f"\n{error}" if str(error) else "\nInterrupted.", err=True)
+
+
+def _print_usage_error(error) -> None:
+    message, context = error.format_message(), error.ctx
+    unknown = getattr(error, "option_name", None)
+    if unknown and message.startswith("No such option"):
+        known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
+        near = did_you_mean(unknown.lstrip("-"), [flag.lstrip("-") for flag in known])
+        message = f"No such option {unknown}" + re.sub(r"'([\w-]+)'", r"--\1", near)
+    typer.secho(f"Error: {' '.join(message.split())}", fg="red", err=True)
+    if context is not None:
+        typer.echo(f"Try '{context.command_path} --help'.", err=True)
+
+
+def _print_error(error: BaseException, command: TyperCommand | None) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
+    # transformers' lecture on tokens and pull requests.
+    if unknown := re.match(r"(\S+) is not a local folder and is not a valid model identifier", message):
+        message = (
+            f"no such folder {unknown[1]}, and no such repository on the Hub (a private one needs `hf auth login`)"
+        )
+    if command is not None:
+        message = in_words_of({parameter.name: _flag_of(parameter) for parameter in command.params}, message)
     typer.secho(f"Error: {message}", fg="red", err=True)
+
+
+def in_words_of(flags: Mapping[str, str], message: str) -> str:
+    """The message with options instead of the library's arguments. `flags`: argument -> option.
+
+    >>> in_words_of({"test_data": "--test-data"}, "test_data: got 'x'; test_data is what is tested on")
+    "--test-data: got 'x'; --test-data is what is tested on"
+    """
+    flags = dict(flags)
+    # Advice that only Python code can follow.
+    message = re.sub(r",? or pass \w+=('[^']*'|\w+)", "", message)
+    flags |= {ours: flags[option] for ours, option in _OPTION_OF.items() if ours not in flags and option in flags}
+    message = re.sub(r"^\w+(?=(\[\d+\])?:| is )", lambda word: flags.get(word[0], word[0]), message)
+    # Words with an underscore are names in any place, but not parts of paths or quoted text.
+    name = r"(?<![\w/\\.'\"=-])[a-z]+(_[a-z]+)+(?![\w/\\.'\"=-])"
+    return re.sub(name, lambda word: flags.get(word[0], word[0]), message)
+
+
+def _flag_of(parameter) -> str:
+    return next((flag for flag in parameter.opts if flag.startswith("--")), parameter.name.upper())
 
 
 def _is_unread(stream) -> bool:

@@ -9,7 +9,7 @@ references `"module:name"`, relative to `hf_clip_variants`, which `Method.load` 
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -663,7 +663,8 @@ def method(name: str) -> Method:
     for row in _METHODS:
         if row.name == name:
             return row
-    raise ValueError(f"method: unknown {name!r}{_nearest(name, [row.name for row in _METHODS])}")
+    known = [row.name for row in _METHODS]
+    raise ValueError(f"method: {unknown_name(name, known)}")
 
 
 def few_shot_entries() -> dict[str, FewShotEntry]:
@@ -676,7 +677,22 @@ def checkpoint_entries() -> dict[str, tuple[Method, CheckpointEntry]]:
     return {entry.name: (row, entry) for row in _METHODS for entry in row.checkpoints}
 
 
-def _nearest(name: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}"
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: `"; did you mean 'x' or 'y'?"`, or `"."` when nothing is near.
+
+    >>> did_you_mean("tip-adaptr", ["coop", "tip_adapter"])
+    "; did you mean 'tip_adapter'?"
+    """
+    spellings = {name.lower().replace("-", "_"): name for name in known}
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), spellings, n=2)
+    return f"; did you mean {' or '.join(repr(spellings[match]) for match in near)}?" if near else "."
+
+
+def unknown_name(name: Any, known: Iterable[str]) -> str:
+    """A message about a name that is none of `known`.
+
+    >>> unknown_name("tip-adaptr", ["coop", "tip_adapter"])
+    "unknown 'tip-adaptr'; did you mean 'tip_adapter'? Known: coop, tip_adapter"
+    """
+    known = list(known)
+    return f"unknown {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}"

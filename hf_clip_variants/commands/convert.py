@@ -6,57 +6,84 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..conversion.options import OfferedOption, offered_options
+from ..conversion.options import OfferedOption, check_official, offered_options
 from ..registry import checkpoint_entries
+from . import options
+from .arguments import check_model, check_name
+from .options import FLAG
 from .output import JsonOption, machine_output, prepare_libraries
 
 
 SHOWN_DROPPED = 10
+
+_METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
 
 _PANELS = {"model": "Models", "adapter": "Adapters"}
 _FILES = "".join(f" {entry.title}: {entry.files}." for _, entry in checkpoint_entries().values() if entry.files)
 
 
 def convert(
-    file: Annotated[str, typer.Argument(help=f"The official file: .pt, .pth.tar, .bin, .safetensors.{_FILES}")],
-    out: Annotated[str, typer.Argument(help="The folder to write.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help=f"The official file: .pt, .pth.tar, .bin, .safetensors.{_FILES}")
+    ],
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     method: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(checkpoint_entries())}.", show_default="recognised by the names in the file"),
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(checkpoint_entries())}.",
+            show_default="recognised by the names in the file",
+            autocompletion=options.one_of(checkpoint_entries),
+        ),
     ] = None,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Load the written folder and compare its outputs with those before saving."),
+        typer.Option(
+            "--compare", help="Load the written folder and compare its outputs with those before saving.", **FLAG
+        ),
     ] = False,
     expected: Annotated[
         str | None,
-        typer.Option(help="Also compare with official outputs: a safetensors file of inputs and outputs."),
+        typer.Option(
+            metavar="FILE", help="Also compare with official outputs: a safetensors file of inputs and outputs."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the folder.", **FLAG)] = False,
     json: JsonOption = False,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """
     Convert an official checkpoint: OpenAI's and open_clip's CLIP, other models, files of the adapters (see --method).
+
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants convert ViT-B-32.pt clip-vit-b-32 --compare
 
     Nothing in the file is run: tensors are read, everything else is refused or dropped. Sizes follow from the shapes,
     names must fit exactly, and nothing is written when anything fails.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants convert ViT-B-32.pt clip-vit-b-32 --compare
-      hf-clip-variants convert open_clip_model.safetensors laion-b-32 --activation gelu --dtype float16
-      hf-clip-variants convert model.pth.tar-50 coop --base clip-vit-b-32 --classes "cat, dog" --position middle
+    [bold]More examples[/bold]
+      hf-clip-variants convert open_clip_model.safetensors laion-b-32 \\
+        --activation gelu --dtype float16
+      hf-clip-variants convert model.pth.tar-50 coop --base clip-vit-b-32 \\
+        --classes "cat, dog" --position middle
     """
-    prepare_libraries()
+    if not Path(file).exists():
+        raise FileNotFoundError(f"FILE: no such file {file}")
+    check_official(Path(file))
+    if method is not None:
+        check_name("--method", method, checkpoint_entries())
+    check_model("--base", given["base"])
+    prepare_libraries(watched=not json)
     from ..conversion.convert import convert_checkpoint
 
     # Leave out flags that were not given: most formats refuse options that are not theirs.
-    options = {name: value for name, value in options.items() if value is not False}
-    options["class_names"] = _names(options["class_names"])
+    given = {name: value for name, value in given.items() if value is not False}
+    given["class_names"] = _names(given["class_names"])
     with machine_output() as emit:
         result = convert_checkpoint(
-            file, out, method, compare=compare, expected=expected, overwrite=overwrite, **options
+            file, out, method, compare=compare, expected=expected, overwrite=overwrite, **given
         )
         if json:
             emit(result.as_dict())
@@ -68,10 +95,14 @@ def _parameter(offered: OfferedOption) -> inspect.Parameter:
     """A typer option for an option in the table of methods."""
     option = offered.option
     flag = option.flag or f"--{option.name.replace('_', '-')}"
-    info = typer.Option(
-        flag, help=offered.help, show_default=option.default or True, rich_help_panel=_PANELS[offered.kind]
-    )
     kind = Literal[option.type] if isinstance(option.type, tuple) else option.type
+    info = typer.Option(
+        flag,
+        metavar=_METAVARS.get(option.type, "NAME"),
+        help=offered.help + (f" One of {', '.join(option.type)}." if isinstance(option.type, tuple) else ""),
+        show_default=option.default or True,
+        rich_help_panel=_PANELS[offered.kind],
+    )
     default = False if kind is bool else None
     annotation = Annotated[kind if kind is bool else kind | None, info]
     return inspect.Parameter(
@@ -79,7 +110,7 @@ def _parameter(offered: OfferedOption) -> inspect.Parameter:
     )
 
 
-# typer reads the signature: here `**options` is replaced by the options of all formats in the table.
+# typer reads the signature: here `**given` is replaced by the options of all formats in the table.
 *_own, _ = inspect.signature(convert).parameters.values()
 convert.__signature__ = inspect.Signature([*_own, *map(_parameter, offered_options().values())])
 

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-from .output import JsonOption, console, machine_output, prepare_libraries, progress_bar
+from . import options
+from .arguments import check_data, check_device, check_model, check_templates
+from .options import DATA, MODEL
+from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, screen, title_and_rows
 from .predict import UNREADABLE
 
 
@@ -14,39 +17,61 @@ SHOWN_CLASSES = 10
 
 def evaluate(
     data: Annotated[
-        str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help=f"Labelled images: {options.SOURCES}; may be repeated.",
+            autocompletion=options.complete_source,
+        ),
     ],
-    adapter: Annotated[str | None, typer.Option(help="An adapter: folder or Hub id.")] = None,
-    model: Annotated[str | None, typer.Option(help="A classifier or any CLIP: folder or Hub id.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of the data.", show_default="test where there is one")] = None,
+    adapter: options.Adapter = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A classifier or any CLIP: folder or Hub id.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the data.", show_default="test where there is one", rich_help_panel=DATA
+        ),
+    ] = None,
+    common_classes: options.CommonClasses = False,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Classes to choose from, with commas.", show_default="the model's, or the data's"),
+        typer.Option(
+            metavar="LIST",
+            help="Classes to choose from, with commas.",
+            show_default="the model's, or the data's",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
-    templates: Annotated[
-        str | None, typer.Option(help="Prompt template, named set or file, for a model without its own.")
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of the images.", show_default="found by its type")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the labels.", show_default="found by its type")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")] = 64,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
+    templates: options.Templates = None,
+    base: options.Base = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
     """
     Measure a model, with or without an adapter, on labelled images: overall accuracy, and accuracy per class.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants evaluate --data pets/ --adapter run/adapters/coop/4-shot/seed-1
+
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants evaluate --adapter run/adapters/coop/16-shot/seed-1 --data pets/ --split test
-      hf-clip-variants evaluate --model openai/clip-vit-base-patch32 --templates pets --data pets/ --json
+    [bold]More examples[/bold]
+      hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
+      hf-clip-variants evaluate --data more-pets.csv --model run/base --common-classes
     """
-    prepare_libraries()
+    check_data("--data", data)
+    for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
+        check_model(option, source)
+    check_templates(templates)
+    check_device(device)
+    prepare_libraries(watched=not json)
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
     from ..data.images.sources import load_images
@@ -54,20 +79,25 @@ def evaluate(
     from ..evaluation.prediction import load_for_prediction
     from ..metrics.classification import accuracy, accuracy_by_class
 
-    reading = {"image_column": image_column, "label_column": label_column}
-    options = {"on_error": "skip", "empty_classes": "warn", "progress": not json, **reading}
-    images = load_images(data, split, **options)
+    reading = {"on_error": "skip", "empty_classes": "warn", "progress": not json}
+    reading |= options.reading(image_column, label_column)
+    source = data if len(data) > 1 else data[0]
+    images = load_images(source, split, **reading)
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
-    loaded = load_for_prediction(model, adapter, classes, templates, device, default_class_names=images.class_names)
-    images = align_classes(images, loaded.class_names, data)
+    given = {"default_class_names": images.class_names, "base": base}
+    loaded = load_for_prediction(model, adapter, classes, templates, device, **given)
+    shown = ", ".join(data)
+    if common_classes:
+        images = _only_classes_of(loaded, images, shown)
+    images = align_classes(images, loaded.class_names, shown)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     labelled = LiveImages(base, images, loaded.processor)
     with progress_bar("Classifying", len(labelled)) as advance:
         predicted, _ = predict(loaded.model, labelled, batch_size, advance)
     per_class = accuracy_by_class(predicted, labelled.labels, len(loaded.class_names))
     result = {
-        "data": data,
+        "data": shown,
         "split": images.split,
         "images": len(images),
         "classes": len(loaded.class_names),
@@ -86,26 +116,34 @@ def evaluate(
 def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
     """List the images that were left out; if there are any, exit with the command's exit code for them."""
     for name, reason in skipped:
-        console().print(f"{name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"{name}: {reason}", style="red")
     if skipped:
         raise typer.Exit(UNREADABLE)
 
 
+def _only_classes_of(loaded, images, data: str):
+    """The images of the model's classes; says which classes are left out."""
+    from ..data.images.image_set import name_some
+    from ..data.images.labelled_sets import used_classes
+
+    kept = [index for index, name in enumerate(images.class_names) if name in loaded.class_names]
+    others = [name for name in used_classes(images) if name not in loaded.class_names]
+    if len(others) == len(used_classes(images)):
+        known = name_some(loaded.class_names)
+        raise ValueError(f"--common-classes: no class of {data} is one of the model's, {known}")
+    if others:
+        say(f"Left out, since the model does not have them: {name_some(others)}")
+    return images.select_classes(kept)
+
+
 def print_accuracy(result: dict) -> None:
     """The accuracy and the hardest classes."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    out = Console(highlight=False)
+    out = screen()
     split = f", split {result['split']}" if result["split"] else ""
-    out.print(
-        f"[bold]{100 * result['accuracy']:.1f} %[/bold] of {result['images']} images in {result['classes']} classes "
-        f"({result['data']}{split})"
-    )
-    measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)
-    table = Table(
-        "class", "accuracy, %", title=f"The {min(SHOWN_CLASSES, len(measured))} hardest classes", title_justify="left"
-    )
-    for value, name in measured[:SHOWN_CLASSES]:
-        table.add_row(name, f"{100 * value:.1f}")
-    out.print(table)
+    about = f" of {result['images']} images in {result['classes']} classes ({result['data']}{split})"
+    out.print(Text.assemble((f"{100 * result['accuracy']:.1f} %", "bold"), about), soft_wrap=True)
+    measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)[:SHOWN_CLASSES]
+    rows = [(name, f"{100 * value:.1f}") for value, name in measured]
+    out.print(title_and_rows(f"The {len(measured)} hardest classes", ("class", "accuracy, %"), rows))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from . import probing
+from . import options, probing
 from .output import JsonOption, prepare_libraries
 
 
@@ -12,15 +12,18 @@ def knn(
     model: probing.Model,
     train: probing.Train,
     test: probing.Test = None,
+    common_classes: options.CommonClasses = False,
     train_split: probing.TrainSplit = None,
     test_split: probing.TestSplit = None,
     features: probing.Kind = "encoder",
-    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(help="Small: the nearest decides; large: all count the same.")] = 0.07,
-    image_column: probing.ImageColumn = None,
-    label_column: probing.LabelColumn = None,
-    batch_size: probing.BatchSize = 64,
-    device: probing.Device = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, metavar="N", help="Neighbours that vote.")] = 20,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="Small: the nearest decides; large: all count the same.")
+    ] = 0.07,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     dtype: probing.Dtype = "float32",
     cache: probing.Cache = None,
     out: probing.Out = None,
@@ -29,17 +32,21 @@ def knn(
     """
     Measure frozen image features with k nearest neighbours: accuracy on test images, and its mean over classes.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants knn facebook/dinov2-small --train pets/
+
     Each of the k training images of the highest cosine similarity s votes for its class with exp(s / temperature), as
     in DINO's paper. Nothing is trained and nothing is chosen. Images that cannot be read are listed and left out, and
     the exit code is 1.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants knn openai/clip-vit-base-patch32 --train pets/
-      hf-clip-variants knn facebook/dinov2-small --train pets/ --test other-pets/ --k 10 --cache features --json
-      hf-clip-variants knn my-slip --train emoji:fluentflat,emojione --test emoji:notov1 --k 1
+    [bold]More examples[/bold]
+      hf-clip-variants knn my-slip --train pets/ --test more-pets/ --k 10
+      hf-clip-variants knn my-slip --train emoji:fluentflat --test emoji:notov1 --k 1
     """
-    prepare_libraries()
+    probing.check(model, train, test, device, out)
+    prepare_libraries(watched=not json)
 
     def check(labels):
         from ..evaluation.probes import check_knn
@@ -64,6 +71,7 @@ def knn(
         model=model,
         train=train,
         test=test,
+        common_classes=common_classes,
         train_split=train_split,
         test_split=test_split,
         features=features,

@@ -4,30 +4,46 @@ from typing import Annotated
 
 import typer
 
-from . import probing
-from .output import JsonOption, console, prepare_libraries
+from . import options, probing
+from .options import TRAINING
+from .output import JsonOption, prepare_libraries, say
 
 
 def linear_probe(
     model: probing.Model,
     train: probing.Train,
     test: probing.Test = None,
+    common_classes: options.CommonClasses = False,
     train_split: probing.TrainSplit = None,
     test_split: probing.TestSplit = None,
     features: probing.Kind = "encoder",
     strength: Annotated[
         float | None,
         typer.Option(
-            help="L2 strength λ, which is 1/C of scikit-learn.", show_default="searched on held-out training images"
+            metavar="X",
+            help="L2 strength λ, which is 1/C of scikit-learn.",
+            show_default="searched on held-out training images",
         ),
     ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of each class on which the strength is searched.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the draw of the held-out images.")] = 0,
-    max_iterations: Annotated[int, typer.Option(min=1, help="Of L-BFGS.")] = 1000,
-    image_column: probing.ImageColumn = None,
-    label_column: probing.LabelColumn = None,
-    batch_size: probing.BatchSize = 64,
-    device: probing.Device = None,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            "--hold-out",
+            metavar="SHARE",
+            help="Share of each class on which the strength is searched.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 0.2,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Of the draw of the held-out images.", rich_help_panel=TRAINING)
+    ] = 0,
+    max_iterations: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of L-BFGS.", rich_help_panel=TRAINING)
+    ] = 1000,
+    image_column: options.ImageColumn = None,
+    label_column: options.LabelColumn = None,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = None,
     dtype: probing.Dtype = "float32",
     cache: probing.Cache = None,
     out: probing.Out = None,
@@ -36,17 +52,21 @@ def linear_probe(
     """
     Measure frozen image features with a linear classifier: accuracy on test images, and its mean over classes.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants linear-probe openai/clip-vit-base-patch32 --train pets/
+
     Logistic regression as in CLIP's paper: L-BFGS on the features as they are, its strength searched between 10^-6 and
     10^6 on a part of the training images, then fitted on all. Needs scikit-learn: pip install
     "hf-clip-variants\\[probe]". Images that cannot be read are listed and left out, and the exit code is 1.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants linear-probe openai/clip-vit-base-patch32 --train pets/
-      hf-clip-variants linear-probe my-slip --train emoji:fluentflat,emojione --test emoji:notov1 --json
-      hf-clip-variants linear-probe google/vit-base-patch16-224 --train cifar10 --strength 3.16 --out vit.json
+    [bold]More examples[/bold]
+      hf-clip-variants linear-probe my-slip --train pets/ --cache features --json
+      hf-clip-variants linear-probe my-slip --train cifar10 --strength 3.16
     """
-    prepare_libraries()
+    probing.check(model, train, test, device, out)
+    prepare_libraries(watched=not json)
     from ..optional_dependencies import require
 
     require("sklearn", "linear-probe")  # an error now, not after all images are decoded
@@ -62,10 +82,8 @@ def linear_probe(
         options = {"strength": strength, "held_out": held_out, "seed": seed, "max_iterations": max_iterations}
         found = fit(trained.features[0], trained.labels, tested.features[0], **options)
         if not found.converged:
-            console().print(
-                f"L-BFGS did not converge in {found.iterations} iterations; raise --max-iterations or --strength",
-                style="yellow",
-            )
+            text = f"L-BFGS did not converge in {found.iterations} iterations; raise --max-iterations or --strength"
+            say(text, style="yellow")
         searched = [{"strength": s, "accuracy": a} for s, a in found.validation.items()]
         return found.predicted, {
             "strength": found.strength,
@@ -86,6 +104,7 @@ def linear_probe(
         model=model,
         train=train,
         test=test,
+        common_classes=common_classes,
         train_split=train_split,
         test_split=test_split,
         features=features,

@@ -1,13 +1,18 @@
-"""How all commands print: results and JSON on standard output, progress and remarks on standard error."""
+"""How all commands print: results and JSON on standard output, progress and remarks on standard error.
+
+Whatever is printed is text: names of files and classes may hold `[bold]`, which rich would take for a style.
+"""
 
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+
+from .options import FLAG, RUNNING
 
 
 if TYPE_CHECKING:
@@ -15,16 +20,22 @@ if TYPE_CHECKING:
 
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print JSON and nothing else on standard output; progress goes to standard error."),
+    typer.Option("--json", help="Print JSON only; progress goes to standard error.", rich_help_panel=RUNNING, **FLAG),
 ]
 
 
-def prepare_libraries() -> None:
-    """Call before heavy imports: OpenMP threads that sleep while they wait, libraries without progress bars."""
+def prepare_libraries(watched: bool = False) -> None:
+    """Call before heavy imports: OpenMP threads that sleep while they wait, libraries without progress bars.
+
+    With `watched`, a person at a terminal reads at once that libraries and models are being loaded.
+    """
+    if watched and sys.stderr.isatty():
+        typer.secho("Loading …", dim=True, err=True)
     # By default, OpenMP's threads use the processor while they wait for each other. On a machine that is busy
     # otherwise, that is several times slower (measured: 197 s instead of 30 s for half of the demo); sleeping costs a
     # few microseconds. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours have names
     import warnings
 
     from transformers.utils import logging
@@ -34,20 +45,45 @@ def prepare_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
+def screen() -> "Console":
+    """For results that people read: standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def console() -> "Console":
     """For progress bars and remarks: standard error, so that standard output can be piped."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, style: str = "dim") -> None:
+    """A line on standard error."""
+    console().print(text, style=style, soft_wrap=True)
+
+
+def title_and_rows(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> Any:
+    """A table whose cells are text; numbers are on the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 @contextlib.contextmanager
-def machine_output() -> Iterator[Callable[[Any], None]]:
+def machine_output(stream: TextIO | None = None) -> Iterator[Callable[[Any], None]]:
     """
     Keep standard output free of anything but JSON.
 
     Inside, `print` and libraries write to standard error; the yielded function writes one value as one line of JSON to
-    the real standard output, at once.
+    `stream`, by default the real standard output, at once.
 
     Example:
 
@@ -60,22 +96,22 @@ def machine_output() -> Iterator[Callable[[Any], None]]:
     {"label": "cat", "score": 0.9}
     ```
     """
-    stdout = sys.stdout
+    written = stream or sys.stdout
 
     def emit(value: Any) -> None:
-        stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-        stdout.flush()
+        written.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        written.flush()
 
     with contextlib.redirect_stdout(sys.stderr):
         yield emit
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; the yielded function says how many of `total` are done."""
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; the yielded function says how many of `total` are done (None: nobody knows)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console(), transient=True) as bars:
         bar = bars.add_task(title, total=total)
         yield lambda done: bars.update(bar, completed=done)

@@ -1,13 +1,18 @@
 """`hf-clip-variants predict`: classes of images, one line per image."""
 
+import contextlib
 import csv
+import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Annotated, Literal, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
-from .output import JsonOption, console, machine_output, prepare_libraries
+from . import options
+from .arguments import check_device, check_model, check_templates
+from .options import RUNNING
+from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say
 
 
 UNREADABLE = 1  # exit code when an image could not be read
@@ -17,70 +22,101 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Image files and folders of them. Without any, paths are read from standard input, a line each."
+            metavar="IMAGES",
+            help="Files and folders. Without any, paths are read from standard input, a line each.",
+            show_default=False,
         ),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(help="An adapter: folder or Hub id. It names its model and its classes."),
-    ] = None,
+    adapter: options.Adapter = None,
     model: Annotated[
-        str | None, typer.Option(help="A saved classifier, or any CLIP with --classes: folder or Hub id.")
-    ] = None,
-    classes: Annotated[str | None, typer.Option(help="Classes to choose from, with commas between them.")] = None,
-    templates: Annotated[
         str | None,
-        typer.Option(help="Prompt template, such as 'a photo of a {}.', a named set, or a file of templates."),
+        typer.Option(metavar="MODEL", help="A saved classifier, or any CLIP with --classes: folder or Hub id."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 1,
-    format: Annotated[Literal["csv", "json"], typer.Option(help="CSV with a header, or JSON lines.")] = "csv",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")] = None,
+    classes: options.Classes = None,
+    templates: options.Templates = None,
+    base: options.Base = None,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to print for each image.")] = 1,
+    format: Annotated[
+        Literal["csv", "json"],
+        typer.Option(metavar="NAME", help="csv with a header, or json lines.", rich_help_panel=RUNNING),
+    ] = "csv",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write here, once all is done, instead of printing.", rich_help_panel=RUNNING
+        ),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
     """
     Classify images: one line per image with its path, the best class and its probability.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants predict --adapter run/adapters/tip_adapter_f/4-shot/seed-1 photos/
-      hf-clip-variants predict --model openai/clip-vit-base-patch32 --classes "cat, dog, fox" *.jpg --top 3
-      find . -name '*.png' | hf-clip-variants predict --model my-classifier --json > predictions.jsonl
+    [bold]More examples[/bold]
+      hf-clip-variants predict *.jpg --model openai/clip-vit-base-patch32 \\
+        --classes "cat, dog, fox" --top 3
+      find . -name '*.png' | hf-clip-variants predict --model my-clip --out all.csv
     """
-    prepare_libraries()
+    for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
+        check_model(option, source)
+    check_templates(templates)
+    check_device(device)
+    if not inputs and sys.stdin.isatty():
+        raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
+    if out is not None and os.path.isdir(out):
+        raise IsADirectoryError(f"--out: {out} is a folder; want a file")
+    prepare_libraries(watched=not json)
     from ..evaluation.prediction import classify, find_images, load_for_prediction
 
-    if not inputs and sys.stdin.isatty():
-        raise ValueError("inputs: name files or folders, or pipe paths in, a line each")
-    loaded = load_for_prediction(model, adapter, classes, templates, device)
-    paths = find_images(inputs or _lines())
-    err, broken, done = console(), 0, 0
-    write_csv = None if json or format == "json" else _csv_writer(sys.stdout, min(top, len(loaded.class_names)))
-    with machine_output() as emit:
-        write = write_csv or emit
+    loaded = load_for_prediction(model, adapter, classes, templates, device, base=base)
+    paths = list(find_images(inputs)) if inputs else find_images(_lines())
+    broken, done = 0, 0
+    as_json = json or format == "json"
+    with _opened(out) as stream, machine_output(stream) as emit, _counting(out, inputs, paths) as advance:
+        write = emit if as_json else _csv_writer(stream, min(top, len(loaded.class_names)))
         for prediction in classify(loaded, paths, top, batch_size):
             done += 1
+            advance(done)
             if prediction.error is not None:
                 broken += 1
-                err.print(
-                    f"{prediction.path}: {prediction.error}",
-                    style="red",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                say(f"{prediction.path}: {prediction.error}", style="red")
                 write({"path": prediction.path, "error": prediction.error})
                 continue
             best = [{"label": label, "score": round(score, 6)} for label, score in prediction.top]
             write({"path": prediction.path, **best[0], **({"top": best} if top > 1 else {})})
-    if not done:
-        raise ValueError(f"inputs: no image files in {', '.join(inputs or ['standard input'])}")
+        if not done:
+            raise ValueError(f"IMAGES: no image files in {', '.join(inputs or ['standard input'])}")
     if broken:
-        err.print(f"{broken} of {done} images could not be read", style="red")
+        say(f"{broken} of {done} images could not be read", style="red")
         raise typer.Exit(UNREADABLE)
+
+
+@contextlib.contextmanager
+def _opened(out: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is there when all is written, and not before."""
+    if out is None:
+        yield sys.stdout
+        return
+    from ..files.atomic_writes import replacing
+
+    with replacing(out) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+def _counting(out: str | None, inputs: list[str] | None, paths: Iterable[str]) -> Any:
+    """A bar where results are not printed. How many paths will come from standard input, nobody knows."""
+    if out is None:
+        return contextlib.nullcontext(lambda done: None)
+    return progress_bar("Classifying", len(paths) if inputs else None)
 
 
 def _lines() -> Iterator[str]:

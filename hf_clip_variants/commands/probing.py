@@ -1,10 +1,14 @@
 """What `linear-probe` and `knn` share: options, features of two sets of images, the result and its output."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from . import options
+from .adapt import keep_common_classes
+from .arguments import check_data, check_device, check_model
 from .evaluate import print_accuracy, report_unreadable
 from .output import machine_output, progress_bar
 
@@ -21,31 +25,77 @@ Probe = Callable[["Features", "Features", "torch.device"], tuple["torch.Tensor",
 Model = Annotated[
     str,
     typer.Argument(
-        help="A dual encoder or an image model that AutoModel loads: folder or Hub id.", show_default=False
+        metavar="MODEL",
+        help="A dual encoder or an image model that AutoModel loads: folder or Hub id.",
+        show_default=False,
     ),
 ]
 Train = Annotated[
-    str, typer.Option(help="Folder with one sub-folder per class, Parquet, CSV, Hub data set or emoji:<style>.")
+    list[str],
+    typer.Option(
+        metavar="SOURCE",
+        help=f"Images to learn from: {options.SOURCES}; may be repeated.",
+        autocompletion=options.complete_source,
+    ),
 ]
-Test = Annotated[str | None, typer.Option(help="Likewise.", show_default="the training data's test split")]
-TrainSplit = Annotated[str | None, typer.Option(help="Of the training data.", show_default="train where there is one")]
-TestSplit = Annotated[str | None, typer.Option(help="Of the test data.", show_default="test where there is one")]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Images to test on.",
+        show_default="the training data's test split",
+        autocompletion=options.complete_source,
+    ),
+]
+TrainSplit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of the training data.",
+        show_default="train where there is one",
+        rich_help_panel=options.DATA,
+    ),
+]
+TestSplit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Of the test data.", show_default="test where there is one", rich_help_panel=options.DATA
+    ),
+]
 Kind = Annotated[
     Literal["encoder", "projected"],
     typer.Option(
-        help="The image encoder's pooled output, before the projection; or the embedding that is compared with text.",
+        metavar="NAME",
+        help="encoder: the image encoder's pooled output, before the projection; projected: the embedding that is "
+        "compared with text.",
     ),
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of the images.", show_default="found by its type")]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels.", show_default="found by its type")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one pass of the model.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …", show_default="a GPU if there is one")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the model.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    typer.Option(metavar="NAME", help="Of the model: float32, bfloat16, float16.", rich_help_panel=options.RUNNING),
+]
 Cache = Annotated[
     str | None,
-    typer.Option(help="Keep the features in this folder: the next probe of the same model and images reads them."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Keep the features here: the next probe of the same model and images reads them.",
+        rich_help_panel=options.RUNNING,
+    ),
 ]
-Out = Annotated[str | None, typer.Option(help="Write the result to this file, as JSON.")]
+Out = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write the result here, too, as JSON.", rich_help_panel=options.RUNNING),
+]
+
+
+def check(model: str, train: list[str], test: str | None, device: str | None, out: str | None) -> None:
+    """Refuse wrong arguments before libraries are loaded."""
+    check_model("MODEL", model)
+    check_data("--train", train)
+    check_data("--test", [test] if test else [])
+    check_device(device)
+    if out is not None and Path(out).is_dir():
+        raise ValueError(f"--out: {out} is a folder; want a file")
 
 
 def run_probe(
@@ -54,8 +104,9 @@ def run_probe(
     remark: Callable[[dict[str, Any]], str],
     *,
     model: str,
-    train: str,
+    train: list[str],
     test: str | None,
+    common_classes: bool,
     train_split: str | None,
     test_split: str | None,
     features: str,
@@ -72,18 +123,19 @@ def run_probe(
 
     `check` raises for unsuitable training labels before anything is encoded; `remark` gives a line about the result.
     """
-    from pathlib import Path
-
     import torch
 
+    from ..evaluation.devices import choose_device
     from ..evaluation.image_encoder import load_image_encoder, load_probe_images
     from ..files.json_files import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
 
-    if out is not None and Path(out).is_dir():
-        raise ValueError(f"out: {out} is a folder; want a file")
-    reading = {"image_column": image_column, "label_column": label_column, "progress": not json}
-    sets = load_probe_images(train, test, train_split, test_split, reading)
+    choose_device(device)
+    reading = options.reading(image_column, label_column)
+    source = train if len(train) > 1 else train[0]
+    if common_classes:
+        reading = keep_common_classes(source, [test] if test else [], reading, (train_split, test_split))
+    sets = load_probe_images(source, test, train_split, test_split, reading | {"progress": not json})
     check(torch.from_numpy(sets[0].labels.copy()))
     encoder = load_image_encoder(model, features, device, getattr(torch, dtype))
     found = []
@@ -100,7 +152,7 @@ def run_probe(
         "features": features,
         "pooling": encoder.pooling,
         "width": found[0].features.shape[2],
-        "data": train if test is None else test,
+        "data": ", ".join(train) if test is None else test,
         "split": tested.split,
         "images": len(tested),
         "classes": len(names),
@@ -110,7 +162,7 @@ def run_probe(
         **numbers,
         "unreadable": [name for name, _ in tested.skipped],
         "train": {
-            "data": train,
+            "data": ", ".join(train),
             "split": trained.split,
             "images": len(trained),
             "unreadable": [name for name, _ in trained.skipped],

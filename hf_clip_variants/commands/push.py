@@ -1,53 +1,83 @@
 """`hf-clip-variants push`: an adapter or a model on the Hub."""
 
 import json as json_module
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import options
+from .arguments import check_model
+from .options import FLAG
 from .output import JsonOption, machine_output, prepare_libraries
 
 
 def push(
-    folder: Annotated[str, typer.Argument(help="A saved adapter (RUN/adapters/…) or a classifier's folder.")],
-    repo_id: Annotated[str, typer.Argument(help="The repository: owner/name. Made if it does not exist.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="A saved adapter (RUN/adapters/…) or a classifier's folder.")
+    ],
+    repo_id: Annotated[str, typer.Argument(metavar="REPOSITORY", help="owner/name. Made if it does not exist.")],
     with_base: Annotated[
         bool,
         typer.Option(
-            "--with-base", help="Push the adapter's classifier, too: both load by one id, also in pipelines."
+            "--with-base", help="Push the adapter's classifier, too: both load by one id, also in pipelines.", **FLAG
         ),
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="With --with-base: the CLIP under the adapter, if it has moved.",
+            show_default="the one that the adapter names",
+        ),
+    ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(help="Hub id of the CLIP that an adapter was trained on.", show_default="that of the run"),
+        typer.Option(
+            metavar="ID",
+            help="Hub id of the CLIP that an adapter was trained on.",
+            show_default="that of the run",
+        ),
     ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="Of the weights, as the Hub writes it: mit, cc-by-4.0, …")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    license: options.License = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.", **FLAG)] = False,
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch to push to.")] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of committing.", **FLAG)
+    ] = False,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")] = None,
     json: JsonOption = False,
 ) -> None:
     """
     Put an adapter or a model on the Hub, with a card that holds its measured results.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop
+
     The token is that of `hf auth login` or HF_TOKEN. When the push fails, everything is still in the folder: repeat
     the command.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants push run/adapters/tip_adapter_f/16-shot/seed-1 me/pets-tip-adapter --with-base --license mit
-      hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop --base-model openai/clip-vit-base-patch32
+    [bold]More examples[/bold]
+      hf-clip-variants push run/adapters/tip_adapter_f/16-shot/seed-1 me/pets \\
+        --with-base --license mit
+      hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop \\
+        --base-model openai/clip-vit-base-patch32
       hf-clip-variants push run/base me/pets-zero-shot --private
     """
-    prepare_libraries()
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"FOLDER: no such folder {folder}; want a saved adapter or classifier")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"REPOSITORY: got {repo_id!r}; want owner/name")
+    check_model("--base", base)
+    prepare_libraries(watched=not json)
     from ..hub import push as hub
 
     run = run_of(Path(folder))
-    base = run / "base" if with_base and run else None  # the run may have been moved since its adapters were saved
+    if with_base and run and base is None:
+        base = run / "base"  # the run may have been moved since its adapters were saved
     if run and base_model is None and not with_base:
         base_model = hub_model_of(run)
     card = {} if license is None else {"license": license}

@@ -5,26 +5,31 @@ from typing import Annotated
 
 import typer
 
+from .arguments import check_model
 from .output import JsonOption, machine_output, prepare_libraries
 
 
 def verify(
-    source: Annotated[str, typer.Argument(help="A saved adapter or model: folder or Hub id.")],
-    revision: Annotated[str | None, typer.Option(help="Of a Hub repository.")] = None,
+    source: Annotated[str, typer.Argument(metavar="FOLDER", help="A saved adapter or model: folder or Hub id.")],
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Of a Hub repository.")] = None,
     json: JsonOption = False,
 ) -> None:
     """
     Compare weight files with the hashes in their model card, and look for NaN and infinity.
 
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants verify clip-demo/adapters/tip_adapter/2-shot/seed-1
+
     A file with a flipped bit loads without an error; this command finds it. The exit code is 1 unless every file is as
     it was written.
 
     \b
-    [bold]Examples[/bold]
-      hf-clip-variants verify clip-demo/adapters/tip_adapter/2-shot/seed-1
+    [bold]More examples[/bold]
       hf-clip-variants verify me/pets-tip-adapter --revision main --json
     """
-    prepare_libraries()
+    check_model("FOLDER", source)
+    prepare_libraries(watched=not json)
     from ..hub.verification import verify as check_files
 
     with machine_output() as emit:

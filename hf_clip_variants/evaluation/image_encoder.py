@@ -18,6 +18,7 @@ from ..data.images.sources import load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
 from ..modeling.dual_encoders.fingerprint import fingerprint
+from .devices import choose_device
 from .prediction import check_model_folder, load_processor
 
 
@@ -104,7 +105,7 @@ def load_image_encoder(
     if features not in KINDS:
         raise ValueError(f"features: got {features!r}; want {' or '.join(map(repr, KINDS))}")
     check_model_folder(source)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     model, info = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True)
     # AutoModel gives a ViT that was saved without its pooling layer a random one, and only logs it.
     random_pooling = [name for name in info["missing_keys"] if name.startswith("pooler.")]

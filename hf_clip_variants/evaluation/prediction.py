@@ -17,6 +17,7 @@ from ..data.images.image_set import explain
 from ..data.images.names import IMAGE_EXTENSIONS
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+from .devices import choose_device
 
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -38,6 +39,7 @@ def load_for_prediction(
     templates: str | Sequence[str] | None = None,
     device: str | torch.device | None = None,
     default_class_names: Sequence[str] | None = None,
+    base: str | os.PathLike | None = None,
 ) -> Loaded:
     """A classifier ready to predict, in float32 on a CPU.
 
@@ -50,35 +52,40 @@ def load_for_prediction(
         templates: prompt templates for them.
         device: default: a GPU if there is one.
         default_class_names: for a model that has no classes of its own.
+        base: the model under the adapter, if it is not where the adapter says; the same as `model` beside `adapter`.
 
     Raises:
         ValueError: neither model nor adapter, no classes, an adapter that does not fit.
-        OSError: no such file, folder or Hub repository.
+        OSError: no such file, folder or Hub repository; the adapter's base model has moved.
     """
     if model is None and adapter is None:
         raise ValueError("model: name a model (--model), an adapter (--adapter) or both")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
     if adapter is None and _is_adapter_folder(model):
         model, adapter = None, model
     if adapter is None:
+        if base is not None:
+            raise ValueError(f"base: got {base} without an adapter; want an adapter (--adapter) that was made on it")
         if class_names is None and default_class_names is not None and not _has_classes(model):
             class_names = default_class_names
-        base = loaded = _load_classifier(model, class_names, templates)
+        classifier = loaded = _load_classifier(model, class_names, templates)
     else:
         from ..adapters import load_adapter
 
-        source = model if model is not None else _base_of(adapter)
-        base = (
+        if base is not None and model is not None:
+            raise ValueError(f"base: got {base} beside the model {model}; an adapter is on one of them")
+        source = base or model or base_of_adapter(adapter)
+        classifier = (
             None if source is None else _load_classifier(source, *_classes_of(adapter, source, class_names, templates))
         )
-        loaded = load_adapter(adapter, base)
-        base = loaded.get_base_model()
+        loaded = load_adapter(adapter, classifier)
+        classifier = loaded.get_base_model()
         if class_names is not None:
-            base.set_classes(class_names, templates)
-    if not base.config.templates:
+            classifier.set_classes(class_names, templates)
+    if not classifier.config.templates:
         raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
     loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
-    return Loaded(loaded, load_processor(base.config._name_or_path), list(base.class_names))
+    return Loaded(loaded, load_processor(classifier.config._name_or_path), list(classifier.class_names))
 
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
@@ -105,15 +112,21 @@ def _adapter_values(adapter) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _base_of(adapter) -> Path | None:
+def base_of_adapter(adapter) -> Path | None:
     """`base/` of the run folder that holds the adapter, if the folder it was trained on is gone.
 
-    None: load the base model that the adapter's configuration names.
+    None: load the base model that the adapter's configuration names. FileNotFoundError: it has moved.
     """
     named = _adapter_values(adapter).get("base_model_name_or_path")
     if not named or not os.path.isabs(named) or os.path.exists(named):
         return None
-    return next((p / "base" for p in Path(adapter).absolute().parents if (p / "base" / "config.json").is_file()), None)
+    for parent in Path(adapter).absolute().parents:
+        if (parent / "base" / "config.json").is_file():
+            return parent / "base"
+    raise FileNotFoundError(
+        f"{adapter}: the adapter's base model was {named}, which is not there any more; name the folder or Hub id "
+        "where it is now (--base)"
+    )
 
 
 def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
@@ -202,6 +215,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
 __all__ = [
     "Loaded",
     "Prediction",
+    "base_of_adapter",
     "check_model_folder",
     "classify",
     "find_images",

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +66,7 @@ RUN_FIELDS: dict[str, Any] = {
 
 def adapt(
     model: str | os.PathLike,
-    data: str,
+    data: str | Sequence[str],
     out: str | os.PathLike,
     *,
     methods: Sequence[str] | None = None,
@@ -82,6 +82,7 @@ def adapt(
     device: str | torch.device | None = None,
     progress: bool = True,
     report: bool = True,
+    on_result: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Adapt a frozen CLIP to the classes of a data set, with several methods, numbers of shots and seeds.
 
@@ -92,8 +93,8 @@ def adapt(
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
-        data: what `load_images` reads. Shots are drawn from its train split; validation is done on its
-            validation split, or else by cross-validation over the shots.
+        data: what `load_images` reads, such as a folder, or several of them in a list. Shots are drawn from its train
+            split; validation is done on its validation split, or else by cross-validation over the shots.
         out: the run folder.
         methods: names in `FEW_SHOT_METHODS`. Default: those that take minutes without a GPU. The others take hours.
         shots, seeds: every method is fitted for every pair. More shots than most classes have images are cut, with a
@@ -112,6 +113,7 @@ def adapt(
         device: default: a GPU if there is one.
         progress: bars on standard error.
         report: write report.html at the end.
+        on_result: called with each new result, as it stands in `runs`; the first is zero-shot CLIP's.
 
     Returns:
         What is in results.json. `recommended` names the method to use, "zero_shot" if no adapter is worth it; it is
@@ -135,14 +137,15 @@ def adapt(
     methods, shots, seeds = _distinct("methods", methods), _counts("shots", shots), _distinct("seeds", seeds)
     by_method = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
 
-    train, validation = load_training(str(data), reading)
-    learn, test_sets = load_test_sets(train, str(data), dict(test_data or {}), reading)
+    data = data if isinstance(data, list | tuple) else str(data)
+    train, validation = load_training(data, reading)
+    learn, test_sets = load_test_sets(train, data, dict(test_data or {}), reading)
     held_out = test_sets[0].rows is not None
     asked_shots, (shots, cut) = shots, fitting_shots(train.labels, learn, shots, held_out)
     draws = draw_shots(train, validation, sorted(shots), seeds, learn)
     unreadable = (f"{name!r} cannot be read and was not drawn: {why}" for name, why in draws.skipped)
     for remark in (*cut, *draws.remarks, *unreadable):
-        logger.warning("%s: %s", data, remark)
+        logger.warning("%s: %s", data if isinstance(data, str) else ", ".join(data), remark)
 
     classifier = CLIPClassifier.from_pretrained(
         model, class_names=list(train.class_names), templates=templates, dtype=torch.float32
@@ -154,7 +157,7 @@ def adapt(
     named = test_data or {t.name: t.source for t in test_sets}
     settings = {
         "model": absolute_source(str(model)),
-        "data": absolute_source(str(data)),
+        "data": absolute_source(data),
         "test_data": {name: absolute_source(source) for name, source in named.items()},
         "methods": methods,
         "shots": asked_shots,
@@ -224,11 +227,16 @@ def adapt(
                 record["folder"] = folder.adapter_folder(record["method"], record["shots"], record["seed"])
                 record["adapter_bytes"] = _save_adapter(folder, model, record, settings["model"])
 
+        def tell(record: Mapping[str, Any]) -> None:
+            if on_result is not None:
+                on_result(_run_result(record))
+
         write("running")
         if zero_shot.key not in records:
             records[zero_shot.key] = zero_shot.names | runner.zero_shot(task, finish)
             folder.append(records[zero_shot.key])
             write("running")
+            tell(records[zero_shot.key])
         missing = [run for run in runs if run.key not in records or records[run.key].get("error")]
         bars.update(bar, completed=len(runs) - len(missing))
         for run in missing:
@@ -240,6 +248,7 @@ def adapt(
             folder.append(record)
             records[run.key] = record
             write("running")
+            tell(record)
             bars.advance(bar)
         shutil.rmtree(folder.work / "unfinished", ignore_errors=True)
         write("finished")
@@ -267,9 +276,17 @@ def _counts(argument: str, values: Sequence[int]) -> list[int]:
 @contextmanager
 def _progress(show: bool) -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+    columns += TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not show) as bars:
         yield bars
 

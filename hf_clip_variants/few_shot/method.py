@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..registry import few_shot_entries, load_reference
+from ..registry import few_shot_entries, load_reference, unknown_name
 from .recipes import Protocol, Recipe
 
 
@@ -38,6 +38,7 @@ class FewShotMethod:
             measured, constant + slope x zero-shot CLIP's error on the shots. From the tasks of
             `scripts/adaptation_tasks.py`, on the styles of development.
         trains_image_encoder: if true, features of its training images cannot be computed in advance.
+        text_encoder_runs: in training, for all classes: once, at every step, or for every image.
     """
 
     name: str
@@ -49,6 +50,7 @@ class FewShotMethod:
     demo: Mapping[str, Any] = field(default_factory=dict, hash=False)
     expected_gain: tuple[float, float] = (-0.05, 0.1)  # cautious: recommended only when it is measured to be good
     trains_image_encoder: bool = False
+    text_encoder_runs: Literal["once", "step", "image"] = "once"
 
     @property
     def title(self) -> str:
@@ -101,7 +103,7 @@ def default_methods() -> tuple[str, ...]:
 def few_shot_method(name: str) -> FewShotMethod:
     """The descriptor of `name`. Raises ValueError with the known names."""
     if name not in FEW_SHOT_METHODS:
-        raise ValueError(f"method: got {name!r}; want one of {', '.join(FEW_SHOT_METHODS)}")
+        raise ValueError(f"method: {unknown_name(name, FEW_SHOT_METHODS)}")
     return FEW_SHOT_METHODS[name]
 
 

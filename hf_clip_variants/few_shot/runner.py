@@ -20,6 +20,7 @@ from filelock import FileLock
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
+from ..evaluation.devices import choose_device
 from ..evaluation.image_prediction import predict
 from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
@@ -111,7 +112,7 @@ class FewShotRunner:
     ):
         self.folder, self.cache_features = Path(folder), cache_features
         self.on_epoch, self.on_features = on_epoch, on_features or (lambda title, done, total: None)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self._overrides = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)

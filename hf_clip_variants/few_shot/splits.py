@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..data.held_out import TEST_SHARE, hold_out
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_sets import align_classes, load_labelled
 from ..data.images.sources import load_images
+from .named_sources import parse_test_data
 
 
 logger = logging.getLogger(__name__)
@@ -32,31 +33,14 @@ class TestSet:
 
     name: str
     images: ImageSet
-    source: str
+    source: str | Sequence[str]
     split: str | None = None
     rows: tuple[int, ...] | None = None  # of the source's split; None: all of them
 
 
-def parse_test_data(arguments: Iterable[str]) -> dict[str, str]:
-    """`["3d=emoji:fluent3d", "pets/test"]` -> `{"3d": "emoji:fluent3d", "test": "pets/test"}`.
-
-    >>> parse_test_data(["emoji:notov1"])
-    {'notov1': 'emoji:notov1'}
-    """
-    sources: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, source = argument.partition("=")
-        if not equals:
-            name, source = Path(argument.rpartition(":")[2]).stem, argument
-        if not name.strip() or not source.strip():
-            raise ValueError(f"test_data: got {argument!r}; want NAME=SOURCE or SOURCE")
-        if name in sources:
-            raise ValueError(f"test_data: the name {name!r} is given twice; write NAME=SOURCE with names that differ")
-        sources[name.strip()] = source.strip()
-    return sources
-
-
-def load_training(source: str, reading: Mapping[str, Any] | None = None) -> tuple[ImageSet, ImageSet | None]:
+def load_training(
+    source: str | Sequence[str], reading: Mapping[str, Any] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """The images to draw from, and the validation split where the source has one. Nothing is decoded yet."""
     train = load_images(source, verify=False, progress=False, **dict(reading or {}))
     if "validation" not in train.available_splits or train.split == "validation":
@@ -146,7 +130,10 @@ def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str 
 
 
 def load_test_sets(
-    train: ImageSet, data: str, test_data: Mapping[str, str], reading: Mapping[str, Any] | None = None
+    train: ImageSet,
+    data: str | Sequence[str],
+    test_data: Mapping[str, str],
+    reading: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[TestSet]]:
     """The test sets, and the rows of the training images that are left to learn from.
 

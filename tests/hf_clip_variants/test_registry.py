@@ -124,7 +124,7 @@ def test_unknown_names_are_refused_with_suggestions():
     ):
         method("tip-adapter")
     known = ", ".join(row.name for row in methods())
-    with pytest.raises(ValueError, match=f"method: unknown 'zzz' Known: {known}$"):
+    with pytest.raises(ValueError, match=f"method: unknown 'zzz'. Known: {known}$"):
         method("zzz")
     with pytest.raises(ValueError, match="part: coop has no 'processor'; it has config, layer, tuner"):
         method("coop").load("processor")

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...registry import did_you_mean
 from ..tables import TABLE_SUFFIXES, located, open_table
 from .image_set import ImageSet, name_some
+from .joined_sources import join_sources
 from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
 
 
@@ -46,6 +48,7 @@ def load_images(
     name: str | None = None,
     revision: str | None = None,
     progress: bool = True,
+    only_classes: Sequence[str] | None = None,
 ) -> ImageSet:
     """Read labelled images from any of the usual sources.
 
@@ -59,7 +62,8 @@ def load_images(
             - `"coop:<folder>"`: one of the benchmark sets as CoOp's DATASETS.md lays them out (`coop_layout.py`);
             - `"emoji"` or `"emoji:<style>[,<style>][@<group>]"`: the embedded set (`load_emoji`); write `./emoji` for
               a folder of that name;
-            - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version).
+            - otherwise the id of a data set on the Hub (`name` picks its configuration, `revision` its version);
+            - a list of any of these, which are joined: classes are matched by name.
         split (`str`, *optional*): "train", "validation" ("val"), "test" or a name of the source's own. Default: the
             train split where there are splits.
         image_column, label_column (`str`, *optional*): default: found by type, then by the usual names.
@@ -76,6 +80,7 @@ def load_images(
         empty_classes: what to do about a class without images. Default: "raise" for training images, "warn" for a
             validation or test split.
         progress (`bool`): show a bar while a large set is verified.
+        only_classes: leave out images of other classes, and those classes. Names that the source lacks do not matter.
 
     Returns:
         [`ImageSet`]; labels are the same in every split of one source.
@@ -125,8 +130,14 @@ def load_images(
             "name": name,
             "revision": revision,
             "progress": progress,
+            "only_classes": only_classes,
         }
         images = replace(images, load_split=functools.partial(load_images, source, **arguments))
+    if only_classes is not None:
+        kept = [index for index, known in enumerate(names) if known in set(only_classes)]
+        if not kept:
+            raise ValueError(f"only_classes: {what} has none of {name_some(only_classes)}; it has {name_some(names)}")
+        images = images.select_classes(kept)
     if limit is not None and limit < len(images):
         images = images.select(_evenly(images.labels, limit))
     if verify:
@@ -156,7 +167,12 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
             "source: got a streaming IterableDataset; want a datasets.Dataset (load without streaming=True)"
         )
     if isinstance(source, list | tuple):
-        return _from_parquet([Path(s) for s in source], columns)
+        if all(Path(s).suffix.lower() == ".parquet" for s in source):  # splits are told from all names together
+            return _from_parquet([Path(s) for s in source], columns)
+        if len(source) == 1:
+            return _read(source[0], columns, name, revision)
+        named = [os.fspath(s) for s in source]
+        return join_sources(named, [_read(s, columns, name, revision) for s in named])
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"source: got {type(source).__name__}; want a path, a Hub id, a list of Parquet files or a Dataset"
@@ -414,7 +430,8 @@ def _kind(feature) -> str:
 def _pick(candidates, given, usual, argument, shown, every=None) -> str:
     if given is not None:
         if given not in (every or candidates):
-            raise ValueError(f"{argument}: got {given!r}; {shown}")
+            near = did_you_mean(given, every or candidates).removesuffix(".")
+            raise ValueError(f"{argument}: got {given!r}; {shown}{near}")
         return given
     found = usual_column(candidates, usual)
     if found is None:

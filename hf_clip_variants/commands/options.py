@@ -1,0 +1,146 @@
+"""Options that several commands have: one name, one help text, one way to complete values in the shell."""
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal
+
+import typer
+
+from ..registry import few_shot_entries
+from .arguments import DEVICES, words
+
+
+# Groups of options in help pages; what stands in none is the first thing to know.
+DATA, MODEL, TRAINING, RUNNING = "Data", "Model", "Training", "Running and output"
+
+# Names that accelerate knows; "all" is those that are installed.
+TRACKERS = ("all", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+# For flags, which take no value.
+FLAG = {"metavar": ""}
+
+
+# ---- values that the shell completes; nothing found means file names
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def several_of(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Names with commas: the last one is completed, and those before it are not offered again."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in names() if name.startswith(last) and name not in words(before)]
+
+    return complete
+
+
+def few_shot_methods() -> list[str]:
+    return list(few_shot_entries())
+
+
+def template_sets() -> list[str]:
+    from ..modeling.dual_encoders.template_sets import TEMPLATE_SETS
+
+    return list(TEMPLATE_SETS)
+
+
+def benchmark_sets() -> list[str]:
+    from ..few_shot.recipes import DATASETS
+
+    return list(DATASETS)
+
+
+def complete_source(incomplete: str) -> list[str]:
+    """The embedded images by style; `NAME=` may stand in front."""
+    name, equals, source = incomplete.rpartition("=")
+    if not source.startswith("e"):
+        return []
+    from ..data.images.emoji import emoji_styles
+
+    styles, comma, last = source.removeprefix("emoji:").rpartition(",") if "emoji:" in source else ("", "", "")
+    front = f"{name}{equals}emoji:{styles}{comma}"
+    found = [f"emoji:{styles}{comma}{style}" for style in emoji_styles() if style.startswith(last)]
+    return [front + one.removeprefix(f"emoji:{styles}{comma}") for one in found if one.startswith(source)]
+
+
+# ---- the options
+
+SOURCES = "a folder with one sub-folder per class, Parquet, CSV, a Hub data set or emoji:STYLE"
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, gpu, cuda:1, mps, …",
+        show_default="a GPU if there is one",
+        autocompletion=one_of(lambda: DEVICES),
+        rich_help_panel=RUNNING,
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Images in one pass of the model.", rich_help_panel=RUNNING)
+]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="An adapter: folder or Hub id. It names its model and classes.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The CLIP under the adapter, if it has moved: folder or Hub id.",
+        show_default="the one that the adapter names",
+        rich_help_panel=MODEL,
+    ),
+]
+Templates = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Prompt such as 'a photo of a {}.', a named set (pets, icons, …) or a file.",
+        show_default="the model's",
+        autocompletion=one_of(template_sets),
+        rich_help_panel=MODEL,
+    ),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Classes to choose from, with commas.", rich_help_panel=MODEL),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the images.", show_default="found by its type", rich_help_panel=DATA),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the labels.", show_default="found by its type", rich_help_panel=DATA),
+]
+CommonClasses = Annotated[
+    bool,
+    typer.Option(
+        "--common-classes",
+        help="Keep only the classes that both sides have, instead of an error.",
+        rich_help_panel=DATA,
+        **FLAG,
+    ),
+]
+Profile = Annotated[
+    Literal["published", "tiny"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="published or tiny recipes.",
+        show_default="by the size of the model",
+        rich_help_panel=TRAINING,
+    ),
+]
+License = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of the weights, as the Hub writes it: mit, cc-by-4.0, …"),
+]
+
+
+def reading(image_column: str | None, label_column: str | None) -> dict[str, str]:
+    """Those columns that were named, as arguments of `load_images`."""
+    named = {"image_column": image_column, "label_column": label_column}
+    return {name: column for name, column in named.items() if column is not None}
