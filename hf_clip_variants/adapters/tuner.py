@@ -54,6 +54,14 @@ class TunerConfig(PeftConfig):
     backbone_widths: dict[str, int] | None = field(
         default=None, metadata={"help": "Widths and depths of the backbone that the adapter was made for."}
     )
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated."},
+    )
+    rejection_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Probability below which an image gets no class; 95 % of the right answers are above."},
+    )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
     # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
     # only names in the class's own annotations.

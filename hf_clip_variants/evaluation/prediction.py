@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoProcessor
 
 from ..data.images.image_set import explain
 from ..data.images.names import IMAGE_EXTENSIONS
+from ..files.recommended_run import is_run_folder, recommended_run
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+from .calibration import PRIOR_TEMPERATURE, Calibration
 from .devices import choose_device
 
 
@@ -30,6 +32,7 @@ class Loaded:
     model: torch.nn.Module
     processor: Any
     class_names: list[str]
+    calibration: Calibration | None = None  # None: scores are no probabilities
 
 
 def load_for_prediction(
@@ -44,7 +47,8 @@ def load_for_prediction(
     """A classifier ready to predict, in float32 on a CPU.
 
     Args:
-        model: a saved `CLIPClassifier` or any CLIP, folder or Hub id. With `adapter` it may be left out.
+        model: a saved `CLIPClassifier` or any CLIP, folder or Hub id; a run folder: what it recommends. With `adapter`
+            it may be left out.
         adapter: an adapter, folder or Hub id. Its base model is the one that it names; if that folder is gone, `base/`
             of the run folder that holds the adapter.
         class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter for fixed classes refuses
@@ -59,10 +63,13 @@ def load_for_prediction(
         OSError: no such file, folder or Hub repository; the adapter's base model has moved.
     """
     if model is None and adapter is None:
-        raise ValueError("model: name a model (--model), an adapter (--adapter) or both")
+        raise ValueError("model: name a run folder, a model (--model), an adapter (--adapter) or both")
     device = choose_device(device)
     if adapter is None and _is_adapter_folder(model):
         model, adapter = None, model
+    elif adapter is None and is_run_folder(model):
+        chosen = recommended_run(model)
+        model, adapter, base = base or chosen.base, chosen.adapter, None
     if adapter is None:
         if base is not None:
             raise ValueError(f"base: got {base} without an adapter; want an adapter (--adapter) that was made on it")
@@ -85,7 +92,20 @@ def load_for_prediction(
     if not classifier.config.templates:
         raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
     loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
-    return Loaded(loaded, load_processor(classifier.config._name_or_path), list(classifier.class_names))
+    processor = load_processor(classifier.config._name_or_path)
+    return Loaded(loaded, processor, list(classifier.class_names), _calibration_of(loaded, classifier))
+
+
+def _calibration_of(loaded: torch.nn.Module, classifier: CLIPClassifier) -> Calibration | None:
+    """What was measured for the model or its adapter, if it was for these classes and templates."""
+    config = loaded.config
+    if loaded is not classifier:
+        config, own = loaded.peft_config[loaded.active_adapter], classifier.config
+        made_for = getattr(config, "class_names", None), getattr(config, "templates", None)
+        if made_for != (list(classifier.class_names), own.templates):
+            return None
+    temperature = getattr(config, "temperature", None)
+    return None if temperature is None else Calibration(temperature, config.rejection_threshold)
 
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
@@ -171,10 +191,14 @@ class Prediction:
 def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
     """A prediction for each path, in order; `error` is set for an image that cannot be read.
 
+    Scores are softmax(logits / temperature). Without a calibrated temperature it is `PRIOR_TEMPERATURE`, and they are
+    no probabilities.
+
     Threads read the images of the next batch while the model runs on this one. Paths may be an endless stream.
     """
     device = next(loaded.model.parameters()).device
     top = min(top, len(loaded.class_names))
+    temperature = loaded.calibration.temperature if loaded.calibration else PRIOR_TEMPERATURE
 
     def read(path: str) -> torch.Tensor:
         if os.path.isdir(path):
@@ -193,7 +217,8 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
                 outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
         if pixels:
             batch = torch.cat([values for _, values in pixels]).to(device)
-            best = loaded.model(pixel_values=batch).logits.float().softmax(dim=1).topk(top, dim=1)
+            logits = loaded.model(pixel_values=batch).logits.float()
+            best = (logits / temperature).softmax(dim=1).topk(top, dim=1)
             for (place, _), scores, classes in zip(pixels, best.values.tolist(), best.indices.tolist(), strict=True):
                 named = tuple((loaded.class_names[c], score) for c, score in zip(classes, scores, strict=True))
                 outcomes[place] = Prediction(waiting[place][0], named)

@@ -28,6 +28,11 @@ class CLIPClassifierConfig(CLIPConfig):
         tail_length (`int`, defaults to 1):
             Tokens of the longest `"name."` plus EOS, what prompt learners put behind their context. Written by
             `set_classes`.
+        temperature (`float`, *optional*):
+            By which logits are divided to give probabilities for these classes; `None`: not calibrated. The model does
+            not use it: its logits are CLIP's. `set_classes` with other classes or templates removes it.
+        rejection_threshold (`float`, *optional*):
+            Probability below which an image is better left without a class: 95 % of the right answers are above.
 
     Example:
 
@@ -48,6 +53,8 @@ class CLIPClassifierConfig(CLIPConfig):
     templates: list[str] = field(default_factory=list)
     prompt_length: int = 2
     tail_length: int = 1
+    temperature: float | None = None
+    rejection_threshold: float | None = None
 
     def __post_init__(self, **kwargs):
         family = family_of(self.backbone_model_type)

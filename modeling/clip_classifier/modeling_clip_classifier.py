@@ -353,6 +353,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             raise ValueError(f"templates: {len(templates)} templates, template_ids has {template_ids.shape[1]}")
         self._refuse_while_adapters_depend_on(names)
         config = self.config
+        if (names, templates) != (config.class_names, config.templates):
+            config.temperature = config.rejection_threshold = None  # measured for the old ones
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         config.templates = templates
