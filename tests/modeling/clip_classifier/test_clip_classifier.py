@@ -319,7 +319,7 @@ def test_a_temperature_is_saved_belongs_to_its_classes_and_leaves_logits_alone(c
     loaded = type(classifier).from_pretrained(tmp_path).eval()
     assert (loaded.config.temperature, loaded.config.rejection_threshold) == (2.5, 0.25)
     torch.testing.assert_close(loaded(pixel_values=tiny_pixels()).logits, before)
-    loaded.set_classes(list(loaded.class_names))
+    loaded.set_classes(list(loaded.class_names), tokenizer=tiny_tokenizer())
     assert loaded.config.temperature == 2.5, "the same classes"
     loaded.set_classes(list(reversed(loaded.class_names)))
     assert (loaded.config.temperature, loaded.config.rejection_threshold) == (None, None)
