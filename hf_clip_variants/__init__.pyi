@@ -9,7 +9,9 @@ from .adapters.tip_adapter.config import TipAdapterConfig as TipAdapterConfig
 from .adapters.vpt.config import VPTConfig as VPTConfig
 from .conversion.convert import convert_checkpoint as convert_checkpoint
 from .data.images.emoji import embedded_model as embedded_model
+from .data.images.multi_label import load_multi_label_images as load_multi_label_images
 from .data.images.sources import load_images as load_images
+from .evaluation.multi_label import calibrate_labels as calibrate_labels
 from .few_shot.adapt import adapt as adapt
 from .few_shot.fitting import fit_adapter as fit_adapter
 from .hub.export import export_with_code as export_with_code

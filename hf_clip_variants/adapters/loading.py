@@ -14,7 +14,7 @@ from torch import nn
 
 from ..registration.peft_methods import register_all
 from ..registry import methods
-from .tuner import TunerConfig, check_adapter_tensors
+from .tuner import TunerConfig, check_adapter_tensors, is_multi_label
 
 
 _PEFT_PREFIX = "base_model.model."
@@ -89,10 +89,13 @@ def _build_base(config: TunerConfig, base_class: str | None) -> nn.Module:
         )
     if base_class not in (None, "CLIPClassifier"):
         return _class_called(base_class).from_pretrained(name, revision=config.revision)
+    from hf_clip_variants.modeling.clip_classifier.label_calibration import MULTI_LABEL
     from hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 
-    classes = {"class_names": config.class_names, "templates": config.templates} if config.class_names else {}
-    return CLIPClassifier.from_pretrained(name, revision=config.revision, **classes)
+    options = {"class_names": config.class_names, "templates": config.templates} if config.class_names else {}
+    if is_multi_label(config):
+        options["problem_type"] = MULTI_LABEL
+    return CLIPClassifier.from_pretrained(name, revision=config.revision, **options)
 
 
 def load_adapter(

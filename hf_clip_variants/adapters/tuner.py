@@ -24,6 +24,7 @@ from .peft_type import add_peft_type
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
 _CLASSIFIER = "clipv-clip_classifier"
 _PEFT_PREFIX = "base_model.model."
+LABEL_CALIBRATION = "label_calibration"  # the part of a classifier that several labels an image need
 
 
 @dataclass
@@ -61,6 +62,10 @@ class TunerConfig(PeftConfig):
     rejection_threshold: float | None = field(
         default=None,
         metadata={"help": "Probability below which an image gets no class; 95 % of the right answers are above."},
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules of the base model that are trained whole and saved with the adapter."},
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
     # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
@@ -220,6 +225,11 @@ class Base:
         return f"clip.{name}" if self.is_classifier else name
 
     @property
+    def has_label_calibration(self) -> bool:
+        """Whether it is a classifier for several labels an image."""
+        return self.is_classifier and self.model.label_calibration is not None
+
+    @property
     def class_names(self) -> list[str] | None:
         """The classifier's class names; None if it has no classes yet, or if the model is no classifier."""
         return list(self.model.config.class_names) if self.is_classifier and self.model.config.templates else None
@@ -307,9 +317,16 @@ def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
     return f"merge: {kinds} cannot be merged, {refusal}; keep the adapter, or remove it with unload()"
 
 
+def is_multi_label(config: TunerConfig) -> bool:
+    """Whether the adapter was made for several labels an image."""
+    return LABEL_CALIBRATION in (config.modules_to_save or ())
+
+
 def _why_classes_are_fixed(config: TunerConfig) -> str | None:
     """`config.why_classes_are_fixed()`, or None if the adapter was made without classes."""
-    return config.why_classes_are_fixed() if config.class_names is not None else None
+    if config.class_names is None:
+        return None
+    return config.why_classes_are_fixed() or ("has a bias for each class" if is_multi_label(config) else None)
 
 
 class Tuner(BaseTuner):
@@ -372,6 +389,8 @@ class Tuner(BaseTuner):
         config.backbone_widths = config.backbone_widths or base.widths
         if config.backbone_fingerprint is None:
             config.backbone_fingerprint = fingerprint(base.clip)
+            if base.has_label_calibration:  # each adapter has its own: its scores are others
+                config.modules_to_save = sorted({*(config.modules_to_save or ()), LABEL_CALIBRATION})
 
     def _check_base(self, config: TunerConfig, base: Base) -> None:
         targets = sorted(self.targets(config, base))
@@ -395,6 +414,11 @@ class Tuner(BaseTuner):
                     f"{config.backbone_fingerprint!r}, this backbone has {current!r}. Load the right one, or pass "
                     "allow_other_backbone=True (for a new adapter: a new configuration)"
                 )
+        if is_multi_label(config) and not base.has_label_calibration:
+            raise ValueError(
+                "problem_type: the adapter was trained for several labels an image; load the classifier with "
+                "from_pretrained(..., problem_type='multi_label_classification')"
+            )
         reason = _why_classes_are_fixed(config)
         if reason and base.is_classifier:
             if base.class_names is None:
@@ -475,5 +499,6 @@ __all__ = [
     "check_class_names",
     "check_keys",
     "finite",
+    "is_multi_label",
     "without_prefixes",
 ]

@@ -7,7 +7,7 @@ import typer
 
 from . import options
 from .arguments import check_data, check_device, check_model, check_templates
-from .options import DATA, MODEL
+from .options import DATA, FLAG, MODEL, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, screen, title_and_rows
 from .predict import UNREADABLE
 
@@ -48,6 +48,30 @@ def evaluate(
     ] = None,
     templates: options.Templates = None,
     base: options.Base = None,
+    multi_label: Annotated[
+        bool,
+        typer.Option(
+            "--multi-label",
+            help="Images have several labels: lists, cells such as cat|dog, or a column of 0 and 1 for each class. "
+            "Lists are recognised.",
+            rich_help_panel=DATA,
+            **FLAG,
+        ),
+    ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPLIT",
+            help="Several labels: first fit probabilities and thresholds to this split, or to a source of its own.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Several labels: save what was calibrated, for predict.", rich_help_panel=RUNNING
+        ),
+    ] = None,
     batch_size: options.BatchSize = 64,
     device: options.Device = None,
     json: JsonOption = False,
@@ -60,11 +84,14 @@ def evaluate(
       hf-clip-variants evaluate --data pets/ --adapter run/adapters/coop/4-shot/seed-1
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
+    Where images have several labels, it prints mAP and F1.
 
     \b
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
       hf-clip-variants evaluate --data more-pets.csv --model run/base --common-classes
+      hf-clip-variants evaluate --data photos/ --calibrate train --save tagger \\
+        --model openai/clip-vit-base-patch32
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -74,19 +101,40 @@ def evaluate(
     prepare_libraries(watched=not json)
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
-    from ..data.images.sources import load_images
+    from ..data.images.sources import SeveralLabels, load_images
     from ..evaluation.image_prediction import predict
-    from ..evaluation.prediction import load_for_prediction
+    from ..evaluation.prediction import load_for_prediction, was_made_for_several_labels
     from ..metrics.classification import accuracy, accuracy_by_class
 
     reading = {"on_error": "skip", "empty_classes": "warn", "progress": not json}
     reading |= options.reading(image_column, label_column)
     source = data if len(data) > 1 else data[0]
-    images = load_images(source, split, **reading)
+    loading = {
+        "model": model,
+        "adapter": adapter,
+        "class_names": classes,
+        "templates": templates,
+        "device": device,
+        "base": base,
+    }
+    if calibrate is None and save is not None:
+        raise ValueError(f"--save: got {save} without --calibrate; want both")
+    several = multi_label or calibrate is not None or was_made_for_several_labels(model, adapter)
+    try:
+        images = None if several else load_images(source, split, **reading)
+    except SeveralLabels:
+        several = True
+    if several:
+        from .multi_label import evaluate_labels
+
+        del reading["empty_classes"]
+        reading |= {"label_columns": reading.pop("label_column", None)}
+        arguments = (common_classes, calibrate, save, batch_size, json)
+        report_unreadable(evaluate_labels(source, split, reading, loading, *arguments))
+        return
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
-    given = {"default_class_names": images.class_names, "base": base}
-    loaded = load_for_prediction(model, adapter, classes, templates, device, **given)
+    loaded = load_for_prediction(**loading, default_class_names=images.class_names)
     shown = ", ".join(data)
     if common_classes:
         images = _only_classes_of(loaded, images, shown)

@@ -43,7 +43,12 @@ def predict(
     classes: options.Classes = None,
     templates: options.Templates = None,
     base: options.Base = None,
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to print for each image.")] = 1,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="How many classes to print for each image.", show_default="1, or all present"
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -93,6 +98,8 @@ def predict(
 
     Images that were rejected may be hard ones of these classes: an image of something else is often not noticed.
 
+    A model for several labels an image gives all classes that reach their thresholds, with | between them.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -123,12 +130,14 @@ def predict(
     from ..evaluation.prediction import classify, find_images, load_for_prediction
 
     loaded = load_for_prediction(model, adapter, classes, templates, device, base=base)
+    several = loaded.several_labels
+    top = top or (len(loaded.class_names) if several else 1)
     paths = list(find_images(inputs)) if inputs else find_images(_lines())
     broken, done = 0, 0
     as_json = json or (format or _format_of(out)) == "json"
     threshold = _threshold(loaded, threshold, reject)
     with _opened(out) as stream, machine_output(stream) as emit, _counting(out, inputs, paths) as advance:
-        write = emit if as_json else _csv_writer(stream, min(top, len(loaded.class_names)))
+        write = emit if as_json else _csv_writer(stream, 1 if several else min(top, len(loaded.class_names)))
         for prediction in classify(loaded, paths, top, batch_size):
             done += 1
             advance(done)
@@ -138,6 +147,9 @@ def predict(
                 write({"path": prediction.path, "error": prediction.error})
                 continue
             best = [{"label": label, "score": round(score, 6)} for label, score in prediction.top]
+            if several:
+                write({"path": prediction.path, "labels": best} if as_json else _in_one_cell(prediction.path, best))
+                continue
             row = {"path": prediction.path, **best[0]}
             row["probability"] = None if loaded.calibration is None else row["score"]
             if prediction.top[0][1] < threshold:
@@ -168,6 +180,9 @@ def _format_of(out: str | None) -> str:
 
 def _threshold(loaded: Any, threshold: float | None, reject: bool) -> float:
     """Images with a lower score are rejected; 0 for none."""
+    if loaded.several_labels and (reject or threshold is not None):
+        option = "--reject" if reject else "--threshold"
+        raise ValueError(f"{option}: the model gives several labels an image, by a threshold for each class")
     if reject:
         if loaded.calibration is None or loaded.calibration.rejection_threshold is None:
             why = "was not calibrated" if loaded.calibration is None else "was calibrated on too few images"
@@ -177,6 +192,11 @@ def _threshold(loaded: Any, threshold: float | None, reject: bool) -> float:
     if threshold is not None and loaded.calibration is None:
         say(f"--threshold {threshold}: applied to scores that are no probabilities, the model was not calibrated")
     return threshold or 0.0
+
+
+def _in_one_cell(path: str, found: list[dict]) -> dict:
+    """As `evaluate` reads several labels from a table."""
+    return {"path": path} | {name: "|".join(str(one[name]) for one in found) for name in ("label", "score")}
 
 
 @contextlib.contextmanager

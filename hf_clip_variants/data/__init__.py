@@ -24,6 +24,7 @@ _MODULE_OF = {
     "emoji_styles": "images.emoji",
     "load_emoji": "images.emoji",
     "load_images": "images.sources",
+    "load_multi_label_images": "images.multi_label",
     "load_audio": "audio.files",
     "open_pairs": "pairs.sources",
     "sample_few_shot": "few_shot_sampling",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .images.emoji import emoji_styles, load_emoji
     from .images.feature_cache import FeatureDataset, Features, FeatureStore, compute_features
     from .images.image_set import ImageSet
+    from .images.multi_label import load_multi_label_images
     from .images.sources import load_images
     from .pairs.sources import open_pairs
 

@@ -26,7 +26,8 @@ def _column(rows: Sequence[Mapping], keys: Sequence[str], collator: str) -> list
 class ImageClassificationCollator:
     """Rows of a PIL image and a label -> `{"pixel_values": (B, 3, H, W) float, "labels": (B,) int64}`.
 
-    Reads rows of `ImageSet.dataset`. `Trainer` needs `remove_unused_columns=False`: it would drop the column `image`.
+    Where a label is a list, of 0 and 1 for each class, labels are (B, C) float32. Reads rows of `ImageSet.dataset`.
+    `Trainer` needs `remove_unused_columns=False`: it would drop the column `image`.
 
     Args:
         processor: an image processor, or a processor that holds one.
@@ -41,7 +42,9 @@ class ImageClassificationCollator:
         images = _column(rows, [self.image_column], type(self).__name__)
         labels = _column(rows, LABEL_KEYS, type(self).__name__)
         pixel_values = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": torch.as_tensor(labels, dtype=torch.long)}
+        one_each = not isinstance(labels[0], Sequence)
+        dtype = torch.long if one_each else torch.float32
+        return {"pixel_values": pixel_values, "labels": torch.as_tensor(labels, dtype=dtype)}
 
 
 class FeatureCollator:

@@ -16,10 +16,12 @@ from transformers import AutoConfig, AutoProcessor
 from ..data.images.image_set import explain
 from ..data.images.names import IMAGE_EXTENSIONS
 from ..files.recommended_run import is_run_folder, recommended_run
+from ..modeling.clip_classifier.label_calibration import MULTI_LABEL
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 from .calibration import PRIOR_TEMPERATURE, Calibration
 from .devices import choose_device
+from .multi_label import label_thresholds
 
 
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -32,6 +34,7 @@ class Loaded:
     model: torch.nn.Module
     processor: Any
     class_names: list[str]
+    several_labels: bool = False  # of an image
     calibration: Calibration | None = None  # None: scores are no probabilities
 
 
@@ -43,6 +46,7 @@ def load_for_prediction(
     device: str | torch.device | None = None,
     default_class_names: Sequence[str] | None = None,
     base: str | os.PathLike | None = None,
+    several_labels: bool = False,
 ) -> Loaded:
     """A classifier ready to predict, in float32 on a CPU.
 
@@ -57,6 +61,7 @@ def load_for_prediction(
         device: default: a GPU if there is one.
         default_class_names: for a model that has no classes of its own.
         base: the model under the adapter, if it is not where the adapter says; the same as `model` beside `adapter`.
+        several_labels: of an image. Where the model or the adapter was made for several, it is so in any case.
 
     Raises:
         ValueError: neither model nor adapter, no classes, an adapter that does not fit.
@@ -65,17 +70,17 @@ def load_for_prediction(
     if model is None and adapter is None:
         raise ValueError("model: name a run folder, a model (--model), an adapter (--adapter) or both")
     device = choose_device(device)
+    options = {"problem_type": MULTI_LABEL} if several_labels or _is_multi_label_adapter(adapter or model) else {}
     if adapter is None and _is_adapter_folder(model):
         model, adapter = None, model
     elif adapter is None and is_run_folder(model):
-        chosen = recommended_run(model)
-        model, adapter, base = base or chosen.base, chosen.adapter, None
+        (model, adapter), base = _recommended(model, base), None
     if adapter is None:
         if base is not None:
             raise ValueError(f"base: got {base} without an adapter; want an adapter (--adapter) that was made on it")
         if class_names is None and default_class_names is not None and not _has_classes(model):
             class_names = default_class_names
-        classifier = loaded = _load_classifier(model, class_names, templates)
+        classifier = loaded = _load_classifier(model, class_names, templates, **options)
     else:
         from ..adapters import load_adapter
 
@@ -83,7 +88,9 @@ def load_for_prediction(
             raise ValueError(f"base: got {base} beside the model {model}; an adapter is on one of them")
         source = base or model or base_of_adapter(adapter)
         classifier = (
-            None if source is None else _load_classifier(source, *_classes_of(adapter, source, class_names, templates))
+            None
+            if source is None
+            else _load_classifier(source, *_classes_of(adapter, source, class_names, templates), **options)
         )
         loaded = load_adapter(adapter, classifier)
         classifier = loaded.get_base_model()
@@ -92,8 +99,12 @@ def load_for_prediction(
     if not classifier.config.templates:
         raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
     loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
+    if several_labels:
+        classifier.config.problem_type = MULTI_LABEL
+    several = classifier.config.problem_type == MULTI_LABEL
     processor = load_processor(classifier.config._name_or_path)
-    return Loaded(loaded, processor, list(classifier.class_names), _calibration_of(loaded, classifier))
+    calibration = None if several else _calibration_of(loaded, classifier)
+    return Loaded(loaded, processor, list(classifier.class_names), several, calibration)
 
 
 def _calibration_of(loaded: torch.nn.Module, classifier: CLIPClassifier) -> Calibration | None:
@@ -106,6 +117,12 @@ def _calibration_of(loaded: torch.nn.Module, classifier: CLIPClassifier) -> Cali
             return None
     temperature = getattr(config, "temperature", None)
     return None if temperature is None else Calibration(temperature, config.rejection_threshold)
+
+
+def _recommended(run, base=None) -> tuple[Any, Path | None]:
+    """Model and adapter that a run folder recommends."""
+    chosen = recommended_run(run)
+    return base or chosen.base, chosen.adapter
 
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
@@ -122,14 +139,28 @@ def check_model_folder(source: str | os.PathLike) -> None:
         raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
 
 
-def _load_classifier(source, class_names, templates) -> CLIPClassifier:
+def _load_classifier(source, class_names, templates, **options) -> CLIPClassifier:
     check_model_folder(source)
-    return CLIPClassifier.from_pretrained(source, class_names=class_names, templates=templates)
+    return CLIPClassifier.from_pretrained(source, class_names=class_names, templates=templates, **options)
 
 
 def _adapter_values(adapter) -> dict[str, Any]:
     path = Path(adapter) / _ADAPTER_CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def was_made_for_several_labels(model: str | os.PathLike | None, adapter: str | os.PathLike | None = None) -> bool:
+    """Whether the adapter in this folder, or else the model, is for several labels an image."""
+    if adapter is None and is_run_folder(model):
+        model, adapter = _recommended(model)
+    if adapter is None and model is not None and not _is_adapter_folder(model):
+        check_model_folder(model)
+        return AutoConfig.from_pretrained(model).problem_type == MULTI_LABEL
+    return _is_multi_label_adapter(adapter or model)
+
+
+def _is_multi_label_adapter(adapter) -> bool:
+    return adapter is not None and "label_calibration" in (_adapter_values(adapter).get("modules_to_save") or ())
 
 
 def base_of_adapter(adapter) -> Path | None:
@@ -180,7 +211,10 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image, best first, or why it could not be read."""
+    """The classes of one image, best first, or why it could not be read.
+
+    With several labels an image, these are all classes that reach their thresholds; there may be none.
+    """
 
     path: str
     top: tuple[tuple[str, float], ...] = ()
@@ -199,6 +233,14 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
     device = next(loaded.model.parameters()).device
     top = min(top, len(loaded.class_names))
     temperature = loaded.calibration.temperature if loaded.calibration else PRIOR_TEMPERATURE
+    thresholds = label_thresholds(loaded.model).to(device) if loaded.several_labels else None
+
+    def scores_of(logits: torch.Tensor) -> torch.Tensor:
+        """(B, C) in 0..1, with 0 for classes that are not in the image."""
+        if thresholds is None:
+            return (logits / temperature).softmax(dim=1)
+        probabilities = logits.sigmoid()
+        return probabilities.masked_fill(probabilities < thresholds, 0)
 
     def read(path: str) -> torch.Tensor:
         if os.path.isdir(path):
@@ -217,10 +259,11 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
                 outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
         if pixels:
             batch = torch.cat([values for _, values in pixels]).to(device)
-            logits = loaded.model(pixel_values=batch).logits.float()
-            best = (logits / temperature).softmax(dim=1).topk(top, dim=1)
+            best = scores_of(loaded.model(pixel_values=batch).logits.float()).topk(top, dim=1)
             for (place, _), scores, classes in zip(pixels, best.values.tolist(), best.indices.tolist(), strict=True):
                 named = tuple((loaded.class_names[c], score) for c, score in zip(classes, scores, strict=True))
+                if thresholds is not None:
+                    named = tuple((name, score) for name, score in named if score > 0)
                 outcomes[place] = Prediction(waiting[place][0], named)
         return [outcomes[place] for place in range(len(waiting))]
 
@@ -246,4 +289,5 @@ __all__ = [
     "find_images",
     "load_for_prediction",
     "load_processor",
+    "was_made_for_several_labels",
 ]

@@ -46,6 +46,9 @@ class CLIPClassifierConfig(CLIPConfig):
     """
 
     model_type = "clipv-clip_classifier"
+    # `Trainer` collects the logits alone: the rest grows with classes (and CoCoOp's with images times classes)
+    keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text", "image_embeds", "text_embeds"]
+    keys_to_ignore_at_inference += ["hidden_states", "attentions"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -16,7 +17,9 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.prompts import format_prompts, resolve_class_names, resolve_templates, tokenize_texts
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .class_features import ClassFeatureCache, adapters_on, text_state
+from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
+from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
 
 
 # B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, P prefix tokens, n deep tokens,
@@ -28,10 +31,11 @@ class CLIPClassifierOutput(ModelOutput):
     """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
     encoder's."""
 
-    loss: torch.FloatTensor | None = None  # (), with `labels`: cross-entropy, or what `config.problem_type` says
-    # (B, C) scaled cosine of each image and each class; adapters may add to it
+    loss: torch.FloatTensor | None = None  # (), with `labels`; see `classification_loss.py`
+    # (B, C) scaled cosine of each image and each class; adapters may add to it. With several labels an image:
+    # calibrated, see `label_calibration.py`
     logits: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None  # the same tensor under CLIP's name
+    logits_per_image: torch.FloatTensor | None = None  # the same under CLIP's name, never calibrated
     logits_per_text: torch.FloatTensor | None = None  # (C, B), its transpose
     image_embeds: torch.FloatTensor | None = None  # (B, D)
     text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
@@ -152,7 +156,7 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
     _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings"]
     # a plain CLIP checkpoint knows no classes
     _keys_to_ignore_on_load_missing = ["prompt_ids", "tail_ids", "tail_name_lengths", "class_features"]
-    _keys_to_ignore_on_load_missing += ["class_features_ready"]
+    _keys_to_ignore_on_load_missing += ["class_features_ready", "label_calibration"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -163,6 +167,9 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
                 init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
+        elif isinstance(module, LabelCalibration):
+            for name, value in module.initial_tensors().items():
+                init.constant_(getattr(module, name), value)
 
 
 class CLIPClassifier(CLIPClassifierPreTrainedModel):
@@ -197,10 +204,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.image_feature_adapter = FeatureAdapter()
         self.text_feature_adapter = FeatureAdapter()
         self.logit_head = LogitHead()
+        self.label_calibration = self.new_label_calibration() if config.problem_type == MULTI_LABEL else None
         self._register_prompts(*self._placeholder_prompts())
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
-        self.loss_type = "ForImageClassification"  # transformers guesses it from class names that end so
         self.post_init()
 
     def _placeholder_prompts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -221,6 +228,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.register_buffer("class_features", scale.new_zeros(len(prompt_ids), self.config.projection_dim))
         # Travels in the state dict: whether class_features belong to the text encoder saved beside them.
         self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=scale.device))
+
+    def new_label_calibration(self) -> LabelCalibration:
+        """One with its initial values, of the right number of classes."""
+        has_bias = self.family.logit_bias(self.clip) is not None
+        return LabelCalibration(self.config.num_labels, has_bias).to(self.clip.logit_scale)
 
     # ---- what happens to kept class features; the table is in class_features.py
 
@@ -353,7 +365,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             raise ValueError(f"templates: {len(templates)} templates, template_ids has {template_ids.shape[1]}")
         self._refuse_while_adapters_depend_on(names)
         config = self.config
-        if (names, templates) != (config.class_names, config.templates):
+        changed = (names, templates) != (config.class_names, config.templates)
+        if changed:
             config.temperature = config.rejection_threshold = None  # measured for the old ones
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
@@ -362,6 +375,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         config.tail_length = tail_ids.shape[-1]
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
         self._kept.forget()
+        if changed and type(self.label_calibration) is LabelCalibration:  # an adapter's own is tied to its classes
+            self.label_calibration = self.new_label_calibration()
         return self
 
     def _refuse_while_adapters_depend_on(self, class_names: list[str]):
@@ -429,7 +444,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         state = text_state(text_side)
 
         def compute():
-            return self._stored_features(text_side) if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+            with self._no_autocast():
+                if input_ids is None:
+                    return self._stored_features(text_side)
+                return self._encode(EmbeddedPrompts(input_ids))
 
         if not state:
             with torch.no_grad():
@@ -447,6 +465,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self.class_features_ready.fill_(True)
             self._kept.set_stored(text_side)
         return self.class_features.clone()
+
+    def _no_autocast(self):
+        """What is kept or saved must not depend on who asked first: it has the weights' precision."""
+        device = self.prompt_ids.device.type
+        return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
     # ---- inference and training
 
@@ -490,7 +513,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         r"""
         Args:
             pixel_values: (B, 3, H, W), normalised.
-            labels: (B,) class indices, or what `config.problem_type` says; gives `loss`.
+            labels: (B,) class indices (-100: left out), or (B, C) soft labels whose rows sum to 1, or what
+                `config.problem_type` says; gives `loss`. See `classification_loss`.
             input_ids: (C, L) prompts to classify among instead of the stored classes (transformers' zero-shot pipeline
                 sends them). They are encoded as they are: learned contexts apply to the stored classes only.
             attention_mask: ignored; after EOS nothing counts in a causal encoder.
@@ -519,14 +543,23 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         if bias is not None:
             logits = logits + bias.to(logits)
+        scores = logits
+        if self.config.problem_type == MULTI_LABEL and input_ids is None:
+            logits = self._label_logits(scores)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
+            loss = classification_loss(logits, labels, self.config.problem_type)
         embeds = {"image_embeds": image_embeds, "text_embeds": class_embeds}
         inner = {"hidden_states": hidden_states, "attentions": attentions}
         return CLIPClassifierOutput(
-            loss, logits, logits_per_image=logits, logits_per_text=logits.t(), **embeds, **inner
+            loss, logits, logits_per_image=scores, logits_per_text=scores.t(), **embeds, **inner
         )
+
+    def _label_logits(self, scores: torch.Tensor) -> torch.Tensor:
+        if self.label_calibration is not None:
+            return self.label_calibration(scores)
+        has_bias = self.family.logit_bias(self.clip) is not None  # `problem_type` was set after loading
+        return label_logits(scores, *initial_calibration(scores.shape[1], has_bias))
 
     @property
     def is_gradient_checkpointing(self) -> bool:

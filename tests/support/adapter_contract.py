@@ -92,7 +92,8 @@ def assert_same_state(model, before: dict[str, torch.Tensor]) -> None:
 
 
 class AdapterContract:
-    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case` and `base_case`."""
+    """Needs the fixtures `case`, `trained_case` (cases with trained tensors), `trainer_case`, `classifier_case` and
+    `base_case`."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -285,6 +286,33 @@ class AdapterContract:
             assert all(torch.isfinite(p.grad).all() for p in floats if p.requires_grad)
         model.save_pretrained(tmp_path)
         PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not change the backbone's fingerprint
+
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.1)])
+    def test_trains_under_autocast(self, trained_case: Case, dtype, tolerance):
+        """As with `Trainer(bf16=True)`: about the same gradients, in float32."""
+        results = []
+        for enabled in (False, True):
+            model = trained_case.model()
+            with torch.autocast("cpu", dtype, enabled=enabled):
+                loss = trained_case.loss(model)
+            loss.backward()
+            results.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        (loss, gradients), (mixed_loss, mixed) = results
+        assert (mixed_loss - loss).abs() / loss < tolerance / 4
+        assert len(mixed) == len(gradients) == len(trained_case.trained)
+        for name, gradient in gradients.items():
+            assert mixed[name].dtype == torch.float32
+            assert (mixed[name] - gradient).norm() / gradient.norm() < tolerance, name
+
+    def test_trainers_predictions_are_the_logits(self, classifier_case: Case, tmp_path):
+        """So the usual `compute_metrics` works; embeddings of the classes would be collected with each batch."""
+        model = classifier_case.model(seed=1)
+        trainer = _trainer(classifier_case, model, tmp_path, per_device_eval_batch_size=3)
+        predicted = trainer.predict(trainer.train_dataset)
+        with torch.no_grad():
+            logits = classifier_case.logits(model.eval()).repeat(2, 1)
+        torch.testing.assert_close(torch.from_numpy(predicted.predictions), logits, rtol=1e-4, atol=1e-4)
+        assert predicted.label_ids.tolist() == LABELS.tolist() * 2
 
     def test_gradient_checkpointing_changes_nothing(self, trained_case: Case):
         gradients = []

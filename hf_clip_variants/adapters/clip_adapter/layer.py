@@ -82,7 +82,8 @@ class CLIPAdapterLayer(TunerLayer):
         if config.learnable_ratio:
             ratio = self.clipv_clip_adapter_ratio_logit[name].sigmoid()
         inputs = features.to(down.dtype)  # the bottleneck is float32 even if the base is in half precision
-        return blend(inputs, bottleneck(inputs, down, up, config.output_relu), ratio).to(features.dtype)
+        adapted = bottleneck(inputs, down, up, config.output_relu).to(inputs.dtype)  # autocast makes it half precision
+        return blend(inputs, adapted, ratio).to(features.dtype)
 
 
 __all__ = ["CLIPAdapterLayer", "blend", "bottleneck"]

@@ -148,10 +148,13 @@ class ImageSet:
         digest = hashlib.sha256()
         for name in self.class_names:
             digest.update(f"class {len(name)} {name}\n".encode("utf-8", "surrogatepass"))
-        for index, (name, label) in enumerate(zip(self.ids, self.labels, strict=True)):
+        for index, (name, label) in enumerate(zip(self.ids, self._label_texts(), strict=True)):
             content = hashlib.sha256(self.encoded_bytes(index)).hexdigest()
             digest.update(f"{len(name)} {name} {label} {content}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
+
+    def _label_texts(self) -> Iterable[str]:
+        return map(str, self.labels)
 
     def unreadable(self, progress: bool = True) -> list[tuple[int, str]]:
         """`(index, reason)` of each image that cannot be decoded to its last pixel; decodes the whole set once.

@@ -8,15 +8,15 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from ...registry import did_you_mean
-from ..tables import TABLE_SUFFIXES, located, open_table
+from ..tables import TABLE_SUFFIXES, Table, located, open_table
 from .image_set import ImageSet, name_some
 from .joined_sources import join_sources
 from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, LABEL_COLUMNS, tidy_class_name, usual_column
@@ -31,6 +31,22 @@ logger = logging.getLogger(__name__)
 _SPELLINGS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
 SPLIT_ALIASES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
+
+
+class Columns(NamedTuple):
+    """The columns of images and labels, None where they are to be found.
+
+    `gather_labels` is for several labels an image (`multi_label.py`): data set -> the same with two columns, and their
+    names; the second holds lists of labels.
+    """
+
+    image: str | None
+    label: str | None
+    gather_labels: Callable[[datasets.Dataset], tuple[datasets.Dataset, Columns]] | None = None
+
+
+class SeveralLabels(ValueError):
+    """Images with several labels, where one each is wanted."""
 
 
 def load_images(
@@ -107,7 +123,7 @@ def load_images(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}; want at least 1, or None for all")
     what = source if isinstance(source, str) else type(source).__name__
-    columns = (image_column, label_column)
+    columns = Columns(image_column, label_column)
     parts = _digits_as_numbers(_read(source, columns, name, revision), class_names)
     chosen = _choose_split(parts, split, what)
     part = parts[chosen]
@@ -154,7 +170,8 @@ def load_images(
 def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
     """split -> {"dataset", "labels", "names", "ids"}; without splits the only key is "".
 
-    "dataset" has the column image only, "labels" is a list, "names" holds the names of a `ClassLabel` or is None.
+    "dataset" has the column image only, "labels" is a list, "names" holds the names of a `ClassLabel` or is None. With
+    `columns.gather_labels`, "labels" is a list of lists.
     """
     import datasets
 
@@ -301,6 +318,9 @@ def _from_paths(paths: Sequence[str], labels: Sequence, ids: Sequence[str]) -> d
 
 def _from_table(path: Path, columns) -> dict[str, dict[str, Any]]:
     table = open_table(path, columns[0], ("path", "label", "split"))
+    if columns.gather_labels is not None:
+        found = _splits_of_table(table)
+        return {s: _from_dataset(rows, columns, s or path.stem, path.parent) for s, rows in found.items()}
     header = list(table.columns)
     image = _pick(header, columns[0], IMAGE_COLUMNS, "image_column", f"{path}: columns {header}")
     label = _pick(header, columns[1], LABEL_COLUMNS, "label_column", f"{path}: columns {header}")
@@ -317,6 +337,19 @@ def _from_table(path: Path, columns) -> dict[str, dict[str, Any]]:
         paths = [str(Path(located(path.parent, file)).absolute()) for file, _ in pairs]
         parts[split] = _from_paths(paths, [label for _, label in pairs], [file for file, _ in pairs])
     return parts
+
+
+def _splits_of_table(table: Table) -> dict[str, datasets.Dataset]:
+    """Split -> its rows, all columns as text."""
+    import datasets
+
+    at = table.columns.index("split") if "split" in table.columns else None
+    grouped: dict[str, list[dict[str, str]]] = {}
+    for _, row in table.rows():
+        values = {name: value.strip() for name, value in zip(table.columns, row, strict=True) if name}
+        split = "" if at is None else _canonical(values.pop("split"))
+        grouped.setdefault(split, []).append(values)
+    return {split: datasets.Dataset.from_list(rows) for split, rows in grouped.items()}
 
 
 def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -358,6 +391,9 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
 def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) -> dict[str, Any]:
     from datasets import ClassLabel, Image
 
+    several = columns.gather_labels is not None
+    if several:
+        dataset, columns = columns.gather_labels(dataset)
     features = dataset.features
     shown = "columns " + ", ".join(f"{k}: {_kind(v)}" for k, v in features.items())
     typed = [k for k, v in features.items() if _kind(v) in ("image", "binary")]
@@ -370,10 +406,16 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
         label = classlabels[0]
     else:
         label = _pick([k for k in features if k != image], columns[1], LABEL_COLUMNS, "label_column", shown)
-    kind = _kind(features[label])
+    one = features[label].feature if several else features[label]
+    kind = _kind(one)
+    if kind.startswith("lists of"):
+        raise SeveralLabels(
+            f"label_column: {label!r} holds {kind}, several labels an image; want one. For several, `evaluate` "
+            "measures and calibrates, and the README of the CLIP classifier shows how to train"
+        )
     if kind not in ("class label", "text", "integer"):
         raise ValueError(f"label_column: {label!r} holds {kind}; want class labels, integers or text ({shown})")
-    names = list(features[label].names) if isinstance(features[label], ClassLabel) else None
+    names = list(one.names) if isinstance(one, ClassLabel) else None
     dataset = dataset.with_format(None).select_columns([image, label])
     if dataset._indices is not None:  # a selection: materialise it once, here
         dataset = dataset.flatten_indices()
@@ -407,7 +449,7 @@ def _unique_ids(paths: Sequence[str | None], prefix: str) -> tuple[str, ...]:
 
 
 def _kind(feature) -> str:
-    from datasets import ClassLabel, Image, Value
+    from datasets import ClassLabel, Image, LargeList, List, Value
 
     if isinstance(feature, Image):
         return "image"
@@ -415,6 +457,8 @@ def _kind(feature) -> str:
         return "class label"
     if isinstance(feature, dict) and "bytes" in feature and "path" in feature:
         return "image"
+    if isinstance(feature, List | LargeList):
+        return f"lists of {_kind(feature.feature)}"
     if isinstance(feature, Value):
         for kind, wanted in (
             ("text", r"(large_)?string.*"),

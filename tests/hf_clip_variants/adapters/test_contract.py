@@ -169,6 +169,12 @@ def trainer_case(request) -> Case:
     return CASES[request.param]
 
 
+@pytest.fixture(params=[name for name in first_of_each("method", "plain_clip") if not CASES[name].plain_clip])
+def classifier_case(request) -> Case:
+    """One variant of each method on a `CLIPClassifier`."""
+    return CASES[request.param]
+
+
 @pytest.fixture(params=first_of_each("plain_clip"))
 def base_case(request) -> Case:
     """For properties of the base that do not depend on the adapter."""

@@ -165,5 +165,6 @@ def test_evaluate_shows_zero_shot_clip_beside_an_adapter(run, recommending, imag
     results = results_of(folder)
     code, out, _ = run("evaluate", "--adapter", folder / ADAPTER, "--data", images, "--json")
     assert code == 0 and json.loads(out)["zero_shot"] == pytest.approx(results["zero_shot"]["accuracy"]["test"])
+    assert json.loads(run("evaluate", "--model", folder, "--data", images, "--json")[1]) == json.loads(out)
     code, out, _ = run("evaluate", "--adapter", folder / ADAPTER, "--data", images)
     assert f"(zero-shot CLIP: {100 * results['zero_shot']['accuracy']['test']:.1f} %)" in out

@@ -180,6 +180,22 @@ def test_a_forward_with_kept_features_does_not_wait_for_the_device(classifier, m
     assert all(torch.allclose(each, expected, atol=1e-5) for each in logits)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_kept_under_autocast_have_the_weights_precision(classifier, tmp_path, dtype):
+    """`Trainer(bf16=True)` evaluates so, before the model is used or saved."""
+    labels = torch.tensor([[4036, 5, 6, 4037]])
+    clean = copy.deepcopy(classifier)
+    expected, by_ids = clean(tiny_pixels()).logits, clean(tiny_pixels(), input_ids=labels).logits
+    with torch.autocast("cpu", dtype):
+        classifier(tiny_pixels())
+        classifier(tiny_pixels(), input_ids=labels)
+    torch.testing.assert_close(classifier(tiny_pixels()).logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classifier(tiny_pixels(), input_ids=labels).logits, by_ids, rtol=1e-5, atol=1e-5)
+    classifier.save_pretrained(tmp_path)
+    assert torch.equal(CLIPClassifier.from_pretrained(tmp_path).class_features, clean.class_features)
+
+
 def test_a_moved_classifier_keeps_its_features_and_another_dtype_does_not(classifier, text_calls):
     with torch.no_grad():
         classifier(tiny_pixels())
@@ -323,6 +339,33 @@ def test_a_temperature_is_saved_belongs_to_its_classes_and_leaves_logits_alone(c
     assert loaded.config.temperature == 2.5, "the same classes"
     loaded.set_classes(list(reversed(loaded.class_names)))
     assert (loaded.config.temperature, loaded.config.rejection_threshold) == (None, None)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_trainer_evaluates_with_the_usual_metrics(classifier, tmp_path, smoothing):
+    from transformers import Trainer, TrainingArguments
+
+    def compute_metrics(prediction):  # of transformers' image classification example
+        return {"accuracy": float((prediction.predictions.argmax(axis=1) == prediction.label_ids).mean())}
+
+    pixels, labels = tiny_pixels(), torch.tensor([0, 1, 2, 3])
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True)]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        label_smoothing_factor=smoothing,
+        per_device_eval_batch_size=3,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Trainer(classifier, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
+    with torch.no_grad():
+        logits = classifier(pixels).logits
+    found = trainer.evaluate()
+    assert found["eval_accuracy"] == (logits.argmax(dim=1) == labels).float().mean()
+    loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert found["eval_loss"] == pytest.approx(loss.item(), abs=1e-4)
+    assert trainer.predict(rows).predictions.shape == (4, len(CLASS_NAMES))
 
 
 def test_classes_are_data_saved_with_the_model(classifier, tmp_path):
