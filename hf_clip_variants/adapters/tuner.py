@@ -58,6 +58,14 @@ class TunerConfig(PeftConfig):
     backbone_widths: dict[str, int] | None = field(
         default=None, metadata={"help": "Widths and depths of the backbone that the adapter was made for."}
     )
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated."},
+    )
+    rejection_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Probability below which an image gets no class; 95 % of the right answers are above."},
+    )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Modules of the base model that are trained whole and saved with the adapter."},

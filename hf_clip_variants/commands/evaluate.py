@@ -147,6 +147,10 @@ def evaluate(
     labelled = LiveImages(base, images, loaded.processor)
     with progress_bar("Classifying", len(labelled)) as advance:
         predicted, _ = predict(loaded.model, labelled, batch_size, advance)
+    baseline = None
+    if loaded.model is not base:  # an adapter
+        with loaded.model.disable_adapter(), progress_bar("Zero-shot CLIP", len(labelled)) as advance:
+            baseline = accuracy(predict(loaded.model, labelled, batch_size, advance)[0], labelled.labels)
     per_class = accuracy_by_class(predicted, labelled.labels, len(loaded.class_names))
     result = {
         "data": shown,
@@ -154,6 +158,7 @@ def evaluate(
         "images": len(images),
         "classes": len(loaded.class_names),
         "accuracy": accuracy(predicted, labelled.labels),
+        "zero_shot": baseline,
         "per_class": dict(zip(loaded.class_names, per_class, strict=True)),
         "unreadable": [name for name, _ in images.skipped],
     }
@@ -194,7 +199,8 @@ def print_accuracy(result: dict) -> None:
 
     out = screen()
     split = f", split {result['split']}" if result["split"] else ""
-    about = f" of {result['images']} images in {result['classes']} classes ({result['data']}{split})"
+    beside = "" if result["zero_shot"] is None else f" (zero-shot CLIP: {100 * result['zero_shot']:.1f} %)"
+    about = f"{beside} of {result['images']} images in {result['classes']} classes ({result['data']}{split})"
     out.print(Text.assemble((f"{100 * result['accuracy']:.1f} %", "bold"), about), soft_wrap=True)
     measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)[:SHOWN_CLASSES]
     rows = [(name, f"{100 * value:.1f}") for value, name in measured]

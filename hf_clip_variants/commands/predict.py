@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
+from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_run
 from . import options
 from .arguments import check_device, check_model, check_templates
-from .options import RUNNING
+from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say
 
 
+NONE_OF_THESE = "none of these"  # the label of rejected images
 UNREADABLE = 1  # exit code when an image could not be read
 
 
@@ -22,9 +24,15 @@ def predict(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="IMAGES",
-            help="Files and folders. Without any, paths are read from standard input, a line each.",
+            metavar="[RUN] IMAGES",
+            help="What adapt wrote, then files and folders. Without any, paths come from standard input, a line each.",
             show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="What adapt wrote, instead of RUN: uses what it recommends.", show_default=False
         ),
     ] = None,
     adapter: options.Adapter = None,
@@ -41,14 +49,37 @@ def predict(
             min=1, metavar="N", help="How many classes to print for each image.", show_default="1, or all present"
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            help=f"Below this probability, the label is '{NONE_OF_THESE}'.",
+            show_default=False,
+        ),
+    ] = None,
+    reject: Annotated[
+        bool,
+        typer.Option(
+            "--reject", help="The same, with the threshold of the run: it keeps 95 % of right answers.", **FLAG
+        ),
+    ] = False,
     format: Annotated[
-        Literal["csv", "json"],
-        typer.Option(metavar="NAME", help="csv with a header, or json lines.", rich_help_panel=RUNNING),
-    ] = "csv",
+        Literal["csv", "json"] | None,
+        typer.Option(
+            metavar="NAME",
+            help="csv with a header, or json lines.",
+            show_default="by the name of --out, else csv",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Write here, once all is done, instead of printing.", rich_help_panel=RUNNING
+            metavar="FILE",
+            help="Write here, once all is done, instead of printing: .csv, .jsonl.",
+            rich_help_panel=RUNNING,
         ),
     ] = None,
     batch_size: options.BatchSize = 32,
@@ -56,11 +87,16 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """
-    Classify images: one line per image with its path, the best class and its probability.
+    Classify images: one line per image with its path, the best class and its score.
 
     \b
     [bold]Example[/bold]
-      hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
+      hf-clip-variants predict run photos/
+
+    Scores add up to 1. What adapt wrote is calibrated on its images: there, the score is also the probability that the
+    answer is right, among these classes. Elsewhere the probability stays empty.
+
+    Images that were rejected may be hard ones of these classes: an image of something else is often not noticed.
 
     A model for several labels an image gives all classes that reach their thresholds, with | between them.
 
@@ -71,12 +107,21 @@ def predict(
     [bold]More examples[/bold]
       hf-clip-variants predict *.jpg --model openai/clip-vit-base-patch32 \\
         --classes "cat, dog, fox" --top 3
-      find . -name '*.png' | hf-clip-variants predict --model pets --out a.csv
+      hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
+      hf-clip-variants predict run photos/ --reject --out all.csv
+      find . -name '*.png' | hf-clip-variants predict --model my-clip --out all.csv
     """
+    if run is None and inputs and is_run_folder(inputs[0]):
+        run, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)
     check_templates(templates)
     check_device(device)
+    if run is not None:
+        found = _of_run(run, adapter, model)
+        adapter, model, base = None if found.adapter is None else str(found.adapter), base or str(found.base), None
+    if reject and threshold is not None:
+        raise ValueError(f"--reject: got it beside --threshold {threshold}; want one of them")
     if not inputs and sys.stdin.isatty():
         raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
     if out is not None and os.path.isdir(out):
@@ -89,7 +134,8 @@ def predict(
     top = top or (len(loaded.class_names) if several else 1)
     paths = list(find_images(inputs)) if inputs else find_images(_lines())
     broken, done = 0, 0
-    as_json = json or format == "json"
+    as_json = json or (format or _format_of(out)) == "json"
+    threshold = _threshold(loaded, threshold, reject)
     with _opened(out) as stream, machine_output(stream) as emit, _counting(out, inputs, paths) as advance:
         write = emit if as_json else _csv_writer(stream, 1 if several else min(top, len(loaded.class_names)))
         for prediction in classify(loaded, paths, top, batch_size):
@@ -104,12 +150,48 @@ def predict(
             if several:
                 write({"path": prediction.path, "labels": best} if as_json else _in_one_cell(prediction.path, best))
                 continue
-            write({"path": prediction.path, **best[0], **({"top": best} if top > 1 else {})})
+            row = {"path": prediction.path, **best[0]}
+            row["probability"] = None if loaded.calibration is None else row["score"]
+            if prediction.top[0][1] < threshold:
+                row["label"] = NONE_OF_THESE
+            write(row | ({"top": best} if top > 1 else {}))
         if not done:
             raise ValueError(f"IMAGES: no image files in {', '.join(inputs or ['standard input'])}")
     if broken:
         say(f"{broken} of {done} images could not be read", style="red")
         raise typer.Exit(UNREADABLE)
+
+
+def _of_run(run: str, adapter: str | None, model: str | None) -> RecommendedRun:
+    """What the run folder recommends; says so on standard error."""
+    for option, other in (("--adapter", adapter), ("--model", model)):
+        if other is not None:
+            raise ValueError(f"{option}: got {other} beside the run folder {run}; want one of them")
+    if not is_run_folder(run):
+        raise FileNotFoundError(f"--run: no results.json in {run}; want a folder that adapt wrote")
+    found = recommended_run(run)
+    say(f"{run} recommends {found}")
+    return found
+
+
+def _format_of(out: str | None) -> str:
+    return "json" if out is not None and out.lower().endswith((".json", ".jsonl")) else "csv"
+
+
+def _threshold(loaded: Any, threshold: float | None, reject: bool) -> float:
+    """Images with a lower score are rejected; 0 for none."""
+    if loaded.several_labels and (reject or threshold is not None):
+        option = "--reject" if reject else "--threshold"
+        raise ValueError(f"{option}: the model gives several labels an image, by a threshold for each class")
+    if reject:
+        if loaded.calibration is None or loaded.calibration.rejection_threshold is None:
+            why = "was not calibrated" if loaded.calibration is None else "was calibrated on too few images"
+            raise ValueError(f"--reject: the model {why}; want --threshold with a number, or a run with more images")
+        say(f"Below {loaded.calibration.rejection_threshold:.3f}, the label is '{NONE_OF_THESE}'")
+        return loaded.calibration.rejection_threshold
+    if threshold is not None and loaded.calibration is None:
+        say(f"--threshold {threshold}: applied to scores that are no probabilities, the model was not calibrated")
+    return threshold or 0.0
 
 
 def _in_one_cell(path: str, found: list[dict]) -> dict:
@@ -144,7 +226,7 @@ def _lines() -> Iterator[str]:
 
 def _csv_writer(stream: TextIO, top: int) -> Callable[[dict], None]:
     more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")]
-    header = ["path", "label", "score", *more, "error"]
+    header = ["path", "label", "score", "probability", *more, "error"]
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
 
@@ -152,8 +234,8 @@ def _csv_writer(stream: TextIO, top: int) -> Callable[[dict], None]:
         if "error" in row:
             writer.writerow([row["path"], *[""] * (len(header) - 2), row["error"]])
         else:
-            best = row.get("top") or [row]
-            writer.writerow([row["path"], *(cell for item in best for cell in (item["label"], item["score"])), ""])
+            others = [cell for item in row.get("top", ())[1:] for cell in (item["label"], item["score"])]
+            writer.writerow([row["path"], row["label"], row["score"], row.get("probability"), *others, ""])
         stream.flush()
 
     return write

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files.recommended_run import is_run_folder, recommended_adapter
 from . import options
 from .arguments import check_model
 from .options import FLAG
@@ -15,7 +16,11 @@ from .output import JsonOption, machine_output, prepare_libraries
 
 def push(
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="A saved adapter (RUN/adapters/…) or a classifier's folder.")
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="What adapt wrote: its recommended adapter. Or a saved adapter (RUN/adapters/…) or classifier.",
+        ),
     ],
     repo_id: Annotated[str, typer.Argument(metavar="REPOSITORY", help="owner/name. Made if it does not exist.")],
     with_base: Annotated[
@@ -54,7 +59,9 @@ def push(
 
     \b
     [bold]Example[/bold]
-      hf-clip-variants push run/adapters/coop/4-shot/seed-1 me/pets-coop
+      hf-clip-variants push run me/pets
+
+    Where a run recommends zero-shot CLIP, nothing is pushed unless you name an adapter's folder or RUN/base.
 
     The token is that of `hf auth login` or HF_TOKEN. When the push fails, everything is still in the folder: repeat
     the command.
@@ -72,6 +79,8 @@ def push(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"REPOSITORY: got {repo_id!r}; want owner/name")
     check_model("--base", base)
+    if is_run_folder(folder):
+        folder = str(recommended_adapter(folder))
     prepare_libraries(watched=not json)
     from ..hub import push as hub
 

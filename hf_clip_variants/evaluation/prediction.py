@@ -18,9 +18,11 @@ from transformers import AutoConfig, AutoProcessor
 from ..data.images.heic import heic_is_readable
 from ..data.images.image_set import explain
 from ..data.images.names import count_left_out, is_image_name, left_out_suffix
+from ..files.recommended_run import is_run_folder, recommended_run
 from ..modeling.clip_classifier.label_calibration import MULTI_LABEL
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
+from .calibration import PRIOR_TEMPERATURE, Calibration
 from .devices import choose_device
 from .multi_label import label_thresholds
 
@@ -38,6 +40,7 @@ class Loaded:
     processor: Any
     class_names: list[str]
     several_labels: bool = False  # of an image
+    calibration: Calibration | None = None  # None: scores are no probabilities
 
 
 def load_for_prediction(
@@ -53,7 +56,8 @@ def load_for_prediction(
     """A classifier ready to predict, in float32 on a CPU.
 
     Args:
-        model: a saved `CLIPClassifier` or any CLIP, folder or Hub id. With `adapter` it may be left out.
+        model: a saved `CLIPClassifier` or any CLIP, folder or Hub id; a run folder: what it recommends. With `adapter`
+            it may be left out.
         adapter: an adapter, folder or Hub id. Its base model is the one that it names; if that folder is gone, `base/`
             of the run folder that holds the adapter.
         class_names: classes instead of the saved ones (needed for a plain CLIP). An adapter for fixed classes refuses
@@ -69,11 +73,13 @@ def load_for_prediction(
         OSError: no such file, folder or Hub repository; the adapter's base model has moved.
     """
     if model is None and adapter is None:
-        raise ValueError("model: name a model (--model), an adapter (--adapter) or both")
+        raise ValueError("model: name a run folder, a model (--model), an adapter (--adapter) or both")
     device = choose_device(device)
     options = {"problem_type": MULTI_LABEL} if several_labels or _is_multi_label_adapter(adapter or model) else {}
     if adapter is None and _is_adapter_folder(model):
         model, adapter = None, model
+    elif adapter is None and is_run_folder(model):
+        (model, adapter), base = _recommended(model, base), None
     if adapter is None:
         if base is not None:
             raise ValueError(f"base: got {base} without an adapter; want an adapter (--adapter) that was made on it")
@@ -103,7 +109,27 @@ def load_for_prediction(
     if several_labels:
         classifier.config.problem_type = MULTI_LABEL
     several = classifier.config.problem_type == MULTI_LABEL
-    return Loaded(loaded, load_processor(classifier.config._name_or_path), list(classifier.class_names), several)
+    processor = load_processor(classifier.config._name_or_path)
+    calibration = None if several else _calibration_of(loaded, classifier)
+    return Loaded(loaded, processor, list(classifier.class_names), several, calibration)
+
+
+def _calibration_of(loaded: torch.nn.Module, classifier: CLIPClassifier) -> Calibration | None:
+    """What was measured for the model or its adapter, if it was for these classes and templates."""
+    config = loaded.config
+    if loaded is not classifier:
+        config, own = loaded.peft_config[loaded.active_adapter], classifier.config
+        made_for = getattr(config, "class_names", None), getattr(config, "templates", None)
+        if made_for != (list(classifier.class_names), own.templates):
+            return None
+    temperature = getattr(config, "temperature", None)
+    return None if temperature is None else Calibration(temperature, config.rejection_threshold)
+
+
+def _recommended(run, base=None) -> tuple[Any, Path | None]:
+    """Model and adapter that a run folder recommends."""
+    chosen = recommended_run(run)
+    return base or chosen.base, chosen.adapter
 
 
 def _is_adapter_folder(path: str | os.PathLike) -> bool:
@@ -132,6 +158,8 @@ def _adapter_values(adapter) -> dict[str, Any]:
 
 def was_made_for_several_labels(model: str | os.PathLike | None, adapter: str | os.PathLike | None = None) -> bool:
     """Whether the adapter in this folder, or else the model, is for several labels an image."""
+    if adapter is None and is_run_folder(model):
+        model, adapter = _recommended(model)
     if adapter is None and model is not None and not _is_adapter_folder(model):
         check_model_folder(model)
         return AutoConfig.from_pretrained(model).problem_type == MULTI_LABEL
@@ -205,16 +233,20 @@ class Prediction:
 def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
     """A prediction for each path, in order; `error` is set for an image that cannot be read.
 
+    Scores are softmax(logits / temperature). Without a calibrated temperature it is `PRIOR_TEMPERATURE`, and they are
+    no probabilities.
+
     Threads read the images of the next batch while the model runs on this one. Paths may be an endless stream.
     """
     device = next(loaded.model.parameters()).device
     top = min(top, len(loaded.class_names))
+    temperature = loaded.calibration.temperature if loaded.calibration else PRIOR_TEMPERATURE
     thresholds = label_thresholds(loaded.model).to(device) if loaded.several_labels else None
 
     def scores_of(logits: torch.Tensor) -> torch.Tensor:
         """(B, C) in 0..1, with 0 for classes that are not in the image."""
         if thresholds is None:
-            return logits.softmax(dim=1)
+            return (logits / temperature).softmax(dim=1)
         probabilities = logits.sigmoid()
         return probabilities.masked_fill(probabilities < thresholds, 0)
 

@@ -6,6 +6,7 @@ After a kill, the same call goes on where it was.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import shutil
@@ -233,10 +234,12 @@ def adapt(
 
         write("running")
         if zero_shot.key not in records:
-            records[zero_shot.key] = zero_shot.names | runner.zero_shot(task, finish)
+            measured = runner.zero_shot(task, finish) | asdict(runner.calibrate(task))
+            records[zero_shot.key] = zero_shot.names | measured
             folder.append(records[zero_shot.key])
             write("running")
             tell(records[zero_shot.key])
+        _save_calibration(folder, records[zero_shot.key])
         missing = [run for run in runs if run.key not in records or records[run.key].get("error")]
         bars.update(bar, completed=len(runs) - len(missing))
         for run in missing:
@@ -325,7 +328,13 @@ def _about_run(
 
 
 def _zero_shot_result(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"accuracy": _accuracies(record), "per_class": record["per_class"], "seconds": record["seconds"]["test"]}
+    about = {name: record.get(name) for name in ("temperature", "rejection_threshold")}
+    return {
+        "accuracy": _accuracies(record),
+        "per_class": record["per_class"],
+        "seconds": record["seconds"]["test"],
+        **about,
+    }
 
 
 def _run_result(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,6 +355,15 @@ def _save_base(folder: RunFolder, classifier: CLIPClassifier, model: str | os.Pa
     with staged_folder(folder.base, bytes_needed=weights) as stage:
         classifier.save_pretrained(stage)
         CLIPClassifierProcessor.from_clip(str(model)).save_pretrained(stage)
+
+
+def _save_calibration(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Put what makes zero-shot CLIP's scores probabilities into the classifier's configuration."""
+    file = folder.base / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    found = {name: record.get(name) for name in ("temperature", "rejection_threshold")}
+    if found != {name: values.get(name) for name in found}:
+        write_json(file, dict(sorted({**values, **found}.items())))
 
 
 def _save_predictions(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..evaluation.calibration import fit_temperature
 from ..evaluation.image_prediction import class_logits
 
 
@@ -24,40 +25,9 @@ if TYPE_CHECKING:
 
 # N images, C classes, D joint width
 
-# Without images, CLIP's probabilities are taken to be twice too sharp: it is calibrated on what it was trained on, and
-# data that somebody adapts to is other data. Images outweigh this quickly: an octave costs one unit of
-# log-probability.
-PRIOR_TEMPERATURE = 2.0
 # Found on two styles of emoji, with `scripts/adaptation_tasks.py`; not on the styles that it reports on.
 VOTE = 20.0  # log-probability of an image that equals the only shot of a class
 SHARPNESS = 2.2  # sharpness of votes times the mean distance between classes
-_OCTAVES = [octave / 2 for octave in range(-4, 13)]  # of temperatures that are tried, around 1
-
-
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, prior: float = PRIOR_TEMPERATURE) -> float:
-    """The temperature t for which softmax(logits / t) fits labelled images best.
-
-    It minimises the sum of cross-entropies plus |log2(t / prior)|, over powers of √2 from 1/4 to 64: with few images
-    it stays near `prior`. This is temperature scaling (Guo et al. 2017) with a prior.
-
-    Args:
-        logits: (N, C) of images that the model was not fitted to. -inf is allowed, but not for the label.
-        labels: (N,) int64.
-        prior: the temperature without images.
-
-    Example:
-
-    >>> fit_temperature(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 1])) > 4  # sure, and half wrong
-    True
-    """
-    best, lowest = prior, torch.inf
-    for octave in _OCTAVES:
-        temperature = 2.0**octave
-        loss = F.cross_entropy(logits.double() / temperature, labels, reduction="sum").item()
-        loss += abs(octave - torch.tensor(prior).log2().item())
-        if loss < lowest:
-            best, lowest = temperature, loss
-    return best
 
 
 @dataclass(frozen=True)
@@ -159,4 +129,4 @@ def evidence_of(classifier: torch.nn.Module, images: LabelledImages) -> Evidence
     return Evidence(output.image_embeds, output.text_embeds, output.logits, images.labels.to(output.logits.device))
 
 
-__all__ = ["PRIOR_TEMPERATURE", "Evidence", "evidence_of", "fit_temperature"]
+__all__ = ["Evidence", "evidence_of"]

@@ -16,9 +16,10 @@ from peft import PeftModel, get_peft_model
 from ..adapters.tuner import TunerConfig
 from ..data.few_shot_sampling import MAX_VALIDATION_SHOTS
 from ..data.images.labelled_images import CachedImages, LabelledImages
+from ..evaluation.calibration import calibrate
 from ..evaluation.image_prediction import class_logits
 from ..modeling.dual_encoders.backbones import CLIPFamily
-from .evidence import Evidence, evidence_of, fit_temperature
+from .evidence import Evidence, evidence_of
 from .method import FewShotMethod, few_shot_method
 from .recipes import Recipe, recipe
 from .training_loop import TrainingState, train_adapter
@@ -71,6 +72,8 @@ class Validation:
         images (`int`): how many there were.
         standard_error (`float`, *optional*): of `accuracy - zero_shot`, which is a paired difference.
         temperature (`float`, *optional*): by which logits are to be divided to give probabilities.
+        rejection_threshold (`float`, *optional*): probability below which an image gets no class, so that 95 % of the
+            right answers are kept; None with fewer than 19 right answers.
     """
 
     kind: Literal["split", "leave-one-out", "cross-validation", "none"]
@@ -79,6 +82,7 @@ class Validation:
     images: int = 0
     standard_error: float | None = None
     temperature: float | None = None
+    rejection_threshold: float | None = None
 
 
 def measure(kind: str, logits: torch.Tensor, labels: torch.Tensor, zero_shot_logits: torch.Tensor) -> Validation:
@@ -88,13 +92,15 @@ def measure(kind: str, logits: torch.Tensor, labels: torch.Tensor, zero_shot_log
     # Laplace's rule: a difference that few images do not show is not known to be zero.
     mean = (won - lost) / (count + 2)
     variance = (won + lost + 1) / (count + 2) - mean**2
+    calibration = calibrate(logits, labels)
     return Validation(
         kind,
         int(right.sum()) / count,
         int(before.sum()) / count,
         count,
         (variance / (count + 2)) ** 0.5,
-        fit_temperature(logits, labels),
+        calibration.temperature,
+        calibration.rejection_threshold,
     )
 
 
@@ -415,6 +421,10 @@ def fit_adapter(
         _take_off(classifier)
         raise
     model.eval()
+    saved = model.peft_config["default"]
+    # Not measured: the methods choose their strengths beside zero-shot logits at the temperature of the shots.
+    saved.temperature = fit.validation.temperature or evidence.temperature
+    saved.rejection_threshold = fit.validation.rejection_threshold
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return FittedAdapter(
         model, fit.validation, _used_values(fit) | config | chosen, fit.curve, fit.seconds, trained, evidence.error

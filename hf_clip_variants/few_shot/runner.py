@@ -20,8 +20,9 @@ from filelock import FileLock
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
+from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.devices import choose_device
-from ..evaluation.image_prediction import predict
+from ..evaluation.image_prediction import class_logits, predict
 from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
@@ -165,6 +166,14 @@ class FewShotRunner:
         if finish is not None:
             finish(record, self.classifier, predictions)
         return record
+
+    def calibrate(self, task: Task) -> Calibration:
+        """Of CLIP without an adapter, on all images that some run learns from or validates on."""
+        self._name_classes(task.class_names, task.templates)
+        drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
+        sets = [CachedImages(self._drawn(*one), device=self.device) for one in drawn if one[1]]
+        logits = torch.cat([class_logits(self.classifier, images).logits for images in sets])
+        return calibrate(logits, torch.cat([images.labels for images in sets]).to(logits.device))
 
     def run(self, task: Task, method: str, shots: int, seed: int, finish: Finish | None = None) -> dict[str, Any]:
         """Fit one adapter and test it on everything: the record of the run.

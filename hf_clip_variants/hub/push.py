@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic_writes import staged_folder
+from ..files.recommended_run import is_run_folder, recommended_adapter
 from .model_cards import PLACEHOLDER_ID, card_arguments, describe, model_card
 
 
@@ -50,7 +51,8 @@ def push(
     """Pushes a classifier or an adapter with a card, in one commit. A failed push can be repeated from a folder.
 
     Args:
-        folder_or_model: a saved classifier or adapter, or one in memory (`CLIPClassifier`, `PeftModel`).
+        folder_or_model: a saved classifier or adapter, or one in memory (`CLIPClassifier`, `PeftModel`). Of a run
+            folder, the adapter that it recommends.
         repo_id: `owner/name`; made if it does not exist.
         processor: saved with a model. Needed for a classifier that was not loaded from a checkpoint with one.
         folder: where a model is saved first. Default: a temporary folder, removed after success and kept after
@@ -70,7 +72,8 @@ def push(
     Returns `huggingface_hub.CommitInfo`.
 
     Raises:
-        ValueError: not a model of this package, or a base model that is on this machine only; nothing was sent.
+        ValueError: not a model of this package, a base model that is on this machine only, or a run folder that
+            recommends zero-shot CLIP; nothing was sent.
         PushError: the Hub refused (401, 403, 409, ...) or was not reached.
 
     Example:
@@ -79,6 +82,8 @@ def push(
     push("runs/pets/adapters/tip_adapter", "me/pets-tip-adapter", with_base=True, license="mit")
     ```
     """
+    if isinstance(folder_or_model, (str, Path)) and is_run_folder(folder_or_model):
+        folder_or_model = recommended_adapter(folder_or_model)
     told: dict[str, Any] = {}  # the arguments of the card that is there already
     if isinstance(folder_or_model, (str, Path)) and (Path(folder_or_model) / "README.md").is_file():
         told = card_arguments((Path(folder_or_model) / "README.md").read_text(encoding="utf-8"))

@@ -33,6 +33,11 @@ class CLIPClassifierConfig(CLIPConfig):
         fixed_class_features (`bool`, defaults to `False`):
             The class features are an adapter's, merged, and do not follow from the prompts: they are read from the
             file, and the classes cannot be changed. Written by `CLIPClassifier.fix_class_features`.
+        temperature (`float`, *optional*):
+            By which logits are divided to give probabilities for these classes; `None`: not calibrated. The model does
+            not use it: its logits are CLIP's. `set_classes` with other classes or templates removes it.
+        rejection_threshold (`float`, *optional*):
+            Probability below which an image is better left without a class: 95 % of the right answers are above.
 
     Example:
 
@@ -57,6 +62,8 @@ class CLIPClassifierConfig(CLIPConfig):
     prompt_length: int = 2
     tail_length: int = 1
     fixed_class_features: bool = False
+    temperature: float | None = None
+    rejection_threshold: float | None = None
 
     def __post_init__(self, **kwargs):
         family = family_of(self.backbone_model_type)

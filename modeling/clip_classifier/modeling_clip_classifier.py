@@ -415,6 +415,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._refuse_while_adapters_depend_on(names)
         config = self.config
         changed = (names, templates) != (config.class_names, config.templates)
+        if changed:
+            config.temperature = config.rejection_threshold = None  # measured for the old ones
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
         config.templates = templates

@@ -132,7 +132,7 @@ def test_predict_uses_the_adapters_model_and_classes(run, adapted, images):
     adapter = folder / "adapters" / "tip_adapter" / "2-shot" / "seed-1"
     code, out, err = run("predict", "--adapter", adapter, images / "test")
     rows = rows_of(out)
-    assert code == 0 and err == "" and list(rows[0]) == ["path", "label", "score", "error"]
+    assert code == 0 and err == "" and list(rows[0]) == ["path", "label", "score", "probability", "error"]
     assert [row["path"] for row in rows] == sorted(str(path) for path in (images / "test").rglob("*.png"))
     assert all(0 < float(row["score"]) <= 1 and row["error"] == "" for row in rows)
     right = [os.path.basename(os.path.dirname(row["path"])) == row["label"] for row in rows]

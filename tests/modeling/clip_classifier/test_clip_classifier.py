@@ -328,6 +328,19 @@ def test_auto_classes_and_image_classification_pipeline(classifier, tmp_path):
     assert {a["label"] for a in answers} <= set(CLASS_NAMES) and answers[0]["score"] > 0
 
 
+def test_a_temperature_is_saved_belongs_to_its_classes_and_leaves_logits_alone(classifier, tmp_path):
+    before = classifier(pixel_values=tiny_pixels()).logits
+    classifier.config.temperature, classifier.config.rejection_threshold = 2.5, 0.25
+    classifier.save_pretrained(tmp_path)
+    loaded = type(classifier).from_pretrained(tmp_path).eval()
+    assert (loaded.config.temperature, loaded.config.rejection_threshold) == (2.5, 0.25)
+    torch.testing.assert_close(loaded(pixel_values=tiny_pixels()).logits, before)
+    loaded.set_classes(list(loaded.class_names), tokenizer=tiny_tokenizer())
+    assert loaded.config.temperature == 2.5, "the same classes"
+    loaded.set_classes(list(reversed(loaded.class_names)))
+    assert (loaded.config.temperature, loaded.config.rejection_threshold) == (None, None)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_trainer_evaluates_with_the_usual_metrics(classifier, tmp_path, smoothing):
     from transformers import Trainer, TrainingArguments
