@@ -58,7 +58,7 @@ def test_with_few_images_the_prior_holds_and_many_outweigh_it():
     assert fit_temperature(sure_and_wrong, torch.tensor([0])) == PRIOR_TEMPERATURE
     assert fit_temperature(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), prior=4.0) == 4.0
     right = torch.tensor([[5.0, 0.0]]).repeat(200, 1)
-    assert fit_temperature(right, torch.zeros(200, dtype=torch.int64)) == 0.25
+    assert fit_temperature(right, torch.zeros(200, dtype=torch.int64)) < 1
     wrong = torch.tensor([[9.0, 0.0], [9.0, 0.0]]).repeat(100, 1)
     assert fit_temperature(wrong, torch.tensor([0, 1]).repeat(100)) == 64
 
@@ -93,12 +93,10 @@ def test_the_strengths_are_the_same_for_backbones_of_any_spread_and_scale():
     assert other.spread == pytest.approx(0.1 * about.spread, rel=1e-3)
     assert about.beta == pytest.approx(SHARPNESS / about.spread) and other.vote == about.vote
     torch.testing.assert_close(other.leave_one_out_votes(), about.leave_one_out_votes(), rtol=1e-3, atol=1e-4)
-    hotter = replace(about, logits=8 * about.logits)
-    assert hotter.temperature == pytest.approx(8 * about.temperature, rel=0.5)
-    votes = about.leave_one_out_votes()
-    assert hotter.fitted_strength(votes, about.vote) == pytest.approx(
-        about.fitted_strength(votes, about.vote), rel=0.5
-    )
+    about = evidence([60] * 5, spread=2.5, scale=20.0)
+    sharper, votes = replace(about, logits=4 * about.logits), about.leave_one_out_votes()
+    assert sharper.temperature == pytest.approx(4 * about.temperature)
+    assert sharper.fitted_strength(votes, about.vote) == about.fitted_strength(votes, about.vote)
 
 
 def test_a_vote_weighs_less_the_more_shots_there_are():
@@ -172,9 +170,7 @@ def test_images_alone_in_their_class_have_no_say_in_the_strength():
     expected = Evidence.fitted_strength(same, added[:20], VOTE / 2)
     assert about.fitted_strength(added, VOTE / 2) == expected
     impossible = added.clone()
-    impossible[torch.arange(25), about.labels] = torch.where(
-        torch.arange(25) < 20, added[torch.arange(25), about.labels], -torch.inf
-    )
+    impossible[torch.arange(20, 25), about.labels[20:]] = -torch.inf
     assert about.fitted_strength(impossible, VOTE / 2) == expected
     alone = evidence([1, 1, 1])
     assert len(alone.answerable) == 0 and alone.fitted_strength(torch.zeros(3, 3), 7.0) == 7.0

@@ -1,4 +1,4 @@
-"""Which run is recommended: what was validated, weighed against what is expected; zero-shot CLIP among the candidates."""
+"""Which run is recommended: what was validated, weighed against what is expected, zero-shot CLIP included."""
 
 import pytest
 
