@@ -3,7 +3,7 @@
 Nothing was fitted to the shots yet, so zero-shot CLIP's accuracy and temperature on them are those that it has on
 other images of the same kind, even with one image of each class. The strengths of the methods without a validation
 split follow from these; they are in units of log-probability and relative to the spread of the embeddings, which
-makes them the same for any backbone. Imports torch only.
+makes them the same for any backbone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..adapters.image_cache import cache_logits
 from ..evaluation.calibration import fit_temperature
 from ..evaluation.image_prediction import class_logits
 
@@ -77,9 +78,17 @@ class Evidence:
     @cached_property
     def spread(self) -> float:
         """Mean of 1 - cosine over pairs of images of different classes: CLIP models differ much in it."""
-        cosines = self.image_embeds @ self.image_embeds.t()
-        others = self.labels[:, None] != self.labels[None]
-        return max(float((1 - cosines)[others].mean()), 1e-3) if others.any() else 1.0
+        # A sum over pairs is the square of a sum, so no N x N array is made.
+        embeds, count = self.image_embeds.double(), torch.bincount(self.labels, minlength=self.num_classes)
+        sums = embeds.new_zeros(self.num_classes, embeds.shape[1]).index_add(0, self.labels, embeds)
+        pairs = len(embeds) ** 2 - int(count.square().sum())
+        cosines = float(sums.sum(0).square().sum() - sums.square().sum())
+        return max(1 - cosines / pairs, 1e-3) if pairs else 1.0
+
+    @cached_property
+    def answerable(self) -> torch.Tensor:
+        """(M,) rows of the images whose class has another one: left out, the others still know their class."""
+        return (torch.bincount(self.labels)[self.labels] > 1).nonzero()[:, 0]
 
     @property
     def beta(self) -> float:
@@ -92,32 +101,36 @@ class Evidence:
         other, so it falls with the square root of the shots."""
         return VOTE / self.shots**0.5
 
-    def leave_one_out_votes(self) -> torch.Tensor:
-        """(N, C) votes that each image gets from all the others, summed by class.
+    def leave_one_out_votes(self, beta: float | None = None) -> torch.Tensor:
+        """(N, C) votes that each image gets from all the others, summed by class; `beta` instead of the shots'.
 
         Its own class has one image less there than it will have for a new image, which is made up for: the sum is
-        multiplied by n / (n - 1), so its expectation is that of a new image.
+        multiplied by n / (n - 1), so its expectation is that of a new image. The only image of a class has 0 for it.
         """
-        votes = (-self.beta * (1 - self.image_embeds @ self.image_embeds.t())).exp().fill_diagonal_(0)
-        votes = votes @ F.one_hot(self.labels, self.num_classes).to(votes.dtype)
-        count = torch.bincount(self.labels, minlength=self.num_classes)[self.labels].to(votes.dtype)
+        beta, embeds = self.beta if beta is None else beta, self.image_embeds
+        parts = [cache_logits(part, embeds, self.labels, self.num_classes, beta) for part in embeds.split(1024)]
+        votes = torch.cat(parts)
+        count = torch.bincount(self.labels)[self.labels].to(votes.dtype)
         rows = torch.arange(len(self.labels), device=votes.device)
-        votes[rows, self.labels] *= count / (count - 1).clamp(min=1)
+        others = votes[rows, self.labels] - (-beta * (1 - embeds.square().sum(1))).exp()  # without its own vote
+        votes[rows, self.labels] = torch.where(count > 1, others.clamp(min=0) * count / (count - 1).clamp(min=1), 0.0)
         return votes
 
     def fitted_strength(self, added: torch.Tensor, start: float, cost: float = 4.0) -> float:
         """How strongly to add logits to the calibrated zero-shot logits: the best strength on these images, near
         `start`.
 
-        It minimises the sum of cross-entropies plus `cost` for every octave away from `start`.
+        It minimises the sum of cross-entropies of the `answerable` images plus `cost` for every octave away from
+        `start`.
 
         Args:
             added: (N, C) logits of each image from classifiers that were fitted without it.
         """
+        rows = self.answerable
+        zero_shot, added, labels = self.calibrated[rows], added[rows], self.labels[rows]
         strengths = [start * 2 ** (step / 2) for step in range(-6, 5)]
         losses = [
-            F.cross_entropy(self.calibrated + strength * added, self.labels, reduction="sum").item()
-            + cost * abs(step / 2)
+            F.cross_entropy(zero_shot + strength * added, labels, reduction="sum").item() + cost * abs(step / 2)
             for step, strength in zip(range(-6, 5), strengths, strict=True)
         ]
         return strengths[losses.index(min(losses))]

@@ -110,7 +110,8 @@ def validation_folds(
     """The divisions to validate on: the validation split; without one, cross-validation over the shots.
 
     There are none with one shot per class and no split. Cross-validation makes min(K, 4) folds: each leaves one shot
-    of every class out, or with more than 4 shots every fourth one. `evidence` is that of all shots.
+    of every class out, or with more than 4 shots every fourth one. The only image of a class is never left out, since
+    the others know nothing of its class. `evidence` is that of all shots.
     """
     if validation is not None and len(validation):
         return [Fold(shots, validation, evidence, validation_evidence)]
@@ -119,6 +120,7 @@ def validation_folds(
     if count < 2:
         return []
     fold_of = place % count
+    fold_of[torch.bincount(shots.labels.cpu())[shots.labels.cpu()] == 1] = -1  # learnt from in every fold
     rows = [((fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]) for fold in range(count)]
     return [
         Fold(shots.select(kept), shots.plain.select(left), evidence.select(kept), evidence.select(left))
@@ -176,6 +178,8 @@ class Fit:
     asked: frozenset[str] = frozenset()  # what the user set, in the recipe or the configuration
     seed: int = 0
     validates_on_split: bool = False
+    trains_image_encoder: bool = False
+    searched: bool = False  # whether values were chosen among several; set by who chooses
     state_folder: Path | None = None
     on_epoch: Callable[[str, int, int], None] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "search": 0.0})
@@ -271,6 +275,7 @@ class Fit:
         best, on_split = 0, self.validates_on_split
         choosing = len(candidates) > 1 and bool(self.folds)
         if choosing:
+            self.searched = True
             with self.timed("search"):
                 found = [
                     torch.cat([self._trained_logits(c, fold, f"{i}-fold-{n}") for n, fold in enumerate(self.folds)])
@@ -282,7 +287,7 @@ class Fit:
             measured = [measure(self.validation_kind, logits, labels, before) for logits in found]
             best = max(range(len(measured)), key=lambda i: measured[i].accuracy)
             self.validation = measured[best]
-        elif not on_split and isinstance(self.shots.training, CachedImages):
+        elif not on_split and not self.trains_image_encoder:
             self.cross_validate(lambda fold, n: self._trained_logits(candidates[0], fold, f"0-fold-{n}"))
         with self.timed("train"):
             model = self.attach(replace(candidates[best]))
@@ -412,6 +417,7 @@ def fit_adapter(
         asked=frozenset(overrides or ()),
         seed=seed,
         validates_on_split=on_split,
+        trains_image_encoder=row.trains_image_encoder,
         state_folder=None if state_folder is None else Path(state_folder),
         on_epoch=on_epoch,
     )
@@ -439,7 +445,7 @@ def _used_values(fit: Fit) -> dict[str, Any]:
     if not fit.recipe.epochs:
         without = _TRAINING_FIELDS | fit.recipe.training_fields
         used = {name: value for name, value in used.items() if name not in without}
-    if fit.validation.kind == "none":
+    if not fit.searched:
         used = {k: v for k, v in used.items() if k not in fit.recipe.search_fields}
     return used
 

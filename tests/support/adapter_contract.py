@@ -57,12 +57,23 @@ class Case:
         return model
 
     def fill(self, model, adapter_name: str, seed: int = 0) -> None:
-        """Fills Tip-Adapter's cache, which it needs before its first forward pass."""
+        """Fills Tip-Adapter's cache, which it needs before its first forward pass, and the linear head, which changes
+        nothing before."""
+        generator = torch.Generator().manual_seed(seed)
         if self.method == "tip_adapter":
             from hf_clip_variants.adapters.tip_adapter.model import build_cache
 
-            features = torch.randn(2, 10, JOINT_WIDTH, generator=torch.Generator().manual_seed(seed))
+            features = torch.randn(2, 10, JOINT_WIDTH, generator=generator)
             build_cache(model, features, torch.arange(10) % 5, adapter_name)
+        if self.method == "linear_head":
+            from hf_clip_variants.adapters.linear_head.layer import LinearHeadLayer
+
+            (layer,) = (module for module in model.modules() if isinstance(module, LinearHeadLayer))
+            weight, bias = (torch.randn(*shape, generator=generator) for shape in ((5, JOINT_WIDTH), (5,)))
+            layer.set_head(adapter_name, weight, bias)
+            if layer.configs[adapter_name].gamma:
+                keys = F.normalize(torch.randn(10, JOINT_WIDTH, generator=generator), dim=1)
+                layer.set_cache(adapter_name, keys, torch.arange(10) % 5)
 
     def batch(self, pixel_values=None) -> dict:
         batch = {"pixel_values": tiny_pixels() if pixel_values is None else pixel_values}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ...few_shot.fitting import measure
 from ...few_shot.method import FewShotMethod
 from ...few_shot.recipes import Protocol, Recipe
+from ..image_cache import cache_logits
 from .config import LinearHeadConfig
 from .gaussian import gaussian_classifier, leave_one_out_logits
 
@@ -31,40 +32,61 @@ CACHE_SHARE = 0.6  # of Tip-Adapter's weight of a vote, beside the linear classi
 
 
 @dataclass(frozen=True)
-class LinearHeadRecipe(Recipe):
-    """The recipe of GDA and of CLAP: there are no epochs, and nothing to set but what follows from the shots.
+class WithoutEpochs(Recipe):
+    """One plain view of each image; nothing that `Recipe` describes is trained."""
+
+    @property
+    def encoder_passes_per_image(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class GDARecipe(WithoutEpochs):
+    """The recipe of GDA.
 
     Attributes:
-        alpha (`float`, *optional*): GDA's weight. Default: searched for on the validation split, or from the shots.
-        pull (`float`, *optional*): CLAP's penalty. Default: from the shots.
-        cache_share (`float`): weight of cached images beside CLAP's, relative to Tip-Adapter's; 0 for none.
+        alpha (`float`, *optional*): weight of the classes' Gaussians. Default: searched for on the validation split,
+            or from the shots.
     """
 
     alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class CLAPRecipe(WithoutEpochs):
+    """The recipe of CLAP.
+
+    Attributes:
+        pull (`float`, *optional*): the penalty. Default: from the shots.
+        cache_share (`float`): weight of the cached images, relative to Tip-Adapter's; 0 for none.
+    """
+
     pull: float | None = None
     cache_share: float = CACHE_SHARE
 
 
-def published_recipe_gda(shots: int, dataset: str | None, protocol: Protocol) -> LinearHeadRecipe:
-    """One plain view of each image."""
-    return LinearHeadRecipe(
-        method="gda",
-        optimizer="sgd",
-        learning_rate=0.0,
-        weight_decay=0.0,
-        epochs=0,
-        batch_size=1,
-        schedule="constant",
-        augmentation="none",
-        views=1,
-        few_shot_protocol="coop",
-        seeds=(1, 2, 3),
-    )
+_WITHOUT_EPOCHS: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "epochs": 0,
+    "batch_size": 1,
+    "schedule": "constant",
+    "augmentation": "none",
+    "views": 1,
+    "few_shot_protocol": "coop",
+    "seeds": (1, 2, 3),
+}
 
 
-def published_recipe_clap(shots: int, dataset: str | None, protocol: Protocol) -> LinearHeadRecipe:
-    """One plain view of each image. The problem is convex: L-BFGS takes the place of the paper's 300 epochs of SGD."""
-    return replace(published_recipe_gda(shots, dataset, protocol), method="clap")
+def published_recipe_gda(shots: int, dataset: str | None, protocol: Protocol) -> GDARecipe:
+    """The formula needs none."""
+    return GDARecipe(method="gda", **_WITHOUT_EPOCHS)
+
+
+def published_recipe_clap(shots: int, dataset: str | None, protocol: Protocol) -> CLAPRecipe:
+    """The problem is convex: L-BFGS takes the place of the paper's 300 epochs of SGD."""
+    return CLAPRecipe(method="clap", **_WITHOUT_EPOCHS)
 
 
 def fit_gda(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
@@ -82,17 +104,11 @@ def fit_gda(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
         config.alpha = alpha
         if fit.validates_on_split:
             fit.measure_on_split(model)
-        elif (rows := _rows_with_company(evidence)) is not None:
-            left_out = leave_one_out_logits(evidence.image_embeds, evidence.labels, evidence.num_classes)[rows]
-            about = evidence.select(rows)
-            fit.validation = measure("leave-one-out", about.logits + alpha * left_out, about.labels, about.logits)
+        elif len(rows := evidence.answerable):
+            left_out = leave_one_out_logits(evidence.image_embeds, evidence.labels, evidence.num_classes)
+            logits = evidence.logits + alpha * left_out
+            fit.validation = measure("leave-one-out", logits[rows], evidence.labels[rows], evidence.logits[rows])
     return model, {"alpha": alpha}
-
-
-def _rows_with_company(evidence: Evidence) -> torch.Tensor | None:
-    """Rows of images whose class has another image; None if there are none."""
-    rows = (torch.bincount(evidence.labels)[evidence.labels] > 1).nonzero()[:, 0]
-    return rows if len(rows) else None
 
 
 def _gaussian_strength(evidence: Evidence) -> float:
@@ -102,19 +118,19 @@ def _gaussian_strength(evidence: Evidence) -> float:
     for any. With two shots or more, the weight is moved to what leaving out each image in turn shows.
     """
     embeds, labels, classes = evidence.image_embeds, evidence.labels, evidence.num_classes
-    rows = _rows_with_company(evidence)
-    if rows is None:
-        weight, bias = gaussian_classifier(embeds, labels, classes)
-        logits, about = embeds @ weight.t() + bias, evidence
+    if len(evidence.answerable):
+        logits = leave_one_out_logits(embeds, labels, classes)
     else:
-        logits, about = leave_one_out_logits(embeds, labels, classes)[rows], evidence.select(rows)
-    wrong = ~F.one_hot(about.labels, classes).bool()
+        weight, bias = gaussian_classifier(embeds, labels, classes)
+        logits = embeds @ weight.t() + bias
     if classes > 2:
+        wrong = ~F.one_hot(labels, classes).bool()
         spread = logits[wrong].view(len(logits), classes - 1).std(1).mean()
     else:  # one wrong class has no spread
-        spread = (logits[:, 0] - logits[:, 1]).abs().mean() / 2
+        difference = (logits[:, 0] - logits[:, 1]).abs()
+        spread = difference[difference.isfinite()].mean() / 2
     strength = GAUSSIAN_SPREAD / max(float(spread), 1e-9)
-    return strength if rows is None else about.fitted_strength(logits, strength)
+    return evidence.fitted_strength(logits, strength)
 
 
 def _searched_alpha(queries: Evidence, head: torch.nn.Module) -> float:
@@ -131,32 +147,33 @@ def fit_clap(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """Train the linear classifier, and let the shots vote beside it."""
     recipe, evidence = fit.recipe, fit.evidence
 
-    def parts(evidence: Evidence) -> tuple[torch.Tensor, float]:
-        """Weights, and the weight of a vote, both beside the calibrated zero-shot logits."""
-        pull = pull_of(evidence) if recipe.pull is None else recipe.pull
-        return pulled_weights(evidence, pull), recipe.cache_share * evidence.vote
+    def values_for(evidence: Evidence) -> dict[str, float]:
+        # Logits of the model are those of the fit times the temperature: alpha and gamma hold it.
+        temperature = evidence.temperature
+        values = {"alpha": temperature, "gamma": recipe.cache_share * evidence.vote * temperature}
+        values |= {"beta": evidence.beta, "pull": pull_of(evidence) if recipe.pull is None else recipe.pull}
+        return values | {name: value for name, value in fit.config.items() if name in values}
 
     def fitted_logits(fold: Fold, number: int) -> torch.Tensor:
         shots, queries = fold.evidence, fold.query_evidence
-        weight, vote = parts(shots)
-        votes = (-shots.beta * (1 - queries.image_embeds @ shots.image_embeds.t())).exp()
-        votes = votes @ F.one_hot(shots.labels, shots.num_classes).to(votes.dtype)
-        return queries.logits + shots.temperature * (queries.image_embeds @ weight.t() + vote * votes)
+        values = values_for(shots)
+        linear = queries.image_embeds @ pulled_weights(shots, values["pull"]).t()
+        votes = cache_logits(queries.image_embeds, shots.image_embeds, shots.labels, shots.num_classes, values["beta"])
+        return queries.logits + values["alpha"] * linear + values["gamma"] * votes
 
     if not fit.validates_on_split:
         fit.cross_validate(fitted_logits)
     with fit.timed("train"):
-        weight, vote = parts(evidence)
-        # Logits of the model are those of the fit times the temperature: alpha and gamma hold it.
-        temperature = evidence.temperature
-        values = {"alpha": temperature, "gamma": vote * temperature, "beta": evidence.beta}
-        model = fit.attach(LinearHeadConfig(**(values | fit.config)))
+        values = values_for(evidence)
+        weight = pulled_weights(evidence, values["pull"])
+        config = {name: value for name, value in values.items() if name != "pull"} | fit.config
+        model = fit.attach(LinearHeadConfig(**config, trainable=True))
         model.base_model.head.set_head("default", weight, weight.new_zeros(len(weight)))
-        if vote:
+        if values["gamma"]:
             model.base_model.head.set_cache("default", evidence.image_embeds, evidence.labels)
     if fit.validates_on_split:
         fit.measure_on_split(model)
-    return model, values | {"pull": pull_of(evidence) if recipe.pull is None else recipe.pull}
+    return model, values
 
 
 def pull_of(evidence: Evidence) -> float:

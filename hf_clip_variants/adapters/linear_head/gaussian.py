@@ -12,7 +12,8 @@ def gaussian_classifier(
     """Weights and bias of the classes' Gaussians with one covariance (Wang et al. 2024).
 
     w_c = P μ_c and b_c = log(1 / C) - ½ μ_cᵀ P μ_c, with P = D [(N - 1) Σ + tr(Σ) I]⁻¹: the covariance Σ of images
-    around the mean μ_c of their class, shrunk for data with fewer images than dimensions.
+    around the mean μ_c of their class, shrunk for data with fewer images than dimensions. All classes are equally
+    likely, whatever their numbers of images.
 
     Deviation: with one image of each class, where Σ is 0, it is the covariance around the mean of all images.
 
@@ -90,7 +91,13 @@ def leave_one_out_logits(embeds: torch.Tensor, labels: torch.Tensor, num_classes
     own_logit = own_logit - 0.5 * ((inverse * own.square()).sum(1) + fraction * own_along.square())
     own_logit = torch.where(n > 1, own_logit, torch.full_like(own_logit, -torch.inf))
     logits[torch.arange(len(x), device=x.device), labels] = own_logit
-    return (logits - torch.log(x.new_tensor(float(num_classes)))).to(embeds.dtype)
+    logits = logits - torch.log(x.new_tensor(float(num_classes)))
+    if len(x) == num_classes + 1:  # without one of the only pair there is one image of each class: another covariance
+        for row in (n > 1).nonzero()[:, 0].tolist():
+            others = torch.arange(len(x), device=x.device) != row
+            weight, bias = gaussian_classifier(embeds[others].double(), labels[others], num_classes)
+            logits[row] = weight @ embeds[row].double() + bias
+    return logits.to(embeds.dtype)
 
 
 def _means_and_residuals(x: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:

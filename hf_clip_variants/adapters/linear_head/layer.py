@@ -4,7 +4,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from ..tip_adapter.layer import cache_logits
+from ..image_cache import cache_logits, check_labels
 from ..tuner import TunerLayer
 from .config import LinearHeadConfig
 
@@ -45,22 +45,33 @@ class LinearHeadLayer(TunerLayer):
     @torch.no_grad()
     def set_head(self, adapter_name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Copies weight (C, D) and bias (C,) into the adapter. ValueError for other shapes or non-finite values."""
-        for name, parameter, value in (
+        pairs = (
             ("weight", self.clipv_linear_head_weight[adapter_name], weight),
             ("bias", self.clipv_linear_head_bias[adapter_name], bias),
-        ):
+        )
+        for name, parameter, value in pairs:
             if value.shape != parameter.shape:
                 raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
             if not torch.isfinite(value).all():
                 raise ValueError(f"{name}: not finite")
+        for _, parameter, value in pairs:
             parameter.copy_(value)
 
     def set_cache(self, adapter_name: str, keys: torch.Tensor, labels: torch.Tensor) -> None:
-        """Copies keys (N, D) of unit norm and labels (N,) into the cache, and N into the configuration."""
-        device = self.adapter_device
+        """Copies keys (N, D) of unit norm and labels (N,) into the cache, and N into the configuration.
+
+        ValueError for other shapes, labels that are not of the classes, or non-finite keys.
+        """
+        device, config = self.adapter_device, self.configs[adapter_name]
+        expected = (len(labels), config.backbone_widths["joint width"])
+        if tuple(keys.shape) != expected:
+            raise ValueError(f"keys: got shape {tuple(keys.shape)}, expected {expected} for {len(labels)} labels")
+        if not torch.isfinite(keys).all():
+            raise ValueError("keys: not finite")
+        check_labels(labels, config.num_classes, config.class_names, allow_missing=True)
         self.clipv_linear_head_keys[adapter_name] = keys.detach().to(device, torch.float32, copy=True).contiguous()
         self.clipv_linear_head_labels[adapter_name] = labels.detach().to(device, torch.int64, copy=True)
-        self.configs[adapter_name].cache_size = len(keys)
+        config.cache_size = len(keys)
 
     def forward(
         self, image_embeds: torch.Tensor, class_embeds: torch.Tensor, logit_scale: torch.Tensor

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..tip_adapter.layer import check_labels, make_keys
+from ..image_cache import check_labels, make_keys
 from ..tuner import Base, Tuner
 from .config import LinearHeadConfig
 from .gaussian import gaussian_classifier
@@ -49,17 +49,21 @@ class LinearHeadModel(Tuner):
         Raises:
             ValueError: shapes or labels that do not fit, a class without an image, non-finite features.
         """
-        name = adapter_name or self.active_adapter
         layer = self.head
+        name = adapter_name or layer.active_name()
+        if name not in layer.configs:
+            raise ValueError(f"adapter_name: got {name!r}; want one of {sorted(layer.configs)}")
         config = layer.configs[name]
         check_labels(labels, config.num_classes, config.class_names)
-        embeds = make_keys(features)
+        embeds = make_keys(features.detach())
         if embeds.shape != (len(labels), config.backbone_widths["joint width"]):
             raise ValueError(
                 f"features: got {tuple(features.shape)}, expected ({len(labels)}, "
                 f"{config.backbone_widths['joint width']}) for {len(labels)} labels"
             )
-        layer.set_head(name, *gaussian_classifier(embeds, labels, config.num_classes))
+        if not torch.isfinite(embeds).all():
+            raise ValueError("features: not finite")
+        layer.set_head(name, *gaussian_classifier(embeds, labels.to(embeds.device), config.num_classes))
 
     @property
     def head(self) -> LinearHeadLayer:

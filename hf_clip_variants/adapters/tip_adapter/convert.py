@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from ..checkpoint_format import AdapterFormat, OfficialAdapterFile, Signature
+from ..image_cache import check_labels
 from .config import TipAdapterConfig
-from .layer import check_labels
+from .layer import ALLOW_MISSING
 
 
 def labels_from_one_hot(values: torch.Tensor, num_classes: int | None = None) -> torch.Tensor:
@@ -61,7 +62,7 @@ def convert_tip_adapter(
     if best_keys is not None and tuple(best_keys.shape) != tuple(keys.shape[::-1]):
         raise ValueError(f"best_keys: shape {list(best_keys.shape)}, expected {list(keys.shape[::-1])}")
     num_classes = num_classes or values.shape[1]
-    check_labels(labels, num_classes, allow_missing=allow_missing_classes)
+    check_labels(labels, num_classes, allow_missing=allow_missing_classes, hint=ALLOW_MISSING)
     keys = (keys.t() if best_keys is None else best_keys).detach().float().contiguous()
     if not torch.isfinite(keys).all():
         raise ValueError("keys: not finite")

@@ -117,7 +117,7 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     def made_for(evidence: Evidence) -> TipAdapterConfig:
         start = {"alpha": values.init_alpha, "beta": values.init_beta}
         if not on_split:
-            start = votes_of(fit, evidence, leave_one_out=not trained)
+            start = votes_of(fit, evidence, given.get("beta"), leave_one_out=not trained)
         return TipAdapterConfig(**(start | given), trainable_keys=trained, **fit.config)
 
     def fill(model: PeftModel, shots: Shots, label: str) -> list[float]:
@@ -137,6 +137,7 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
         fit.curve = fill(model, fit.shots, "final")
     chosen = model.peft_config["default"]
     if on_split and not given:
+        fit.searched = True
         with fit.timed("search"):
             queries = fit.folds[0].queries
             model.base_model.search_hyperparameters(
@@ -147,17 +148,17 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     return model, {"alpha": chosen.alpha, "beta": chosen.beta}
 
 
-def votes_of(fit: Fit, evidence: Evidence, leave_one_out: bool) -> dict[str, float]:
-    """alpha and beta from the shots alone.
+def votes_of(fit: Fit, evidence: Evidence, beta: float | None, leave_one_out: bool) -> dict[str, float]:
+    """alpha and beta (unless it is given) from the shots alone.
 
     beta makes the mean vote between classes the same for any backbone. alpha is the weight of a vote (`Evidence.vote`)
     relative to zero-shot CLIP at its temperature on the shots: where the class names say little about the images, the
     images count for more. With two shots or more it is moved to what leaving out each image in turn shows.
     """
-    vote = evidence.vote
-    if leave_one_out and evidence.shots > 1:
-        vote = evidence.fitted_strength(evidence.leave_one_out_votes(), vote)
-    return {"alpha": vote * evidence.temperature * _scale_ratio(fit), "beta": evidence.beta}
+    vote, beta = evidence.vote, evidence.beta if beta is None else beta
+    if leave_one_out:
+        vote = evidence.fitted_strength(evidence.leave_one_out_votes(beta), vote)
+    return {"alpha": vote * evidence.temperature * _scale_ratio(fit), "beta": beta}
 
 
 def _scale_ratio(fit: Fit) -> float:
@@ -168,14 +169,13 @@ def _scale_ratio(fit: Fit) -> float:
 
 
 def _leave_one_out(fit: Fit, config: TipAdapterConfig) -> None:
-    """Measures the untrained cache: closed form, exact. Only where every class has a second image."""
-    evidence = fit.evidence
-    if evidence.shots < 2:
-        return
-    with fit.timed("search"):
-        votes = evidence.leave_one_out_votes()
-        logits = evidence.logits + config.alpha / _scale_ratio(fit) * votes
-        fit.validation = measure("leave-one-out", logits, evidence.labels, evidence.logits)
+    """Measures the untrained cache on the images whose class has another one: closed form, exact."""
+    evidence, rows = fit.evidence, fit.evidence.answerable
+    if len(rows):
+        with fit.timed("search"):
+            votes = evidence.leave_one_out_votes(config.beta)
+            logits = _scale_ratio(fit) * evidence.logits + config.alpha * votes
+            fit.validation = measure("leave-one-out", logits[rows], evidence.labels[rows], evidence.logits[rows])
 
 
 _SMALL_MODEL = SMALL_MODEL_VIEWS | {"cache_views": 1}

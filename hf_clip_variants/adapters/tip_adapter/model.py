@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..image_cache import check_labels, make_keys
 from ..tuner import Base, Tuner, check_class_names
 from .config import TipAdapterConfig
-from .layer import TipAdapterLayer, check_labels, make_keys
+from .layer import ALLOW_MISSING, TipAdapterLayer
 from .search import TipSearch, search_alpha_beta
 
 
@@ -127,7 +128,7 @@ def build_cache(
         )
     if not torch.isfinite(features).all():
         raise ValueError("features: not finite")
-    check_labels(labels, config.num_classes, config.class_names, allow_missing_classes)
+    check_labels(labels, config.num_classes, config.class_names, allow_missing_classes, ALLOW_MISSING)
     layer.set_cache(adapter_name, make_keys(features.detach()), labels)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .layer import sum_by_class
+from ..image_cache import sum_by_class
 
 
 # Shapes: n validation images, N cached images, C classes, D joint width, b betas, a alphas

@@ -19,6 +19,7 @@ from hf_clip_variants.adapters import (
     CoCoOpConfig,
     CoOpConfig,
     IVLPConfig,
+    LinearHeadConfig,
     MaPLeConfig,
     TipAdapterConfig,
     VPTConfig,
@@ -35,6 +36,8 @@ _TEXT = _clip_adapter_shapes("text_feature_adapter")
 _BOTH = _clip_adapter_shapes("image_feature_adapter", "text_feature_adapter", learnable=True)
 _PROJECTIONS = _clip_adapter_shapes("visual_projection", "text_projection")
 _CACHE = {"logit_head.clipv_tip_adapter_keys": [10, 24], "logit_head.clipv_tip_adapter_labels": [10]}
+_HEAD = {"logit_head.clipv_linear_head_weight": [5, 24], "logit_head.clipv_linear_head_bias": [5]}
+_HEAD_CACHE = {"logit_head.clipv_linear_head_keys": [10, 24], "logit_head.clipv_linear_head_labels": [10]}
 _CONTEXT = "prompt_embedder.clipv_coop_context"
 
 
@@ -147,6 +150,10 @@ CASES = {
     "tip_adapter_f": Case(
         "tip_adapter", lambda: TipAdapterConfig(trainable_keys=True), _CACHE, ("logit_head.clipv_tip_adapter_keys",)
     ),
+    "linear_head": Case("linear_head", lambda: LinearHeadConfig(alpha=0.5), _HEAD),
+    "linear_head_with_cache": Case(
+        "linear_head", lambda: LinearHeadConfig(gamma=2.0, trainable=True), _HEAD | _HEAD_CACHE, tuple(_HEAD)
+    ),
 }
 
 
@@ -238,7 +245,10 @@ for name, plain_clip in json.load(open(f"{root}/cases.json")).items():
 @pytest.mark.hub
 def test_loads_in_a_fresh_process(tmp_path):
     """A variant of each method on each base."""
-    cases = {name: CASES[name] for name in [*first_of_each("method", "plain_clip"), "tip_adapter", "tip_adapter_f"]}
+    from safetensors.torch import save_file
+
+    more = ["tip_adapter", "tip_adapter_f", "linear_head"]
+    cases = {name: CASES[name] for name in [*first_of_each("method", "plain_clip"), *more]}
     for kind, folder in ((CASES["coop"], "classifier"), (CASES["coop_on_clip"], "clip")):
         kind.base().save_pretrained(tmp_path / folder)
         tiny_tokenizer().save_pretrained(tmp_path / folder)

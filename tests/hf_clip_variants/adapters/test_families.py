@@ -26,6 +26,7 @@ from hf_clip_variants.adapters import (
     CoCoOpConfig,
     CoOpConfig,
     IVLPConfig,
+    LinearHeadConfig,
     MaPLeConfig,
     TipAdapterConfig,
     VPTConfig,
@@ -45,6 +46,7 @@ ADAPTERS = {
     "ivlp": lambda: IVLPConfig(context_init="a photo of"),
     "clip_adapter": lambda: CLIPAdapterConfig(modality="both"),
     "tip_adapter": lambda: TipAdapterConfig(trainable_keys=True),
+    "linear_head": lambda: LinearHeadConfig(gamma=2.0, trainable=True),
 }
 LABELS = torch.tensor([0, 1, 2, 3])
 ON_THE_IMAGE_ENCODER = ("maple", "maple_vpt_deep", "vpt", "vpt_shallow", "ivlp")
@@ -60,7 +62,7 @@ IMAGE = {"class token": ("clip", "metaclip_2", "chinese_clip", "altclip"), "no c
 SORTS = {
     "text": ("coop", "coop_words", "cocoop", "maple", "maple_vpt_deep", "ivlp"),
     "image": ON_THE_IMAGE_ENCODER,
-    "features": ("clip_adapter", "tip_adapter"),
+    "features": ("clip_adapter", "tip_adapter", "linear_head"),
 }
 FAMILIES_OF = {
     "coop": ("metaclip_2", "chinese_clip", "siglip2"),
@@ -73,6 +75,7 @@ FAMILIES_OF = {
     "ivlp": ("clip", "chinese_clip", "siglip2"),
     "clip_adapter": ("clip", "altclip", "siglip2"),
     "tip_adapter": (RESNET, "metaclip_2", "chinese_clip", "siglip"),
+    "linear_head": ("clip", "altclip", "siglip2"),
 }
 PAIRS = [(adapter, model_type) for adapter, families in FAMILIES_OF.items() for model_type in families]
 # Pairs on transformers' own models, which support some adapters; MaPLe has its own test on all of them.
@@ -107,9 +110,12 @@ def classifier_of(checkpoint, model_type, class_names=None, **kwargs) -> CLIPCla
 def adapted(adapter: str, base: CLIPClassifier, seed: int = 0) -> PeftModel:
     torch.manual_seed(seed)
     model = get_peft_model(base, ADAPTERS[adapter]())
-    if adapter == "tip_adapter":
+    if adapter in ("tip_adapter", "linear_head"):
         features = torch.randn(10, base.config.projection_dim, generator=torch.Generator().manual_seed(seed))
-        model.build_cache(features, torch.arange(10) % 5)
+        if adapter == "tip_adapter":
+            model.build_cache(features, torch.arange(10) % 5)
+        else:
+            model.base_model.head.set_cache("default", F.normalize(features, dim=1), torch.arange(10) % 5)
     return model
 
 
@@ -203,6 +209,7 @@ def test_other_image_sizes_give_finite_logits(adapter, model_type, checkpoint):
 REFUSALS = {
     "cocoop": "CLIPV_COCOOP makes prompts for each image.*use CLIPClassifier",
     "tip_adapter": "CLIPV_TIP_ADAPTER adds to logits.*use CLIPClassifier",
+    "linear_head": "CLIPV_LINEAR_HEAD adds to logits.*use CLIPClassifier",
     "coop": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
     "coop_words": "CLIPV_COOP finds its placeholders in prompts of CLIP.*use CLIPClassifier",
     "clip_adapter": "CLIPV_CLIP_ADAPTER wraps projections.*use CLIPClassifier",

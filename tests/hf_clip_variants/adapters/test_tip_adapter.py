@@ -9,8 +9,8 @@ from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 from transformers_adapters import needs_adapter_methods
 
 from hf_clip_variants.adapters import TipAdapterConfig
+from hf_clip_variants.adapters.image_cache import cache_logits, make_keys
 from hf_clip_variants.adapters.tip_adapter.convert import labels_from_one_hot
-from hf_clip_variants.adapters.tip_adapter.layer import cache_logits, make_keys
 from hf_clip_variants.adapters.tip_adapter.model import build_cache
 from hf_clip_variants.adapters.tip_adapter.search import search_alpha_beta, search_grid
 from hf_clip_variants.data.images.feature_cache import Features
