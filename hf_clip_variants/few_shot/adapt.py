@@ -338,9 +338,12 @@ def _save_predictions(
     class."""
     tensors, per_class = {}, {}
     for t in test_sets:
-        predicted, confidence = predictions[t.name]
+        top, confidence = predictions[t.name]
+        predicted = top[:, 0].contiguous()
         labels = torch.from_numpy(t.images.labels.copy())
-        tensors |= {f"{t.name}.predicted": predicted, f"{t.name}.confidence": confidence}
+        tensors |= {f"{t.name}.predicted": predicted, f"{t.name}.confidence": confidence[:, 0].contiguous()}
+        if top.shape[1] < len(t.images.class_names):  # else it would be all classes
+            tensors[f"{t.name}.top"] = top.to(torch.int32)
         if record["method"] == ZERO_SHOT:  # once, for all runs
             tensors |= {f"{t.name}.labels": labels}
             tensors |= {f"{t.name}.rows": torch.tensor(t.rows)} if t.rows is not None else {}

@@ -103,6 +103,9 @@ def test_recorded_accuracies_follow_from_the_predictions(finished):
         assert record["accuracy"]["test"] == pytest.approx((predicted == labels).float().mean().item())
         for index, value in enumerate(record["per_class"]["test"]):
             assert value == pytest.approx((predicted == labels)[labels == index].float().mean().item())
+        top = tensors["test.top"].long()  # of six classes
+        assert top.shape == (12, 5) and torch.equal(top[:, 0], predicted)
+        assert all(len(set(row)) == 5 for row in top.tolist())
 
 
 @pytest.mark.parametrize("method", METHODS)
