@@ -33,7 +33,7 @@ from .recommendation import ZERO_SHOT, recommend
 from .run_folder import RunFolder
 from .runner import FewShotRunner, Run, default_profile, describe_environment, overrides_by_method
 from .splits import TestSet, draw_shots, fitting_shots, load_test_sets, load_training
-from .summary import finished_runs, summary
+from .summary import finished_runs, gains, summary
 
 
 if TYPE_CHECKING:
@@ -357,10 +357,10 @@ def _save_adapter(folder: RunFolder, model: torch.nn.Module, record: Mapping[str
     """Write the adapter as `PeftModel.save_pretrained` does, with a card. Returns the size of the weights file."""
     from ..hub.model_cards import accuracy_result, model_card
 
-    results = [
-        accuracy_result(value, name, shots=record["shots"], seed=record["seed"])
-        for name, value in _accuracies(record).items()
-    ]
+    measured, results = gains(folder.path, [record["predictions"]]), []
+    for name, value in _accuracies(record).items():
+        beside = {part: measured[name][part] for part in ("zero_shot", "interval")}
+        results.append(accuracy_result(value, name, **beside, shots=record["shots"], seed=record["seed"]))
     with staged_folder(folder.path / record["folder"], keep_others=False) as stage:
         model.save_pretrained(str(stage))
         rows = {"method": record["title"], "shots": record["shots"], "seed": record["seed"]}
