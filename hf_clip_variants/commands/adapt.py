@@ -9,6 +9,7 @@ import typer
 
 from ..registry import few_shot_entries
 from . import options, run_file
+from .adapt_results import print_results
 from .arguments import (
     check_benchmark,
     check_data,
@@ -322,47 +323,3 @@ def use_all_cores() -> None:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def print_results(results: dict[str, Any], out: str) -> None:
-    """Print means over seeds, a line for each method and number of shots, and the paths of the results."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..few_shot.report import table_rows
-
-    test_sets = list(results["data"]["test_sets"])
-    table = Table(
-        "method",
-        "shots",
-        *(f"{name}, %" for name in test_sets),
-        "trained",
-        "time",
-        title="Accuracy",
-        title_justify="left",
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    baseline = results["zero_shot"]["accuracy"]
-    table.add_row(
-        "zero-shot CLIP", "0", *(f"{100 * baseline[name]:.1f}" for name in test_sets), "0", "", end_section=True
-    )
-    for row in table_rows(results):
-        cells = row["cells"].values()
-        shown = (f"{c['mean']:.1f} [{'green' if c['gain'] >= 0 else 'red'}]{c['gain']:+5.1f}[/]" for c in cells)
-        table.add_row(row["title"], str(row["shots"]), *shown, f"{row['trained']:,}", f"{row['seconds']:.1f} s")
-    screen = Console(highlight=False)
-    screen.print(table)
-    seeds = len(results["settings"]["seeds"])
-    over = f"Means over {seeds} seeds; " if seeds > 1 else ""
-    images = ", ".join(f"{name} {about['images']}" for name, about in results["data"]["test_sets"].items())
-    screen.print(f"{over}test images: {images}. {results['seconds']:.0f} s in all.", style="dim")
-    passes = sum(record["passes_at_every_step"] for record in results["runs"])
-    if encoded := results["data"]["encoded_views"]:
-        screen.print(
-            f"The frozen image encoder ran on {encoded:,} training images instead of {passes:,}.", style="dim"
-        )
-    if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
-        screen.print("Without test data, the images that are in no draw are the test set.", style="dim")
-    screen.print(f"Report:   {os.path.join(out, 'report.html')}", soft_wrap=True)
-    screen.print(f"Adapters: {os.path.join(out, 'adapters')}", soft_wrap=True)

@@ -38,6 +38,7 @@ def predict(
     batch_size: int = 1024,
     on_batch: Callable[[int], None] | None = None,
     columns: Sequence[int] | None = None,
+    top: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Classify N images.
 
@@ -47,20 +48,24 @@ def predict(
         batch_size: images per forward pass.
         on_batch: called with the number of images done.
         columns: choose among these classes of the model only. Default: all of them.
+        top: return this many classes of each image, or all of them where there are fewer.
 
     Returns:
         (N,) int64, the most likely class as its index in `columns`, and (N,) float32, its probability among them.
+        With `top`, both are (N, top), best first.
     """
     model.eval()
     predicted, confidence = [], []
     for rows in torch.arange(len(images)).split(batch_size):
         logits = model(**images.batch(rows, 0)).logits.float()
-        best = (logits if columns is None else logits[:, list(columns)]).softmax(dim=1).max(dim=1)
+        logits = logits if columns is None else logits[:, list(columns)]
+        best = logits.topk(min(top or 1, logits.shape[1]), dim=1)  # many probabilities may be 0
         predicted.append(best.indices.cpu())
-        confidence.append(best.values.cpu())
+        confidence.append(logits.softmax(dim=1).gather(1, best.indices).cpu())
         if on_batch is not None:
             on_batch(int(rows[-1]) + 1)
-    return torch.cat(predicted), torch.cat(confidence)
+    found = torch.cat(predicted), torch.cat(confidence)
+    return found if top is not None else (found[0][:, 0], found[1][:, 0])
 
 
 __all__ = ["ClassLogits", "class_logits", "predict"]

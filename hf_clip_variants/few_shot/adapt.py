@@ -35,7 +35,7 @@ from .recommendation import ZERO_SHOT, recommend
 from .run_folder import RunFolder
 from .runner import FewShotRunner, Run, default_profile, describe_environment, overrides_by_method
 from .splits import TestSet, divide, load_training
-from .summary import finished_runs, summary
+from .summary import finished_runs, gains, summary
 
 
 if TYPE_CHECKING:
@@ -373,9 +373,12 @@ def _save_predictions(
     class."""
     tensors, per_class = {}, {}
     for t in test_sets:
-        predicted, confidence = predictions[t.name]
+        top, confidence = predictions[t.name]
+        predicted = top[:, 0].contiguous()
         labels = torch.from_numpy(t.images.labels.copy())
-        tensors |= {f"{t.name}.predicted": predicted, f"{t.name}.confidence": confidence}
+        tensors |= {f"{t.name}.predicted": predicted, f"{t.name}.confidence": confidence[:, 0].contiguous()}
+        if top.shape[1] < len(t.images.class_names):  # else it would be all classes
+            tensors[f"{t.name}.top"] = top.to(torch.int32)
         if record["method"] == ZERO_SHOT:  # once, for all runs
             tensors |= {f"{t.name}.labels": labels}
             tensors |= {f"{t.name}.rows": torch.tensor(t.rows)} if t.rows is not None else {}
@@ -389,10 +392,10 @@ def _save_adapter(folder: RunFolder, model: torch.nn.Module, record: Mapping[str
     """Write the adapter as `PeftModel.save_pretrained` does, with a card. Returns the size of the weights file."""
     from ..hub.model_cards import accuracy_result, model_card
 
-    results = [
-        accuracy_result(value, name, shots=record["shots"], seed=record["seed"])
-        for name, value in _accuracies(record).items()
-    ]
+    measured, results = gains(folder.path, [record["predictions"]]), []
+    for name, value in _accuracies(record).items():
+        beside = {part: measured[name][part] for part in ("zero_shot", "interval")}
+        results.append(accuracy_result(value, name, **beside, shots=record["shots"], seed=record["seed"]))
     with staged_folder(folder.path / record["folder"], keep_others=False) as stage:
         model.save_pretrained(str(stage))
         rows = {"method": record["title"], "shots": record["shots"], "seed": record["seed"]}

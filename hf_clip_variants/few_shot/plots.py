@@ -51,7 +51,7 @@ def plot(protocol: str, records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> None:
     """Titles, grid and axes, the same in all panels."""
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=11, parse_math=False)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis=grid, color=GRID)
@@ -190,4 +190,4 @@ def _transfer(entries: pd.DataFrame, rows: Sequence[Row], titles: Mapping[str, s
     return figure, panels[0]
 
 
-__all__ = ["COLOURS", "draw_curves", "plot", "style"]
+__all__ = ["COLOURS", "GREY", "GRID", "draw_curves", "plot", "style"]

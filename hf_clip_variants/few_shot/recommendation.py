@@ -55,28 +55,27 @@ def recommend(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `method`, `shots` and `seed` (0 for zero-shot CLIP), `title`, `folder` of the adapter, `estimated_gain` and its
-        `standard_error` (accuracies), and `candidates`: all methods with their estimates, best first.
+        `standard_error` (accuracies), and `candidates`: the same of all methods, best first.
     """
     most = max((run["shots"] for run in runs), default=0)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         if run["shots"] == most:
             groups.setdefault(run["method"], []).append(run)
-    candidates = [{"method": ZERO_SHOT, "title": "zero-shot CLIP", "estimated_gain": 0.0, "standard_error": 0.0}]
+    zero_shot = {"method": ZERO_SHOT, "title": "zero-shot CLIP", "shots": 0, "seed": 0, "folder": None}
+    candidates: list[dict[str, Any]] = [zero_shot | {"estimated_gain": 0.0, "standard_error": 0.0}]
     for method, group in groups.items():
         estimates = [estimated_gain(run) for run in group]
-        about = {"method": method, "title": group[0]["title"] or method}
+        run = max(group, key=lambda run: estimated_gain(run)[0])
+        about = {"method": method, "title": run["title"] or method}
+        about |= {name: run[name] for name in ("shots", "seed", "folder")}
         about |= {"estimated_gain": fmean(gain for gain, _ in estimates)}
         candidates.append(about | {"standard_error": fmean(error for _, error in estimates)})
     candidates.sort(key=lambda c: -c["estimated_gain"])
     best = candidates[0]
     if best["estimated_gain"] < MARGIN:
         best = next(c for c in candidates if c["method"] == ZERO_SHOT)
-    chosen = {"shots": 0, "seed": 0, "folder": None}
-    if best["method"] != ZERO_SHOT:
-        run = max(groups[best["method"]], key=lambda run: estimated_gain(run)[0])
-        chosen = {name: run[name] for name in chosen}
-    return {**best, **chosen, "candidates": candidates}
+    return {**best, "candidates": candidates}
 
 
 __all__ = ["ZERO_SHOT", "estimated_gain", "expected_gain", "recommend"]

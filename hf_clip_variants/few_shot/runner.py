@@ -42,10 +42,11 @@ logger = logging.getLogger(__name__)
 TINY_PARAMETERS = 20_000_000
 VIEW_SEED = 0  # of augmented views; the same for all runs, so that they share features
 CACHED_BATCH, LIVE_BATCH = 1024, 64  # test images in one forward
+TOP = 5  # classes of each test image that are kept
 MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
 # `finish` is called while the adapter is still on the model, with the record, the model, and for each evaluation the
-# predicted classes (N,) and their probabilities (N,).
+# most likely classes (N, up to TOP), best first, and their probabilities.
 Finish = Callable[[dict[str, Any], torch.nn.Module, dict[str, tuple[torch.Tensor, torch.Tensor]]], None]
 
 
@@ -250,9 +251,9 @@ class FewShotRunner:
             self._name_classes(named.class_names, named.templates)
             every_class = e.columns is None or e.columns == tuple(range(len(task.class_names)))
             batch_size, columns = LIVE_BATCH if live else CACHED_BATCH, None if every_class else e.columns
-            predictions[e.name] = predict(model, self._test_images(e, live), batch_size, columns=columns)
+            predictions[e.name] = predict(model, self._test_images(e, live), batch_size, columns=columns, top=TOP)
             labels = torch.from_numpy(e.labels.copy())
-            tests[e.name] = {"accuracy": accuracy(predictions[e.name][0], labels), **about}
+            tests[e.name] = {"accuracy": accuracy(predictions[e.name][0][:, 0], labels), **about}
         return tests, predictions
 
     # ---- images

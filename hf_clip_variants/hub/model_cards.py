@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..metrics.intervals import gain_text, may_be_chance
 from ..registry import Method, methods
 from .verification import weight_hashes
 
@@ -68,13 +69,37 @@ with torch.inference_mode():
     print(model(**inputs).logits_per_image.softmax(-1))"""
 
 
-def accuracy_result(value: float, dataset: str, *, split: str = "test", **details: Any) -> EvalResult:
-    """An accuracy (0 to 1) in the Hub's format; `details` (shots=4, seeds=3, ...) are shown in the table.
+def accuracy_result(
+    value: float,
+    dataset: str,
+    *,
+    split: str = "test",
+    zero_shot: float | None = None,
+    interval: Sequence[float] | None = None,
+    **details: Any,
+) -> EvalResult:
+    """An accuracy (0 to 1) in the Hub's format, as the card's table shows it.
 
-    ValueError outside 0 to 1.
+    Args:
+        value: of the model.
+        dataset: name of the test set.
+        split: its part.
+        zero_shot: accuracy of zero-shot CLIP on the same images, shown beside it.
+        interval: 95 % interval of the difference, from `metrics.intervals.paired_bootstrap`.
+        details: what else the table says (shots=4, seeds=3, ...).
+
+    Raises:
+        ValueError: `value` is outside 0 to 1.
+
+    >>> accuracy_result(0.788, "pets", zero_shot=0.827, interval=(-0.1, 0.02), shots=4).dataset_args
+    {'zero_shot': 0.827, 'gain_interval': [-0.1, 0.02], 'shots': 4}
     """
     if not (isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1):
         raise ValueError(f"value: expected an accuracy from 0 to 1, got {value!r}")
+    if interval is not None:
+        details = {"gain_interval": [round(end, 6) for end in interval], **details}
+    if zero_shot is not None:
+        details = {"zero_shot": round(zero_shot, 6), **details}
     return EvalResult(
         task_type="image-classification",
         dataset_type=re.sub(r"[^\w./-]+", "-", dataset).strip("-") or "unnamed",
@@ -149,7 +174,15 @@ def _result_rows(results: Sequence[EvalResult]) -> list[dict[str, str]]:
     for result in results:
         value = result.metric_value
         shown = f"{100 * value:.1f} %" if result.metric_type == "accuracy" and isinstance(value, float) else value
-        details = ", ".join(f"{name} {item}" for name, item in (result.dataset_args or {}).items())
+        more = dict(result.dataset_args or {})
+        zero_shot, interval = more.pop("zero_shot", None), more.pop("gain_interval", None)
+        told = [f"{name} {item}" for name, item in more.items()]
+        if zero_shot is not None:
+            shown += f" (zero-shot CLIP: {100 * zero_shot:.1f} %)"
+        if zero_shot is not None and interval is not None:
+            chance = ", may be chance" if may_be_chance(interval) else ""
+            told.insert(0, f"gain {gain_text(value - zero_shot, interval)}{chance}")
+        details = ", ".join(told)
         row = {"data": result.dataset_name, "split": result.dataset_split or "", "value": shown, "details": details}
         rows.append(
             {name: _cell(text) for name, text in (row | {"metric": result.metric_name or result.metric_type}).items()}
@@ -305,6 +338,7 @@ def model_card(
         class_names=shown,
         templates="" if values.get("fixed_class_features") else _shown_templates(templates),
         results=_result_rows(results),
+        with_gains=any("gain_interval" in (result.dataset_args or {}) for result in results),
         recipe=[(_cell(name), _cell(value)) for name, value in (recipe or {}).items()],
         licence=f"Weights: {license}." if license else "The author of these weights has not stated one.",
         citation=_citation(row),

@@ -50,4 +50,23 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
-__all__ = ["paired_bootstrap"]
+def gain_text(gain: float, interval: Sequence[float]) -> str:
+    """A difference of accuracies and its interval in points.
+
+    >>> gain_text(0.042, (-0.016, 0.1))
+    '+4.2 (−1.6 to +10.0)'
+    """
+    points = [f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") for value in (gain, *interval)]
+    return f"{points[0]} ({points[1]} to {points[2]})"
+
+
+def may_be_chance(interval: Sequence[float]) -> bool:
+    """Whether the interval of a difference includes 0.
+
+    >>> may_be_chance((-0.016, 0.1))
+    True
+    """
+    return interval[0] <= 0 <= interval[1]
+
+
+__all__ = ["gain_text", "may_be_chance", "paired_bootstrap"]

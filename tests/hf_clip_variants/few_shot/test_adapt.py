@@ -23,6 +23,7 @@ from hf_clip_variants.few_shot.splits import (
     parse_test_data,
     reload_test_set,
 )
+from hf_clip_variants.metrics.intervals import gain_text
 
 
 # Everything small: what a method learns is tested elsewhere.
@@ -138,6 +139,21 @@ def test_recorded_accuracies_follow_from_the_predictions(finished):
         assert record["accuracy"]["test"] == pytest.approx((predicted == labels).float().mean().item())
         for index, value in enumerate(record["per_class"]["test"]):
             assert value == pytest.approx((predicted == labels)[labels == index].float().mean().item())
+        top = tensors["test.top"].long()  # of six classes
+        assert top.shape == (12, 5) and torch.equal(top[:, 0], predicted)
+        assert all(len(set(row)) == 5 for row in top.tolist())
+
+
+def test_an_adapters_card_shows_zero_shot_clips_accuracy_on_the_same_images(finished):
+    results = results_of(finished)
+    zero_shot = results["zero_shot"]["accuracy"]["test"]
+    for record in results["runs"]:
+        card = (finished / record["folder"] / "README.md").read_text(encoding="utf-8")
+        value = record["accuracy"]["test"]
+        assert f"{100 * value:.1f} % (zero-shot CLIP: {100 * zero_shot:.1f} %)" in card
+        row = next(r for r in results["table"] if (r["method"], r["shots"]) == (record["method"], record["shots"]))
+        test = row["tests"]["test"]  # one seed: the same figures
+        assert f"gain {gain_text(test['gain'], test['interval'])}" in card
 
 
 @pytest.mark.parametrize("method", METHODS)

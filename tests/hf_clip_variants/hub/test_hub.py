@@ -11,7 +11,7 @@ from fake_hub import hub_in_this_process
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.hub.export import export_with_code
-from hf_clip_variants.hub.model_cards import PLACEHOLDER_ID, accuracy_result, model_card
+from hf_clip_variants.hub.model_cards import PLACEHOLDER_ID, accuracy_result, card_arguments, model_card
 from hf_clip_variants.hub.push import PushError, push
 
 
@@ -119,6 +119,27 @@ def test_a_card_has_metadata_results_and_no_foreign_markup(classifier):
     assert "| learning rate | 0.02 |" in text and "2103.00020" in text
     assert "`a\\|b`, `` `rm` ``, `<script>x</script> # head`, `dog`" in text
     assert "\n# head" not in text
+
+
+def test_a_card_shows_zero_shot_clip_beside_an_accuracy_and_the_interval_of_the_gain(classifier):
+    results = [
+        accuracy_result(0.788, "pets", zero_shot=0.827, interval=(-0.1, 0.02), shots=1),
+        accuracy_result(0.6, "birds", zero_shot=0.5, interval=(0.04, 0.16)),
+    ]
+    text = str(model_card(classifier, results=results))
+    assert (
+        "| pets | test | accuracy | 78.8 % (zero-shot CLIP: 82.7 %) | "
+        "gain −3.9 (−10.0 to +2.0), may be chance, shots 1 |" in text
+    )
+    assert "| birds | test | accuracy | 60.0 % (zero-shot CLIP: 50.0 %) | gain +10.0 (+4.0 to +16.0) |" in text
+    assert "Gain: over zero-shot CLIP on the same images" in text
+    told = card_arguments(text)
+    assert _results(str(model_card(classifier, **told))) == _results(text), "a card that is written again keeps it"
+    assert "Gain:" not in str(model_card(classifier, results=[accuracy_result(0.5, "pets")]))
+
+
+def _results(card: str) -> str:
+    return card.split("## Results")[1].split("## ")[0]
 
 
 @pytest.mark.parametrize("value", [62.1, -0.1, float("nan"), "0.5"])
