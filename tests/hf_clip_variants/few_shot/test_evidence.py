@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_clip_variants.few_shot.evidence import PRIOR_TEMPERATURE, SHARPNESS, VOTE, Evidence, fit_temperature
+from hf_clip_variants.evaluation.calibration import PRIOR_TEMPERATURE, fit_temperature
+from hf_clip_variants.few_shot.evidence import SHARPNESS, VOTE, Evidence
 
 
 def evidence(counts, width=16, classes=None, spread=0.8, scale=30.0, seed=0) -> Evidence:
