@@ -109,7 +109,7 @@ def predict(
         --classes "cat, dog, fox" --top 3
       hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
       hf-clip-variants predict run photos/ --reject --out all.csv
-      find . -name '*.png' | hf-clip-variants predict --model my-clip --out all.csv
+      find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
         run, inputs = inputs[0], inputs[1:]

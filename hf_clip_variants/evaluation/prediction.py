@@ -162,7 +162,10 @@ def was_made_for_several_labels(model: str | os.PathLike | None, adapter: str | 
         model, adapter = _recommended(model)
     if adapter is None and model is not None and not _is_adapter_folder(model):
         check_model_folder(model)
-        return AutoConfig.from_pretrained(model).problem_type == MULTI_LABEL
+        try:
+            return AutoConfig.from_pretrained(model).problem_type == MULTI_LABEL
+        except ValueError:  # no model of transformers; loading it says so
+            return False
     return _is_multi_label_adapter(adapter or model)
 
 

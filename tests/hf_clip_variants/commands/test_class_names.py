@@ -80,7 +80,8 @@ def test_adapt_names_integer_labels_and_goes_on_with_them(run, clip, numbered, n
     ],
 )
 def test_a_missing_file_of_names_is_no_class(run, clip, numbered, tmp_path, arguments, option):
-    places = {"CLIP": clip, "DATA": numbered, "OUT": tmp_path / "out"}
+    places = {"CLIP": clip, "DATA": numbered, "OUT": tmp_path / "out", "model.pth": tmp_path / "model.pth"}
+    (tmp_path / "model.pth").write_bytes(b"anything")
     code, out, err = run(*(places.get(word, word) for word in arguments), "nowhere/names.txt")
     assert (code, out, err) == (1, "", f"Error: {option}: no such file: nowhere/names.txt\n")
 
