@@ -98,7 +98,7 @@ def load_multi_label_images(
     Args:
         source: a Parquet or CSV file, a `datasets.Dataset` and so on, as in `load_images`. Labels are a column of
             lists (class labels, text or integers), a column of text with a separator (`cat|dog`), or a column of 0 and
-            1 for each class.
+            1 for each class. Sources with one label an image, such as folders of classes, are read as they are.
         split, image_column, class_names, clean_class_names, on_error, verify, name, revision, progress: as in
             `load_images`. With a column of 0 and 1 for each class, the class names are those of the columns.
         label_columns (`str` or `list[str]`, *optional*): the column of lists or of text, or the columns of 0 and 1.
@@ -134,12 +134,11 @@ def load_multi_label_images(
     labels = label_columns if label_columns is None or isinstance(label_columns, str) else list(label_columns)
     gather = partial(_gather_labels, image=image_column, labels=labels, separator=separator)
     parts = _read(source, Columns(image_column, None, gather), name, revision)
-    if any(not isinstance(row, list | None) for part in parts.values() for row in part["labels"]):
-        raise ValueError(f"{what}: one label an image; want a table with several, or read it with load_images")
+    parts = {s: p | {"labels": [_as_list(row) for row in p["labels"]]} for s, p in parts.items()}
     chosen = _choose_split(parts, split, what)
     part = parts[chosen]
 
-    flat = {s: p | {"labels": [label for row in p["labels"] for label in row or ()]} for s, p in parts.items()}
+    flat = {s: p | {"labels": [label for row in p["labels"] for label in row]} for s, p in parts.items()}
     flat = _digits_as_numbers(flat, class_names)
     if not any(p["labels"] for p in flat.values()) and class_names is None and part["names"] is None:
         raise ValueError(f"{what}: no image has a label; want some, or class names")
@@ -170,6 +169,13 @@ def load_multi_label_images(
     return images
 
 
+def _as_list(labels: Any) -> list:
+    """Of one row: lists as they are, nothing as no label, and one label as a list of it (folders of classes)."""
+    if labels is None:
+        return []
+    return labels if isinstance(labels, list) else [int(labels) if isinstance(labels, np.integer) else labels]
+
+
 def _with_labels(images: MultiLabelImageSet, labels: np.ndarray, class_names: Sequence[str]) -> MultiLabelImageSet:
     from datasets import List, Value
 
@@ -185,7 +191,7 @@ def _matrix(part: Mapping[str, Any], labels: Sequence, names: Sequence[str], ind
     """(N, C) float32 of 0 and 1. `labels` are those of `part["labels"]`, all rows in one list."""
     matrix, rest = np.zeros((len(part["labels"]), len(names)), dtype=np.float32), iter(labels)
     for row, written in enumerate(part["labels"]):
-        for label in (next(rest) for _ in written or ()):
+        for label in (next(rest) for _ in written):
             index = index_of.get(label)
             if index is None:
                 raise ValueError(

@@ -163,7 +163,7 @@ def test_the_pipeline_of_transformers_gives_sigmoids(emoji_classifier, emoji_pix
         CLIPAdapterConfig(),
         CoOpConfig(num_context_tokens=2),
         CoCoOpConfig(),
-        MaPLeConfig(),
+        MaPLeConfig(prompt_depth=2),
         VPTConfig(num_prompt_tokens=2),
         IVLPConfig(),
     ],

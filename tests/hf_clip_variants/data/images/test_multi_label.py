@@ -117,7 +117,8 @@ def test_selections_keep_images_and_labels_together(pictures):
     with pytest.raises(ValueError, match="photos: 1 of 3 classes are not among the 2 of the model: 'hot dog'"):
         images.align_classes(["cat", "dog"], "photos")
     assert images.fingerprint != images.select([1, 0, 2, 3]).fingerprint
-    assert some.fingerprint != images.select_classes([0, 2]).fingerprint
+    others = load_multi_label_images(dataset_of(pictures, WORDS[::-1], List(Value("string"))))
+    assert others.class_names == images.class_names and others.fingerprint != images.fingerprint, "other labels"
 
 
 def test_unreadable_images_are_left_out_with_their_labels(folder):
@@ -128,6 +129,15 @@ def test_unreadable_images_are_left_out_with_their_labels(folder):
         load_multi_label_images(file)
     images = load_multi_label_images(file, on_error="skip")
     assert images.labels.tolist() == [[1, 0, 0], [0, 1, 1]] and images.skipped[0][0] == "broken.png"
+
+
+def test_one_label_an_image_is_a_list_of_one(pictures, tmp_path):
+    emoji = load_multi_label_images("emoji:notov1@food-drink")
+    assert np.array_equal(emoji.labels, np.eye(len(emoji)))
+    for name, picture in zip(("cat", "dog"), pictures, strict=False):
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png")
+    assert load_multi_label_images(tmp_path).labels.tolist() == [[1, 0], [0, 1]]
 
 
 def test_batches_for_trainer_have_floats_for_each_class(pictures):
@@ -146,8 +156,6 @@ def test_what_is_wrong_is_named(pictures, folder):
         ValueError, match=r"label of images\[1\] .*: got 'dog', which is not among the class names 'cat'"
     ):
         load_multi_label_images(lists, class_names=["cat", "hot dog"])
-    with pytest.raises(ValueError, match="one label an image; want a table with several"):
-        load_multi_label_images("emoji:notov1")
     with pytest.raises(ValueError, match="label_columns: got 'tags'; columns image: image, labels: lists of text"):
         load_multi_label_images(lists, label_columns="tags")
     with pytest.raises(ValueError, match="label_columns: cannot tell where the labels are"):
