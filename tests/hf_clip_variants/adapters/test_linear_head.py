@@ -1,5 +1,7 @@
 """The linear head: what the contract of all adapters does not test. GDA's formula and its leave-one-out logits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,12 @@ from peft import PeftModel, get_peft_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants.adapters import LinearHeadConfig
+from hf_clip_variants.adapters.linear_head.few_shot import pull_of, pulled_weights
 from hf_clip_variants.adapters.linear_head.gaussian import gaussian_classifier, leave_one_out_logits
+from hf_clip_variants.data import Features
+from hf_clip_variants.data.images.labelled_images import CachedImages
+from hf_clip_variants.few_shot.evidence import evidence_of
+from hf_clip_variants.few_shot.fitting import Shots, fit_adapter, measure, validation_folds
 
 
 WIDTH = 24
@@ -248,3 +255,124 @@ def test_needs_a_classifier_with_classes_and_numbers_that_make_sense():
             LinearHeadConfig(**{name: -1})
     with pytest.raises(ValueError, match="alpha: inf"):
         LinearHeadConfig(alpha=float("inf"))
+
+
+# ---- the fits of `few_shot.py`
+
+
+def images(counts, seed=0, spread=0.7):
+    embeds, labels = embeddings(counts, seed=seed, spread=spread)
+    return CachedImages(Features(embeds[None] * 3, labels))
+
+
+def fitted(method, counts=(3, 3, 3, 3, 3), validation=None, spread=0.7, **overrides):
+    shots = images(list(counts), spread=spread)
+    return fit_adapter(tiny_classifier(), method, Shots(shots, shots), validation, overrides=overrides)
+
+
+def evidence(counts=(3, 3, 3, 3, 3), spread=0.7):
+    return evidence_of(tiny_classifier(), images(list(counts), spread=spread))
+
+
+def test_gda_is_validated_by_leaving_out_each_image():
+    found, about = fitted("gda", (1, 2, 4, 3, 2), spread=2.0), evidence((1, 2, 4, 3, 2), spread=2.0)
+    alpha = found.model.peft_config["default"].alpha
+    assert found.hyperparameters["alpha"] == alpha > 0 and found.trained_parameters == 0
+    head = found.model.base_model.head
+    for name, expected in zip(
+        ("weight", "bias"), gaussian_classifier(about.image_embeds, about.labels, 5), strict=True
+    ):
+        torch.testing.assert_close(
+            getattr(head, f"clipv_linear_head_{name}")["default"], expected, rtol=1e-4, atol=1e-4
+        )
+    logits = []
+    for row in range(12):
+        others = torch.arange(12) != row
+        weight, bias = gaussian_classifier(about.image_embeds[others], about.labels[others], 5)
+        logits.append(about.logits[row] + alpha * (weight @ about.image_embeds[row] + bias))
+    asked = about.labels != 0  # the only image of its class is not asked about
+    expected = measure("leave-one-out", torch.stack(logits)[asked], about.labels[asked], about.logits[asked])
+    assert found.validation == expected and expected.images == 11
+
+
+def test_gdas_weight_is_searched_for_on_a_validation_split():
+    split = images([4] * 5, seed=3, spread=2.0)
+    found = fitted("gda", validation=split, spread=2.0)
+    head, about = found.model.base_model.head, evidence_of(tiny_classifier(), split)
+    weight, bias = (getattr(head, f"clipv_linear_head_{name}")["default"] for name in ("weight", "bias"))
+    linear = about.image_embeds @ weight.t() + bias
+
+    def right(alpha):
+        return int(((about.logits + alpha * linear).argmax(1) == about.labels).sum())
+
+    alpha = found.hyperparameters["alpha"]
+    assert found.validation.kind == "split" and found.validation.accuracy == pytest.approx(right(alpha) / 20)
+    steps = [right(alpha * 2 ** (k / 2)) for k in range(-24, 25)]
+    assert right(alpha) >= max(steps[12:37]) - 1 and right(alpha) > right(0), "near the best of a wide range"
+
+
+@pytest.mark.parametrize("method", ["gda", "clap"])
+def test_two_classes_and_classes_of_one_image_are_fitted(method):
+    for counts in ([1, 1], [2, 1], [1, 3]):
+        shots = images(counts)
+        classifier = tiny_classifier(class_names=CLASS_NAMES[:2])
+        found = fit_adapter(classifier, method, Shots(shots, shots))
+        logits = found.model(**shots.batch(torch.arange(len(shots)), 0)).logits
+        assert logits.isfinite().all() and 0 < found.model.peft_config["default"].alpha < 1e4
+        assert found.validation.images == (max(counts) if max(counts) > 1 else 0)
+
+
+def test_claps_weights_are_the_minimum_of_its_loss():
+    about = evidence()
+    for pull in (0.05, 1.0, 20.0):
+        weight = pulled_weights(about, pull).double().requires_grad_()
+        logits = about.calibrated.double() + about.image_embeds.double() @ weight.t()
+        loss = F.cross_entropy(logits, about.labels, reduction="sum") + pull * weight.square().sum()
+        loss.backward()
+        assert weight.grad.abs().max() < 2e-2, "the problem is convex: no gradient, no better weights"
+        assert loss < F.cross_entropy(about.calibrated, about.labels, reduction="sum")
+    assert pulled_weights(about, 1e6).abs().max() < 1e-4, "a strong pull gives zero-shot CLIP"
+
+
+def test_clap_pulls_where_zero_shot_clip_is_right():
+    about = evidence()
+    right = replace(about, logits=9.0 * F.one_hot(about.labels, 5))
+    wrong = replace(about, logits=9.0 * F.one_hot((about.labels + 1) % 5, 5))
+    assert pull_of(right) > 100 * pull_of(wrong) > 0
+
+
+def test_claps_model_gives_the_logits_of_its_fit():
+    found, about = fitted("clap"), evidence()
+    values = found.hyperparameters
+    asked = images([2] * 5, seed=4)
+    again = evidence_of(tiny_classifier(), asked)
+    votes = (
+        torch.exp(-about.beta * (1 - again.image_embeds @ about.image_embeds.t())) @ F.one_hot(about.labels, 5).float()
+    )
+    linear = again.image_embeds @ pulled_weights(about, pull_of(about)).t()
+    expected = again.logits / about.temperature + linear + 0.6 * about.vote * votes
+    logits = found.model(**asked.batch(torch.arange(10), 0)).logits
+    torch.testing.assert_close(logits, expected * about.temperature, rtol=1e-3, atol=1e-3)
+    assert values["pull"] == pytest.approx(pull_of(about)) and values["alpha"] == about.temperature
+    assert found.trained_parameters == 5 * WIDTH + 5 and found.validation.kind == "cross-validation"
+
+
+def test_claps_given_values_are_used_in_the_fit_and_in_its_validation():
+    values = {"alpha": 3.0, "gamma": 2.0, "beta": 4.0, "pull": 0.5}
+    found = fitted("clap", spread=2.0, **values)
+    config = found.model.peft_config["default"]
+    assert {name: found.hyperparameters[name] for name in values} == values
+    assert (config.alpha, config.gamma, config.beta) == (3.0, 2.0, 4.0)
+    shots = images([3] * 5, spread=2.0)
+    logits, labels = [], []
+    for fold in validation_folds(Shots(shots, shots), None, evidence(spread=2.0))[:2]:
+        known, asked = fold.evidence, fold.query_evidence
+        votes = (
+            torch.exp(-4.0 * (1 - asked.image_embeds @ known.image_embeds.t())) @ F.one_hot(known.labels, 5).float()
+        )
+        logits.append(asked.logits + 3 * asked.image_embeds @ pulled_weights(known, 0.5).t() + 2 * votes)
+        labels.append(asked.labels)
+    right = (torch.cat(logits).argmax(1) == torch.cat(labels)).float().mean()
+    assert found.validation.accuracy == pytest.approx(float(right)) and found.validation.images == 10
+    alone = fitted("clap", gamma=0.0)
+    assert alone.model.peft_config["default"].cache_size is None, "no votes, no cached images"
