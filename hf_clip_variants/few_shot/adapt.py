@@ -111,7 +111,7 @@ def adapt(
         reading: more arguments of `load_images` (`image_column`, `label_column`, `class_names`, `name`, `revision`).
         device: default: a GPU if there is one.
         progress: bars on standard error.
-        report: write report.html at the end.
+        report: write report.html, results.csv and predictions.csv at the end.
 
     Returns:
         What is in results.json. `recommended` names the method to use, "zero_shot" if no adapter is worth it; it is
