@@ -114,7 +114,7 @@ def adapt(
         reading: more arguments of `load_images` (`image_column`, `label_column`, `class_names`, `name`, `revision`).
         device: default: a GPU if there is one.
         progress: bars on standard error.
-        report: write report.html at the end.
+        report: write report.html, results.csv and predictions.csv at the end.
         on_result: called with each new result, as it stands in `runs`; the first is zero-shot CLIP's.
 
     Returns:
