@@ -117,8 +117,11 @@ class Evidence:
         return votes
 
     def fitted_strength(self, added: torch.Tensor, start: float, cost: float = 4.0) -> float:
-        """How strongly to add logits to the calibrated zero-shot logits: the best strength on these images, near
-        `start`.
+        """How strongly to add logits to the calibrated zero-shot logits: the best strength on these images, from half of
+        `start` to twice as much.
+
+        Not further: an image that is left out may resemble the others less than a test image does, when each shot is
+        of another style, and then no strength is too small for it.
 
         It minimises the sum of cross-entropies of the `answerable` images plus `cost` for every octave away from
         `start`.
@@ -128,10 +131,11 @@ class Evidence:
         """
         rows = self.answerable
         zero_shot, added, labels = self.calibrated[rows], added[rows], self.labels[rows]
-        strengths = [start * 2 ** (step / 2) for step in range(-6, 5)]
+        octaves = [-1.0, -0.5, 0.0, 0.5, 1.0]
+        strengths = [start * 2**octave for octave in octaves]
         losses = [
-            F.cross_entropy(zero_shot + strength * added, labels, reduction="sum").item() + cost * abs(step / 2)
-            for step, strength in zip(range(-6, 5), strengths, strict=True)
+            F.cross_entropy(zero_shot + strength * added, labels, reduction="sum").item() + cost * abs(octave)
+            for octave, strength in zip(octaves, strengths, strict=True)
         ]
         return strengths[losses.index(min(losses))]
 

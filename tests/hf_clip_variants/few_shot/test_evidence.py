@@ -156,7 +156,7 @@ def test_the_strength_is_the_best_near_its_start():
 
     assert about.fitted_strength(added, 10.0) == pytest.approx(min(candidates, key=loss))
     against = torch.zeros(20, 5).scatter_(1, about.labels[:, None], -5.0)
-    assert about.fitted_strength(against, 10.0) == 10.0 / 8, "what harms is added as weakly as possible"
+    assert about.fitted_strength(against, 10.0) == 5.0, "what harms is added half as strongly, not less"
     assert about.fitted_strength(torch.zeros(20, 5), 10.0) == 10.0, "what changes nothing leaves the start"
 
 
