@@ -117,8 +117,7 @@ class Evidence:
         return votes
 
     def fitted_strength(self, added: torch.Tensor, start: float, cost: float = 4.0) -> float:
-        """How strongly to add logits to the calibrated zero-shot logits: the best strength on these images, from half of
-        `start` to twice as much.
+        """How strongly to add logits to the calibrated zero-shot logits: from half of `start` to twice as much.
 
         Not further: an image that is left out may resemble the others less than a test image does, when each shot is
         of another style, and then no strength is too small for it.

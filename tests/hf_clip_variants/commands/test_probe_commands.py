@@ -198,13 +198,18 @@ def test_splits_are_found_by_default_and_can_be_named(images):
     assert test.split is None and len(test) == 190
 
 
+def test_training_images_as_test_images_bring_a_warning(images, caplog):
+    for test, split in (("emoji:notov1", None), (str(images), "train"), (None, "train")):
+        train = "emoji:notov1" if test == "emoji:notov1" else str(images)
+        caplog.clear()
+        learned, tested = load_probe_images(train, test, test_split=split)
+        assert learned.ids == tested.ids
+        assert "the test images are the training images" in caplog.text
+
+
 def test_unsuitable_test_images_are_refused(images, tmp_path):
     with pytest.raises(ValueError, match="test: emoji:notov1 has one image a class.*name images to test on"):
         load_probe_images("emoji:notov1")
-    for test, split in (("emoji:notov1", None), (str(images), "train"), (None, "train")):
-        train = "emoji:notov1" if test == "emoji:notov1" else str(images)
-        with pytest.raises(ValueError, match="names the training images themselves"):
-            load_probe_images(train, test, test_split=split)
     with pytest.raises(ValueError, match="1 of 6 classes are not among the 5 trained ones: 'cat'"):
         some = tmp_path / "some"
         shutil.copytree(images / "train", some)
