@@ -7,6 +7,7 @@ import os
 import re
 import select
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -208,13 +209,19 @@ def _print_error(error: BaseException, command: TyperCommand | None) -> None:
             f"no such folder {unknown[1]}, and no such repository on the Hub (a private one needs `hf auth login`)"
         )
     if command is not None:
-        message = in_words_of(command, message)
+        message = in_words_of({parameter.name: _flag_of(parameter) for parameter in command.params}, message)
     typer.secho(f"Error: {message}", fg="red", err=True)
 
 
-def in_words_of(command: TyperCommand, message: str) -> str:
-    """The message with options instead of the library's arguments: `test_data: …` -> `--test-data: …`."""
-    flags = {parameter.name: _flag_of(parameter) for parameter in command.params}
+def in_words_of(flags: Mapping[str, str], message: str) -> str:
+    """The message with options instead of the library's arguments. `flags`: argument -> option.
+
+    >>> in_words_of({"test_data": "--test-data"}, "test_data: got 'x'; test_data is what is tested on")
+    "--test-data: got 'x'; --test-data is what is tested on"
+    """
+    flags = dict(flags)
+    # Advice that only Python code can follow.
+    message = re.sub(r",? or pass \w+=('[^']*'|\w+)", "", message)
     flags |= {ours: flags[option] for ours, option in _OPTION_OF.items() if ours not in flags and option in flags}
     message = re.sub(r"^\w+(?=(\[\d+\])?:| is )", lambda word: flags.get(word[0], word[0]), message)
     # Words with an underscore are names in any place, but not parts of paths or quoted text.

@@ -643,7 +643,7 @@ def method(name: str) -> Method:
         if row.name == name:
             return row
     known = [row.name for row in _METHODS]
-    raise ValueError(f"method: unknown {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}")
+    raise ValueError(f"method: {unknown_name(name, known)}")
 
 
 def few_shot_entries() -> dict[str, FewShotEntry]:
@@ -663,5 +663,15 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
     "; did you mean 'tip_adapter'?"
     """
     spellings = {name.lower().replace("-", "_"): name for name in known}
-    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), spellings, n=3)
+    near = difflib.get_close_matches(str(name).lower().replace("-", "_"), spellings, n=2)
     return f"; did you mean {' or '.join(repr(spellings[match]) for match in near)}?" if near else "."
+
+
+def unknown_name(name: Any, known: Iterable[str]) -> str:
+    """A message about a name that is none of `known`.
+
+    >>> unknown_name("tip-adaptr", ["coop", "tip_adapter"])
+    "unknown 'tip-adaptr'; did you mean 'tip_adapter'? Known: coop, tip_adapter"
+    """
+    known = list(known)
+    return f"unknown {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}"

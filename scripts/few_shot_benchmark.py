@@ -2,9 +2,9 @@
 
     python scripts/few_shot_benchmark.py --out runs/emoji            # the embedded emoji: all protocols, no network
     python scripts/few_shot_benchmark.py --small --out /tmp/small    # seconds: shows that everything runs
-    python scripts/few_shot_benchmark.py --out runs/few --models openai/clip-vit-base-patch16 \\
+    python scripts/few_shot_benchmark.py --out runs/few --model openai/clip-vit-base-patch16 \\
         --data coop:$DATA/oxford_pets coop:$DATA/dtd --protocols few_shot,base_to_new
-    python scripts/few_shot_benchmark.py --out runs/transfer --models openai/clip-vit-base-patch16 \\
+    python scripts/few_shot_benchmark.py --out runs/transfer --model openai/clip-vit-base-patch16 \\
         --data coop:$DATA/imagenet --shots 16 --targets coop:$DATA/caltech-101 coop:$DATA/oxford_pets \\
         --domains coop:$DATA/imagenetv2 coop:$DATA/imagenet-sketch
     torchrun --nproc-per-node 8 scripts/few_shot_benchmark.py ...    # or accelerate launch: processes share the runs
@@ -36,27 +36,32 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip_variants import embedded_model
-from hf_clip_variants.commands.adapt import method_names, numbers, parse_overrides, use_all_cores, words
+from hf_clip_variants.cli import in_words_of
+from hf_clip_variants.commands.adapt import use_all_cores
+from hf_clip_variants.commands.arguments import method_names, numbers, parse_overrides, words
+from hf_clip_variants.commands.options import reading as columns
 from hf_clip_variants.commands.output import prepare_libraries
 from hf_clip_variants.data.images.labelled_sets import absolute_source
+from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.few_shot.protocols import PROTOCOLS, Plan, emoji_plans
-from hf_clip_variants.few_shot.splits import parse_test_data
+from hf_clip_variants.registry import unknown_name
 
 
 def make_plans(options: argparse.Namespace) -> list[Plan]:
     """Raises ValueError if sources are missing, or if no protocol uses them."""
-    named = {word: parse_test_data(getattr(options, word) or ()) for word in ("data", "tests", "targets", "domains")}
+    given = {word: getattr(options, word) or () for word in ("data", "test_data", "targets", "domains")}
+    named = {word: parse_test_data(sources, word) for word, sources in given.items()}
     named = {word: {name: absolute_source(source) for name, source in found.items()} for word, found in named.items()}
     if not named["data"]:
-        given = [f"--{word}" for word in ("tests", "targets", "domains") if named[word]]
-        if given:
+        others = [word for word in ("test_data", "targets", "domains") if named[word]]
+        if others:
             raise ValueError(
-                f"{given[0]}: got it without --data; want both (without either, the embedded emoji are used)"
+                f"{others[0]}: got it without --data; want both (without either, the embedded emoji are used)"
             )
         return emoji_plans(_protocols(options.protocols or ",".join(PROTOCOLS)))
-    if named["tests"] and len(named["data"]) > 1:
+    if named["test_data"] and len(named["data"]) > 1:
         raise ValueError(
-            f"tests: got them for {len(named['data'])} data sets; want one data set, or sets with test splits"
+            f"test_data: got them for {len(named['data'])} data sets; want one data set, or sets with test splits"
         )
     further = {"cross_dataset": named["targets"], "domain_generalisation": named["domains"]}
     fitting = [protocol for protocol in PROTOCOLS if further.get(protocol, True)]
@@ -66,21 +71,21 @@ def make_plans(options: argparse.Namespace) -> list[Plan]:
             option = "--targets" if protocol == "cross_dataset" else "--domains"
             raise ValueError(f"{protocol}: got no {option}; want the data sets to test on")
         for name, source in named["data"].items():
-            plans.append(Plan(protocol, name, source, named["tests"], further.get(protocol, {})))
+            plans.append(Plan(protocol, name, source, named["test_data"], further.get(protocol, {})))
     return plans
 
 
 def _protocols(text: str) -> list[str]:
     unknown = [word for word in words(text) if word not in PROTOCOLS]
     if unknown:
-        raise ValueError(f"protocols: got {unknown[0]!r}; want some of {', '.join(PROTOCOLS)}")
+        raise ValueError(f"protocols: {unknown_name(unknown[0], PROTOCOLS)}")
     return words(text)
 
 
 def shots_of(plan: Plan, options: argparse.Namespace) -> list[int]:
     """Those asked for; else 1 and 2 on the emoji, which have no more images, and the papers' on other data."""
     if options.shots:
-        return numbers("shots", options.shots)
+        return numbers("--shots", options.shots, least=1)
     if not options.data:
         return [1, 2]
     return [1, 2, 4, 8, 16] if plan.protocol == "few_shot" else [16]
@@ -92,26 +97,17 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of results; the same one to continue after an interruption")
     add("--protocols", help=f"with commas: {', '.join(PROTOCOLS)}; default: those that the sources allow")
     add("--methods", help="with commas; default: all; CoCoOp, MaPLe, VPT and IVLP take hours on real data")
-    add(
-        "--models",
-        nargs="+",
-        default=[str(embedded_model())],
-        help="CLIPs, folders or Hub ids; default: the embedded tiny one",
-    )
-    add("--data", nargs="+", metavar="[NAME=]SOURCE", help="data sets to learn from; default: the embedded emoji")
-    add(
-        "--tests",
-        nargs="+",
-        metavar="[NAME=]SOURCE",
-        help="test images of the data's classes; default: its test split",
-    )
-    add("--targets", nargs="+", metavar="[NAME=]SOURCE", help="other data sets, for cross_dataset")
-    add(
-        "--domains",
-        nargs="+",
-        metavar="[NAME=]SOURCE",
-        help="the data's classes in other domains, for domain_generalisation",
-    )
+    several = {"nargs": "+", "action": "extend"}  # also repeated, as the commands take them
+    add("--model", **several, help="CLIPs, folders or Hub ids; default: the embedded tiny one")
+    add("--models", **several, dest="model", help=argparse.SUPPRESS)  # its former name
+    sources = {"metavar": "[NAME=]SOURCE", **several}
+    add("--data", **sources, help="data sets to learn from; default: the embedded emoji")
+    add("--test-data", **sources, help="test images of the data's classes; default: its test split")
+    add("--tests", **sources, dest="test_data", help=argparse.SUPPRESS)  # its former name
+    add("--targets", **sources, help="other data sets, for cross_dataset")
+    add("--domains", **sources, help="the data's classes in other domains, for domain_generalisation")
+    add("--image-column", help="column of the images; default: found by its type")
+    add("--label-column", help="column of the labels; default: found by its type")
     add(
         "--shots",
         help="images per class, with commas; default: 1,2 on the emoji, else 1,2,4,8,16 for few_shot, 16 for others",
@@ -132,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "--read",
         action="append",
         metavar="NAME=VALUE",
-        help="an argument of load_images, such as label_column=breed; may be repeated",
+        help="another argument of load_images, such as revision=v1; may be repeated",
     )
     add("--device", help="default: a GPU if there is one, a different one for each process")
     add("--small", action="store_true", help="1 shot, seed 1, one epoch: to check that everything runs")
@@ -141,7 +137,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     prepare_libraries()
-    options = parser().parse_args(arguments)
+    made = parser()
+    options = made.parse_args(arguments)
     if options.small:
         options.shots, options.seeds = options.shots or "1", options.seeds or "1"
     options.seeds = options.seeds or "1,2,3"
@@ -152,8 +149,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return benchmark(options, command, rank, world)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        flags = {action.dest: action.option_strings[0] for action in made._actions if action.option_strings}
+        print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What is finished is in {options.out}; repeat the command to go on.", file=sys.stderr)
+        return 130
 
 
 def from_launcher(name: str, mpi: str | None = None, default: int = 0) -> int:
@@ -180,15 +181,17 @@ def benchmark(options: argparse.Namespace, command: str, rank: int = 0, world_si
 
     methods = [few_shot_method(m).name for m in method_names(options.methods or "all")]
     overrides = (one_epoch(methods) if options.small else {}) | parse_overrides(options.set or [])
-    seeds = numbers("seeds", options.seeds)
-    runs = make_runs(make_plans(options), options.models, methods, lambda plan: shots_of(plan, options), seeds)
+    seeds = numbers("--seeds", options.seeds)
+    models = options.model or [str(embedded_model())]
+    reading = columns(options.image_column, options.label_column) | parse_overrides(options.read or [], "--read")
+    runs = make_runs(make_plans(options), models, methods, lambda plan: shots_of(plan, options), seeds)
     made = Benchmark(
         options.out,
         runs,
         templates=options.templates,
         profile=options.profile,
         overrides=overrides,
-        reading=parse_overrides(options.read or []),
+        reading=reading,
         rank=rank,
         world_size=world_size,
         say=say,

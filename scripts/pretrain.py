@@ -36,9 +36,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_clip_variants.commands.adapt import parse_overrides
+from hf_clip_variants.cli import in_words_of
+from hf_clip_variants.commands.arguments import parse_overrides
 from hf_clip_variants.commands.output import prepare_libraries
-from hf_clip_variants.few_shot.splits import parse_test_data
+from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.files.json_files import digest, write_json
 from hf_clip_variants.training.lr_schedules import SCHEDULES
 from hf_clip_variants.training.pretraining_methods import pretraining_methods
@@ -68,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add("--set", "a field of the model's configuration, such as ssl_objective=byol; may be repeated", **more)
 
     group = made.add_argument_group("data")
-    add("--data", "sources of image-text pairs; a glob in quotes is one source", nargs="+", metavar="SOURCE")
+    several = {"nargs": "+", "action": "extend"}  # also repeated, as the commands take them
+    add("--data", "sources of image-text pairs; a glob in quotes is one source", **several, metavar="SOURCE")
     add(
         "--mix",
         "the sources' shares of each batch, with commas; default: in proportion to their lengths",
@@ -140,16 +142,25 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--trainer", "an argument of TrainingArguments, such as optim=sgd; may be repeated", **more)
     add("--workers", "data loader workers of each process", type=int, default=2)
-    add("--report-to", "installed trackers: wandb, tensorboard, trackio, …", nargs="+", default=["none"])
+    add("--report-to", "installed trackers: wandb, tensorboard, trackio, …; default: none", **several)
     add("--log-every", type=int, default=20)
     add("--save-every", "steps; default: a tenth of all", type=int)
 
     group = made.add_argument_group("evaluation")
-    sources = {"nargs": "+", "default": [], "metavar": "[NAME=]SOURCE"}
-    add("--eval", "zero-shot classification of labelled images that load_images reads", **sources)
-    add("--eval-templates", "prompts of the classes; default: --templates, else 'a photo of a {}.'")
-    add("--eval-label", "the label column of --eval")
-    add("--held-out", "retrieval on held-out pairs with the columns of --data", **sources)
+    sources = {**several, "default": [], "metavar": "[NAME=]SOURCE"}
+    # Second names are the former ones.
+    add("--test-data", "zero-shot classification of labelled images that load_images reads", dest="eval", **sources)
+    add("--eval", argparse.SUPPRESS, **sources)
+    add(
+        "--test-templates",
+        "prompts of the classes; default: --templates, else 'a photo of a {}.'",
+        dest="eval_templates",
+    )
+    add("--eval-templates", argparse.SUPPRESS)
+    add("--label-column", "of --test-data; default: found by its type", dest="eval_label")
+    add("--eval-label", argparse.SUPPRESS)
+    add("--test-pairs", "retrieval on other pairs with the columns of --data", dest="held_out", **sources)
+    add("--held-out", argparse.SUPPRESS, **sources)
     add(
         "--hold-out",
         "keep this share of the rows out of training and measure retrieval on them and, to compare, on as many "
@@ -330,7 +341,7 @@ def training_arguments(options: argparse.Namespace, steps: int = 1, evaluates: b
         "remove_unused_columns": False,
         "accelerator_config": {"dispatch_batches": False},
         "ddp_find_unused_parameters": False,
-        "report_to": options.report_to,
+        "report_to": options.report_to or ["none"],
         "logging_steps": options.log_every,
         "disable_tqdm": True,
         "save_strategy": "steps",
@@ -414,13 +425,18 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     prepare_libraries()
-    options = parser().parse_args(arguments)
+    made = parser()
+    options = made.parse_args(arguments)
     command = shlex.join(["python", "scripts/pretrain.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         pretrain(options, command)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        flags = {action.dest: action.option_strings[0] for action in reversed(made._actions) if action.option_strings}
+        print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. The same command goes on from the last checkpoint in {options.out}.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -77,7 +77,7 @@ BUILDS_ON = {
     "hf_clip_variants/few_shot/fitting.py": ({"coop"}, "the name of an augmentation"),
     "hf_clip_variants/training/lr_schedules.py": ({"slip"}, "the name of a schedule"),
     "hf_clip_variants/training/pretraining_data.py": ({"slip"}, "the name of an augmentation"),
-    "hf_clip_variants/commands/adapt.py": ({"coop"}, "the name of a folder layout"),
+    "hf_clip_variants/commands/arguments.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/labelled_sets.py": ({"coop"}, "the name of a folder layout"),
     "modeling/dual_encoders/prompts.py": ({"slip"}, "its truncation of texts is an argument"),
     "modeling/loading_and_saving/checkpoint_format.py": ({"vpt"}, "names of tensors in files of several methods"),

@@ -10,9 +10,11 @@ import typer
 from ..registry import few_shot_entries
 from . import options, run_file
 from .arguments import (
+    check_benchmark,
     check_data,
     check_device,
     check_model,
+    check_name,
     check_out,
     check_templates,
     method_names,
@@ -208,11 +210,15 @@ def check(
         "overrides": parse_overrides(overrides or []),
         "benchmark": benchmark,
     }
+    for name in arguments["overrides"]:
+        if "." in name:
+            check_name(f"--set {name}", name.partition(".")[0], arguments["methods"])
     check_data("--data", data)
     check_data("--test-data", arguments["test_data"].values())
     check_model("--model", model)
     check_out("--out", out)
     check_templates(templates)
+    check_benchmark(benchmark)
     check_device(device)
     return arguments
 
@@ -304,7 +310,7 @@ def print_plan(model: str, data: str | list[str], out: str, json: bool, **argume
             emit(found)
     if not json:
         for name, text in describe(found).items():
-            typer.echo(f"{name + ':':<12}{text}")
+            typer.echo(f"{name + ':':<13}{text}")
         typer.echo(f"Nothing was written. Without --dry-run, results go to {out}.")
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from ..registry import did_you_mean, few_shot_entries
+from ..registry import did_you_mean, few_shot_entries, unknown_name
 
 
 # Of torch, which is not imported yet; "gpu" is whichever there is.
@@ -62,7 +62,7 @@ def method_names(text: str, option: str = "--methods") -> list[str]:
 def check_name(option: str, name: str, known: Collection[str]) -> None:
     """ValueError, with the names that are near, unless `name` is one of `known`."""
     if name not in known:
-        raise ValueError(f"{option}: got {name!r}; want one of {', '.join(known)}{did_you_mean(name, known)}")
+        raise ValueError(f"{option}: {unknown_name(name, known)}")
 
 
 def parse_overrides(
@@ -89,9 +89,17 @@ def check_templates(text: str | None) -> None:
 
     if text not in TEMPLATE_SETS:
         raise ValueError(
-            f"--templates: {text!r} has no {{}} for the class name, and it is neither a file nor one of the sets "
-            f"{', '.join(TEMPLATE_SETS)}{did_you_mean(text, TEMPLATE_SETS)}"
+            f"--templates: {text!r} has no {{}} for the class name and is neither a file nor a named set"
+            f"{did_you_mean(text, TEMPLATE_SETS)} Known: {', '.join(TEMPLATE_SETS)}"
         )
+
+
+def check_benchmark(text: str | None) -> None:
+    """ValueError for a data set for which no values are published."""
+    if text is not None:
+        from ..few_shot.recipes import benchmark_name
+
+        benchmark_name(text, "--benchmark")
 
 
 def check_device(text: str | None) -> None:
@@ -161,7 +169,7 @@ def _check_hub_id(option: str, text: str, kind: str, what: str) -> None:
     if _hub_answers():
         return
     if not _is_cached(text, kind):
-        raise ConnectionError(f"{missing}, and the Hub, where it might be a repository, cannot be reached")
+        raise ConnectionError(f"{missing}, and the Hub cannot be reached; a Hub id has the form owner/name")
     # Read when huggingface_hub is imported: it would try again and again for a minute.
     os.environ["HF_HUB_OFFLINE"] = "1"
     typer.secho(f"The Hub cannot be reached; {text} is read from the cache.", dim=True, err=True)
@@ -202,6 +210,7 @@ def _is_cached(repo_id: str, kind: str) -> bool:
 
 __all__ = [
     "DEVICES",
+    "check_benchmark",
     "check_data",
     "check_device",
     "check_model",

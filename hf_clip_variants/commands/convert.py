@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..conversion.options import OfferedOption, offered_options
+from ..conversion.options import OfferedOption, check_official, offered_options
 from ..registry import checkpoint_entries
 from . import options
 from .arguments import check_model, check_name
@@ -71,6 +71,7 @@ def convert(
     """
     if not Path(file).exists():
         raise FileNotFoundError(f"FILE: no such file {file}")
+    check_official(Path(file))
     if method is not None:
         check_name("--method", method, checkpoint_entries())
     check_model("--base", given["base"])

@@ -81,7 +81,7 @@ def evaluate(
 
     \b
     [bold]Example[/bold]
-      hf-clip-variants evaluate --data pets/ --adapter run/adapters/coop/4-shot/seed-1
+      hf-clip-variants evaluate --data pets/ --model run/base --split test
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
     Where images have several labels, it prints mAP and F1.
@@ -89,9 +89,9 @@ def evaluate(
     \b
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
-      hf-clip-variants evaluate --data more-pets.csv --model run/base --common-classes
-      hf-clip-variants evaluate --data photos/ --calibrate train --save tagger \\
-        --model openai/clip-vit-base-patch32
+      hf-clip-variants evaluate --data more.csv --model run/base --common-classes
+      hf-clip-variants evaluate --data photos/ --model run/base --multi-label \\
+        --calibrate train --save tagger
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -180,7 +180,7 @@ def _only_classes_of(loaded, images, data: str):
         known = name_some(loaded.class_names)
         raise ValueError(f"--common-classes: no class of {data} is one of the model's, {known}")
     if others:
-        say(f"{len(others)} classes that the model does not have are left out: {name_some(others)}")
+        say(f"Left out, since the model does not have them: {name_some(others)}")
     return images.select_classes(kept)
 
 

@@ -43,7 +43,7 @@ def knn(
     \b
     [bold]More examples[/bold]
       hf-clip-variants knn my-slip --train pets/ --test more-pets/ --k 10
-      hf-clip-variants knn my-slip --train emoji:fluentflat --test emoji:notov1 --k 1
+      hf-clip-variants knn my-slip --train emoji:emojione --test emoji:notov1
     """
     probing.check(model, train, test, device, out)
     prepare_libraries(watched=not json)

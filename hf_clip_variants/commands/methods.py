@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..registry import Method, did_you_mean
+from ..registry import Method, unknown_name
 from ..registry import methods as all_methods
 from . import options
 from .output import JsonOption, machine_output, screen
@@ -77,5 +77,5 @@ def _rows_by_name() -> dict[str, Method]:
 def _row_called(name: str) -> Method:
     rows = _rows_by_name()
     if name not in rows:
-        raise ValueError(f"method: unknown {name!r}{did_you_mean(name, rows)} Known: {', '.join(rows)}")
+        raise ValueError(f"NAMES: {unknown_name(name, rows)}")
     return rows[name]

@@ -35,6 +35,7 @@ def prepare_libraries(watched: bool = False) -> None:
     # otherwise, that is several times slower (measured: 197 s instead of 30 s for half of the demo); sleeping costs a
     # few microseconds. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours have names
     import warnings
 
     from transformers.utils import logging

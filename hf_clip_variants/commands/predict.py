@@ -71,7 +71,7 @@ def predict(
     [bold]More examples[/bold]
       hf-clip-variants predict *.jpg --model openai/clip-vit-base-patch32 \\
         --classes "cat, dog, fox" --top 3
-      find . -name '*.png' | hf-clip-variants predict --model my-clip --out all.csv
+      find . -name '*.png' | hf-clip-variants predict --model pets --out a.csv
     """
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)

@@ -35,7 +35,7 @@ from .compare import (
     read_expected,
 )
 from .detect import detect_method, load_format
-from .options import check_format, check_options, offered_options
+from .options import check_format, check_official, check_options, offered_options
 
 
 RECORD = "conversion.json"
@@ -133,6 +133,7 @@ def convert_checkpoint(
     ```
     """
     file, out = Path(file), Path(out)
+    check_official(file)
     _check_out(out, overwrite)
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(options.keys() - offered_options().keys()):

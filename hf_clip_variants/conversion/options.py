@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..registry import CheckpointEntry, KindName, Option, checkpoint_entries
@@ -67,6 +68,19 @@ def offered_options() -> dict[str, OfferedOption]:
     return found
 
 
+def check_official(file: Path) -> None:
+    """OSError for what `save_pretrained` wrote: there is nothing to convert."""
+    folder = file if file.is_dir() else file.parent
+    if (file.is_dir() or file.name.startswith("adapter_model.")) and (folder / "adapter_config.json").is_file():
+        raise OSError(
+            f"{file}: an adapter that `save_pretrained` wrote, not an official checkpoint; nothing to convert. "
+            f"Use it: `hf-clip-variants predict IMAGES --adapter {folder}`"
+        )
+    if file.is_dir():
+        what = "a saved model" if (folder / "config.json").is_file() else "a folder"
+        raise IsADirectoryError(f"{file}: {what}, not an official checkpoint; want a file, such as ViT-B-32.pt")
+
+
 def check_format(name: str) -> None:
     """ValueError for a method without a converter."""
     if name not in checkpoint_entries():
@@ -85,4 +99,4 @@ def check_options(method: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}: {value!r}, expected one of {', '.join(allowed)}")
 
 
-__all__ = ["COMMON_OPTIONS", "OfferedOption", "check_format", "check_options", "offered_options"]
+__all__ = ["COMMON_OPTIONS", "OfferedOption", "check_format", "check_official", "check_options", "offered_options"]

@@ -80,7 +80,7 @@ def load_for_prediction(
 
         if base is not None and model is not None:
             raise ValueError(f"base: got {base} beside the model {model}; an adapter is on one of them")
-        source = base or model or _base_of(adapter)
+        source = base or model or base_of_adapter(adapter)
         classifier = (
             None
             if source is None
@@ -135,10 +135,10 @@ def _is_multi_label_adapter(adapter) -> bool:
     return adapter is not None and "label_calibration" in (_adapter_values(adapter).get("modules_to_save") or ())
 
 
-def _base_of(adapter) -> Path | None:
+def base_of_adapter(adapter) -> Path | None:
     """`base/` of the run folder that holds the adapter, if the folder it was trained on is gone.
 
-    None: load the base model that the adapter's configuration names.
+    None: load the base model that the adapter's configuration names. FileNotFoundError: it has moved.
     """
     named = _adapter_values(adapter).get("base_model_name_or_path")
     if not named or not os.path.isabs(named) or os.path.exists(named):
@@ -251,6 +251,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
 __all__ = [
     "Loaded",
     "Prediction",
+    "base_of_adapter",
     "check_model_folder",
     "classify",
     "find_images",

@@ -179,6 +179,8 @@ def adapt(
         detail_bar = bars.add_task("", visible=False)  # of the long step that is running
 
         def detail(title: str, done: int, total: int) -> None:
+            if done < bars.tasks[detail_bar].completed:  # another step: its time left is its own
+                bars.reset(detail_bar)
             bars.update(detail_bar, description=title, completed=done, total=total, visible=done < total)
 
         _save_base(folder, classifier, model)

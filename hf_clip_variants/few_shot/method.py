@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..registry import did_you_mean, few_shot_entries, load_reference
+from ..registry import few_shot_entries, load_reference, unknown_name
 from .recipes import Protocol, Recipe
 
 
@@ -35,6 +35,7 @@ class FewShotMethod:
         small_model_new_classes: further changes for tests on classes that were not trained on.
         demo: settings for `demo`, which should take a minute or two: fewer passes through the encoders.
         trains_image_encoder: if true, features of its training images cannot be computed in advance.
+        text_encoder_runs: in training, for all classes: once, at every step, or for every image.
     """
 
     name: str
@@ -45,6 +46,7 @@ class FewShotMethod:
     small_model_new_classes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     demo: Mapping[str, Any] = field(default_factory=dict, hash=False)
     trains_image_encoder: bool = False
+    text_encoder_runs: Literal["once", "step", "image"] = "once"
 
     @property
     def title(self) -> str:
@@ -97,8 +99,7 @@ def default_methods() -> tuple[str, ...]:
 def few_shot_method(name: str) -> FewShotMethod:
     """The descriptor of `name`. Raises ValueError with the known names."""
     if name not in FEW_SHOT_METHODS:
-        known = ", ".join(FEW_SHOT_METHODS)
-        raise ValueError(f"method: got {name!r}; want one of {known}{did_you_mean(name, FEW_SHOT_METHODS)}")
+        raise ValueError(f"method: {unknown_name(name, FEW_SHOT_METHODS)}")
     return FEW_SHOT_METHODS[name]
 
 

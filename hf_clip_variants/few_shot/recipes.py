@@ -191,6 +191,20 @@ SMALL_MODEL_TRAINER: dict[str, Any] = SMALL_MODEL_VIEWS | {
 }
 
 
+def benchmark_name(dataset: str, argument: str = "dataset") -> str:
+    """The name in `DATASETS` for a usual spelling. ValueError, which names `argument`, for any other data set.
+
+    >>> benchmark_name("Oxford-IIIT Pet")
+    'oxford_pets'
+    """
+    known = _ALIASES.get(re.sub("[^a-z0-9]", "", dataset.lower()))
+    if known is None:
+        raise ValueError(
+            f"{argument}: got {dataset!r}; want one of {', '.join(DATASETS)}, or nothing for data of your own"
+        )
+    return known
+
+
 def recipe(
     method: str,
     shots: int = 16,
@@ -232,12 +246,7 @@ def recipe(
     if profile not in ("published", "tiny"):
         raise ValueError(f"profile: got {profile!r}; want 'published' or 'tiny'")
     if dataset is not None:
-        known = _ALIASES.get(re.sub("[^a-z0-9]", "", dataset.lower()))
-        if known is None:
-            raise ValueError(
-                f"dataset: got {dataset!r}; want one of {', '.join(DATASETS)}, or None for data of your own"
-            )
-        dataset = known
+        dataset = benchmark_name(dataset)
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol: got {protocol!r}; want one of {', '.join(get_args(Protocol))}")
     return descriptor.recipe(shots, dataset, profile, protocol)

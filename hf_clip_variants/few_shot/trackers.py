@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..registry import did_you_mean
+from ..registry import unknown_name
 
 
 PROJECT = "hf-clip-variants"
@@ -41,8 +41,7 @@ def track(
     installed = {str(getattr(each, "value", each)) for each in get_available_trackers()}
     for name in names:
         if name not in (*LOGGER_TYPE_TO_CLASS, "all"):
-            known = ", ".join(LOGGER_TYPE_TO_CLASS)
-            raise ValueError(f"report_to: got {name!r}; want one of {known}{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}")
+            raise ValueError(f"report_to: {unknown_name(name, LOGGER_TYPE_TO_CLASS)}")
         if name not in installed | {"all"}:
             raise ValueError(f"report_to: {name} is not installed (pip install {name})")
     accelerator: Any = None

@@ -90,10 +90,11 @@ def push(
     }
     if with_base and isinstance(folder_or_model, (str, Path)):
         from ..adapters.loading import load_adapter
+        from ..evaluation.prediction import base_of_adapter
 
         if not (Path(folder_or_model) / _ADAPTER_CONFIG).is_file():
             raise ValueError(f"with_base: {folder_or_model} is not an adapter (no {_ADAPTER_CONFIG})")
-        folder_or_model = load_adapter(folder_or_model, _load_base(base))
+        folder_or_model = load_adapter(folder_or_model, _load_base(base or base_of_adapter(folder_or_model)))
     temporary = None
     in_memory = not isinstance(folder_or_model, (str, Path))
     if in_memory:

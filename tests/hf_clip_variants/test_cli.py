@@ -1,5 +1,6 @@
 """The command line: listing, errors, exit codes, machine-readable output. Each command has its own tests."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 import hf_clip_variants
 from hf_clip_variants import cli
-from hf_clip_variants.commands.output import JsonOption, machine_output
+from hf_clip_variants.commands.output import JsonOption, machine_output, prepare_libraries
 from hf_clip_variants.registry import methods
 
 
@@ -47,7 +48,7 @@ def test_help_lists_every_command_and_imports_none(run, monkeypatch):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_of_every_command_has_an_example(run, name):
     code, out, _ = run(name, "--help")
-    summary, _, rest = out.partition("Example\n" if "Example\n" in out else " Example ")
+    summary, _, rest = out.partition(" Example ")
     assert code == 0 and rest.strip().startswith(f"hf-clip-variants {name}"), "one example first"
     assert "--json" in out and "│" not in summary, "and before the options"
 
@@ -68,6 +69,8 @@ def test_methods_table_and_json_come_from_the_registry(run):
     assert code == 0
     for row in methods():
         assert row.name in out and row.paper.url in out
+        assert all(entry.name in out for entry in row.few_shot)
+    assert run("methods", "tip_adapter_f", "tip_adapter")[1] == run("methods", "tip_adapter")[1], "the row it is in"
     code, out, err = run("methods", "--json")
     assert code == 0 and err == "" and json.loads(out) == [row.as_dict() for row in methods()]
     models = [row["name"] for row in json.loads(run("methods", "--kind", "model", "--json")[1])]
@@ -78,7 +81,7 @@ def test_methods_table_and_json_come_from_the_registry(run):
 def test_user_errors_are_one_line_on_stderr(run, toy_command):
     code, out, err = run("methods", "tip-adapter")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("Error: method: unknown 'tip-adapter'; did you mean 'tip_adapter'")
+    assert err.startswith("Error: NAMES: unknown 'tip-adapter'; did you mean 'tip_adapter'")
     for error in (ValueError("a\n  b"), FileNotFoundError(2, "No such file", "x.png"), ImportError("pip install it")):
 
         def fail(error=error):
@@ -206,4 +209,41 @@ def test_console_script_is_installed():
     (script,) = entry_points(group="console_scripts", name="hf-clip-variants")
     assert script.load() is cli.main
     done = in_a_new_process("methods", "nothing")
-    assert done.returncode == 1 and done.stderr.startswith("Error: method: unknown 'nothing'")
+    assert done.returncode == 1 and done.stderr.startswith("Error: NAMES: unknown 'nothing'")
+
+
+def test_without_arguments_the_program_explains_itself(run):
+    assert run() == run("--help")
+
+
+def test_env_is_one_fact_a_line(run):
+    code, out, _ = run("env")
+    assert code == 0 and all(line.startswith("- ") and ": " in line for line in out.splitlines())
+    found = json.loads(run("env", "--json")[1])
+    assert found["hf-clip-variants"] == hf_clip_variants.__version__ and found["devices"] and found["torch"]
+    assert [line[2:].partition(": ")[0] for line in out.splitlines()] == list(found)
+
+
+def test_loading_is_said_at_once_and_only_to_who_watches(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    said = []
+    for watched, stream in ((True, Terminal()), (False, Terminal()), (True, io.StringIO())):
+        monkeypatch.setattr(sys, "stderr", stream)
+        prepare_libraries(watched)
+        said.append("Loading …" in stream.getvalue())
+    assert said == [True, False, False]
+
+
+def test_the_lecture_on_unknown_repositories_becomes_one_line(run, toy_command):
+    def toy():
+        raise OSError(
+            "m/gone is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'"
+            "\nIf this is a private repository, make sure to pass a token having permission to this repo"
+        )
+
+    toy_command(toy)
+    reason = "no such folder m/gone, and no such repository on the Hub (a private one needs `hf auth login`)"
+    assert run("toy") == (1, "", f"Error: {reason}\n")

@@ -48,7 +48,7 @@ def arguments(sources, out, *more, methods="tip_adapter,coop", protocols="few_sh
     model, data, _ = sources
     trained = ["--set", "epochs=2"] if methods != "tip_adapter" else []
     sizes = ["--methods", methods, "--protocols", protocols, "--shots", "1,2", "--seeds", "1,2"]
-    return ["--out", str(out), "--models", model, "--data", data, *sizes, *FAST, *trained, *more]
+    return ["--out", str(out), "--model", model, "--data", data, *sizes, *FAST, *trained, *more]
 
 
 def records_of(out):
@@ -120,7 +120,7 @@ def test_different_settings_in_the_same_folder_are_refused(script, whole, source
         (["--templates", "a {}"], 'templates was ["an emoji of {}"'),
         (["--profile", "published"], 'profile was "tiny", now "published"'),
         (["--set", "coop.epochs=3"], 'coop, 1, 1 with other settings: overrides was {"epochs": 2}, now {"epochs": 3}'),
-        (["--tests", f"icons={sources[1]}"], "tests was {}, now {"),
+        (["--test-data", f"icons={sources[1]}"], "tests was {}, now {"),
     ):
         assert script.main(arguments(sources, whole, *change)) == 2
         assert match in capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_transfer_to_targets_and_domains(script, sources, tmp_path):
     command = [
         "--out",
         str(tmp_path / "out"),
-        "--models",
+        "--model",
         sources[0],
         "--data",
         sources[1],
@@ -198,12 +198,12 @@ def test_saved_datasets_and_folders_without_splits_are_read(script, sources, tmp
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--protocols", "zero"], "protocols: got 'zero'; want some of few_shot, base_to_new, cross_dataset"),
+        (["--protocols", "zero"], "--protocols: unknown 'zero'. Known: few_shot, base_to_new, cross_dataset"),
         (["--protocols", "cross_dataset"], "cross_dataset: got no --targets; want the data sets to test on"),
-        (["--methods", "magic"], "method: got 'magic'; want one of tip_adapter"),
+        (["--methods", "magic"], "--methods: unknown 'magic'"),
         (["--set", "epoch=1"], "has no 'epoch'"),
         (["--seeds", "1,x"], "seeds: got '1,x'; want whole numbers"),
-        (["--seeds", "1,1"], "something is given twice"),
+        (["--seeds", "1,1"], "want none of them twice"),
         (["--data", "no/such/folder/x"], "no such file or folder"),
     ],
 )

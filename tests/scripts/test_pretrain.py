@@ -90,7 +90,7 @@ def test_every_method_trains_and_saves_a_loadable_model(more, cls, script, tmp_p
         "8",
         "--eval",
         "emoji:fluent3d",
-        "--eval-templates",
+        "--test-templates",
         "icons",
         "--out",
         str(out),
@@ -175,7 +175,7 @@ def test_audioclip_trains_an_audio_encoder_for_a_frozen_clip(script, tmp_path, c
     )
     model_options = ["--init", str(clip / "model"), "--set", f"audio_config={audio_config}"]
     model_options += ["--set", 'frozen_modalities=["image","text"]', "--seconds", "0.5"]
-    evaluation = ["--hold-out", "0.34", "--held-out", f"tones={data}"]
+    evaluation = ["--hold-out", "0.34", "--test-pairs", f"tones={data}"]
     arguments = [*common, "--method", "audioclip", *model_options, *evaluation, "--out", str(out)]
     assert script.main(arguments) == 0, capsys.readouterr().err
     model = AutoModel.from_pretrained(out / "model")
@@ -293,7 +293,7 @@ def test_every_method_starts_from_a_trained_clip(method, script, tmp_path, capsy
         "--lr",
         "1e-7",
     ]
-    evaluation = ["--eval", "emoji:fluent3d", "--eval-templates", "icons"]
+    evaluation = ["--test-data", "emoji:fluent3d", "--test-templates", "icons"]
     assert script.main([*arguments, *evaluation, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     assert run_of(tmp_path / "run")["metrics"]["eval_fluent3d_top1"] == pytest.approx(0.495, abs=0.01)
 
@@ -329,9 +329,9 @@ ONE_STEP = ["--arch", "ViT-mini", "--steps", "1"]
             ["--data", *DATA, "--arch", "RN-mini", "--steps", "1", "--micro-batch-size", "2"],
             "clip on RN-mini has batch",
         ),
-        (["--data", *DATA, *ONE_STEP, "--held-out", "a=emoji.parquet"], "no such file"),
-        (["--data", *DATA, *ONE_STEP, "--stream", "--hold-out", "0.5"], "hold_out: rows can be held out of"),
-        (["--data", *DATA, *ONE_STEP, "--hold-out", "1.5"], "hold_out: got 1.5"),
+        (["--data", *DATA, *ONE_STEP, "--test-pairs", "a=emoji.parquet"], "no such file"),
+        (["--data", *DATA, *ONE_STEP, "--stream", "--hold-out", "0.5"], "--hold-out: rows can be held out of"),
+        (["--data", *DATA, *ONE_STEP, "--hold-out", "1.5"], "--hold-out: got 1.5"),
     ],
 )
 def test_wrong_arguments_are_named_and_leave_no_files(arguments, message, script, tmp_path, capsys):

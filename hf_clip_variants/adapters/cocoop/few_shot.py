@@ -44,4 +44,5 @@ COCOOP = FewShotMethod(
     small_model=SMALL_MODEL_TRAINER
     | {"learning_rate": 0.01, "epochs": 4, "batch_size": 32, "context_init": "an emoji of"},
     demo={"epochs": 1},
+    text_encoder_runs="image",
 )

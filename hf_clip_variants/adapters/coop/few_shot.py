@@ -68,4 +68,5 @@ COOP = FewShotMethod(
         "class_specific": True,
     },
     small_model_new_classes={"class_specific": False, "learning_rate": 0.03},
+    text_encoder_runs="step",
 )

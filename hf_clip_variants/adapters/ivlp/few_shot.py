@@ -50,4 +50,5 @@ IVLP = FewShotMethod(
     small_model=SMALL_MODEL_PROMPTS | {"context_init": "an emoji of"},
     demo={"epochs": 5, "learning_rate": 5e-3},
     trains_image_encoder=True,
+    text_encoder_runs="step",
 )

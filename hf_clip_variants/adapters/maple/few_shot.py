@@ -55,4 +55,5 @@ MAPLE = FewShotMethod(
     small_model=SMALL_MODEL_PROMPTS | {"context_init": "an emoji of", "prompt_depth": 3},
     demo={"epochs": 5, "learning_rate": 5e-3},
     trains_image_encoder=True,
+    text_encoder_runs="step",
 )

@@ -37,7 +37,8 @@ def align_classes(images: ImageSet, class_names: Sequence[str], what: str) -> Im
     if unknown:
         raise ValueError(
             f"{what}: {len(unknown)} of {len(used)} classes are not among the {len(class_names)} trained ones: "
-            f"{name_some(unknown)}; the trained ones are {name_some(class_names)}"
+            f"{name_some(unknown)}; the trained ones are {name_some(class_names)}. Rename them, or keep the common "
+            "classes only (--common-classes)"
         )
     from datasets import ClassLabel
 

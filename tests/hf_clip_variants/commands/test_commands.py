@@ -14,7 +14,6 @@ from few_shot_runs import CONCEPTS, results_of
 from PIL import Image
 
 from hf_clip_variants import cli, embedded_model
-from hf_clip_variants.commands.arguments import parse_overrides
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +104,6 @@ def test_adapt_prints_json_and_exits_1_when_a_method_fails(run, clip, images, tm
     assert run("adapt")[0] == 2, "--data is missing"
 
 
-def test_overrides_are_parsed_as_json_or_text():
-    given = ["epochs=5", "coop.learning_rate=1e-3", "augmentation=none", "search_step=[4, 5]", "drop_last=true"]
-    expected = {"epochs": 5, "coop.learning_rate": 1e-3, "augmentation": "none", "search_step": [4, 5]}
-    assert parse_overrides(given) == expected | {"drop_last": True}
-    for bad in ("epochs", "=5"):
-        with pytest.raises(ValueError, match="--set: got"):
-            parse_overrides([bad])
-
-
 # ----------------------------------------------------------------------------------------------------------- predict
 
 
@@ -167,6 +157,65 @@ def test_predict_works_after_the_run_folder_was_moved(run, adapted, images, tmp_
     finally:
         hidden.rename(folder)
     assert (code, out) == (0, expected), err
+
+
+def test_a_base_model_that_has_moved_is_named(run, adapted, images, tmp_path, monkeypatch):
+    from hf_clip_variants.hub import push as hub
+
+    folder, _, _ = adapted
+    adapter, image = tmp_path / "alone", images / "test" / "cat"
+    expected = run("predict", "--adapter", folder / "adapters/clip_adapter/1-shot/seed-1", image)[1]
+    shutil.copytree(folder / "adapters/clip_adapter/1-shot/seed-1", adapter)
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    try:
+        for command in (
+            ["predict", image, "--adapter", adapter],
+            ["evaluate", "--data", images, "--adapter", adapter],
+            ["push", adapter, "me/x", "--with-base"],
+        ):
+            code, out, err = run(*command)
+            assert code == 1 and out == "" and err.count("\n") == 1
+            assert f"{adapter}: the adapter's base model was {folder / 'base'}, which is not there any more" in err
+            assert err.endswith("(--base)\n")
+        base = ["--base", moved / "base"]
+        assert run("predict", image, "--adapter", adapter, *base)[1] == expected
+        assert run("predict", image, "--model", adapter, *base)[1] == expected
+        assert run("evaluate", "--data", images, "--adapter", adapter, *base)[0] == 0
+        given = []
+        monkeypatch.setattr(hub, "push", lambda *_, base, **__: given.append(base) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("push", adapter, "me/x", "--with-base", *base)
+        assert given == [str(moved / "base")]
+        code, _, err = run("predict", image, "--model", moved / "base", *base)
+        assert code == 1 and err.startswith("Error: --base: got") and "without an adapter" in err
+    finally:
+        moved.rename(folder)
+
+
+def test_predict_writes_a_file_when_all_is_done(run, clip, images, tmp_path, monkeypatch):
+    arguments = ["predict", images / "test", "--model", clip, "--classes", "cat,dog"]
+    out = tmp_path / "new" / "predictions.csv"
+    code, printed, err = run(*arguments, "--out", out)
+    assert (code, printed) == (0, "") and out.read_text() == run(*arguments)[1], err
+    assert run(*arguments, "--out", tmp_path / "lines.jsonl", "--json")[1] == ""
+    assert len((tmp_path / "lines.jsonl").read_text().splitlines()) == 12
+
+    from hf_clip_variants.evaluation import prediction
+
+    classify = prediction.classify
+
+    def interrupted(*values):
+        yield next(classify(*values))
+        raise KeyboardInterrupt
+
+    before = out.read_bytes()
+    monkeypatch.setattr(prediction, "classify", interrupted)
+    code, _, err = run(*arguments, "--out", out)
+    assert code == 130 and "Interrupted." in err and out.read_bytes() == before
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    code, _, err = run(*arguments, "--out", tmp_path)
+    assert code == 1 and f"--out: {tmp_path} is a folder; want a file" in err
 
 
 @pytest.mark.parametrize("output", ["csv", "json"])
@@ -243,6 +292,7 @@ def test_the_same_image_gets_the_same_scores_in_any_batch(run, clip, images):
         (["EMPTY", "--model", "CLIP", "--classes", "cat,dog"], "no image files"),
         (["x.png", "--model", "EMPTY"], "config.json"),
         (["x.png", "--adapter", "EMPTY"], "adapter_config.json"),
+        (["x.png", "--model", "CLIP", "--classes", "cat,dog", "--device", "cuda:77"], "--device: got 'cuda:77'"),
     ],
 )
 def test_wrong_arguments_of_predict_are_named(run, clip, tmp_path, arguments, words):

@@ -213,7 +213,7 @@ def test_unreadable_images_are_left_out_and_listed(broken_image_folder):
 
 def test_linear_probe_prints_what_the_function_finds(run, images, tmp_path):
     arguments = ["linear-probe", embedded_model(), "--train", images, "--out", tmp_path / "out" / "result.json"]
-    code, out, err = run(*arguments, "--json", "--seed", 2, "--held-out", 0.5)
+    code, out, err = run(*arguments, "--json", "--seed", 2, "--hold-out", 0.5)
     result = json.loads(out)
     assert code == 0 and json.loads((tmp_path / "out" / "result.json").read_text()) == result
     train, test = load_probe_images(str(images))
@@ -248,7 +248,7 @@ def test_knn_prints_what_the_function_finds(run, images):
     code, out, _ = run(*arguments, "-k", 1)
     assert code == 0 and "1 neighbours, temperature 0.07" in out and "encoder features of width 192" in out
     code, out, err = run(*arguments)
-    assert (code, out) == (1, "") and err.startswith("Error: k: got 20; want 1..12")
+    assert (code, out) == (1, "") and err.startswith("Error: --k: got 20; want 1..12")
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])
@@ -278,7 +278,7 @@ def test_a_probe_that_did_not_converge_says_so(run, clip, images):
         (["linear-probe", "CLIP", "--train", "IMAGES", "--strength", "0"], "strength: got 0"),
         (["knn", "CLIP", "--train", "IMAGES", "--k", "13"], "k: got 13; want 1..12"),
         (["knn", "CLIP", "--train", "IMAGES", "--k", "1", "--temperature", "0"], "temperature: got 0"),
-        (["linear-probe", "CLIP", "--train", "IMAGES", "--held-out", "1"], "held_out: got 1"),
+        (["linear-probe", "CLIP", "--train", "IMAGES", "--hold-out", "1"], "--hold-out: got 1"),
         (["linear-probe", "CLIP", "--train", "emoji:notov1", "--test", "emoji:fluent3d"], "no class has two training"),
         (
             ["linear-probe", "CLIP", "--train", "IMAGES", "--label-column", "x", "--test-split", "dev"],

@@ -366,6 +366,6 @@ def test_the_command_converts_adapters(run, bases, tmp_path):
     code, out, err = run(*arguments, "--classes", ",".join(names_of(fixture)), "--compare", "--overwrite")
     assert code == 0 and out.startswith("CLIPV_COOP: ") and "Not needed: " in out and "Before and after" in out, err
     code, out, err = run("convert", file, tmp_path / "other")
-    assert (code, out) == (1, "") and err.startswith("Error: base: coop is an adapter")
+    assert (code, out) == (1, "") and err.startswith("Error: --base: coop is an adapter")
     code, _, err = run("predict", "--adapter", tmp_path / "out", tmp_path / "nothing.png")
     assert code == 1 and "nothing.png" in err

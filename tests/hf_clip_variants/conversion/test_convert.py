@@ -667,8 +667,8 @@ def test_the_command_prints_a_summary(run, openai, letters, tmp_path):
 def test_exit_codes_of_the_command(run, vit, letters, tmp_path, monkeypatch):
     file = plain(vit.state_dict, tmp_path / "m.pt")
     assert run("convert", file)[0] == 2 and run("convert", file, tmp_path / "out", "--dtype", "int8")[0] == 2
-    code, out, err = run("convert", file, tmp_path / "out", "--method", "coop", "--base", "x")
-    assert (code, out) == (1, "") and err.startswith("Error: method: 'coop' was asked for")
+    code, out, err = run("convert", file, tmp_path / "out", "--method", "coop", "--base", tmp_path)
+    assert (code, out) == (1, "") and err.startswith("Error: --method: 'coop' was asked for")
 
     from hf_clip_variants.conversion import convert as conversion
 

@@ -141,7 +141,7 @@ def test_names_and_overrides():
     with pytest.raises(FrozenInstanceError):
         recipe("coop").epochs = 3
     for bad, message in (
-        ({"method": "mapel"}, "method: got 'mapel'; want one of tip_adapter"),
+        ({"method": "mapel"}, "method: unknown 'mapel'; did you mean 'maple'"),
         ({"dataset": "imagnet"}, "dataset: got 'imagnet'; want one of caltech101"),
         ({"shots": 0}, "shots: got 0"),
         ({"profile": "large"}, "profile: got 'large'"),
