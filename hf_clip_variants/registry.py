@@ -650,7 +650,7 @@ def methods(kind: KindName | None = None) -> list[Method]:
     >>> import hf_clip_variants
 
     >>> [method.name for method in hf_clip_variants.methods("adapter")]
-    ['tip_adapter', 'clip_adapter', 'coop', 'cocoop', 'maple', 'vpt', 'ivlp']
+    ['tip_adapter', 'linear_head', 'clip_adapter', 'coop', 'cocoop', 'maple', 'vpt', 'ivlp']
     ```
     """
     if kind is not None and kind not in KINDS:

@@ -91,8 +91,8 @@ def evaluate(
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
       hf-clip-variants evaluate --data more.csv --model run/base --common-classes
-      hf-clip-variants evaluate --data photos/ --calibrate train --save tagger \\
-        --model openai/clip-vit-base-patch32
+      hf-clip-variants evaluate --data photos/ --model run/base --multi-label \\
+        --calibrate train --save tagger
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -199,7 +199,7 @@ def print_accuracy(result: dict) -> None:
 
     out = screen()
     split = f", split {result['split']}" if result["split"] else ""
-    beside = "" if result["zero_shot"] is None else f" (zero-shot CLIP: {100 * result['zero_shot']:.1f} %)"
+    beside = "" if result.get("zero_shot") is None else f" (zero-shot CLIP: {100 * result['zero_shot']:.1f} %)"
     about = f"{beside} of {result['images']} images in {result['classes']} classes ({result['data']}{split})"
     out.print(Text.assemble((f"{100 * result['accuracy']:.1f} %", "bold"), about), soft_wrap=True)
     measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)[:SHOWN_CLASSES]

@@ -394,7 +394,7 @@ def fit_adapter(
     >>> images = CachedImages(compute_features(encode, train, processor, progress=False))
     >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(images, images), overrides={"augmentation": "none"})
     >>> fitted.validation.kind, fitted.model.peft_config["default"].cache_size
-    ('cross-validation', 6)
+    ('leave-one-out', 6)
 
     ```
     """

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CLIPAdapterRecipe(Recipe):
-    """CLIP-Adapter's recipe. `ratio_candidates` are compared on validation images: no table of ratios is published."""
+    """CLIP-Adapter's recipe. `ratio_candidates` are compared on validation images: no table of ratios is published.
+    `ratio` None: without validation images it follows from the shots (`ratio_of`)."""
 
-    ratio: float = 0.2
+    ratio: float | None = None
     ratio_candidates: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
     search_fields: ClassVar[frozenset[str]] = frozenset({"ratio_candidates"})
@@ -39,17 +40,20 @@ def published_recipe(shots: int, dataset: str | None, protocol: Protocol) -> CLI
         views=50,
         batch_size=32,
         drop_last=True,
-        ratio=0.6 if dataset == "dtd" else 0.2,
+        ratio=None if dataset is None else 0.6 if dataset == "dtd" else 0.2,
         **COOP_TRAINER,
     )
 
 
 def fit_clip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
     """Train the bottleneck, with every candidate ratio where there is a validation split, and keep the best."""
-    recipe = fit.recipe
-    ratios = (recipe.ratio,)
-    if "ratio" not in fit.asked and not fit.config.get("learnable_ratio"):
-        ratios = (recipe.ratio_candidates or ratios) if fit.validates_on_split else (ratio_of(fit.evidence),)
+    recipe, learnable = fit.recipe, fit.config.get("learnable_ratio")
+    given = CLIPAdapterConfig.ratio if learnable else ratio_of(fit.evidence)
+    ratios = (given if recipe.ratio is None else recipe.ratio,)
+    # Candidates cost a training each, and in every fold: they are compared on a split, or where the user asks for it.
+    compared = fit.validates_on_split or (fit.folds and "ratio_candidates" in fit.asked)
+    if compared and recipe.ratio_candidates and "ratio" not in fit.asked and not learnable:
+        ratios = recipe.ratio_candidates
     candidates = [CLIPAdapterConfig(ratio=ratio, **fit.config) for ratio in ratios]
     model, best = fit.train_best(candidates)
     return model, {"ratio": candidates[best].ratio}
@@ -69,5 +73,5 @@ CLIP_ADAPTER = FewShotMethod(
     published=published_recipe,
     fit=fit_clip_adapter,
     expected_gain=(-0.05, 0.28),
-    small_model=SMALL_MODEL_TRAINER | {"weight_decay": 1e-2, "epochs": 100, "batch_size": 512, "ratio": 0.6},
+    small_model=SMALL_MODEL_TRAINER | {"weight_decay": 1e-2, "epochs": 100, "batch_size": 512},
 )

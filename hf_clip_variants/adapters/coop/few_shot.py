@@ -68,6 +68,6 @@ COOP = FewShotMethod(
         "context_init": "an emoji of",
         "class_specific": True,
     },
-    small_model_new_classes={"class_specific": False, "learning_rate": 0.03},
+    small_model_new_classes={"class_specific": False, "learning_rate": 0.03, "epochs": 40},
     text_encoder_runs="step",
 )

@@ -463,7 +463,7 @@ def test_an_interrupted_adapt_prints_no_traceback_and_can_go_on(clip, images, tm
     import signal
 
     arguments = ["--model", str(clip), "--data", str(images), "--out", str(tmp_path / "run"), "--methods", "coop"]
-    arguments += ["--shots", "1", "--seeds", "1,2,3", "--profile", "published", "--set", "epochs=400"]
+    arguments += ["--shots", "1", "--seeds", "1,2,3", "--profile", "published", "--set", "epochs=1500"]
     arguments += ["--set", "augmentation=none", "--set", "num_context_tokens=4"]
     command = [sys.executable, "-m", "hf_clip_variants.cli", "adapt", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

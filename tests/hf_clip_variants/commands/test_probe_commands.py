@@ -320,7 +320,7 @@ def test_a_plain_folder_is_enough(run, clip, tmp_path, command):
     code, out, err = run(command, clip, "--train", folder, *options, "--json")
     result = json.loads(out)
     assert code == 0 and (result["split"], result["images"], result["train"]["images"]) == ("held-out", 6, 18)
-    assert f"{folder} has no test split, so 6 of its 24 images are held out to test on, 20% of each class." in err
+    assert f"{folder}: no test split, so 6 of 24 images are held out to test on, 20% of each class." in err
 
 
 @pytest.mark.parametrize("command", ["linear-probe", "knn"])

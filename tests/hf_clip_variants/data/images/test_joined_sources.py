@@ -1,6 +1,7 @@
 """Several sources read as one, and the classes that sources share."""
 
 import pytest
+from datasets import Dataset, Image
 from few_shot_runs import CONCEPTS, save_images
 
 from hf_clip_variants import load_images
@@ -42,9 +43,10 @@ def test_named_labels_are_joined_with_text(folders):
 
 
 def test_integers_without_names_are_refused(folders, tmp_path):
-    (tmp_path / "table.csv").write_text(f"path,label\n{folders / 'plain/cat/fluentflat.png'},3\n")
-    with pytest.raises(ValueError, match="table.csv has integer labels without names"):
-        load_images([folders / "plain", tmp_path / "table.csv"])
+    table = Dataset.from_dict({"image": [str(folders / "plain/cat/fluentflat.png")], "label": [3]})
+    table.cast_column("image", Image()).to_parquet(tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match="table.parquet has integer labels without names"):
+        load_images([folders / "plain", tmp_path / "table.parquet"])
 
 
 def test_a_list_of_one_is_that_source(folders):
