@@ -31,7 +31,7 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """
-    Adapt the embedded tiny CLIP to classes that it has never seen. Offline, about two minutes.
+    Adapt the embedded tiny CLIP to classes that it has never seen. Offline, two to four minutes.
 
     \b
     [bold]Example[/bold]

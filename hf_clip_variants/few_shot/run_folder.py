@@ -13,7 +13,7 @@ from typing import Any
 from ..files.json_files import digest, write_json
 
 
-VERSION = 1  # of results.json
+VERSION = 2  # of results.json
 RUN_KEY = ("protocol", "data", "model", "method", "shots", "seed")  # the fields that name a run
 
 

@@ -67,7 +67,7 @@ def finished(clip, images, tmp_path_factory):
 
 def test_the_run_folder_holds_all_documented_files(finished, clip, images):
     results = results_of(finished)
-    assert results["status"] == "finished" and results["version"] == 1
+    assert results["status"] == "finished" and results["version"] == 2
     assert results["settings"]["test_data"] == {"test": str(images)} and results["settings"]["profile"] == "published"
     assert results["data"]["class_names"] == sorted(CONCEPTS) and results["data"]["train_images"] == 12
     assert results["data"]["test_sets"]["test"]["images"] == 12

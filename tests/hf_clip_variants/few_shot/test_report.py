@@ -72,7 +72,7 @@ def make_run_folder(folder, methods=None, shots=(1, 2), seeds=(1, 2), concepts=C
                 )
     about = {"images": len(labels), "unreadable": [], "source": str(images), "split": None}
     results = {
-        "version": 1,
+        "version": 2,
         "status": "finished",
         "settings": {"model": "emoji-clip-tiny", "data": "emoji:fluentflat", "test_data": {}, "seeds": list(seeds)},
         "environment": {"device": "cpu", "threads": 2},
