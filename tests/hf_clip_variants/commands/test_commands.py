@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from few_shot_runs import CONCEPTS, results_of
@@ -467,7 +468,10 @@ def test_an_interrupted_adapt_prints_no_traceback_and_can_go_on(clip, images, tm
     arguments += ["--set", "augmentation=none", "--set", "num_context_tokens=4"]
     command = [sys.executable, "-m", "hf_clip_variants.cli", "adapt", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell's background jobs ignore SIGINT, and so would everything that they start.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, **pipes, env=environment, preexec_fn=listening)
     deadline = time.monotonic() + 150
     while not (tmp_path / "run" / "results.json").exists() or len(results_of(tmp_path / "run")["runs"]) < 1:
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
