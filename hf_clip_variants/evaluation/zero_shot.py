@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
-from ..modeling.clip_classifier.modeling_clip_classifier import ensemble_prompts
+from ..modeling.clip_classifier.adapter_places import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
 from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, prompt_counts, resolve_templates
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from parity_fixtures import assert_close, load_fixture
 
-from hf_clip_variants.modeling.clip_classifier.modeling_clip_classifier import LogitHead, ensemble_prompts
+from hf_clip_variants.modeling.clip_classifier.adapter_places import LogitHead, ensemble_prompts
 from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
 
 

@@ -122,7 +122,7 @@ def test_modules_found_by_name_are_exported_and_imported_at_the_end(modules, mon
 
 # ---- what a classifier takes along
 
-MAX_FILES, MAX_LINES = 12, 3100
+MAX_FILES, MAX_LINES = 15, 3600
 OWN_FILES = {
     "clip": set(),
     "clipv-clip_resnet": {"family_clip_resnet.py", "modeling_clip_resnet.py", "contrastive_loss.py"},

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierConfig
-from hf_clip_variants.modeling.clip_classifier import modeling_clip_classifier
+from hf_clip_variants.modeling.clip_classifier import adapter_places
 from hf_clip_variants.modeling.dual_encoders import prompt_encoding
 
 
@@ -71,10 +71,10 @@ def test_logits_equal_plain_zero_shot_clip(clip_folder, templates):
 
 def test_several_templates_give_unit_norm_class_features_and_one_gives_the_projections_own():
     features = 3 * torch.randn(5, 4, 24)
-    ensemble = modeling_clip_classifier.ensemble_prompts(features)
+    ensemble = adapter_places.ensemble_prompts(features)
     expected = torch.nn.functional.normalize(features, dim=-1).mean(1)
     assert torch.allclose(ensemble, expected / expected.norm(dim=-1, keepdim=True), atol=1e-6)
-    assert torch.equal(modeling_clip_classifier.ensemble_prompts(features[:, :1]), features[:, 0])
+    assert torch.equal(adapter_places.ensemble_prompts(features[:, :1]), features[:, 0])
 
 
 @torch.no_grad()
