@@ -83,7 +83,7 @@ def parse_overrides(
 
 def check_templates(text: str | None) -> None:
     """ValueError for a word that is neither a template, a file nor a named set."""
-    if text is None or "{" in text or Path(text).is_file():
+    if text is None or "{" in text or Path(text).exists():
         return
     from ..modeling.dual_encoders.template_sets import TEMPLATE_SETS
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..modeling.decoding.regular_files import open_regular
 from .images.names import IMAGE_COLUMNS, IMAGE_EXTENSIONS
 
 
@@ -244,9 +246,9 @@ def _records(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 def _lines(file: Path) -> Iterator[str]:
     r"""Lines with their ends, of \n, \r or \r\n and nothing else: U+2028 and U+0085 are text."""
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         encoding = _encoding(stream.read(4))
-    with open(file, encoding=encoding, newline="") as stream:
+    with io.TextIOWrapper(open_regular(file), encoding=encoding, newline="") as stream:
         try:
             for number, line in enumerate(stream, 1):
                 if "\0" in line:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ...modeling.decoding.regular_files import check_regular
 from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from ...registry import did_you_mean
 from ..tables import TABLE_SUFFIXES, Table, located, open_table
@@ -241,6 +242,8 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
     if text.startswith("coop:"):
         return _from_coop(text)
     path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     if path.is_dir():
         return _from_folder(path, columns)
     if path.is_file():
@@ -385,8 +388,9 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
         raise ValueError("source: got an empty list; want Parquet files")
     grouped: dict[str, list[Path]] = {}
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"source: no such file: {file}")
+        check_regular(file)
         shown = file.relative_to(root).as_posix() if root else file.name
         word = (
             re.search(r"(?:^|[-_./])(" + "|".join(SPLIT_ALIASES) + r")(?=[-_./])", shown.lower())
