@@ -32,8 +32,8 @@ def download(url: str, allow_local: bool | None = None, seconds: float | None = 
     """What is at an http(s) URL.
 
     Args:
-        allow_local: also loopback and private addresses, but not by a redirect from another host. Default: what the environment variable
-            `HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS` says (1: yes); no if it is not set.
+        allow_local: also loopback and private addresses, but not by a redirect from another host. Default: what the
+            environment variable `HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS` says (1: yes); no if it is not set.
         seconds: for all of it. Default: `MAX_SECONDS`.
 
     Raises:

@@ -82,7 +82,7 @@ def prepare(image: PIL.Image.Image, name: str = "", roughly: bool = False) -> in
     needed = decoding_bytes(image, divisor if image.format == "JPEG" else 1)
     if needed > MAX_DECODED_BYTES:
         raise ValueError(
-            f"{image.width} x {image.height} pixels{name} in a form ({image.format}, mode {image.mode}) whose decoding "
+            f"{image.width} x {image.height} pixels{name} in a form ({image.format}, mode {image.mode}) that "
             f"takes {needed >> 20} MiB of memory, more than {MAX_DECODED_BYTES >> 20}; resize it"
         )
     if image.format == "JPEG" and image.width * image.height > SCAN_PIXELS and image.info.get("progressive"):

@@ -99,6 +99,8 @@ def coco_captions(file: Path, image_folder: str | None) -> tuple[datasets.Datase
 
     try:
         found = json.loads(decode_text(read_regular(file)))
+    except RecursionError:
+        raise ValueError(f"{file}: lists in lists, too deep to be read") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from None
     except ValueError as error:

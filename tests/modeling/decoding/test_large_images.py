@@ -53,7 +53,7 @@ def png_of_one_bit(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(1, 90),
     st.integers(1, 90),
@@ -98,7 +98,7 @@ def test_a_thin_image_gives_the_same_pixels(shape, monkeypatch):
 
 
 def test_a_picture_bomb_takes_little_memory_in_many_threads():
-    content = png_of_one_bit(6000, 6000)  # 36 million pixels; as RGB in Pillow 144 MB
+    content = png_of_one_bit(4000, 4000)  # as RGB in Pillow 64 MB
     taken = []
     original = stored_images.StoredImage.part
 
@@ -109,7 +109,7 @@ def test_a_picture_bomb_takes_little_memory_in_many_threads():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored_images.StoredImage, "part", part)
         CLIPClassifierImageProcessor()([content], return_tensors="pt")
-    assert sum(taken) == 36_000_000 and max(taken) <= stored_images.STRIP_PIXELS
+    assert sum(taken) == 16_000_000 and max(taken) <= stored_images.STRIP_PIXELS
 
 
 def test_images_of_all_threads_share_one_budget():
@@ -133,8 +133,8 @@ def test_images_of_all_threads_share_one_budget():
 def test_the_budget_comes_back_after_an_error():
     budget = MemoryBudget(5)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError), budget.reserve(5):
-            1 / 0
+        with pytest.raises(OSError), budget.reserve(5):
+            raise OSError
     assert budget.free == 5
 
 
