@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..modeling.decoding.regular_files import open_regular
+from ..modeling.decoding.opening import open_regular
 from .csv_cells import is_ours, unescape_cell
 from .images.names import IMAGE_COLUMNS, IMAGE_EXTENSIONS
 

@@ -49,9 +49,9 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     offsets); prefer it to reproduce published numbers.
 
     Accepted: PIL images of every mode, paths, URLs, encoded bytes, NumPy arrays and tensors, mixed as you like, nested
-    or not; each gives the same as alone. (URLs: see `decoding/downloading.py` for the limits; addresses that are not
-    public need the environment variable `HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS=1`.) EXIF orientation is applied to all of them, first frames are taken, 16-bit
-    images are scaled to 8 bit.
+    or not; each gives the same as alone. (URLs: see `decoding/opening.py` for the limits; addresses that are not
+    public need the environment variable `HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS=1`.) EXIF orientation is applied to all of
+    them, first frames are taken, 16-bit images are scaled to 8 bit.
 
     Args:
         do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean,

@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from .regular_files import check_regular
+from .opening import check_regular
 
 
 MAX_SAMPLES = 2**29  # over all channels: 2 GiB in memory, three hours of mono at 44.1 kHz

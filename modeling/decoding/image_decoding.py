@@ -18,10 +18,9 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
-from .downloading import download
-from .memory_budget import DECODED_IMAGES
-from .regular_files import open_regular
+from .opening import download, open_regular
 from .stored_images import (
+    DECODED_IMAGES,
     LARGE_PIXELS,
     StoredImage,
     decoding_bytes,
@@ -49,7 +48,7 @@ class DecodingRules:
     convert_rgb: bool = True  # False refuses images in other modes than RGB
     input_data_format: str | None = None  # "channels_first" or "channels_last", for arrays whose shape fits both
     expect_0_255: bool = True  # the caller divides by 255 later, so that a float image within [0, 1] is an error
-    allow_local_urls: bool | None = None  # URLs of loopback and private addresses; see `downloading.download`
+    allow_local_urls: bool | None = None  # URLs of loopback and private addresses; see `opening.download`
 
 
 def list_images(images) -> list:

@@ -1,9 +1,14 @@
 """Images of an opened file as they are stored: what decoding them costs, and parts of them as RGB.
 
 A file of 20 KB may hold 169 million pixels. The memory that decoding takes is estimated from the header, before it is
-taken; large images stay in their own mode, and rows are turned upright and converted when they are asked for.
+taken, and all threads share one budget of it. Large images stay in their own mode; rows are turned upright and
+converted when they are asked for.
 """
 
+import contextlib
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import PIL.Image
@@ -25,6 +30,46 @@ _TWO_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _BESIDE = {"WEBP": 8, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "TIFF": 0, "PSD": 4, "DDS": 4}
 # Their entries are whole files, whose headers are read as late as their pixels.
 _HOLDS_FILES = ("ICO", "ICNS", "CUR")
+
+
+class MemoryBudget:
+    """So many bytes may be reserved at once; who asks for more waits, in the order of asking.
+
+    Somebody who wants more than there is gets all of it, alone.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self._start()
+        if hasattr(os, "register_at_fork"):  # a child has none of the threads that hold something
+            os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        self.free = self.size
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextlib.contextmanager
+    def reserve(self, wanted: int) -> Iterator[None]:
+        """Inside, `wanted` bytes are taken. Not to be nested in one thread."""
+        wanted, ticket = min(max(wanted, 0), self.size), object()
+        with self._changed:
+            self._waiting.append(ticket)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is ticket and self.free >= wanted)
+                self.free -= wanted
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.free += wanted
+                self._changed.notify_all()
+
+
+DECODED_IMAGES = MemoryBudget(512 * 2**20)
 
 
 def pixel_bytes(image: PIL.Image.Image) -> int:
@@ -155,8 +200,10 @@ def _stored_box(box: tuple[int, int, int, int], orientation: int, width: int, he
 
 
 __all__ = [
+    "DECODED_IMAGES",
     "LARGE_PIXELS",
     "MAX_DECODED_BYTES",
+    "MemoryBudget",
     "StoredImage",
     "decoding_bytes",
     "orientation_of",

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..decoding.regular_files import read_regular
+from ..decoding.opening import read_regular
 from .prompts import names_in_text
 
 

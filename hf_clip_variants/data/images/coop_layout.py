@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...modeling.decoding.regular_files import check_regular
+from ...modeling.decoding.opening import check_regular
 from .image_set import name_some
 from .names import is_image_name, tidy_class_name
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...modeling.decoding.regular_files import open_regular
+from ...modeling.decoding.opening import open_regular
 from .image_set import name_some
 from .names import SPLIT_ALIASES, count_left_out, is_image_name, left_out_suffix
 

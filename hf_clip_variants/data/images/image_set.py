@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...modeling.decoding.memory_budget import DECODED_IMAGES
-from ...modeling.decoding.regular_files import check_regular, read_regular
-from ...modeling.decoding.stored_images import prepare
+from ...modeling.decoding.opening import check_regular, read_regular
+from ...modeling.decoding.stored_images import DECODED_IMAGES, prepare
 from .heic import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
 
 

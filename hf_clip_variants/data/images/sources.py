@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...modeling.decoding.regular_files import check_regular
+from ...modeling.decoding.opening import check_regular
 from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from ...registry import did_you_mean
 from ..tables import TABLE_SUFFIXES, Table, located, open_table

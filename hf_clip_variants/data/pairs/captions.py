@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...modeling.decoding.regular_files import read_regular
+from ...modeling.decoding.opening import read_regular
 from ..images.names import IMAGE_EXTENSIONS
 from ..tables import decode_text, open_table, read_json_lines
 

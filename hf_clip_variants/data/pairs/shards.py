@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ...modeling.decoding.regular_files import check_regular
+from ...modeling.decoding.opening import check_regular
 from ..tables import decode_text
 
 

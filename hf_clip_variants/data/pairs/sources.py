@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...modeling.decoding.regular_files import check_regular
+from ...modeling.decoding.opening import check_regular
 from ..images.image_set import explain
 from ..images.names import IMAGE_COLUMNS, usual_column
 from ..images.sources import SPLIT_ALIASES

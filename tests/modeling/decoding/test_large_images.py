@@ -17,7 +17,7 @@ from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.modeling.clip_classifier import image_processing_clip_classifier
 from hf_clip_variants.modeling.decoding import image_decoding, stored_images
 from hf_clip_variants.modeling.decoding.image_decoding import decode_image
-from hf_clip_variants.modeling.decoding.memory_budget import MemoryBudget
+from hf_clip_variants.modeling.decoding.stored_images import MemoryBudget
 
 
 FORMATS = {"CMYK": "TIFF", "F": "TIFF", "I": "TIFF"}  # PNG for other modes

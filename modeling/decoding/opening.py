@@ -1,8 +1,9 @@
-"""Fetches an image from a URL within limits of size, time, redirects and addresses.
+"""Opens what images and audio come from: regular files and nothing else, and URLs within limits.
 
-A URL may come from a table or a model's user. So that it reaches nothing inside of a network, its host's addresses are
-looked up once, all of them must be public, and the connection goes to one of those that were checked; the same again
-for each redirect. Proxies of the environment are not used, because they would look the name up anew.
+Reading a FIFO, a socket or a device may wait for ever or change it. A URL may come from a table or a model's user. So
+that it reaches nothing inside of a network, its host's addresses are looked up once, all of them must be public, and
+the connection goes to one of those that were checked; the same again for each redirect. Proxies of the environment are
+not used, because they would look the name up anew.
 """
 
 import base64
@@ -14,8 +15,10 @@ import os
 import re
 import socket
 import ssl
+import stat
 import threading
 import time
+from typing import BinaryIO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 
@@ -25,7 +28,52 @@ MAX_REDIRECTS = 5
 ALLOW_LOCAL = "HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS"  # set to 1, the environment variable allows non-public addresses
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SECONDS_TO_CONNECT = 5  # to an address, where there are others
+_FILE_KINDS = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+# ---- files
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """OSError for what is there and no regular file, and for what is not there; nothing is opened."""
+    _check_mode(os.stat(path).st_mode, path)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A regular file, open for reading bytes. OSError names the path and says what it is instead."""
+    check_regular(path)
+    # Another process may have put a FIFO in its place since: then this does not wait, and the second look sees it.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The content of a regular file; see `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _check_mode(mode: int, path: str | os.PathLike) -> None:
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{os.fspath(path)!r} is a folder, not a file")
+    kind = next((name for is_kind, name in _FILE_KINDS if is_kind(mode)), "something else")
+    raise OSError(f"{os.fspath(path)!r} is not a regular file but {kind}")
+
+
+# ---- URLs
 
 
 def download(url: str, allow_local: bool | None = None, seconds: float | None = None) -> bytes:
@@ -217,4 +265,14 @@ def _innermost(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1]) or ip
 
 
-__all__ = ["ALLOW_LOCAL", "MAX_BYTES", "MAX_REDIRECTS", "MAX_SECONDS", "download", "is_public"]
+__all__ = [
+    "ALLOW_LOCAL",
+    "MAX_BYTES",
+    "MAX_REDIRECTS",
+    "MAX_SECONDS",
+    "check_regular",
+    "download",
+    "is_public",
+    "open_regular",
+    "read_regular",
+]

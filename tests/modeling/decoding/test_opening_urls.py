@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from hf_clip_variants.modeling.decoding import downloading
-from hf_clip_variants.modeling.decoding.downloading import download, is_public
+from hf_clip_variants.modeling.decoding import opening
+from hf_clip_variants.modeling.decoding.opening import download, is_public
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_given_up_in_time(first):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_body_that_is_too_large_is_not_read_to_its_end(told, monkeypatch):
-    monkeypatch.setattr(downloading, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(opening, "MAX_BYTES", 10**6)
     sent = []
 
     def respond(handler):
@@ -118,8 +118,8 @@ def test_addresses_that_are_not_public_are_refused_in_every_spelling(monkeypatch
     def never(*arguments):
         raise AssertionError("connected")
 
-    monkeypatch.delenv(downloading.ALLOW_LOCAL, raising=False)
-    monkeypatch.setattr(downloading._Connection, "connect", never)
+    monkeypatch.delenv(opening.ALLOW_LOCAL, raising=False)
+    monkeypatch.setattr(opening._Connection, "connect", never)
     for host in (
         "127.0.0.1",
         "2130706433",

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from hf_clip_variants.modeling.decoding.regular_files import check_regular, open_regular, read_regular
+from hf_clip_variants.modeling.decoding.opening import check_regular, open_regular, read_regular
 
 
 @pytest.fixture(params=["FIFO", "socket", "device", "folder"])
@@ -36,7 +36,7 @@ def test_what_is_no_regular_file_is_named_and_not_opened(other_file, monkeypatch
 def test_a_fifo_that_takes_a_files_place_is_seen_after_opening(tmp_path, monkeypatch):
     path = tmp_path / "1.png"
     os.mkfifo(path)
-    monkeypatch.setattr("hf_clip_variants.modeling.decoding.regular_files.check_regular", lambda path: None)
+    monkeypatch.setattr("hf_clip_variants.modeling.decoding.opening.check_regular", lambda path: None)
     with pytest.raises(OSError, match="a FIFO"):
         open_regular(path)
 
