@@ -22,6 +22,7 @@ from .opening import download, open_regular
 from .stored_images import (
     DECODED_IMAGES,
     LARGE_PIXELS,
+    STRIP_PIXELS,
     StoredImage,
     decoding_bytes,
     orientation_of,
@@ -137,8 +138,8 @@ def _memory_for(image: PIL.Image.Image, needed: int):
     pixels = image.width * image.height
     if pixels < _COUNTED_PIXELS:
         return contextlib.nullcontext()
-    # RGB in Pillow (4 bytes) and as an array (3), at most twice.
-    return DECODED_IMAGES.reserve(needed + 11 * min(pixels, LARGE_PIXELS))
+    # RGB in Pillow (4 bytes) and as an array (3), at most twice: of the image, or of a strip.
+    return DECODED_IMAGES.reserve(needed + 11 * (pixels if pixels <= LARGE_PIXELS else STRIP_PIXELS))
 
 
 def _open(image, rules: DecodingRules):

@@ -203,6 +203,7 @@ __all__ = [
     "DECODED_IMAGES",
     "LARGE_PIXELS",
     "MAX_DECODED_BYTES",
+    "STRIP_PIXELS",
     "MemoryBudget",
     "StoredImage",
     "decoding_bytes",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.modeling.clip_classifier import image_processing_clip_classifier
@@ -85,6 +85,17 @@ def test_strips_give_the_same_pixels(width, height, mode, orientation, backend, 
             found += [processor([content], return_tensors="pt").pixel_values, decode_image(content)]
     assert torch.equal(found[0], found[2])
     assert np.array_equal(np.array(found[1]), np.array(found[3]))
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_each_part_is_cut_from_where_it_is_stored(orientation):
+    image = made(7, 5, "RGB", 0)
+    image.getexif()[0x0112] = orientation
+    stored = stored_images.StoredImage(image, lambda part: part)
+    whole = np.array(ImageOps.exif_transpose(image))
+    assert (stored.height, stored.width) == whole.shape[:2]
+    assert np.array_equal(np.array(stored.whole()), whole)
+    assert np.array_equal(np.array(stored.part(1, 2, 4, 5)), whole[2:5, 1:4])
 
 
 @pytest.mark.parametrize("shape", [(3, 60_000), (60_000, 3), (1, 9000)])
