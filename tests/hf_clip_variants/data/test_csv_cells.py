@@ -21,6 +21,11 @@ texts = st.text(
 @given(texts)
 @example("=cmd|' /C calc'!A0")
 @example("'=x")
+@example("+1")
+@example("-1")
+@example("@x")
+@example("\tx")
+@example("\rx")
 def test_no_text_is_a_formula_and_each_comes_back(text):
     cell = escape_cell(text)
     assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) and unescape_cell(cell) == text
