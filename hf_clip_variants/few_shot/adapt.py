@@ -26,7 +26,7 @@ from ..files.json_files import digest, write_json
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .fitting import Validation, apply_overrides
 from .method import default_methods, few_shot_method
 from .protocols import Plan, Task, whole_set
@@ -169,7 +169,7 @@ def adapt(
         "reading": dict(reading or {}),
     }
     contents = {
-        "model": digest(fingerprint(classifier.clip)),
+        "model": digest(features_key(classifier.clip)),
         "data": digest([train.ids, train.labels.tolist(), train.class_names, train.select(draws.rows).fingerprint]),
         **{f"test_data.{t.name}": t.images.fingerprint[:16] for t in test_sets},
     }
