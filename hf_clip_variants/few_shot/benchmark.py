@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import write_atomically
+from ..files.json_files import digest
 from .plots import plot
 from .protocols import Plan, load_task, templates_for
 from .results import markdown

@@ -145,7 +145,7 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     if dtype is None or not values.is_floating_point() or values.dtype == dtype:
         return values
     rounded = values.to(dtype)
-    if values.dtype == torch.float64 and not torch.equal(rounded.double(), values):
+    if (values.dtype, dtype) == (torch.float64, torch.float32) and not torch.equal(rounded.double(), values):
         return values  # no float32 model has these
     return rounded
 
