@@ -193,7 +193,9 @@ def _shapes(state: dict[str, torch.Tensor]) -> str:
 
 def _dtypes(state: dict[str, torch.Tensor]) -> str:
     """Of what stands for numbers with a fraction: whole numbers are the same in any dtype that a model is loaded in."""
-    kinds = {_kind(t) for t in state.values() if _is_wrapped(t) or t.is_floating_point() or isinstance(t, nn.Parameter)}
+    kinds = {
+        _kind(t) for t in state.values() if _is_wrapped(t) or t.is_floating_point() or isinstance(t, nn.Parameter)
+    }
     return ",".join(sorted(kinds))
 
 
@@ -320,7 +322,10 @@ def _samples_agree(ours: str, theirs: str) -> bool:
     """Whether two samples are of the same weights, whatever the dtype that they were loaded in; also without one."""
     if not ours or not theirs:
         return True
-    a, b = (torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.float32) for v in (ours, theirs))
+    try:
+        a, b = (torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.float32) for v in (ours, theirs))
+    except ValueError:
+        raise ValueError(f"backbone_fingerprint: got values {theirs!r}, which are no numbers in base64") from None
     return a.shape == b.shape and bool(((a - b).abs() <= _RELATIVE_TOLERANCE * a.abs().clamp_min(1e-6)).all())
 
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny import tiny_clip
 from tiny_families import (
     FAMILIES,
     SIGLIP_FAMILIES,
