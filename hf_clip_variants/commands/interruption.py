@@ -62,7 +62,8 @@ def exit_code() -> int:
 
 
 def _leave() -> None:
-    print("\nInterrupted.", file=sys.stderr, flush=True)
+    sys.stderr.write("\nInterrupted.\n")
+    sys.stderr.flush()
     os._exit(exit_code())
 
 

@@ -219,8 +219,8 @@ def adapt(
                 lost = [record["folder"] or ZERO_SHOT for record in map(records.get, wanted) if not folder.has(record)]
                 if lost:
                     raise OSError(
-                        f"out: files of {', '.join(lost[:3])} in {folder.path} were removed while the command was running; "
-                        "repeat the command to make them again"
+                        f"out: files of {', '.join(lost[:3])} in {folder.path} were removed while the command was "
+                        "running; repeat it to make them again"
                     )
             results["status"], results["seconds"] = status, seconds + time.perf_counter() - started
             results["data"]["seconds_per_view"] = runner.seconds_per_view

@@ -179,7 +179,8 @@ class RunFolder:
         if gone or not files:
             what = f"{self.path / gone[0]} was" if gone else f"the files of {self.path} were"
             raise OSError(
-                f"out: {what} removed while the command was running; repeat it, in another folder if {self.path} is gone"
+                f"out: {what} removed while the command was running; repeat it, in another folder if {self.path} is "
+                "gone"
             )
 
     def has(self, record: Mapping[str, Any] | None) -> bool:

@@ -192,11 +192,9 @@ def _shapes(state: dict[str, torch.Tensor]) -> str:
 
 
 def _dtypes(state: dict[str, torch.Tensor]) -> str:
-    """Of what stands for numbers with a fraction: whole numbers are the same in any dtype that a model is loaded in."""
-    kinds = {
-        _kind(t) for t in state.values() if _is_wrapped(t) or t.is_floating_point() or isinstance(t, nn.Parameter)
-    }
-    return ",".join(sorted(kinds))
+    """Of all but buffers of whole numbers, which are the same in any dtype that a model is loaded in."""
+    counted = (t for t in state.values() if _is_wrapped(t) or t.is_floating_point() or isinstance(t, nn.Parameter))
+    return ",".join(sorted(set(map(_kind, counted))))
 
 
 _known: OrderedDict[str, tuple[str, ...]] = OrderedDict()  # by the hash of all values: what follows from it

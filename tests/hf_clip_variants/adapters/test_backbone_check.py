@@ -63,9 +63,7 @@ def test_what_could_not_be_checked_is_said_once(loader, old, words, folder):
 def test_one_other_weight_is_another_backbone(loader, folder):
     base = tiny_classifier()
     base.clip.vision_model.encoder.layers[1].layer_norm1.bias.data[3] += 1e-6
-    with pytest.raises(
-        ValueError, match="backbone_fingerprint: the adapter was made for .*'v2:.*this backbone has 'v2:"
-    ):
+    with pytest.raises(ValueError, match="backbone_fingerprint: the adapter .*'v2:.* backbone has 'v2:"):
         LOADERS[loader](base, folder)
     assert said_while(lambda: load_adapter(folder, base, allow_other_backbone=True)) == []
 

@@ -45,20 +45,16 @@ def test_a_call_gives_the_logits_of_set_classes_and_changes_nothing(kind, monkey
     before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("class_feat")}
     logits = of_call(model, NAMES)
     torch.testing.assert_close(logits, after_set_classes(model, NAMES), rtol=0, atol=0)
-    assert torch.equal(of_call(model, ", ".join(NAMES)), logits) and torch.equal(
-        of_call(model, dict(enumerate(NAMES))), logits
-    )
+    assert all(torch.equal(of_call(model, names), logits) for names in (", ".join(NAMES), dict(enumerate(NAMES))))
     assert model.class_names == [*CLASS_NAMES, *NAMES]
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     monkeypatch.setattr(model.family, "encode_text", None)
     assert torch.equal(of_call(model, NAMES), logits), "the text encoder runs once for a list of names"
 
 
-@pytest.mark.parametrize(
-    "config", [CoOpConfig(num_context_tokens=2), CoCoOpConfig(num_context_tokens=2, context_init=None)]
-)
-def test_prompt_learners_take_the_names_of_a_call(config):
-    model = get_peft_model(tiny_classifier(), config).eval()
+@pytest.mark.parametrize("kind", [CoOpConfig, CoCoOpConfig])
+def test_prompt_learners_take_the_names_of_a_call(kind):
+    model = get_peft_model(tiny_classifier(), kind(num_context_tokens=2, context_init=None)).eval()
     torch.testing.assert_close(of_call(model, NAMES), after_set_classes(model, NAMES), rtol=1e-6, atol=1e-6)
     assert model(pixel_values=tiny_pixels(), class_names=NAMES).logits.requires_grad, "they can be trained with them"
 
@@ -78,12 +74,8 @@ def test_adapters_for_fixed_classes_refuse_others():
 
 def test_wrong_names_are_named_and_two_ways_at_once_are_refused():
     model = tiny_classifier()
-    for names, words in (
-        ([], "is empty"),
-        (["a", "a"], "given twice"),
-        (["a", 3], "expected a string"),
-        ({"a"}, "set"),
-    ):
+    wrong = ([], "is empty"), (["a", "a"], "given twice"), (["a", 3], "expected a string"), ({"a"}, "set")
+    for names, words in wrong:
         with pytest.raises(ValueError, match=f"class_names.*{words}"):
             of_call(model, names)
     with pytest.raises(ValueError, match="class_names, input_ids: give one"):

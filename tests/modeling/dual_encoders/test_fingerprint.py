@@ -1,7 +1,6 @@
 """Any other weight gives another fingerprint; the same weights in another dtype are recognised."""
 
 import copy
-import hashlib
 import sys
 
 import numpy as np
@@ -75,9 +74,7 @@ def test_sums_are_those_of_plain_arithmetic_for_any_length_and_place_in_memory(s
     content = values.clone().view(torch.uint8).numpy().tobytes()
     lanes = np.frombuffer(content + bytes(-len(content) % 4), dtype="<i4").tolist()
     factors = module._factors(torch.device("cpu")).tolist()
-    rows = [lanes[i : i + 4096] for i in range(0, len(lanes) // 4096 * 4096, 4096)] + [
-        lanes[len(lanes) // 4096 * 4096 :]
-    ]
+    rows = [lanes[i : i + 4096] for i in range(0, len(lanes), 4096)] + ([] if len(lanes) % 4096 else [[]])
     sums = [sum(a * b for a, b in zip(row, factors, strict=False)) % 2**64 for row in rows]
     assert module._row_sums(values) == b"".join(value.to_bytes(8, "little") for value in sums)
 
@@ -206,6 +203,4 @@ def test_torchao_weights_have_fingerprints():
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     recorded = fingerprint(model)
     assert same(model, recorded) and compare_backbone(model, PRINT).unchecked
-    assert len(hashlib.sha256(features_key(model).encode()).digest()) == 32 and features_key(model) == features_key(
-        model
-    )
+    assert features_key(model) == features_key(model)
