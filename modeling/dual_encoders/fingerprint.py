@@ -1,6 +1,6 @@
 """Fingerprints of weights: by which a saved adapter recognises its backbone, and a cache of features its encoder.
 
-All weights are read at each call, so that nothing is ever out of date: 0.5 s for a ViT-L on one core. Each row of
+All weights are read at each call, so that nothing is ever out of date: 0.5 to 0.8 s for a ViT-L on one core. Each row of
 4,096 numbers (32 bits each, as integers) is multiplied by fixed odd numbers and added up modulo 2^64, and SHA-256 runs
 over the rows' sums. Another value in one place always gives another sum; several others, or the same values in another
 order, give the same one by chance with a probability of 2^-32 at most. It guards against mistakes; against forgery,
@@ -167,7 +167,7 @@ def _digest(state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> str:
                 size = _LANES * _ROWS.get(values.device.type, _ROWS_ELSEWHERE)
                 for chunk in values.detach().reshape(-1).split(size):
                     digest.update(_row_sums(_rounded(chunk, dtype)))
-    except (RuntimeError, NotImplementedError, TypeError):  # a storage that torch's operations do not read
+    except Exception:  # a storage that torch's operations do not read; libraries raise anything for it
         return ""
     return digest.hexdigest()[:32]
 
@@ -311,7 +311,7 @@ def _samples(model: nn.Module) -> str:
             flat = tensor.detach().reshape(-1)
             index = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).long()
             values.append(flat[index.to(flat.device)].float().cpu())
-    except (RuntimeError, NotImplementedError, TypeError):  # quantised
+    except Exception:  # quantised; libraries raise anything
         return ""
     return base64.b64encode(torch.cat(values).numpy().astype("<f4").tobytes()).decode()
 
