@@ -45,7 +45,7 @@ def test_the_right_backbone_in_any_dtype_loads_without_a_word(loader, folder):
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
-    ("old", "words"), [(None, "has no fingerprint"), ("v1", "only 24 could be compared"), ("meta", "not all of them")]
+    ("old", "words"), [(None, "has no fingerprint"), ("v1", "only 24 of the values"), ("meta", "not all of them")]
 )
 def test_what_could_not_be_checked_is_said_once(loader, old, words, folder):
     v2 = json.loads((folder / "adapter_config.json").read_text())["backbone_fingerprint"].split(":")

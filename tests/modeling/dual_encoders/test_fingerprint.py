@@ -124,7 +124,7 @@ def test_what_is_not_in_memory_is_said_and_what_accelerate_keeps_elsewhere_is_re
 def test_a_fingerprint_of_the_first_form_is_compared_as_far_as_it_goes():
     model = AutoModel.from_pretrained(EMOJI_CLIP)
     found = compare_backbone(model, FIRST_FORM)
-    assert found.same and "only 24 could be compared" in found.unchecked
+    assert found.same and "only 24 of the values" in found.unchecked
     assert compare_backbone(model.bfloat16(), FIRST_FORM).same
     assert not compare_backbone(tiny_clip(), FIRST_FORM).same
     model.text_model.embeddings.position_embedding.weight.data.neg_()
