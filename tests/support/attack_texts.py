@@ -149,4 +149,6 @@ def cases(seed: int, folder: Path) -> Iterator[Case]:
         place = Path(folder) / f"{count}"
         place.mkdir(parents=True)
         name, run = attacks[count % len(attacks)](random.Random(rng.random()), place)
-        yield Case(KIND, f"{count} {name[:150]}", run, ("class_names", "template", str(place)))
+        # A prompt is shown as it would be read: template and name together.
+        named = ("class_names", "template", "class prompts[", str(place))
+        yield Case(KIND, f"{count} {name[:150]}", run, named)
