@@ -58,8 +58,8 @@ def _weights(module: nn.Module, with_adapters: bool = False, prefix: str = "", s
     """
     seen = set() if seen is None else seen
     if not with_adapters:
-        inside = "base_layer" if hasattr(type(module), "adapter_layer_names") else "original_module"
-        wrapped = module._modules.get(inside)
+        inside = "original_module" if "modules_to_save" in module._modules else "base_layer"
+        wrapped = module._modules.get(inside) if hasattr(type(module), "adapter_layer_names") else None
         if wrapped is not None:
             yield from _weights(wrapped, False, prefix, seen)
             return
