@@ -21,6 +21,7 @@ Both are valid for one *state* of the text side, `text_state`. What happens, and
     saved, loaded by `from_pretrained`          valid if it was              empty
     copied, pickled                             valid if it was              empty
     `fix_class_features` (a merged adapter)     these, for good              not used
+    exported or traced (`is_traced`)            read, else in the graph      not used
 
 (*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
 
@@ -37,6 +38,7 @@ NumPy or a pointer, or to tensors made under `torch.inference_mode`. Call `forge
 
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -75,8 +77,11 @@ def text_state(modules: Sequence[nn.Module]) -> tuple:
 
 def _identity(tensor: torch.Tensor) -> tuple:
     # The weak reference keeps the address of the storage, not its memory, from being given to another one.
-    version = 0 if tensor.is_inference() else tensor._version
-    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, version
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, _version(tensor)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class ClassFeatureCache:
@@ -84,6 +89,7 @@ class ClassFeatureCache:
 
     def __init__(self):
         self.stored_state: tuple | None = None  # that the buffer `class_features` belongs to; None: to nothing known
+        self._stored_parameters: list[tuple[weakref.ref, int]] = []  # of that state, and their version counters
         self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._last_labels: tuple | None = None
         self._watches: list[RemovableHandle] = []
@@ -92,7 +98,15 @@ class ClassFeatureCache:
     def set_stored(self, modules: Sequence[nn.Module]) -> None:
         """The buffer belongs to the text side `modules` as it is now."""
         self.stored_state = text_state(modules) or None
+        parameters = [p for module in modules for p in module.parameters()]
+        self._stored_parameters = [(weakref.ref(p), _version(p)) for p in parameters]
         self._watch(modules)
+
+    def stored_is_untouched(self) -> bool:
+        """Whether the parameters that the buffer was computed from are as they were. For graphs: while one is
+        recorded, the modules hold stand-ins, of which `text_state` knows nothing."""
+        kept = ((parameter(), version) for parameter, version in self._stored_parameters)
+        return self.stored_state is not None and all(p is not None and _version(p) == version for p, version in kept)
 
     def forget(self) -> None:
         """Recent features, and that the stored ones are valid."""

@@ -23,6 +23,7 @@ from ..dual_encoders.prompts import (
     resolve_templates,
     tokenize_texts,
 )
+from ..dual_encoders.tracing import is_traced
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .adapter_places import (
     ClassPrompts,
@@ -391,9 +392,15 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             )
         if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
             text_modules = self.family.text_modules(self.clip)
-            if self.training and any(p.requires_grad for m in text_modules for p in m.parameters()):
+            trained = self.training and any(p.requires_grad for m in text_modules for p in m.parameters())
+            if trained and not is_traced():
                 self.forget_class_features()
             return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        if is_traced():
+            if input_ids is not None:
+                return self._encode(EmbeddedPrompts(input_ids))
+            knows = not torch.compiler.is_dynamo_compiling() and not adapters_on(self._text_side())
+            return self.class_features if knows and self._kept.stored_is_untouched() else self._encode_classes()
         if not torch.compiler.is_compiling():
             return self._kept_class_features(input_ids)
         if input_ids is not None:

@@ -52,6 +52,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPTextEmbeddings
 
 from .row_encoding import check_prefix, checked_deep_prompts, chunks, encode_rows, has_variants
+from .tracing import is_traced
 
 
 # Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared
@@ -576,7 +577,7 @@ def own_layers(
     hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     token = pooled_token(text_model)
     eos = input_ids.argmax(dim=1) if token is None else (input_ids == token).int().argmax(dim=1)
-    return text_model.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eos])
+    return text_model.final_layer_norm(hidden[torch.arange(hidden.shape[0], device=hidden.device), eos])
 
 
 def encode_text(
@@ -586,7 +587,7 @@ def encode_text(
 
     `options`: those of `encode_prompts`.
     """
-    if not family.text_is_causal:
+    if not family.text_is_causal or is_traced():  # a plan of shared work is made from the ids' numbers
         return encode_rows(
             lambda ids, embeds, positions: family.run_text(model, ids, embeds, positions),
             input_ids,
