@@ -18,6 +18,7 @@ from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 
 from .peft_type import add_peft_type
 
@@ -281,7 +282,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     @property
     def adapter_device(self) -> torch.device:
-        return next(self._anchor[0].parameters()).device
+        return device_of(self._anchor[0])
 
     def active_name(self) -> str | None:
         """Name of this layer's active adapter; None if there is none or adapters are disabled.

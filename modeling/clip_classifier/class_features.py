@@ -47,6 +47,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
+from ..dual_encoders.offloading import offloading_hooks
+
 
 RECENT = 16  # label sets whose class features stay in memory
 
@@ -68,11 +70,15 @@ def text_state(modules: Sequence[nn.Module]) -> tuple:
     """A value that changes when class features would; see the top of this file for what it sees.
 
     () where nothing may be kept: no weights yet (meta device), or gradients that an optimizer may be about to apply.
+    Of offloaded weights, which nobody changes in place, it holds the hooks that bring them.
     """
     parameters = [p for module in modules for p in module.parameters()]
-    if any(p.is_meta or p.grad is not None for p in parameters):
+    if any(p.grad is not None for p in parameters):
         return ()
-    return tuple(_identity(p) for p in parameters), adapters_on(modules)
+    hooks = offloading_hooks(modules) if any(p.is_meta for p in parameters) else ()
+    if hooks is None:
+        return ()
+    return tuple(_identity(p) for p in parameters if not p.is_meta), adapters_on(modules), *hooks
 
 
 def _identity(tensor: torch.Tensor) -> tuple:

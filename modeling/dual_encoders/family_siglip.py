@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .backbones import CLIPFamily
+from .offloading import weight_of
 
 
 class SiglipFamily(CLIPFamily):
@@ -42,7 +43,7 @@ class SiglipFamily(CLIPFamily):
 
     @staticmethod
     def logit_bias(model: nn.Module) -> torch.Tensor:
-        return model.logit_bias
+        return weight_of(model, "logit_bias")
 
 
 FAMILY = SiglipFamily
