@@ -1,4 +1,4 @@
-"""Classifiers whose weights are on disk or in main memory until a module is called: device_map, accelerate's offload."""
+"""Classifiers whose weights are on disk or in main memory until a module is called: device_map, accelerate."""
 
 import tempfile
 
