@@ -83,3 +83,14 @@ def test_an_adapter_trains_saves_and_loads_on_int8_weights(kind, tmp_path):
         expected = model(pixel_values=PIXELS).logits
         again = load_adapter(tmp_path, int8_base())
         assert torch.equal(again(pixel_values=PIXELS).logits, expected)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_adapters_dtype_is_float32_or_as_peft_is_told_the_bases(kind, autocast):
+    model = adapted(kind, base_classifier().to(torch.bfloat16), autocast_adapter_dtype=autocast).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32 if autocast else torch.bfloat16}
+    loss = model(pixel_values=PIXELS, labels=LABELS).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in trained.values())
