@@ -26,6 +26,7 @@ FORMAT_VERSION = 1  # raised when adapter files change in a way that an older re
 _CLASSIFIER = "clipv-clip_classifier"
 _PEFT_PREFIX = "base_model.model."
 _MAKE_CLASS_FEATURES = {"prompt_embedder", "text_feature_adapter"}  # modules of a classifier
+_TRAINABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LABEL_CALIBRATION = "label_calibration"  # the part of a classifier that several labels an image need
 
 
@@ -324,6 +325,22 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         # No dtype: adapters stay in float32 even if the base is in half precision, where small updates would be lost.
         return self.adapter_device, None
 
+    def cast_adapter_to_base(self, adapter_name: str) -> None:
+        """Gives an adapter's floating-point tensors the dtype of the base's weights (`autocast_adapter_dtype=False`).
+
+        Weights of another kind, such as 8-bit integers, have no dtype to compute in: the adapter stays as it is.
+        """
+        dtypes = [p.dtype for p in self._anchor[0].parameters() if p.dtype in _TRAINABLE_DTYPES]
+        for name in (*self.adapter_layer_names, *self.other_param_names) if dtypes else ():
+            kept = getattr(self, name, None)
+            value = kept[adapter_name] if kept is not None and adapter_name in kept else None
+            if isinstance(value, nn.Module):
+                value.to(dtypes[0])
+            elif value is not None and value.is_floating_point():
+                cast = value.detach().to(dtypes[0])
+                is_trained = isinstance(value, nn.Parameter)
+                kept[adapter_name] = nn.Parameter(cast, requires_grad=value.requires_grad) if is_trained else cast
+
 
 def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
     kinds = ", ".join(sorted({config.peft_type.value for config in configs.values()})) or "this adapter"
@@ -529,6 +546,13 @@ class Tuner(BaseTuner):
             layer = self._wrap(target, current_key, anchors[current_key])
             self._replace_module(parent, target_name, layer, target)
         layer.update_layer(adapter_name, peft_config)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:  # PEFT means: as the layer created it, which for LoRA is the base's dtype
+            for module in self.model.modules():
+                if isinstance(module, self.tuner_layer_cls):
+                    module.cast_adapter_to_base(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.

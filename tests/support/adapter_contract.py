@@ -346,6 +346,33 @@ class AdapterContract:
         model.save_pretrained(tmp_path)
         PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not change the backbone's fingerprint
 
+    def test_adapters_have_the_bases_dtype_only_where_asked(self, case: Case, tmp_path):
+        """PEFT's `autocast_adapter_dtype`, in each call that has it; what is trained then stays in that dtype."""
+        pixels = tiny_pixels().bfloat16()
+        expected = case.logits(case.model(seed=1))
+        case.model(seed=1).save_pretrained(tmp_path)
+        for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+            option = {"autocast_adapter_dtype": autocast}
+            new = get_peft_model(case.base().bfloat16(), case.config(), **option)
+            new.add_adapter("second", case.config(), **option)
+            loaded = PeftModel.from_pretrained(case.base().bfloat16(), tmp_path, is_trainable=True, **option)
+            for name, low_memory in (("second", False), ("third", True)):
+                loaded.load_adapter(tmp_path, name, low_cpu_mem_usage=low_memory, **option)
+            for model in (new, loaded):
+                floats = [t for n, t in model.state_dict().items() if "clipv_" in n and t.is_floating_point()]
+                assert {t.dtype for t in floats} == {dtype}
+            logits = case.logits(loaded, pixel_values=pixels)
+            assert (logits.float() - expected).abs().max() / expected.abs().max() < 0.1
+            case.fill(new, "default")
+            assert {t.dtype for n, t in new.state_dict().items() if "clipv_" in n} <= {dtype, torch.int64}
+            if case.trained:
+                trained = [p for p in loaded.parameters() if p.requires_grad]
+                before = [p.detach().clone() for p in trained]
+                case.loss(loaded, pixel_values=pixels).backward()
+                torch.optim.SGD(trained, lr=1.0).step()
+                assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {dtype}
+                assert not all(map(torch.equal, trained, before))
+
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.1)])
     def test_trains_under_autocast(self, trained_case: Case, dtype, tolerance):
         """As with `Trainer(bf16=True)`: about the same gradients, in float32."""

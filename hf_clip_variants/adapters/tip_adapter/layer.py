@@ -4,7 +4,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from ..image_cache import cache_logits
+from ..image_cache import cache_logits, full_precision
 from ..tuner import TunerLayer
 from .config import TipAdapterConfig
 
@@ -45,7 +45,7 @@ class TipAdapterLayer(TunerLayer):
         old = self.clipv_tip_adapter_keys[adapter_name]
         # Deviation: in the official code trained keys share memory with the cache, so that training Tip-Adapter-F
         # changes the results of Tip-Adapter. Here keys are always a copy.
-        keys = keys.detach().to(old.device, torch.float32, copy=True).contiguous()
+        keys = keys.detach().to(old, copy=True).contiguous()
         self.clipv_tip_adapter_keys[adapter_name] = nn.Parameter(keys, requires_grad=old.requires_grad)
         self.clipv_tip_adapter_labels[adapter_name] = labels.detach().to(old.device, torch.int64, copy=True)
         self.configs[adapter_name].cache_size = len(keys)
@@ -64,7 +64,7 @@ class TipAdapterLayer(TunerLayer):
         if name is None:
             return self.base_layer(image_embeds, class_embeds, logit_scale)
         config = self.configs[name]
-        keys, labels = self.clipv_tip_adapter_keys[name], self.clipv_tip_adapter_labels[name]
+        keys, labels = full_precision(self.clipv_tip_adapter_keys[name]), self.clipv_tip_adapter_labels[name]
         if not len(keys):
             raise ValueError(f"adapter {name!r} has an empty cache: call build_cache(features, labels)")
         if config.num_classes != len(class_embeds):
