@@ -38,7 +38,8 @@ NumPy or a pointer, or to tensors made under `torch.inference_mode`. Call `forge
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -77,6 +78,19 @@ def _identity(tensor: torch.Tensor) -> tuple:
     # The weak reference keeps the address of the storage, not its memory, from being given to another one.
     version = 0 if tensor.is_inference() else tensor._version
     return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, version
+
+
+@contextmanager
+def in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the context no dropout and no noise (NEFTune) is in `modules`: what is kept and saved has none."""
+    training = [m for module in modules for m in module.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class ClassFeatureCache:
@@ -134,4 +148,4 @@ class ClassFeatureCache:
         return tuple(input_ids.shape), known[1]
 
 
-__all__ = ["RECENT", "ClassFeatureCache", "adapters_on", "text_state"]
+__all__ = ["RECENT", "ClassFeatureCache", "adapters_on", "in_eval_mode", "text_state"]

@@ -32,7 +32,7 @@ from .adapter_places import (
     PromptEmbedder,
     ensemble_prompts,
 )
-from .class_features import ClassFeatureCache, adapters_on, text_state
+from .class_features import ClassFeatureCache, adapters_on, in_eval_mode, text_state
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
@@ -407,7 +407,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         state = text_state(text_side)
 
         def compute():
-            with self._no_autocast():
+            with self._no_autocast(), in_eval_mode(text_side):
                 if input_ids is None:
                     return self._stored_features(text_side)
                 return self._encode(EmbeddedPrompts(input_ids))
