@@ -7,6 +7,7 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from torch import nn
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
 
+from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
 
 
@@ -262,6 +264,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             embedding, which also gives initial vectors. It is not registered as a submodule.
     """
 
+    _set_adapter: str | list[str] = "default"
     merge_refusal = "it is not a change of the base model's weights"  # why merging is impossible, for the error
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module):
@@ -279,6 +282,16 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer":  # not set yet while unpickling; without this the lookup below never ends
                 raise
             return getattr(self.base_layer, name)
+
+    @property
+    def _active_adapter(self) -> str | list[str]:
+        """PEFT's attribute; in a mixed batch, the adapter of the images that are being run."""
+        chosen = chosen_adapters()
+        return self._set_adapter if chosen is None else chosen
+
+    @_active_adapter.setter
+    def _active_adapter(self, names: str | list[str]) -> None:
+        self._set_adapter = names
 
     @property
     def adapter_device(self) -> torch.device:
@@ -557,6 +570,24 @@ class Tuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        # PEFT enters this around each forward pass, with its arguments.
+        if adapter_names is None:
+            yield
+            return
+        ours = {name: config for name, config in self.peft_config.items() if isinstance(config, TunerConfig)}
+        check_adapter_names(adapter_names, list(ours), self.training)
+        foreign = {config.peft_type.value for name, config in self.peft_config.items() if name not in ours}
+        whole = {name for name in adapter_names if name in ours and ours[name].modules_to_save}
+        if foreign or whole:
+            what = f"{', '.join(sorted(foreign))} on the model" if foreign else f"modules_to_save, which {whole} have"
+            raise ValueError(f"adapter_names: adapters cannot be mixed with {what}; use set_adapter")
+        places = [module for name in {*adapter_names} & ours.keys() for module in ours[name].target_modules]
+        in_image_encoder = any(module.startswith("clip.") for module in places)
+        with each_image_its_adapter(self.model, adapter_names, in_image_encoder):
+            yield
 
     def unload(self) -> nn.Module:
         """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""

@@ -487,6 +487,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pixel_values, image_features: give exactly one of them")
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names: pass it to the PeftModel around this model, which mixes its adapters")
         hidden_states = attentions = None
         if image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)

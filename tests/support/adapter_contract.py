@@ -205,6 +205,29 @@ class AdapterContract:
             model.delete_adapter("second")
         assert torch.equal(case.logits(model), first)
 
+    def test_a_mixed_batch_equals_each_adapter_by_itself(self, case: Case):
+        """PEFT's `adapter_names`: here also for tuners that are not LoRA. The active adapter and its cache stay."""
+        model = case.model(seed=1)
+        torch.manual_seed(2)
+        model.add_adapter("second", case.config())
+        case.fill(model, "second", seed=2)
+        model.eval().set_adapter("second")
+        kept, expected = {}, {}
+        for name in ("default", "second"):
+            model.set_adapter(name)
+            kept[name] = case.logits(model)
+        with model.disable_adapter():
+            kept["__base__"] = case.logits(model)
+        names = ["second", "__base__", "default", "second"]
+        for mixed in (names, names[::-1], ["default"] * 4, ["__base__"] * 4):
+            output = model(**case.batch(), adapter_names=mixed)
+            expected = torch.stack([kept[name][row] for row, name in enumerate(mixed)])
+            torch.testing.assert_close(output.logits_per_image, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output.logits_per_text, expected.t(), rtol=1e-5, atol=1e-5)
+            assert output.image_embeds.shape == (4, JOINT_WIDTH) and output.text_embeds is None
+            assert torch.equal(case.logits(model), kept["second"])
+        assert "forward" not in vars(model.get_base_model())
+
     def test_two_active_adapters_are_refused(self, case: Case):
         model = case.model()
         model.add_adapter("second", case.config())
