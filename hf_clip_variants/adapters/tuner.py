@@ -13,15 +13,17 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
 
+from .hidden_modules import AdapterConfigs
 from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
+from .weighted_sums import add_weighted_sum
 
 
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
@@ -42,6 +44,8 @@ class TunerConfig(PeftConfig):
     peft_type_name: ClassVar[str]
     # Further fields of a method that are filled when the adapter is created, not by users.
     filled_fields: ClassVar[frozenset[str]] = frozenset()
+    # Those that have no part in what a trained adapter computes.
+    only_for_training: ClassVar[frozenset[str]] = frozenset({"allow_other_backbone"})
 
     target_modules: list[str] | None = field(
         default=None, metadata={"help": "The modules that are wrapped. Follows from the base model and the method."}
@@ -118,6 +122,10 @@ class TunerConfig(PeftConfig):
     def changes_class_features_alone(self) -> bool:
         """Whether a classifier without the adapter, but with its class features, has the same logits."""
         return set(self.target_modules or ["?"]) <= _MAKE_CLASS_FEATURES
+
+    def why_no_weighted_sum(self) -> str | None:
+        """Why a sum of such adapters' tensors means nothing; None if it does. The text goes on after "because"."""
+        return "its tensors are not vectors that can be added: what it computes is not linear in them"
 
     def why_classes_are_fixed(self) -> str | None:
         """Why the adapter works only with the classes that it was made for; None if it works with any classes.
@@ -375,55 +383,6 @@ def _why_classes_are_fixed(config: TunerConfig) -> str | None:
     return config.why_classes_are_fixed() or ("has a bias for each class" if is_multi_label(config) else None)
 
 
-class AdapterConfigs(dict):
-    """`peft_config` of a model with our layers: adapter name -> configuration.
-
-    PEFT adds a configuration here before it changes the model. An adapter of PEFT, such as LoRA, is refused if it asks
-    for modules inside of our layers: PEFT leaves these out without a word.
-
-    Args:
-        model: the model.
-        configs: its adapters so far.
-
-    Raises:
-        ValueError: when such an adapter is added.
-    """
-
-    def __init__(self, model: nn.Module, configs: Mapping[str, PeftConfig]):
-        super().__init__(configs)
-        self.model = model
-
-    def __setitem__(self, name: str, config: PeftConfig) -> None:
-        self._check(config)
-        super().__setitem__(name, config)
-
-    def update(self, configs: Mapping[str, PeftConfig]) -> None:
-        for name, config in configs.items():
-            self[name] = config
-
-    def _check(self, config: PeftConfig) -> None:
-        wanted = getattr(config, "target_modules", None)
-        if isinstance(config, TunerConfig) or not wanted or not hasattr(self, "model"):  # none yet while unpickling
-            return
-        ours = {name: module for name, module in self.model.named_modules() if isinstance(module, TunerLayer)}
-        hidden = {}
-        for name, module in self.model.named_modules():
-            outer = next((layer for layer in ours if name.startswith(f"{layer}.base_layer.")), None)
-            if outer is None:
-                continue
-            place = name.replace(".base_layer", "")
-            if isinstance(module, nn.Linear) if wanted == "all-linear" else check_target_module_exists(config, place):
-                hidden[place] = ours[outer]
-        if hidden:
-            place, layer = next(iter(hidden.items()))
-            kinds = {c.peft_type.value for c in layer.configs.values()} or {type(layer).__name__}
-            kind, theirs = ", ".join(sorted(kinds)), getattr(config.peft_type, "value", config.peft_type)
-            raise ValueError(
-                f"target_modules: PEFT would leave {theirs} out of {len(hidden)} modules, such as {place}, because "
-                f"{kind} wraps the layers that they are in; add {theirs} first, and {kind} after it"
-            )
-
-
 class Tuner(BaseTuner):
     """Checks the base model, fills the configuration and wraps the target modules.
 
@@ -588,6 +547,28 @@ class Tuner(BaseTuner):
         in_image_encoder = any(module.startswith("clip.") for module in places)
         with each_image_its_adapter(self.model, adapter_names, in_image_encoder):
             yield
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **options: Any,
+    ) -> None:
+        """Adds a frozen adapter whose vectors are the weighted sum of those of others; `set_adapter` activates it.
+
+        Possible where vectors are learned and adapters have the same shapes: CoOp, VPT, IVLP, linear heads.
+
+        Args:
+            adapters, weights: their names, and a number for each; negative ones are allowed.
+            adapter_name: name of the new one.
+            combination_type: "linear", of PEFT's kinds.
+
+        Raises:
+            ValueError: another kind of sum or of adapter, or names, weights or shapes that do not fit.
+        """
+        add_weighted_sum(self, adapters, weights, adapter_name, combination_type, options)
 
     def unload(self) -> nn.Module:
         """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""
