@@ -20,7 +20,7 @@ from torch import nn
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
 
-from .hidden_modules import AdapterConfigs
+from .hidden_modules import AdapterConfigs, refuse_left_out
 from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
 from .weighted_sums import add_weighted_sum
@@ -280,6 +280,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.configs: dict[str, TunerConfig] = {}
         self._anchor = (anchor,)  # in a tuple, so that nn.Module does not register it
+        # The model, and those of its adapters from which this layer is known to hide no module.
+        self.on_model: tuple[nn.Module, dict[str, PeftConfig]] | None = None
         self._disable_adapters = False
         self.merged_adapters = []
 
@@ -304,6 +306,15 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     @property
     def adapter_device(self) -> torch.device:
         return next(self._anchor[0].parameters()).device
+
+    def named_parameters(self, *args: Any, **kwargs: Any):
+        # PEFT asks each module for its parameters before it adds an adapter of any kind: the one place to step in.
+        if self.on_model is not None:
+            refuse_left_out(*self.on_model)
+        return super().named_parameters(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"on_model": None}  # a copy of this layer is not on the model
 
     def active_name(self) -> str | None:
         """Name of this layer's active adapter; None if there is none or adapters are disabled.
@@ -517,6 +528,7 @@ class Tuner(BaseTuner):
             anchors = self.targets(peft_config, self.base_class(self.model, peft_config.peft_type_name))
             layer = self._wrap(target, current_key, anchors[current_key])
             self._replace_module(parent, target_name, layer, target)
+            layer.on_model = (self.model, dict(self.peft_config))
         layer.update_layer(adapter_name, peft_config)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
