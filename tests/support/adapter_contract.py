@@ -251,7 +251,7 @@ class AdapterContract:
         if trainer_case.method not in (
             "tip_adapter",
             "linear_head",
-        ):  # whose caches have their size from what is loaded
+        ):  # their caches have the size of what is loaded
             empty = get_peft_model(trainer_case.base(), trainer_case.config(), low_cpu_mem_usage=True)
             assert {p.device.type for name, p in empty.named_parameters() if "clipv_" in name} == {"meta"}
             set_peft_model_state_dict(empty, get_peft_model_state_dict(model), low_cpu_mem_usage=True)

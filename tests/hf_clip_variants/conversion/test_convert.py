@@ -264,32 +264,6 @@ def test_a_configuration_that_clip_does_not_compute_is_refused(vit, letters, tmp
     assert_nothing_was_written(tmp_path, file.parent)
 
 
-def sines_and_cosines(grid: int, width: int) -> torch.Tensor:
-    """open_clip's `get_2d_sincos_pos_embed`: (1 + grid², width), zeros for the class token."""
-    frequencies = 10000.0 ** -(torch.arange(width // 4).double() / (width / 4))
-    rows, columns = torch.meshgrid(torch.arange(grid).double(), torch.arange(grid).double(), indexing="ij")
-    angles = [place.reshape(-1, 1) * frequencies for place in (columns, rows)]
-    patches = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
-    return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_weights_of_a_model_that_pools_by_average_are_refused(vit, letters, tmp_path, dtype):
-    """What is seen of it in the weights alone. Learned positions may have a class token at zero."""
-    file = open_clip_folder(vit, tmp_path / "hub")
-    (tmp_path / "hub" / "open_clip_config.json").unlink()
-    weights, name = load_file(file), "visual.positional_embedding"
-    count, width = weights[name].shape
-    save_file(weights | {name: sines_and_cosines(int((count - 1) ** 0.5), width).to(dtype)}, file)
-    with pytest.raises(ValueError, match="visual.positional_embedding: fixed sines and cosines, .* pool by average"):
-        convert_checkpoint(file, tmp_path / "out", tokenizer=letters(vit))
-    assert_nothing_was_written(tmp_path, file.parent)
-    learned = weights[name].clone()
-    learned[0] = 0
-    save_file(weights | {name: learned}, file)
-    assert convert_checkpoint(file, tmp_path / "out", tokenizer=letters(vit)).method == "clip"
-
-
 def test_converted_models_of_open_clip_give_its_outputs(openai, letters, tmp_path):
     """Its own code computes what is expected: GELU, heads of another width, the temperature as one element,
     `text.` before names.
