@@ -248,10 +248,8 @@ class AdapterContract:
         config.inference_mode = True
         assert not any(p.requires_grad for p in get_peft_model(trainer_case.base(), config).parameters())
 
-        if trainer_case.method not in (
-            "tip_adapter",
-            "linear_head",
-        ):  # their caches have the size of what is loaded
+        # Caches have the size of what is loaded.
+        if trainer_case.method not in ("tip_adapter", "linear_head"):
             empty = get_peft_model(trainer_case.base(), trainer_case.config(), low_cpu_mem_usage=True)
             assert {p.device.type for name, p in empty.named_parameters() if "clipv_" in name} == {"meta"}
             set_peft_model_state_dict(empty, get_peft_model_state_dict(model), low_cpu_mem_usage=True)
