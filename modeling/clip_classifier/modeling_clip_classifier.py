@@ -356,7 +356,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return self._encode(self.prompt_embedder(classes.prompts(device, *limits), table, image_embeds))
 
         def encode_to_keep():
-            with torch.no_grad(), self._no_autocast():
+            with torch.no_grad(), self._no_autocast(), in_eval_mode(text_side):
                 return encode()
 
         if self.prompt_embedder.depends_on_images:

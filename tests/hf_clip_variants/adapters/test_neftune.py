@@ -68,3 +68,15 @@ def test_noise_has_the_size_that_the_encoder_itself_would_give_it():
     deactivate_neftune(model, handle)
     (noisy,) = seen
     assert noisy.dim() == 3 and len(noisy) == len(model.class_names) and noisy.shape[1] > 5
+
+
+def test_features_of_class_names_given_in_a_call_have_no_noise():
+    model = tiny_classifier().requires_grad_(False)
+    names = model.class_names[:2]
+    with torch.no_grad():
+        expected = tiny_classifier()(pixel_values=tiny_pixels(), class_names=names).logits
+        handle = activate_neftune(model.train(), 5.0)
+        model(pixel_values=tiny_pixels(), class_names=names)  # kept from here on
+        deactivate_neftune(model, handle)
+        assert model.training and model.get_input_embeddings().training
+        assert torch.equal(model.eval()(pixel_values=tiny_pixels(), class_names=names).logits, expected)
