@@ -1,7 +1,6 @@
 """`hf-clip-variants adapt`: adapters from a few images per class, compared with zero-shot CLIP."""
 
 import json as json_module
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +22,7 @@ from .arguments import (
     parse_overrides,
 )
 from .options import DATA, RUNNING, TRAINING
-from .output import JsonOption, machine_output, prepare_libraries, say
+from .output import JsonOption, machine_output, prepare_libraries, say, use_all_cores
 
 
 FAILED = 1  # exit code when a method failed
@@ -314,12 +313,3 @@ def print_plan(model: str, data: str | list[str], out: str, json: bool, **argume
         for name, text in describe(found).items():
             typer.echo(f"{name + ':':<13}{text}")
         typer.echo(f"Nothing was written. Without --dry-run, results go to {out}.")
-
-
-def use_all_cores() -> None:
-    """Use one thread per core of this process, unless OMP_NUM_THREADS is set: PyTorch may count fewer cores."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

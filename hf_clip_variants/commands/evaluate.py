@@ -8,7 +8,16 @@ import typer
 from . import options
 from .arguments import check_data, check_device, check_model, check_templates
 from .options import DATA, FLAG, MODEL, RUNNING
-from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, screen, title_and_rows
+from .output import (
+    JsonOption,
+    machine_output,
+    prepare_libraries,
+    progress_bar,
+    say,
+    screen,
+    title_and_rows,
+    use_all_cores,
+)
 from .predict import UNREADABLE
 
 
@@ -100,6 +109,7 @@ def evaluate(
     check_templates(templates)
     check_device(device)
     prepare_libraries(watched=not json)
+    use_all_cores()
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
     from ..data.images.sources import SeveralLabels, UnnamedLabels, load_images

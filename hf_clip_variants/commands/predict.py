@@ -13,7 +13,7 @@ from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_r
 from . import options
 from .arguments import check_device, check_model, check_templates
 from .options import FLAG, RUNNING
-from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say
+from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -127,6 +127,7 @@ def predict(
     if out is not None and os.path.isdir(out):
         raise IsADirectoryError(f"--out: {out} is a folder; want a file")
     prepare_libraries(watched=not json)
+    use_all_cores()
     from ..evaluation.prediction import classify, find_images, load_for_prediction
 
     loaded = load_for_prediction(model, adapter, options.classes_to_choose_from(classes), templates, device, base=base)

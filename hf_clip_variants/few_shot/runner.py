@@ -308,7 +308,7 @@ class FewShotRunner:
             # One process computes, the others wait and read.
             with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
                 self._features[key] = compute_features(
-                    lambda pixels: self.classifier.get_image_features(pixels).pooler_output,
+                    self.classifier.pooled_image_features,
                     chosen,
                     self.processor,
                     views=views,

@@ -116,7 +116,7 @@ class LiveImages:
         rows = []
         for row in range(len(self)):
             pixels = self._views.views(row, range(self._views.num_views)).to(self.classifier.device)
-            rows.append(self.classifier.get_image_features(pixels).pooler_output.float())
+            rows.append(self.classifier.pooled_image_features(pixels).float())
         return torch.stack(rows, dim=1)
 
     def select(self, rows: torch.Tensor) -> LiveImages:
