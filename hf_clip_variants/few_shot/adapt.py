@@ -312,7 +312,7 @@ def _about_run(
             "skipped": [name for name, _ in draws.skipped],
             "seconds_per_view": runner.seconds_per_view,
             # Of training images, for all runs together.
-            "encoded_views": len(draws.rows) * sum(runner.views.values()) if settings["cache_features"] else 0,
+            "encoded_views": runner.passes(task),
             "test_sets": {
                 t.name: {
                     "images": len(t.images),

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..data.images.image_set import ImageSet
 from ..evaluation.devices import choose_device
 from ..evaluation.prediction import load_processor
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+from .drawn_views import DrawnViews, views_of_fit
 from .fitting import apply_overrides
 from .method import default_methods, few_shot_method
 from .recipes import Recipe, recipe
@@ -68,12 +70,14 @@ def plan(
     }
     cost = _measure(classifier, load_processor(model), train.select(draws.rows[:TIMED]))
     classes = len(train.class_names)
-    cached = [values for (m, _), values in recipes.items() if cache_features and not _trains_images(m)]
-    views = {"none": 1}
-    for values in cached:
-        views[values.augmentation] = max(views.get(values.augmentation, 0), values.views_needed)
+    drawn, cached = DrawnViews(), [m for m in methods if cache_features and not _trains_images(m)]
+    for m, (k, seed) in product(cached, draws.splits):
+        if (values := recipes[m, k]).augmentation != "none":
+            rows, on_split = draws.splits[k, seed].train, bool(validation and draws.splits[k, seed].validation)
+            labels = torch.from_numpy(train.labels[list(rows)])
+            drawn.add(values.augmentation, rows, views_of_fit(values, labels, seed, on_split, by_method[m]))
     tested = sum(len(each.images) for each in tests)
-    encoded = len(draws.rows) * sum(views.values()) if cached else 0
+    encoded = len(draws.rows) + len(drawn) if cached else 0
     shared = (encoded + tested) * cost.seconds_per_image
     seconds = dict.fromkeys(methods, 0.0)
     memory = 0.0
@@ -100,6 +104,7 @@ def plan(
         "training_images": {str(k): len(draws.splits[k, seeds[0]].train) for k in shots},
         "runs": len(methods) * len(shots) * len(seeds),
         "device": str(cost.device),
+        "image_encoder_passes": encoded + tested,
         "seconds": shared + sum(seconds.values()),
         "seconds_by_method": seconds,
         "memory_bytes": int(weights + features + memory),
@@ -182,6 +187,7 @@ def describe(plan: Mapping[str, Any]) -> dict[str, str]:
         "Test images": tested,
         "Runs": f"{plan['runs']}: {_count(plan['methods'], 'method')} x {_count(shots, 'number', ' of shots')} x "
         f"{_count(plan['seeds'], 'seed')}",
+        "Features": f"{plan['image_encoder_passes']:,} passes of the image encoder, once for all runs",
         "Time": f"about {_duration(plan['seconds'])} on {plan['device']}, without searches ({minutes})",
         "Memory": f"about {plan['memory_bytes'] / 2**30:.1f} GiB, besides the libraries",
     }

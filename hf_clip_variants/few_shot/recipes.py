@@ -60,9 +60,9 @@ class Recipe:
     search_fields: ClassVar[frozenset[str]] = frozenset()
 
     @property
-    def views_needed(self) -> int:
-        """Augmented views of an image that the whole fit uses."""
-        return self.views if self.epochs else 1
+    def first_views(self) -> int:
+        """How many views of each image, from the first on, the fit uses besides those that training draws."""
+        return 0
 
     @property
     def encoder_passes_per_image(self) -> int:

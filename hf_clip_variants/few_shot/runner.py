@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.fingerprint import fingerprint
+from .drawn_views import DrawnViews, views_of_fit
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, SetTemplates, Task
@@ -78,9 +80,9 @@ class Run:
 class FewShotRunner:
     """Runs few-shot methods on one CLIP. Work that runs share is done once.
 
-    Methods that do not train the image encoder get features: of the training images, in as many views as any of the
-    methods uses, and of each test set. They are computed once and kept in `folder`, for other processes, too. Methods
-    that train the image encoder get pixels, in training and in tests.
+    Methods that do not train the image encoder get features: of the training images, in exactly those views that some
+    run draws (`drawn_views.py`), and of each test set. They are computed once and kept in `folder`, for other
+    processes, too. Methods that train the image encoder get pixels, in training and in tests.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
@@ -121,18 +123,19 @@ class FewShotRunner:
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self._key = fingerprint(self.classifier.clip)
-        self.views = {"none": 1}  # augmentation -> the largest number of views that a cached method uses
-        for method in (m for m in methods if not few_shot_method(m).trains_image_encoder):
-            for values in (self.recipe(task, method, k) for task in tasks for k in shots):
-                if values.augmentation != "none":
-                    wanted = max(self.views.get(values.augmentation, 0), values.views_needed)
-                    self.views[values.augmentation] = wanted
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
         self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:
             drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
             for images, rows in drawn:
                 self._rows[id(images)] = sorted({*self._rows.get(id(images), ()), *rows})
+        self._drawn_views: dict[int, DrawnViews] = {id(task.train): DrawnViews() for task in tasks}
+        cached = [m for m in methods if cache_features and not few_shot_method(m).trains_image_encoder]
+        for task in tasks:
+            for (k, seed), method in product(sorted(task.draws.splits), cached):
+                if k in shots and (values := self.recipe(task, method, k)).augmentation != "none":
+                    rows, drawn = task.training_rows(k, seed), self._views_of_run(task, method, values, k, seed)
+                    self._drawn_views[id(task.train)].add(values.augmentation, rows, drawn)
         self._features: dict[Any, Features] = {}
         self.seconds_per_view = 0.0  # of the image encoder, where features were last computed
 
@@ -141,6 +144,16 @@ class FewShotRunner:
         protocol = RECIPE_PROTOCOLS[task.plan.protocol]
         published = recipe(method, shots, task.recipe_dataset, self.profile, protocol)
         return apply_overrides(few_shot_method(method), published, self._overrides[method])[0]
+
+    def _views_of_run(self, task: Task, method: str, values: Recipe, shots: int, seed: int) -> np.ndarray:
+        """(N, V) bool: the augmented views that a run draws from its N training images."""
+        labels = torch.from_numpy(task.train.labels[task.training_rows(shots, seed)])
+        on_split = bool(task.validation_rows(shots, seed))
+        return views_of_fit(values, labels, seed, on_split, self._overrides[method])
+
+    def passes(self, task: Task) -> int:
+        """Passes of the image encoder on the training images of all runs together, where their features are kept."""
+        return len(task.every_training_row) + len(self._drawn_views[id(task.train)]) if self.cache_features else 0
 
     # ---- runs
 
@@ -172,7 +185,7 @@ class FewShotRunner:
         """Of CLIP without an adapter, on all images that some run learns from or validates on."""
         self._name_classes(task.class_names, task.templates)
         drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
-        sets = [CachedImages(self._drawn(*one), device=self.device) for one in drawn if one[1]]
+        sets = [CachedImages(self._plain(*one), device=self.device) for one in drawn if one[1]]
         logits = torch.cat([class_logits(self.classifier, images).logits for images in sets])
         return calibrate(logits, torch.cat([images.labels for images in sets]).to(logits.device))
 
@@ -206,8 +219,10 @@ class FewShotRunner:
             start = time.perf_counter()
             fixed = _why_classes_are_fixed(fitted.model)
             tests, predictions = self._test(task, fitted.model, row.trains_image_encoder, fixed)
-            count = 0 if row.trains_image_encoder else len(task.training_rows(shots, seed))
-            seconds = {"features": self.seconds_per_view * values.views_needed * count, **fitted.seconds}
+            count = encoded = 0 if row.trains_image_encoder else len(task.training_rows(shots, seed))
+            if count and values.augmentation != "none":
+                encoded = int(self._views_of_run(task, method, values, shots, seed).sum())
+            seconds = {"features": self.seconds_per_view * encoded, **fitted.seconds}
             seconds["test"] = time.perf_counter() - start
             record = self._record(method, row.title, tests, seconds, shots, seed) | {
                 "validation": asdict(fitted.validation),
@@ -268,11 +283,15 @@ class FewShotRunner:
     def _shots(self, task: Task, method: str, values: Recipe, shots: int, seed: int) -> Shots:
         rows = task.training_rows(shots, seed)
         if few_shot_method(method).trains_image_encoder or not self.cache_features:
-            images, plain = task.train.select(rows), (self.classifier, task.train.select(rows), self.processor)
-            views = values.augmentation, values.views_needed, values.views, VIEW_SEED, seed
-            return Shots(LiveImages(self.classifier, images, self.processor, *views), LiveImages(*plain))
-        views, plain = self._drawn(task.train, rows, values.augmentation), self._drawn(task.train, rows)
-        return Shots(CachedImages(views, values.views, seed, self.device), CachedImages(plain, device=self.device))
+            images = task.train.select(rows)
+            plain = LiveImages(self.classifier, images, self.processor)
+            total = max(values.views, values.first_views)
+            views = values.augmentation, total, values.views, VIEW_SEED, seed
+            return Shots(LiveImages(self.classifier, images, self.processor, *views), plain)
+        plain = CachedImages(self._plain(task.train, rows), device=self.device)
+        if values.augmentation == "none":
+            return Shots(plain, plain)
+        return Shots(self._augmented(task.train, rows, values, seed), plain)
 
     def _validation(self, task: Task, method: str, shots: int, seed: int) -> LabelledImages | None:
         rows = task.validation_rows(shots, seed)
@@ -280,21 +299,42 @@ class FewShotRunner:
             return None
         if few_shot_method(method).trains_image_encoder:
             return LiveImages(self.classifier, task.validation.select(rows), self.processor)
-        return CachedImages(self._drawn(task.validation, rows), device=self.device)
+        return CachedImages(self._plain(task.validation, rows), device=self.device)
 
-    def _drawn(self, images: ImageSet, rows: Sequence[int], augmentation: str = "none") -> Features:
-        every, views = self._rows[id(images)], self.views[augmentation]
-        title = f"Features of {len(every)} images" + (f" in {views} views" if views > 1 else "")
-        return self._computed(images, every, augmentation, title).select(np.searchsorted(every, rows))
+    def _plain(self, images: ImageSet, rows: Sequence[int]) -> Features:
+        """Features of the plain view."""
+        every = self._rows[id(images)]
+        return self._computed(images, every, title=f"Features of {len(every):,} images").select(
+            np.searchsorted(every, rows)
+        )
+
+    def _augmented(self, images: ImageSet, rows: Sequence[int], values: Recipe, seed: int) -> CachedImages:
+        """Features of the augmented views that some run draws."""
+        every, augmentation = self._rows[id(images)], values.augmentation
+        drawn = self._drawn_views[id(images)].lists(augmentation, every)
+        count = sum(map(len, drawn))
+        features = self._computed(images, every, augmentation, f"Features of {count:,} views", drawn)
+        place, end = {}, 0
+        for row, views in zip(every, drawn, strict=True):
+            place[row] = dict(zip(views, range(end, end := end + len(views)), strict=True))
+        total = max(values.views, values.first_views)
+        table = torch.tensor([[place[row].get(view, -1) for row in rows] for view in range(total)])
+        labels = torch.from_numpy(images.labels[list(rows)])
+        return CachedImages.of_views(features, table, labels, values.views, seed, self.device)
 
     def _computed(
-        self, images: ImageSet, rows: Sequence[int], augmentation: str = "none", title: str = "Features"
+        self,
+        images: ImageSet,
+        rows: Sequence[int],
+        augmentation: str = "none",
+        title: str = "Features",
+        drawn: list[list[int]] | None = None,
     ) -> Features:
         """Features of `rows`, from memory, from the folder or computed, by one process at a time."""
         key = (id(images), len(rows), augmentation)
         if key not in self._features:
             chosen = images if len(rows) == len(images) else images.select(rows)
-            views, folder = self.views[augmentation], self.folder / "features"
+            views, folder = 1 if drawn is None else 1 + max(map(max, filter(None, drawn))), self.folder / "features"
             folder.mkdir(parents=True, exist_ok=True)
             many = self.device.type == "cuda" and len(chosen) > MANY_IMAGES
             workers = min(8, os.cpu_count() or 1) if many else 0
@@ -306,7 +346,7 @@ class FewShotRunner:
                 self.on_features(title, done, total)
 
             # One process computes, the others wait and read.
-            with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
+            with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, drawn])}.lock"):
                 self._features[key] = compute_features(
                     self.classifier.pooled_image_features,
                     chosen,
@@ -314,6 +354,7 @@ class FewShotRunner:
                     views=views,
                     augmentation=augmentation,
                     seed=VIEW_SEED,
+                    drawn=drawn,
                     cache_dir=folder,
                     key=self._key,
                     device=self.device,
@@ -321,7 +362,7 @@ class FewShotRunner:
                     num_workers=workers,
                 )
             if computed:
-                self.seconds_per_view = (time.perf_counter() - start) / (views * computed)
+                self.seconds_per_view = (time.perf_counter() - start) / computed
         return self._features[key]
 
 

@@ -78,8 +78,8 @@ class CLIPFamily:
     vision_layers: str | None = "vision_model.encoder.layers"  # None: no transformer, no place for visual prompts
     patch_norm: str | None = "vision_model.pre_layrnorm"  # between the embeddings and the first layer
     visual_projection: str | None = "visual_projection"
-    # Names of the classes of the image encoder, its stack of layers, a layer, its attention and its MLP, where it pools
-    # the class token as CLIP's does: `image_encoding.py` knows their insides. Empty: another kind of encoder.
+    # Names of the classes of the image encoder, its stack of layers, a layer, its attention and its MLP, where it is
+    # built as CLIP's and pools the class token (`image_encoding.py`). Empty: another kind of encoder.
     vision_classes: tuple[str, ...] = ("VisionModel", "Encoder", "EncoderLayer", "Attention", "MLP")
 
     # ---- classes and configurations

@@ -75,8 +75,9 @@ def test_nothing_bypasses_gradients_records_hooks_or_replaced_parts(made, model,
     assert pixels.grad.abs().sum() > 0 and not taken
     pixels = pixels.detach()
     last = vision.encoder.layers[-1]
-    for module in (vision, vision.encoder, vision.encoder.layers[0], last, last.self_attn, last.mlp, last.mlp.fc1,
-                   last.mlp.activation_fn, vision.embeddings, vision.post_layernorm, model.clip.visual_projection):  # fmt: skip
+    of_last = (last, last.self_attn, last.mlp, last.mlp.fc1, last.mlp.activation_fn)
+    around = (vision.embeddings, vision.post_layernorm, model.clip.visual_projection)
+    for module in (vision, vision.encoder, vision.encoder.layers[0], *of_last, *around):
         seen = []
         hook = module.register_forward_hook(lambda m, i, o, seen=seen: seen.append(o))
         with torch.no_grad():
