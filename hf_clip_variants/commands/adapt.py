@@ -112,6 +112,7 @@ def adapt(
             **options.FLAG,
         ),
     ] = False,
+    precision: options.Precision = "float32",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -166,10 +167,13 @@ def adapt(
     data = [*(sources or []), *([] if sources and from_file else data or [])]
     if not data:
         raise typer.BadParameter("got none; want DATA, such as a folder with one sub-folder per class", context)
+    if no_cache_features and precision != "float32":
+        raise ValueError(f"--precision: got {precision} with --no-cache-features; it is for features that are kept")
     arguments = check(data, model, out, methods, shots, seeds, test_data, templates, set, benchmark, device)
     arguments |= {
         "profile": profile,
         "cache_features": not no_cache_features,
+        "precision": precision,
         "reading": options.reading(image_column, label_column, class_names),
         "device": device,
     }

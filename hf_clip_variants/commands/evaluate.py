@@ -83,6 +83,7 @@ def evaluate(
         ),
     ] = None,
     batch_size: options.BatchSize = 64,
+    precision: options.Precision = "float32",
     device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
@@ -114,9 +115,12 @@ def evaluate(
     from ..data.images.labelled_sets import align_classes
     from ..data.images.sources import SeveralLabels, UnnamedLabels, load_images
     from ..evaluation.image_prediction import predict
+    from ..evaluation.precision import use_precision
     from ..evaluation.prediction import load_for_prediction, was_made_for_several_labels
     from ..metrics.classification import accuracy, accuracy_by_class
 
+    if save is not None and precision != "float32":
+        raise ValueError(f"--precision: got {precision} with --save; the saved model is that of float32")
     reading = {"on_error": "skip", "empty_classes": "warn", "progress": not json}
     reading |= options.reading(image_column, label_column, class_names)
     source, shown = data if len(data) > 1 else data[0], ", ".join(data)
@@ -144,12 +148,13 @@ def evaluate(
 
         del reading["empty_classes"]
         reading |= {"label_columns": reading.pop("label_column", None)}
-        arguments = (common_classes, calibrate, save, batch_size, json)
+        arguments = (common_classes, calibrate, save, batch_size, precision, json)
         report_unreadable(evaluate_labels(source, split, reading, loading, *arguments))
         return
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
     loaded = loaded or load_for_prediction(**loading, default_class_names=images.class_names)
+    use_precision(loaded.model, precision, say)
     if common_classes:
         images = _only_classes_of(loaded, images, shown)
     images = align_classes(images, loaded.class_names, shown)
@@ -164,6 +169,7 @@ def evaluate(
     per_class = accuracy_by_class(predicted, labelled.labels, len(loaded.class_names))
     result = {
         "data": shown,
+        "precision": precision,
         "split": images.split,
         "images": len(images),
         "classes": len(loaded.class_names),

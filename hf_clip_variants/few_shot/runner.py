@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import shutil
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ..data.augmentation.views import AugmentedViews
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
 from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.devices import choose_device
 from ..evaluation.image_prediction import class_logits, predict
+from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
@@ -44,6 +47,7 @@ logger = logging.getLogger(__name__)
 TINY_PARAMETERS = 20_000_000
 VIEW_SEED = 0  # of augmented views; the same for all runs, so that they share features
 CACHED_BATCH, LIVE_BATCH = 1024, 64  # test images in one forward
+MANY_PASSES, TIMED_IMAGES = 200, 4  # from so many passes on, their time is said; images that are timed for that
 TOP = 5  # classes of each test image that are kept
 MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
@@ -93,7 +97,9 @@ class FewShotRunner:
         cache_features: False: run the image encoder at every training step for every method.
         device: default: a GPU if there is one.
         on_epoch: called with (which training, epochs done, epochs) of the training that is running.
-        on_features: called with (title, images done, images) while features are computed.
+        on_features: called with (title, passes done, passes) while features are computed.
+        precision: of the image encoder where it computes features; see `reduce_precision`.
+        say: gets sentences about that.
 
     Raises:
         ValueError: an unknown method, profile or override.
@@ -113,6 +119,8 @@ class FewShotRunner:
         device: str | torch.device | None = None,
         on_epoch: Callable[[str, int, int], None] | None = None,
         on_features: Callable[[str, int, int], None] | None = None,
+        precision: str = "float32",
+        say: Callable[[str], None] = lambda text: None,
     ):
         self.folder, self.cache_features = Path(folder), cache_features
         self.on_epoch, self.on_features = on_epoch, on_features or (lambda title, done, total: None)
@@ -123,6 +131,10 @@ class FewShotRunner:
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self._key = fingerprint(self.classifier.clip)
+        reduced = reduce_precision(self.classifier, precision, say)
+        self._say, self._encode = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
+        if reduced is not None:  # other features
+            self._key += f" {precision}"
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
         self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:
@@ -154,6 +166,23 @@ class FewShotRunner:
     def passes(self, task: Task) -> int:
         """Passes of the image encoder on the training images of all runs together, where their features are kept."""
         return len(task.every_training_row) + len(self._drawn_views[id(task.train)]) if self.cache_features else 0
+
+    @torch.no_grad()
+    def say_passes(self, task: Task) -> None:
+        """Says how often the image encoder is going to run for features, and about how long that takes, if it is worth
+        the images that are timed for it."""
+        passes = self.passes(task) + sum(len(evaluation.images) for evaluation in task.evaluations)
+        if passes < MANY_PASSES:
+            return
+        images = task.train.select(task.every_training_row[:TIMED_IMAGES])
+        views = AugmentedViews(images, self.processor)
+        pixels = torch.cat([views[row] for row in range(len(views))]).to(self.device)
+        self._name_classes(task.class_names, task.templates)
+        self._encode(pixels[:1])  # kernels are chosen and memory is allocated
+        start = time.perf_counter()
+        self._encode(pixels).sum().item()
+        seconds = (time.perf_counter() - start) / len(pixels)
+        self._say(f"{passes:,} passes of the image encoder, about {duration(passes * seconds)} on {self.device}.")
 
     # ---- runs
 
@@ -348,7 +377,7 @@ class FewShotRunner:
             # One process computes, the others wait and read.
             with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, drawn])}.lock"):
                 self._features[key] = compute_features(
-                    self.classifier.pooled_image_features,
+                    self._encode,
                     chosen,
                     self.processor,
                     views=views,
@@ -371,6 +400,16 @@ def _why_classes_are_fixed(model: torch.nn.Module) -> str | None:
     config = model.peft_config[model.active_adapter]
     ask = getattr(config, "why_classes_are_fixed", None)  # PEFT's own methods have no classes
     return None if ask is None else ask()
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(3), duration(200), duration(9000)
+    ('3 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def default_profile(classifier: CLIPClassifier) -> str:
