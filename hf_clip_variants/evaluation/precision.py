@@ -24,7 +24,8 @@ from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 
 Precision = Literal["float32", "bf16", "int8"]
 COMPARED = 8  # images that are encoded in float32, too
-LEAST = 2**15  # weights of a layer that is replaced: small ones would be slower
+LEAST, NARROWEST = 2**15, 2  # weights of a layer that is replaced: small ones would be slower; its least width:
+# torch 2.14 multiplies matrices of one column by one row wrongly in int8
 
 
 class Int8Linear(nn.Module):
@@ -167,7 +168,7 @@ def reduce_precision(
     for part in classifier.family.image_modules(classifier.clip):
         for parent in part.modules():
             for name, child in parent.named_children():
-                if type(child) is nn.Linear and child.weight.numel() >= LEAST:
+                if type(child) is nn.Linear and child.weight.numel() >= LEAST and min(child.weight.shape) >= NARROWEST:
                     layers.append((parent, name, child, _LAYERS[precision](child).eval()))
     if not layers:
         raise ValueError(
@@ -192,6 +193,11 @@ def check_precision(precision: str, device: torch.device) -> None:
         raise ValueError(f"precision: got {precision!r}; want one of {', '.join(get_args(Precision))}")
     if precision == "int8" and device.type != "cpu":
         raise ValueError(f"precision: int8 is for a CPU, and the model is on {device}; want bf16 or float32")
+    if precision == "int8" and not int8_products_are_exact():
+        raise ValueError(
+            f"precision: this processor ({platform.machine()}) has no instructions for products of int8, and what "
+            "takes their place overflows; want float32"
+        )
     if precision == "bf16" and device.type == "cpu" and not cpu_has_bfloat16():
         raise ValueError(
             f"precision: this processor ({platform.machine()}) has no instructions for bfloat16 (avx512_bf16, "
@@ -199,6 +205,14 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(f"precision: {torch.cuda.get_device_name(device)} has no bfloat16; want float32")
+
+
+def int8_products_are_exact() -> bool:
+    """Whether sums of the largest products come out right: without instructions for them, some kernels add in 16
+    bits."""
+    rows = torch.tensor([[127], [-127]], dtype=torch.int8).expand(2, 256).contiguous()
+    product = torch._int_mm(rows, rows.t().contiguous())
+    return product.tolist() == [[256 * 127**2, -256 * 127**2], [-256 * 127**2, 256 * 127**2]]
 
 
 def cpu_has_bfloat16() -> bool:
