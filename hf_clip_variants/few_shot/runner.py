@@ -128,6 +128,7 @@ class FewShotRunner:
         self._overrides = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)
+        self.classifier.faster_images = True
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self._key = fingerprint(self.classifier.clip)

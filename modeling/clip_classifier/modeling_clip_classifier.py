@@ -125,6 +125,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.logit_head = LogitHead()
         self.label_calibration = self.new_label_calibration() if config.problem_type == MULTI_LABEL else None
         self._register_prompts(*self._placeholder_prompts())
+        # Whether `forward` may use `pooled_image_features`, whose last bits differ: the commands set it.
+        self.faster_images = False
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
         self.post_init()
@@ -495,7 +497,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             raise ValueError("pixel_values, image_features: give exactly one of them")
         hidden_states = attentions = None
         recorded = kwargs or self.config.output_hidden_states or self.config.output_attentions
-        if image_features is None and not recorded:
+        if image_features is None and self.faster_images and not recorded:
             image_features = self.pooled_image_features(pixel_values, interpolate_pos_encoding)
         elif image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)

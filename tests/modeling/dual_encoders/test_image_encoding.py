@@ -56,9 +56,12 @@ def test_features_are_the_models_own(made, model, taken):
     pixels = pixels_of(model)
     with torch.no_grad():
         assert_same(model.pooled_image_features(pixels), own(model, pixels))
+        exact = model(pixel_values=pixels).logits
+        model.faster_images = True
         logits = model(pixel_values=pixels).logits
         with_states = model(pixel_values=pixels, output_hidden_states=True)
     assert len(taken) == (2 if made[0] in CLASS_TOKEN_FAMILIES else 0)
+    assert torch.equal(exact, with_states.logits), "the model's own bits, unless faster images are asked for"
     torch.testing.assert_close(logits, with_states.logits, rtol=1e-5, atol=1e-5)
     layers = getattr(model.config.vision_config, "num_hidden_layers", None)
     if made[0] in CLASS_TOKEN_FAMILIES:
@@ -69,6 +72,7 @@ def test_nothing_bypasses_gradients_records_hooks_or_replaced_parts(made, model,
     if made[0] not in CLASS_TOKEN_FAMILIES:
         pytest.skip("has no faster way")
     pixels, vision = pixels_of(model, 2), model.clip.vision_model
+    model.faster_images = True
     model(pixel_values=pixels)  # gradients are on
     pixels.requires_grad_()
     model.pooled_image_features(pixels).sum().backward()
@@ -109,7 +113,7 @@ def _twice(output):
 def test_configurations_that_record_keep_the_models_own_forward(made, model, taken):
     if made[0] not in CLASS_TOKEN_FAMILIES:
         pytest.skip("has no faster way")
-    pixels = pixels_of(model, 2)
+    pixels, model.faster_images = pixels_of(model, 2), True
     for config in (model.clip.vision_model.config, model.config):
         config.output_hidden_states = True
         with torch.no_grad():
