@@ -100,7 +100,7 @@ def passes_of(monkeypatch, method=CLIPClassifier.pooled_image_features) -> list[
     return calls
 
 
-def test_adapt_encodes_what_it_draws_and_says_so(clip, images, tmp_path, monkeypatch):
+def test_adapt_encodes_what_it_draws_and_says_so(clip, images, tmp_path, monkeypatch, capsys):
     """With epochs=2 of 30 views, two views of each image, and two more in each fold that it is in."""
     calls = passes_of(monkeypatch)
     options = {"methods": ["coop"], "shots": [2], "seeds": [1], "profile": "published"}
@@ -115,9 +115,12 @@ def test_adapt_encodes_what_it_draws_and_says_so(clip, images, tmp_path, monkeyp
     def every_view(values, labels, *others):
         return np.ones((len(labels), values.views), dtype=bool)
 
+    assert "passes" not in capsys.readouterr().err, "few passes are not worth the images that are timed"
     monkeypatch.setattr(runner_module, "views_of_fit", every_view)
     adapt(clip, str(images), tmp_path / "all", progress=False, report=False, **options)
-    assert sum(calls) - count == 12 * (1 + 30) + 12
+    passes = 12 * (1 + 30) + 12
+    assert sum(calls) - count == passes + 5, "five more for the time"
+    assert f"{passes} passes of the image encoder, about " in capsys.readouterr().err
     (one,), (two,) = ((tmp_path / run).rglob("adapter_model.safetensors") for run in ("run", "all"))
     found, expected = load_file(one), load_file(two)
     assert found.keys() == expected.keys()
