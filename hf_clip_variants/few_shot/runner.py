@@ -31,7 +31,7 @@ from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .drawn_views import DrawnViews, views_of_fit
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
@@ -131,11 +131,11 @@ class FewShotRunner:
         self.classifier.faster_images = True
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
-        self._key = fingerprint(self.classifier.clip)
+        self.key = features_key(self.classifier.clip)  # of the weights, as they are for all runs
         reduced = reduce_precision(self.classifier, precision, say)
         self._say, self._encode = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
         if reduced is not None:  # other features
-            self._key += f" {precision}"
+            self.key += f" {precision}"
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
         self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:
@@ -232,7 +232,7 @@ class FewShotRunner:
                 self._computed(
                     evaluation.images, range(len(evaluation.images)), title=f"Test features: {evaluation.of}"
                 )
-        about = [task.plan.protocol, task.plan.name, self._key, method, shots, seed]
+        about = [task.plan.protocol, task.plan.name, self.key, method, shots, seed]
         state = self.folder / "unfinished" / digest([*about, values.to_dict(), self._overrides[method]])
         fitted = fit_adapter(
             self.classifier,
@@ -376,7 +376,7 @@ class FewShotRunner:
                 self.on_features(title, done, total)
 
             # One process computes, the others wait and read.
-            with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, drawn])}.lock"):
+            with FileLock(folder / f".{digest([self.key, chosen.fingerprint, augmentation, drawn])}.lock"):
                 self._features[key] = compute_features(
                     self._encode,
                     chosen,
@@ -386,7 +386,7 @@ class FewShotRunner:
                     seed=VIEW_SEED,
                     drawn=drawn,
                     cache_dir=folder,
-                    key=self._key,
+                    key=self.key,
                     device=self.device,
                     progress=progress,
                     num_workers=workers,
