@@ -1,6 +1,7 @@
 """`hf-clip-variants adapt`: adapters from a few images per class, compared with zero-shot CLIP."""
 
 import json as json_module
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
