@@ -80,6 +80,7 @@ def adapt(
     profile: str | None = None,
     benchmark: str | None = None,
     cache_features: bool = True,
+    precision: str = "float32",
     reading: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -111,6 +112,8 @@ def adapt(
         benchmark: use the values published for this data set (`recipes.DATASETS`).
         cache_features: False: run the frozen image encoder at every step, as the official trainings do. Slower, with
             the same result.
+        precision: of the image encoder where it computes features: "float32", "bf16" or "int8" (`precision.py`).
+            Methods that train it, and saved files, have float32.
         reading: more arguments of `load_images` (`image_column`, `label_column`, `class_names`, `name`, `revision`).
         device: default: a GPU if there is one.
         progress: bars on standard error.
@@ -167,6 +170,7 @@ def adapt(
         "benchmark": benchmark,
         "cache_features": cache_features,
         "reading": dict(reading or {}),
+        **({} if precision == "float32" else {"precision": precision}),  # older run folders have no such setting
     }
     contents = {
         "model": digest(features_key(classifier.clip)),
@@ -206,6 +210,8 @@ def adapt(
             device=device,
             on_epoch=lambda label, done, total: detail("training" if label == "final" else "searching", done, total),
             on_features=detail,
+            precision=precision,
+            say=lambda text: bars.console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
         runner.seconds_per_view = results["data"].get("seconds_per_view", 0.0)
         records, seconds, wanted = folder.records(), results["seconds"], [run.key for run in (zero_shot, *runs)]
@@ -245,6 +251,7 @@ def adapt(
 
         write("running")
         if not folder.has(records.get(zero_shot.key)):
+            runner.say_passes(task)
             measured = runner.zero_shot(task, finish) | asdict(runner.calibrate(task))
             records[zero_shot.key] = zero_shot.names | measured
             folder.append(records[zero_shot.key])
@@ -323,7 +330,7 @@ def _about_run(
             "skipped": [name for name, _ in draws.skipped],
             "seconds_per_view": runner.seconds_per_view,
             # Of training images, for all runs together.
-            "encoded_views": len(draws.rows) * sum(runner.views.values()) if settings["cache_features"] else 0,
+            "encoded_views": runner.passes(task),
             "test_sets": {
                 t.name: {
                     "images": len(t.images),
