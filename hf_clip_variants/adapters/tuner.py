@@ -7,7 +7,7 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,9 @@ from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
+from .config_checks import check_fields
 from .peft_type import add_peft_type
 
 
@@ -60,17 +62,25 @@ class TunerConfig(PeftConfig):
     )
     temperature: float | None = field(
         default=None,
-        metadata={"help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated."},
+        metadata={
+            "help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated.",
+            "range": (1e-6, 1e6),
+        },
     )
     rejection_threshold: float | None = field(
         default=None,
-        metadata={"help": "Probability below which an image gets no class; 95 % of the right answers are above."},
+        metadata={
+            "help": "Probability below which an image gets no class; 95 % of the right answers are above.",
+            "range": (0, 1),
+        },
     )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Modules of the base model that are trained whole and saved with the adapter."},
     )
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
+    format_version: int = field(
+        default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files.", "range": (0, 1000)}
+    )
     # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
     # only names in the class's own annotations.
     allow_other_backbone: bool = field(
@@ -81,6 +91,7 @@ class TunerConfig(PeftConfig):
     )
 
     def __post_init__(self):
+        check_fields(self)
         super().__post_init__()
         self.peft_type = self.peft_type_member()
         if self.task_type is not None:
@@ -92,10 +103,10 @@ class TunerConfig(PeftConfig):
                 f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
                 f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
             )
-        if isinstance(self.class_names, str):
-            raise ValueError(f"class_names: {self.class_names!r} is one string, expected a list of names")
         if self.class_names is not None:
-            self.class_names = list(self.class_names)
+            self.class_names = resolve_class_names(self.class_names)
+        if self.templates:
+            self.templates = resolve_templates(self.templates, self.class_names)
 
     @classmethod
     def peft_type_member(cls):
@@ -134,7 +145,13 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         for module in getattr(config, "modules_to_save", None) or ()
     }
     found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
-    expected = config.adapter_tensors()
+    try:
+        expected = config.adapter_tensors()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
+            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
+        ) from error
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
@@ -146,7 +163,17 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         raise ValueError(f"{origin}: {'; '.join(faults)}")
     for name, shape in expected.items():
         if found[name] != shape:
-            raise ValueError(f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)}")
+            raise ValueError(
+                f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)} "
+                f"({_fields_of(config)})"
+            )
+
+
+def _fields_of(config: TunerConfig) -> str:
+    """The fields of the method itself, and the widths: what shapes follow from."""
+    shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths"}
+    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def without_prefixes(

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
+from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.prompts import (
     check_names_differ,
     format_prompts,
@@ -453,14 +454,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _check_pixels(self, pixel_values: torch.Tensor, patches_allowed: bool = False):
-        dimensions = 3 if patches_allowed and self.family.masks_patches else 4
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != dimensions:
-            got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"pixel_values: expected [batch, 3, H, W], got {got}")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
-            )
+        channels = getattr(self.config.vision_config, "num_channels", 3)
+        check_pixels(pixel_values, channels, dimensions=3 if patches_allowed and self.family.masks_patches else 4)
 
     @can_return_tuple
     def forward(
@@ -491,10 +486,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
-        elif image_features.dim() != 2 or image_features.shape[-1] != self.config.projection_dim:
-            raise ValueError(
-                f"image_features: expected [batch, {self.config.projection_dim}], got {list(image_features.shape)}"
-            )
+        else:
+            check_features(image_features, self.config.projection_dim)
+        if input_ids is not None:
+            text = self.config.text_config
+            longest = text.max_position_embeddings if self.family.text_is_causal else None
+            check_token_ids(input_ids, text.vocab_size, longest)
         image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
         if input_ids is None and self.prompt_embedder.depends_on_images:
             class_features = self._encode_classes(image_embeds)
@@ -506,6 +503,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         if bias is not None:
             logits = logits + bias.to(logits)
+        check_output(self, logits, pixel_values=pixel_values, image_features=image_features)
         scores = logits
         if self.config.problem_type == MULTI_LABEL and input_ids is None:
             logits = self._label_logits(scores)
