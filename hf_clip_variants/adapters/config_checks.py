@@ -27,19 +27,32 @@ def check_fields(config: Any) -> None:
         if one.name not in hints:
             continue
         value = _plain(getattr(config, one.name))
-        if not _fits(value, hints[one.name]):
-            raise ValueError(
-                f"{one.name}: got {_short(value)} ({type(value).__name__}), expected {_words(hints[one.name])}"
-            )
+        wanted = hints[one.name]
+        if isinstance(value, str) and any(get_origin(kind) is list for kind in _kinds(wanted)):
+            raise ValueError(f"{one.name}: {_short(value)} is one string, expected {_words(wanted)}")
+        if not _fits(value, wanted):
+            raise ValueError(f"{one.name}: {_short(value)} is a {type(value).__name__}, expected {_words(wanted)}")
         if not _finite(value):
-            raise ValueError(f"{one.name}: got {_short(value)}, expected finite numbers")
+            raise ValueError(f"{one.name}: {_short(value)}, expected finite numbers")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            low, high = one.metadata.get("range", (-LARGEST_NUMBER, LARGEST_NUMBER))
-            if not low <= value <= high:
-                wanted = "a finite number of at least 0" if low == 0 and high >= LARGEST_NUMBER else f"{low}..{high}"
-                raise ValueError(f"{one.name}: {_short(value)}, expected {wanted}")
+            _check_range(one.name, value, one.metadata.get("range", (-LARGEST_NUMBER, LARGEST_NUMBER)))
         if value is not getattr(config, one.name):
             setattr(config, one.name, value)
+
+
+def _check_range(name: str, value: float, limits: tuple[float, float]) -> None:
+    low, high = limits
+    if low <= value <= high:
+        return
+    if isinstance(low, int) and isinstance(high, int) and (low, high) != (0, 1):
+        wanted = f"a whole number of at {f'least {low}' if value < low else f'most {high}'}"
+    else:
+        wanted = f"a number between {low:g} and {high:g}"
+    raise ValueError(f"{name}: {_short(value)}, expected {wanted}")
+
+
+def _kinds(wanted: Any) -> tuple[Any, ...]:
+    return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
 
 
 @cache
@@ -63,8 +76,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in inner)
+    if origin is Literal:  # which of them, the method says itself
+        return any(type(value) is type(one) for one in inner)
     if origin is list:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
     if origin is dict:

@@ -6,6 +6,7 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -92,16 +93,20 @@ class TunerConfig(PeftConfig):
 
     def __post_init__(self):
         check_fields(self)
-        super().__post_init__()
-        self.peft_type = self.peft_type_member()
         if self.task_type is not None:
             raise ValueError(
                 f"task_type: {self.task_type!r}, expected None (PEFT's task classes pass input_ids first)"
             )
+        super().__post_init__()
+        self.peft_type = self.peft_type_member()
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
                 f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
+            )
+        if self.backbone_fingerprint is not None and not re.match(r"v\d+:", self.backbone_fingerprint):
+            raise ValueError(
+                f"backbone_fingerprint: {self.backbone_fingerprint[:40]!r} is none; save the adapter again"
             )
         if self.class_names is not None:
             self.class_names = resolve_class_names(self.class_names)
@@ -160,7 +165,7 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(f"{origin}: {'; '.join(faults)}")
+        raise ValueError(f"{origin}: {'; '.join(faults)} ({_fields_of(config)})")
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
@@ -173,6 +178,7 @@ def _fields_of(config: TunerConfig) -> str:
     """The fields of the method itself, and the widths: what shapes follow from."""
     shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths"}
     values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
+    values |= {"class_names": len(config.class_names)} if config.class_names else {}
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
@@ -494,7 +500,7 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
                 f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
-                "adapter_config.json)"
+                f"adapter_config.json), or correct its fields ({_fields_of(config)})"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)

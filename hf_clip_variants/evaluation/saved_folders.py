@@ -59,14 +59,17 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         path = Path(source) / name
         if path.is_file():
             _check_processor(path, read_json(path))
+    named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
+    named = f"classes in its files: {named or 'none'}"
     try:
-        return auto_class.from_pretrained(source, **options)
+        found = auto_class.from_pretrained(source, **options)
     except _BROKEN as error:
-        named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
         raise ValueError(
-            f"{source}: its processor cannot be loaded ({type(error).__name__}: {error}); classes in its files: "
-            f"{named or 'none'}"
+            f"{source}: its processor cannot be loaded ({type(error).__name__}: {error}); {named}"
         ) from error
+    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
+        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
+    return found
 
 
 def _check_processor(path: Path, values: Mapping[str, Any]) -> None:

@@ -130,14 +130,10 @@ class CLIPClassifierConfig(CLIPConfig):
             config = getattr(self, part)
             if hasattr(config, "hidden_size"):  # else still a dict: the base class turns it into a configuration
                 check_range(config, f"{part}.", [n for n in names if hasattr(config, n)])  # a ResNet lacks one of them
-        vision = self.vision_config
-        if isinstance(getattr(vision, "patch_size", None), int) and isinstance(
-            getattr(vision, "image_size", None), int
-        ):
-            if not 0 < vision.patch_size <= vision.image_size:
-                raise ValueError(
-                    f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"
-                )
+        for name in ("image_size", "patch_size"):
+            value = getattr(self.vision_config, name, 1)  # of squares: that is all that the models can do
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"vision_config.{name}: {value!r}, expected a whole number of pixels")
         check_range(self, "", ("projection_dim",))
 
     def validate_tokens(self):

@@ -15,7 +15,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
+from ..dual_encoders.forward_checks import (
+    check_features,
+    check_image_size,
+    check_output,
+    check_pixels,
+    check_token_ids,
+)
 from ..dual_encoders.prompts import (
     check_names_differ,
     format_prompts,
@@ -444,7 +450,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
         patches.
         """
-        self._check_pixels(pixel_values, patches_allowed=kwargs.get("spatial_shapes") is not None)
+        patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
+        check_pixels(
+            pixel_values, getattr(self.config.vision_config, "num_channels", 3), dimensions=3 if patches_allowed else 4
+        )
+        if self.family.has_fixed_image_size and not interpolate_pos_encoding:
+            check_image_size(pixel_values, self.family.image_size(self.config))
         return self.family.image_features(
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -452,10 +463,6 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    def _check_pixels(self, pixel_values: torch.Tensor, patches_allowed: bool = False):
-        channels = getattr(self.config.vision_config, "num_channels", 3)
-        check_pixels(pixel_values, channels, dimensions=3 if patches_allowed and self.family.masks_patches else 4)
 
     @can_return_tuple
     def forward(
@@ -503,7 +510,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         if bias is not None:
             logits = logits + bias.to(logits)
-        check_output(self, logits, pixel_values=pixel_values, image_features=image_features)
+        given = {"image_features": image_features} if pixel_values is None else {"pixel_values": pixel_values}
+        check_output(self, logits, **given)
         scores = logits
         if self.config.problem_type == MULTI_LABEL and input_ids is None:
             logits = self._label_logits(scores)

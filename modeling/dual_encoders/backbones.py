@@ -72,6 +72,7 @@ class CLIPFamily:
 
     # images
     has_class_token = True
+    has_fixed_image_size = True  # unless positions are interpolated
     masks_patches = False  # every layer gets a mask of the patches (NaFlex)
     vision_embeddings = "vision_model.embeddings"
     vision_layers: str | None = "vision_model.encoder.layers"  # None: no transformer, no place for visual prompts

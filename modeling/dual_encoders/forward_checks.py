@@ -34,6 +34,16 @@ def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_v
         )
 
 
+def check_image_size(pixel_values: torch.Tensor, size: int, name: str = "pixel_values"):
+    """ValueError unless images are squares of `size` pixels."""
+    height, width = pixel_values.shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"{name}: images of {height} x {width} pixels, the model takes {size} x {size}; other sizes with "
+            "interpolate_pos_encoding=True"
+        )
+
+
 def check_features(image_features: torch.Tensor, width: int, name: str = "image_features"):
     """ValueError unless `image_features` are floats (B, width), B at least 1."""
     is_tensor = isinstance(image_features, torch.Tensor)
@@ -144,4 +154,5 @@ def _file_of(model: nn.Module, tensor_name: str) -> str:
     return f" ({file if file.is_file() else source})" if source else ""
 
 
-__all__ = ["can_be_read", "check_features", "check_output", "check_pixels", "check_token_ids", "why_not_finite"]
+__all__ = ["can_be_read", "check_features", "check_image_size", "check_output", "check_pixels", "check_token_ids"]
+__all__ += ["why_not_finite"]

@@ -168,9 +168,7 @@ class CheckedLoading:
                 raise
             # Without the cause: its text advises to switch the protection off.
             folder = Path(source)
-            advice = (
-                _pickle_advice(folder) if folder.is_dir() else "; want safetensors"
-            )
+            advice = _pickle_advice(folder) if folder.is_dir() else "; want safetensors"
             raise OSError(f"{source}: cannot be loaded{advice}") from None
         missing = sorted(model._accept_missing(set(info["missing_keys"]))) if source is not None else []
         if missing and not output_loading_info:
@@ -192,9 +190,12 @@ class CheckedLoading:
             if all(path.endswith(".safetensors") for path in files):
                 found = {name: shape for path in files for name, shape in read_header(path).items()}
                 check_fit(model, found, Path(files[0]).parent)
-        return PreTrainedModel._load_pretrained_model(
+        loaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
+        for name, other, shape in sorted(getattr(loaded[0], "mismatched_keys", ())) if plain else ():
+            raise _misfit(model, name, tuple(shape), tuple(other), "the checkpoint")  # of names that were converted
+        return loaded
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
         """Those without which the model is not whole. A class with parts that may be new overrides and initialises."""
@@ -222,10 +223,7 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
     for name, shape in ours.items():
         other = theirs.get(name, shape)
         if other != shape:
-            raise ValueError(
-                f"{source}: {name} has shape {list(other)}, the configuration asks for {list(shape)}; look at "
-                f"{_fields_behind(model.config, name, shape, other)}"
-            )
+            raise _misfit(model, name, shape, other, source)
     layers, stored = _numbered(ours), _numbered(theirs)
     for place in sorted(layers.keys() & stored.keys()):
         if layers[place] != stored[place]:
@@ -242,6 +240,13 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
             f"{source}: the configuration asks for {asked:,} weights, its files have {there:,}; look at "
             f"{_fields_behind(model.config, '', (), ())}"
         )
+
+
+def _misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tuple[int, ...], source: object):
+    return ValueError(
+        f"{source}: {name} has shape {list(other)}, the configuration asks for {list(shape)}; look at "
+        f"{_fields_behind(model.config, name, shape, other)}"
+    )
 
 
 def _numbered(shapes: Shapes) -> dict[str, int]:

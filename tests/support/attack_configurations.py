@@ -259,11 +259,14 @@ def cases(seed: int, folder: Path) -> Iterator[Case]:
         shown = repr(value)
         title = f"{name}: {'.'.join(place)} = {shown if len(shown) < 60 else shown[:57] + '...'}"
 
-        def run(good=good, file=file, load=load, changed=changed(values, place, value), number=number):
-            path = write_attacked(good, folder / f"attacked-{number}", file, changed)
+        attacked = changed(values, place, value)
+
+        def run(good=good, file=file, load=load, attacked=attacked, number=number):
+            path = write_attacked(good, folder / f"attacked-{number}", file, attacked)
             return _bounded(lambda: load(path))
 
-        yield Case(KIND, title, run, (place[-1],))
+        named = place[-1:] if len(place) == 1 or place[-2].endswith("_config") else place
+        yield Case(KIND, title, run, named)
 
 
 __all__ = ["KIND", "cases"]

@@ -48,12 +48,12 @@ class LinearHeadConfig(TunerConfig):
 
     alpha: float = field(
         default=1.0,
-        metadata={"help": "Weight of the linear classifier relative to zero-shot CLIP.", "range": (0, 1e6)},
+        metadata={"help": "Weight of the linear classifier relative to zero-shot CLIP.", "range": (0, 1e30)},
     )
     gamma: float = field(
-        default=0.0, metadata={"help": "Weight of the cached images; 0 without a cache.", "range": (0, 1e6)}
+        default=0.0, metadata={"help": "Weight of the cached images; 0 without a cache.", "range": (0, 1e30)}
     )
-    beta: float = field(default=5.5, metadata={"help": "Sharpness of the cached images' votes.", "range": (0, 1e6)})
+    beta: float = field(default=5.5, metadata={"help": "Sharpness of the cached images' votes.", "range": (0, 1e30)})
     trainable: bool = field(default=False, metadata={"help": "Train weights and bias."})
     cache_size: int | None = field(default=None, metadata={"help": "Number of cached images.", "range": (0, 10**8)})
     num_classes: int | None = field(default=None, metadata={"help": "Number of classes.", "range": (0, 10**6)})
