@@ -13,6 +13,7 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.adapter_places import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
+from ..modeling.dual_encoders.forward_checks import why_not_finite
 from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, prompt_counts, resolve_templates
 
 
@@ -106,21 +107,28 @@ def zero_shot_accuracy(
         templates: as in `resolve_templates`.
         rank, world_size: this process takes every `world_size`-th image, from the `rank`-th on.
         summed: counts of this process -> counts of all.
+
+    Raises:
+        ValueError: answers with NaN or infinity; the cause is named.
     """
     classes = class_embeddings(model, processor, images.class_names, templates, batch_size)
     device, k = classes.device, min(5, len(classes))
     # Every process takes the same number of images, since the forward pass of a sharded encoder is a collective
     # operation. If the number does not divide, the last image is repeated and counted once.
     rows = range(rank, -(-len(images) // world_size) * world_size, world_size)
-    counts = torch.zeros(3, device=device)  # top-1 hits, top-5 hits, images
+    counts = torch.zeros(4, device=device)  # top-1 hits, top-5 hits, images, and images without an answer
     for start in range(0, len(rows), batch_size):
         batch = [min(row, len(images) - 1) for row in rows[start : start + batch_size]]
         counted = torch.tensor([row < len(images) for row in rows[start : start + batch_size]], device=device)
         labels = torch.tensor([int(images.labels[i]) for i in batch], device=device)
         embeddings = unit_norm(image_features(model, processor, [images.image(i) for i in batch]))
-        hits = ((embeddings @ classes.T).topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
-        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum()])
-    top1, top5, number = summed(counts).tolist()
+        similarity = embeddings @ classes.T
+        hits = (similarity.topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
+        lost = ~similarity.isfinite().all(dim=1)
+        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), lost.sum()])
+    top1, top5, number, lost = summed(counts).tolist()
+    if lost:  # after the sum: all processes stop, none waits for another
+        raise ValueError(why_not_finite(model, f"similarity of {int(lost)} images to the classes"))
     return {"top1": top1 / number, "top5": top5 / number}
 
 

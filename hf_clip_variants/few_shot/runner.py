@@ -22,6 +22,7 @@ from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
 from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.devices import choose_device
+from ..evaluation.finite_answers import check_answers
 from ..evaluation.image_prediction import class_logits, predict
 from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
@@ -287,6 +288,11 @@ class FewShotRunner:
         title = f"Features of {len(every)} images" + (f" in {views} views" if views > 1 else "")
         return self._computed(images, every, augmentation, title).select(np.searchsorted(every, rows))
 
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = self.classifier.get_image_features(pixels).pooler_output
+        check_answers(found, self.classifier, "features", pixel_values=pixels)
+        return found
+
     def _computed(
         self, images: ImageSet, rows: Sequence[int], augmentation: str = "none", title: str = "Features"
     ) -> Features:
@@ -308,7 +314,7 @@ class FewShotRunner:
             # One process computes, the others wait and read.
             with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
                 self._features[key] = compute_features(
-                    lambda pixels: self.classifier.get_image_features(pixels).pooler_output,
+                    self._encode,
                     chosen,
                     self.processor,
                     views=views,

@@ -29,7 +29,7 @@ except ImportError:  # Windows: no locks, and abandoned folders stay
 # ---- loading: an error instead of random, damaged or infinite weights
 
 
-LARGEST_HEADER = 16 * 2**20  # bytes: a hundred times that of a ViT-G
+LARGEST_HEADER = 8 * 2**20  # bytes: a hundred times that of a ViT-G
 LARGEST_COUNT = 20_000  # tensors of one model
 # Weights that a model may have beyond those in its files: new heads, small beside what is loaded.
 _NEW_WEIGHTS = 64 * 2**20
@@ -271,7 +271,10 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     sizes: dict[str, int] = {}
     lists: dict[str, list[int]] = {}
     where, part = _part_of(config, name)
-    for prefix, one in {where: part, "": config}.items():
+    parts = {where: part, "": config}
+    if not name:  # all of them
+        parts |= {f"{n}.": c for n, c in vars(config).items() if n.endswith("_config") and hasattr(c, "to_dict")}
+    for prefix, one in parts.items():
         values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
         sizes |= {prefix + k: v for k, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
         sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}

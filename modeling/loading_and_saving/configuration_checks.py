@@ -28,7 +28,7 @@ LARGEST_EDGE = 16_384  # pixels of a processed image
 # Field of some encoder -> smallest and largest number.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("hidden_size", "projection_dim", "projection_size", "project_dim"), (1, 65_536)),
-    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "num_patches", "num_labels"), (1, LARGEST)),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "num_patches"), (1, LARGEST)),
     **dict.fromkeys(("image_size", "patch_size", "n_fft", "hop_length", "win_length"), (1, LARGEST)),
     **dict.fromkeys(("num_channels", "num_attention_heads", "groups", "width_per_group"), (1, 65_536)),
     "vocab_size": (1, 10 * LARGEST),
@@ -43,6 +43,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
     "rejection_threshold": (0, 1),
 }
+# transformers' configurations allow it, and no layer of theirs takes it.
+_NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
@@ -155,6 +157,8 @@ def _check_named(where: str, name: str, value: object) -> None:
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
+    if value is None and name in _NEVER_NONE:
+        raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
     if name == "num_labels":
         check_num_labels(value, where)
     elif str(name).endswith("hidden_act") and isinstance(value, str) and value not in ACT2FN:
