@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..modeling.loading_and_saving.checkpoints import read_header
+from ..modeling.loading_and_saving.weight_files import read_header
 from ..registration.peft_methods import register_all
 from ..registry import methods
 from .tuner import TunerConfig, check_adapter_tensors, is_multi_label

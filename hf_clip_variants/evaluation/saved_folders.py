@@ -63,9 +63,9 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
     named = f"classes in its files: {named or 'none'}"
     try:
         found = auto_class.from_pretrained(source, **options)
-    except _BROKEN as error:
+    except (*_BROKEN, ValueError) as error:
         raise ValueError(
-            f"{source}: its processor cannot be loaded ({type(error).__name__}: {error}); {named}"
+            f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
     if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
         raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")

@@ -116,7 +116,7 @@ def zero_shot_accuracy(
     # Every process takes the same number of images, since the forward pass of a sharded encoder is a collective
     # operation. If the number does not divide, the last image is repeated and counted once.
     rows = range(rank, -(-len(images) // world_size) * world_size, world_size)
-    counts = torch.zeros(4, device=device)  # top-1 hits, top-5 hits, images, and images without an answer
+    counts = torch.zeros(3, device=device)  # top-1 hits, top-5 hits, images
     for start in range(0, len(rows), batch_size):
         batch = [min(row, len(images) - 1) for row in rows[start : start + batch_size]]
         counted = torch.tensor([row < len(images) for row in rows[start : start + batch_size]], device=device)
@@ -124,11 +124,12 @@ def zero_shot_accuracy(
         embeddings = unit_norm(image_features(model, processor, [images.image(i) for i in batch]))
         similarity = embeddings @ classes.T
         hits = (similarity.topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
-        lost = ~similarity.isfinite().all(dim=1)
-        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), lost.sum()])
-    top1, top5, number, lost = summed(counts).tolist()
-    if lost:  # after the sum: all processes stop, none waits for another
-        raise ValueError(why_not_finite(model, f"similarity of {int(lost)} images to the classes"))
+        # What is no number makes the sum of all processes none: all of them stop, and no one waits for another.
+        seen = counted.sum() + 0 * similarity.sum()
+        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), seen])
+    top1, top5, number = summed(counts).tolist()
+    if number != number:
+        raise ValueError(why_not_finite(model, "similarity of images and classes"))
     return {"top1": top1 / number, "top5": top5 / number}
 
 

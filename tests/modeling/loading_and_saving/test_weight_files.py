@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny import tiny_clip
 
 from hf_clip_variants import CLIPClassifier
-from hf_clip_variants.modeling.loading_and_saving.checkpoints import LARGEST_COUNT, read_header
+from hf_clip_variants.modeling.loading_and_saving.weight_files import LARGEST_COUNT, read_header
 
 
 @pytest.fixture
