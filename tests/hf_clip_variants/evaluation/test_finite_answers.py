@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -45,23 +42,35 @@ def named(folder) -> str:
     return rf"because the weight {BROKEN} has some \({folder / 'broken' / 'model.safetensors'}\)"
 
 
-def test_the_command_says_it_in_one_line_with_and_without_json(saved):
-    programs = []
-    for more in ([], ["--json"]):
-        command = [sys.executable, "-m", "hf_clip_variants.cli", "predict", "--model", str(saved / "broken")]
-        programs.append(
-            subprocess.Popen(
-                [*command, str(saved / "image.png"), *more],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            )
-        )
-    for program in programs:
-        out, error = program.communicate(timeout=120)
-        assert program.returncode == 1 and "nan" not in out and "Traceback" not in error
-        assert f"the weight {BROKEN} has some" in " ".join(error.split())
+def test_commands_say_it_in_one_line_with_and_without_json(saved, run, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for index in range(2):
+            tiny_image(30 + index, 40).save(tmp_path / "data" / label / f"{index}.png")
+    data, broken = tmp_path / "data", saved / "broken"
+    for command in (
+        ["predict", "--model", broken, saved / "image.png"],
+        ["evaluate", "--model", broken, "--data", data, "--classes", "cat, dog"],
+        ["knn", broken, "--train", data, "--test", data, "--k", "1"],
+        [
+            "adapt",
+            "--data",
+            data,
+            "--model",
+            broken,
+            "--out",
+            tmp_path / "run",
+            "--methods",
+            "tip_adapter",
+            "--shots",
+            1,
+        ],
+    ):
+        for more in ([], ["--json"]):
+            code, out, error = run(*command, *more)
+            said = " ".join(error.split()).replace("│ ", "").replace(" │", "")
+            assert code == 1 and "nan" not in out.lower() and "Traceback" not in error, (command, out, error)
+            assert "because the weight" in said and "mlp.fc1.weight has some" in said, (command, error)
 
 
 def test_predictions_and_pipelines_name_the_weight(saved):
