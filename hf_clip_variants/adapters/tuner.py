@@ -6,7 +6,7 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 
 import copy
 import json
-import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
-from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone, fingerprint
 from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
 from .config_checks import check_fields
@@ -98,15 +98,13 @@ class TunerConfig(PeftConfig):
                 f"task_type: {self.task_type!r}, expected None (PEFT's task classes pass input_ids first)"
             )
         super().__post_init__()
+        # A file gives the type as text. It is no field: it is not saved.
+        self.is_from_file = type(self.peft_type) is str
         self.peft_type = self.peft_type_member()
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
                 f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
-            )
-        if self.backbone_fingerprint is not None and not re.match(r"v\d+:", self.backbone_fingerprint):
-            raise ValueError(
-                f"backbone_fingerprint: {self.backbone_fingerprint[:40]!r} is none; save the adapter again"
             )
         if self.class_names is not None:
             self.class_names = resolve_class_names(self.class_names)
@@ -507,14 +505,8 @@ class Tuner(BaseTuner):
             if ours != theirs and (name in self.tensor_widths or not config.allow_other_backbone):
                 what = "width" if name.endswith("width") else "depth"
                 raise ValueError(f"adapter expects {what} {ours}, backbone has {theirs} ({name})")
-        if config.backbone_fingerprint is not None and not config.allow_other_backbone:
-            current = fingerprint(base.clip)
-            if not same_backbone(current, config.backbone_fingerprint):
-                raise ValueError(
-                    f"backbone_fingerprint: the adapter was made for {_describe(config)} with fingerprint "
-                    f"{config.backbone_fingerprint!r}, this backbone has {current!r}. Load the right one, or pass "
-                    "allow_other_backbone=True (for a new adapter: a new configuration)"
-                )
+        if not config.allow_other_backbone:
+            self._check_weights(config, base)
         if base.is_classifier and base.model.config.fixed_class_features and "prompt_embedder" in targets:
             raise ValueError(
                 f"model: {config.peft_type.value} learns prompts, but an adapter was merged into this classifier, and "
@@ -533,6 +525,21 @@ class Tuner(BaseTuner):
                     f"set_classes({config.class_names[:3]}...)"
                 )
             check_class_names(config.class_names, base.class_names, f"the adapter {reason}")
+
+    def _check_weights(self, config: TunerConfig, base: Base) -> None:
+        if config.backbone_fingerprint is None:
+            if getattr(config, "is_from_file", False):  # not one that was pickled by an earlier version
+                _warn_of_unchecked(config, "its configuration has no fingerprint, so no weight could be compared")
+            return
+        found = compare_backbone(base.clip, config.backbone_fingerprint)
+        if not found.same:
+            raise ValueError(
+                f"backbone_fingerprint: the adapter was made for {_describe(config)} with fingerprint "
+                f"{config.backbone_fingerprint!r}, this backbone has {fingerprint(base.clip)!r}. Load the right one, "
+                "or pass allow_other_backbone=True (for a new adapter: a new configuration)"
+            )
+        if found.unchecked:
+            _warn_of_unchecked(config, found.unchecked)
 
     def _check_for_other_adapters(self, config: TunerConfig, targets: list[str]) -> None:
         """Raises ValueError if an adapter of another of our methods is at a target, around it or inside it.
@@ -622,6 +629,14 @@ class Tuner(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
+
+
+def _warn_of_unchecked(config: TunerConfig, what: str) -> None:
+    warnings.warn(
+        f"backbone_fingerprint: whether this is the backbone that the adapter was made for ({_describe(config)}) is "
+        f"not certain: {what}",
+        stacklevel=2,
+    )
 
 
 def _describe(config: TunerConfig) -> str:

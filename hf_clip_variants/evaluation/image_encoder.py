@@ -19,7 +19,7 @@ from ..data.images.labelled_sets import absolute_source, align_classes, read_lab
 from ..data.images.sources import UnnamedLabels, load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .devices import choose_device
 from .finite_answers import check_answers
 from .prediction import load_processor
@@ -40,16 +40,21 @@ class ImageEncoder:
     Attributes:
         encode: `pixel_values` (B, 3, H, W) on `device` -> (B, D), not normalised.
         processor: its image processor.
-        key (`str`): identifies the weights and the kind of features.
+        make_key: computes `key`, which reads all weights.
         device (`torch.device`): of the model.
         pooling (`str`): "own", or "class token" if the checkpoint has no weights for its pooling.
     """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     processor: Any
-    key: str
+    make_key: Callable[[], str]
     device: torch.device
     pooling: Literal["own", "class token"] = "own"
+
+    @property
+    def key(self) -> str:
+        """Identifies the weights as they are, the configuration and the kind of features."""
+        return self.make_key()
 
     def features_of(
         self,
@@ -66,7 +71,7 @@ class ImageEncoder:
             self.processor,
             batch_size=batch_size,
             cache_dir=cache_dir,
-            key=None if cache_dir is None else self.key,  # a key costs one more reading of every file
+            key=None if cache_dir is None else self.key,  # a key costs one more reading of all weights and files
             progress=progress,
             device=self.device,
             num_workers=workers,
@@ -132,14 +137,16 @@ def load_image_encoder(
         processor = load_processor(source).image_processor
     else:
         processor = load_saved_processor(source, AutoImageProcessor, do_convert_rgb=True)
-    key = f"{fingerprint(model)} {features} {pooling} {dtype}"
+
+    def make_key() -> str:
+        return f"{features_key(model)} {features} {pooling} {dtype}"
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         found = pool(pixels.to(dtype))
         check_answers(found, model, "features", pixel_values=pixels)
         return found
 
-    return ImageEncoder(encode, processor, key, device, pooling)
+    return ImageEncoder(encode, processor, make_key, device, pooling)
 
 
 def _pooling(

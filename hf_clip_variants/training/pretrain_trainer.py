@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from ..data.pairs.batches import PairDataset, PairLoader, PairStream, PairViews,
 from ..evaluation.retrieval import RetrievalSet, retrieval_of_pairs
 from ..evaluation.zero_shot import ZeroShotSet, tokenize_prompts, zero_shot_accuracy
 from ..files.atomic_writes import last_complete_checkpoint, staged_folder
+from ..files.json_files import write_json
 from ..modeling.losses.gradient_cache import backward_in_chunks
 from .atomic_trainer import AtomicTrainer
 from .callbacks import PretrainingCallback
 from .parameter_groups import weight_decay_groups
 
 
+LOSS_FILE = "loss.json"  # of a checkpoint: the sum of all losses until then
 _ENCODERS = ("get_text_features", "get_image_features", "get_audio_features")
 
 
@@ -62,6 +65,7 @@ class PretrainTrainer(AtomicTrainer):
         self.views_on_device, self.micro_batch_size = views_on_device, micro_batch_size
         self.schedule = schedule
         self._first_step = 0
+        self._losses: dict[str, Any] = {"sum": 0.0, "steps": 0}  # of all steps, before a resume, too
         self._parts: dict[str, list[torch.Tensor]] = {}
         # A model with a scale for each pair of modalities clamps them in its forward pass.
         if not hasattr(self.model, "logit_scale_at"):
@@ -79,7 +83,11 @@ class PretrainTrainer(AtomicTrainer):
             checkpoint = last_complete_checkpoint(self.args.output_dir)
         # The place in the data follows from the number of steps; nothing else is needed to go on with the next batch.
         self._first_step = 0
+        self._losses = {"sum": 0.0, "steps": 0}
         if checkpoint:
+            kept = Path(checkpoint) / LOSS_FILE
+            if kept.is_file():  # earlier versions did not write it: then the mean is that of the steps to come
+                self._losses = json.loads(kept.read_text(encoding="utf-8"))
             with open(os.path.join(checkpoint, TRAINER_STATE_NAME), encoding="utf-8") as file:
                 self._first_step = int(json.load(file)["global_step"])
         self.args.ignore_data_skip = True  # the loader begins at the right place by itself
@@ -129,6 +137,34 @@ class PretrainTrainer(AtomicTrainer):
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        loss = self._training_step(model, inputs, num_items_in_batch)
+        # In float64, so that the sum in a checkpoint and the one that goes on have the same digits. Nothing here waits
+        # for the device. As in Trainer's own logs, what is not finite counts as the mean so far.
+        value = loss.detach().to(torch.float32 if loss.device.type == "mps" else torch.float64)
+        so_far = torch.as_tensor(self._losses["sum"], device=value.device, dtype=value.dtype)
+        self._losses["sum"] = so_far + torch.where(value.isfinite(), value, so_far / max(1, self._steps_done()))
+        return loss
+
+    def mean_loss(self) -> float:
+        """Over all steps of the run, also those before it was interrupted; the mean over processes."""
+        return self._total_loss() / max(1, self._steps_done())
+
+    def _steps_done(self) -> int:
+        return self._losses["steps"] + self.state.global_step - self._first_step
+
+    def _total_loss(self) -> float:
+        total = torch.as_tensor(self._losses["sum"], device=self.args.device)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "mean")
+        return total.item()
+
+    def _finish(self, staged: Path, checkpoint: Path) -> None:
+        total = self._total_loss()
+        if self.args.should_save:
+            write_json(staged / LOSS_FILE, {"sum": total, "steps": self._steps_done()})
+        super()._finish(staged, checkpoint)
+
+    def _training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         if self.micro_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()

@@ -4,7 +4,8 @@ Class features (C, D) depend on the *text side* alone: text encoder, text projec
 keeps them in two places:
 
     stored   `class_features`, a buffer that is saved with the weights; of the classes, without adapters' part
-    recent   in memory, up to 16: of the classes under each adapter, and of sets of labels given as ids
+    recent   in memory, up to 16: of the classes under each adapter, and of sets of labels given to a call, as ids or
+             as names
 
 Both are valid for one *state* of the text side, `text_state`. What happens, and what it does to them:
 
@@ -39,6 +40,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,8 +88,9 @@ class ClassFeatureCache:
         self.stored_state: tuple | None = None  # that the buffer `class_features` belongs to; None: to nothing known
         self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._last_labels: tuple | None = None
+        self._named: OrderedDict[tuple, Any] = OrderedDict()
         self._watches: list[RemovableHandle] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is computed under it may forget
 
     def set_stored(self, modules: Sequence[nn.Module]) -> None:
         """The buffer belongs to the text side `modules` as it is now."""
@@ -96,10 +99,11 @@ class ClassFeatureCache:
 
     def forget(self) -> None:
         """Recent features, and that the stored ones are valid."""
-        self.stored_state = None
-        self._recent.clear()
-        while self._watches:
-            self._watches.pop().remove()
+        with self._lock:  # else another thread's features could go between being kept and being read
+            self.stored_state = None
+            self._recent.clear()
+            while self._watches:
+                self._watches.pop().remove()
 
     def recent(self, key: tuple, modules: Sequence[nn.Module], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The features kept under `key`, else those that `compute` gives, kept from now on."""
@@ -115,6 +119,16 @@ class ClassFeatureCache:
                     self._recent.popitem(last=False)
             self._recent.move_to_end(key)
         return features
+
+    def named(self, key: tuple, tokenize: Callable[[], Any]) -> Any:
+        """The token ids of class names that came with a call: those kept under `key`, else what `tokenize` gives."""
+        with self._lock:
+            if key not in self._named:
+                self._named[key] = tokenize()
+                while len(self._named) > RECENT:
+                    self._named.popitem(last=False)
+            self._named.move_to_end(key)
+            return self._named[key]
 
     def _watch(self, modules: Sequence[nn.Module]) -> None:
         """Forgets everything at the next gradient of a parameter of `modules`: an optimizer's step follows it."""

@@ -9,7 +9,6 @@ from typing import Unpack
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -22,14 +21,7 @@ from ..dual_encoders.forward_checks import (
     check_pixels,
     check_token_ids,
 )
-from ..dual_encoders.prompts import (
-    check_names_differ,
-    format_prompts,
-    prompt_counts,
-    resolve_class_names,
-    resolve_templates,
-    tokenize_texts,
-)
+from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .adapter_places import (
     ClassPrompts,
@@ -43,6 +35,7 @@ from .class_features import ClassFeatureCache, adapters_on, text_state
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
+from .named_classes import NamedClasses, tokenize_classes
 
 
 # B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, W text width, D joint width
@@ -63,11 +56,6 @@ class CLIPClassifierOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    length = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [padding] * (length - len(row)) for row in rows], dtype=torch.int32)
 
 
 class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -258,36 +246,32 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
-        if templates is None:
-            templates = self.config.templates or self.family.default_template
-            if isinstance(templates, Mapping) and templates.keys() >= set(names):
-                templates = {name: templates[name] for name in names}
-        templates = resolve_templates(templates, names)
+        templates = self._templates_of(names, templates)
         if self.config.fixed_class_features and (names, templates) == (self.class_names, self.config.templates):
             return self
         self._refuse_if_classes_are_fixed()
         if tokenizer is not None:
             self._tokenizer = tokenizer
-        positions = self.family.context_length(self.config)
-        start = self.family.num_start_tokens
-        spoken = [name.replace("_", " ") for name in names]
+        ids = self._tokenized(names, templates)
+        return self.set_prompt_ids(ids.template_ids, ids.tail_ids, ids.tail_name_lengths, names, templates)
 
-        def tokenize(texts, what):
-            return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
+    def _templates_of(self, names: list[str], templates=None) -> list[str] | dict[str, list[str]]:
+        if templates is None:
+            templates = self.config.templates or self.family.default_template
+            if isinstance(templates, Mapping) and templates.keys() >= set(names):
+                templates = {name: templates[name] for name in names}
+        return resolve_templates(templates, names)
 
-        prompts = tokenize(format_prompts(names, templates), "class prompts")
-        counts, rows = prompt_counts(names, templates), iter(map(tuple, prompts))
-        check_names_differ(names, [tuple(next(rows) for _ in range(count)) for count in counts])
-        with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
-            warnings.simplefilter("ignore", UserWarning)
-            tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
-            alone = tokenize(spoken, "class_names")
-        by_class = _pad_rows(prompts, self.padding_id).split(counts)
-        prompt_ids = pad_sequence(by_class, batch_first=True, padding_value=self.padding_id)
-        tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
-        special = start + 1
-        name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])
-        return self.set_prompt_ids(prompt_ids, tail_ids, name_lengths, names, templates)
+    def _tokenized(self, names: list[str], templates: list[str] | dict[str, list[str]]) -> NamedClasses:
+        return tokenize_classes(
+            names,
+            templates,
+            self.tokenizer,
+            max_length=self.family.context_length(self.config),
+            num_start_tokens=self.family.num_start_tokens,
+            padding_id=self.padding_id,
+            full_stop=self.family.full_stop,
+        )
 
     def set_prompt_ids(
         self,
@@ -356,6 +340,38 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         own_counts = tuple(counts) if len(set(counts)) > 1 else None
         about = (self.padding_id, family.num_start_tokens, family.context_length(self.config), own_counts)
         return ClassPrompts(*ids, *about)
+
+    # ---- classes of one call: named_classes.py
+
+    def _classes_of_call(self, class_names) -> tuple[NamedClasses, tuple]:
+        """The classes as token ids, and what tells them from others."""
+        names = resolve_class_names(class_names)
+        if self.config.fixed_class_features:
+            self._refuse_if_classes_are_fixed()
+        self._refuse_while_adapters_depend_on(names)
+        templates, tokenizer = self._templates_of(names), self.tokenizer
+        key = (tuple(names), repr(templates), id(tokenizer))
+        return self._kept.named(key, lambda: (self._tokenized(names, templates), tokenizer))[0], key
+
+    def _features_of_call(self, classes: NamedClasses, key: tuple, image_embeds: torch.Tensor) -> torch.Tensor:
+        """As `get_class_features`, of the classes of a call: (C, D), or (B, C, D) where the images take part."""
+        text_side, device = self._text_side(), self.prompt_ids.device
+        limits = (self.padding_id, self.family.num_start_tokens, self.family.context_length(self.config))
+
+        def encode():
+            table = self.family.token_embedding_of(self.clip)
+            return self._encode(self.prompt_embedder(classes.prompts(device, *limits), table, image_embeds))
+
+        def encode_to_keep():
+            with torch.no_grad(), self._no_autocast():
+                return encode()
+
+        if self.prompt_embedder.depends_on_images:
+            return encode()
+        if torch.is_grad_enabled() and any(p.requires_grad for m in text_side for p in m.parameters()):
+            return encode()
+        state = text_state(text_side)
+        return self._kept.recent((state, key, device), text_side, encode_to_keep) if state else encode_to_keep()
 
     # ---- class features: (C, D), before the text adapter
 
@@ -473,6 +489,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_features: torch.FloatTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        class_names: str | Sequence[str] | Mapping[int, str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPClassifierOutput:
         r"""
@@ -486,7 +503,13 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of
                 pixels: the image encoder is not run.
             interpolate_pos_encoding: accept image sizes other than the trained one.
+            class_names: C names to classify among in this call alone, in the model's templates, as after
+                `set_classes(class_names)`; the model's classes stay. Safe while other threads use the model. Their
+                features are kept as those of `input_ids` are. An adapter for fixed classes refuses others.
         """
+        if class_names is not None and input_ids is not None:
+            raise ValueError("class_names, input_ids: give one of them, both name the classes of this call")
+        of_call = None if class_names is None else self._classes_of_call(class_names)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pixel_values, image_features: give exactly one of them")
         hidden_states = attentions = None
@@ -500,7 +523,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             longest = text.max_position_embeddings if self.family.text_is_causal else None
             check_token_ids(input_ids, text.vocab_size, longest)
         image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
-        if input_ids is None and self.prompt_embedder.depends_on_images:
+        if of_call is not None:
+            class_features = self._features_of_call(*of_call, image_embeds)
+        elif input_ids is None and self.prompt_embedder.depends_on_images:
             class_features = self._encode_classes(image_embeds)
         else:
             class_features = self.get_class_features(input_ids)
@@ -514,7 +539,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         check_output(self, logits, **given)
         scores = logits
         if self.config.problem_type == MULTI_LABEL and input_ids is None:
-            logits = self._label_logits(scores)
+            logits = self._label_logits(scores, of_call is None or list(of_call[0].names) == self.class_names)
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type)
@@ -524,10 +549,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             loss, logits, logits_per_image=scores, logits_per_text=scores.t(), **embeds, **inner
         )
 
-    def _label_logits(self, scores: torch.Tensor) -> torch.Tensor:
-        if self.label_calibration is not None:
+    def _label_logits(self, scores: torch.Tensor, own_classes: bool = True) -> torch.Tensor:
+        if self.label_calibration is not None and own_classes:
             return self.label_calibration(scores)
-        has_bias = self.family.logit_bias(self.clip) is not None  # `problem_type` was set after loading
+        has_bias = self.family.logit_bias(self.clip) is not None  # other classes, or `problem_type` was set later
         return label_logits(scores, *initial_calibration(scores.shape[1], has_bias))
 
     @property

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ...files.content_hashes import hash_of_files
 from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from ...registry import did_you_mean
 from ..tables import TABLE_SUFFIXES, Table, located, open_table
@@ -405,7 +406,9 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
                 tables = [pyarrow.parquet.read_table(f) for f in members]
                 dataset = datasets.Dataset(pyarrow.concat_tables(tables, promote_options="default"))
             else:
-                dataset = datasets.Dataset.from_parquet([str(f) for f in members])
+                # `datasets` tells files apart by their names and times, and would give the contents of earlier ones.
+                cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{hash_of_files(members)}"
+                dataset = datasets.Dataset.from_parquet([str(f) for f in members], cache_dir=str(cache))
         except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
             raise ValueError(f"{name_some(map(str, members))}: not readable as Parquet: {error}") from error
         parts[split] = _from_dataset(dataset, columns, split or members[0].stem, members[0].parent)

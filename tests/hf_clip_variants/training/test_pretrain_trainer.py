@@ -35,6 +35,7 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_run(stream, tmp_path):
     resumed = trainer(tmp_path / "parts", stream=stream)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(whole)
+    assert resumed.mean_loss() == whole.mean_loss() == pytest.approx(sum(losses(whole)) / len(losses(whole)), rel=1e-5)
     assert_same_weights(whole.model, resumed.model)
 
 
