@@ -86,7 +86,7 @@ def check_templates(text: str | None) -> None:
     if text is None or Path(text).is_file():
         return
     if "{" in text or "}" in text:
-        from ..modeling.dual_encoders.class_prompts import with_slot
+        from ..modeling.dual_encoders.prompts import with_slot
 
         with_slot(text, "--templates: template")
         return

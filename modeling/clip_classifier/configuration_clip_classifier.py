@@ -7,7 +7,7 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of, find_family
 from ..dual_encoders.prompts import prompt_counts, resolve_templates
-from ..loading_and_saving.configuration_checks import check_encoder_types, check_range, checked, without_kernels
+from ..loading_and_saving.configuration_checks import check_encoder_types, checked, without_kernels
 
 
 @checked
@@ -125,16 +125,10 @@ class CLIPClassifierConfig(CLIPConfig):
                 )
 
     def validate_sizes(self):
-        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-        for part in ("text_config", "vision_config"):
-            config = getattr(self, part)
-            if hasattr(config, "hidden_size"):  # else still a dict: the base class turns it into a configuration
-                check_range(config, f"{part}.", [n for n in names if hasattr(config, n)])  # a ResNet lacks one of them
         for name in ("image_size", "patch_size"):
             value = getattr(self.vision_config, name, 1)  # of squares: that is all that the models can do
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"vision_config.{name}: {value!r}, expected a whole number of pixels")
-        check_range(self, "", ("projection_dim",))
 
     def validate_tokens(self):
         """Prompts are padded with one of them."""

@@ -14,13 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import (
-    check_features,
-    check_image_size,
-    check_output,
-    check_pixels,
-    check_token_ids,
-)
+from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .adapter_places import (
@@ -241,8 +235,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         `"a photo of a {}."`).
 
         Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`), or prompts of
-        each class, `{class: [sentences]}`, any number a class (`class_prompts.py`). Class features are computed at the
-        next forward. Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
+        each class, `{class: [sentences]}`, any number a class. Class features are computed at the next forward.
+        Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
         and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
@@ -467,11 +461,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         patches.
         """
         patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
-        check_pixels(
-            pixel_values, getattr(self.config.vision_config, "num_channels", 3), dimensions=3 if patches_allowed else 4
-        )
-        if self.family.has_fixed_image_size and not interpolate_pos_encoding:
-            check_image_size(pixel_values, self.family.image_size(self.config))
+        fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
+        size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
+        check_pixels(pixel_values, channels, dimensions=3 if patches_allowed else 4, size=size if fixed else None)
         return self.family.image_features(
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )

@@ -19,9 +19,15 @@ def can_be_read(tensor: torch.Tensor) -> bool:
     return plain and tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_values", dimensions: int = 4):
-    """ValueError unless `pixel_values` is a batch of normalised images (B, channels, H, W), B at least 1; or, with 3
-    dimensions, of patches."""
+def check_pixels(
+    pixel_values: torch.Tensor,
+    channels: int,
+    name: str = "pixel_values",
+    dimensions: int = 4,
+    size: int | None = None,
+):
+    """ValueError unless `pixel_values` is a batch of normalised images (B, channels, H, W), B at least 1, squares of
+    `size` pixels where it is given; or, with 3 dimensions, of patches."""
     is_tensor = isinstance(pixel_values, torch.Tensor)
     got = list(pixel_values.shape) if is_tensor else type(pixel_values).__name__
     if not is_tensor or pixel_values.dim() != dimensions or (dimensions == 4 and pixel_values.shape[1] != channels):
@@ -32,15 +38,10 @@ def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_v
         raise ValueError(
             f"{name}: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
         )
-
-
-def check_image_size(pixel_values: torch.Tensor, size: int, name: str = "pixel_values"):
-    """ValueError unless images are squares of `size` pixels."""
-    height, width = pixel_values.shape[-2:]
-    if (height, width) != (size, size):
+    if size is not None and tuple(pixel_values.shape[-2:]) != (size, size):
         raise ValueError(
-            f"{name}: images of {height} x {width} pixels, the model takes {size} x {size}; other sizes with "
-            "interpolate_pos_encoding=True"
+            f"{name}: images of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, the model takes {size} x "
+            f"{size}; other sizes with interpolate_pos_encoding=True"
         )
 
 
@@ -154,5 +155,5 @@ def _file_of(model: nn.Module, tensor_name: str) -> str:
     return f" ({file if file.is_file() else source})" if source else ""
 
 
-__all__ = ["can_be_read", "check_features", "check_image_size", "check_output", "check_pixels", "check_token_ids"]
+__all__ = ["can_be_read", "check_features", "check_output", "check_pixels", "check_token_ids"]
 __all__ += ["why_not_finite"]

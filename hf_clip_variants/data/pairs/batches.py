@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from ...modeling.dual_encoders.class_prompts import with_slot
+from ...modeling.dual_encoders.prompts import with_slot
 from ..augmentation.batches import BatchAugmentation
 from ..augmentation.views import Augmentation, view_generator
 from .sources import Pairs, unreadable
