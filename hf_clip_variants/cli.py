@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .commands.interruption import exit_code, listening
+from .files.printable import printable
 from .registry import did_you_mean
 
 
@@ -153,6 +154,9 @@ def _run(arguments: list[str] | None) -> int | str | None:
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = _take_debug(arguments)
     group = None
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         group = make_command()
         code = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -193,7 +197,7 @@ def _take_debug(arguments: list[str]) -> bool:
 
 def _print_interrupt(error: KeyboardInterrupt) -> None:
     """`error` may say what is kept and how to go on."""
-    typer.echo(f"\n{error}" if str(error) else "\nInterrupted.", err=True)
+    typer.echo(f"\n{printable(str(error))}" if str(error) else "\nInterrupted.", err=True)
 
 
 def _print_usage_error(error) -> None:
@@ -203,7 +207,7 @@ def _print_usage_error(error) -> None:
         known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
         near = did_you_mean(unknown.lstrip("-"), [flag.lstrip("-") for flag in known])
         message = f"No such option {unknown}" + re.sub(r"'([\w-]+)'", r"--\1", near)
-    typer.secho(f"Error: {' '.join(message.split())}", fg="red", err=True)
+    typer.secho(f"Error: {printable(' '.join(message.split()))}", fg="red", err=True)
     if context is not None:
         typer.echo(f"Try '{context.command_path} --help'.", err=True)
 
@@ -217,7 +221,7 @@ def _print_error(error: BaseException, command: TyperCommand | None) -> None:
         )
     if command is not None:
         message = in_words_of({parameter.name: _flag_of(parameter) for parameter in command.params}, message)
-    typer.secho(f"Error: {message}", fg="red", err=True)
+    typer.secho(f"Error: {printable(message)}", fg="red", err=True)
 
 
 def in_words_of(flags: Mapping[str, str], message: str) -> str:

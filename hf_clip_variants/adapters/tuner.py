@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone, fingerprint
+from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
 from .config_checks import check_fields
@@ -312,7 +314,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     @property
     def adapter_device(self) -> torch.device:
-        return next(self._anchor[0].parameters()).device
+        return device_of(self._anchor[0])
 
     def active_name(self) -> str | None:
         """Name of this layer's active adapter; None if there is none or adapters are disabled.
@@ -573,6 +575,25 @@ class Tuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """New adapters are float32; with `autocast_adapter_dtype=False` they get the base model's dtype, as PEFT's
+        own do."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        dtype = next((p.dtype for name, p in self.model.named_parameters() if self.prefix not in name), torch.float32)
+        for layer in (m for m in self.model.modules() if isinstance(m, TunerLayer)):
+            for part in layer.children():
+                if not isinstance(part, nn.ModuleDict | nn.ParameterDict | BufferDict) or adapter_name not in part:
+                    continue
+                value = part[adapter_name]
+                if isinstance(value, nn.Module):
+                    value.to(dtype)
+                elif isinstance(value, nn.Parameter):
+                    value.data = value.data.to(dtype)
+                elif value.is_floating_point():
+                    part[adapter_name] = value.to(dtype)
 
     def unload(self) -> nn.Module:
         """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""

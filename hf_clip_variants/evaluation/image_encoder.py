@@ -13,10 +13,11 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from ..data.held_out import HELD_OUT, hold_out
+from ..data.images.class_labels import UnnamedLabels
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_sets import absolute_source, align_classes, read_labelled
-from ..data.images.sources import UnnamedLabels, load_images
+from ..data.images.sources import load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
 from ..modeling.dual_encoders.fingerprint import features_key

@@ -24,8 +24,13 @@ from .callbacks import PretrainingCallback
 from .parameter_groups import weight_decay_groups
 
 
-LOSS_FILE = "loss.json"  # of a checkpoint: the sum of all losses until then
+LOSS_FILE = "loss.json"  # of a checkpoint: the sum of all losses until then, and what was not logged yet
 _ENCODERS = ("get_text_features", "get_image_features", "get_audio_features")
+
+
+def _sum_type(device: torch.device) -> torch.dtype:
+    """Of sums of losses: the one in a checkpoint and the one that goes on must have the same digits."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class PretrainTrainer(AtomicTrainer):
@@ -67,6 +72,7 @@ class PretrainTrainer(AtomicTrainer):
         self._first_step = 0
         self._losses: dict[str, Any] = {"sum": 0.0, "steps": 0}  # of all steps, before a resume, too
         self._parts: dict[str, list[torch.Tensor]] = {}
+        self._steps_an_epoch = 1
         # A model with a scale for each pair of modalities clamps them in its forward pass.
         if not hasattr(self.model, "logit_scale_at"):
             self.add_callback(PretrainingCallback())
@@ -138,9 +144,8 @@ class PretrainTrainer(AtomicTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         loss = self._training_step(model, inputs, num_items_in_batch)
-        # In float64, so that the sum in a checkpoint and the one that goes on have the same digits. Nothing here waits
-        # for the device. As in Trainer's own logs, what is not finite counts as the mean so far.
-        value = loss.detach().to(torch.float32 if loss.device.type == "mps" else torch.float64)
+        # Nothing here waits for the device. As in Trainer's own logs, what is not finite counts as the mean so far.
+        value = loss.detach().to(_sum_type(loss.device))
         so_far = torch.as_tensor(self._losses["sum"], device=value.device, dtype=value.dtype)
         self._losses["sum"] = so_far + torch.where(value.isfinite(), value, so_far / max(1, self._steps_done()))
         return loss
@@ -153,15 +158,38 @@ class PretrainTrainer(AtomicTrainer):
         return self._losses["steps"] + self.state.global_step - self._first_step
 
     def _total_loss(self) -> float:
-        total = torch.as_tensor(self._losses["sum"], device=self.args.device)
+        device = self.args.device  # in float64, as the sum in `training_step`
+        total = torch.as_tensor(self._losses["sum"], device=device, dtype=_sum_type(device))
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "mean")
         return total.item()
 
+    def _run_epoch(self, *args, num_update_steps_per_epoch: int, **kwargs):
+        """Goes on with a log entry that the checkpoint was in the middle of; `Trainer` would begin a new one."""
+        self._steps_an_epoch = num_update_steps_per_epoch
+        if "since_log" in self._losses:
+            device = self.args.device
+            self._tr_loss += self._losses.pop("since_log")
+            self._globalstep_last_logged = self._losses.pop("last_logged")
+            parts = self._losses.pop("parts")
+            self._parts = {name: list(torch.tensor(values, device=device)) for name, values in parts.items()}
+        super()._run_epoch(*args, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        # `Trainer` counts an epoch anew after a resume, because its data begins at the next batch.
+        self.state.epoch = self.state.global_step / self._steps_an_epoch
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def _finish(self, staged: Path, checkpoint: Path) -> None:
-        total = self._total_loss()
+        total, since_log = self._total_loss(), self._tr_loss
+        if self.args.world_size > 1:
+            since_log = self.accelerator.reduce(since_log, "mean")
         if self.args.should_save:
-            write_json(staged / LOSS_FILE, {"sum": total, "steps": self._steps_done()})
+            found = {"sum": total, "steps": self._steps_done(), "since_log": since_log.item()}
+            parts = {name: torch.stack(values) for name, values in self._parts.items()}
+            # JSON has no NaN; such an entry is lost anyway.
+            found["parts"] = {name: values.tolist() for name, values in parts.items() if values.isfinite().all()}
+            write_json(staged / LOSS_FILE, found | {"last_logged": self._globalstep_last_logged})
         super()._finish(staged, checkpoint)
 
     def _training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
@@ -188,6 +216,8 @@ class PretrainTrainer(AtomicTrainer):
         if "loss" in logs:
             logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._parts.items()}}
             self._parts.clear()
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self.mean_loss()}
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()

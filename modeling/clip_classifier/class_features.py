@@ -22,6 +22,7 @@ Both are valid for one *state* of the text side, `text_state`. What happens, and
     saved, loaded by `from_pretrained`          valid if it was              empty
     copied, pickled                             valid if it was              empty
     `fix_class_features` (a merged adapter)     these, for good              not used
+    exported or traced (`is_traced`)            read, else in the graph      not used
 
 (*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
 
@@ -38,6 +39,7 @@ NumPy or a pointer, or to tensors made under `torch.inference_mode`. Call `forge
 
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -46,6 +48,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
+
+from ..dual_encoders.offloading import offloading_hooks
 
 
 RECENT = 16  # label sets whose class features stay in memory
@@ -68,17 +72,24 @@ def text_state(modules: Sequence[nn.Module]) -> tuple:
     """A value that changes when class features would; see the top of this file for what it sees.
 
     () where nothing may be kept: no weights yet (meta device), or gradients that an optimizer may be about to apply.
+    Of offloaded weights, which nobody changes in place, it holds the hooks that bring them.
     """
     parameters = [p for module in modules for p in module.parameters()]
-    if any(p.is_meta or p.grad is not None for p in parameters):
+    if any(p.grad is not None for p in parameters):
         return ()
-    return tuple(_identity(p) for p in parameters), adapters_on(modules)
+    hooks = offloading_hooks(modules) if any(p.is_meta for p in parameters) else ()
+    if hooks is None:
+        return ()
+    return tuple(_identity(p) for p in parameters if not p.is_meta), adapters_on(modules), *hooks
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
     # The weak reference keeps the address of the storage, not its memory, from being given to another one.
-    version = 0 if tensor.is_inference() else tensor._version
-    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, version
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, _version(tensor)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class ClassFeatureCache:
@@ -86,6 +97,7 @@ class ClassFeatureCache:
 
     def __init__(self):
         self.stored_state: tuple | None = None  # that the buffer `class_features` belongs to; None: to nothing known
+        self._stored_parameters: list[tuple[weakref.ref, int]] = []  # of that state, and their version counters
         self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._last_labels: tuple | None = None
         self._named: OrderedDict[tuple, Any] = OrderedDict()
@@ -95,7 +107,15 @@ class ClassFeatureCache:
     def set_stored(self, modules: Sequence[nn.Module]) -> None:
         """The buffer belongs to the text side `modules` as it is now."""
         self.stored_state = text_state(modules) or None
+        parameters = [p for module in modules for p in module.parameters()]
+        self._stored_parameters = [(weakref.ref(p), _version(p)) for p in parameters]
         self._watch(modules)
+
+    def stored_is_untouched(self) -> bool:
+        """Whether the parameters that the buffer was computed from are as they were. For graphs: while one is
+        recorded, the modules hold stand-ins, of which `text_state` knows nothing."""
+        kept = ((parameter(), version) for parameter, version in self._stored_parameters)
+        return self.stored_state is not None and all(p is not None and _version(p) == version for p, version in kept)
 
     def forget(self) -> None:
         """Recent features, and that the stored ones are valid."""

@@ -15,7 +15,9 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
+from ..dual_encoders.offloading import offloading_hooks, offloads_buffers
 from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
+from ..dual_encoders.tracing import is_traced
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .adapter_places import (
     ClassPrompts,
@@ -408,9 +410,15 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             )
         if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
             text_modules = self.family.text_modules(self.clip)
-            if self.training and any(p.requires_grad for m in text_modules for p in m.parameters()):
+            trained = self.training and any(p.requires_grad for m in text_modules for p in m.parameters())
+            if trained and not is_traced():
                 self.forget_class_features()
             return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        if is_traced():
+            if input_ids is not None:
+                return self._encode(EmbeddedPrompts(input_ids))
+            knows = not torch.compiler.is_dynamo_compiling() and not adapters_on(self._text_side())
+            return self.class_features if knows and self._kept.stored_is_untouched() else self._encode_classes()
         if not torch.compiler.is_compiling():
             return self._kept_class_features(input_ids)
         if input_ids is not None:
@@ -440,11 +448,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         had a part in them)."""
         if adapters_on(text_side):
             return self._encode_classes()
+        if offloads_buffers(self) and not self._stored_features_are_valid():
+            return self._encode_classes()  # what is written into the buffer would be lost
         if not self._stored_features_are_valid():
             self.class_features.copy_(self._encode_classes())
             self.class_features_ready.fill_(True)
             self._kept.set_stored(text_side)
         return self.class_features.clone()
+
+    def _has_weights(self) -> bool:
+        """Whether class features can be computed and kept here: weights may be offloaded, the buffers may not."""
+        return not self.prompt_ids.is_meta and offloading_hooks(self._text_side()) is not None
 
     def _no_autocast(self):
         """What is kept or saved must not depend on who asked first: it has the weights' precision."""
@@ -598,9 +612,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             if class_names is None and not model.config.templates:
                 raise ValueError("templates: given without class_names, and the checkpoint has no classes")
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
-        elif model.device.type != "meta" and model.class_features_ready:
+        elif model._has_weights() and model.class_features_ready:
             model._kept.set_stored(model._text_side())
-        elif model.device.type != "meta" and model.config.fixed_class_features:
+        elif model._has_weights() and model.config.fixed_class_features:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the configuration says that class features are fixed, the weights "
                 "lack them"
@@ -610,7 +624,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """`PreTrainedModel.save_pretrained`, with class features that belong to the weights saved beside them."""
         own_prompts = self.config.templates and not self.prompt_embedder.depends_on_images
-        if own_prompts and not kwargs.get("state_dict") and self.device.type != "meta":
+        if own_prompts and not kwargs.get("state_dict") and self._has_weights():
             with torch.no_grad():
                 self.get_class_features()
         super().save_pretrained(save_directory, *args, **kwargs)

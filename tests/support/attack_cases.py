@@ -5,6 +5,7 @@ makes the same cases. Files go below `folder`. `scripts/attack.py` runs them for
 runs some of each.
 """
 
+import json
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -50,14 +51,14 @@ def is_clear(error: BaseException, case: Case, folder: Path) -> bool:
     That is one of `case.named`; if the case names nothing, a path below `folder`, an argument in front
     (`class_names: ...`), or a word of the case's name.
     """
-    if not isinstance(error, _REFUSALS) or isinstance(error, UnicodeError):
+    if not isinstance(error, _REFUSALS) or isinstance(error, UnicodeError | json.JSONDecodeError):
         return False
     message = str(error)
     if len(message.split()) < 3:
         return False
     if case.named:
         return any(name in message for name in case.named)
-    words = [word for word in re.findall(r"[A-Za-z_]\w{3,}", case.name)]
+    words = re.findall(r"[A-Za-z_]\w{3,}", case.name)
     return (
         str(folder) in message
         or _ARGUMENT_FIRST.match(message) is not None

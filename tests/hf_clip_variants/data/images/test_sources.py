@@ -14,8 +14,8 @@ from PIL import Image as PILImage
 
 from hf_clip_variants.data import load_images
 from hf_clip_variants.data.images import sources
+from hf_clip_variants.data.images.class_labels import UnnamedLabels
 from hf_clip_variants.data.images.names import tidy_class_name
-from hf_clip_variants.data.images.sources import UnnamedLabels
 
 
 def make_image(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
