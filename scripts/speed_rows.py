@@ -144,7 +144,7 @@ def class_embeddings(small: bool) -> Row:
         with torch.no_grad():
             features = [
                 clip.get_text_features(
-                    **tokenizer([t.format(name) for name in names], padding=True, return_tensors="pt")
+                    **tokenizer([t.replace("{}", name) for name in names], padding=True, return_tensors="pt")
                 ).pooler_output
                 for t in templates
             ]

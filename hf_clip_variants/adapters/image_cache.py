@@ -35,6 +35,9 @@ def sum_by_class(votes: torch.Tensor, labels: torch.Tensor, num_classes: int) ->
     return votes.new_zeros(num_classes, votes.shape[1]).index_add(0, labels, votes)
 
 
+LARGEST_BETA = 1e30  # float32 holds it
+
+
 def cache_logits(
     image_embeds: torch.Tensor, keys: torch.Tensor, labels: torch.Tensor, num_classes: int, beta: float
 ) -> torch.Tensor:
@@ -56,6 +59,8 @@ def cache_logits(
     >>> cache_logits(keys[:1], keys, labels, num_classes=2, beta=5.0)
     tensor([[1.0000, 0.0135]])
     """
+    if not abs(beta) <= LARGEST_BETA:
+        raise ValueError(f"beta: {beta:g}, expected a number up to {LARGEST_BETA:g}")
     # beta * affinity - beta in one matrix product. Images are columns, so that sums by class add whole rows.
     exponents = torch.addmm(keys.new_full((), -beta), keys, (beta * image_embeds).t())
     return sum_by_class(exponents.exp(), labels, num_classes).t()

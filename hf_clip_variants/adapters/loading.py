@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..modeling.loading_and_saving.weight_files import read_header
 from ..registration.peft_methods import register_all
 from ..registry import methods
 from .tuner import TunerConfig, check_adapter_tensors, is_multi_label
@@ -43,17 +44,21 @@ def _read_config(path: Path) -> tuple[TunerConfig, str | None]:
     except (ValueError, KeyError, TypeError) as error:
         raise OSError(f"{path}: not a valid adapter configuration ({type(error).__name__}: {error})") from error
     ours = {t: c for t, c in PEFT_TYPE_TO_CONFIG_MAPPING.items() if issubclass(c, TunerConfig)}
-    if peft_type not in ours:
+    if not isinstance(peft_type, str) or peft_type not in ours:
         known = ", ".join(t.value for t in ours)
         raise ValueError(
             f"peft_type: {path} has {peft_type!r}, this version of hf-clip-variants loads {known}; upgrade it, or use "
             "PeftModel.from_pretrained"
         )
-    config = ours[peft_type].from_pretrained(str(path.parent))
-    return config, (values.get("auto_mapping") or {}).get("base_model_class")
+    try:
+        config = ours[peft_type].from_pretrained(str(path.parent))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a valid adapter configuration ({type(error).__name__}: {error})") from error
+    return config, (config.auto_mapping or {}).get("base_model_class")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    read_header(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
@@ -71,6 +76,8 @@ def _class_called(name: str) -> type[nn.Module]:
     import transformers
 
     ours = {export: module for row in methods("model") for export, module in row.exports.items()}
+    if not isinstance(name, str):
+        raise ValueError(f"auto_mapping: base_model_class is {name!r}, expected the name of a class")
     module = importlib.import_module(ours[name]) if name in ours else transformers
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):

@@ -7,9 +7,8 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 import copy
 import json
 import warnings
-from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,9 @@ from torch import nn
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
 from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone, fingerprint
 from hf_clip_variants.modeling.dual_encoders.offloading import device_of
+from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
+from .config_checks import check_fields
 from .hidden_modules import AdapterConfigs, refuse_left_out
 from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
@@ -69,17 +70,25 @@ class TunerConfig(PeftConfig):
     )
     temperature: float | None = field(
         default=None,
-        metadata={"help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated."},
+        metadata={
+            "help": "By which logits are divided to give probabilities of `class_names`; none: not calibrated.",
+            "range": (1e-6, 1e6),
+        },
     )
     rejection_threshold: float | None = field(
         default=None,
-        metadata={"help": "Probability below which an image gets no class; 95 % of the right answers are above."},
+        metadata={
+            "help": "Probability below which an image gets no class; 95 % of the right answers are above.",
+            "range": (0, 1),
+        },
     )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata={"help": "Modules of the base model that are trained whole and saved with the adapter."},
     )
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files."})
+    format_version: int = field(
+        default=FORMAT_VERSION, metadata={"help": "Layout of the adapter's files.", "range": (0, 1000)}
+    )
     # Each subclass repeats the next field, because `from_pretrained(..., allow_other_backbone=True)` of PEFT accepts
     # only names in the class's own annotations.
     allow_other_backbone: bool = field(
@@ -90,23 +99,24 @@ class TunerConfig(PeftConfig):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        # A file gives the type as text. It is no field: it is not saved.
-        self.is_from_file = type(self.peft_type) is str
-        self.peft_type = self.peft_type_member()
+        check_fields(self)
         if self.task_type is not None:
             raise ValueError(
                 f"task_type: {self.task_type!r}, expected None (PEFT's task classes pass input_ids first)"
             )
+        super().__post_init__()
+        # A file gives the type as text. It is no field: it is not saved.
+        self.is_from_file = type(self.peft_type) is str
+        self.peft_type = self.peft_type_member()
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version: the adapter has {self.format_version}, this version of hf-clip-variants reads up to "
                 f"{FORMAT_VERSION}; upgrade with pip install -U hf-clip-variants"
             )
-        if isinstance(self.class_names, str):
-            raise ValueError(f"class_names: {self.class_names!r} is one string, expected a list of names")
         if self.class_names is not None:
-            self.class_names = list(self.class_names)
+            self.class_names = resolve_class_names(self.class_names)
+        if self.templates:
+            self.templates = resolve_templates(self.templates, self.class_names)
 
     @classmethod
     def peft_type_member(cls):
@@ -149,7 +159,13 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         for module in getattr(config, "modules_to_save", None) or ()
     }
     found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
-    expected = config.adapter_tensors()
+    try:
+        expected = config.adapter_tensors()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
+            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
+        ) from error
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
@@ -158,37 +174,21 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(f"{origin}: {'; '.join(faults)}")
+        raise ValueError(f"{origin}: {'; '.join(faults)} ({_fields_of(config)})")
     for name, shape in expected.items():
         if found[name] != shape:
-            raise ValueError(f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)}")
+            raise ValueError(
+                f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)} "
+                f"({_fields_of(config)})"
+            )
 
 
-def without_prefixes(
-    state_dict: Mapping[str, torch.Tensor], prefixes: tuple[str, ...] = ("module.", "prompt_learner.")
-) -> dict[str, torch.Tensor]:
-    """An official state dict without the prefixes that wrapper modules add to its names."""
-    tensors = {}
-    for name, tensor in state_dict.items():
-        for prefix in prefixes:
-            name = name.removeprefix(prefix)
-        tensors[name] = tensor
-    return tensors
-
-
-def check_keys(tensors: Mapping[str, torch.Tensor], expected: set[str]) -> None:
-    """Raises ValueError unless an official state dict has exactly the expected keys."""
-    missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
-    faults = [f"{len(n)} {kind} keys: {n[:5]}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
-    if faults:
-        raise ValueError(f"state_dict: {'; '.join(faults)}")
-
-
-def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """The tensor in float32, detached. Raises ValueError if it holds NaN or infinity."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name}: not finite")
-    return tensor.detach().float().contiguous()
+def _fields_of(config: TunerConfig) -> str:
+    """The fields of the method itself, and the widths: what shapes follow from."""
+    shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths"}
+    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
+    values |= {"class_names": len(config.class_names)} if config.class_names else {}
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
@@ -471,7 +471,7 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
                 f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
-                "adapter_config.json)"
+                f"adapter_config.json), or correct its fields ({_fields_of(config)})"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)
@@ -675,8 +675,5 @@ __all__ = [
     "TunerLayer",
     "check_adapter_tensors",
     "check_class_names",
-    "check_keys",
-    "finite",
     "is_multi_label",
-    "without_prefixes",
 ]

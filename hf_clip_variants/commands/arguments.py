@@ -83,7 +83,12 @@ def parse_overrides(
 
 def check_templates(text: str | None) -> None:
     """ValueError for a word that is neither a template, a file nor a named set."""
-    if text is None or "{" in text or Path(text).exists():
+    if text is None or Path(text).exists():
+        return
+    if "{" in text or "}" in text:
+        from ..modeling.dual_encoders.prompts import with_slot
+
+        with_slot(text, "--templates: template")
         return
     from ..modeling.dual_encoders.template_sets import TEMPLATE_SETS
 

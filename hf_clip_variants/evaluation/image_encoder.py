@@ -22,7 +22,9 @@ from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
 from ..modeling.dual_encoders.fingerprint import features_key
 from .devices import choose_device
-from .prediction import check_model_folder, load_processor
+from .finite_answers import check_answers
+from .prediction import load_processor
+from .saved_folders import check_model_folder, load_saved_processor
 
 
 KINDS = ("encoder", "projected")
@@ -135,12 +137,17 @@ def load_image_encoder(
     if family is not None:
         processor = load_processor(source).image_processor
     else:
-        processor = AutoImageProcessor.from_pretrained(source, do_convert_rgb=True)
+        processor = load_saved_processor(source, AutoImageProcessor, do_convert_rgb=True)
 
     def make_key() -> str:
         return f"{features_key(model)} {features} {pooling} {dtype}"
 
-    return ImageEncoder(lambda pixels: pool(pixels.to(dtype)), processor, make_key, device, pooling)
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        found = pool(pixels.to(dtype))
+        check_answers(found, model, "features", pixel_values=pixels)
+        return found
+
+    return ImageEncoder(encode, processor, make_key, device, pooling)
 
 
 def _pooling(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .finite_answers import check_answers
+
 
 if TYPE_CHECKING:
     from ..data.images.labelled_images import LabelledImages
@@ -27,6 +29,8 @@ def class_logits(model: torch.nn.Module, images: LabelledImages, batch_size: int
     """Logits and embeddings of N images, in the plain view. The model is left in eval mode."""
     model.eval()
     outputs = [model(**images.batch(rows, 0)) for rows in torch.arange(len(images)).split(batch_size)]
+    for output in outputs:
+        check_answers(output.logits, model)
     together = [torch.cat([getattr(o, name).float() for o in outputs]) for name in ("logits", "image_embeds")]
     return ClassLogits(*together, outputs[-1].text_embeds.float())
 
@@ -57,7 +61,9 @@ def predict(
     model.eval()
     predicted, confidence = [], []
     for rows in torch.arange(len(images)).split(batch_size):
-        logits = model(**images.batch(rows, 0)).logits.float()
+        inputs = images.batch(rows, 0)
+        logits = model(**inputs).logits.float()
+        check_answers(logits, model, **inputs)
         logits = logits if columns is None else logits[:, list(columns)]
         best = logits.topk(min(top or 1, logits.shape[1]), dim=1)  # many probabilities may be 0
         predicted.append(best.indices.cpu())

@@ -14,6 +14,7 @@ from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_images import LiveImages
 from ..metrics.multi_label import average_precision, best_f1_thresholds, f1_scores, mean_average_precision
 from ..modeling.clip_classifier.label_calibration import MULTI_LABEL, LabelCalibration, label_logits
+from .finite_answers import check_answers
 
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def score_labels(
     model.eval()
     scores, probabilities = [], []
     for rows in torch.arange(len(live)).split(batch_size):
-        output = model(**live.batch(rows, 0))
+        inputs = live.batch(rows, 0)
+        output = model(**inputs)
+        check_answers(output.logits, model, **inputs)
         scores.append(output.logits_per_image.float().cpu())
         probabilities.append(output.logits.float().sigmoid().cpu())
         if on_batch is not None:

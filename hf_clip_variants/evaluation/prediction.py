@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor
 
 from ..data.images.folders import walk
 from ..data.images.heic import heic_is_readable
@@ -25,7 +23,9 @@ from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
 from .calibration import PRIOR_TEMPERATURE, Calibration
 from .devices import choose_device
+from .finite_answers import check_answers
 from .multi_label import label_thresholds
+from .saved_folders import check_model_folder, configuration_of, load_saved_processor, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -139,13 +139,7 @@ def _is_adapter_folder(path: str | os.PathLike) -> bool:
 
 
 def _has_classes(source) -> bool:
-    return bool(getattr(AutoConfig.from_pretrained(source), "templates", None))
-
-
-def check_model_folder(source: str | os.PathLike) -> None:
-    """OSError for a path that exists and holds no saved model. A path that does not exist may be a Hub id."""
-    if Path(source).exists() and not (Path(source) / "config.json").is_file():
-        raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
+    return bool(configuration_of(source).get("templates"))
 
 
 def _load_classifier(source, class_names, templates, **options) -> CLIPClassifier:
@@ -155,7 +149,7 @@ def _load_classifier(source, class_names, templates, **options) -> CLIPClassifie
 
 def _adapter_values(adapter) -> dict[str, Any]:
     path = Path(adapter) / _ADAPTER_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def was_made_for_several_labels(model: str | os.PathLike | None, adapter: str | os.PathLike | None = None) -> bool:
@@ -163,11 +157,7 @@ def was_made_for_several_labels(model: str | os.PathLike | None, adapter: str | 
     if adapter is None and is_run_folder(model):
         model, adapter = _recommended(model)
     if adapter is None and model is not None and not _is_adapter_folder(model):
-        check_model_folder(model)
-        try:
-            return AutoConfig.from_pretrained(model).problem_type == MULTI_LABEL
-        except ValueError:  # no model of transformers; loading it says so
-            return False
+        return configuration_of(model).get("problem_type") == MULTI_LABEL
     return _is_multi_label_adapter(adapter or model)
 
 
@@ -202,7 +192,7 @@ def _classes_of(adapter, source, class_names, templates) -> tuple[Any, Any]:
 
 def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
     """A `CLIPClassifierProcessor` with the settings of the processor that `source` has."""
-    processor = AutoProcessor.from_pretrained(source)
+    processor = load_saved_processor(source)
     if not isinstance(processor, CLIPClassifierProcessor):
         processor = CLIPClassifierProcessor.from_clip(processor)
     return processor
@@ -275,7 +265,9 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
                 outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
         if pixels:
             batch = torch.cat([values for _, values in pixels]).to(device)
-            best = scores_of(loaded.model(pixel_values=batch).logits.float()).topk(top, dim=1)
+            logits = loaded.model(pixel_values=batch).logits.float()
+            check_answers(logits, loaded.model, pixel_values=batch)
+            best = scores_of(logits).topk(top, dim=1)
             for (place, _), scores, classes in zip(pixels, best.values.tolist(), best.indices.tolist(), strict=True):
                 named = tuple((loaded.class_names[c], score) for c, score in zip(classes, scores, strict=True))
                 if thresholds is not None:
@@ -300,7 +292,6 @@ __all__ = [
     "Loaded",
     "Prediction",
     "base_of_adapter",
-    "check_model_folder",
     "classify",
     "find_images",
     "load_for_prediction",

@@ -13,6 +13,7 @@ from ..data.images.image_set import ImageSet
 from ..modeling.clip.text_clip import encode_texts
 from ..modeling.clip_classifier.adapter_places import ensemble_prompts
 from ..modeling.dual_encoders.backbones import unit_norm
+from ..modeling.dual_encoders.forward_checks import why_not_finite
 from ..modeling.dual_encoders.prompts import check_names_differ, format_prompts, prompt_counts, resolve_templates
 
 
@@ -106,6 +107,9 @@ def zero_shot_accuracy(
         templates: as in `resolve_templates`.
         rank, world_size: this process takes every `world_size`-th image, from the `rank`-th on.
         summed: counts of this process -> counts of all.
+
+    Raises:
+        ValueError: answers with NaN or infinity; the cause is named.
     """
     classes = class_embeddings(model, processor, images.class_names, templates, batch_size)
     device, k = classes.device, min(5, len(classes))
@@ -118,9 +122,14 @@ def zero_shot_accuracy(
         counted = torch.tensor([row < len(images) for row in rows[start : start + batch_size]], device=device)
         labels = torch.tensor([int(images.labels[i]) for i in batch], device=device)
         embeddings = unit_norm(image_features(model, processor, [images.image(i) for i in batch]))
-        hits = ((embeddings @ classes.T).topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
-        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum()])
+        similarity = embeddings @ classes.T
+        hits = (similarity.topk(k, dim=1).indices == labels[:, None]) & counted[:, None]
+        # What is no number makes the sum of all processes none: all of them stop, and no one waits for another.
+        seen = counted.sum() + 0 * similarity.sum()
+        counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), seen])
     top1, top5, number = summed(counts).tolist()
+    if number != number:
+        raise ValueError(why_not_finite(model, "similarity of images and classes"))
     return {"top1": top1 / number, "top5": top5 / number}
 
 

@@ -25,6 +25,7 @@ from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
 from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.devices import choose_device
+from ..evaluation.finite_answers import check_answers
 from ..evaluation.image_prediction import class_logits, predict
 from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
@@ -351,6 +352,11 @@ class FewShotRunner:
         table = torch.tensor([[place[row].get(view, -1) for row in rows] for view in range(total)])
         labels = torch.from_numpy(images.labels[list(rows)])
         return CachedImages.of_views(features, table, labels, values.views, seed, self.device)
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        found = self.classifier.get_image_features(pixels).pooler_output
+        check_answers(found, self.classifier, "features", pixel_values=pixels)
+        return found
 
     def _computed(
         self,

@@ -8,13 +8,20 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.checkpoints import LARGEST, check_encoder_types, check_range, without_kernels
+from ..loading_and_saving.configuration_checks import (
+    LARGEST,
+    check_encoder_types,
+    check_range,
+    checked,
+    without_kernels,
+)
 
 
 _REDUCTION = 32  # the last feature map has 32 times the channels of the stem
 _BANDS = 3  # frequency bands of the spectrogram: the input channels of the ResNeXt
 
 
+@checked
 @strict
 class AudioCLIPAudioConfig(PreTrainedConfig):
     r"""
@@ -156,6 +163,7 @@ class AudioCLIPAudioConfig(PreTrainedConfig):
             raise ValueError(f"depths: {self.depths}, expected four numbers of blocks in 1..1000")
 
 
+@checked
 @strict
 class AudioCLIPConfig(PreTrainedConfig):
     r"""

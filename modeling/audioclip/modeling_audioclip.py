@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from ..clip_resnet.modeling_clip_resnet import BatchNormBlock, CLIPResNetVisionModel
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.dual_encoder import DualEncoder
+from ..dual_encoders.forward_checks import check_output
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
 from ..losses.rank_exchange import world_size
@@ -457,6 +458,8 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
             if one in features and other in features:
                 scale = self._log_scale(name).exp().to(features[one])
                 logits[one, other] = scale * features[one] @ features[other].t()
+                given = {"input_features": input_features, "pixel_values": pixel_values}
+                check_output(self, logits[one, other], f"logits_{one}_{other}", **given)
         loss_ttf = model_outputs["audio"].loss_ttf if "audio" in model_outputs else None
         loss = self._loss(features, loss_ttf, sample_weights) if return_loss and logits else None
         texts = logits.get(("image", "text"), logits.get(("audio", "text")))
@@ -574,7 +577,7 @@ def _each_channel(function: Callable[[torch.Tensor], torch.Tensor], maps: torch.
 
 
 def _check_waveforms(input_features: torch.Tensor):
-    if not isinstance(input_features, torch.Tensor) or input_features.dim() != 3 or 0 in input_features.shape[1:]:
+    if not isinstance(input_features, torch.Tensor) or input_features.dim() != 3 or 0 in input_features.shape:
         is_tensor = isinstance(input_features, torch.Tensor)
         got = list(input_features.shape) if is_tensor else type(input_features).__name__
         raise ValueError(f"input_features: expected waveforms [batch, channels, samples], got {got}")

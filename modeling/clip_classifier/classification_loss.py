@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from ..dual_encoders.forward_checks import can_be_read
+
 
 IGNORED = -100  # transformers' and torch's label of a sample that does not count
 
@@ -15,8 +17,9 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     rows sum to 1: mixup, CutMix, smoothed labels. `"multi_label_classification"` is the mean binary cross-entropy with
     (B, C) numbers from 0 to 1, `"regression"` the mean squared error; neither is guessed.
 
-    Raises ValueError for labels of another shape or type, class indices outside 0..C-1, and numbers outside 0..1. To
-    see them, the numbers are copied from the device; compiled code checks shapes and types only.
+    Raises ValueError for labels of another shape or type, class indices outside 0..C-1, and numbers outside 0..1. Any
+    whole numbers are indices (int32, uint8, ...). Labels on an accelerator, and in compiled code, are checked in shape
+    and type only: looking at them would wait for the device.
 
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
     >>> classification_loss(logits, torch.tensor([0, 1]))
@@ -30,14 +33,15 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     if not isinstance(labels, torch.Tensor) or labels.dtype == torch.bool or labels.is_complex():
         got = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise ValueError(f"labels: expected a tensor of class indices or of floats, got {got}")
-    labels = labels.to(logits.device)
+    if not len(logits):
+        raise ValueError("labels: for no images, expected at least one")
     if problem_type == "multi_label_classification":
         return multi_label_loss(logits, labels)
     if problem_type == "regression":
         if logits.shape[1] == 1 and labels.dim() == 1:
             labels = labels[:, None]
         _check_shape(labels, logits, "a number for each class")
-        return F.mse_loss(logits, labels.to(logits.dtype))
+        return F.mse_loss(logits, labels.to(logits))
     if problem_type not in (None, "single_label_classification"):
         raise ValueError(f"problem_type: {problem_type!r} is unknown")
     return _soft_label_loss(logits, labels) if labels.is_floating_point() else _index_loss(logits, labels)
@@ -47,7 +51,7 @@ def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     """() mean binary cross-entropy of (B, C) logits and (B, C) labels from 0 to 1."""
     _check_shape(labels, logits, "0 or 1 for each image and class")
     _check_range(labels)
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 
 def _index_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -59,7 +63,7 @@ def _index_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             + (hint if labels.shape == logits.shape else "")
         )
     labels = labels.long()
-    if _can_be_read(labels):
+    if can_be_read(labels):
         wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
         if wrong.any():
             row = int(wrong.nonzero()[0])
@@ -69,13 +73,17 @@ def _index_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             )
         if (labels == IGNORED).all():
             return (logits * 0).sum()  # torch divides by their number and returns NaN
-    return F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        return F.cross_entropy(logits, labels.to(logits.device), ignore_index=IGNORED)
+    # The same without looking: where all are ignored, the loss of any class, times 0.
+    labels = labels.to(logits.device)
+    none = (labels == IGNORED).all()
+    return F.cross_entropy(logits, labels.masked_fill(none, 0), ignore_index=IGNORED) * ~none
 
 
 def _soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     _check_shape(labels, logits, "a share for each class (or class indices as integers)")
     _check_range(labels)
-    if _can_be_read(labels):
+    if can_be_read(labels):
         sums = labels.float().sum(dim=1)
         wrong = (sums - 1).abs() > 1e-2  # mixed labels may come in half precision
         if wrong.any():
@@ -84,7 +92,7 @@ def _soft_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
                 f"labels: row {row} sums to {float(sums[row]):.4g}, soft labels sum to 1; for several labels an image "
                 "set problem_type to 'multi_label_classification'"
             )
-    return F.cross_entropy(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels.to(logits))
 
 
 def _check_shape(labels: torch.Tensor, logits: torch.Tensor, wanted: str) -> None:
@@ -93,15 +101,11 @@ def _check_shape(labels: torch.Tensor, logits: torch.Tensor, wanted: str) -> Non
 
 
 def _check_range(labels: torch.Tensor) -> None:
-    if _can_be_read(labels):
+    if can_be_read(labels):
         wrong = ~((labels >= 0) & (labels <= 1))  # NaN, too
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
             raise ValueError(f"labels: labels[{row}, {column}] is {float(labels[row, column]):g}, expected 0 to 1")
-
-
-def _can_be_read(labels: torch.Tensor) -> bool:
-    return not (labels.is_meta or torch.compiler.is_compiling())
 
 
 __all__ = ["IGNORED", "classification_loss", "multi_label_loss"]

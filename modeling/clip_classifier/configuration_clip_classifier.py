@@ -5,11 +5,12 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
-from ..dual_encoders.backbones import family_of
+from ..dual_encoders.backbones import family_of, find_family
 from ..dual_encoders.prompts import prompt_counts, resolve_templates
-from ..loading_and_saving.checkpoints import check_encoder_types, check_range, without_kernels
+from ..loading_and_saving.configuration_checks import check_encoder_types, checked, without_kernels
 
 
+@checked
 @strict
 class CLIPClassifierConfig(CLIPConfig):
     r"""
@@ -74,6 +75,13 @@ class CLIPClassifierConfig(CLIPConfig):
                 setattr(self, part, family.sub_config_class(part)(**values))
         super().__post_init__(**kwargs)
         self.projection_dim = family.joint_width(self)
+        self.logit_scale_init_value = float(self.logit_scale_init_value)  # models make a parameter of what it is
+
+    @classmethod
+    def part_classes(cls, values) -> dict[str, type]:
+        """The encoders' configurations, for `check_values`; none for a family that is unknown."""
+        family = find_family(values.get("backbone_model_type", "clip"))
+        return {part: family.sub_config_class(part) for part in ("text_config", "vision_config")} if family else {}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -117,20 +125,21 @@ class CLIPClassifierConfig(CLIPConfig):
                 )
 
     def validate_sizes(self):
-        names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-        for part in ("text_config", "vision_config"):
-            config = getattr(self, part)
-            if hasattr(config, "hidden_size"):  # else still a dict: the base class turns it into a configuration
-                check_range(config, f"{part}.", [n for n in names if hasattr(config, n)])  # a ResNet lacks one of them
-        vision = self.vision_config
-        if isinstance(getattr(vision, "patch_size", None), int) and isinstance(
-            getattr(vision, "image_size", None), int
-        ):
-            if not 0 < vision.patch_size <= vision.image_size:
-                raise ValueError(
-                    f"vision_config.patch_size: {vision.patch_size} is outside 1..image_size ({vision.image_size})"
-                )
-        check_range(self, "", ("projection_dim",))
+        for name in ("image_size", "patch_size"):
+            value = getattr(self.vision_config, name, 1)  # of squares: that is all that the models can do
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"vision_config.{name}: {value!r}, expected a whole number of pixels")
+
+    def validate_tokens(self):
+        """Prompts are padded with one of them."""
+        if not hasattr(self.text_config, "vocab_size"):
+            return  # still a dict
+        family = family_of(self.backbone_model_type)
+        name = "eos_token_id" if family.text_is_causal else "pad_token_id"
+        value, size = getattr(self.text_config, name), self.text_config.vocab_size
+        # A causal encoder only looks for it: 2 in the configurations of 2022, and more than there are in small ones.
+        if not isinstance(value, int) or value < 0 or (not family.text_is_causal and value >= size):
+            raise ValueError(f"text_config.{name}: {value!r}, expected one of the {size} tokens")
 
     def validate_templates(self):
         if self.templates:

@@ -21,6 +21,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, list_images, opened_image
 from ..decoding.stored_images import StoredImage
+from ..loading_and_saving.configuration_checks import check_image_settings
 
 
 # A resized image larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
@@ -107,6 +108,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     max_pixels = MAX_PIXELS
 
     def __init__(self, **kwargs):
+        check_image_settings(kwargs)
         super().__init__(**kwargs)
         self._validate_own_kwargs(self.resample_backend, self.convert_rgb_last, self.background, self.max_pixels)
 
@@ -116,6 +118,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         return kwargs
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
+        check_image_settings(kwargs)
         own = [kwargs.pop(n) for n in ("resample_backend", "convert_rgb_last", "background", "max_pixels")]
         super()._validate_preprocess_kwargs(**kwargs)
         self._validate_own_kwargs(*own)
@@ -131,10 +134,14 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
                 "convert_rgb_last=True needs resample_backend='pil' (only Pillow resizes palettes and transparency as "
                 f"OpenAI does), got {resample_backend!r}"
             )
-        if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
+        if (
+            not isinstance(background, list | tuple)
+            or len(background) != 3
+            or not all(isinstance(value, int) and 0 <= value <= 255 for value in background)
+        ):
             raise ValueError(f"background: {background!r}, expected three integers in 0..255")
-        if max_pixels < 1:
-            raise ValueError(f"max_pixels: {max_pixels}, expected at least 1")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise ValueError(f"max_pixels: {max_pixels!r}, expected a whole number of at least 1")
 
     def fetch_images(self, image_url_or_urls):
         """Pass through: `preprocess` reads images one by one, and can then name the one that cannot be read."""

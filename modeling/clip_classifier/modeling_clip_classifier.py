@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
+from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.offloading import offloading_hooks, offloads_buffers
 from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
 from ..dual_encoders.tracing import is_traced
@@ -238,8 +239,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         `"a photo of a {}."`).
 
         Templates may be one string, a list, a file or a named set (`modeling/dual_encoders/prompts.py`), or prompts of
-        each class, `{class: [sentences]}`, any number a class (`class_prompts.py`). Class features are computed at the
-        next forward. Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
+        each class, `{class: [sentences]}`, any number a class. Class features are computed at the next forward.
+        Raises ValueError for empty, blank or repeated names, names whose prompts are the same token ids,
         and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
@@ -475,7 +476,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
         patches.
         """
-        self._check_pixels(pixel_values, patches_allowed=kwargs.get("spatial_shapes") is not None)
+        patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
+        fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
+        size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
+        check_pixels(pixel_values, channels, dimensions=3 if patches_allowed else 4, size=size if fixed else None)
         return self.family.image_features(
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -489,16 +493,6 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    def _check_pixels(self, pixel_values: torch.Tensor, patches_allowed: bool = False):
-        dimensions = 3 if patches_allowed and self.family.masks_patches else 4
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != dimensions:
-            got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"pixel_values: expected [batch, 3, H, W], got {got}")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
-            )
 
     @can_return_tuple
     def forward(
@@ -541,10 +535,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         elif image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
-        elif image_features.dim() != 2 or image_features.shape[-1] != self.config.projection_dim:
-            raise ValueError(
-                f"image_features: expected [batch, {self.config.projection_dim}], got {list(image_features.shape)}"
-            )
+        else:
+            check_features(image_features, self.config.projection_dim)
+        if input_ids is not None:
+            text = self.config.text_config
+            longest = text.max_position_embeddings if self.family.text_is_causal else None
+            check_token_ids(input_ids, text.vocab_size, longest)
         image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
         if of_call is not None:
             class_features = self._features_of_call(*of_call, image_embeds)
@@ -558,6 +554,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         if bias is not None:
             logits = logits + bias.to(logits)
+        given = {"image_features": image_features} if pixel_values is None else {"pixel_values": pixel_values}
+        check_output(self, logits, **given)
         scores = logits
         if self.config.problem_type == MULTI_LABEL and input_ids is None:
             logits = self._label_logits(scores, of_call is None or list(of_call[0].names) == self.class_names)

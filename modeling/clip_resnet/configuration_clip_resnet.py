@@ -7,12 +7,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ..loading_and_saving.checkpoints import check_encoder_types, check_range, without_kernels
+from ..loading_and_saving.configuration_checks import check_encoder_types, check_range, checked, without_kernels
 
 
 _REDUCTION = 32  # the last feature map is 32 times smaller than the image and has 32 times the channels of the stem
 
 
+@checked
 @strict
 class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -126,6 +127,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths: {self.depths}, expected four numbers of blocks in 1..1000")
 
 
+@checked
 @strict
 class CLIPResNetConfig(PreTrainedConfig):
     r"""

@@ -27,7 +27,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..dual_encoders.dual_encoder import DualEncoder, check_pixels
+from ..dual_encoders.dual_encoder import DualEncoder
+from ..dual_encoders.forward_checks import check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
 

@@ -75,6 +75,7 @@ class CLIPFamily:
 
     # images
     has_class_token = True
+    has_fixed_image_size = True  # unless positions are interpolated
     masks_patches = False  # every layer gets a mask of the patches (NaFlex)
     vision_embeddings = "vision_model.embeddings"
     vision_layers: str | None = "vision_model.encoder.layers"  # None: no transformer, no place for visual prompts
@@ -249,7 +250,8 @@ def find_family(model_type: str | None) -> type[CLIPFamily] | None:
     """The contract of a `model_type`; None if there is none."""
     if model_type == CLIPFamily.model_type:
         return CLIPFamily
-    if not re.fullmatch(r"[a-z0-9_-]+", model_type or ""):  # it comes from a file, and becomes a module's name
+    # It comes from a file, and becomes a module's name.
+    if not isinstance(model_type, str) or not re.fullmatch(r"[a-z0-9_-]+", model_type):
         return None
     name, (package, _, room) = model_type.removeprefix("clipv-"), __package__.rpartition(".")
     module = None
@@ -263,7 +265,10 @@ def family_of(model_type: str) -> type[CLIPFamily]:
     """The contract of a `model_type`; ValueError with the supported ones otherwise."""
     family = find_family(model_type)
     if family is None:
-        raise ValueError(f"backbone: model_type {model_type!r} is not supported, expected one of {_known()}")
+        raise ValueError(
+            f"backbone: model_type {model_type!r} is not supported, expected one of {_known()} "
+            "(backbone_model_type in a classifier's configuration)"
+        )
     return family
 
 

@@ -10,20 +10,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..losses.contrastive_loss import contrastive_loss
 from .backbones import unit_norm
+from .forward_checks import check_output, check_token_ids
 
 
 # B images, N texts, L tokens, D joint width
-
-
-def check_pixels(pixel_values: torch.Tensor, channels: int, name: str = "pixel_values"):
-    """ValueError unless `pixel_values` is a batch of normalised images (B, channels, H, W)."""
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.dim() != 4 or pixel_values.shape[1] != channels:
-        got = list(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-        raise ValueError(f"{name}: expected [batch, {channels}, H, W], got {got}")
-    if not pixel_values.is_floating_point():
-        raise ValueError(
-            f"{name}: {pixel_values.dtype} looks unnormalised; the image processor returns normalised floats"
-        )
 
 
 class DualEncoder:
@@ -48,6 +38,7 @@ class DualEncoder:
         """As `CLIPModel`'s: (N, L) ids -> the text encoder's output; `pooler_output` (N, D) is the projected
         feature.
         """
+        check_token_ids(input_ids, self.config.text_config.vocab_size)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -98,8 +89,13 @@ class DualEncoder:
         image_embeds = unit_norm(vision.pooler_output)
         text_embeds = unit_norm(text.pooler_output).to(image_embeds.device)
         logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
+        check_output(self, logits_per_image, "logits_per_image", pixel_values=pixel_values)
         loss = None
         if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(
+                    f"return_loss: expected as many images as texts, got {len(image_embeds)} and {len(text_embeds)}"
+                )
             # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
             gather = getattr(self.config, "clip_gather", "exact") if self.training else "none"
             loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False, gather=gather)
@@ -114,4 +110,4 @@ class DualEncoder:
         )
 
 
-__all__ = ["DualEncoder", "check_pixels"]
+__all__ = ["DualEncoder"]

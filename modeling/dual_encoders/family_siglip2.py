@@ -15,6 +15,7 @@ class Siglip2Family(SiglipFamily):
     module = "transformers.models.siglip2"
     prefix = "Siglip2"
     masks_patches = True
+    has_fixed_image_size = False
 
     @staticmethod
     def image_size(config) -> int:

@@ -1,18 +1,20 @@
-"""Safe checkpoints: configurations that choose no code, weights that are all there, folders saved as a whole."""
+"""Safe checkpoints: weights that are all there and fit their configuration, folders saved as a whole."""
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.integrations import peft as peft_integration
 from transformers.utils import check_peft_version
 
@@ -23,51 +25,13 @@ except ImportError:  # Windows: no locks, and abandoned folders stay
     fcntl = None
 
 
-# ---- configurations: what a config.json from the Hub may not decide
-
-LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
-
-
-def without_kernels(values: Mapping) -> dict:
-    """A configuration's values, at any depth, without the fields in which transformers takes the name of a repository
-    and loads compiled code from it."""
-    return {
-        name: without_kernels(value) if isinstance(value, Mapping) else value
-        for name, value in values.items()
-        if str(name).lstrip("_").removesuffix("_internal") not in ("attn_implementation", "experts_implementation")
-    }
-
-
-def check_range(config: object, part: str, names: Sequence[str]):
-    """ValueError if an attribute of `config` is not in 1..`LARGEST`; `part` comes before its name in the text."""
-    for name in names:
-        value = getattr(config, name)
-        if value is None or not 0 < value <= LARGEST:
-            raise ValueError(f"{part}{name}: {value} is outside 1..{LARGEST}")
-
-
-def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
-    """ValueError if a nested configuration of `values` has a `model_type` that is not one of `known[part]`; it may
-    have none."""
-    for part, types in known.items():
-        nested = values.get(part)
-        kind = nested.get("model_type") if isinstance(nested, Mapping) else None
-        if kind is not None and kind not in types:
-            raise ValueError(f"{part}.model_type: {kind!r}, expected {types[0]!r}")
-
-
 # ---- loading: an error instead of random, damaged or infinite weights
 
 
-def damaged_file(source) -> Path | str:
-    """The first damaged safetensors file of a folder; `source` itself if it is not a folder."""
-    for path in sorted(Path(source).glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except SafetensorError:
-            return path
-    return source
+try:
+    _weight_files = importlib.import_module(f"{__package__}.weight_files")
+except ModuleNotFoundError:  # exported code: transformers' own errors stand
+    _weight_files = None
 
 
 class CheckedLoading:
@@ -88,16 +52,25 @@ class CheckedLoading:
         makes NaN or infinity an error that names the tensor.
 
         Raises:
-            ValueError: weights are missing, or not finite.
+            ValueError: weights are missing, or not finite, or have other sizes than the configuration.
             OSError: a file is damaged; the text names it.
         """
         source = pretrained_model_name_or_path
+        folder = Path(str(source), kwargs.get("subfolder") or "")
+        if _weight_files is not None and source is not None and not (kwargs.keys() & {"state_dict", "gguf_file"}):
+            _weight_files.check_folder(folder, kwargs.get("variant"))
         try:
             model, info = super().from_pretrained(source, *model_args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
-            raise OSError(
-                f"{damaged_file(source)}: not a valid safetensors file ({error}). Re-download the checkpoint"
-            ) from error
+            raise OSError(f"{source}: not a valid safetensors file ({error}). Re-download the checkpoint") from error
+        except Exception as error:
+            refused = type(error).__name__ == "UnpicklingError"  # by name: nothing here unpickles
+            pickled = _weight_files is not None and _weight_files.is_pickled(folder)
+            if not refused and (not pickled or isinstance(error, ValueError | OSError)):
+                raise
+            # Without the cause: its text advises to switch the protection off.
+            advice = _weight_files.pickle_advice(folder) if pickled else "; want safetensors"
+            raise OSError(f"{source}: cannot be loaded{advice}") from None
         missing = sorted(model._accept_missing(set(info["missing_keys"]))) if source is not None else []
         if missing and not output_loading_info:
             raise ValueError(
@@ -108,6 +81,19 @@ class CheckedLoading:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise ValueError(f"{source}: {name} has NaN or infinite values")
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        """transformers' step between building the model on the meta device and filling it."""
+        plain = not getattr(load_config, "ignore_mismatched_sizes", False) and _weight_files is not None
+        if plain and state_dict is None and getattr(load_config, "hf_quantizer", None) is None:
+            _weight_files.check_before_filling(model, checkpoint_files)
+        loaded = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
+        for name, other, shape in sorted(getattr(loaded[0], "mismatched_keys", ())) if plain else ():
+            raise _weight_files.misfit(model, name, tuple(shape), tuple(other), "the checkpoint")  # renamed ones
+        return loaded
 
     def _accept_missing(self, missing: set[str]) -> set[str]:
         """Those without which the model is not whole. A class with parts that may be new overrides and initialises."""
@@ -400,6 +386,5 @@ class StagedSaving:
         return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = ["LARGEST", "CheckedLoading", "StagedSaving", "check_encoder_types", "check_range", "damaged_file"]
-__all__ += ["fsync_file", "fsync_folder", "no_space_error", "save_all_at_once", "staged_folder", "swap_in"]
-__all__ += ["without_kernels"]
+__all__ = ["CheckedLoading", "StagedSaving", "fsync_file", "fsync_folder", "no_space_error", "save_all_at_once"]
+__all__ += ["staged_folder", "swap_in"]

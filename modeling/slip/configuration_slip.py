@@ -8,7 +8,13 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
-from ..loading_and_saving.checkpoints import LARGEST, check_encoder_types, check_range, without_kernels
+from ..loading_and_saving.configuration_checks import (
+    LARGEST,
+    check_encoder_types,
+    check_range,
+    checked,
+    without_kernels,
+)
 
 
 OBJECTIVES = ("simclr", "moco_v3", "byol", "simsiam")
@@ -44,6 +50,7 @@ _SIZES = {
 }
 
 
+@checked
 @strict
 class SLIPConfig(PreTrainedConfig):
     r"""
@@ -153,6 +160,16 @@ class SLIPConfig(PreTrainedConfig):
         """
         check_encoder_types(config_dict, {"text_config": ("clip_text_model", "clip")})
         return super().from_dict(without_kernels(config_dict), **kwargs)
+
+    @classmethod
+    def part_classes(cls, values) -> dict[str, type]:
+        """The encoders' configurations, for `check_values`."""
+        vision = values.get("vision_config")
+        kind = vision.get("model_type", "vit") if isinstance(vision, dict) else "vit"
+        if kind == CLIPResNetVisionConfig.model_type:
+            return {"text_config": CLIPTextConfig, "vision_config": CLIPResNetVisionConfig}
+        known = isinstance(kind, str) and kind in IMAGE_ENCODERS
+        return {"text_config": CLIPTextConfig} | ({"vision_config": CONFIG_MAPPING[kind]} if known else {})
 
     @property
     def feature_dim(self) -> int:

@@ -19,7 +19,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
-from ..dual_encoders.dual_encoder import DualEncoder, check_pixels
+from ..dual_encoders.dual_encoder import DualEncoder
+from ..dual_encoders.forward_checks import check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_accuracy
 from ..losses.rank_exchange import world_size

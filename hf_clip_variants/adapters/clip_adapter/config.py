@@ -49,11 +49,19 @@ class CLIPAdapterConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_CLIP_ADAPTER"
 
     modality: Modality = field(default="image", metadata={"help": "Features to adapt: image, text or both."})
-    reduction: int = field(default=4, metadata={"help": "Width of the features divided by that of the bottleneck."})
-    ratio: float = field(
-        default=0.2, metadata={"help": "Weight of the adapted features, from 0 to 1; the original ones get the rest."}
+    reduction: int = field(
+        default=4, metadata={"help": "Width of the features divided by that of the bottleneck.", "range": (1, 65_536)}
     )
-    text_ratio: float | None = field(default=None, metadata={"help": "Ratio of text features. Default: `ratio`."})
+    ratio: float = field(
+        default=0.2,
+        metadata={
+            "help": "Weight of the adapted features, from 0 to 1; the original ones get the rest.",
+            "range": (0, 1),
+        },
+    )
+    text_ratio: float | None = field(
+        default=None, metadata={"help": "Ratio of text features. Default: `ratio`.", "range": (0, 1)}
+    )
     output_relu: bool = field(
         default=True, metadata={"help": "Apply a ReLU after the second layer, as in the official code."}
     )

@@ -44,7 +44,10 @@ class CoCoOpConfig(TunerConfig):
 
     num_context_tokens: int | None = field(
         default=None,
-        metadata={"help": "Number of trained context vectors. Default: the number of tokens of `context_init`, or 4."},
+        metadata={
+            "help": "Number of trained context vectors. Default: the number of tokens of `context_init`, or 4.",
+            "range": (1, 1000),
+        },
     )
     context_init: str | None = field(
         default="a photo of a", metadata={"help": "Words that the context starts from; None: random vectors."}
@@ -53,7 +56,8 @@ class CoCoOpConfig(TunerConfig):
         default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
     )
     meta_reduction: int = field(
-        default=16, metadata={"help": "The meta-net's hidden width is the joint width divided by this."}
+        default=16,
+        metadata={"help": "The meta-net's hidden width is the joint width divided by this.", "range": (1, 65_536)},
     )
     text_chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens to encode at a time, recomputed in the backward pass: less memory."}

@@ -51,7 +51,8 @@ class CoOpConfig(TunerConfig):
     num_context_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Number of trained context vectors. Default: 16, or the number of tokens of `context_init`."
+            "help": "Number of trained context vectors. Default: 16, or the number of tokens of `context_init`.",
+            "range": (1, 1000),
         },
     )
     context_init: str | None = field(

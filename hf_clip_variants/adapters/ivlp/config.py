@@ -41,8 +41,12 @@ class IVLPConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_IVLP"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
-    num_text_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer of the text encoder."})
-    num_vision_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer of the image encoder."})
+    num_text_tokens: int = field(
+        default=2, metadata={"help": "Learned tokens in each layer of the text encoder.", "range": (1, 1000)}
+    )
+    num_vision_tokens: int = field(
+        default=2, metadata={"help": "Learned tokens in each layer of the image encoder.", "range": (1, 10_000)}
+    )
     text_depth: int | str = field(
         default="all", metadata={"help": "Layers of the text encoder with tokens of their own; 0: none."}
     )

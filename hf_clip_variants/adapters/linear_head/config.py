@@ -48,12 +48,17 @@ class LinearHeadConfig(TunerConfig):
     # without cached images, which cannot be summed
     only_for_training: ClassVar[frozenset[str]] = TunerConfig.only_for_training | {"gamma", "beta", "trainable"}
 
-    alpha: float = field(default=1.0, metadata={"help": "Weight of the linear classifier relative to zero-shot CLIP."})
-    gamma: float = field(default=0.0, metadata={"help": "Weight of the cached images; 0 without a cache."})
-    beta: float = field(default=5.5, metadata={"help": "Sharpness of the cached images' votes."})
+    alpha: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the linear classifier relative to zero-shot CLIP.", "range": (0, 1e30)},
+    )
+    gamma: float = field(
+        default=0.0, metadata={"help": "Weight of the cached images; 0 without a cache.", "range": (0, 1e30)}
+    )
+    beta: float = field(default=5.5, metadata={"help": "Sharpness of the cached images' votes.", "range": (0, 1e30)})
     trainable: bool = field(default=False, metadata={"help": "Train weights and bias."})
-    cache_size: int | None = field(default=None, metadata={"help": "Number of cached images."})
-    num_classes: int | None = field(default=None, metadata={"help": "Number of classes."})
+    cache_size: int | None = field(default=None, metadata={"help": "Number of cached images.", "range": (0, 10**8)})
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes.", "range": (0, 10**6)})
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )

@@ -47,7 +47,7 @@ class MaPLeConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_MAPLE"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
 
-    num_prompt_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer."})
+    num_prompt_tokens: int = field(default=2, metadata={"help": "Learned tokens in each layer.", "range": (1, 1000)})
     prompt_depth: int | str = field(
         default=9, metadata={"help": "Layers of both encoders with tokens of their own, counted from the first."}
     )

@@ -42,16 +42,23 @@ class TipAdapterConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_TIP_ADAPTER"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"cache_size", "num_classes", "trainable_keys"})
 
-    alpha: float = field(default=1.0, metadata={"help": "Weight of the cached images relative to zero-shot CLIP."})
+    alpha: float = field(
+        default=1.0, metadata={"help": "Weight of the cached images relative to zero-shot CLIP.", "range": (0, 1e30)}
+    )
     beta: float = field(
-        default=5.5, metadata={"help": "Sharpness of the votes: how close a cached image must be to have an effect."}
+        default=5.5,
+        metadata={
+            "help": "Sharpness of the votes: how close a cached image must be to have an effect.",
+            "range": (0, 1e30),
+        },
     )
     trainable_keys: bool = field(default=False, metadata={"help": "Train the cached features (Tip-Adapter-F)."})
     logit_scale: float | None = field(
-        default=100.0, metadata={"help": "Factor of the zero-shot logits; None: the model's own temperature."}
+        default=100.0,
+        metadata={"help": "Factor of the zero-shot logits; None: the model's own temperature.", "range": (0, 1e30)},
     )
-    cache_size: int | None = field(default=None, metadata={"help": "Number of cached images."})
-    num_classes: int | None = field(default=None, metadata={"help": "Number of classes."})
+    cache_size: int | None = field(default=None, metadata={"help": "Number of cached images.", "range": (0, 10**8)})
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes.", "range": (0, 10**6)})
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )

@@ -66,7 +66,7 @@ class VPTConfig(TunerConfig):
     peft_type_name: ClassVar[str] = "CLIPV_VPT"
     only_for_training: ClassVar[frozenset[str]] = TunerConfig.only_for_training | {"init", "dropout"}
 
-    num_prompt_tokens: int = field(default=8, metadata={"help": "Learned tokens in each layer."})
+    num_prompt_tokens: int = field(default=8, metadata={"help": "Learned tokens in each layer.", "range": (1, 10_000)})
     prompt_depth: int | str = field(
         default="all", metadata={"help": "Layers with tokens of their own: from 1 (shallow) to all (deep)."}
     )
@@ -81,9 +81,15 @@ class VPTConfig(TunerConfig):
         default="normal",
         metadata={"help": "Initial values: N(0, 0.02^2) (normal), or the original's range (uniform_patch)."},
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout probability of the tokens during training."})
+    dropout: float = field(
+        default=0.0, metadata={"help": "Dropout probability of the tokens during training.", "range": (0, 1)}
+    )
     projection_dim: int | None = field(
-        default=None, metadata={"help": "Width of the tokens, if a trained Linear maps them to the encoder's width."}
+        default=None,
+        metadata={
+            "help": "Width of the tokens, if a trained Linear maps them to the encoder's width.",
+            "range": (1, 65_536),
+        },
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to train and save as a whole, such as an image model's classifier."}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
+from ...modeling.dual_encoders.prompts import with_slot
 from ..augmentation.batches import BatchAugmentation
 from ..augmentation.views import Augmentation, view_generator
 from .sources import Pairs, unreadable
@@ -44,6 +45,11 @@ class PairReader:
     templates: tuple[str, ...] = ("{}",)
     transform: Callable[[Any, torch.Generator], Mapping[str, torch.Tensor]] | None = None
     audio: Callable[[bytes | str, torch.Generator], torch.Tensor] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "templates", tuple(with_slot(template) for template in self.templates))
+        if not self.templates:
+            raise ValueError("templates is empty")
 
     def __call__(self, pairs: Pairs, row: Mapping[str, Any], key: str) -> dict[str, Any]:
         """The sample at the place `key` of the run; ValueError on what cannot be read."""

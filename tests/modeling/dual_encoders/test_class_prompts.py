@@ -4,8 +4,13 @@ import json
 
 import pytest
 
-from hf_clip_variants.modeling.dual_encoders.class_prompts import resolve_class_prompts, with_slot
-from hf_clip_variants.modeling.dual_encoders.prompts import format_prompts, prompt_counts, resolve_templates
+from hf_clip_variants.modeling.dual_encoders.prompts import (
+    format_prompts,
+    prompt_counts,
+    resolve_class_prompts,
+    resolve_templates,
+    with_slot,
+)
 
 
 CLASSES = ["red_apple", "cat"]

@@ -1,0 +1,102 @@
+"""What the JSON files of a saved model say, checked before transformers reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, PreTrainedConfig
+
+from ..modeling.loading_and_saving.configuration_checks import check_image_settings, check_values
+
+
+_PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor")
+_CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type", "tokenizer_class")
+_BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
+LARGEST_FILE = 64 * 2**20  # bytes of a JSON file
+
+
+def check_model_folder(source: str | os.PathLike) -> None:
+    """OSError for a path that exists and holds no saved model, ValueError for a configuration that no model has.
+
+    A path that does not exist may be a Hub id.
+    """
+    if not Path(source).exists():
+        return
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
+    check_values(read_json(path))
+
+
+def configuration_of(source: str | os.PathLike) -> dict[str, Any]:
+    """The fields of a model's configuration, of a folder or a Hub id, as they stand in the file."""
+    check_model_folder(source)
+    values, _ = PreTrainedConfig.get_config_dict(source)
+    return values
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file. OSError that names the file if there is none in it."""
+    path = Path(path)
+    if path.stat().st_size > LARGEST_FILE:
+        raise OSError(f"{path}: {path.stat().st_size:,} bytes; want a JSON file of at most {LARGEST_FILE:,}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{path}: not a valid JSON file ({error})") from error
+    if not isinstance(values, dict):
+        raise OSError(f"{path}: holds a JSON {type(values).__name__}; want an object with fields")
+    return values
+
+
+def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProcessor, **options: Any) -> Any:
+    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = Path(source) / name
+        if path.is_file():
+            _check_processor(path, read_json(path))
+    named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
+    named = f"classes in its files: {named or 'none'}"
+    try:
+        found = auto_class.from_pretrained(source, **options)
+    except (*_BROKEN, ValueError) as error:
+        raise ValueError(
+            f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
+        ) from error
+    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
+        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
+    return found
+
+
+def _check_processor(path: Path, values: Mapping[str, Any]) -> None:
+    for name in _CLASS_FIELDS:
+        if values.get(name) is not None and not isinstance(values[name], str):
+            raise ValueError(f"{path}: {name}: {values[name]!r}, expected the name of a class")
+    for name in _PARTS:
+        part = values.get(name)
+        if isinstance(part, Mapping):
+            _check_processor(path, part)
+        elif part is not None:
+            raise ValueError(f"{path}: {name}: {part!r}, expected an object with settings")
+    if "image_mean" in values or "image_processor_type" in values:
+        try:
+            check_image_settings(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _classes(source: str | os.PathLike) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in (Path(source) / f"{n}_config.json" for n in ("processor", "preprocessor", "tokenizer")):
+        values = read_json(path) if path.is_file() else {}
+        for part in (values, *(values.get(name) for name in _PARTS)):
+            if isinstance(part, Mapping):
+                found |= {name: part[name] for name in _CLASS_FIELDS if part.get(name) is not None}
+    return found
+
+
+__all__ = ["check_model_folder", "configuration_of", "load_saved_processor", "read_json"]

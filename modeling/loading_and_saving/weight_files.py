@@ -1,0 +1,203 @@
+"""Files with weights: what their names and headers say, before anything is read or built.
+
+Exported code has no such file: there, transformers' own errors stand.
+"""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+
+LARGEST_HEADER = 8 * 2**20  # bytes: a hundred times that of a ViT-G
+LARGEST_COUNT = 20_000  # tensors of one model
+# Weights that a model may have beyond those in its files: new heads, small beside what is loaded.
+_NEW_WEIGHTS = 64 * 2**20
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADVICE = "Re-download the checkpoint"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def read_header(path: str | os.PathLike) -> Shapes:
+    """Name -> shape of the tensors of a safetensors file, without reading them.
+
+    OSError that names the file if it is empty, truncated or no such file, or has more or longer names than any model.
+    """
+    size = os.path.getsize(path)
+
+    def fault(why: str) -> OSError:
+        return OSError(f"{path}: not a valid safetensors file ({why}). {_ADVICE}")
+
+    with open(path, "rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise fault(f"it has {size} bytes")
+        length = int.from_bytes(start, "little")
+        if length > size - 8:
+            raise fault(f"it should begin with {length:,} bytes of names and has {size:,} in all")
+        if length > LARGEST_HEADER:
+            raise fault(f"{length:,} bytes of names, a model has {LARGEST_HEADER:,} at most")
+        header = stream.read(length)
+    try:
+        values = json.loads(header)
+        values.pop("__metadata__", None)
+        shapes = {name: tuple(value["shape"]) for name, value in values.items()}
+        ends = [value["data_offsets"][1] for value in values.values()]
+        needed = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise fault(f"{type(error).__name__} in its header") from error
+    if len(shapes) > LARGEST_COUNT:
+        raise fault(f"{len(shapes):,} tensors, a model has {LARGEST_COUNT:,} at most")
+    if needed != size:
+        raise fault(f"it should have {needed:,} bytes and has {size:,}")
+    return shapes
+
+
+def read_index(path: str | os.PathLike) -> list[Path]:
+    """The files that `model.safetensors.index.json` names. OSError that names what is wrong, or the missing file."""
+    path = Path(path)
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(files.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OSError(
+            f'{path}: not a list of weights, expected {{"weight_map": {{tensor: file}}}} ({type(error).__name__}). '
+            f"{_ADVICE}"
+        ) from error
+    if not names:
+        raise OSError(f"{path}: names no files. {_ADVICE}")
+    for name in names:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or {"/", "\\"} & set(name):
+            raise OSError(f"{path}: {name!r} is not a safetensors file beside it. {_ADVICE}")
+        if not (path.parent / name).is_file():
+            raise OSError(f"{path.parent / name}: not there, but {path.name} names it. {_ADVICE}")
+    return [path.parent / name for name in names]
+
+
+def check_folder(folder: str | os.PathLike, variant: str | None = None) -> None:
+    """OSError unless a folder holds a model that can be loaded, as far as the list of files and their headers say.
+
+    What is not a folder is left to transformers: the id of a repository.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or not (folder / "config.json").is_file():
+        return
+
+    def named(name: str) -> Path:
+        stem, dot, rest = name.partition(".")
+        return folder / (name if variant is None else f"{stem}.{variant}{dot}{rest}")
+
+    if named(_WEIGHTS).is_file():
+        read_header(named(_WEIGHTS))
+    elif named(_INDEX).is_file():
+        for path in read_index(named(_INDEX)):
+            read_header(path)
+    elif _pickles(folder) and not any(path.suffix in (".safetensors", ".gguf") for path in folder.iterdir()):
+        # transformers' own way for a whole model of its own: PyTorch's reader that runs no code.
+        if not any(named(name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+            raise OSError(f"{folder}: no {named(_WEIGHTS).name} there{pickle_advice(folder)}")
+
+
+def _pickles(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+
+
+def is_pickled(folder: Path) -> bool:
+    """Whether a folder has pickles, and no safetensors."""
+    return folder.is_dir() and bool(_pickles(folder)) and not any(folder.glob("*.safetensors"))
+
+
+def pickle_advice(folder: Path) -> str:
+    """The end of a sentence about a folder that has only pickles."""
+    pickles = _pickles(folder)
+    return (
+        f", {', '.join(pickles)} is damaged or a pickle with more than numbers, which may hold code; want "
+        f"{_WEIGHTS}. For an official checkpoint: hf-clip-variants convert {folder / pickles[0]} FOLDER"
+    )
+
+
+def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
+    """ValueError if a model, built from its configuration and not filled yet, does not fit the weights in its files:
+    other shapes, other numbers of layers, or many times as many weights. Names the tensor and the fields that make it.
+    """
+    prefix = f"{model.base_model_prefix}."
+    ours = {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    theirs = {name.removeprefix(prefix): shape for name, shape in found.items()}
+    for name, shape in ours.items():
+        other = theirs.get(name, shape)
+        if other != shape:
+            raise misfit(model, name, shape, other, source)
+    layers, stored = _numbered(ours), _numbered(theirs)
+    for place in sorted(layers.keys() & stored.keys()):
+        if layers[place] != stored[place]:
+            part, config = _part_of(model.config, place)
+            name = "depths" if hasattr(config, "depths") else "num_hidden_layers"
+            raise ValueError(
+                f"{part}{name}: {getattr(config, name, None)}, but the weights in {source} have {stored[place]} "
+                f"layers {place}"
+            )
+    asked = sum(parameter.numel() for parameter in model.parameters())
+    there = sum(math.prod(shape) for shape in found.values())
+    if asked > 2 * there + _NEW_WEIGHTS:
+        raise ValueError(
+            f"{source}: the configuration asks for {asked:,} weights, its files have {there:,}; look at "
+            f"{_fields_behind(model.config, '', (), ())}"
+        )
+
+
+def check_before_filling(model: PreTrainedModel, checkpoint_files: list) -> None:
+    """`check_fit` for a model on the meta device and the files that will fill it."""
+    files = [str(path) for path in checkpoint_files or ()]
+    if files and all(path.endswith(".safetensors") for path in files):
+        found = {name: shape for path in files for name, shape in read_header(path).items()}
+        check_fit(model, found, Path(files[0]).parent)
+
+
+def misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tuple[int, ...], source: object):
+    """The error about a tensor whose shape is not that of its file."""
+    return ValueError(
+        f"{source}: {name} has shape {list(other)}, the configuration asks for {list(shape)}; look at "
+        f"{_fields_behind(model.config, name, shape, other)}"
+    )
+
+
+def _numbered(shapes: Shapes) -> dict[str, int]:
+    """`"vision_model.encoder.layers"` -> how many numbered modules it has."""
+    found: dict[str, set[str]] = {}
+    for name in shapes:
+        for match in re.finditer(r"\.(\d+)(?=\.)", name):
+            found.setdefault(name[: match.start()], set()).add(match[1])
+    return {place: len(numbers) for place, numbers in found.items()}
+
+
+def _part_of(config, name: str) -> tuple[str, object]:
+    """`"vision_config."` and this configuration for a tensor of the image encoder; "" and the whole one for others."""
+    kind = re.search(r"(?:^|\.)(text|vision|audio)_model\.", f"{name}.")
+    part = getattr(config, f"{kind[1]}_config", None) if kind else None
+    return (f"{kind[1]}_config.", part) if part is not None else ("", config)
+
+
+def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """The numbers of a configuration that may have made the shape of a tensor: those that are in it and not in the
+    file's, or else all."""
+    sizes: dict[str, int] = {}
+    lists: dict[str, list[int]] = {}
+    where, part = _part_of(config, name)
+    parts = {where: part, "": config}
+    if not name:  # all of them
+        parts |= {f"{n}.": c for n, c in vars(config).items() if n.endswith("_config") and hasattr(c, "to_dict")}
+    for prefix, one in parts.items():
+        values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
+        sizes |= {prefix + k: v for k, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
+        sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}
+        lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
+    sizes = {k: v for k, v in sizes.items() if "token_id" not in k}
+    new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
+    return ", ".join(f"{k} ({v})" for k, v in ({k: v for k, v in sizes.items() if v in new} or sizes | lists).items())
+
+
+__all__ = ["check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit", "pickle_advice"]
+__all__ += ["read_header", "read_index"]

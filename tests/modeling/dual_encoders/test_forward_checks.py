@@ -1,0 +1,129 @@
+"""What `forward` takes and gives: wrong arguments are named, causes of NaN too, and no device waits for a check."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapter_models import tiny_classifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_contract import CASES
+from tiny import tiny_pixels
+
+from hf_clip_variants.modeling.clip_classifier import classification_loss as losses
+from hf_clip_variants.modeling.clip_classifier.classification_loss import classification_loss
+from hf_clip_variants.modeling.dual_encoders.forward_checks import can_be_read, why_not_finite
+
+
+DUAL_ENCODERS = [name for name, case in CASES.items() if case.part == "model" and name != "clip_classifier"]
+
+
+@pytest.mark.parametrize("name", ["clip_classifier", *DUAL_ENCODERS])
+@pytest.mark.parametrize(
+    ("argument", "change", "said"),
+    [
+        ("pixel_values", lambda x: x[:0], "expected at least one image"),
+        ("pixel_values", lambda x: x[0], r"expected \[batch, 3, H, W\], got"),
+        ("pixel_values", lambda x: x[:, :2], r"expected \[batch, 3, H, W\], got"),
+        ("pixel_values", lambda x: x.tolist(), "got list"),
+        ("pixel_values", lambda x: x.int(), "torch.int32 looks unnormalised"),
+        ("input_ids", lambda x: x[:0], "expected at least one text"),
+        ("input_ids", lambda x: x[:, :0], "expected at least one text"),
+        ("input_ids", lambda x: x.float(), "expected whole numbers, got torch.float32"),
+        ("input_ids", lambda x: x.tolist(), r"expected token ids \[texts, tokens\], got list"),
+        ("input_ids", lambda x: x + 10**6, r"is outside 0\.\."),
+        ("input_ids", lambda x: x - 10**6, r"is outside 0\.\."),
+    ],
+)
+def test_wrong_inputs_of_every_model_are_named(name, argument, change, said):
+    case = CASES[name]
+    inputs = {k: v for k, v in case.inputs(2).items() if k != "labels"}
+    inputs.setdefault("input_ids", torch.tensor([[4036, 5, 4037], [4036, 6, 4037]]))
+    if argument not in inputs:
+        pytest.skip("not an input")
+    model = case.make()
+    with pytest.raises(ValueError, match=f"{argument}.*: .*{said}"):
+        model(**inputs | {argument: change(inputs[argument])})
+
+
+@pytest.mark.parametrize("name", DUAL_ENCODERS)
+def test_a_weight_without_number_is_named_by_every_model(name):
+    case = CASES[name]
+    model = copy.deepcopy(case.make()).eval()
+    model.text_projection.weight.data[0] = math.nan
+    with pytest.raises(ValueError, match="because the weight text_projection.weight has some"):
+        model(**{k: v for k, v in case.inputs(2).items() if k != "labels"})
+    model.train()(**{k: v for k, v in case.inputs(2).items() if k != "labels"})  # a training looks at its loss
+
+
+def test_the_cause_is_the_first_that_explains_it(tmp_path):
+    model = copy.deepcopy(tiny_classifier()).eval()
+    pixels = tiny_pixels(2)
+    pixels[1, 0, 0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"because pixel_values\[1\] has some; look at image_mean"):
+        model(pixel_values=pixels)
+    with pytest.raises(ValueError, match=r"because image_features\[0\] has some"):
+        model(image_features=torch.full((1, 24), math.nan))
+    model.clip.logit_scale.data.fill_(1000)
+    with pytest.raises(ValueError, match=r"exp\(clip.logit_scale\) overflows: it is 1000"):
+        model(pixel_values=tiny_pixels(1))
+    model.clip.logit_scale.data.fill_(1)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    loaded.clip.vision_model.embeddings.class_embedding.data[3] = math.nan
+    with pytest.raises(ValueError, match=rf"class_embedding has some \({tmp_path / 'model.safetensors'}\)"):
+        loaded(pixel_values=tiny_pixels(1))
+    half = copy.deepcopy(model).half()
+    half.clip.visual_projection.weight.data.fill_(6e4)
+    assert "float16 ends at 65504" in why_not_finite(half)
+
+
+def test_numbers_are_read_on_a_cpu_and_while_no_graph_is_made():
+    class Wrapped(torch.Tensor):
+        pass
+
+    assert can_be_read(torch.ones(2))
+    assert not can_be_read(torch.ones(2, device="meta"))
+    assert not can_be_read(torch.ones(2).as_subclass(Wrapped))
+    seen = []
+    torch.compile(lambda x: seen.append(can_be_read(x)) or x + 1, backend="eager")(torch.ones(2))
+    assert seen == [False]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([-100, 0, 1, 2]), min_size=1, max_size=4),
+    st.sampled_from([torch.int64, torch.int32, torch.int16, torch.int8]),
+    st.booleans(),
+)
+def test_labels_on_a_device_give_the_loss_that_looking_at_them_gives(labels, dtype, read):
+    logits = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(len(labels)), requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "can_be_read", lambda tensor: read)
+        loss = classification_loss(logits, torch.tensor(labels).to(dtype))
+        (gradient,) = torch.autograd.grad(loss, logits)
+    if set(labels) == {-100}:
+        assert loss == 0 and not gradient.any()
+    else:
+        assert torch.equal(loss, F.cross_entropy(logits, torch.tensor(labels)))
+    assert gradient.isfinite().all()
+
+
+def test_labels_that_are_none_are_named():
+    logits = torch.randn(2, 3)
+    for labels, said in (
+        ([0, 1], "got list"),
+        (torch.tensor([True, False]), "got torch.bool"),
+        (torch.tensor([0.0, 1.0]), r"expected shape \[2, 3\], a share for each class"),
+        (torch.tensor([0, 3], dtype=torch.uint8), r"labels\[1\] is 3, expected 0..2"),
+        (torch.tensor([0]), r"expected class indices of shape \[2\]"),
+    ):
+        with pytest.raises(ValueError, match=f"^labels: .*{said}"):
+            classification_loss(logits, labels)
+    with pytest.raises(ValueError, match="^labels: for no images"):
+        classification_loss(logits[:0], torch.zeros(0, dtype=torch.long))
+    expected = classification_loss(logits, torch.tensor([0, 2]))
+    for kind in (torch.int32, torch.uint8, torch.int16):
+        assert classification_loss(logits, torch.tensor([0, 2], dtype=kind)) == expected
