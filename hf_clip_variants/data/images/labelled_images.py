@@ -55,14 +55,21 @@ class CachedImages:
         self.num_views = min(num_views or features.num_views, features.num_views)
         self.seed = seed
         self.labels = self._source.labels
+        self._views: tuple[int, torch.Tensor | None] = (-1, None)  # epoch -> the view of each image
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        views = views_of_epoch(len(self), self.num_views, self.seed, epoch)
-        rows = rows.cpu()
-        return {"image_features": self._source.features[views[rows], rows]}
+        features = self._source.features
+        rows = rows.to(features.device)
+        if len(features) == 1 or self.num_views == 1:
+            return {"image_features": features[0][rows]}
+        known, views = self._views
+        if known != epoch:  # once an epoch: it draws a number for each image
+            views = views_of_epoch(len(self), self.num_views, self.seed, epoch).to(features.device)
+            self._views = epoch, views
+        return {"image_features": features[views[rows], rows]}
 
     def all_features(self) -> torch.Tensor:
         return self._source.features
