@@ -25,8 +25,8 @@ Both are valid for one *state* of the text side, `text_state`. What happens, and
 
 (*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
 
-Reading the state copies no number from the device, so a forward with kept features does not wait for it; `state_number`
-reads it from lists, in a tenth of the time. Seen are:
+Reading the state copies no number from the device, so a forward with kept features does not wait for it;
+`state_number` reads it from lists, in a fraction of the time. Seen are:
 
 - in-place operations on parameters (`load_state_dict`, `copy_`, most optimizers), by their version counters;
 - other parameters or other memory (`assign=True`, `.data = ...`, `.to`), by the identity of the storage;

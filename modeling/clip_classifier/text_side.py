@@ -1,7 +1,7 @@
 """What class features depend on, looked at without walking the tree of modules.
 
-A text encoder of twelve layers has 150 modules and 200 parameters. Walking them takes as long as three steps of a small
-adapter, so `TextSide` lists them once, and `is_of` tells from the lists whether they are still all.
+A text encoder of twelve layers has 150 modules and 200 parameters. Walking them takes longer than a training step of a
+small adapter, so `TextSide` lists them once, and `is_of` tells from the lists whether they are still all.
 """
 
 from collections.abc import Sequence
@@ -34,11 +34,11 @@ class TextSide:
         return all(len(now) == len(then) and all(map(is_, now, then)) for now, then in pairs)
 
     def is_trained(self) -> bool:
-        return any([p.requires_grad for p in self.parameters])
+        return any(p.requires_grad for p in self.parameters)
 
     def is_unsettled(self) -> bool:
         """No weights yet (meta device), or gradients that an optimizer may be about to apply."""
-        return any([p.is_meta or p.grad is not None for p in self.parameters])
+        return any(p.is_meta or p.grad is not None for p in self.parameters)
 
     def glance(self) -> tuple:
         """Changes whenever `text_state` does, while what that holds is alive: it keeps addresses from being reused."""
