@@ -220,6 +220,8 @@ class PromptEmbedderWithContext(CoOpLayer):
         # The ids have placeholders instead of the context: the encoder needs them to find EOS. The embeddings have the
         # context itself. Positions are added later, as in the official code.
         layout = (name_lengths, config.class_token_position)
+        # Only where there is a backward pass: elsewhere nothing is kept, and large products are faster.
+        trained = context.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
         return dataclasses.replace(
             embedded,
             input_ids=splice(start_ids, placeholders, tail_ids, *layout),
@@ -228,6 +230,7 @@ class PromptEmbedderWithContext(CoOpLayer):
             shared_prefix=shared_prefix_length(
                 config.num_context_tokens, config.class_token_position, config.class_specific, starts
             ),
+            max_tokens_per_chunk=config.chunk_size(len(tail_ids)) if trained else None,
         )
 
 

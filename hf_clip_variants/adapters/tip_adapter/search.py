@@ -10,8 +10,8 @@ from ..image_cache import sum_by_class
 # Shapes: n validation images, N cached images, C classes, D joint width, b betas, a alphas
 
 _CHUNK_ELEMENTS = 1 << 20  # upper limit of the (N, n) affinities: 4 MB, which fit into a processor's cache
-# exp(-(beta + step) d) = exp(-beta d) exp(-step d), and a product takes a tenth of the time. Computed anew so often, that
-# its error stays below that of `exp` itself, which is the rounding of beta d.
+# exp(-(beta + step) d) = exp(-beta d) exp(-step d), and a product takes a tenth of the time. It is computed anew so
+# often that the error stays below that of `exp` itself, which is the rounding of beta d.
 _EXP_EVERY = 8
 
 
@@ -56,8 +56,8 @@ def search_alpha_beta(
     smallest alpha. Use validation images: the official scripts search on the test set of ImageNet, which makes the
     result too good.
 
-    Deviation: a tie between the correct class and another one counts as an error. The official code computes all logits
-    at each point; here all alphas of a beta come from one pass, see `_right_alphas`.
+    Deviation: a tie between the correct class and another one counts as an error. The official code computes all
+    logits at each point; here all alphas of a beta come from one pass, see `_right_alphas`.
 
     Args:
         image_embeds: (n, D), unit norm.
