@@ -23,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import staged_folder, write_atomically
 from ..files.json_files import digest, write_json
+from ..files.shared_weights import save_sharing_weights
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
@@ -353,7 +354,9 @@ def _save_base(folder: RunFolder, classifier: CLIPClassifier, model: str | os.Pa
         return
     weights = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     with staged_folder(folder.base, bytes_needed=weights) as stage:
-        classifier.save_pretrained(stage)
+        with torch.no_grad():
+            classifier.get_class_features()  # saved, too
+        save_sharing_weights(classifier, model, stage)
         CLIPClassifierProcessor.from_clip(str(model)).save_pretrained(stage)
 
 
