@@ -92,7 +92,8 @@ def adapt(
     Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier),
     `adapters/<method>/<K>-shot/seed-<S>/` (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`.
     `runs-0.jsonl` and `work/` are for going on after an interruption: called again with the same arguments, `adapt`
-    does the missing runs. Runs do not depend on each other or on their order, so the results are the same.
+    does the missing runs. Runs do not depend on each other or on their order, so the results are the same. Weights
+    that come unchanged from the Hub's cache are linked into `base/`, not copied; they stay when the cache is emptied.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
