@@ -13,6 +13,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .commands.interruption import exit_code, listening
+from .files.printable import printable
 from .registry import did_you_mean
 
 
@@ -39,7 +41,7 @@ COMMANDS = {
 USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 _WrongUsage = typer.BadParameter.__base__  # of all errors of the parser; typer does not export it
 
-_WRONG_USAGE, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141  # the last two as a shell reports them: 128 + signal
+_WRONG_USAGE, _BROKEN_PIPE = 2, 141  # the last one as a shell reports it: 128 + signal
 
 # What the library calls an argument, where a command's option has another name.
 _OPTION_OF = {
@@ -74,7 +76,7 @@ class LazyCommands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             _print_interrupt(error)
-            raise typer.Exit(_INTERRUPTED) from error
+            raise typer.Exit(exit_code()) from error
         except BrokenPipeError as error:
             if any(map(_is_unread, (sys.__stdout__, sys.__stderr__))):
                 raise
@@ -140,12 +142,21 @@ def main(arguments: list[str] | None = None) -> None:
     """
     The entry point. It always raises `SystemExit`.
 
-    Exit codes: 0 for success, 1 for an error that was printed in one line, 2 for wrong usage, 130 for Ctrl-C, 141 if
-    the reader of our output was closed. A command may add others.
+    Exit codes: 0 for success, 1 for an error that was printed in one line, 2 for wrong usage, 130 for Ctrl-C, 143 for
+    SIGTERM, 141 if the reader of our output was closed. A command may add others.
     """
+    with listening():
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int | str | None:
+    """Runs a command, prints what is to be said about an error, and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     debug = _take_debug(arguments)
     group = None
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         group = make_command()
         code = group.main(arguments, prog_name=PROGRAM, standalone_mode=False)
@@ -156,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
             code = _BROKEN_PIPE
     except KeyboardInterrupt as error:
         _print_interrupt(error)
-        code = _INTERRUPTED
+        code = exit_code()
     except _WrongUsage as error:
         _print_usage_error(error)
         code = _WRONG_USAGE
@@ -171,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _BROKEN_PIPE
     if code == _BROKEN_PIPE:
         _drop_output()
-    sys.exit(code)
+    return code
 
 
 def _take_debug(arguments: list[str]) -> bool:
@@ -186,7 +197,7 @@ def _take_debug(arguments: list[str]) -> bool:
 
 def _print_interrupt(error: KeyboardInterrupt) -> None:
     """`error` may say what is kept and how to go on."""
-    typer.echo(f"\n{error}" if str(error) else "\nInterrupted.", err=True)
+    typer.echo(f"\n{printable(str(error))}" if str(error) else "\nInterrupted.", err=True)
 
 
 def _print_usage_error(error) -> None:
@@ -196,7 +207,7 @@ def _print_usage_error(error) -> None:
         known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("--")]
         near = did_you_mean(unknown.lstrip("-"), [flag.lstrip("-") for flag in known])
         message = f"No such option {unknown}" + re.sub(r"'([\w-]+)'", r"--\1", near)
-    typer.secho(f"Error: {' '.join(message.split())}", fg="red", err=True)
+    typer.secho(f"Error: {printable(' '.join(message.split()))}", fg="red", err=True)
     if context is not None:
         typer.echo(f"Try '{context.command_path} --help'.", err=True)
 
@@ -210,7 +221,7 @@ def _print_error(error: BaseException, command: TyperCommand | None) -> None:
         )
     if command is not None:
         message = in_words_of({parameter.name: _flag_of(parameter) for parameter in command.params}, message)
-    typer.secho(f"Error: {message}", fg="red", err=True)
+    typer.secho(f"Error: {printable(message)}", fg="red", err=True)
 
 
 def in_words_of(flags: Mapping[str, str], message: str) -> str:

@@ -6,6 +6,10 @@ from types import ModuleType
 
 EXTRAS = {  # importable name -> extra in pyproject.toml
     "ftfy": "text",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
     "pillow_heif": "heic",
     "sklearn": "probe",
     "soundfile": "audio",

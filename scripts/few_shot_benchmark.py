@@ -39,6 +39,7 @@ from hf_clip_variants import embedded_model
 from hf_clip_variants.cli import in_words_of
 from hf_clip_variants.commands.adapt import use_all_cores
 from hf_clip_variants.commands.arguments import method_names, numbers, parse_overrides, words
+from hf_clip_variants.commands.interruption import exit_code, listening
 from hf_clip_variants.commands.options import reading as columns
 from hf_clip_variants.commands.output import prepare_libraries
 from hf_clip_variants.data.images.labelled_sets import absolute_source
@@ -136,7 +137,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prepare_libraries()
     made = parser()
     options = made.parse_args(arguments)
     if options.small:
@@ -147,14 +147,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     rank, world = from_launcher("RANK"), from_launcher("WORLD_SIZE", "SIZE", default=1)
     try:
-        return benchmark(options, command, rank, world)
+        with listening():
+            prepare_libraries()
+            return benchmark(options, command, rank, world)
     except (ValueError, OSError) as error:
         flags = {action.dest: action.option_strings[0] for action in made._actions if action.option_strings}
         print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nInterrupted. What is finished is in {options.out}; repeat the command to go on.", file=sys.stderr)
-        return 130
+        return exit_code()
 
 
 def from_launcher(name: str, mpi: str | None = None, default: int = 0) -> int:

@@ -38,6 +38,7 @@ from typing import Any
 
 from hf_clip_variants.cli import in_words_of
 from hf_clip_variants.commands.arguments import parse_overrides
+from hf_clip_variants.commands.interruption import exit_code, listening
 from hf_clip_variants.commands.output import prepare_libraries
 from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.files.json_files import digest, write_json
@@ -400,7 +401,7 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
             file=sys.stderr,
         )
     started = time.monotonic()
-    found = trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.out) is not None)
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.out) is not None)
     seconds = time.monotonic() - started
     metrics = trainer.evaluate() if sets else {}
     save_models(trainer, pretraining, options.out)
@@ -414,7 +415,7 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
             "device": str(place.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "loss": found.training_loss,
+            "loss": trainer.mean_loss(),
             "log": trainer.state.log_history,
             "metrics": metrics,
         }
@@ -424,19 +425,20 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prepare_libraries()
     made = parser()
     options = made.parse_args(arguments)
     command = shlex.join(["python", "scripts/pretrain.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        pretrain(options, command)
+        with listening():
+            prepare_libraries()
+            pretrain(options, command)
     except (ValueError, OSError) as error:
         flags = {action.dest: action.option_strings[0] for action in reversed(made._actions) if action.option_strings}
         print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nInterrupted. The same command goes on from the last checkpoint in {options.out}.", file=sys.stderr)
-        return 130
+        return exit_code()
     return 0
 
 

@@ -188,6 +188,8 @@ def put_adapter(
     ['cat', 'dog']
     ```
     """
+    if not isinstance(base, nn.Module):
+        raise ValueError(f"base: got a {type(base).__name__}; want a model that is loaded, or None in load_adapter")
     trained = [p for p in base.parameters() if p.requires_grad]  # injecting an adapter freezes them
     wrapped = isinstance(base, PeftModel)
     # Both calls run the checks of `Tuner` before they wrap a module, so that an error in them needs no clean-up.

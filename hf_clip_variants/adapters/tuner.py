@@ -6,18 +6,21 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.backbones import find_family
-from hf_clip_variants.modeling.dual_encoders.fingerprint import fingerprint, same_backbone
+from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone, fingerprint
+from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 
 from .peft_type import add_peft_type
 
@@ -82,6 +85,8 @@ class TunerConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        # A file gives the type as text. It is no field: it is not saved.
+        self.is_from_file = type(self.peft_type) is str
         self.peft_type = self.peft_type_member()
         if self.task_type is not None:
             raise ValueError(
@@ -281,7 +286,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     @property
     def adapter_device(self) -> torch.device:
-        return next(self._anchor[0].parameters()).device
+        return device_of(self._anchor[0])
 
     def active_name(self) -> str | None:
         """Name of this layer's active adapter; None if there is none or adapters are disabled.
@@ -474,14 +479,8 @@ class Tuner(BaseTuner):
             if ours != theirs and (name in self.tensor_widths or not config.allow_other_backbone):
                 what = "width" if name.endswith("width") else "depth"
                 raise ValueError(f"adapter expects {what} {ours}, backbone has {theirs} ({name})")
-        if config.backbone_fingerprint is not None and not config.allow_other_backbone:
-            current = fingerprint(base.clip)
-            if not same_backbone(current, config.backbone_fingerprint):
-                raise ValueError(
-                    f"backbone_fingerprint: the adapter was made for {_describe(config)} with fingerprint "
-                    f"{config.backbone_fingerprint!r}, this backbone has {current!r}. Load the right one, or pass "
-                    "allow_other_backbone=True (for a new adapter: a new configuration)"
-                )
+        if not config.allow_other_backbone:
+            self._check_weights(config, base)
         if base.is_classifier and base.model.config.fixed_class_features and "prompt_embedder" in targets:
             raise ValueError(
                 f"model: {config.peft_type.value} learns prompts, but an adapter was merged into this classifier, and "
@@ -500,6 +499,21 @@ class Tuner(BaseTuner):
                     f"set_classes({config.class_names[:3]}...)"
                 )
             check_class_names(config.class_names, base.class_names, f"the adapter {reason}")
+
+    def _check_weights(self, config: TunerConfig, base: Base) -> None:
+        if config.backbone_fingerprint is None:
+            if getattr(config, "is_from_file", False):  # not one that was pickled by an earlier version
+                _warn_of_unchecked(config, "its configuration has no fingerprint, so no weight could be compared")
+            return
+        found = compare_backbone(base.clip, config.backbone_fingerprint)
+        if not found.same:
+            raise ValueError(
+                f"backbone_fingerprint: the adapter was made for {_describe(config)} with fingerprint "
+                f"{config.backbone_fingerprint!r}, this backbone has {fingerprint(base.clip)!r}. Load the right one, "
+                "or pass allow_other_backbone=True (for a new adapter: a new configuration)"
+            )
+        if found.unchecked:
+            _warn_of_unchecked(config, found.unchecked)
 
     def _check_for_other_adapters(self, config: TunerConfig, targets: list[str]) -> None:
         """Raises ValueError if an adapter of another of our methods is at a target, around it or inside it.
@@ -533,6 +547,25 @@ class Tuner(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """New adapters are float32; with `autocast_adapter_dtype=False` they get the base model's dtype, as PEFT's
+        own do."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            return
+        dtype = next((p.dtype for name, p in self.model.named_parameters() if self.prefix not in name), torch.float32)
+        for layer in (m for m in self.model.modules() if isinstance(m, TunerLayer)):
+            for part in layer.children():
+                if not isinstance(part, nn.ModuleDict | nn.ParameterDict | BufferDict) or adapter_name not in part:
+                    continue
+                value = part[adapter_name]
+                if isinstance(value, nn.Module):
+                    value.to(dtype)
+                elif isinstance(value, nn.Parameter):
+                    value.data = value.data.to(dtype)
+                elif value.is_floating_point():
+                    part[adapter_name] = value.to(dtype)
 
     def unload(self) -> nn.Module:
         """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""
@@ -589,6 +622,14 @@ class Tuner(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
+
+
+def _warn_of_unchecked(config: TunerConfig, what: str) -> None:
+    warnings.warn(
+        f"backbone_fingerprint: whether this is the backbone that the adapter was made for ({_describe(config)}) is "
+        f"not certain: {what}",
+        stacklevel=2,
+    )
 
 
 def _describe(config: TunerConfig) -> str:

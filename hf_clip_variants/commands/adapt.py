@@ -270,10 +270,11 @@ def run(
     if not json:
         print_results(results, out)
     failed = [record for record in results["runs"] if record["error"]]
-    for record in failed:
-        where = f"{record['method']}, {record['shots']} shots, seed {record['seed']}"
-        say(f"{where} failed: {record['error']}", style="red")
-    if failed:
+    if failed:  # each was named when it failed
+        say(
+            f"{len(failed)} of {wanted} runs failed; their errors are in {os.path.join(out, 'results.json')}",
+            style="red",
+        )
         raise typer.Exit(FAILED)
 
 

@@ -3,10 +3,12 @@
 import os
 from typing import Any
 
+from ..files.printable import printable
+from . import output
+
 
 def print_results(results: dict[str, Any], out: str) -> None:
     """Print what results.json says, in 80 columns: zero-shot CLIP first, gains with their intervals."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -14,12 +16,11 @@ def print_results(results: dict[str, Any], out: str) -> None:
     from ..few_shot.report import mean_text
     from ..metrics.intervals import gain_text, may_be_chance
 
-    # Names and paths may hold `[bold]` or `:cat:`, which rich would take for its own.
-    screen = Console(highlight=False, markup=False, emoji=False)
+    screen = output.screen()
     rows = sorted(results["table"], key=lambda row: row["shots"])
     chance = False
     for name, about in results["data"]["test_sets"].items():
-        title = f"{name}, {about['images']} test images"
+        title = Text(printable(f"{name}, {about['images']} test images"))
         table = Table(title=title, title_justify="left")
         for column in ("method", "shots", "accuracy, %", "gain (95 % interval)", "time"):
             table.add_column(column, justify="left" if column[0] in "mg" else "right")

@@ -83,7 +83,7 @@ def parse_overrides(
 
 def check_templates(text: str | None) -> None:
     """ValueError for a word that is neither a template, a file nor a named set."""
-    if text is None or "{" in text or Path(text).is_file():
+    if text is None or "{" in text or Path(text).exists():
         return
     from ..modeling.dual_encoders.template_sets import TEMPLATE_SETS
 
@@ -155,7 +155,9 @@ def check_model(option: str, source: str | None) -> None:
 
 
 def check_out(option: str, folder: str) -> None:
-    """ValueError for a run folder that is a file."""
+    """ValueError for a run folder that is a file, or whose name the libraries that write there do not take."""
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in folder):
+        raise ValueError(f"{option}: {folder} is not valid UTF-8; want another name")
     if Path(folder).exists() and not Path(folder).is_dir():
         raise ValueError(f"{option}: {folder} is a file; want a folder")
 

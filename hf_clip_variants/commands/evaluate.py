@@ -100,9 +100,10 @@ def evaluate(
     check_templates(templates)
     check_device(device)
     prepare_libraries(watched=not json)
+    from ..data.images.class_labels import UnnamedLabels
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
-    from ..data.images.sources import SeveralLabels, UnnamedLabels, load_images
+    from ..data.images.sources import SeveralLabels, load_images
     from ..evaluation.image_prediction import predict
     from ..evaluation.prediction import load_for_prediction, was_made_for_several_labels
     from ..metrics.classification import accuracy, accuracy_by_class
@@ -171,10 +172,12 @@ def evaluate(
 
 
 def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
-    """List the images that were left out; if there are any, exit with the command's exit code for them."""
-    for name, reason in skipped:
-        say(f"{name}: {reason}", style="red")
+    """Say how many images were left out; if there are any, exit with the command's exit code for them.
+
+    The reader's warning has named the first twenty.
+    """
     if skipped:
+        say(f"{len(skipped)} image{'s' * (len(skipped) != 1)} could not be read", style="red")
         raise typer.Exit(UNREADABLE)
 
 

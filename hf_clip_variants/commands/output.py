@@ -5,6 +5,7 @@ Whatever is printed is text: names of files and classes may hold `[bold]`, which
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from ..files.printable import printable
 from .options import FLAG, RUNNING
 
 
@@ -38,25 +40,50 @@ def prepare_libraries(watched: bool = False) -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # ours have names
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    # A progress bar for a hundred small tensors is of no use.
-    logging.disable_progress_bar()
+    logging.lastResort.setFormatter(_PrintableLines())
+    disable_progress_bar()  # a progress bar for a hundred small tensors is of no use
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+class _PrintableLines(logging.Formatter):
+    """For warnings, which name files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def screen() -> "Console":
     """For results that people read: standard output."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False)
+    return _console(stderr=False)
 
 
 def console() -> "Console":
     """For progress bars and remarks: standard error, so that standard output can be piped."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> "Console":
+    """Takes no text for a style, and prints no character that a terminal obeys."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*map(_printable, objects), **options)
+
+    return Plain(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def _printable(part: Any) -> Any:
+    """Strings, texts and tables (whose cells `title_and_rows` made) with what `printable` leaves of them."""
+    from rich.text import Text
+
+    if isinstance(part, str):
+        return printable(part)
+    if isinstance(part, Text) and printable(part.plain) != part.plain:
+        return Text(printable(part.plain), part.style)  # without the styles of its parts
+    return part
 
 
 def say(text: str, style: str = "dim") -> None:
@@ -69,11 +96,11 @@ def title_and_rows(title: str, columns: Sequence[str], rows: Iterator[Sequence[s
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title=Text(printable(title)), title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(Text(printable(name)), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
@@ -99,7 +126,11 @@ def machine_output(stream: TextIO | None = None) -> Iterator[Callable[[Any], Non
     written = stream or sys.stdout
 
     def emit(value: Any) -> None:
-        written.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # A file name need not be UTF-8; in JSON its bytes are escapes. Other encodings have no all characters.
+        is_utf = (getattr(written, "encoding", None) or "utf-8").lower().startswith("utf")
+        line = line.encode("utf-8", "backslashreplace").decode() if is_utf else json.dumps(value, allow_nan=False)
+        written.write(line + "\n")
         written.flush()
 
     with contextlib.redirect_stdout(sys.stderr):

@@ -1,7 +1,6 @@
 """`hf-clip-variants predict`: classes of images, one line per image."""
 
 import contextlib
-import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -99,6 +98,8 @@ def predict(
     Images that were rejected may be hard ones of these classes: an image of something else is often not noticed.
 
     A model for several labels an image gives all classes that reach their thresholds, with | between them.
+
+    In csv, text that begins as a formula gets an apostrophe in front, which evaluate takes away again.
 
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
@@ -207,7 +208,7 @@ def _opened(out: str | None) -> Iterator[TextIO]:
         return
     from ..files.atomic_writes import replacing
 
-    with replacing(out) as aside, open(aside, "w", encoding="utf-8", newline="") as stream:
+    with replacing(out) as aside, open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
         yield stream
 
 
@@ -219,23 +220,27 @@ def _counting(out: str | None, inputs: list[str] | None, paths: Iterable[str]) -
 
 
 def _lines() -> Iterator[str]:
+    if hasattr(sys.stdin, "reconfigure"):  # names of files need not be UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")
     for line in sys.stdin:
         if line.strip():
             yield line.rstrip("\r\n")
 
 
 def _csv_writer(stream: TextIO, top: int) -> Callable[[dict], None]:
+    from ..data.csv_cells import csv_line
+
     more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")]
     header = ["path", "label", "score", "probability", *more, "error"]
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+    stream.write(csv_line(header))
 
     def write(row: dict) -> None:
         if "error" in row:
-            writer.writerow([row["path"], *[""] * (len(header) - 2), row["error"]])
+            cells = [row["path"], *[""] * (len(header) - 2), row["error"]]
         else:
             others = [cell for item in row.get("top", ())[1:] for cell in (item["label"], item["score"])]
-            writer.writerow([row["path"], row["label"], row["score"], row.get("probability"), *others, ""])
+            cells = [row["path"], row["label"], row["score"], row.get("probability"), *others, ""]
+        stream.write(csv_line(cells))
         stream.flush()
 
     return write

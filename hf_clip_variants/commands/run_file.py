@@ -38,8 +38,10 @@ def read(file: str, context: typer.Context) -> dict[str, Any]:
     path = Path(file).expanduser()
     if path.is_dir():
         path = path / NAME
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"--config: no such file: {file}")
+    if not path.is_file():
+        raise OSError(f"--config: {file} is not a regular file")
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from .restricted_pickle import (
     MAX_PICKLE_BYTES,
+    MAX_TENSORS,
     PARSE_ERRORS,
     Damaged,
     Global,
@@ -269,6 +270,10 @@ def _read_safetensors(path: Path, header: int) -> dict[str, torch.Tensor]:
     if _MAX_SAFETENSORS_HEADER < header < path.stat().st_size:
         raise Refused(f"refused a safetensors header of {header} bytes")
     try:
+        with safe_open(path, "pt") as file:
+            count = len(file.keys())
+        if count > MAX_TENSORS:  # empty ones cost nothing in the file, and seconds and gigabytes here
+            raise Refused(f"refused {count} tensors, more than {MAX_TENSORS}")
         return load_file(path)
     except (SafetensorError, *PARSE_ERRORS) as error:
         raise Damaged(printable(str(error)) or type(error).__name__) from error
@@ -355,7 +360,7 @@ class _ZipSource(_StorageSource):
         super().__init__(file, size)
         try:
             self._archive = zipfile.ZipFile(_BoundedReads(file, size))
-        except PARSE_ERRORS as error:
+        except (OSError, *PARSE_ERRORS) as error:  # OSError: positions before the file's beginning
             raise Damaged(f"zip archive: {printable(str(error))}") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for entry in self._archive.infolist():
@@ -403,7 +408,7 @@ class _ZipSource(_StorageSource):
         try:
             with self._archive.open(entry) as stream:
                 return _read_exactly(stream, entry.file_size)  # zipfile compares the CRC-32 at the last byte
-        except PARSE_ERRORS as error:
+        except (OSError, *PARSE_ERRORS) as error:
             raise Damaged(f"entry {printable(name)}: {printable(str(error))}") from error
 
     def _held_bytes(self, key: str) -> int:

@@ -215,11 +215,12 @@ def _record_in(out: Path) -> Any:
 def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, compare: bool, wanted) -> dict[str, Any]:
     options, notes = official.options, official.notes
     built = format.build(official)
+    _check_types(official, built.unused)
     dtype = DTYPES[options.get("dtype", "float32")]
     model = built.model.to(dtype)
     if lost := [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise ValueError(
-            f"dtype: {len(lost)} weights are too large for {options['dtype']}: {lost[:5]}; take bfloat16 or float32"
+            f"dtype: {len(lost)} weights are too large for {_dtype_name(dtype)}: {lost[:5]}; take bfloat16 or float32"
         )
     tokenizer = _tokenizer(format, model.config, options.get("tokenizer"))
     processor = format.make_processor(model.config.vision_config.image_size, tokenizer, built.image_settings)
@@ -248,12 +249,30 @@ def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, com
         "kind": type(model).__name__,
         "sizes": _sizes(model.config),
         "parameters": model.num_parameters(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _dtype_name(dtype),
         "dropped": built.unused,
         "notes": notes,
         "difference": difference,
         "expected_differences": differences,
     }
+
+
+def _check_types(official: OfficialFile, unused: list[str]) -> None:
+    """ValueError for weights that are no real numbers: of quantised ones, nobody has applied the scales."""
+    wrong = [
+        name
+        for name, tensor in official.weights.items()
+        if not tensor.is_floating_point() and name not in unused and not name.endswith("num_batches_tracked")
+    ]
+    if wrong:
+        raise ValueError(
+            f"{official.path}: {len(wrong)} weights are {_dtype_name(official.weights[wrong[0]].dtype)}, the first is "
+            f"{printable(wrong[0])}; want floating-point numbers, of a checkpoint that is not quantised"
+        )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _row_of(model: PreTrainedModel) -> Method | None:

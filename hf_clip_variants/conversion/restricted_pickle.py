@@ -134,6 +134,15 @@ PARSE_ERRORS = (
 )
 
 
+def _is_in_inert_module(module: str, name: str) -> bool:
+    """Whether it may be a class there: neither a dotted name nor `__globals__` and its like."""
+    return (
+        (module + ".").startswith(_INERT_MODULES)
+        and ".__" not in f"{module}.{name}"
+        and _IDENTIFIER.fullmatch(name) is not None
+    )
+
+
 class Global:
     """A name from a pickle; with `inert`, everything that is done with it is ignored."""
 
@@ -437,7 +446,7 @@ class PickleMachine:
         full = f"{module}.{name}"
         if full in STORAGES or full in _BUILDERS or module.split(".", 1)[0] == "__torch__":
             result = Global(full, inert=False)
-        elif full in _INERT or (module + ".").startswith(_INERT_MODULES) and _IDENTIFIER.fullmatch(name):
+        elif full in _INERT or _is_in_inert_module(module, name):
             result = Global(full, inert=True)
         else:
             hint = (

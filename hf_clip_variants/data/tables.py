@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..modeling.decoding.opening import open_regular
+from .csv_cells import is_ours, unescape_cell
 from .images.names import IMAGE_COLUMNS, IMAGE_EXTENSIONS
 
 
@@ -57,7 +60,7 @@ class Table:
                     f"{self.file}, line {line}: got {len(values)} values, {values}; want one for each of "
                     f"{list(self.columns)}. A value with {_SEPARATORS[self.separator]} in it stands in quotes"
                 )
-            yield line, values
+            yield line, [unescape_cell(value) for value in values] if is_ours(self.columns) else values
 
 
 def open_table(file: str | os.PathLike, image_column: str | None, names: Sequence[str]) -> Table:
@@ -163,9 +166,18 @@ def read_json_lines(file: str | os.PathLike) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_key_once)
+            json.dumps(row, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}: not JSON: {error.msg} at character {error.colno}") from None
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{file}, line {number}: half of a surrogate pair (\\ud800 to \\udfff); want text"
+            ) from None
+        except RecursionError:
+            raise ValueError(f"{file}, line {number}: lists in lists, too deep to be read") from None
+        except ValueError as error:  # a key twice, a number of thousands of digits
+            raise ValueError(f"{file}, line {number}: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{file}, line {number}: got {line.strip()[:80]}; want an object, {{…}}, on each line")
         rows.append(row)
@@ -173,6 +185,14 @@ def read_json_lines(file: str | os.PathLike) -> list[dict[str, Any]]:
         raise ValueError(f"{file}: the file is empty; want a JSON object on each line")
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"several keys {next(key for key in keys if keys.count(key) > 1)!r}; want each name once")
+    return found
 
 
 def decode_text(content: bytes) -> str:
@@ -244,9 +264,9 @@ def _records(file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 def _lines(file: Path) -> Iterator[str]:
     r"""Lines with their ends, of \n, \r or \r\n and nothing else: U+2028 and U+0085 are text."""
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         encoding = _encoding(stream.read(4))
-    with open(file, encoding=encoding, newline="") as stream:
+    with io.TextIOWrapper(open_regular(file), encoding=encoding, newline="") as stream:
         try:
             for number, line in enumerate(stream, 1):
                 if "\0" in line:

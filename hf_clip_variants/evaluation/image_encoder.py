@@ -13,13 +13,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from ..data.held_out import HELD_OUT, hold_out
+from ..data.images.class_labels import UnnamedLabels
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet, name_some
 from ..data.images.labelled_sets import absolute_source, align_classes, read_labelled
-from ..data.images.sources import UnnamedLabels, load_images
+from ..data.images.sources import load_images
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.backbones import CLIPFamily, find_family
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .devices import choose_device
 from .prediction import check_model_folder, load_processor
 
@@ -38,16 +39,21 @@ class ImageEncoder:
     Attributes:
         encode: `pixel_values` (B, 3, H, W) on `device` -> (B, D), not normalised.
         processor: its image processor.
-        key (`str`): identifies the weights and the kind of features.
+        make_key: computes `key`, which reads all weights.
         device (`torch.device`): of the model.
         pooling (`str`): "own", or "class token" if the checkpoint has no weights for its pooling.
     """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     processor: Any
-    key: str
+    make_key: Callable[[], str]
     device: torch.device
     pooling: Literal["own", "class token"] = "own"
+
+    @property
+    def key(self) -> str:
+        """Identifies the weights as they are, the configuration and the kind of features."""
+        return self.make_key()
 
     def features_of(
         self,
@@ -64,7 +70,7 @@ class ImageEncoder:
             self.processor,
             batch_size=batch_size,
             cache_dir=cache_dir,
-            key=None if cache_dir is None else self.key,  # a key costs one more reading of every file
+            key=None if cache_dir is None else self.key,  # a key costs one more reading of all weights and files
             progress=progress,
             device=self.device,
             num_workers=workers,
@@ -130,8 +136,11 @@ def load_image_encoder(
         processor = load_processor(source).image_processor
     else:
         processor = AutoImageProcessor.from_pretrained(source, do_convert_rgb=True)
-    key = f"{fingerprint(model)} {features} {pooling} {dtype}"
-    return ImageEncoder(lambda pixels: pool(pixels.to(dtype)), processor, key, device, pooling)
+
+    def make_key() -> str:
+        return f"{features_key(model)} {features} {pooling} {dtype}"
+
+    return ImageEncoder(lambda pixels: pool(pixels.to(dtype)), processor, make_key, device, pooling)
 
 
 def _pooling(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor
 
+from ..data.images.folders import walk
 from ..data.images.heic import heic_is_readable
 from ..data.images.image_set import explain
 from ..data.images.names import count_left_out, is_image_name, left_out_suffix
@@ -207,13 +208,15 @@ def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
 
 
 def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Paths of files unchanged; for a folder, every image file below it, sorted; a warning counts its other files."""
+    """Paths of files unchanged; for a folder, every image file below it, sorted; a warning counts its other files.
+
+    Links are followed as `load_images` does. A link that leads nowhere is among the paths if it has an image's name.
+    """
     for item in inputs:
         if not os.path.isdir(item):
             yield item
             continue
-        inside = (path for path in sorted(Path(item).rglob("*")) if path.is_file())
-        files = [path for path in inside if not any(p.startswith(".") for p in path.relative_to(item).parts)]
+        files = sorted(Path(place, name) for place, names in walk(Path(item)) for name in names if name[0] != ".")
         yield from (str(path) for path in files if is_image_name(path.name))
         left_out = Counter(filter(None, (left_out_suffix(path.name) for path in files)))
         if left_out:

@@ -27,7 +27,7 @@ from ..files.shared_weights import save_sharing_weights
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .fitting import Validation, apply_overrides
 from .method import default_methods, few_shot_method
 from .protocols import Plan, Task, whole_set
@@ -171,7 +171,7 @@ def adapt(
         "reading": dict(reading or {}),
     }
     contents = {
-        "model": digest(fingerprint(classifier.clip)),
+        "model": digest(features_key(classifier.clip)),
         "data": digest([train.ids, train.labels.tolist(), train.class_names, train.select(draws.rows).fingerprint]),
         **{f"test_data.{t.name}": t.images.fingerprint[:16] for t in test_sets},
     }
@@ -210,10 +210,20 @@ def adapt(
             on_features=detail,
         )
         runner.seconds_per_view = results["data"].get("seconds_per_view", 0.0)
-        records, seconds = folder.records(), results["seconds"]
+        records, seconds, wanted = folder.records(), results["seconds"], [run.key for run in (zero_shot, *runs)]
         results |= _about_run(runner, task, test_sets, settings)
 
+        base_files = folder.files_of(folder.base)
+
         def write(status: str) -> None:
+            folder.check_is_there(base_files)
+            if status == "finished":
+                lost = [record["folder"] or ZERO_SHOT for record in map(records.get, wanted) if not folder.has(record)]
+                if lost:
+                    raise OSError(
+                        f"out: files of {', '.join(lost[:3])} in {folder.path} were removed while the command was "
+                        "running; repeat it to make them again"
+                    )
             results["status"], results["seconds"] = status, seconds + time.perf_counter() - started
             results["data"]["seconds_per_view"] = runner.seconds_per_view
             if zero_shot.key in records:
@@ -225,6 +235,7 @@ def adapt(
             write_json(folder.results_file, results)
 
         def finish(record: dict[str, Any], model: torch.nn.Module, predictions: Mapping[str, Any]) -> None:
+            folder.check_is_there(base_files)
             record |= _save_predictions(folder, record, predictions, test_sets)
             if record["method"] != ZERO_SHOT:
                 record["folder"] = folder.adapter_folder(record["method"], record["shots"], record["seed"])
@@ -235,14 +246,14 @@ def adapt(
                 on_result(_run_result(record))
 
         write("running")
-        if zero_shot.key not in records:
+        if not folder.has(records.get(zero_shot.key)):
             measured = runner.zero_shot(task, finish) | asdict(runner.calibrate(task))
             records[zero_shot.key] = zero_shot.names | measured
             folder.append(records[zero_shot.key])
             write("running")
             tell(records[zero_shot.key])
         _save_calibration(folder, records[zero_shot.key])
-        missing = [run for run in runs if run.key not in records or records[run.key].get("error")]
+        missing = [r for r in runs if not folder.has(records.get(r.key)) or records[r.key].get("error")]
         bars.update(bar, completed=len(runs) - len(missing))
         for run in missing:
             bars.update(bar, description=f"{few_shot_method(run.method).title}, {str(run).partition(', ')[2]}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import write_atomically
+from ..files.json_files import digest
 from .plots import plot
 from .protocols import Plan, load_task, templates_for
 from .results import markdown
@@ -132,7 +133,8 @@ class Benchmark:
             tasks[id(plan)], contents[id(plan)] = task, task.contents()
             for record in before:
                 if (record["protocol"], record["data"]) == (plan.protocol, plan.name):
-                    self._check_same(record, record["settings"], contents[id(plan)])
+                    weights = {k: v for k, v in record["contents"].items() if k == "model"}  # compared below
+                    self._check_same(record, record["settings"], contents[id(plan)] | weights)
 
         progress = _Progress(len(mine), self.say)
         for model in dict.fromkeys(run.model for run in mine):
@@ -147,10 +149,14 @@ class Benchmark:
                 device=device,
                 on_epoch=progress.epoch,
             )
+            weights, name = {"model": digest(runner.key)}, Run(self.runs[0].plan, model).names["model"]
+            for record in before:
+                if record["model"] == name and "model" in record["contents"]:  # earlier versions did not write it
+                    self._check_same(record, record["settings"], record["contents"] | weights)
             for run in (run for run in mine if run.model == model):
                 start = time.monotonic()
                 record = run.names | runner.attempt(tasks[id(run.plan)], run) | {"note": run.plan.note}
-                record |= {"settings": self.settings[run.key], "contents": contents[id(run.plan)]}
+                record |= {"settings": self.settings[run.key], "contents": contents[id(run.plan)] | weights}
                 self.folder.append(record)
                 failed += bool(record.get("error"))
                 progress.run(run, record, time.monotonic() - start)

@@ -1,11 +1,14 @@
-"""The tables beside the report, for spreadsheets and pandas: `results.csv` and `predictions.csv`."""
+"""The tables beside the report, for spreadsheets and pandas: `results.csv` and `predictions.csv`.
+
+Text that begins as a formula is escaped, see `data/csv_cells.py`; scores are never negative.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ..data.csv_cells import csv_line
 
 
 RESULT_COLUMNS = (
@@ -49,11 +52,8 @@ def predictions_csv(class_names: Sequence[str], sections: Iterable[Mapping[str, 
 
 
 def _csv(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    rows = [[line.get(column, "") for column in columns] for line in lines]
+    return "".join(map(csv_line, [columns, *rows]))
 
 
 __all__ = ["predictions_csv", "results_csv"]

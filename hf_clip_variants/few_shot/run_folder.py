@@ -166,6 +166,30 @@ class RunFolder:
                 "Repeat the command as it was to go on with it, or choose another folder."
             )
 
+    # ---- what others remove meanwhile
+
+    def files_of(self, part: Path) -> dict[str, int]:
+        """Path below the run folder -> size, of all files of one of its folders."""
+        found = sorted(path for path in part.rglob("*") if path.is_file())
+        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in found}
+
+    def check_is_there(self, files: Mapping[str, int]) -> None:
+        """OSError unless the files are still there: without `base/`, nothing that a run writes is of use."""
+        gone = [name for name in files if not (self.path / name).is_file()]
+        if gone or not files:
+            what = f"{self.path / gone[0]} was" if gone else f"the files of {self.path} were"
+            raise OSError(
+                f"out: {what} removed while the command was running; repeat it, in another folder if {self.path} is "
+                "gone"
+            )
+
+    def has(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether the files that a record names are there; a run that failed has none."""
+        if record is None:
+            return False
+        named = [record.get("predictions"), record.get("folder") and f"{record['folder']}/adapter_model.safetensors"]
+        return all((self.path / name).is_file() for name in named if name)
+
     # ---- one process at a time
 
     @contextlib.contextmanager

@@ -27,7 +27,7 @@ from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
-from ..modeling.dual_encoders.fingerprint import fingerprint
+from ..modeling.dual_encoders.fingerprint import features_key
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, SetTemplates, Task
@@ -120,7 +120,7 @@ class FewShotRunner:
         self.classifier.requires_grad_(False)
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
-        self._key = fingerprint(self.classifier.clip)
+        self.key = features_key(self.classifier.clip)  # of the weights, as they are for all runs
         self.views = {"none": 1}  # augmentation -> the largest number of views that a cached method uses
         for method in (m for m in methods if not few_shot_method(m).trains_image_encoder):
             for values in (self.recipe(task, method, k) for task in tasks for k in shots):
@@ -189,7 +189,7 @@ class FewShotRunner:
                 self._computed(
                     evaluation.images, range(len(evaluation.images)), title=f"Test features: {evaluation.of}"
                 )
-        about = [task.plan.protocol, task.plan.name, self._key, method, shots, seed]
+        about = [task.plan.protocol, task.plan.name, self.key, method, shots, seed]
         state = self.folder / "unfinished" / digest([*about, values.to_dict(), self._overrides[method]])
         fitted = fit_adapter(
             self.classifier,
@@ -306,7 +306,7 @@ class FewShotRunner:
                 self.on_features(title, done, total)
 
             # One process computes, the others wait and read.
-            with FileLock(folder / f".{digest([self._key, chosen.fingerprint, augmentation, views])}.lock"):
+            with FileLock(folder / f".{digest([self.key, chosen.fingerprint, augmentation, views])}.lock"):
                 self._features[key] = compute_features(
                     lambda pixels: self.classifier.get_image_features(pixels).pooler_output,
                     chosen,
@@ -315,7 +315,7 @@ class FewShotRunner:
                     augmentation=augmentation,
                     seed=VIEW_SEED,
                     cache_dir=folder,
-                    key=self._key,
+                    key=self.key,
                     device=self.device,
                     progress=progress,
                     num_workers=workers,

@@ -89,14 +89,17 @@ def draw_shots(
             for seed in seeds:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
-                    split = sample_few_shot(
-                        train.labels[good[0]],
-                        count,
-                        seed,
-                        class_names=train.class_names,
-                        val=validation is not None,
-                        validation_labels=None if validation is None else validation.labels[good[1]],
-                    )
+                    try:
+                        split = sample_few_shot(
+                            train.labels[good[0]],
+                            count,
+                            seed,
+                            class_names=train.class_names,
+                            val=validation is not None,
+                            validation_labels=None if validation is None else validation.labels[good[1]],
+                        )
+                    except ValueError as error:
+                        raise ValueError(f"{error}{_unreadable(train, checked[0])}") from error
                 remarks |= {str(w.message): None for w in caught}
                 rows = tuple(good[0][list(split.train)].tolist())
                 splits[count, seed] = replace(
@@ -115,6 +118,13 @@ def draw_shots(
             skipped = tuple((train.ids[row], why) for row, why in sorted(checked[0].items()) if why)
             skipped += tuple((validation.ids[row], why) for row, why in sorted(checked[1].items()) if why)
             return replace(draws, skipped=skipped)
+
+
+def _unreadable(train: ImageSet, checked: Mapping[int, str | None]) -> str:
+    """What may be why there are none left."""
+    bad = [f"{train.ids[row]!r} ({why})" for row, why in sorted(checked.items()) if why]
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return f"; cannot be read: {', '.join(bad[:5])}{more}" if bad else ""
 
 
 def _check(images: ImageSet | None, rows: Sequence[int], checked: dict[int, str | None]) -> bool:

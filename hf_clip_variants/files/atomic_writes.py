@@ -52,8 +52,11 @@ def replacing(path: str | os.PathLike, bytes_needed: int | None = None) -> Itera
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> Path:
-    """Writes a file in one step (see `replacing`). OSError names the path if the disk is full."""
-    data = content.encode() if isinstance(content, str) else content
+    """Writes a file in one step (see `replacing`). OSError names the path if the disk is full.
+
+    Of text, what UTF-8 cannot hold (file names of other bytes) is written as escapes: in JSON, they are read back.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with replacing(path, len(data)) as aside:
         aside.write_bytes(data)
     return Path(path)

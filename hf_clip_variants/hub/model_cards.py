@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -10,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..files.printable import printable
 from ..metrics.intervals import gain_text, may_be_chance
 from ..registry import Method, methods
 from .verification import weight_hashes
@@ -17,12 +19,13 @@ from .verification import weight_hashes
 
 PLACEHOLDER_ID = "YOUR_NAME/THIS_REPOSITORY"  # in cards made before the repository is known; `hub.push` replaces it
 _CLASSES_SHOWN = 100
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 _PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
 
-classify = pipeline("image-classification", model="{repo_id}"{arguments})
+classify = pipeline("image-classification", model={repo_id}{arguments})
 image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print(classify(image, top_k=3))"""
 
@@ -30,7 +33,7 @@ _ZERO_SHOT_PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
 
-classify = pipeline("zero-shot-image-classification", model="{repo_id}"{arguments})
+classify = pipeline("zero-shot-image-classification", model={repo_id}{arguments})
 image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print(classify(image, candidate_labels=["a cat", "a dog"]))"""
 
@@ -38,7 +41,7 @@ _ZERO_SHOT_AUDIO_PIPELINE = """\
 {imports}import numpy as np
 from transformers import pipeline
 
-classify = pipeline("zero-shot-audio-classification", model="{repo_id}"{arguments})
+classify = pipeline("zero-shot-audio-classification", model={repo_id}{arguments})
 audio = np.sin(np.arange(220500) / 20)  # yours: values between -1 and 1, 44100 a second
 print(classify(audio, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
 
@@ -48,8 +51,8 @@ from hf_clip_variants import load_adapter
 from PIL import Image
 from transformers import AutoImageProcessor
 
-model = load_adapter("{repo_id}")  # brings its base model, {base_model}
-processor = AutoImageProcessor.from_pretrained("{base_model}")
+model = load_adapter({repo_id})  # brings its base model
+processor = AutoImageProcessor.from_pretrained({base_model})
 image = Image.new("RGB", (224, 224), "orange")  # yours
 with torch.inference_mode():
     logits = model(**processor(images=image, return_tensors="pt")).logits
@@ -61,8 +64,8 @@ from hf_clip_variants import load_adapter
 from PIL import Image
 from transformers import AutoProcessor
 
-model = load_adapter("{repo_id}")  # brings its base model, {base_model}
-processor = AutoProcessor.from_pretrained("{base_model}")
+model = load_adapter({repo_id})  # brings its base model
+processor = AutoProcessor.from_pretrained({base_model})
 image = Image.new("RGB", (224, 224), "orange")  # yours
 inputs = processor(text=["a cat", "a dog"], images=image, padding=True, return_tensors="pt")
 with torch.inference_mode():
@@ -151,14 +154,22 @@ def _plain(value: Any) -> Any:
 
 def _code(text: Any) -> str:
     """Text of unknown origin as Markdown code, escaped so that it ends neither the code nor a table."""
-    text = re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
+    text = re.sub(r"\s+", " ", printable(str(text))).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     padding = " " if "`" in text else ""
     return f"{fence}{padding}{text}{padding}{fence}"
 
 
 def _cell(text: Any) -> str:
-    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;")
+    return re.sub(r"\s+", " ", printable(str(text))).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _literal(value: Any) -> str:
+    """A value of unknown origin as Python code: text in double quotes and on one line."""
+    if not isinstance(value, str):
+        return "[" + ", ".join(map(_literal, value)) + "]" if isinstance(value, list | tuple) else repr(value)
+    text = re.sub(r'(["\\])', r"\\\1", value)
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
 
 
 def _citation(row: Method) -> str:
@@ -195,17 +206,19 @@ def _snippet(
 ) -> str:
     if row.kind == "adapter" and not with_base:
         if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
-            return _ADAPTER.format(repo_id=repo_id, base_model=base_model)
+            return _ADAPTER.format(repo_id=_literal(repo_id), base_model=_literal(base_model))
         # A method's own snippet may use any field of its configuration.
         template = row.load("card_snippet") if row.card_snippet else _ADAPTER_ON_CLIP
         names = values.get("class_names") or ["cat", "dog"]
-        return template.format_map({**values, "repo_id": repo_id, "base_model": base_model, "names": names})
+        defaults = row.load("config")().to_dict()
+        about = {**defaults, **values, "repo_id": repo_id, "base_model": base_model, "names": names}
+        return template.format_map({name: _literal(value) for name, value in about.items()})
     imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
     is_audio = row.task == "zero-shot-audio-classification"
     zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
     return (_PIPELINE if names_its_classes else zero_shot).format(
-        repo_id=repo_id, imports=imports, arguments=", trust_remote_code=True" if with_code else ""
+        repo_id=_literal(repo_id), imports=imports, arguments=", trust_remote_code=True" if with_code else ""
     )
 
 
@@ -279,7 +292,7 @@ def model_card(
     is_adapter = row.kind == "adapter"
     if is_adapter:
         base_model = base_model or values.get("base_model_name_or_path")
-        if base_model and Path(base_model).exists():  # a path on this machine means nothing to others
+        if base_model and os.path.exists(base_model):  # a path on this machine means nothing to others
             base_model = Path(base_model).name
         names, templates = values.get("class_names") or [], values.get("templates") or []
     else:
@@ -319,7 +332,7 @@ def model_card(
         license=license,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="image-classification" if is_adapter else row.task,
-        base_model=base_model if base_model and base_model.count("/") == 1 else None,
+        base_model=base_model if base_model and _HUB_ID.fullmatch(base_model) else None,
         base_model_relation="adapter" if is_adapter and not with_base else None,
         datasets=list(datasets) or None,
         tags=sorted({"clip", "hf-clip-variants", row.name, *tags, *(["custom_code"] if with_code else [])}),

@@ -33,6 +33,8 @@ def weight_hashes(folder: str | Path) -> dict[str, str]:
     """File name -> SHA-256 (hex) of each safetensors file in a folder, sorted by name."""
     hashes = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
+        if path.exists() and not path.is_file():
+            raise OSError(f"{path}: not a regular file")  # a device or a pipe would be read for ever
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
@@ -79,7 +81,8 @@ def verify(path_or_id: str | Path, revision: str | None = None) -> list[FileChec
 
     folder = _local_folder(path_or_id, revision)
     readme = folder / _CARD
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    # A damaged byte in the prose matters to nobody; in a hash it makes a difference below.
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     recorded = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("sha256")
     if not isinstance(recorded, dict) or not recorded:
         raise ValueError(

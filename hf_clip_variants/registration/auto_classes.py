@@ -21,6 +21,7 @@ def register() -> None:
     after_import("transformers.models.auto.processing_auto", _register_processors)
     after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
     after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
+    after_import("transformers.pipelines", _register_image_features)
     after_import("peft", _register_adapters)
 
 
@@ -73,6 +74,14 @@ def _register_feature_extractors(module) -> None:
 
 def _register_for_config(mapping, config: str, load_value) -> None:
     register_lazily(mapping, ".".join(split_reference(config)), lambda: (load_reference(config), load_value()))
+
+
+def _register_image_features(module) -> None:
+    # transformers' table holds the names of its pipelines and imports them when they are asked for; so does ours. It
+    # differs for models of this package only. Where a release's table is another one, the task stays as it is.
+    task = getattr(module, "SUPPORTED_TASKS", {}).get("image-feature-extraction", {})
+    if isinstance(task.get("impl"), str):
+        task["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
 
 
 def _register_adapters(module) -> None:

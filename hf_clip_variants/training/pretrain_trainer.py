@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +17,20 @@ from ..data.pairs.batches import PairDataset, PairLoader, PairStream, PairViews,
 from ..evaluation.retrieval import RetrievalSet, retrieval_of_pairs
 from ..evaluation.zero_shot import ZeroShotSet, tokenize_prompts, zero_shot_accuracy
 from ..files.atomic_writes import last_complete_checkpoint, staged_folder
+from ..files.json_files import write_json
 from ..modeling.losses.gradient_cache import backward_in_chunks
 from .atomic_trainer import AtomicTrainer
 from .callbacks import PretrainingCallback
 from .parameter_groups import weight_decay_groups
 
 
+LOSS_FILE = "loss.json"  # of a checkpoint: the sum of all losses until then, and what was not logged yet
 _ENCODERS = ("get_text_features", "get_image_features", "get_audio_features")
+
+
+def _sum_type(device: torch.device) -> torch.dtype:
+    """Of sums of losses: the one in a checkpoint and the one that goes on must have the same digits."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class PretrainTrainer(AtomicTrainer):
@@ -62,7 +70,9 @@ class PretrainTrainer(AtomicTrainer):
         self.views_on_device, self.micro_batch_size = views_on_device, micro_batch_size
         self.schedule = schedule
         self._first_step = 0
+        self._losses: dict[str, Any] = {"sum": 0.0, "steps": 0}  # of all steps, before a resume, too
         self._parts: dict[str, list[torch.Tensor]] = {}
+        self._steps_an_epoch = 1
         # A model with a scale for each pair of modalities clamps them in its forward pass.
         if not hasattr(self.model, "logit_scale_at"):
             self.add_callback(PretrainingCallback())
@@ -79,7 +89,11 @@ class PretrainTrainer(AtomicTrainer):
             checkpoint = last_complete_checkpoint(self.args.output_dir)
         # The place in the data follows from the number of steps; nothing else is needed to go on with the next batch.
         self._first_step = 0
+        self._losses = {"sum": 0.0, "steps": 0}
         if checkpoint:
+            kept = Path(checkpoint) / LOSS_FILE
+            if kept.is_file():  # earlier versions did not write it: then the mean is that of the steps to come
+                self._losses = json.loads(kept.read_text(encoding="utf-8"))
             with open(os.path.join(checkpoint, TRAINER_STATE_NAME), encoding="utf-8") as file:
                 self._first_step = int(json.load(file)["global_step"])
         self.args.ignore_data_skip = True  # the loader begins at the right place by itself
@@ -129,6 +143,56 @@ class PretrainTrainer(AtomicTrainer):
         return inputs
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        loss = self._training_step(model, inputs, num_items_in_batch)
+        # Nothing here waits for the device. As in Trainer's own logs, what is not finite counts as the mean so far.
+        value = loss.detach().to(_sum_type(loss.device))
+        so_far = torch.as_tensor(self._losses["sum"], device=value.device, dtype=value.dtype)
+        self._losses["sum"] = so_far + torch.where(value.isfinite(), value, so_far / max(1, self._steps_done()))
+        return loss
+
+    def mean_loss(self) -> float:
+        """Over all steps of the run, also those before it was interrupted; the mean over processes."""
+        return self._total_loss() / max(1, self._steps_done())
+
+    def _steps_done(self) -> int:
+        return self._losses["steps"] + self.state.global_step - self._first_step
+
+    def _total_loss(self) -> float:
+        device = self.args.device  # in float64, as the sum in `training_step`
+        total = torch.as_tensor(self._losses["sum"], device=device, dtype=_sum_type(device))
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "mean")
+        return total.item()
+
+    def _run_epoch(self, *args, num_update_steps_per_epoch: int, **kwargs):
+        """Goes on with a log entry that the checkpoint was in the middle of; `Trainer` would begin a new one."""
+        self._steps_an_epoch = num_update_steps_per_epoch
+        if "since_log" in self._losses:
+            device = self.args.device
+            self._tr_loss += self._losses.pop("since_log")
+            self._globalstep_last_logged = self._losses.pop("last_logged")
+            parts = self._losses.pop("parts")
+            self._parts = {name: list(torch.tensor(values, device=device)) for name, values in parts.items()}
+        super()._run_epoch(*args, num_update_steps_per_epoch=num_update_steps_per_epoch, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        # `Trainer` counts an epoch anew after a resume, because its data begins at the next batch.
+        self.state.epoch = self.state.global_step / self._steps_an_epoch
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finish(self, staged: Path, checkpoint: Path) -> None:
+        total, since_log = self._total_loss(), self._tr_loss
+        if self.args.world_size > 1:
+            since_log = self.accelerator.reduce(since_log, "mean")
+        if self.args.should_save:
+            found = {"sum": total, "steps": self._steps_done(), "since_log": since_log.item()}
+            parts = {name: torch.stack(values) for name, values in self._parts.items()}
+            # JSON has no NaN; such an entry is lost anyway.
+            found["parts"] = {name: values.tolist() for name, values in parts.items() if values.isfinite().all()}
+            write_json(staged / LOSS_FILE, found | {"last_logged": self._globalstep_last_logged})
+        super()._finish(staged, checkpoint)
+
+    def _training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         if self.micro_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -152,6 +216,8 @@ class PretrainTrainer(AtomicTrainer):
         if "loss" in logs:
             logs = {**logs, **{name: torch.stack(values).mean().item() for name, values in self._parts.items()}}
             self._parts.clear()
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self.mean_loss()}
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()

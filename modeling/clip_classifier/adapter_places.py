@@ -81,7 +81,7 @@ class PromptEmbedder(nn.Module):
     ) -> EmbeddedPrompts:
         ids, counts = prompts.template_ids, prompts.counts
         if counts is None:
-            return EmbeddedPrompts(ids.flatten(0, 1), prompts_per_class=ids.shape[1])
+            return EmbeddedPrompts(ids.flatten(0, 1), prompts_per_class=int(ids.shape[1]))
         own = [prompts_of_class[:count] for prompts_of_class, count in zip(ids, counts, strict=True)]
         return EmbeddedPrompts(torch.cat(own), prompts_per_class=counts)
 

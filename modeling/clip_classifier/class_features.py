@@ -4,7 +4,8 @@ Class features (C, D) depend on the *text side* alone: text encoder, text projec
 keeps them in two places:
 
     stored   `class_features`, a buffer that is saved with the weights; of the classes, without adapters' part
-    recent   in memory, up to 16: of the classes under each adapter, and of sets of labels given as ids
+    recent   in memory, up to 16: of the classes under each adapter, and of sets of labels given to a call, as ids or
+             as names
 
 Both are valid for one *state* of the text side, `text_state`. What happens, and what it does to them:
 
@@ -22,6 +23,7 @@ Both are valid for one *state* of the text side, `text_state`. What happens, and
     copied, pickled                             valid if it was              empty
     forward within `class_features_held`        not looked at                those held, no state read
     `fix_class_features` (a merged adapter)     these, for good              not used
+    exported or traced (`is_traced`)            read, else in the graph      not used
 
 (*) not while adapters are on the text side: then features belong to the adapter, and go to `recent` only.
 
@@ -40,15 +42,18 @@ NumPy or a pointer, or to tensors made under `torch.inference_mode`. Call `forge
 import hashlib
 import itertools
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
+from ..dual_encoders.offloading import offloading_hooks
 from .text_side import TextSide, adapters_on
 
 
@@ -59,17 +64,24 @@ def text_state(modules: Sequence[nn.Module]) -> tuple:
     """A value that changes when class features would; see the top of this file for what it sees.
 
     () where nothing may be kept: no weights yet (meta device), or gradients that an optimizer may be about to apply.
+    Of offloaded weights, which nobody changes in place, it holds the hooks that bring them.
     """
     parameters = [p for module in modules for p in module.parameters()]
-    if any(p.is_meta or p.grad is not None for p in parameters):
+    if any(p.grad is not None for p in parameters):
         return ()
-    return tuple(_identity(p) for p in parameters), adapters_on(modules)
+    hooks = offloading_hooks(modules) if any(p.is_meta for p in parameters) else ()
+    if hooks is None:
+        return ()
+    return tuple(_identity(p) for p in parameters if not p.is_meta), adapters_on(modules), *hooks
 
 
 def _identity(tensor: torch.Tensor) -> tuple:
     # The weak reference keeps the address of the storage, not its memory, from being given to another one.
-    version = 0 if tensor.is_inference() else tensor._version
-    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, version
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.dtype, _version(tensor)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True)
@@ -86,18 +98,22 @@ class ClassFeatureCache:
     def __init__(self):
         self.stored_state: tuple | None = None  # that the buffer `class_features` belongs to; None: to nothing known
         self.held: HeldFeatures | None = None
+        self._stored_parameters: list[tuple[weakref.ref, int]] = []  # of that state, and their version counters
         self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._side: TextSide | None = None
         self._numbers: OrderedDict[tuple, int] = OrderedDict()  # state -> its number
         self._next_number = itertools.count()
         self._last_state: tuple | None = None
         self._last_labels: tuple | None = None
+        self._named: OrderedDict[tuple, Any] = OrderedDict()
         self._watches: list[RemovableHandle] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is computed under it may forget
 
     def set_stored(self, modules: Sequence[nn.Module]) -> None:
         """The buffer belongs to the text side `modules` as it is now."""
         self.stored_state = text_state(modules) or None
+        parameters = [p for module in modules for p in module.parameters()]
+        self._stored_parameters = [(weakref.ref(p), _version(p)) for p in parameters]
         self._watch(modules)
 
     def text_side(self, modules: Sequence[nn.Module]) -> TextSide:
@@ -113,12 +129,19 @@ class ClassFeatureCache:
         In the usual case, where nothing has changed since the last call, one look at the lists tells.
         """
         side = self.text_side(modules)
-        if side.is_unsettled():
+        if side.has_gradients():
             return None
+        if side.is_on_meta():
+            return self._number_of(text_state(modules))
         glance, last = side.glance(), self._last_state
         if last is not None and last[0] is side and last[1] == glance:
             return last[2]
         state = text_state(modules)
+        number = self._number_of(state)
+        self._last_state = side, glance, number, state  # the state keeps addresses in `glance` from being reused
+        return number
+
+    def _number_of(self, state: tuple) -> int | None:
         if not state:
             return None
         with self._lock:
@@ -126,15 +149,21 @@ class ClassFeatureCache:
             self._numbers.move_to_end(state)
             while len(self._numbers) > RECENT:
                 self._numbers.popitem(last=False)
-        self._last_state = side, glance, number, state  # the state keeps addresses in `glance` from being reused
         return number
+
+    def stored_is_untouched(self) -> bool:
+        """Whether the parameters that the buffer was computed from are as they were. For graphs: while one is
+        recorded, the modules hold stand-ins, of which `text_state` knows nothing."""
+        kept = ((parameter(), version) for parameter, version in self._stored_parameters)
+        return self.stored_state is not None and all(p is not None and _version(p) == version for p, version in kept)
 
     def forget(self) -> None:
         """Recent features, and that the stored ones are valid."""
-        self.stored_state = self.held = None
-        self._recent.clear()
-        while self._watches:
-            self._watches.pop().remove()
+        with self._lock:  # else another thread's features could go between being kept and being read
+            self.stored_state = self.held = None
+            self._recent.clear()
+            while self._watches:
+                self._watches.pop().remove()
 
     def recent(self, key: tuple, modules: Sequence[nn.Module], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The features kept under `key`, else those that `compute` gives, kept from now on."""
@@ -150,6 +179,16 @@ class ClassFeatureCache:
                     self._recent.popitem(last=False)
             self._recent.move_to_end(key)
         return features
+
+    def named(self, key: tuple, tokenize: Callable[[], Any]) -> Any:
+        """The token ids of class names that came with a call: those kept under `key`, else what `tokenize` gives."""
+        with self._lock:
+            if key not in self._named:
+                self._named[key] = tokenize()
+                while len(self._named) > RECENT:
+                    self._named.popitem(last=False)
+            self._named.move_to_end(key)
+            return self._named[key]
 
     def _watch(self, modules: Sequence[nn.Module]) -> None:
         """Forgets everything at the next gradient of a parameter of `modules`: an optimizer's step follows it."""

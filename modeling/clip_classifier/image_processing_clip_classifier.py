@@ -19,7 +19,8 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, list_images, opened_image
+from ..decoding.stored_images import StoredImage
 
 
 # A resized image larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
@@ -48,8 +49,9 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     offsets); prefer it to reproduce published numbers.
 
     Accepted: PIL images of every mode, paths, URLs, encoded bytes, NumPy arrays and tensors, mixed as you like, nested
-    or not; each gives the same as alone. EXIF orientation is applied to all of them, first frames are taken, 16-bit
-    images are scaled to 8 bit.
+    or not; each gives the same as alone. (URLs: see `decoding/opening.py` for the limits; addresses that are not
+    public need the environment variable `HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS=1`.) EXIF orientation is applied to all of
+    them, first frames are taken, 16-bit images are scaled to 8 bit.
 
     Args:
         do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, image_mean,
@@ -147,7 +149,8 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         batch = torch.empty((len(images), *shape), device=device) if shape else None
         for index, image in enumerate(images):
             try:
-                pixels = self._cropped(decode_image(image, rules), device, **options)
+                with opened_image(image, rules) as decoded:
+                    pixels = self._cropped(decoded, device, **options)
             except (ValueError, OSError) as error:
                 raise ValueError(f"images[{index}]: {error}") from error
             finished.append(self._normalized(pixels, batch[index] if shape else None, affine, **options))
@@ -182,16 +185,23 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     ) -> torch.Tensor:
         """A decoded image, resized and cropped: (3, h, w), in the interleaved layout for uint8."""
         exact_pil = resample_backend == "pil"
-        if isinstance(image, PIL.Image.Image):
+        if isinstance(image, PIL.Image.Image | StoredImage):
             height, width = image.height, image.width
         else:
             height, width = image.shape[-2:]
         target = _resized_size(height, width, size) if do_resize else (height, width)
         crop = (crop_size.height, crop_size.width) if do_center_crop else target
-        element_size = 1 if isinstance(image, PIL.Image.Image) else image.element_size()
+        element_size = image.element_size() if isinstance(image, torch.Tensor) else 1
         too_large = math.prod(target) * 3 * element_size > _LARGEST_RESIZED_BYTES
         if too_large and do_center_crop and target[0] >= crop[0] and target[1] >= crop[1]:
+            image = image.whole(grey_stays=True) if isinstance(image, StoredImage) else image
             return _to_tensor(_resize_band(_to_pil(image), target, crop, resample, _crop_offset(exact_pil)), device)
+        if isinstance(image, StoredImage):
+            if exact_pil or target[1] == width or _is_accelerator(device):
+                image = image.whole(grey_stays=exact_pil)
+            else:
+                image = self._narrowed(image, target[1], resample)
+                height, width = image.shape[-2:]
         if exact_pil:
             planes = [_centre_crop_pil(_resize_pil(plane, target, resample), crop) for plane in _to_pil(image)]
             return _to_tensor(planes, device)
@@ -205,6 +215,21 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         if target != (height, width):
             image = self.resize(image, SizeDict(height=target[0], width=target[1]), resample)
         return (self.center_crop(image, crop_size) if do_center_crop else image)[:3]
+
+    def _narrowed(self, image: StoredImage, width: int, resample) -> torch.Tensor:
+        """(3, height, width) uint8, interleaved: resized in one direction, a strip of rows after the other.
+
+        torchvision's kernel resizes rows first and rounds to 8 bits before it resizes columns, so nothing else comes
+        out. (But for its bilinear one on processors without AVX2, which rounds once: a grey level at the most.)
+        Pillow's takes either direction first.
+        """
+        narrowed = torch.empty((1, 3, image.height, width), dtype=torch.uint8, memory_format=torch.channels_last)[0]
+        top = 0
+        for strip in image.strips():
+            size = SizeDict(height=strip.height, width=width)
+            narrowed[:, top : top + strip.height] = self.resize(_to_tensor([strip]), size, resample)
+            top += strip.height
+        return narrowed
 
     @staticmethod
     def _affine(

@@ -9,20 +9,14 @@ from typing import Unpack
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.prompts import (
-    check_names_differ,
-    format_prompts,
-    prompt_counts,
-    resolve_class_names,
-    resolve_templates,
-    tokenize_texts,
-)
+from ..dual_encoders.offloading import offloading_hooks, offloads_buffers
+from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
+from ..dual_encoders.tracing import is_traced
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .adapter_places import (
     ClassPrompts,
@@ -36,6 +30,7 @@ from .class_features import ClassFeatureCache, HeldFeatures, adapters_on, text_s
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
+from .named_classes import NamedClasses, tokenize_classes
 
 
 # B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, W text width, D joint width
@@ -56,11 +51,6 @@ class CLIPClassifierOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None  # (C, D); (B, C, D) where prompts are made from each image (CoCoOp)
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def _pad_rows(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    length = max(len(row) for row in rows)
-    return torch.tensor([list(row) + [padding] * (length - len(row)) for row in rows], dtype=torch.int32)
 
 
 class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -251,36 +241,32 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         and bad templates, and while an adapter is on the model that depends on the old classes. Returns the model.
         """
         names = resolve_class_names(class_names)
-        if templates is None:
-            templates = self.config.templates or self.family.default_template
-            if isinstance(templates, Mapping) and templates.keys() >= set(names):
-                templates = {name: templates[name] for name in names}
-        templates = resolve_templates(templates, names)
+        templates = self._templates_of(names, templates)
         if self.config.fixed_class_features and (names, templates) == (self.class_names, self.config.templates):
             return self
         self._refuse_if_classes_are_fixed()
         if tokenizer is not None:
             self._tokenizer = tokenizer
-        positions = self.family.context_length(self.config)
-        start = self.family.num_start_tokens
-        spoken = [name.replace("_", " ") for name in names]
+        ids = self._tokenized(names, templates)
+        return self.set_prompt_ids(ids.template_ids, ids.tail_ids, ids.tail_name_lengths, names, templates)
 
-        def tokenize(texts, what):
-            return tokenize_texts(self.tokenizer, texts, max_length=positions, what=what)
+    def _templates_of(self, names: list[str], templates=None) -> list[str] | dict[str, list[str]]:
+        if templates is None:
+            templates = self.config.templates or self.family.default_template
+            if isinstance(templates, Mapping) and templates.keys() >= set(names):
+                templates = {name: templates[name] for name in names}
+        return resolve_templates(templates, names)
 
-        prompts = tokenize(format_prompts(names, templates), "class prompts")
-        counts, rows = prompt_counts(names, templates), iter(map(tuple, prompts))
-        check_names_differ(names, [tuple(next(rows) for _ in range(count)) for count in counts])
-        with warnings.catch_warnings():  # a name that is too long has been reported once, as a prompt
-            warnings.simplefilter("ignore", UserWarning)
-            tails = tokenize([name + self.family.full_stop for name in spoken], "class_names")
-            alone = tokenize(spoken, "class_names")
-        by_class = _pad_rows(prompts, self.padding_id).split(counts)
-        prompt_ids = pad_sequence(by_class, batch_first=True, padding_value=self.padding_id)
-        tail_ids = _pad_rows([row[start:] for row in tails], self.padding_id)
-        special = start + 1
-        name_lengths = torch.tensor([min(len(a), len(t)) - special for a, t in zip(alone, tails, strict=True)])
-        return self.set_prompt_ids(prompt_ids, tail_ids, name_lengths, names, templates)
+    def _tokenized(self, names: list[str], templates: list[str] | dict[str, list[str]]) -> NamedClasses:
+        return tokenize_classes(
+            names,
+            templates,
+            self.tokenizer,
+            max_length=self.family.context_length(self.config),
+            num_start_tokens=self.family.num_start_tokens,
+            padding_id=self.padding_id,
+            full_stop=self.family.full_stop,
+        )
 
     def set_prompt_ids(
         self,
@@ -350,6 +336,39 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         about = (self.padding_id, family.num_start_tokens, family.context_length(self.config), own_counts)
         return ClassPrompts(*ids, *about)
 
+    # ---- classes of one call: named_classes.py
+
+    def _classes_of_call(self, class_names) -> tuple[NamedClasses, tuple]:
+        """The classes as token ids, and what tells them from others."""
+        names = resolve_class_names(class_names)
+        if self.config.fixed_class_features:
+            self._refuse_if_classes_are_fixed()
+        self._refuse_while_adapters_depend_on(names)
+        templates, tokenizer = self._templates_of(names), self.tokenizer
+        key = (tuple(names), repr(templates), id(tokenizer))
+        return self._kept.named(key, lambda: (self._tokenized(names, templates), tokenizer))[0], key
+
+    def _features_of_call(self, classes: NamedClasses, key: tuple, image_embeds: torch.Tensor) -> torch.Tensor:
+        """As `get_class_features`, of the classes of a call: (C, D), or (B, C, D) where the images take part."""
+        text_side, device = self._text_side(), self.prompt_ids.device
+        limits = (self.padding_id, self.family.num_start_tokens, self.family.context_length(self.config))
+
+        def encode():
+            table = self.family.token_embedding_of(self.clip)
+            return self._encode(self.prompt_embedder(classes.prompts(device, *limits), table, image_embeds))
+
+        def encode_to_keep():
+            with torch.no_grad(), self._no_autocast():
+                return encode()
+
+        if self.prompt_embedder.depends_on_images:
+            return encode()
+        if torch.is_grad_enabled() and self._text_side_is_trained():
+            return encode()
+        state = self._kept.state_number(text_side)
+        kept = state is not None
+        return self._kept.recent((state, key, device), text_side, encode_to_keep) if kept else encode_to_keep()
+
     # ---- class features: (C, D), before the text adapter
 
     def _encode(self, prompts: EmbeddedPrompts) -> torch.Tensor:
@@ -393,9 +412,15 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return self._kept.held.features
         if torch.is_grad_enabled() and self._text_side_is_trained():
             text_modules = self.family.text_modules(self.clip)
-            if self.training and any(p.requires_grad for m in text_modules for p in m.parameters()):
+            trained = self.training and any(p.requires_grad for m in text_modules for p in m.parameters())
+            if trained and not is_traced():
                 self.forget_class_features()
             return self._encode_classes() if input_ids is None else self._encode(EmbeddedPrompts(input_ids))
+        if is_traced():
+            if input_ids is not None:
+                return self._encode(EmbeddedPrompts(input_ids))
+            knows = not torch.compiler.is_dynamo_compiling() and not adapters_on(self._text_side())
+            return self.class_features if knows and self._kept.stored_is_untouched() else self._encode_classes()
         if not torch.compiler.is_compiling():
             return self._kept_class_features(input_ids)
         if input_ids is not None:
@@ -428,7 +453,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
     def _text_side_is_trained(self) -> bool:
         text_side = self._text_side()
-        if torch.compiler.is_compiling():  # a graph must not hold lists of modules
+        if torch.compiler.is_compiling() or is_traced():  # a graph must not hold lists of modules
             return any(p.requires_grad for m in text_side for p in m.parameters())
         return self._kept.text_side(text_side).is_trained()
 
@@ -453,11 +478,17 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         had a part in them)."""
         if adapters_on(text_side):
             return self._encode_classes()
+        if offloads_buffers(self) and not self._stored_features_are_valid():
+            return self._encode_classes()  # what is written into the buffer would be lost
         if not self._stored_features_are_valid():
             self.class_features.copy_(self._encode_classes())
             self.class_features_ready.fill_(True)
             self._kept.set_stored(text_side)
         return self.class_features.clone()
+
+    def _has_weights(self) -> bool:
+        """Whether class features can be computed and kept here: weights may be offloaded, the buffers may not."""
+        return not self.prompt_ids.is_meta and offloading_hooks(self._text_side()) is not None
 
     def _no_autocast(self):
         """What is kept or saved must not depend on who asked first: it has the weights' precision."""
@@ -501,6 +532,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_features: torch.FloatTensor | None = None,
         interpolate_pos_encoding: bool = False,
+        class_names: str | Sequence[str] | Mapping[int, str] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLIPClassifierOutput:
         r"""
@@ -514,15 +546,22 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             image_features: (B, D) un-normalised features from `get_image_features(...).pooler_output`, instead of
                 pixels: the image encoder is not run.
             interpolate_pos_encoding: accept image sizes other than the trained one.
+            class_names: C names to classify among in this call alone, in the model's templates, as after
+                `set_classes(class_names)`; the model's classes stay. Safe while other threads use the model. Their
+                features are kept as those of `input_ids` are. An adapter for fixed classes refuses others.
         """
+        if class_names is not None and input_ids is not None:
+            raise ValueError("class_names, input_ids: give one of them, both name the classes of this call")
+        of_call = None if class_names is None else self._classes_of_call(class_names)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pixel_values, image_features: give exactly one of them")
         hidden_states = attentions = None
         if image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
-        image_embeds, class_embeds, scores = self._scores(image_features, input_ids)
-        logits = self._label_logits(scores) if input_ids is None else scores
+        image_embeds, class_embeds, scores = self._scores(image_features, input_ids, of_call)
+        own_classes = of_call is None or list(of_call[0].names) == self.class_names
+        logits = self._label_logits(scores, own_classes) if input_ids is None else scores
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type)
@@ -538,7 +577,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         return self._label_logits(self._scores(image_features)[-1])
 
     def _scores(
-        self, image_features: torch.Tensor, input_ids: torch.Tensor | None = None
+        self,
+        image_features: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        of_call: tuple[NamedClasses, tuple] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, D) features -> (B, D) image embeddings, (C, D) or (B, C, D) class embeddings, (B, C) scores."""
         if image_features.dim() != 2 or image_features.shape[-1] != self.config.projection_dim:
@@ -546,7 +588,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 f"image_features: expected [batch, {self.config.projection_dim}], got {list(image_features.shape)}"
             )
         image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
-        if input_ids is None and self.prompt_embedder.depends_on_images:
+        if of_call is not None:
+            class_features = self._features_of_call(*of_call, image_embeds)
+        elif input_ids is None and self.prompt_embedder.depends_on_images:
             class_features = self._encode_classes(image_embeds)
         else:
             class_features = self.get_class_features(input_ids)
@@ -561,12 +605,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         bias = self.family.logit_bias(self.clip)
         return image_embeds, class_embeds, scores if bias is None else scores + bias.to(scores)
 
-    def _label_logits(self, scores: torch.Tensor) -> torch.Tensor:
+    def _label_logits(self, scores: torch.Tensor, own_classes: bool = True) -> torch.Tensor:
         if self.config.problem_type != MULTI_LABEL:
             return scores
-        if self.label_calibration is not None:
+        if self.label_calibration is not None and own_classes:
             return self.label_calibration(scores)
-        has_bias = self.family.logit_bias(self.clip) is not None  # `problem_type` was set after loading
+        has_bias = self.family.logit_bias(self.clip) is not None  # other classes, or `problem_type` was set later
         return label_logits(scores, *initial_calibration(scores.shape[1], has_bias))
 
     @property
@@ -620,9 +664,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             if class_names is None and not model.config.templates:
                 raise ValueError("templates: given without class_names, and the checkpoint has no classes")
             model.set_classes(class_names if class_names is not None else model.class_names, templates)
-        elif model.device.type != "meta" and model.class_features_ready:
+        elif model._has_weights() and model.class_features_ready:
             model._kept.set_stored(model._text_side())
-        elif model.device.type != "meta" and model.config.fixed_class_features:
+        elif model._has_weights() and model.config.fixed_class_features:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the configuration says that class features are fixed, the weights "
                 "lack them"
@@ -632,7 +676,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """`PreTrainedModel.save_pretrained`, with class features that belong to the weights saved beside them."""
         own_prompts = self.config.templates and not self.prompt_embedder.depends_on_images
-        if own_prompts and not kwargs.get("state_dict") and self.device.type != "meta":
+        if own_prompts and not kwargs.get("state_dict") and self._has_weights():
             with torch.no_grad():
                 self.get_class_features()
         super().save_pretrained(save_directory, *args, **kwargs)

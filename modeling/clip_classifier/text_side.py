@@ -36,9 +36,13 @@ class TextSide:
     def is_trained(self) -> bool:
         return any(p.requires_grad for p in self.parameters)
 
-    def is_unsettled(self) -> bool:
-        """No weights yet (meta device), or gradients that an optimizer may be about to apply."""
-        return any(p.is_meta or p.grad is not None for p in self.parameters)
+    def has_gradients(self) -> bool:
+        """Whether an optimizer may be about to change the weights."""
+        return any(p.grad is not None for p in self.parameters)
+
+    def is_on_meta(self) -> bool:
+        """Whether there are no weights yet, or accelerate keeps some elsewhere."""
+        return any(p.is_meta for p in self.parameters)
 
     def glance(self) -> tuple:
         """Changes whenever `text_state` does, while what that holds is alive: it keeps addresses from being reused."""

@@ -9,6 +9,8 @@ import os
 
 import numpy as np
 
+from .opening import check_regular
+
 
 MAX_SAMPLES = 2**29  # over all channels: 2 GiB in memory, three hours of mono at 44.1 kHz
 
@@ -23,8 +25,10 @@ def decode_audio(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     soundfile = _optional("soundfile", "Reading audio files")
     is_bytes = isinstance(source, bytes | bytearray | memoryview)
     what = f"{len(source)} bytes" if is_bytes else os.fspath(source)
-    if not is_bytes and not os.path.isfile(source):
+    if not is_bytes and not os.path.exists(source):
         raise FileNotFoundError(f"{what}: no such file")
+    if not is_bytes:
+        check_regular(source)
     try:
         with soundfile.SoundFile(io.BytesIO(source) if is_bytes else source) as file:
             # Said by the header, before anything is decoded.

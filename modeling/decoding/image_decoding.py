@@ -6,9 +6,11 @@ axis must be clear. All errors are `ValueError`s that say what came; the caller 
 """
 
 import base64
+import contextlib
+import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +18,22 @@ import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
+from .opening import download, open_regular
+from .stored_images import (
+    DECODED_IMAGES,
+    LARGE_PIXELS,
+    STRIP_PIXELS,
+    StoredImage,
+    decoding_bytes,
+    orientation_of,
+    prepare,
+    turned,
+)
+
 
 MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
-_ORIENTATION_TAG = 0x0112
-_T = PIL.Image.Transpose
-_TO_UPRIGHT = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE, 6: _T.ROTATE_270}
-_TO_UPRIGHT |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}
+_COUNTED_PIXELS = 1_000_000  # smaller images do not wait for memory
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _SHORTEST_BASE64 = 64  # the smallest PNG needs more; shorter strings are taken for file names
@@ -38,6 +49,7 @@ class DecodingRules:
     convert_rgb: bool = True  # False refuses images in other modes than RGB
     input_data_format: str | None = None  # "channels_first" or "channels_last", for arrays whose shape fits both
     expect_0_255: bool = True  # the caller divides by 255 later, so that a float image within [0, 1] is an error
+    allow_local_urls: bool | None = None  # URLs of loopback and private addresses; see `opening.download`
 
 
 def list_images(images) -> list:
@@ -80,37 +92,68 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
         ValueError: unreadable, truncated, more than `max_pixels`, empty, NaN or infinite, floats in [0, 1] where
             0..255 are expected, or an ambiguous channel axis.
     """
+    with opened_image(image, rules) as decoded:
+        return decoded.whole() if isinstance(decoded, StoredImage) else decoded
+
+
+@contextlib.contextmanager
+def opened_image(image, rules: DecodingRules | None = None) -> Iterator[PIL.Image.Image | torch.Tensor | StoredImage]:
+    """What `decode_image` gives; but a file of a large image as a `StoredImage`, whose parts are converted when they
+    are asked for. Memory is reserved for it as long as the context lasts: not for two images at once in one thread.
+    """
     rules = rules or DecodingRules()
     if isinstance(image, torch.Tensor | np.ndarray):
-        return _decode_array(image, rules)
+        yield _decode_array(image, rules)
+        return
     if isinstance(image, PIL.Image.Image):
-        return _decode_pil(image, rules, "")
-    source, name = _open(image)
+        _check_size(image.height, image.width, rules)
+        with _memory_for(image, int(bool(getattr(image, "tile", None))) * decoding_bytes(image)):
+            yield _decode_pil(image, rules, "")
+        return
+    source, name = _open(image, rules)
     with source:
-        try:
-            opened = PIL.Image.open(source)
-        except PIL.Image.DecompressionBombError as error:
-            raise ValueError(f"too large{name}: {error}") from error
-        except PIL.UnidentifiedImageError as error:
-            source.seek(0)
-            raise ValueError(_why_unidentified(source.read(16), name)) from error
-        except Exception as error:
-            raise _damaged(error, name) from error
-        return _decode_pil(opened, rules, name)
+        with _first_frame(source, name) as opened:
+            # The size is known from the header; `load` decodes the pixels.
+            _check_size(opened.height, opened.width, rules, name)
+            needed = prepare(opened, name)
+            with _memory_for(opened, needed):
+                yield _decode_pil(opened, rules, name)
 
 
-def _open(image):
+def _first_frame(source, name: str) -> PIL.Image.Image:
+    try:
+        opened = PIL.Image.open(source)
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"too large{name}: {error}") from error
+    except PIL.UnidentifiedImageError as error:
+        source.seek(0)
+        raise ValueError(_why_unidentified(source.read(16), name)) from error
+    except Exception as error:
+        raise _damaged(error, name) from error
+    return opened
+
+
+def _memory_for(image: PIL.Image.Image, needed: int):
+    """Reserves what decoding takes, and then the conversion of the whole image or of a part at a time."""
+    pixels = image.width * image.height
+    if pixels < _COUNTED_PIXELS:
+        return contextlib.nullcontext()
+    # RGB in Pillow (4 bytes) and as an array (3), at most twice: of the image, or of a strip.
+    return DECODED_IMAGES.reserve(needed + 11 * (pixels if pixels <= LARGE_PIXELS else STRIP_PIXELS))
+
+
+def _open(image, rules: DecodingRules):
     """A binary file, and its name for error messages, with " in " before it."""
     if isinstance(image, bytes | bytearray | memoryview):
         return io.BytesIO(image), ""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return io.BytesIO(_download(image)), f" in {image}"
+        return io.BytesIO(download(image, rules.allow_local_urls)), f" in {image}"
     if isinstance(image, str) and image.startswith("data:"):
         return io.BytesIO(_from_base64(image.partition(",")[2])), " in a data: URL"
     # A string may be a path or base64: it is a path if it can be opened.
     if isinstance(image, str | os.PathLike):
         try:
-            return open(image, "rb"), f" in {os.fspath(image)!r}"
+            return open_regular(image), f" in {os.fspath(image)!r}"
         except (OSError, ValueError) as error:
             if isinstance(image, str) and len(image) > _SHORTEST_BASE64:
                 try:
@@ -131,15 +174,6 @@ def _from_base64(text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
         raise ValueError(f"invalid base64 ({error})") from error
-
-
-def _download(url: str) -> bytes:
-    from huggingface_hub.utils import httpx  # the same version that huggingface_hub uses
-
-    try:
-        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ValueError(f"cannot fetch {url} ({error})") from error
 
 
 def _why_unidentified(head: bytes, name: str) -> str:
@@ -166,18 +200,22 @@ def _check_size(height: int, width: int, rules: DecodingRules, name: str = ""):
         raise ValueError(f"empty image{name}: {width} x {height} pixels")
 
 
-def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.Image.Image | torch.Tensor:
-    # The size is known from the header; `load` decodes the pixels.
+def _decode_pil(
+    image: PIL.Image.Image, rules: DecodingRules, name: str
+) -> PIL.Image.Image | torch.Tensor | StoredImage:
     _check_size(image.height, image.width, rules, name)
     try:
         image.load()
     except Exception as error:
         raise _damaged(error, name) from error
-    image = _upright(image)
-    if image.mode == "RGB" and image.info.get("transparency") is None:
-        return image
-    if not rules.convert_rgb:
+    _check_size(image.height, image.width, rules, name)  # of icons, the size in their header may be another
+    is_rgb = image.mode == "RGB" and image.info.get("transparency") is None
+    if not is_rgb and not rules.convert_rgb:
         raise ValueError(f"mode {image.mode}{name} with do_convert_rgb=False, expected RGB")
+    is_large = image.width * image.height > LARGE_PIXELS and not rules.keep_mode
+    if is_large and image.mode != "F":
+        return StoredImage(image, functools.partial(_as_rgb, rules=rules, eight_bit=_is_eight_bit(image)))
+    image = turned(image, orientation_of(image))
     # Mode F holds floats. If the values stay as they are (`expect_0_255` is False), they are returned as a tensor,
     # because a conversion to RGB would round them.
     if image.mode == "F":
@@ -185,19 +223,35 @@ def _decode_pil(image: PIL.Image.Image, rules: DecodingRules, name: str) -> PIL.
         _check_float(pixels, rules)
         if not rules.expect_0_255:
             return pixels.expand(3, -1, -1)
-    image = _eight_bit(image)
-    return image if rules.keep_mode else _on_background(image, rules)
+    if rules.keep_mode:
+        return image if is_rgb else _eight_bit(image, _is_eight_bit(image))
+    return _as_rgb(image, rules, _is_eight_bit(image))
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # damaged metadata: the pixels may be fine
+def _as_rgb(image: PIL.Image.Image, rules: DecodingRules, eight_bit: bool) -> PIL.Image.Image:
+    if image.mode == "RGB" and image.info.get("transparency") is None:
         return image
-    return image.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else image
+    return _on_background(_eight_bit(image, eight_bit), rules)
 
 
-def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+def _is_eight_bit(image: PIL.Image.Image) -> bool:
+    """PIL uses mode I for 16-bit files (PGM) and for int32 arrays: only the values show which range is meant.
+
+    ValueError for values of neither.
+    """
+    if image.mode not in (*_SIXTEEN_BIT_MODES, "I"):
+        return True
+    try:
+        lowest, highest = image.getextrema()
+    except ValueError:  # not in each byte order
+        values = np.array(image)
+        lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"mode {image.mode}: values {lowest}..{highest}, expected 0..255 or 0..65535")
+    return image.mode == "I" and highest <= 255
+
+
+def _eight_bit(image: PIL.Image.Image, is_eight_bit: bool) -> PIL.Image.Image:
     """Modes that PIL converts wrongly or cannot resize, as modes that it handles: 16-bit grey as 8-bit grey (PIL would
     clip it to white), premultiplied alpha and palettes with alpha as LA or RGBA."""
     if image.mode in ("RGBa", "La", "PA"):
@@ -205,11 +259,6 @@ def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode not in (*_SIXTEEN_BIT_MODES, "I"):
         return image
     values = np.array(image)
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest > 65535:
-        raise ValueError(f"mode {image.mode}: values {lowest}..{highest}, expected 0..255 or 0..65535")
-    # PIL uses mode I for 16-bit files (PGM) and for int32 arrays: only the values show which range is meant.
-    is_eight_bit = image.mode == "I" and highest <= 255
     grey = PIL.Image.fromarray((values if is_eight_bit else (values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     # PNG can mark one grey value as transparent.
     transparent = image.info.get("transparency")
@@ -327,4 +376,4 @@ def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
     return tvF.to_dtype(pixels, dtype, scale=True)
 
 
-__all__ = ["MAX_PIXELS", "DecodingRules", "decode_image", "list_images"]
+__all__ = ["MAX_PIXELS", "DecodingRules", "decode_image", "list_images", "opened_image"]

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
+from .offloading import device_of, weight_of
+
 
 # N prompts, L tokens, W text width, D joint width, B images, P patches
 
@@ -176,7 +178,7 @@ class CLIPFamily:
 
     @staticmethod
     def logit_scale(model: nn.Module) -> torch.Tensor:
-        return model.logit_scale.exp()
+        return weight_of(model, "logit_scale").exp()
 
     @staticmethod
     def logit_bias(model: nn.Module) -> torch.Tensor | None:
@@ -207,7 +209,7 @@ def encode_whole_rows(
 
     What exported code does, and the reference for `prompt_encoding.encode_text`, which gives the same up to rounding.
     """
-    ids = input_ids.to(family.token_embedding_of(model).weight.device)
+    ids = input_ids.to(device_of(family.token_embedding_of(model)))
     pooled = []
     for rows in ids.split(max(1, max_tokens_per_chunk // ids.shape[1])):
         if checkpoint and torch.is_grad_enabled():

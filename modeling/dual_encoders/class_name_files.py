@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+from ..decoding.opening import read_regular
 from .prompts import names_in_text
 
 
 def read_class_name_file(path: Path, argument: str = "class_names") -> list[str] | dict[str, str]:
     """The names in a `.txt` or `.json` file; see `read_class_names`."""
     suffix = path.suffix.lower()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{argument}: no such file: {path}")
     if suffix not in (".txt", ".json"):
         raise ValueError(f"{argument}: {path} is a file of another kind than .txt and .json")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except OSError as error:
+        raise OSError(f"{argument}: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{argument}: {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if suffix == ".json":

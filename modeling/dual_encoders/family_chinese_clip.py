@@ -28,7 +28,7 @@ class ChineseCLIPFamily(CLIPFamily):
     def run_text(model: nn.Module, input_ids, inputs_embeds=None, position_ids=None) -> torch.Tensor:
         mask = (input_ids != model.config.text_config.pad_token_id).long()
         text = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-        positions = None if position_ids is None else position_ids.expand(len(input_ids), -1)
+        positions = None if position_ids is None else position_ids.expand(input_ids.shape[0], -1)
         return model.text_model(**text, attention_mask=mask, position_ids=positions).last_hidden_state[:, 0]
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .backbones import CLIPFamily
+from .offloading import weight_of
 
 
 class SiglipFamily(CLIPFamily):
@@ -27,7 +28,7 @@ class SiglipFamily(CLIPFamily):
     def run_text(model: nn.Module, input_ids, inputs_embeds=None, position_ids=None) -> torch.Tensor:
         encoder = model.text_model
         missing = encoder.config.max_position_embeddings - input_ids.shape[1]
-        padding = input_ids.new_full((len(input_ids), missing), encoder.config.pad_token_id)
+        padding = input_ids.new_full((input_ids.shape[0], missing), encoder.config.pad_token_id)
         if inputs_embeds is None:
             inputs_embeds = encoder.embeddings.token_embedding(torch.cat([input_ids, padding], dim=1))
         else:
@@ -42,7 +43,7 @@ class SiglipFamily(CLIPFamily):
 
     @staticmethod
     def logit_bias(model: nn.Module) -> torch.Tensor:
-        return model.logit_bias
+        return weight_of(model, "logit_bias")
 
 
 FAMILY = SiglipFamily

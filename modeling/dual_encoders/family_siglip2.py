@@ -49,7 +49,8 @@ def _as_patches(pixel_values: torch.Tensor, patch_size: int) -> tuple[torch.Tens
     patches = pixel_values.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))
     patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
     mask = torch.ones(batch, rows * columns, dtype=torch.int32, device=pixel_values.device)
-    return patches, mask, torch.tensor([[rows, columns]] * batch, device=pixel_values.device)
+    shapes = torch.tensor([[rows, columns]], device=pixel_values.device).expand(batch, -1)
+    return patches, mask, shapes
 
 
 FAMILY = Siglip2Family

@@ -51,7 +51,9 @@ from transformers import CLIPTextModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoder, CLIPEncoderLayer, CLIPTextEmbeddings
 
+from .offloading import device_of
 from .row_encoding import check_prefix, checked_deep_prompts, chunks, encode_rows, has_variants
+from .tracing import is_traced
 
 
 # Tokens of one tree. Attention is dense over a tree, so its share of the work grows with this number; the shared
@@ -360,7 +362,7 @@ def encode_prompts(
         )
 
     # Trees are independent of each other, and so are variants: any slice of both can run alone.
-    plan = plan.to(text_model.final_layer_norm.weight.device)
+    plan = plan.to(device_of(text_model.final_layer_norm))
     embed = _SlotEmbeddings(text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings)
     trees, slots = plan.token_index.shape
     variants_at_once = min(embed.variants, max(1, max_tokens_per_chunk // slots))
@@ -423,22 +425,22 @@ class _SlotEmbeddings:
     """Slice of trees, slice of variants -> (variants * trees, T, width), positions added."""
 
     def __init__(self, text_model, input_ids, inputs_embeds, prefix_embeds, position_ids, plan, plain_embeddings):
-        weight = text_model.final_layer_norm.weight
+        like = {"device": device_of(text_model.final_layer_norm), "dtype": text_model.final_layer_norm.weight.dtype}
         self.embeddings, self.plan, self.variants = text_model.embeddings, plan, 1
-        self.position_ids = None if position_ids is None else position_ids.to(weight.device)
+        self.position_ids = None if position_ids is None else position_ids.to(like["device"])
         # one of them: ids, embeddings without, embeddings with positions
         self.ids = self.token_embeds = self.embeds = None
         self.prefix = (
-            None if prefix_embeds is None else prefix_embeds.to(weight).reshape(-1, *prefix_embeds.shape[-2:])
+            None if prefix_embeds is None else prefix_embeds.to(**like).reshape(-1, *prefix_embeds.shape[-2:])
         )
         if inputs_embeds is not None:
-            self.token_embeds = inputs_embeds.to(weight).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1])
+            self.token_embeds = inputs_embeds.to(**like).reshape(-1, input_ids.numel(), inputs_embeds.shape[-1])
             self.variants = len(self.token_embeds)
         elif plain_embeddings or prefix_embeds is not None:
-            self.ids = input_ids.to(weight.device).flatten()
+            self.ids = input_ids.to(like["device"]).flatten()
         else:
             # A tuner's module may turn ids into embeddings that depend on the row: it sees the rows.
-            rows = self.embeddings(input_ids=input_ids[:, : plan.longest].to(weight.device))
+            rows = self.embeddings(input_ids=input_ids[:, : plan.longest].to(like["device"]))
             self.embeds = F.pad(rows, (0, 0, 0, input_ids.shape[1] - plan.longest)).flatten(0, 1)
         if self.prefix is not None:
             self.variants = len(self.prefix)
@@ -576,7 +578,7 @@ def own_layers(
     hidden = text_model.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
     token = pooled_token(text_model)
     eos = input_ids.argmax(dim=1) if token is None else (input_ids == token).int().argmax(dim=1)
-    return text_model.final_layer_norm(hidden[torch.arange(len(hidden), device=hidden.device), eos])
+    return text_model.final_layer_norm(hidden[torch.arange(hidden.shape[0], device=hidden.device), eos])
 
 
 def encode_text(
@@ -586,7 +588,7 @@ def encode_text(
 
     `options`: those of `encode_prompts`.
     """
-    if not family.text_is_causal:
+    if not family.text_is_causal or is_traced():  # a plan of shared work is made from the ids' numbers
         return encode_rows(
             lambda ids, embeds, positions: family.run_text(model, ids, embeds, positions),
             input_ids,

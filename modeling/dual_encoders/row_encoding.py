@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
+from .offloading import device_of
+from .tracing import is_traced
+
 
 def encode_rows(
     run: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor],
@@ -35,33 +38,37 @@ def encode_rows(
     check_prefix(prefix_embeds, inputs_embeds, input_ids)
     deep_prompts = checked_deep_prompts(deep_prompts, len(layers))
     in_variants = has_variants(inputs_embeds, prefix_embeds)
-    weight = next(token_embedding.parameters())
-    ids = input_ids.to(weight.device)
-    positions = None if position_ids is None else position_ids.to(weight.device)
+    device, dtype = device_of(token_embedding), next(token_embedding.parameters()).dtype
+    ids = input_ids.to(device)
+    positions = None if position_ids is None else position_ids.to(device)
     variants = 1
     if prefix_embeds is not None:
-        prefix_embeds = prefix_embeds.to(weight).reshape(-1, *prefix_embeds.shape[-2:])
-        variants = len(prefix_embeds)
+        prefix_embeds = prefix_embeds.to(device, dtype).reshape(-1, *prefix_embeds.shape[-2:])
+        variants = prefix_embeds.shape[0]
         inputs_embeds = token_embedding(ids) if inputs_embeds is None else inputs_embeds
     elif inputs_embeds is not None and inputs_embeds.ndim == 4:
-        variants = len(inputs_embeds)
+        variants = inputs_embeds.shape[0]
 
     def run_rows(rows: torch.Tensor) -> torch.Tensor:
         # Rows of all variants are numbered one after the other: row = variant * N + prompt.
-        which, prompt = rows // len(ids), rows % len(ids)
+        which, prompt = rows // ids.shape[0], rows % ids.shape[0]
         embeds = None
         if inputs_embeds is not None and inputs_embeds.ndim == 4:
-            embeds = inputs_embeds[which, prompt].to(weight.dtype)
+            embeds = inputs_embeds[which, prompt].to(dtype)
         elif inputs_embeds is not None:
-            embeds = inputs_embeds[prompt].to(weight.dtype)
+            embeds = inputs_embeds[prompt].to(dtype)
         if prefix_embeds is not None:
             embeds = torch.cat([prefix_embeds[which], embeds[:, prefix_embeds.shape[1] :]], dim=1)
         with _deep_prompts_in_place(layers, deep_prompts, deep_start):
             return run(ids[prompt], embeds, positions)
 
+    count = variants * ids.shape[0]
+    if is_traced():  # as many rows as a later batch needs
+        pooled = run_rows(torch.arange(count, device=device))
+        return pooled.reshape(variants, ids.shape[0], pooled.shape[-1]) if in_variants else pooled
     pooled = []
-    for chunk in chunks(variants * len(ids), max_tokens_per_chunk // ids.shape[1]):
-        rows = torch.arange(chunk.start, min(chunk.stop, variants * len(ids)), device=weight.device)
+    for chunk in chunks(count, max_tokens_per_chunk // ids.shape[1]):
+        rows = torch.arange(chunk.start, min(chunk.stop, count), device=device)
         if checkpoint and torch.is_grad_enabled():
             pooled.append(checkpoint_activations(run_rows, rows, use_reentrant=False))
         else:
@@ -77,7 +84,7 @@ def _deep_prompts_in_place(layers: nn.ModuleList, deep_prompts: dict[int, torch.
     def hook(prompt):
         def overwrite(module, arguments):
             hidden, *others = arguments
-            states = prompt.to(hidden).expand(len(hidden), -1, -1)
+            states = prompt.to(hidden).expand(hidden.shape[0], -1, -1)
             return torch.cat([hidden[:, :start], states, hidden[:, start + len(prompt) :]], dim=1), *others
 
         return overwrite

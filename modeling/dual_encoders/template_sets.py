@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from ..decoding.opening import read_regular
+
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
@@ -42,7 +44,10 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
 
 
 def _parse_template_file(path: Path) -> list[str] | dict[str, list[str]]:
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = read_regular(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"templates: {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     if path.suffix != ".json":
         return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     try:
@@ -70,7 +75,7 @@ def find_templates(source: str | Path) -> list[str] | dict[str, list[str]]:
     neither."""
     if isinstance(source, str) and source in TEMPLATE_SETS:
         return list(TEMPLATE_SETS[source])
-    if isinstance(source, Path) or (Path(source).suffix in (".txt", ".json") and Path(source).is_file()):
+    if isinstance(source, Path) or (Path(source).suffix in (".txt", ".json") and Path(source).exists()):
         return _parse_template_file(Path(source))
     known = ", ".join(TEMPLATE_SETS)
     raise ValueError(

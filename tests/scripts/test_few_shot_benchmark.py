@@ -10,6 +10,7 @@ from coop_folders import save_zhou
 from few_shot_runs import save_images, save_tiny_clip
 from paths import SCRIPTS
 from processes import finish, start_program
+from safetensors.torch import load_file, save_file
 
 from hf_clip_variants.few_shot.method import FEW_SHOT_METHODS
 from hf_clip_variants.few_shot.protocols import PROTOCOLS
@@ -134,6 +135,24 @@ def test_changed_images_are_refused(script, sources, tmp_path, capsys):
     shutil.copy(data / "test" / "owl" / "notov1.png", data / "test" / "dog" / "notov1.png")
     assert script.main([*command, "--seeds", "1,2,3"]) == 2
     assert "the contents of test icons changed. Repeat the command as it was" in capsys.readouterr().err
+
+
+def test_changed_weights_are_refused(script, sources, tmp_path, capsys):
+    """Whatever changed; results of earlier versions, which did not write it, go on."""
+    model, out = shutil.copytree(sources[0], tmp_path / "clip"), tmp_path / "out"
+    command = arguments((str(model), sources[1], None), out, methods="tip_adapter", protocols="few_shot")
+    assert script.main([*command, "--seeds", "1"]) == 0
+    weights = load_file(model / "model.safetensors")
+    weights["vision_model.post_layernorm.bias"][0] += 1e-6
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    assert script.main([*command, "--seeds", "1,2,3"]) == 2
+    assert "the contents of model changed. Repeat the command as it was" in capsys.readouterr().err
+    lines = out / "runs-0.jsonl"
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    for record in records:
+        del record["contents"]["model"]
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert script.main([*command, "--seeds", "1,2,3"]) == 0
 
 
 def test_failing_method_does_not_stop_others_and_is_retried(script, sources, tmp_path, capsys, monkeypatch):

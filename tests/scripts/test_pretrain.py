@@ -232,6 +232,8 @@ def test_killed_run_resumes_with_the_same_command(tmp_path, script, monkeypatch)
     assert script.main([*arguments, "--out", str(killed)]) == 0
     assert losses(killed) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
     assert len(steps) == 10 - done, "the rest, and not all again"
+    assert run_of(killed)["loss"] == pytest.approx(run_of(tmp_path / "whole")["loss"], rel=1e-5), "over all steps"
+    assert run_of(killed)["loss"] == pytest.approx(np.mean(losses(killed)), rel=1e-5)
 
 
 def test_finished_run_is_not_repeated_and_other_settings_are_refused(script, tmp_path, capsys):

@@ -404,7 +404,7 @@ class AdapterContract:
         case.model().save_pretrained(tmp_path)
         base = case.base(seed=1)
         before, kinds = state_of(base), [type(m) for m in base.modules()]
-        refusal = r"backbone_fingerprint: the adapter was made for .*'v1:.*this backbone has 'v1:"
+        refusal = r"backbone_fingerprint: the adapter was made for .*'v2:.*this backbone has 'v2:"
         with pytest.raises(ValueError, match=refusal):
             PeftModel.from_pretrained(base, tmp_path)
         with pytest.raises(ValueError, match=refusal):

@@ -32,8 +32,11 @@ def _is_write(event: str, arguments: tuple, folder: str) -> bool:
     )
 
 
-def run_and_kill(action, folder, nth: int | None = None, timeout: float = 60.0) -> int:
-    """Runs `action()` in a forked child and SIGKILLs it right before its n-th write below `folder` (None: never).
+def run_and_kill(
+    action, folder, nth: int | None = None, timeout: float = 60.0, after: float | None = None, on_start=None
+) -> int:
+    """Runs `action()` in a forked child and SIGKILLs it right before its n-th write below `folder` (None: never), or
+    `after` so many seconds. `on_start` is called with its process id.
 
     Returns -9 if the child was killed, else its number of writes. AssertionError if it failed for another reason.
     """
@@ -61,11 +64,16 @@ def run_and_kill(action, folder, nth: int | None = None, timeout: float = 60.0) 
         finally:
             os._exit(0)
     os.close(writing)
+    if on_start is not None:
+        on_start(child)
+    started = time.monotonic()
     deadline = time.monotonic() + timeout
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break
+        if after is not None and time.monotonic() > started + after:
+            os.kill(child, signal.SIGKILL)
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_clip_variants.modeling.dual_encoders.offloading import device_of, weight_of
+
 from ..tuner import Base, TunerConfig, finite
 
 
@@ -18,10 +20,10 @@ def initial_vectors(
     shape: tuple[int, ...], token_embedding: nn.Module, token_ids: list[int] | None = None
 ) -> torch.Tensor:
     """float32 vectors of `shape` (..., M, d): the embeddings of M tokens, or N(0, 0.02²) without `token_ids`."""
-    weight = token_embedding.weight
-    vectors = torch.empty(shape, dtype=torch.float32, device=weight.device)
+    vectors = torch.empty(shape, dtype=torch.float32, device=device_of(token_embedding))
     if token_ids is None:
         return nn.init.normal_(vectors, std=INIT_STD)
+    weight = weight_of(token_embedding, "weight")
     ids = torch.tensor(token_ids, device=weight.device)
     return vectors.copy_(F.embedding(ids, weight.detach()).expand(shape))
 

@@ -195,7 +195,7 @@ def overwrite_tokens(hidden: torch.Tensor, prompts: torch.Tensor, start: int) ->
             f"input_ids: rows of {hidden.shape[1]} tokens are too short for {len(prompts)} learned tokens; write as "
             'many words, or placeholders ("X"), before the class name'
         )
-    prompts = prompts.to(hidden).expand(len(hidden), -1, -1)
+    prompts = prompts.to(hidden).expand(hidden.shape[0], -1, -1)
     return torch.cat([hidden[:, :start], prompts, hidden[:, start + prompts.shape[1] :]], dim=1)
 
 

@@ -131,7 +131,7 @@ class VisualPromptParameters(TunerLayer):
         name = self.active_name()
         if name is None or not self.shape_of(name).depth or not self.inserts_before_first_norm(name):
             return hidden
-        return insert_prompts(hidden, self.layer_prompts(name, 0, len(hidden)), self.shape_of(name).position)
+        return insert_prompts(hidden, self.layer_prompts(name, 0, hidden.shape[0]), self.shape_of(name).position)
 
 
 class VisualPromptLayer(TunerLayer):
@@ -178,13 +178,13 @@ class VisualPromptLayer(TunerLayer):
         first = self.index == 0
         if first and not prompt_module.inserts_before_first_norm(name):
             # No norm for the prompts (original VPT), or the encoder has none: the sequence has N tokens here.
-            prompts = prompt_module.layer_prompts(name, 0, len(hidden_states))
+            prompts = prompt_module.layer_prompts(name, 0, hidden_states.shape[0])
             hidden_states = insert_prompts(hidden_states, prompts, shape.position)
         elif not first and self.index < shape.depth:
             # VPT-deep (Jia et al. 2022, eq. 7): the outputs of the previous layer at the prompts' positions are
             # discarded, and this layer's own prompts replace them. They get no position embedding and no norm.
             hidden_states = remove_prompts(hidden_states, shape.count, shape.position)
-            prompts = prompt_module.layer_prompts(name, self.index, len(hidden_states))
+            prompts = prompt_module.layer_prompts(name, self.index, hidden_states.shape[0])
             hidden_states = insert_prompts(hidden_states, prompts, shape.position)
         # Layers from J on keep the outputs at the prompts' positions (eq. 5).
         if attention_mask is not None:

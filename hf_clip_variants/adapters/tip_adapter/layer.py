@@ -45,7 +45,7 @@ class TipAdapterLayer(TunerLayer):
         old = self.clipv_tip_adapter_keys[adapter_name]
         # Deviation: in the official code trained keys share memory with the cache, so that training Tip-Adapter-F
         # changes the results of Tip-Adapter. Here keys are always a copy.
-        keys = keys.detach().to(old.device, torch.float32, copy=True).contiguous()
+        keys = keys.detach().to(old.device, old.dtype, copy=True).contiguous()
         self.clipv_tip_adapter_keys[adapter_name] = nn.Parameter(keys, requires_grad=old.requires_grad)
         self.clipv_tip_adapter_labels[adapter_name] = labels.detach().to(old.device, torch.int64, copy=True)
         self.configs[adapter_name].cache_size = len(keys)

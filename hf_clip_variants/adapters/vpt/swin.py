@@ -94,7 +94,7 @@ def run_block(
     padded_height, padded_width = image.shape[1:3]
     mask = block.get_attn_mask(padded_height, padded_width, dtype=image.dtype, device=image.device)
     windows = window_partition(block.cyclic_shift(image), side).flatten(1, 2)  # an image's windows are neighbours
-    num_windows = len(windows) // batch_size
+    num_windows = windows.shape[0] // batch_size
     windows = torch.cat([normed[:, :count].repeat_interleave(num_windows, dim=0), windows], dim=1)
     windows, weights = attend(block.attention, windows, count, mask, **kwargs)
     windows = block.dropout(windows)
@@ -146,7 +146,7 @@ class SwinPromptStage(VPTPrompts):
         height, width = input_dimensions
         prompts, patches = hidden_states.tensor_split([hidden_states.shape[1] - height * width], dim=1)
         if self.own_depth(self.configs[name]):
-            prompts = self.layer_prompts(name, 0, len(patches)).to(patches)
+            prompts = self.layer_prompts(name, 0, patches.shape[0]).to(patches)
 
         run = partial(self._run, name=name, grid=input_dimensions, **options)
         if stage.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -181,7 +181,7 @@ class SwinPromptStage(VPTPrompts):
         stage, own_depth, weights = self.base_layer, self.own_depth(self.configs[name]), None
         for index, block in enumerate(stage.blocks):
             if 0 < index < own_depth:
-                prompts = self.layer_prompts(name, index, len(patches)).to(patches)
+                prompts = self.layer_prompts(name, index, patches.shape[0]).to(patches)
             prompts, patches, weights = run_block(block, prompts, patches, grid, always_partition, **kwargs)
         if self._hands_on(name):
             prompts = merge_prompts(stage.downsample, prompts)

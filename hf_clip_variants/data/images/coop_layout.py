@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...modeling.decoding.opening import check_regular
 from .image_set import name_some
 from .names import is_image_name, tidy_class_name
 
@@ -251,6 +252,8 @@ def _existing(path: Path, layout: Layout) -> Path:
         raise FileNotFoundError(
             f"{layout.title}: {path} is missing; want $DATA/{layout.folder} as CoOp's DATASETS.md describes it"
         )
+    if not path.is_dir():
+        check_regular(path)
     return path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...modeling.decoding.opening import open_regular
 from .image_set import name_some
 from .names import SPLIT_ALIASES, count_left_out, is_image_name, left_out_suffix
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 # Folders that data sets have beside `train`, where they hold no class.
 NOT_A_CLASS = frozenset("unlabeled unlabelled extra extras mask masks annotation annotations label labels".split())
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_ALIASES)})[-_ ]?(\d*|set|data|images|imgs)", re.IGNORECASE)
+
+_BEGINNING = re.compile(rb'\s*\{\s*"version": *\d+,\s*"status": ')  # of the results.json of a run folder
 
 Parts = tuple[str, ...]  # a path below a split's folder
 
@@ -62,10 +65,14 @@ def read_class_folders(folder: Path) -> dict[str, FolderSplit]:
       in SUN and Places) they are the folders that hold images, read from the inside out: "abbey", "shop bakery".
     - Elsewhere, where all images lie two levels deep, a warning says that the upper folders are taken for the classes.
     - Other files in class folders are counted in a warning.
+    - Links to folders are followed, each folder is read once within a class; run folders of `adapt` are no classes.
 
     Raises:
         ValueError: two folders of one split, or no image at all.
     """
+    broken = sorted(place.name for place in folder.iterdir() if place.is_symlink() and not place.exists())
+    if broken := [name for name in broken if not is_image_name(name)]:
+        logger.warning("%s: links that lead nowhere are left out: %s", folder, name_some(broken))
     roots = _split_folders(folder)
     trees = {split: _tree(root) for split, root in (roots or {"": folder}).items()}
     if not any(place.images for tree in trees.values() for place in tree.values()):
@@ -88,8 +95,56 @@ def read_class_folders(folder: Path) -> dict[str, FolderSplit]:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The folders in `root`, sorted, without hidden ones and `__MACOSX`."""
-    return sorted(place for place in root.iterdir() if place.is_dir() and not _is_hidden(place.name))
+    """The folders in `root` and links to folders, sorted, without hidden ones, `__MACOSX`, run folders of `adapt` and
+    links to `root` itself or a folder above it."""
+    return [
+        place
+        for place in sorted(root.iterdir())
+        if place.is_dir() and not _is_hidden(place.name) and not _is_run_folder(place) and not _leads_up(place, root)
+    ]
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of what is no folder in it) for a folder and all below it, in order; hidden ones are left out.
+
+    Links to folders are followed, but each folder is read once, and none that `folder` lies in: loops end. Names are
+    those of regular files, of links that lead nowhere, and of FIFOs and the like.
+    """
+    seen = {_identity(above) for above in folder.resolve().parents}
+    waiting = [os.fspath(folder)]
+    while waiting:
+        place = waiting.pop()
+        if (identity := _identity(place)) in seen:
+            continue
+        seen.add(identity)
+        folders, names = [], []
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                (folders if entry.is_dir() else names).append(entry.name)
+        yield place, names
+        inner = [os.path.join(place, name) for name in folders if not _is_hidden(name)]
+        waiting += [path for path in reversed(inner) if not _is_run_folder(path)]
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _is_run_folder(place: str | os.PathLike) -> bool:
+    """Whether `adapt` wrote this folder, or began to: `--out` may lie in the data, and is not one of its classes."""
+    try:
+        with open_regular(os.path.join(place, "results.json")) as file:
+            return _BEGINNING.match(file.read(1000)) is not None
+    except FileNotFoundError:  # killed before it was there?
+        found = os.listdir(place)
+        return bool(found) and all(name.startswith(".tmp-results.json-") for name in found)
+    except OSError:
+        return False
+
+
+def _leads_up(place: Path, root: Path) -> bool:
+    return place.is_symlink() and root.resolve().is_relative_to(place.resolve())
 
 
 def _is_hidden(name: str) -> bool:
@@ -100,8 +155,7 @@ def _tree(root: Path) -> _Tree:
     """Every folder below `root`, as its path below it."""
     tree = {}
     for top_folder in class_folders(root):
-        for place, folders, names in os.walk(top_folder):
-            folders[:] = [name for name in folders if not _is_hidden(name)]
+        for place, names in walk(top_folder):
             images = [name for name in names if is_image_name(name)]
             left_out = Counter(filter(None, map(left_out_suffix, names)))
             tree[top_folder.name, *Path(place).relative_to(top_folder).parts] = _Place(images, left_out)
@@ -176,7 +230,7 @@ def _unwrapped(place: Path) -> Path:
 
 
 def _images_below(place: Path) -> Iterator[str]:
-    return (name for _, _, names in os.walk(place) for name in names if is_image_name(name))
+    return (name for _, names in walk(place) for name in names if is_image_name(name))
 
 
 def _splits_below_classes(folder: Path, tree: _Tree) -> dict[str, FolderSplit]:
@@ -227,4 +281,4 @@ def _why(folder: Path, trees: Mapping[str, _Tree]) -> str:
     return f"{text}; want <folder>/<class name>/<image>"
 
 
-__all__ = ["FolderSplit", "class_folders", "read_class_folders"]
+__all__ = ["FolderSplit", "class_folders", "read_class_folders", "walk"]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...modeling.decoding.opening import check_regular, read_regular
+from ...modeling.decoding.stored_images import DECODED_IMAGES, prepare
 from .heic import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
 
 
@@ -90,10 +92,7 @@ class ImageSet:
         row = self._encoded[int(index)]["image"]
         if row is None:
             raise OSError("no image in this row (null)")
-        if row["bytes"] is not None:
-            return row["bytes"]
-        with open(row["path"], "rb") as file:
-            return file.read()
+        return row["bytes"] if row["bytes"] is not None else read_regular(row["path"])
 
     def image(self, index: int) -> Image.Image:
         """Image `index`, upright, in its own mode (alpha is kept: the image processor composites it).
@@ -104,6 +103,9 @@ class ImageSet:
             raise IndexError(f"index: got {index}; this set holds {len(self)} images, 0..{len(self) - 1}")
         heic_is_readable()  # after this, by Pillow
         try:
+            row = self._encoded[int(index)]["image"]
+            if row is not None and row["bytes"] is None and "://" not in row["path"]:
+                check_regular(row["path"])
             image = self.dataset[int(index)]["image"]
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more
             raise ValueError(f"images[{index}] {self.ids[index]!r}: {explain(error)}") from error
@@ -194,8 +196,8 @@ def decode_roughly(content: bytes) -> None:
     with Image.open(BytesIO(content)) as image:
         if 0 in image.size:
             raise OSError(f"an image of {image.size[0]}x{image.size[1]} pixels")
-        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))  # a no-op but for JPEG
-        image.load()
+        with DECODED_IMAGES.reserve(prepare(image, roughly=True)):
+            image.load()
 
 
 def explain(error: Exception) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from .class_labels import UnnamedLabels
 from .coop_layout import PREFIX as COOP_PREFIX
 from .image_set import ImageSet, name_some
-from .sources import UnnamedLabels, load_images
+from .sources import load_images
 
 
 def absolute_source(source: str | Sequence[str]) -> str | list[str]:

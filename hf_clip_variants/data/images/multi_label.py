@@ -12,18 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .class_labels import digits_as_numbers, resolve_classes
 from .image_set import ImageSet, name_some
 from .names import IMAGE_COLUMNS, LABEL_COLUMNS, usual_column
-from .sources import (
-    Columns,
-    _check_readable,
-    _choose_split,
-    _digits_as_numbers,
-    _kind,
-    _pick,
-    _read,
-    _resolve_classes,
-)
+from .sources import Columns, _check_readable, _choose_split, _kind, _pick, _read
 
 
 if TYPE_CHECKING:
@@ -139,10 +131,10 @@ def load_multi_label_images(
     part = parts[chosen]
 
     flat = {s: p | {"labels": [label for row in p["labels"] for label in row]} for s, p in parts.items()}
-    flat = _digits_as_numbers(flat, class_names)
+    flat = digits_as_numbers(flat, class_names)
     if not any(p["labels"] for p in flat.values()) and class_names is None and part["names"] is None:
         raise ValueError(f"{what}: no image has a label; want some, or class names")
-    names, index_of = _resolve_classes(flat, class_names, clean_class_names)
+    names, index_of = resolve_classes(flat, class_names, clean_class_names)
     matrix = _matrix(part, flat[chosen]["labels"], names, index_of)
     images = MultiLabelImageSet(
         part["dataset"], names, part["ids"], split=chosen or None, available_splits=tuple(n for n in parts if n)

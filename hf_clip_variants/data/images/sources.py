@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ...files.content_hashes import hash_of_files
+from ...modeling.decoding.opening import check_regular
 from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from ...registry import did_you_mean
 from ..tables import TABLE_SUFFIXES, Table, located, open_table
+from .class_labels import check_length, digits_as_numbers, resolve_classes, to_indices
 from .folders import read_class_folders
 from .image_set import ImageSet, name_some
 from .joined_sources import join_sources
@@ -39,27 +42,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IN_MEMORY_PARQUET_BYTES = 1 << 30  # larger sets go through the memory-mapped cache of `datasets`
-
-
-class UnnamedLabels(ValueError):
-    """Integer labels without names, where names are needed.
-
-    Attributes:
-        labels (`tuple[int, ...]`): the distinct labels, in order.
-    """
-
-    def __init__(self, labels: Sequence[int]):
-        self.labels = tuple(labels)
-        shown = ", ".join(map(str, self.labels[:8])) + (", …" if len(self.labels) > 8 else "")
-        super().__init__(
-            f"class_names: the labels are integers ({shown}) without names; give them in label order, as a list, a "
-            "mapping or a file (--class-names)"
-        )
-
-    @property
-    def numbers(self) -> dict[int, str]:
-        """Each label named by its number."""
-        return {label: str(label) for label in self.labels}
 
 
 class Columns(NamedTuple):
@@ -164,12 +146,12 @@ def load_images(
             raise ValueError("class_names is empty")
     what = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     columns = Columns(image_column, label_column)
-    parts = _digits_as_numbers(_read(source, columns, name, revision), class_names)
+    parts = digits_as_numbers(_read(source, columns, name, revision), class_names)
     chosen = _choose_split(parts, split, what)
     part = parts[chosen]
 
-    names, index_of = _resolve_classes(parts, class_names, clean_class_names)
-    labels = _to_indices(part, names, index_of)
+    names, index_of = resolve_classes(parts, class_names, clean_class_names)
+    labels = to_indices(part, names, index_of)
     dataset = part["dataset"].add_column("label", labels, feature=ClassLabel(names=list(names)))
     splits = tuple(n for n in parts if n)
     images = ImageSet(dataset, names, part["ids"], split=chosen or None, available_splits=splits)
@@ -241,6 +223,8 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
     if text.startswith("coop:"):
         return _from_coop(text)
     path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     if path.is_dir():
         return _from_folder(path, columns)
     if path.is_file():
@@ -354,6 +338,7 @@ def _from_table(path: Path, columns) -> dict[str, dict[str, Any]]:
         values = [row[at].strip() for at in wanted]
         if not all(values):
             raise ValueError(f"{path}, line {line}: got {row}; want a value for each of {[header[i] for i in wanted]}")
+        check_length(values[1], f"{path}, line {line}: a label")
         split = _canonical(values[2]) if len(values) == 3 else ""
         grouped.setdefault(split, []).append((values[0], values[1]))
     parts = {}
@@ -385,8 +370,9 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
         raise ValueError("source: got an empty list; want Parquet files")
     grouped: dict[str, list[Path]] = {}
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"source: no such file: {file}")
+        check_regular(file)
         shown = file.relative_to(root).as_posix() if root else file.name
         word = (
             re.search(r"(?:^|[-_./])(" + "|".join(SPLIT_ALIASES) + r")(?=[-_./])", shown.lower())
@@ -401,15 +387,26 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
     parts = {}
     for split, members in grouped.items():
         try:
+            for file in members:
+                _check_rows(file, pyarrow.parquet.read_metadata(file).num_rows)
             if sum(f.stat().st_size for f in members) <= IN_MEMORY_PARQUET_BYTES:
                 tables = [pyarrow.parquet.read_table(f) for f in members]
                 dataset = datasets.Dataset(pyarrow.concat_tables(tables, promote_options="default"))
             else:
-                dataset = datasets.Dataset.from_parquet([str(f) for f in members])
-        except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+                # `datasets` tells files apart by their names and times, and would give the contents of earlier ones.
+                cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{hash_of_files(members)}"
+                dataset = datasets.Dataset.from_parquet([str(f) for f in members], cache_dir=str(cache))
+        except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError) as error:
             raise ValueError(f"{name_some(map(str, members))}: not readable as Parquet: {error}") from error
         parts[split] = _from_dataset(dataset, columns, split or members[0].stem, members[0].parent)
     return parts
+
+
+def _check_rows(file: Path, rows: int) -> None:
+    """A column of one value takes no space in the file, but in memory."""
+    size = file.stat().st_size
+    if rows > 100 * size:
+        raise ValueError(f"{file}: {rows:,} rows in {size:,} bytes, which cannot be images")
 
 
 def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) -> dict[str, Any]:
@@ -502,6 +499,11 @@ def _pick(candidates, given, usual, argument, shown, every=None) -> str:
             raise ValueError(f"{argument}: got {given!r}; {shown}{near}")
         return given
     found = usual_column(candidates, usual)
+    alike = [name for name in candidates if found is not None and name.lower() == found.lower()]
+    if len(alike) > 1:
+        raise ValueError(
+            f"{argument}: cannot tell which of the columns {name_some(alike)} it is; name one of the {shown}"
+        )
     if found is None:
         raise ValueError(f"{argument}: cannot tell which column it is; name one of the {shown}")
     return found
@@ -526,121 +528,6 @@ def _choose_split(parts: dict[str, Any], split: str | None, what: str) -> str:
     if "train" not in parts:
         raise ValueError(f"split: {what} has {name_some(parts)}; name one")
     return "train"
-
-
-def _resolve_classes(parts, class_names, clean) -> tuple[tuple[str, ...], dict]:
-    """The class names, and label value -> index, from the labels of all splits together.
-
-    Names come from, in this order: the argument, the source's own list (`ClassLabel`), the text of the labels.
-    """
-    declared = next((part["names"] for part in parts.values() if part["names"] is not None), None)
-    values = {v for part in parts.values() for v in part["labels"]} - {None}
-    textual = any(isinstance(v, str) for v in values)
-    renamed: Mapping[str, str] = {}  # text label -> name
-    if isinstance(class_names, Mapping) and (textual or (declared and set(class_names) & set(declared))):
-        renamed = {str(label): name for label, name in class_names.items()}
-        known = list(declared or ())
-        if textual:  # the labels that there are, under their old or new names: a mapping may serve many data sets
-            found = {tidy_class_name(value, clean) for value in values if isinstance(value, str)}
-            known = [label for label in sorted(renamed) if not found.isdisjoint(_both(label, renamed[label], clean))]
-        raw = [renamed[label] for label in known if label in renamed]
-        kept = [i for i, label in enumerate(declared or ()) if label in renamed]
-        index_of = {label: i for i, label in enumerate(kept)}
-    elif isinstance(class_names, Mapping):
-        name_of = {_whole(label): name for label, name in class_names.items()}
-        raw, index_of = [name_of[k] for k in sorted(name_of)], {k: i for i, k in enumerate(sorted(name_of))}
-    elif class_names is not None:
-        raw = list(class_names)
-        index_of = {i: i for i in range(len(raw))}
-    elif declared is not None:
-        raw, index_of = list(declared), {i: i for i in range(len(declared))}
-    elif textual:
-        found = {c for part in parts.values() for c in part.get("classes", ())}
-        raw, index_of = sorted(found | values), {}
-    else:
-        labelled = (part["labels"] for part in parts.values() if set(part["labels"]) != {-1})  # -1: no label is known
-        raise UnnamedLabels(sorted({label for labels in labelled for label in labels} - {None}))
-    for position, name in enumerate(raw):
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"class_names: name {position} is {name!r}; want text that is not blank")
-    names = [tidy_class_name(name, clean) for name in raw]
-    if class_names is None:
-        marks = next((part["marks"] for part in parts.values() if "marks" in part), [""] * len(names))
-        names = [name + mark for name, mark in zip(names, marks, strict=True)]
-    owner: dict[str, str] = {}
-    for name, before in zip(names, raw, strict=True):
-        if name in owner:
-            raise ValueError(
-                f"class_names: {owner[name]!r} and {before!r} are the same name {name!r}; class names must differ"
-            )
-        owner[name] = before
-    _warn_of_case(names)
-    if textual:
-        lookup = {name: i for i, name in enumerate(names)}
-        text = (value for value in values if isinstance(value, str))
-        index_of = {value: lookup.get(tidy_class_name(renamed.get(value, value), clean)) for value in text}
-    return tuple(names), index_of
-
-
-def _digits_as_numbers(parts, class_names) -> dict[str, dict[str, Any]]:
-    """Labels that are text of digits as integers, if class names are given that are not these digits."""
-    labels = [label for part in parts.values() for label in part["labels"]]
-    if not labels or not all(isinstance(label, str) and re.fullmatch("-?[0-9]+", label) for label in labels):
-        return parts
-    values = set(labels)
-    if class_names is None:
-        shown = name_some(sorted(values), 3)
-        logger.warning("labels: all are digits (%s) and are taken as class names; class_names gives them names", shown)
-        return parts
-    if not isinstance(class_names, Mapping) and values <= set(class_names):
-        return parts
-    return {split: part | {"labels": [int(label) for label in part["labels"]]} for split, part in parts.items()}
-
-
-def _both(label: str, name: str, clean: bool) -> set[str]:
-    return {tidy_class_name(text, clean) for text in (label, name) if isinstance(text, str)}
-
-
-def _whole(label: int | str) -> int:
-    try:
-        return int(label)
-    except ValueError:
-        raise ValueError(
-            f"class_names: got the label {label!r}; the labels are integers, want a mapping from them to names"
-        ) from None
-
-
-def _warn_of_case(names: Sequence[str]) -> None:
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault(name.casefold(), name)
-        if other != name:
-            logger.warning("class names %r and %r differ by case only: most models read them alike", other, name)
-
-
-def _to_indices(part, names, index_of) -> np.ndarray:
-    """Label values -> class indices, int64 (N,)."""
-    indices = np.empty(len(part["labels"]), dtype=np.int64)
-    for row, value in enumerate(part["labels"]):
-        index = index_of.get(value)
-        if index is None:
-            where = f"class_names: label of images[{row}] ({part['ids'][row]!r})"
-            if isinstance(value, str):
-                raise ValueError(f"{where}: got {value!r}, which is not among the class names {name_some(names)}")
-            hint = "; -1 marks a split without labels" if value == -1 else ""
-            hint = (
-                "; labels with gaps need class_names={label: name}"
-                if isinstance(value, int) and value >= len(names)
-                else hint
-            )
-            raise ValueError(f"{where}: got {value}, which has no class name; want one of {_ranges(index_of)}{hint}")
-        indices[row] = index
-    return indices
-
-
-def _ranges(index_of) -> str:
-    keys = sorted(index_of)
-    return f"0..{len(keys) - 1}" if keys == list(range(len(keys))) else ", ".join(map(str, keys[:8]))
 
 
 def _evenly(labels: np.ndarray, limit: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...modeling.decoding.opening import read_regular
 from ..images.names import IMAGE_EXTENSIONS
 from ..tables import decode_text, open_table, read_json_lines
 
@@ -75,7 +76,7 @@ def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        text = decode_text(file.read_bytes())
+        text = decode_text(read_regular(file))
     except ValueError as error:
         raise ValueError(f"{file}, {error}") from None
     return [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
@@ -97,7 +98,9 @@ def coco_captions(file: Path, image_folder: str | None) -> tuple[datasets.Datase
     import datasets
 
     try:
-        found = json.loads(decode_text(file.read_bytes()))
+        found = json.loads(decode_text(read_regular(file)))
+    except RecursionError:
+        raise ValueError(f"{file}: lists in lists, too deep to be read") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from None
     except ValueError as error:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ...modeling.decoding.opening import check_regular
 from ..tables import decode_text
 
 
@@ -120,6 +121,7 @@ def _samples(shard: str) -> Iterator[dict[str, Any]]:
 
 
 def _members(shard: str) -> Iterator[tuple[str, bytes]]:
+    check_regular(shard)
     try:
         with tarfile.open(shard) as tar:
             while (member := tar.next()) is not None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...modeling.decoding.opening import check_regular
 from ..images.image_set import explain
 from ..images.names import IMAGE_COLUMNS, usual_column
 from ..images.sources import SPLIT_ALIASES
@@ -206,6 +207,8 @@ def _find(name: str) -> tuple[str | None, list[str]]:
     """The suffix and the files that a source names; no files for a folder of images or a data set on the Hub."""
     path = Path(name)
     if path.exists():
+        if not path.is_dir():
+            check_regular(path)
         files = [name] if path.is_file() else []
     else:
         listed = name.split(",")
@@ -214,12 +217,16 @@ def _find(name: str) -> tuple[str | None, list[str]]:
         ]
         if listed == files == [name]:
             files = []
-        missing = [f for f in files if not Path(f).is_file()]
+        missing = [f for f in files if not Path(f).exists()]
         if missing:
             raise FileNotFoundError(f"source: no such file: {missing[0]}")
+        for file in files:
+            check_regular(file)
     if path.is_dir():
         for suffix in (".tar", ".parquet"):
             files = files or sorted(str(p) for p in path.rglob(f"*{suffix}"))
+        for file in files:
+            check_regular(file)
     kinds = {Path(f).suffix.lower() for f in files}
     if len(kinds) > 1:
         raise ValueError(f"source: {name} matches files of several kinds, {', '.join(sorted(kinds))}; want one")

@@ -1,5 +1,6 @@
 """Files that claim more than they hold, or that would take for ever: refused within 5 s and 200 MB each."""
 
+import json
 import os
 import random
 import re
@@ -153,6 +154,10 @@ def _bombs(folder: Path) -> dict[str, str]:
     header = b"{" + b" " * (17 << 20)
     (folder / "header.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     bombs["header.safetensors"] = "refused a safetensors header"
+    entries = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+    header = json.dumps(entries).encode()
+    (folder / "empty_tensors.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    bombs["empty_tensors.safetensors"] = "refused 100000 tensors, more than 50000"
     return bombs
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import re
 import tarfile
 import warnings
 import zipfile
@@ -215,6 +216,7 @@ REFUSED_GLOBALS = """
 # Python's own unpickler follows dots from an allowed name to others.
 REFUSED_DOTTED_NAMES = """
     argparse:Namespace.__init__.__globals__ torch.optim.sgd:torch.hub.load omegaconf:os.system
+    torch.optim.Optimizer.__init__:__globals__
     collections:OrderedDict.__class__ torch._utils:_rebuild_tensor_v2.__globals__ torch:FloatStorage.cuda
 """
 
@@ -382,6 +384,15 @@ class TestDamaged:
             read_state_dict(tmp_path / "none.pt")
         with pytest.raises(IsADirectoryError, match="is a folder"):
             read_state_dict(tmp_path)
+
+    def test_bytes_that_are_missing_in_the_middle_are_errors(self, files):
+        """A zip archive then lies about positions: some are before the file's beginning."""
+        for path in files:
+            data = path.read_bytes()
+            for start in range(50, len(data) // 2, 97):
+                path.write_bytes(data[:start] + data[start + 5 :])
+                with pytest.raises((OSError, ValueError), match=re.escape(str(path))):
+                    read_state_dict(path)
 
     def test_flipped_bytes_give_our_errors_or_tensors(self, files, weights):
         """Our errors or tensors, never another exception. Zip archives have checksums, so their tensors are equal."""

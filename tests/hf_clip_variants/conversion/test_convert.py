@@ -182,6 +182,23 @@ def test_weights_too_large_for_float16_are_refused(vit, letters, tmp_path):
     assert_nothing_was_written(tmp_path, file)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to(torch.int8), "1 weights are int8, the first is ln_final.bias; want floating-point"),
+        (lambda tensor: tensor.to(torch.complex64), "1 weights are complex64"),
+        (lambda tensor: tensor > 0, "1 weights are bool"),
+    ],
+)
+def test_weights_that_are_no_real_numbers_are_refused(change, message, vit, letters, tmp_path):
+    weights = vit.state_dict | {"ln_final.bias": change(vit.state_dict["ln_final.bias"])}
+    file = plain(weights, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=message) as caught:
+        convert_checkpoint(file, tmp_path / "out", tokenizer=letters(vit))
+    assert str(file) in str(caught.value)
+    assert_nothing_was_written(tmp_path, file)
+
+
 # ---- what no weights tell: open_clip
 
 

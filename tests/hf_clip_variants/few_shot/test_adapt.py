@@ -312,6 +312,30 @@ def test_a_method_that_fails_is_recorded_and_the_others_go_on(clip, images, tmp_
     assert calls == ["clip_adapter"] and [r["error"] for r in mended] == [None, None]
 
 
+@pytest.mark.parametrize("lost", ["", "base", "base/model.safetensors", "adapters/gda/1-shot", "predictions"])
+def test_what_is_removed_while_a_run_goes_on_is_no_success(lost, clip, images, tmp_path, monkeypatch):
+    """The command says so, and does it again where its folder is still there."""
+    attempt, run = runner_module.FewShotRunner.attempt, tmp_path / "run"
+
+    def removed(self, task, asked, finish=None):
+        if asked.shots == 2:
+            place = run / lost
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+        return attempt(self, task, asked, finish)
+
+    monkeypatch.setattr(runner_module.FewShotRunner, "attempt", removed)
+    with pytest.raises(OSError, match="removed while .* running; repeat|No such file .*run.predictions"):
+        adapt(clip, images, run, **settings("gda"))
+    assert not (run / "results.json").exists() or json.loads((run / "results.json").read_text())["status"] == "running"
+    monkeypatch.setattr(runner_module.FewShotRunner, "attempt", attempt)
+    if lost == "":
+        assert not run.exists() or not (run / "base").exists(), "nothing that looks like a run"
+    elif "/model" not in lost:
+        results = adapt(clip, images, run, **settings("gda"))
+        assert results["status"] == "finished" and (run / "base" / "model.safetensors").is_file()
+        assert all((run / r["folder"] / "adapter_model.safetensors").is_file() for r in results["runs"])
+
+
 def test_a_full_disk_stops_the_command_and_is_no_failure_of_the_method(clip, images, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")

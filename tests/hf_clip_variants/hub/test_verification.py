@@ -31,6 +31,18 @@ def test_untouched_weights_are_ok(adapter_folder, capsys):
     assert json.loads(capsys.readouterr().out) == [{"file": "adapter_model.safetensors", "status": "ok", "detail": ""}]
 
 
+def test_a_damaged_letter_in_the_prose_of_the_card_does_not_matter(adapter_folder):
+    card = adapter_folder / "README.md"
+    card.write_bytes(card.read_bytes() + b"\xe8\xff")
+    assert statuses(adapter_folder) == {"adapter_model.safetensors": "ok"}
+
+
+def test_a_device_among_the_weights_is_not_read(adapter_folder):
+    (adapter_folder / "model.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="model.safetensors: not a regular file"):
+        verify(adapter_folder)
+
+
 def test_a_flipped_bit_is_found(adapter_folder, capsys):
     path = adapter_folder / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())

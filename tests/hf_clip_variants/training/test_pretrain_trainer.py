@@ -35,7 +35,28 @@ def test_resumed_run_is_bit_identical_to_an_uninterrupted_run(stream, tmp_path):
     resumed = trainer(tmp_path / "parts", stream=stream)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(whole)
+    assert resumed.mean_loss() == whole.mean_loss() == pytest.approx(sum(losses(whole)) / len(losses(whole)), rel=1e-5)
     assert_same_weights(whole.model, resumed.model)
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+    """Resumed in the middle of what one entry says, and with no step left."""
+    runs = []
+    for name, last in (("whole", None), ("between", "checkpoint-6"), ("end", None)):
+        options = {"steps": 6, "save_steps": 3, "logging_steps": 2}
+        run = trainer(tmp_path / name, **options)
+        run.train()
+        if last is not None:
+            shutil.rmtree(tmp_path / name / last)
+        if name != "whole":
+            run = trainer(tmp_path / name, **options)
+            run.train(resume_from_checkpoint=True)
+        log = [
+            {k: v for k, v in entry.items() if not k.startswith("train_") or k == "train_loss"}
+            for entry in run.state.log_history
+        ]
+        runs.append((log, run.mean_loss()))
+    assert runs[1] == runs[0] and runs[2][1] == runs[0][1]
 
 
 @pytest.mark.parametrize(

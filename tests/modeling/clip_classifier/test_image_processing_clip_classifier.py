@@ -220,7 +220,8 @@ def test_nested_lists_and_batch_arrays_are_accepted():
     assert torch.equal(pixels(OURS, [batch[0]], (batch[1],)), expected)
 
 
-def test_url(tmp_path):
+def test_url(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_CLIP_VARIANTS_ALLOW_LOCAL_URLS", "1")
     (tmp_path / "cat.png").write_bytes(encoded(make_image()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -6,14 +6,16 @@ import pickle
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from hf_clip_variants.data import load_images
+from hf_clip_variants.data.images import sources
+from hf_clip_variants.data.images.class_labels import UnnamedLabels
 from hf_clip_variants.data.images.names import tidy_class_name
-from hf_clip_variants.data.images.sources import UnnamedLabels
 
 
 def make_image(seed: int, size=(12, 9), mode="RGB") -> PILImage.Image:
@@ -472,6 +474,21 @@ def test_the_fingerprint_depends_on_content_labels_and_names_only(folder, tmp_pa
         check=True,
     )
     assert other_process.stdout.strip() == images.fingerprint
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_other_bytes_under_the_same_name_size_and_time_are_other_images(in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(sources, "IN_MEMORY_PARQUET_BYTES", 1 << 30 if in_memory else 0)
+    file, sizes, prints = tmp_path / "images.parquet", set(), set()
+    for value in (1, 2):
+        table = {"image": [{"bytes": encoded(value), "path": None}] * 2, "label": [0, 1]}
+        kinds = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
+        Dataset.from_dict(table, features=kinds).to_parquet(file)
+        os.utime(file, (1e9, 1e9))
+        sizes.add(file.stat().st_size)
+        prints.add(load_images(file).fingerprint)
+    assert len(sizes) == 1 and len(prints) == 2
 
 
 def test_sets_can_be_pickled_for_data_loader_workers(folder):

@@ -1,0 +1,15 @@
+"""Whether a graph is being recorded, where code must not ask tensors for their numbers."""
+
+import torch
+
+
+def is_traced() -> bool:
+    """Whether `torch.export` (and ONNX through it) or `torch.jit.trace` is recording the operations.
+
+    Weights are stand-ins without numbers then, and a batch may have any size: no number may be read from a tensor,
+    nothing may be kept from call to call, and `x.shape[0]` is used where `len(x)` would write the size into the graph.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+__all__ = ["is_traced"]

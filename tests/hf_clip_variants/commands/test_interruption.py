@@ -1,0 +1,181 @@
+"""SIGTERM and SIGINT end every long command with one sentence, a sound folder and the exit code of the signal."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import pytest
+from paths import SCRIPTS
+from processes import SERVER
+
+from hf_clip_variants import cli
+from hf_clip_variants.commands import interruption
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture
+def toy_command(monkeypatch):
+    def add(function):
+        module = types.ModuleType("hf_clip_variants.commands.toy")
+        function.__name__ = "toy"
+        module.toy = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "toy", "A toy.")
+
+    return add
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_gives_one_sentence_its_exit_code_and_cleans_up(run, toy_command, number):
+    before, done = [signal.getsignal(each) for each in SIGNALS], []
+
+    def toy():
+        try:
+            signal.raise_signal(number)
+        finally:
+            done.append(True)
+
+    toy_command(toy)
+    assert run("toy") == (128 + number, "", "\nInterrupted.\n") and done
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_signals_that_the_caller_handles_stay_as_they_are(run, toy_command):
+    seen = []
+    before = [signal.signal(number, lambda *_: seen.append(1)) for number in SIGNALS]
+    try:
+        toy_command(lambda: [signal.raise_signal(number) for number in SIGNALS] and None)
+        assert run("toy")[0] == 0 and len(seen) == 2
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_in_another_thread_no_handler_is_needed(toy_command):
+    toy_command(lambda: None)
+    codes = []
+
+    def call():
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["toy"])
+        codes.append(exit.value.code)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert codes == [0] or codes == [None]
+
+
+def _command(arguments, log, ready):
+    """A command in a process of its own, which writes "ready" when it begins to work."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    os.chdir(os.path.dirname(log))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a server's processes ignore it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if ready:  # when a model has been read
+        import transformers
+
+        real = transformers.PreTrainedModel.from_pretrained.__func__
+
+        def slow(cls, *args, **kwargs):
+            found = real(cls, *args, **kwargs)
+            print("ready", flush=True)
+            time.sleep(0.3)
+            return found
+
+        transformers.PreTrainedModel.from_pretrained = classmethod(slow)
+    if arguments[0].endswith(".py"):
+        import runpy
+
+        sys.argv = arguments
+        sys.path.insert(0, os.path.dirname(arguments[0]))
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        cli.main(arguments)
+
+
+def interrupted(arguments, number, folder, started=None):
+    """(exit code, output) of a command that gets a signal once it works."""
+    log = folder / "log.txt"
+    process = SERVER.Process(target=_command, args=([str(a) for a in arguments], str(log), started is None))
+    process.start()
+    deadline = time.monotonic() + 100
+    while not (log.exists() and "ready" in log.read_text() if started is None else started()):
+        assert process.is_alive() and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(60)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive, log.read_text()
+    return process.exitcode, log.read_text()
+
+
+COMMANDS = {
+    "adapt": ["DATA", "--model", "CLIP", "--out", "OUT", "--methods", "coop", "--shots", "1", "--set", "epochs=9999"],
+    "demo": ["--out", "OUT", "--shots", "1", "--seeds", "1"],
+    "predict": ["DATA", "--model", "CLIP", "--classes", "cat, dog", "--out", "OUT"],
+    "evaluate": ["--model", "CLIP", "--data", "DATA"],
+    "knn": ["CLIP", "--train", "DATA", "--cache", "OUT", "--k", "3"],
+    "linear-probe": ["CLIP", "--train", "DATA", "--cache", "OUT"],
+    "export": ["CLIP", "OUT"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [*((name, signal.SIGTERM) for name in COMMANDS), ("predict", signal.SIGINT)]
+)
+def test_long_commands_end_without_a_traceback_and_leave_nothing_half_done(name, number, clip, images, tmp_path):
+    places = {"DATA": images, "CLIP": clip, "OUT": tmp_path / "out"}
+    code, said = interrupted([name, *(places.get(a, a) for a in COMMANDS[name])], number, tmp_path)
+    assert code == 128 + number and "Traceback" not in said and said.count("Interrupted.") == 1, said
+    assert list(tmp_path.rglob(".tmp-*")) == [], "no temporary files"
+    if name in ("predict", "export"):
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "number"), [("pretrain.py", signal.SIGTERM), ("few_shot_benchmark.py", signal.SIGTERM)]
+)
+def test_scripts_end_without_a_traceback(script, number, tmp_path):
+    out = tmp_path / "out"
+    arguments = {
+        "pretrain.py": ["--smoke", "--steps", "5000", "--batch-size", "4", "--save-every", "1"],
+        "few_shot_benchmark.py": ["--small", "--methods", "coop", "--set", "epochs=9999"],
+    }[script]
+    wanted = {"pretrain.py": "checkpoint-*", "few_shot_benchmark.py": "work"}[script]
+    arguments = [SCRIPTS / script, *arguments, "--out", out]
+    code, said = interrupted(arguments, number, tmp_path, lambda: any(out.glob(wanted)))
+    assert code == 128 + number and "Traceback" not in said and said.count("Interrupted.") == 1, said
+
+
+def test_a_signal_that_a_library_swallows_ends_the_command_all_the_same():
+    program = (
+        "import signal, time\nfrom hf_clip_variants.commands import interruption as i\ni._PATIENCE = 0.2\n"
+        "with i.listening():\n  try:\n    signal.raise_signal(15)\n  except KeyboardInterrupt:\n    time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 143 and done.stderr == "\nInterrupted.\n"
+
+
+def test_a_forked_worker_dies_by_the_signal_and_says_nothing(capfd):
+    with interruption.listening():
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
