@@ -23,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import staged_folder, write_atomically
 from ..files.json_files import digest, write_json
+from ..files.shared_weights import save_sharing_weights
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
@@ -92,7 +93,8 @@ def adapt(
     Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier),
     `adapters/<method>/<K>-shot/seed-<S>/` (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`.
     `runs-0.jsonl` and `work/` are for going on after an interruption: called again with the same arguments, `adapt`
-    does the missing runs. Runs do not depend on each other or on their order, so the results are the same.
+    does the missing runs. Runs do not depend on each other or on their order, so the results are the same. Weights
+    that come unchanged from the Hub's cache are linked into `base/`, not copied; they stay when the cache is emptied.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
@@ -371,7 +373,9 @@ def _save_base(folder: RunFolder, classifier: CLIPClassifier, model: str | os.Pa
         return
     weights = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     with staged_folder(folder.base, bytes_needed=weights) as stage:
-        classifier.save_pretrained(stage)
+        with torch.no_grad():
+            classifier.get_class_features()  # saved, too
+        save_sharing_weights(classifier, model, stage)
         CLIPClassifierProcessor.from_clip(str(model)).save_pretrained(stage)
 
 

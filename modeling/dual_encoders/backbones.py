@@ -29,7 +29,7 @@ def unit_norm(x: torch.Tensor) -> torch.Tensor:
     A row of zeros stays zero and gets gradient zero (`F.normalize` would give it the gradient divided by 1e-12).
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    norm = wide.norm(dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     is_zero = norm == 0
     # The inner `where` keeps 1 / 0 out of the gradient, the outer one makes it zero.
     return torch.where(is_zero, 0, wide / torch.where(is_zero, 1, norm)).to(x.dtype)

@@ -75,24 +75,31 @@ class CachedImages:
         self._table, self._place, self.labels, self.seed = table, place, labels, seed
         self.num_views = min(num_views or len(place), len(place))
         self._whole = bool((place >= 0).all())
+        self._of_epoch: tuple[int, torch.Tensor | None] = (-1, None)  # epoch -> where the view of each image is
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        views = views_of_epoch(len(self), self.num_views, self.seed, epoch)
-        rows = rows.cpu()
-        return {"image_features": self._features_at(self._place[views[rows], rows])}
+        known, place = self._of_epoch
+        if known != epoch:  # once an epoch: it draws a number for each image
+            views = views_of_epoch(len(self), self.num_views, self.seed, epoch)
+            place = self._place[views, torch.arange(len(self))].to(self._table.device)
+            self._of_epoch = epoch, place
+        return {"image_features": self._features_at(place[rows.to(place.device)])}
 
     def all_features(self, views: int | None = None) -> torch.Tensor:
         return self._features_at(self._place[:views])
 
     def _features_at(self, place: torch.Tensor) -> torch.Tensor:
-        if not self._whole and (place < 0).any():
+        place = place.to(self._table.device)
+        if not self._whole and place.is_cpu and (place < 0).any():
             raise ValueError(
                 f"features: {int((place < 0).sum())} of {place.numel()} views that are asked for were not encoded"
             )
-        return self._table[place.to(self._table.device)]
+        if not self._whole and not place.is_cpu:  # without waiting for the device
+            torch._assert_async((place >= 0).all(), "features: views that are asked for were not encoded")
+        return self._table[place]
 
     def select(self, rows: torch.Tensor) -> CachedImages:
         part = CachedImages.__new__(CachedImages)
