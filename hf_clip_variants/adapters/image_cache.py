@@ -22,6 +22,11 @@ def make_keys(features: torch.Tensor) -> torch.Tensor:
     return unit_norm(features)
 
 
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or as it is in float64: votes and biases are smaller than half precision's steps."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def sum_by_class(votes: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Sums (N, B) votes over the cached images of each class, given (N,) labels -> (C, B).
 
@@ -83,4 +88,4 @@ def check_labels(
         raise ValueError(f"labels: {len(absent)} of {num_classes} classes have no image: {named}{hint}")
 
 
-__all__ = ["cache_logits", "check_labels", "make_keys", "sum_by_class"]
+__all__ = ["cache_logits", "check_labels", "full_precision", "make_keys", "sum_by_class"]

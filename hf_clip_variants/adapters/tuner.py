@@ -8,13 +8,13 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -23,14 +23,18 @@ from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone
 from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
-from .config_checks import check_fields
+from .config_checks import check_fields, described_tensors, shown_fields
+from .hidden_modules import AdapterConfigs, refuse_left_out
+from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
+from .weighted_sums import add_weighted_sum
 
 
 FORMAT_VERSION = 1  # raised when adapter files change in a way that an older reader would get wrong
 _CLASSIFIER = "clipv-clip_classifier"
 _PEFT_PREFIX = "base_model.model."
 _MAKE_CLASS_FEATURES = {"prompt_embedder", "text_feature_adapter"}  # modules of a classifier
+_TRAINABLE_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LABEL_CALIBRATION = "label_calibration"  # the part of a classifier that several labels an image need
 
 
@@ -44,6 +48,8 @@ class TunerConfig(PeftConfig):
     peft_type_name: ClassVar[str]
     # Further fields of a method that are filled when the adapter is created, not by users.
     filled_fields: ClassVar[frozenset[str]] = frozenset()
+    # Those that have no part in what a trained adapter computes.
+    only_for_training: ClassVar[frozenset[str]] = frozenset({"allow_other_backbone"})
 
     target_modules: list[str] | None = field(
         default=None, metadata={"help": "The modules that are wrapped. Follows from the base model and the method."}
@@ -132,6 +138,10 @@ class TunerConfig(PeftConfig):
         """Whether a classifier without the adapter, but with its class features, has the same logits."""
         return set(self.target_modules or ["?"]) <= _MAKE_CLASS_FEATURES
 
+    def why_no_weighted_sum(self) -> str | None:
+        """Why a sum of such adapters' tensors means nothing; None if it does. The text goes on after "because"."""
+        return "its tensors are not vectors that can be added: what it computes is not linear in them"
+
     def why_classes_are_fixed(self) -> str | None:
         """Why the adapter works only with the classes that it was made for; None if it works with any classes.
 
@@ -150,13 +160,7 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         for module in getattr(config, "modules_to_save", None) or ()
     }
     found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
-    try:
-        expected = config.adapter_tensors()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
-            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
-        ) from error
+    expected = described_tensors(config, origin)
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
@@ -165,21 +169,13 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(f"{origin}: {'; '.join(faults)} ({_fields_of(config)})")
+        raise ValueError(f"{origin}: {'; '.join(faults)} ({shown_fields(config)})")
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
                 f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)} "
-                f"({_fields_of(config)})"
+                f"({shown_fields(config)})"
             )
-
-
-def _fields_of(config: TunerConfig) -> str:
-    """The fields of the method itself, and the widths: what shapes follow from."""
-    shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths"}
-    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
-    values |= {"class_names": len(config.class_names)} if config.class_names else {}
-    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def without_prefixes(
@@ -294,6 +290,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             embedding, which also gives initial vectors. It is not registered as a submodule.
     """
 
+    _set_adapter: str | list[str] = "default"
     merge_refusal = "it is not a change of the base model's weights"  # why merging is impossible, for the error
 
     def __init__(self, base_layer: nn.Module, anchor: nn.Module):
@@ -301,6 +298,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.configs: dict[str, TunerConfig] = {}
         self._anchor = (anchor,)  # in a tuple, so that nn.Module does not register it
+        # The model, and those of its adapters from which this layer is known to hide no module.
+        self.on_model: tuple[nn.Module, dict[str, PeftConfig]] | None = None
         self._disable_adapters = False
         self.merged_adapters = []
 
@@ -313,8 +312,27 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
     @property
+    def _active_adapter(self) -> str | list[str]:
+        """PEFT's attribute; in a mixed batch, the adapter of the images that are being run."""
+        chosen = chosen_adapters()
+        return self._set_adapter if chosen is None else chosen
+
+    @_active_adapter.setter
+    def _active_adapter(self, names: str | list[str]) -> None:
+        self._set_adapter = names
+
+    @property
     def adapter_device(self) -> torch.device:
         return device_of(self._anchor[0])
+
+    def named_parameters(self, *args: Any, **kwargs: Any):
+        # PEFT asks each module for its parameters before it adds an adapter of any kind: the one place to step in.
+        if self.on_model is not None:
+            refuse_left_out(*self.on_model)
+        return super().named_parameters(*args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"on_model": None}  # a copy of this layer is not on the model
 
     def active_name(self) -> str | None:
         """Name of this layer's active adapter; None if there is none or adapters are disabled.
@@ -357,6 +375,22 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         # No dtype: adapters stay in float32 even if the base is in half precision, where small updates would be lost.
         return self.adapter_device, None
 
+    def cast_adapter_to_base(self, adapter_name: str) -> None:
+        """Gives an adapter's floating-point tensors the dtype of the base's weights (`autocast_adapter_dtype=False`).
+
+        Weights of another kind, such as 8-bit integers, have no dtype to compute in: the adapter stays as it is.
+        """
+        dtypes = [p.dtype for p in self._anchor[0].parameters() if p.dtype in _TRAINABLE_DTYPES]
+        for name in (*self.adapter_layer_names, *self.other_param_names) if dtypes else ():
+            kept = getattr(self, name, None)
+            value = kept[adapter_name] if kept is not None and adapter_name in kept else None
+            if isinstance(value, nn.Module):
+                value.to(dtypes[0])
+            elif value is not None and value.is_floating_point():
+                cast = value.detach().to(dtypes[0])
+                is_trained = isinstance(value, nn.Parameter)
+                kept[adapter_name] = nn.Parameter(cast, requires_grad=value.requires_grad) if is_trained else cast
+
 
 def _merge_error(configs: dict[str, TunerConfig], refusal: str) -> str:
     kinds = ", ".join(sorted({config.peft_type.value for config in configs.values()})) or "this adapter"
@@ -376,55 +410,6 @@ def _why_classes_are_fixed(config: TunerConfig) -> str | None:
     if config.class_names is None:
         return None
     return config.why_classes_are_fixed() or ("has a bias for each class" if is_multi_label(config) else None)
-
-
-class AdapterConfigs(dict):
-    """`peft_config` of a model with our layers: adapter name -> configuration.
-
-    PEFT adds a configuration here before it changes the model. An adapter of PEFT, such as LoRA, is refused if it asks
-    for modules inside of our layers: PEFT leaves these out without a word.
-
-    Args:
-        model: the model.
-        configs: its adapters so far.
-
-    Raises:
-        ValueError: when such an adapter is added.
-    """
-
-    def __init__(self, model: nn.Module, configs: Mapping[str, PeftConfig]):
-        super().__init__(configs)
-        self.model = model
-
-    def __setitem__(self, name: str, config: PeftConfig) -> None:
-        self._check(config)
-        super().__setitem__(name, config)
-
-    def update(self, configs: Mapping[str, PeftConfig]) -> None:
-        for name, config in configs.items():
-            self[name] = config
-
-    def _check(self, config: PeftConfig) -> None:
-        wanted = getattr(config, "target_modules", None)
-        if isinstance(config, TunerConfig) or not wanted or not hasattr(self, "model"):  # none yet while unpickling
-            return
-        ours = {name: module for name, module in self.model.named_modules() if isinstance(module, TunerLayer)}
-        hidden = {}
-        for name, module in self.model.named_modules():
-            outer = next((layer for layer in ours if name.startswith(f"{layer}.base_layer.")), None)
-            if outer is None:
-                continue
-            place = name.replace(".base_layer", "")
-            if isinstance(module, nn.Linear) if wanted == "all-linear" else check_target_module_exists(config, place):
-                hidden[place] = ours[outer]
-        if hidden:
-            place, layer = next(iter(hidden.items()))
-            kinds = {c.peft_type.value for c in layer.configs.values()} or {type(layer).__name__}
-            kind, theirs = ", ".join(sorted(kinds)), getattr(config.peft_type, "value", config.peft_type)
-            raise ValueError(
-                f"target_modules: PEFT would leave {theirs} out of {len(hidden)} modules, such as {place}, because "
-                f"{kind} wraps the layers that they are in; add {theirs} first, and {kind} after it"
-            )
 
 
 class Tuner(BaseTuner):
@@ -500,7 +485,7 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
                 f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
-                f"adapter_config.json), or correct its fields ({_fields_of(config)})"
+                f"adapter_config.json), or correct its fields ({shown_fields(config)})"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)
@@ -570,30 +555,59 @@ class Tuner(BaseTuner):
             anchors = self.targets(peft_config, self.base_class(self.model, peft_config.peft_type_name))
             layer = self._wrap(target, current_key, anchors[current_key])
             self._replace_module(parent, target_name, layer, target)
+            layer.on_model = (self.model, dict(self.peft_config))
         layer.update_layer(adapter_name, peft_config)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:  # PEFT means: as the layer created it, which for LoRA is the base's dtype
+            for module in self.model.modules():
+                if isinstance(module, self.tuner_layer_cls):
+                    module.cast_adapter_to_base(adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's method reads `.weight` of the wrapped module, which hooks and embeddings do not have.
         setattr(parent, child_name, new_module)
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """New adapters are float32; with `autocast_adapter_dtype=False` they get the base model's dtype, as PEFT's
-        own do."""
-        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if autocast_adapter_dtype:
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        # PEFT enters this around each forward pass, with its arguments.
+        if adapter_names is None:
+            yield
             return
-        dtype = next((p.dtype for name, p in self.model.named_parameters() if self.prefix not in name), torch.float32)
-        for layer in (m for m in self.model.modules() if isinstance(m, TunerLayer)):
-            for part in layer.children():
-                if not isinstance(part, nn.ModuleDict | nn.ParameterDict | BufferDict) or adapter_name not in part:
-                    continue
-                value = part[adapter_name]
-                if isinstance(value, nn.Module):
-                    value.to(dtype)
-                elif isinstance(value, nn.Parameter):
-                    value.data = value.data.to(dtype)
-                elif value.is_floating_point():
-                    part[adapter_name] = value.to(dtype)
+        ours = {name: config for name, config in self.peft_config.items() if isinstance(config, TunerConfig)}
+        check_adapter_names(adapter_names, list(ours), self.training)
+        foreign = {config.peft_type.value for name, config in self.peft_config.items() if name not in ours}
+        whole = {name for name in adapter_names if name in ours and ours[name].modules_to_save}
+        if foreign or whole:
+            what = f"{', '.join(sorted(foreign))} on the model" if foreign else f"modules_to_save, which {whole} have"
+            raise ValueError(f"adapter_names: adapters cannot be mixed with {what}; use set_adapter")
+        places = [module for name in {*adapter_names} & ours.keys() for module in ours[name].target_modules]
+        in_image_encoder = any(module.startswith("clip.") for module in places)
+        with each_image_its_adapter(self.model, adapter_names, in_image_encoder):
+            yield
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **options: Any,
+    ) -> None:
+        """Adds a frozen adapter whose vectors are the weighted sum of those of others; `set_adapter` activates it.
+
+        Possible where vectors are learned and adapters have the same shapes: CoOp, VPT, IVLP, linear heads.
+
+        Args:
+            adapters, weights: their names, and a number for each; negative ones are allowed.
+            adapter_name: name of the new one.
+            combination_type: "linear", of PEFT's kinds.
+
+        Raises:
+            ValueError: another kind of sum or of adapter, or names, weights or shapes that do not fit.
+        """
+        add_weighted_sum(self, adapters, weights, adapter_name, combination_type, options)
 
     def unload(self) -> nn.Module:
         """The base model as it was before. PEFT's method would keep the trained copies of `modules_to_save` in it."""

@@ -28,7 +28,7 @@ from ..loading_and_saving.checkpoint_format import (
     OfficialFile,
     Signature,
 )
-from .open_clip_config import open_clip_files, read_open_clip_config
+from .open_clip_config import ASSUMED_POOLING, open_clip_files, read_open_clip_config, refuse_fixed_positions
 
 
 # Official name -> the name in transformers, or the three that a joint projection is split into.
@@ -414,11 +414,14 @@ def build_from_official(official: OfficialFile, from_official: Callable, infer_c
         heads = {"vision_heads": settings.vision_heads, "text_heads": settings.text_heads} | heads
         image_settings, activation = settings.image_processor, activation or settings.hidden_act
         official.notes.append(f"activation {activation}, heads and preprocessing are those of {config.name}")
-    elif activation is None and "input_resolution" not in weights:  # OpenAI's archives hold it
-        official.notes.append(
-            "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: the weights do "
-            "not show it. Most other weights of open_clip need activation gelu (--activation gelu)"
-        )
+    elif "input_resolution" not in weights:  # OpenAI's archives hold it
+        refuse_fixed_positions(weights)
+        if activation is None:
+            official.notes.append(
+                "activation quick_gelu is assumed, as in OpenAI's weights and open_clip's -quickgelu ones: the "
+                "weights do not show it. Most other weights of open_clip need activation gelu (--activation gelu)"
+            )
+        official.notes.append(f"{ASSUMED_POOLING}; their open_clip_config.json does (--open-clip-config)")
     model = from_official(weights, hidden_act=activation or "quick_gelu", **heads)
     used = native_names(weights)
     unused = [name for name in weights if name.removeprefix("text.") not in used]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 FILE_NAME = "open_clip_config.json"
 _HEAD_WIDTH = 64
@@ -37,6 +39,31 @@ _PLAIN = {
         "norm_kwargs": None,
     },
 }
+
+
+# The same without a configuration, for the command's output.
+ASSUMED_POOLING = (
+    "assumed: image features come from the class token (a ResNet's from its attention pooling), text features from "
+    "the end of the text under a causal mask, as in OpenAI's CLIP. A few models of open_clip take the average or the "
+    "last token instead, and the weights do not show it"
+)
+
+
+def refuse_fixed_positions(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError for image positions that are sines and cosines: the one trace that open_clip's models with
+    average pooling (CLIPA) leave in their weights.
+
+    Only the class token's position is all zeros there, and the first patch's are zeros and ones.
+    """
+    positions = weights.get("visual.positional_embedding")
+    if positions is None or positions.is_meta or positions.dim() != 2 or len(positions) < 2:
+        return
+    class_token, first = positions[0], positions[1]
+    if not class_token.any() and first.any() and ((first == 0) | (first == 1)).all():
+        raise ValueError(
+            "visual.positional_embedding: fixed sines and cosines, as in open_clip's models that pool by average "
+            "(CLIPA): CLIP's classes compute only learned positions and the class token"
+        )
 
 
 @dataclass(frozen=True)
@@ -119,4 +146,12 @@ def _image_processor(preprocess: Mapping[str, Any], image_size: int, path: str |
     return settings
 
 
-__all__ = ["FILE_NAME", "OpenCLIPSettings", "find_open_clip_config", "open_clip_files", "read_open_clip_config"]
+__all__ = [
+    "ASSUMED_POOLING",
+    "FILE_NAME",
+    "OpenCLIPSettings",
+    "find_open_clip_config",
+    "open_clip_files",
+    "read_open_clip_config",
+    "refuse_fixed_positions",
+]

@@ -41,7 +41,8 @@ import hashlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,6 +91,19 @@ def _identity(tensor: torch.Tensor) -> tuple:
 
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the context no dropout and no noise (NEFTune) is in `modules`: what is kept and saved has none."""
+    training = [m for module in modules for m in module.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class ClassFeatureCache:
@@ -168,4 +182,4 @@ class ClassFeatureCache:
         return tuple(input_ids.shape), known[1]
 
 
-__all__ = ["RECENT", "ClassFeatureCache", "adapters_on", "text_state"]
+__all__ = ["RECENT", "ClassFeatureCache", "adapters_on", "in_eval_mode", "text_state"]

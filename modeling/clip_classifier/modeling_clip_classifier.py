@@ -27,7 +27,7 @@ from .adapter_places import (
     PromptEmbedder,
     ensemble_prompts,
 )
-from .class_features import ClassFeatureCache, adapters_on, text_state
+from .class_features import ClassFeatureCache, adapters_on, in_eval_mode, text_state
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
@@ -359,7 +359,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return self._encode(self.prompt_embedder(classes.prompts(device, *limits), table, image_embeds))
 
         def encode_to_keep():
-            with torch.no_grad(), self._no_autocast():
+            with torch.no_grad(), self._no_autocast(), in_eval_mode(text_side):
                 return encode()
 
         if self.prompt_embedder.depends_on_images:
@@ -432,7 +432,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         state = text_state(text_side)
 
         def compute():
-            with self._no_autocast():
+            with self._no_autocast(), in_eval_mode(text_side):
                 if input_ids is None:
                     return self._stored_features(text_side)
                 return self._encode(EmbeddedPrompts(input_ids))
@@ -518,6 +518,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         of_call = None if class_names is None else self._classes_of_call(class_names)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pixel_values, image_features: give exactly one of them")
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names: pass it to the PeftModel around this model, which mixes its adapters")
         hidden_states = attentions = None
         if image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)

@@ -459,7 +459,7 @@ class _SlotEmbeddings:
                 which = variants if len(self.token_embeds) > 1 else slice(None)
                 hidden = self.token_embeds[which][:, index.flatten()]
             else:
-                hidden = self.embeddings.token_embedding(self.ids[index.flatten()])[None]
+                hidden = self.embeddings.token_embedding(self.ids[index.flatten()][None])
             if self.prefix is not None:
                 hidden = self._put_prefix(hidden, self.prefix[variants], columns.flatten())
             position_ids = positions.reshape(-1, 1).repeat(len(hidden), 1)
@@ -529,6 +529,8 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
         return "the configuration asks to record hidden states or attentions"
     if _is_intercepted(text_model):
         return "the text model has a hook or a patched forward"
+    if text_model.training and hasattr(text_model.embeddings.token_embedding, "neftune_noise_alpha"):
+        return "noise is added to token embeddings, and its size follows from the length of a prompt"
     # Exactly the modules whose own `forward` is not called here; all others are called and may be anything.
     classes = _classes_of(text_model)
     bypassed = [(text_model.encoder, classes["Encoder"])]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from adapter_models import tiny_classifier
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels, tiny_tokenizer
 from transformers_adapters import needs_adapter_methods
@@ -205,6 +206,58 @@ class AdapterContract:
             model.delete_adapter("second")
         assert torch.equal(case.logits(model), first)
 
+    def test_a_mixed_batch_equals_each_adapter_by_itself(self, trainer_case: Case):
+        """PEFT's `adapter_names`: here also for tuners that are not LoRA. The active adapter and its cache stay."""
+        model = trainer_case.model(seed=1)
+        torch.manual_seed(2)
+        model.add_adapter("second", trainer_case.config())
+        trainer_case.fill(model, "second", seed=2)
+        model.eval().set_adapter("second")
+        kept, expected = {}, {}
+        for name in ("default", "second"):
+            model.set_adapter(name)
+            kept[name] = trainer_case.logits(model)
+        with model.disable_adapter():
+            kept["__base__"] = trainer_case.logits(model)
+        names = ["second", "__base__", "default", "second"]
+        for mixed in (names, names[::-1], ["default"] * 4, ["__base__"] * 4):
+            output = model(**trainer_case.batch(), adapter_names=mixed)
+            expected = torch.stack([kept[name][row] for row, name in enumerate(mixed)])
+            torch.testing.assert_close(output.logits_per_image, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(output.logits_per_text, expected.t(), rtol=1e-5, atol=1e-5)
+            assert output.image_embeds.shape == (4, JOINT_WIDTH) and output.text_embeds is None
+            assert torch.equal(trainer_case.logits(model), kept["second"])
+        assert "forward" not in vars(model.get_base_model())
+
+    def test_pefts_bookkeeping(self, trainer_case: Case, tmp_path):
+        """What PEFT's own tester asks of each method and no other test here does."""
+        model = trainer_case.model(seed=1)
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        model.add_adapter("second", trainer_case.config())
+        status = model.get_model_status()
+        assert (status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], [])
+        assert status.available_adapters == ["default", "second"]
+        assert status.requires_grad == {"default": bool(trainer_case.trained), "second": False}
+        for wanted, expected in ((False, []), (True, trained)):
+            model.set_requires_grad("default", wanted)
+            assert [name for name, p in model.named_parameters() if p.requires_grad] == expected
+        for act in (lambda: model.add_adapter("second", trainer_case.config()), lambda: model.delete_adapter("third")):
+            with pytest.raises(ValueError, match="already exists|does not exist"):
+                act()
+        config = trainer_case.config()
+        config.inference_mode = True
+        assert not any(p.requires_grad for p in get_peft_model(trainer_case.base(), config).parameters())
+
+        # Caches have the size of what is loaded.
+        if trainer_case.method not in ("tip_adapter", "linear_head"):
+            empty = get_peft_model(trainer_case.base(), trainer_case.config(), low_cpu_mem_usage=True)
+            assert {p.device.type for name, p in empty.named_parameters() if "clipv_" in name} == {"meta"}
+            set_peft_model_state_dict(empty, get_peft_model_state_dict(model), low_cpu_mem_usage=True)
+            torch.testing.assert_close(trainer_case.logits(empty), trainer_case.logits(model), rtol=0, atol=1e-5)
+        model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"but CLIPV_{trainer_case.method.upper()} was passed"):
+            hotswap_adapter(model, str(tmp_path), "default")
+
     def test_two_active_adapters_are_refused(self, case: Case):
         model = case.model()
         model.add_adapter("second", case.config())
@@ -345,6 +398,33 @@ class AdapterContract:
             assert all(torch.isfinite(p.grad).all() for p in floats if p.requires_grad)
         model.save_pretrained(tmp_path)
         PeftModel.from_pretrained(case.base(), tmp_path)  # another dtype does not change the backbone's fingerprint
+
+    def test_adapters_have_the_bases_dtype_only_where_asked(self, trainer_case: Case, tmp_path):
+        """PEFT's `autocast_adapter_dtype`, in each call that has it; what is trained then stays in that dtype."""
+        pixels = tiny_pixels().bfloat16()
+        expected = trainer_case.logits(trainer_case.model(seed=1))
+        trainer_case.model(seed=1).save_pretrained(tmp_path)
+        for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+            option = {"autocast_adapter_dtype": autocast}
+            new = get_peft_model(trainer_case.base().bfloat16(), trainer_case.config(), **option)
+            new.add_adapter("second", trainer_case.config(), **option)
+            loaded = PeftModel.from_pretrained(trainer_case.base().bfloat16(), tmp_path, is_trainable=True, **option)
+            for name, low_memory in (("second", False), ("third", True)):
+                loaded.load_adapter(tmp_path, name, low_cpu_mem_usage=low_memory, **option)
+            for model in (new, loaded):
+                floats = [t for n, t in model.state_dict().items() if "clipv_" in n and t.is_floating_point()]
+                assert {t.dtype for t in floats} == {dtype}
+            logits = trainer_case.logits(loaded, pixel_values=pixels)
+            assert (logits.float() - expected).abs().max() / expected.abs().max() < 0.1
+            trainer_case.fill(new, "default")
+            assert {t.dtype for n, t in new.state_dict().items() if "clipv_" in n} <= {dtype, torch.int64}
+            if trainer_case.trained:
+                trained = [p for p in loaded.parameters() if p.requires_grad]
+                before = [p.detach().clone() for p in trained]
+                trainer_case.loss(loaded, pixel_values=pixels).backward()
+                torch.optim.SGD(trained, lr=1.0).step()
+                assert {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {dtype}
+                assert not all(map(torch.equal, trained, before))
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float16, 0.1)])
     def test_trains_under_autocast(self, trained_case: Case, dtype, tolerance):

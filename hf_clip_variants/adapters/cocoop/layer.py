@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..prompts.initial_vectors import check_prompt_length, initial_vectors
+from ..prompts.initial_vectors import check_prompt_length, embed_start, initial_vectors
 from ..tuner import TunerLayer
 from .config import CoCoOpConfig
 
@@ -68,7 +68,7 @@ class CoCoOpLayer(TunerLayer):
         # Deviation: the official code embeds all B * C prompts. Only their beginning depends on the image, and only
         # their end on the class, so the beginnings (B, S0 + M, d) and the ids (C, L) are passed on separately.
         contexts = context + self.shifts(image_embeds, name)[:, None]  # (B, M, d): v_m(x) = v_m + h(x)
-        start = token_embedding(prompts.start_ids[0]).to(contexts).expand(contexts.shape[0], -1, -1)
+        start = embed_start(prompts, token_embedding).to(contexts).expand(contexts.shape[0], -1, -1)
         return dataclasses.replace(
             embedded,
             input_ids=torch.cat([prompts.start_ids, prompts.placeholders(len(context)), prompts.tail_ids], dim=1),

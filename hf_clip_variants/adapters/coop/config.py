@@ -46,6 +46,7 @@ class CoOpConfig(TunerConfig):
 
     peft_type_name: ClassVar[str] = "CLIPV_COOP"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"context_init_ids"})
+    only_for_training: ClassVar[frozenset[str]] = TunerConfig.only_for_training | {"context_init", "context_init_ids"}
 
     num_context_tokens: int | None = field(
         default=None,
@@ -108,6 +109,9 @@ class CoOpConfig(TunerConfig):
         """(M, d), or (C, M, d) if class-specific."""
         shape = (self.num_context_tokens, width)
         return (len(self.class_names), *shape) if self.class_specific else shape
+
+    def why_no_weighted_sum(self) -> str | None:
+        return None
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         (target,) = self.target_modules

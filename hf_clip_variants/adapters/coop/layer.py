@@ -220,10 +220,11 @@ class PromptEmbedderWithContext(CoOpLayer):
         # The ids have placeholders instead of the context: the encoder needs them to find EOS. The embeddings have the
         # context itself. Positions are added later, as in the official code.
         layout = (name_lengths, config.class_token_position)
+        words = token_embedding(torch.cat([start_ids, tail_ids], dim=1))
         return dataclasses.replace(
             embedded,
             input_ids=splice(start_ids, placeholders, tail_ids, *layout),
-            inputs_embeds=splice(token_embedding(start_ids), context, token_embedding(tail_ids), *layout),
+            inputs_embeds=splice(words[:, :starts], context, words[:, starts:], *layout),
             prompts_per_class=1,
             shared_prefix=shared_prefix_length(
                 config.num_context_tokens, config.class_token_position, config.class_specific, starts

@@ -85,6 +85,9 @@ class IVLPConfig(TunerConfig):
     def vision_shape(self) -> VisualPromptShape:
         return VisualPromptShape(self.num_vision_tokens, self.vision_depth)
 
+    def why_no_weighted_sum(self) -> str | None:
+        return None
+
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         # Must agree with the parameters that `update_layer` of the layers creates.
         tensors = {}

@@ -45,6 +45,8 @@ class LinearHeadConfig(TunerConfig):
 
     peft_type_name: ClassVar[str] = "CLIPV_LINEAR_HEAD"
     filled_fields: ClassVar[frozenset[str]] = frozenset({"cache_size", "num_classes", "trainable"})
+    # without cached images, which cannot be summed
+    only_for_training: ClassVar[frozenset[str]] = TunerConfig.only_for_training | {"gamma", "beta", "trainable"}
 
     alpha: float = field(
         default=1.0,
@@ -67,6 +69,9 @@ class LinearHeadConfig(TunerConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: {value}, expected a finite number of at least 0")
+
+    def why_no_weighted_sum(self) -> str | None:
+        return "it has cached images" if self.cache_size else None
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         (target,) = self.target_modules

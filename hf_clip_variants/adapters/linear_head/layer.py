@@ -4,7 +4,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from ..image_cache import cache_logits, check_labels
+from ..image_cache import cache_logits, check_labels, full_precision
 from ..tuner import TunerLayer
 from .config import LinearHeadConfig
 
@@ -62,15 +62,15 @@ class LinearHeadLayer(TunerLayer):
 
         ValueError for other shapes, labels that are not of the classes, or non-finite keys.
         """
-        device, config = self.adapter_device, self.configs[adapter_name]
+        weight, config = self.clipv_linear_head_weight[adapter_name], self.configs[adapter_name]
         expected = (len(labels), config.backbone_widths["joint width"])
         if tuple(keys.shape) != expected:
             raise ValueError(f"keys: got shape {tuple(keys.shape)}, expected {expected} for {len(labels)} labels")
         if not torch.isfinite(keys).all():
             raise ValueError("keys: not finite")
         check_labels(labels, config.num_classes, config.class_names, allow_missing=True)
-        self.clipv_linear_head_keys[adapter_name] = keys.detach().to(device, torch.float32, copy=True).contiguous()
-        self.clipv_linear_head_labels[adapter_name] = labels.detach().to(device, torch.int64, copy=True)
+        self.clipv_linear_head_keys[adapter_name] = keys.detach().to(weight, copy=True).contiguous()
+        self.clipv_linear_head_labels[adapter_name] = labels.detach().to(weight.device, torch.int64, copy=True)
         config.cache_size = len(keys)
 
     def forward(
@@ -87,7 +87,8 @@ class LinearHeadLayer(TunerLayer):
         if name is None:
             return self.base_layer(image_embeds, class_embeds, logit_scale)
         config = self.configs[name]
-        weight, bias = self.clipv_linear_head_weight[name], self.clipv_linear_head_bias[name]
+        weight = full_precision(self.clipv_linear_head_weight[name])
+        bias = self.clipv_linear_head_bias[name].to(weight.dtype)
         if config.num_classes != len(class_embeds):
             raise ValueError(
                 f"adapter {name!r} has weights for {config.num_classes} classes, but the classifier is asked for "

@@ -28,6 +28,19 @@ def initial_vectors(
     return vectors.copy_(F.embedding(ids, weight.detach()).expand(shape))
 
 
+def embed_start(prompts, token_embedding: nn.Module) -> torch.Tensor:
+    """(S0, d) embeddings of the start tokens, which all classes of `prompts` (ClassPrompts) have in common.
+
+    As (rows, tokens, d) inside, because hooks on the token embedding, such as NEFTune's noise, expect rows.
+    """
+    ids = prompts.start_ids[:1]
+    return (
+        token_embedding(ids)[0]
+        if ids.numel()
+        else token_embedding.weight.new_empty(0, token_embedding.weight.shape[1])
+    )
+
+
 def check_prompt_length(num_tokens: int, tail_length: int, max_length: int, num_start_tokens: int = 1) -> None:
     """Raises ValueError if a prompt is longer than the text encoder's `max_length`.
 

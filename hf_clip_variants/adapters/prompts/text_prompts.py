@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..tuner import Base, TunerConfig, TunerLayer
-from .initial_vectors import check_prompt_length, check_token_ids, initial_vectors, words_to_ids
+from .initial_vectors import check_prompt_length, check_token_ids, embed_start, initial_vectors, words_to_ids
 
 
 # Shapes: C classes, n learned tokens per layer, J layers with prompts, S0 start tokens (1 for SOS, or 0),
@@ -119,7 +119,7 @@ class TextPromptEmbedder(TextPromptParameters):
             deep[0] = self.layer_prompts(name, 0)
             return dataclasses.replace(embedded, **common, deep_prompts=deep, position_ids=positions.to(ids.device))
         # Start and context are the same for all classes: given once as (S0 + n, d), they are encoded once.
-        start = token_embedding(prompts.start_ids[0])
+        start = embed_start(prompts, token_embedding)
         context = self.layer_prompts(name, 0)
         return dataclasses.replace(
             embedded, **common, deep_prompts=deep, prefix_embeds=torch.cat([start.to(context), context])

@@ -4,7 +4,7 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
-from ..image_cache import cache_logits
+from ..image_cache import cache_logits, full_precision
 from ..tuner import TunerLayer
 from .config import TipAdapterConfig
 
@@ -64,7 +64,7 @@ class TipAdapterLayer(TunerLayer):
         if name is None:
             return self.base_layer(image_embeds, class_embeds, logit_scale)
         config = self.configs[name]
-        keys, labels = self.clipv_tip_adapter_keys[name], self.clipv_tip_adapter_labels[name]
+        keys, labels = full_precision(self.clipv_tip_adapter_keys[name]), self.clipv_tip_adapter_labels[name]
         if not len(keys):
             raise ValueError(f"adapter {name!r} has an empty cache: call build_cache(features, labels)")
         if config.num_classes != len(class_embeds):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..image_cache import check_labels, make_keys
+from ..image_cache import check_labels, full_precision, make_keys
 from ..tuner import Base, Tuner, check_class_names
 from .config import TipAdapterConfig
 from .layer import ALLOW_MISSING, TipAdapterLayer
@@ -158,7 +158,7 @@ def search_hyperparameters(
         ValueError: an empty cache, or shapes or labels that do not fit.
     """
     layer, adapter_name = _layer_and_name(model, adapter_name)
-    config, keys = layer.configs[adapter_name], layer.clipv_tip_adapter_keys[adapter_name].detach()
+    config, keys = layer.configs[adapter_name], full_precision(layer.clipv_tip_adapter_keys[adapter_name].detach())
     if not len(keys):
         raise ValueError(f"adapter {adapter_name!r} has an empty cache: call build_cache(features, labels)")
     features, labels = _features_and_labels(features, labels, config)

@@ -64,6 +64,7 @@ class VPTConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_VPT"
+    only_for_training: ClassVar[frozenset[str]] = TunerConfig.only_for_training | {"init", "dropout"}
 
     num_prompt_tokens: int = field(default=8, metadata={"help": "Learned tokens in each layer.", "range": (1, 10_000)})
     prompt_depth: int | str = field(
@@ -145,6 +146,9 @@ class VPTConfig(TunerConfig):
             if depth := layers_of_stage(self.prompt_depth, sum(stages[:stage]), stages[stage]):
                 shapes[name] = (depth, count, width * 2**stage)
         return shapes
+
+    def why_no_weighted_sum(self) -> str | None:
+        return "its prompts are projected (projection_dim)" if self.projection_dim else None
 
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         tensors = {}

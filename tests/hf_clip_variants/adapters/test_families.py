@@ -18,6 +18,7 @@ from tiny_families import (
     tiny_family_inputs,
     tiny_family_pixels,
 )
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 import hf_clip_variants
 from hf_clip_variants import CLIPClassifier
@@ -117,6 +118,25 @@ def adapted(adapter: str, base: CLIPClassifier, seed: int = 0) -> PeftModel:
         else:
             model.base_model.head.set_cache("default", F.normalize(features, dim=1), torch.arange(10) % 5)
     return model
+
+
+TEXT_PAIRS = [pair for pair in PAIRS if pair[0] in SORTS["text"]]
+
+
+@pytest.mark.parametrize(("adapter", "model_type"), TEXT_PAIRS)
+def test_noise_on_token_embeddings_works_with_prompts(adapter, model_type, checkpoint):
+    """`TrainingArguments(neftune_noise_alpha=...)`, in families with start tokens and without."""
+    model = adapted(adapter, classifier_of(checkpoint, model_type))
+    batch = {"image_features": torch.randn(2, model.config.projection_dim), "labels": torch.tensor([0, 1])}
+    before = model.eval()(**batch).loss
+    noise = activate_neftune(model, 5.0)
+    assert torch.equal(model(**batch).loss, before)
+    noisy = model.train()(**batch).loss
+    noisy.backward()
+    deactivate_neftune(model, noise)
+    # A frozen text encoder with dropout stays in eval mode in training, without dropout and without noise.
+    assert noisy.isfinite() and ((noisy - before).abs() > 1e-3) == model.get_input_embeddings().training
+    assert torch.equal(model.eval()(**batch).loss, before)
 
 
 def test_pairs_cover_every_adapter_family_and_kind():

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from adapter_models import tiny_classifier
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import IA3Config, LoraConfig, get_peft_model, inject_adapter_in_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_pixels
 from transformers_adapters import needs_adapter_methods
 
@@ -77,6 +77,58 @@ def test_lora_after_prompts_is_refused_where_peft_would_leave_it_out(adapter, ta
     with pytest.raises(ValueError, match="because CLIPV_"):
         inject_adapter_in_model(LoraConfig(target_modules=targets), twin, "lora")
     assert torch.equal(logits(model), before)
+
+
+def lora(**options) -> LoraConfig:
+    return LoraConfig(**({"target_modules": ["q_proj", "v_proj"]} | options))
+
+
+def num_lora_layers(model, name: str) -> int:
+    return sum(f"lora_A.{name}." in parameter for parameter, _ in model.named_parameters())
+
+
+def _lora_model(mixed: bool = False):
+    model = get_peft_model(tiny_classifier(), lora(), "first", mixed=mixed)
+    return model, model.base_model.model
+
+
+def _injected():
+    base = inject_adapter_in_model(lora(), tiny_classifier(), "first")
+    return base, base
+
+
+_IA3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+ROUTES = {
+    "add_adapter": (_lora_model, lambda model, base: model.add_adapter("later", lora())),
+    "inject": (_injected, lambda model, base: inject_adapter_in_model(lora(), base, "later")),
+    "inject into a PeftModel's": (_lora_model, lambda model, base: inject_adapter_in_model(lora(), base, "later")),
+    "get_peft_model": (_lora_model, lambda model, base: get_peft_model(base, lora(), "later")),
+    "mixed": (lambda: _lora_model(mixed=True), lambda model, base: model.add_adapter("later", lora())),
+    "all-linear": (_lora_model, lambda model, base: model.add_adapter("later", lora(target_modules="all-linear"))),
+    "IA3": (_injected, lambda model, base: inject_adapter_in_model(_IA3, base, "later")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.parametrize("route", ROUTES)
+def test_lora_between_two_prompts_and_after_them(route):
+    """LoRA first reaches every layer, and a LoRA that comes after the prompts would not: whichever way it comes."""
+    prepare, add = ROUTES[route]
+    for kind in ("vpt", "maple", "ivlp"):
+        model, base = prepare()
+        assert num_lora_layers(base, "first") == 10
+        inject_adapter_in_model(CONFIGS[kind](), base, kind)
+        names, before = [name for name, _ in base.named_modules()], logits(base)
+        message = rf"out of \d+ modules, such as clip\.vision_model\.\S+, because CLIPV_{kind.upper()} wraps"
+        with pytest.raises(ValueError, match=message):
+            add(model, base)
+        assert [name for name, _ in base.named_modules()] == names and sorted(base.peft_config) == ["first", kind]
+        assert torch.equal(logits(base), before)
+    inject_adapter_in_model(lora(target_modules=".*text_model.*q_proj"), base, "text")
+    assert num_lora_layers(base, "text") == 2
+    base.peft_config.pop("text")
+    with pytest.raises(ValueError, match="PEFT would leave LORA out"):  # the same name again
+        inject_adapter_in_model(lora(), base, "text")
 
 
 def test_lora_on_modules_that_prompts_do_not_wrap_can_be_added_later():

@@ -250,7 +250,8 @@ def test_open_clips_configuration_gives_what_the_weights_do_not_show(openai, let
     silent = convert_checkpoint(file, tmp_path / "silent", tokenizer=letters(fixture))
     assert silent.sizes["text.hidden_act"] == "quick_gelu" and "--activation gelu" in silent.notes[0]
     told = convert_checkpoint(file, tmp_path / "told", tokenizer=letters(fixture), activation="gelu")
-    assert told.sizes["text.hidden_act"] == "gelu" and not told.notes
+    assert told.sizes["text.hidden_act"] == "gelu" and len(told.notes) == 1
+    assert all("from the class token" in n[-1] and "--open-clip-config" in n[-1] for n in (silent.notes, told.notes))
 
 
 def test_openais_own_files_give_no_note_about_the_activation(vit, letters, tmp_path):
