@@ -161,7 +161,8 @@ def _code(text: Any) -> str:
 
 
 def _cell(text: Any) -> str:
-    return re.sub(r"\s+", " ", printable(str(text))).replace("|", "\\|").replace("<", "&lt;")
+    line = re.sub(r"\s+", " ", printable(str(text)))
+    return re.sub(r"([\\`\[\]|])", r"\\\1", line).replace("<", "&lt;")
 
 
 def _literal(value: Any) -> str:

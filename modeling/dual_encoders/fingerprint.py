@@ -30,6 +30,7 @@ _SAMPLES = 8  # values read from each of three tensors
 _RELATIVE_TOLERANCE = 0.02  # more than rounding to bfloat16, less than any other weights of the same shape
 _FULL = {"float32"}
 _ROUNDED = ("bfloat16", "float16")  # what weights are loaded in to save memory
+_SETTINGS = ("attention_heads", "key_value_heads", "hidden_act", "_eps")
 _KEPT = 16  # fingerprints in memory
 _MEASURED_OR_NAMES = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "id2label"}
 _MEASURED_OR_NAMES |= {"label2id", "class_names", "templates", "temperature", "rejection_threshold"}
@@ -178,17 +179,32 @@ def _digest(state: dict[str, torch.Tensor], dtype: torch.dtype | None) -> str:
 def fingerprint(model: nn.Module) -> str:
     """Identifies the weights of a backbone, as one line of text without spaces.
 
-    `v2:shapes:dtypes:float32:bfloat16:float16:samples`: a hash of names and shapes, the dtypes that weights have, a
-    hash of all values and two of what they are when they are loaded in bfloat16 and float16, and 24 values. Adapter
+    `v2:shapes:settings:dtypes:float32:bfloat16:float16:samples`: a hash of names and shapes, one of the settings that
+    change what the weights compute (heads, activations, epsilons), the dtypes that weights have, a hash of all values
+    and two of what they are when they are loaded in bfloat16 and float16, and 24 values. Adapter
     layers around modules are left out, as are modules that are saved with an adapter: it is that of the base weights.
     Empty hashes: weights on the meta device.
     """
     state = _state(model)
-    return ":".join(["v2", _shapes(state), _dtypes(state), *_hashes(model, state)])
+    return ":".join(["v2", _shapes(state), _settings(model), _dtypes(state), *_hashes(model, state)])
 
 
 def _shapes(state: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256("\n".join(f"{n} {tuple(t.shape)}" for n, t in state.items()).encode()).hexdigest()[:16]
+
+
+def _settings(model: nn.Module) -> str:
+    """Of the numbers and names in a configuration that no shape shows. Chosen by name: a field that a later version of
+    transformers adds must not make another backbone of the same one."""
+
+    def chosen(values: dict[str, Any]) -> dict[str, Any]:
+        parts = {name: chosen(value) for name, value in values.items() if isinstance(value, dict)}
+        own = {n: v for n, v in values.items() if str(n).endswith(_SETTINGS) and isinstance(v, int | float | str)}
+        return {name: part for name, part in parts.items() if part} | own
+
+    config = getattr(model, "config", None)
+    text = json.dumps(chosen(config.to_dict()) if config is not None else {}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _dtypes(state: dict[str, torch.Tensor]) -> str:
@@ -227,14 +243,14 @@ def compare_backbone(model: nn.Module, recorded: str) -> Comparison:
         ours = _first_form(model)
         same = ours[0] == parts[0] and _samples_agree(ours[1], parts[1])
         return Comparison(same, f"{_how_many(ours[1], parts[1])}: an earlier version saved it")
-    if kind != "v2" or len(parts) != 6:
+    if kind != "v2" or len(parts) != 7:
         raise ValueError(
             f"backbone_fingerprint: got {recorded!r}, want one that this version writes (v1: or v2: and hashes); "
             "upgrade with pip install -U hf-clip-variants"
         )
-    shapes, dtypes, exact, *rounded, samples = parts
+    shapes, settings, dtypes, exact, *rounded, samples = parts
     state = _state(model)
-    if shapes != _shapes(state):
+    if (shapes, settings) != (_shapes(state), _settings(model)):
         return Comparison(False)
     ours = _digest(state, torch.float32)
     if exact and ours == exact:

@@ -232,9 +232,10 @@ def _report(rng: random.Random, folder: Path):
         page, harmless = _Structure(), _Structure()
         page.feed(made(folder / "hostile", names, model, method))
         harmless.feed(made(folder / "harmless", ["first", "second"], "clip", "Method"))
-        # Curves of text that is measured differ in how they break lines, no more.
+        # A long legend leaves the axes less room, and so fewer numbers at them: parts of drawings are not counted.
+        drawn = r"/?(tspan|use|path|g|defs|text|clippath|rect|comment)\b"
         tags, expected = (
-            [tag for tag in each.tags if not re.match(r"/?(tspan|use|path|g|defs|text)\b", tag)]
+            [tag for tag in each.tags if not re.match(drawn, tag)]
             for each in (page, harmless)
         )
         if tags != expected:
