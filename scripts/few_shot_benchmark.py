@@ -37,11 +37,10 @@ from typing import Any
 
 from hf_clip_variants import embedded_model
 from hf_clip_variants.cli import in_words_of
-from hf_clip_variants.commands.adapt import use_all_cores
 from hf_clip_variants.commands.arguments import method_names, numbers, parse_overrides, words
 from hf_clip_variants.commands.interruption import exit_code, listening
 from hf_clip_variants.commands.options import reading as columns
-from hf_clip_variants.commands.output import prepare_libraries
+from hf_clip_variants.commands.output import prepare_libraries, use_all_cores
 from hf_clip_variants.data.images.labelled_sets import absolute_source
 from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.few_shot.protocols import PROTOCOLS, Plan, emoji_plans

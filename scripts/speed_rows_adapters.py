@@ -322,6 +322,144 @@ def clip_adapter_epoch(small: bool) -> Row:
     )
 
 
+class _Fit:
+    """A whole fit by `train_adapter` on cached features, and a loop in bare torch that does the same arithmetic.
+
+    The peer has what somebody would write who trains this one thing: no PEFT, no model around the text encoder, class
+    embeddings and unit-norm features made before the loop where they are constant, and the loss read once an epoch.
+    """
+
+    def __init__(self, small: bool, config, classes: int, shots: int, epochs: int, **recipe):
+        from peft import get_peft_model
+
+        from hf_clip_variants.data.images.feature_cache import Features
+        from hf_clip_variants.data.images.labelled_images import CachedImages
+        from hf_clip_variants.few_shot.recipes import COOP_TRAINER, Recipe
+
+        classes, shots, self.epochs = (4, 2, 2) if small else (classes, shots, epochs)
+        self.clip = make_clip(small)
+        self.classifier = make_classifier(self.clip).set_classes(imagenet_class_names()[:classes])
+        width = self.clip.config.projection_dim
+        features = torch.randn(1, classes * shots, width, generator=torch.Generator().manual_seed(0))
+        self.features, self.labels = features[0], torch.arange(classes * shots) % classes
+        self.images = CachedImages(Features(features, self.labels))
+        with torch.no_grad():
+            self.class_embeds = F.normalize(self.classifier.get_class_features(), dim=-1)
+            self.scale = self.clip.logit_scale.exp()
+        torch.manual_seed(0)
+        self.model = get_peft_model(self.classifier, config)
+        if hasattr(self.model.base_model, "build_cache"):
+            self.model.base_model.build_cache(self.features, self.labels)
+        self.config = self.model.peft_config["default"]
+        values = {"learning_rate": 2e-3, "views": 1, "batch_size": 32} | COOP_TRAINER | recipe
+        self.recipe = Recipe(method="fit", epochs=self.epochs, **values)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.start = [p.detach().clone() for p in self.parameters]
+
+    def ours(self):
+        from hf_clip_variants.few_shot.training_loop import train_adapter
+
+        with torch.no_grad():
+            for p, value in zip(self.parameters, self.start, strict=True):
+                p.copy_(value)
+        curve = train_adapter(
+            self.model,
+            self.images,
+            self.recipe.make_optimizer,
+            self.recipe.learning_rate_at,
+            epochs=self.epochs,
+            batch_size=self.recipe.batch_size,
+            seed=0,
+        )
+        return [torch.tensor(curve), *(p.detach().clone() for p in self.parameters)]
+
+    def bare(self, logits_of, unit_norm: bool = True):
+        """`logits_of(features (B, D), *parameters)` -> (B, C)."""
+        from hf_clip_variants.few_shot.training_loop import batches
+
+        own = [value.clone().requires_grad_() for value in self.start]
+        optimizer, curve = self.recipe.make_optimizer(own), []
+        features = F.normalize(self.features, dim=-1) if unit_norm else self.features
+        for epoch in range(self.epochs):
+            losses, plan = [], list(batches(len(features), self.recipe.batch_size, 0, epoch, False))
+            for step, rows in enumerate(plan):
+                optimizer.param_groups[0]["lr"] = self.recipe.learning_rate_at(epoch, step, len(plan))
+                loss = F.cross_entropy(logits_of(features[rows], *own), self.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach() * len(rows))
+            curve.append(float(torch.stack(losses).sum()) / len(features))
+        return [torch.tensor(curve), *(p.detach() for p in own)]
+
+    def row(self, what: str, logits_of, unit_norm: bool = True) -> Row:
+        return Row(
+            f"whole fit, {self.epochs} epochs of {len(self.features)} images, {len(self.class_embeds)} classes, "
+            f"batches of {self.recipe.batch_size}, {what}, width {self.features.shape[1]}, fp32",
+            {OURS: self.ours, "bare torch": lambda: self.bare(logits_of, unit_norm)},
+            {"bare torch": 1 / 1.3},
+            error=largest_relative_error,
+            tolerance=1e-4,
+        )
+
+
+def clip_adapter_fit(small: bool) -> Row:
+    from hf_clip_variants.adapters import CLIPAdapterConfig
+
+    fit = _Fit(small, CLIPAdapterConfig(), classes=50, shots=16, epochs=20)
+
+    def logits(features, down, up):
+        adapted = F.relu(F.linear(F.relu(F.linear(features, down)), up))
+        image = F.normalize(torch.lerp(features, adapted, fit.config.ratio), dim=-1)
+        return fit.scale * image @ fit.class_embeds.T
+
+    return fit.row("CLIP-Adapter", logits, unit_norm=False)
+
+
+def tip_adapter_f_fit(small: bool) -> Row:
+    from hf_clip_variants.adapters import TipAdapterConfig
+
+    optimizer = {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "batch_size": 256}
+    fit = _Fit(small, TipAdapterConfig(trainable_keys=True), classes=50, shots=4, epochs=20, **optimizer)
+    config, one_hot = fit.config, F.one_hot(fit.labels, len(fit.class_embeds)).float()
+
+    def logits(image, keys):
+        votes = (config.beta * (image @ keys.T - 1)).exp() @ one_hot
+        return config.logit_scale * image @ fit.class_embeds.T + config.alpha * votes
+
+    return fit.row("Tip-Adapter-F", logits)
+
+
+def linear_head_fit(small: bool) -> Row:
+    from hf_clip_variants.adapters import LinearHeadConfig
+
+    fit = _Fit(small, LinearHeadConfig(trainable=True), classes=50, shots=16, epochs=20)
+
+    def logits(image, weight, bias):
+        return fit.scale * image @ fit.class_embeds.T + fit.config.alpha * F.linear(image, weight, bias)
+
+    return fit.row("linear head", logits)
+
+
+def coop_fit(small: bool) -> Row:
+    """The peer's text side is our `encode_prompts`, planned once: what is compared is all that is around it."""
+    from hf_clip_variants.adapters import CoOpConfig
+    from hf_clip_variants.modeling.dual_encoders.prompt_encoding import encode_prompts, plan_prompts, pooled_token
+
+    fit = _Fit(small, CoOpConfig(), classes=10, shots=4, epochs=4)
+    text_model, prompts, count = fit.clip.text_model, fit.classifier.class_prompts, fit.config.num_context_tokens
+    ids = torch.cat([prompts.start_ids, prompts.placeholders(count), prompts.tail_ids], dim=1)
+    embeds = text_model.embeddings.token_embedding(ids).detach()
+    plan = plan_prompts(ids, pooled_token(text_model), 1 + count)
+
+    def logits(image, context):
+        spliced = [embeds[:, :1], context.expand(len(embeds), -1, -1), embeds[:, 1 + count :]]
+        text = fit.clip.text_projection(encode_prompts(text_model, ids, torch.cat(spliced, dim=1), plan=plan))
+        return fit.scale * image @ F.normalize(text, dim=-1).T
+
+    return fit.row("CoOp, 16 tokens, ViT-B text encoder", logits)
+
+
 ADAPTER_ROWS = {
     "cocoop_step": cocoop_step,
     "cocoop_batch_8": cocoop_batch_8,
@@ -330,4 +468,8 @@ ADAPTER_ROWS = {
     "maple_step": maple_step,
     "maple_text": maple_text,
     "clip_adapter_epoch": clip_adapter_epoch,
+    "clip_adapter_fit": clip_adapter_fit,
+    "tip_adapter_f_fit": tip_adapter_f_fit,
+    "linear_head_fit": linear_head_fit,
+    "coop_fit": coop_fit,
 }

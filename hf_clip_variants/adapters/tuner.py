@@ -7,9 +7,8 @@ strictly (no missing or unexpected tensor), and an adapter is tied to the backbo
 import copy
 import json
 import warnings
-from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,7 @@ from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone
 from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
-from .config_checks import check_fields, described_tensors, shown_fields
+from .config_checks import check_fields
 from .hidden_modules import AdapterConfigs, refuse_left_out
 from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
@@ -160,7 +159,13 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         for module in getattr(config, "modules_to_save", None) or ()
     }
     found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
-    expected = described_tensors(config, origin)
+    try:
+        expected = config.adapter_tensors()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
+            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
+        ) from error
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
@@ -169,40 +174,21 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(f"{origin}: {'; '.join(faults)} ({shown_fields(config)})")
+        raise ValueError(f"{origin}: {'; '.join(faults)} ({_fields_of(config)})")
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
                 f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)} "
-                f"({shown_fields(config)})"
+                f"({_fields_of(config)})"
             )
 
 
-def without_prefixes(
-    state_dict: Mapping[str, torch.Tensor], prefixes: tuple[str, ...] = ("module.", "prompt_learner.")
-) -> dict[str, torch.Tensor]:
-    """An official state dict without the prefixes that wrapper modules add to its names."""
-    tensors = {}
-    for name, tensor in state_dict.items():
-        for prefix in prefixes:
-            name = name.removeprefix(prefix)
-        tensors[name] = tensor
-    return tensors
-
-
-def check_keys(tensors: Mapping[str, torch.Tensor], expected: set[str]) -> None:
-    """Raises ValueError unless an official state dict has exactly the expected keys."""
-    missing, unknown = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
-    faults = [f"{len(n)} {kind} keys: {n[:5]}" for kind, n in (("missing", missing), ("unknown", unknown)) if n]
-    if faults:
-        raise ValueError(f"state_dict: {'; '.join(faults)}")
-
-
-def finite(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """The tensor in float32, detached. Raises ValueError if it holds NaN or infinity."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name}: not finite")
-    return tensor.detach().float().contiguous()
+def _fields_of(config: TunerConfig) -> str:
+    """The fields of the method itself, and the widths: what shapes follow from."""
+    shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths", "modules_to_save"}
+    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
+    values |= {"class_names": len(config.class_names)} if config.class_names else {}
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
@@ -485,7 +471,7 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
                 f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
-                f"adapter_config.json), or correct its fields ({shown_fields(config)})"
+                f"adapter_config.json), or correct its fields ({_fields_of(config)})"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)
@@ -689,8 +675,5 @@ __all__ = [
     "TunerLayer",
     "check_adapter_tensors",
     "check_class_names",
-    "check_keys",
-    "finite",
     "is_multi_label",
-    "without_prefixes",
 ]

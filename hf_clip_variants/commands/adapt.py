@@ -23,7 +23,7 @@ from .arguments import (
     parse_overrides,
 )
 from .options import DATA, RUNNING, TRAINING
-from .output import JsonOption, machine_output, prepare_libraries, say
+from .output import JsonOption, machine_output, prepare_libraries, say, use_all_cores
 
 
 FAILED = 1  # exit code when a method failed
@@ -113,6 +113,7 @@ def adapt(
             **options.FLAG,
         ),
     ] = False,
+    precision: options.Precision = "float32",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -167,10 +168,13 @@ def adapt(
     data = [*(sources or []), *([] if sources and from_file else data or [])]
     if not data:
         raise typer.BadParameter("got none; want DATA, such as a folder with one sub-folder per class", context)
+    if no_cache_features and precision != "float32":
+        raise ValueError(f"--precision: got {precision} with --no-cache-features; it is for features that are kept")
     arguments = check(data, model, out, methods, shots, seeds, test_data, templates, set, benchmark, device)
     arguments |= {
         "profile": profile,
         "cache_features": not no_cache_features,
+        "precision": precision,
         "reading": options.reading(image_column, label_column, class_names),
         "device": device,
     }
@@ -315,12 +319,3 @@ def print_plan(model: str, data: str | list[str], out: str, json: bool, **argume
         for name, text in describe(found).items():
             typer.echo(f"{name + ':':<13}{text}")
         typer.echo(f"Nothing was written. Without --dry-run, results go to {out}.")
-
-
-def use_all_cores() -> None:
-    """Use one thread per core of this process, unless OMP_NUM_THREADS is set: PyTorch may count fewer cores."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

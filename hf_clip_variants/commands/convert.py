@@ -11,7 +11,7 @@ from ..registry import checkpoint_entries
 from . import options
 from .arguments import check_model, check_name
 from .options import FLAG
-from .output import JsonOption, machine_output, prepare_libraries
+from .output import JsonOption, machine_output, prepare_libraries, use_all_cores
 
 
 SHOWN_DROPPED = 10
@@ -76,6 +76,7 @@ def convert(
         check_name("--method", method, checkpoint_entries())
     check_model("--base", given["base"])
     prepare_libraries(watched=not json)
+    use_all_cores()
     from ..conversion.convert import convert_checkpoint
 
     # Leave out flags that were not given: most formats refuse options that are not theirs.

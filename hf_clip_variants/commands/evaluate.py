@@ -8,7 +8,16 @@ import typer
 from . import options
 from .arguments import check_data, check_device, check_model, check_templates
 from .options import DATA, FLAG, MODEL, RUNNING
-from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, screen, title_and_rows
+from .output import (
+    JsonOption,
+    machine_output,
+    prepare_libraries,
+    progress_bar,
+    say,
+    screen,
+    title_and_rows,
+    use_all_cores,
+)
 from .predict import UNREADABLE
 
 
@@ -74,6 +83,7 @@ def evaluate(
         ),
     ] = None,
     batch_size: options.BatchSize = 64,
+    precision: options.Precision = "float32",
     device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
@@ -100,14 +110,18 @@ def evaluate(
     check_templates(templates)
     check_device(device)
     prepare_libraries(watched=not json)
+    use_all_cores()
     from ..data.images.class_labels import UnnamedLabels
     from ..data.images.labelled_images import LiveImages
     from ..data.images.labelled_sets import align_classes
     from ..data.images.sources import SeveralLabels, load_images
     from ..evaluation.image_prediction import predict
+    from ..evaluation.precision import use_precision
     from ..evaluation.prediction import load_for_prediction, was_made_for_several_labels
     from ..metrics.classification import accuracy, accuracy_by_class
 
+    if save is not None and precision != "float32":
+        raise ValueError(f"--precision: got {precision} with --save; the saved model is that of float32")
     reading = {"on_error": "skip", "empty_classes": "warn", "progress": not json}
     reading |= options.reading(image_column, label_column, class_names)
     source, shown = data if len(data) > 1 else data[0], ", ".join(data)
@@ -135,12 +149,13 @@ def evaluate(
 
         del reading["empty_classes"]
         reading |= {"label_columns": reading.pop("label_column", None)}
-        arguments = (common_classes, calibrate, save, batch_size, json)
+        arguments = (common_classes, calibrate, save, batch_size, precision, json)
         report_unreadable(evaluate_labels(source, split, reading, loading, *arguments))
         return
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
     loaded = loaded or load_for_prediction(**loading, default_class_names=images.class_names)
+    use_precision(loaded.model, precision, say)
     if common_classes:
         images = _only_classes_of(loaded, images, shown)
     images = align_classes(images, loaded.class_names, shown)
@@ -155,6 +170,7 @@ def evaluate(
     per_class = accuracy_by_class(predicted, labelled.labels, len(loaded.class_names))
     result = {
         "data": shown,
+        "precision": precision,
         "split": images.split,
         "images": len(images),
         "classes": len(loaded.class_names),

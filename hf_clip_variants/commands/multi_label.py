@@ -19,6 +19,7 @@ def evaluate_labels(
     calibrate: str | None,
     save: str | None,
     batch_size: int,
+    precision: str,
     json: bool,
 ) -> list[tuple[str, str]]:
     """Print the result; returns the images that could not be read, and why.
@@ -33,15 +34,18 @@ def evaluate_labels(
         recalibrated,
         score_labels,
     )
+    from ..evaluation.precision import use_precision
     from ..evaluation.prediction import load_for_prediction
 
     images = load_multi_label_images(data, split, **reading)
     if split is None and images.split == "train" and "test" in images.available_splits:
         images = images.load_split(split="test")
     loaded = load_for_prediction(**loading, several_labels=True, default_class_names=images.class_names)
+    use_precision(loaded.model, precision, say)
     names = loaded.class_names
     images = _of_the_model(images, names, data, common_classes)
     result: dict[str, Any] = {"data": data, "split": images.split, "images": len(images), "classes": len(names)}
+    result["precision"] = precision
     result["labels_per_image"] = float(images.labels.sum(1).mean())
     with progress_bar("Classifying", len(images)) as advance:
         said = score_labels(loaded.model, images, loaded.processor, batch_size, advance)

@@ -84,6 +84,15 @@ Device = Annotated[
 BatchSize = Annotated[
     int, typer.Option(min=1, metavar="N", help="Images in one pass of the model.", rich_help_panel=RUNNING)
 ]
+Precision = Annotated[
+    Literal["float32", "bf16", "int8"],
+    typer.Option(
+        metavar="NAME",
+        help="Of the frozen image encoder's linear layers: float32, int8 (on a CPU) or bf16 (where the processor has "
+        "it), which are faster. What they change is measured on the first images and printed.",
+        rich_help_panel=RUNNING,
+    ),
+]
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="An adapter: folder or Hub id. It names its model and classes.")
 ]

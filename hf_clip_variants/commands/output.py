@@ -47,6 +47,15 @@ def prepare_libraries(watched: bool = False) -> None:
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
+def use_all_cores() -> None:
+    """Use one thread per core of this process, unless OMP_NUM_THREADS is set: PyTorch may count fewer cores."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 class _PrintableLines(logging.Formatter):
     """For warnings, which name files."""
 

@@ -12,7 +12,7 @@ from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_r
 from . import options
 from .arguments import check_device, check_model, check_templates
 from .options import FLAG, RUNNING
-from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say
+from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -82,6 +82,7 @@ def predict(
         ),
     ] = None,
     batch_size: options.BatchSize = 32,
+    precision: options.Precision = "float32",
     device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
@@ -128,9 +129,12 @@ def predict(
     if out is not None and os.path.isdir(out):
         raise IsADirectoryError(f"--out: {out} is a folder; want a file")
     prepare_libraries(watched=not json)
+    use_all_cores()
+    from ..evaluation.precision import use_precision
     from ..evaluation.prediction import classify, find_images, load_for_prediction
 
     loaded = load_for_prediction(model, adapter, options.classes_to_choose_from(classes), templates, device, base=base)
+    use_precision(loaded.model, precision, say)
     several = loaded.several_labels
     top = top or (len(loaded.class_names) if several else 1)
     paths = list(find_images(inputs)) if inputs else find_images(_lines())

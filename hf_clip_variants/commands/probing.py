@@ -10,7 +10,7 @@ from . import options
 from .adapt import keep_common_classes
 from .arguments import check_data, check_device, check_model
 from .evaluate import print_accuracy, report_unreadable
-from .output import machine_output, progress_bar, say
+from .output import machine_output, progress_bar, say, use_all_cores
 
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def run_probe(
     from ..files.json_files import write_json
     from ..metrics.classification import accuracy, accuracy_by_class, mean_class_accuracy
 
+    use_all_cores()
     choose_device(device)
     reading = options.reading(image_column, label_column, class_names)
     source = train if len(train) > 1 else train[0]

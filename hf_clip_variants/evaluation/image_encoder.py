@@ -156,7 +156,9 @@ def _pooling(
     """`pixel_values` (B, 3, H, W) -> (B, D)."""
     name = type(model).__name__
     if family is not None and (features == "projected" or family.visual_projection is None):
-        return lambda pixels: family.image_features(model, pixels).pooler_output
+        return lambda pixels: family.pooled_image_features(model, pixels)
+    if family is not None and family.vision_classes:
+        return lambda pixels: family.pooled_image_features(model, pixels, project=False)
     is_dual = hasattr(model, "get_image_features")
     if is_dual and features == "projected":
         return lambda pixels: _vector(model.get_image_features(pixel_values=pixels))

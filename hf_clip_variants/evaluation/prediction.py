@@ -107,6 +107,7 @@ def load_for_prediction(
     if not classifier.config.templates:
         raise ValueError(f"class_names: {model} is a plain CLIP without classes; name them (--classes 'cat, dog')")
     loaded = loaded.to(device, torch.float32 if device.type == "cpu" else None).eval().requires_grad_(False)
+    classifier.faster_images = True
     if several_labels:
         classifier.config.problem_type = MULTI_LABEL
     several = classifier.config.problem_type == MULTI_LABEL

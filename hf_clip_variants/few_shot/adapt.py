@@ -23,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from ..data.images.labelled_sets import absolute_source
 from ..files.atomic_writes import staged_folder, write_atomically
 from ..files.json_files import digest, write_json
+from ..files.shared_weights import save_sharing_weights
 from ..metrics.classification import accuracy_by_class
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.clip_classifier.processing_clip_classifier import CLIPClassifierProcessor
@@ -80,6 +81,7 @@ def adapt(
     profile: str | None = None,
     benchmark: str | None = None,
     cache_features: bool = True,
+    precision: str = "float32",
     reading: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -91,7 +93,8 @@ def adapt(
     Writes a run folder: `results.json` (after every run), `report.html`, `base/` (the classifier),
     `adapters/<method>/<K>-shot/seed-<S>/` (what `PeftModel.from_pretrained` and the Hub take) and `predictions/`.
     `runs-0.jsonl` and `work/` are for going on after an interruption: called again with the same arguments, `adapt`
-    does the missing runs. Runs do not depend on each other or on their order, so the results are the same.
+    does the missing runs. Runs do not depend on each other or on their order, so the results are the same. Weights
+    that come unchanged from the Hub's cache are linked into `base/`, not copied; they stay when the cache is emptied.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
@@ -111,6 +114,8 @@ def adapt(
         benchmark: use the values published for this data set (`recipes.DATASETS`).
         cache_features: False: run the frozen image encoder at every step, as the official trainings do. Slower, with
             the same result.
+        precision: of the image encoder where it computes features: "float32", "bf16" or "int8" (`precision.py`).
+            Methods that train it, and saved files, have float32.
         reading: more arguments of `load_images` (`image_column`, `label_column`, `class_names`, `name`, `revision`).
         device: default: a GPU if there is one.
         progress: bars on standard error.
@@ -167,6 +172,7 @@ def adapt(
         "benchmark": benchmark,
         "cache_features": cache_features,
         "reading": dict(reading or {}),
+        **({} if precision == "float32" else {"precision": precision}),  # older run folders have no such setting
     }
     contents = {
         "model": digest(features_key(classifier.clip)),
@@ -206,6 +212,8 @@ def adapt(
             device=device,
             on_epoch=lambda label, done, total: detail("training" if label == "final" else "searching", done, total),
             on_features=detail,
+            precision=precision,
+            say=lambda text: bars.console.print(text, markup=False, highlight=False, soft_wrap=True),
         )
         runner.seconds_per_view = results["data"].get("seconds_per_view", 0.0)
         records, seconds, wanted = folder.records(), results["seconds"], [run.key for run in (zero_shot, *runs)]
@@ -245,6 +253,7 @@ def adapt(
 
         write("running")
         if not folder.has(records.get(zero_shot.key)):
+            runner.say_passes(task)
             measured = runner.zero_shot(task, finish) | asdict(runner.calibrate(task))
             records[zero_shot.key] = zero_shot.names | measured
             folder.append(records[zero_shot.key])
@@ -323,7 +332,7 @@ def _about_run(
             "skipped": [name for name, _ in draws.skipped],
             "seconds_per_view": runner.seconds_per_view,
             # Of training images, for all runs together.
-            "encoded_views": len(draws.rows) * sum(runner.views.values()) if settings["cache_features"] else 0,
+            "encoded_views": runner.passes(task),
             "test_sets": {
                 t.name: {
                     "images": len(t.images),
@@ -364,7 +373,9 @@ def _save_base(folder: RunFolder, classifier: CLIPClassifier, model: str | os.Pa
         return
     weights = sum(tensor.nbytes for tensor in classifier.state_dict().values())
     with staged_folder(folder.base, bytes_needed=weights) as stage:
-        classifier.save_pretrained(stage)
+        with torch.no_grad():
+            classifier.get_class_features()  # saved, too
+        save_sharing_weights(classifier, model, stage)
         CLIPClassifierProcessor.from_clip(str(model)).save_pretrained(stage)
 
 

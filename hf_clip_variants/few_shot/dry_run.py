@@ -6,19 +6,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 
 from ..data.images.image_set import ImageSet
 from ..evaluation.devices import choose_device
+from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
+from .drawn_views import DrawnViews, views_of_fit
 from .fitting import apply_overrides
 from .method import default_methods, few_shot_method
 from .recipes import Recipe, recipe
-from .runner import default_profile, overrides_by_method
+from .runner import default_profile, duration, overrides_by_method
 from .splits import divide, load_training
 
 
@@ -39,6 +43,7 @@ def plan(
     profile: str | None = None,
     benchmark: str | None = None,
     cache_features: bool = True,
+    precision: str = "float32",
     reading: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
@@ -66,14 +71,18 @@ def plan(
         for m in methods
         for k in shots
     }
-    cost = _measure(classifier, load_processor(model), train.select(draws.rows[:TIMED]))
+    reduced = reduce_precision(classifier, precision)
+    with nullcontext() if reduced is None else reduced.used():
+        cost = _measure(classifier, load_processor(model), train.select(draws.rows[:TIMED]))
     classes = len(train.class_names)
-    cached = [values for (m, _), values in recipes.items() if cache_features and not _trains_images(m)]
-    views = {"none": 1}
-    for values in cached:
-        views[values.augmentation] = max(views.get(values.augmentation, 0), values.views_needed)
+    drawn, cached = DrawnViews(), [m for m in methods if cache_features and not _trains_images(m)]
+    for m, (k, seed) in product(cached, draws.splits):
+        if (values := recipes[m, k]).augmentation != "none":
+            rows, on_split = draws.splits[k, seed].train, bool(validation and draws.splits[k, seed].validation)
+            labels = torch.from_numpy(train.labels[list(rows)])
+            drawn.add(values.augmentation, rows, views_of_fit(values, labels, seed, on_split, by_method[m]))
     tested = sum(len(each.images) for each in tests)
-    encoded = len(draws.rows) * sum(views.values()) if cached else 0
+    encoded = len(draws.rows) + len(drawn) if cached else 0
     shared = (encoded + tested) * cost.seconds_per_image
     seconds = dict.fromkeys(methods, 0.0)
     memory = 0.0
@@ -100,6 +109,7 @@ def plan(
         "training_images": {str(k): len(draws.splits[k, seeds[0]].train) for k in shots},
         "runs": len(methods) * len(shots) * len(seeds),
         "device": str(cost.device),
+        "image_encoder_passes": encoded + tested,
         "seconds": shared + sum(seconds.values()),
         "seconds_by_method": seconds,
         "memory_bytes": int(weights + features + memory),
@@ -174,7 +184,7 @@ def describe(plan: Mapping[str, Any]) -> dict[str, str]:
     tested = ", ".join(f"{name} {count}" for name, count in data["test_images"].items())
     images = ", ".join(f"{count} with {k} of each class" for k, count in plan["training_images"].items())
     unreadable = f", {len(data['unreadable'])} more cannot be read" if data["unreadable"] else ""
-    minutes = ", ".join(f"{name} {_duration(value)}" for name, value in plan["seconds_by_method"].items())
+    minutes = ", ".join(f"{name} {duration(value)}" for name, value in plan["seconds_by_method"].items())
     words = {
         "Images": f"{data['images']} in {data['classes']} classes: {', '.join(data['class_names'][:5])}"
         f"{', …' if data['classes'] > 5 else ''}{unreadable}",
@@ -182,7 +192,8 @@ def describe(plan: Mapping[str, Any]) -> dict[str, str]:
         "Test images": tested,
         "Runs": f"{plan['runs']}: {_count(plan['methods'], 'method')} x {_count(shots, 'number', ' of shots')} x "
         f"{_count(plan['seeds'], 'seed')}",
-        "Time": f"about {_duration(plan['seconds'])} on {plan['device']}, without searches ({minutes})",
+        "Features": f"{plan['image_encoder_passes']:,} passes of the image encoder, once for all runs",
+        "Time": f"about {duration(plan['seconds'])} on {plan['device']}, without searches ({minutes})",
         "Memory": f"about {plan['memory_bytes'] / 2**30:.1f} GiB, besides the libraries",
     }
     return words | ({"Note": "; ".join(plan["remarks"])} if plan["remarks"] else {})
@@ -190,16 +201,6 @@ def describe(plan: Mapping[str, Any]) -> dict[str, str]:
 
 def _count(values: Sequence[Any], singular: str, rest: str = "") -> str:
     return f"{len(values)} {singular}{'s' * (len(values) != 1)}{rest}"
-
-
-def _duration(seconds: float) -> str:
-    """
-    >>> _duration(3), _duration(200), _duration(9000)
-    ('3 s', '3 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 __all__ = ["describe", "plan"]

@@ -115,17 +115,22 @@ def validation_folds(
     """
     if validation is not None and len(validation):
         return [Fold(shots, validation, evidence, validation_evidence)]
-    place = _place_within_class(shots.labels)
+    return [
+        Fold(shots.select(kept), shots.plain.select(left), evidence.select(kept), evidence.select(left))
+        for kept, left in fold_rows(shots.labels)
+    ]
+
+
+def fold_rows(labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of the shots that each fold of a cross-validation keeps, and that it leaves out: see `validation_folds`."""
+    labels = labels.cpu()
+    place = _place_within_class(labels)
     count = min(int(place.max()) + 1, MAX_VALIDATION_SHOTS)
     if count < 2:
         return []
     fold_of = place % count
-    fold_of[torch.bincount(shots.labels.cpu())[shots.labels.cpu()] == 1] = -1  # learnt from in every fold
-    rows = [((fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]) for fold in range(count)]
-    return [
-        Fold(shots.select(kept), shots.plain.select(left), evidence.select(kept), evidence.select(left))
-        for kept, left in rows
-    ]
+    fold_of[torch.bincount(labels)[labels] == 1] = -1  # learnt from in every fold
+    return [((fold_of != fold).nonzero()[:, 0], (fold_of == fold).nonzero()[:, 0]) for fold in range(count)]
 
 
 def _place_within_class(labels: torch.Tensor) -> torch.Tensor:
@@ -390,7 +395,7 @@ def fit_adapter(
     ...     embedded_model(), class_names=train.class_names, templates="icons", dtype=torch.float32
     ... )
     >>> processor = CLIPClassifierProcessor.from_clip(embedded_model())
-    >>> encode = lambda pixels: classifier.get_image_features(pixels).pooler_output
+    >>> encode = classifier.pooled_image_features
     >>> images = CachedImages(compute_features(encode, train, processor, progress=False))
     >>> fitted = fit_adapter(classifier, "tip_adapter", Shots(images, images), overrides={"augmentation": "none"})
     >>> fitted.validation.kind, fitted.model.peft_config["default"].cache_size

@@ -32,7 +32,8 @@ class Recipe:
         warmup_epochs (`int`), warmup_learning_rate (`float`): constant, before the schedule ("coop" only).
         augmentation (`str`): of the training images; see `data.augmentation`.
         views (`int`): views of each image in training. The official code draws a new one in every epoch, which is
-            views = epochs.
+            views = epochs. Fewer views are faster on a CPU, but lose accuracy: 10 instead of 50 cost CLIP-Adapter 1.8
+            ± 1.7 points on 19 small tasks of emoji (styles fluent3d and notov1, embedded model, published recipe).
         few_shot_protocol (`str`), seeds (`tuple[int, ...]`): how the images are drawn; results are means over the
             seeds.
     """
@@ -60,9 +61,9 @@ class Recipe:
     search_fields: ClassVar[frozenset[str]] = frozenset()
 
     @property
-    def views_needed(self) -> int:
-        """Augmented views of an image that the whole fit uses."""
-        return self.views if self.epochs else 1
+    def first_views(self) -> int:
+        """How many views of each image, from the first on, the fit uses besides those that training draws."""
+        return 0
 
     @property
     def encoder_passes_per_image(self) -> int:

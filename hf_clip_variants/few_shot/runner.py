@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from ..data.augmentation.views import AugmentedViews
 from ..data.images.feature_cache import Features, compute_features
 from ..data.images.image_set import ImageSet
 from ..data.images.labelled_images import CachedImages, LabelledImages, LiveImages
@@ -24,11 +27,13 @@ from ..evaluation.calibration import Calibration, calibrate
 from ..evaluation.devices import choose_device
 from ..evaluation.finite_answers import check_answers
 from ..evaluation.image_prediction import class_logits, predict
+from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from ..modeling.dual_encoders.fingerprint import features_key
+from .drawn_views import DrawnViews, views_of_fit
 from .fitting import Shots, apply_overrides, fit_adapter
 from .method import few_shot_method
 from .protocols import RECIPE_PROTOCOLS, Evaluation, Plan, SetTemplates, Task
@@ -43,6 +48,7 @@ logger = logging.getLogger(__name__)
 TINY_PARAMETERS = 20_000_000
 VIEW_SEED = 0  # of augmented views; the same for all runs, so that they share features
 CACHED_BATCH, LIVE_BATCH = 1024, 64  # test images in one forward
+MANY_PASSES, TIMED_IMAGES = 200, 4  # from so many passes on, their time is said; images that are timed for that
 TOP = 5  # classes of each test image that are kept
 MANY_IMAGES = 256  # for more images than this, decoding in processes is worth their start on a GPU
 
@@ -79,9 +85,9 @@ class Run:
 class FewShotRunner:
     """Runs few-shot methods on one CLIP. Work that runs share is done once.
 
-    Methods that do not train the image encoder get features: of the training images, in as many views as any of the
-    methods uses, and of each test set. They are computed once and kept in `folder`, for other processes, too. Methods
-    that train the image encoder get pixels, in training and in tests.
+    Methods that do not train the image encoder get features: of the training images, in exactly those views that some
+    run draws (`drawn_views.py`), and of each test set. They are computed once and kept in `folder`, for other
+    processes, too. Methods that train the image encoder get pixels, in training and in tests.
 
     Args:
         model: a CLIP or a saved `CLIPClassifier`, folder or Hub id.
@@ -92,7 +98,9 @@ class FewShotRunner:
         cache_features: False: run the image encoder at every training step for every method.
         device: default: a GPU if there is one.
         on_epoch: called with (which training, epochs done, epochs) of the training that is running.
-        on_features: called with (title, images done, images) while features are computed.
+        on_features: called with (title, passes done, passes) while features are computed.
+        precision: of the image encoder where it computes features; see `reduce_precision`.
+        say: gets sentences about that.
 
     Raises:
         ValueError: an unknown method, profile or override.
@@ -112,6 +120,8 @@ class FewShotRunner:
         device: str | torch.device | None = None,
         on_epoch: Callable[[str, int, int], None] | None = None,
         on_features: Callable[[str, int, int], None] | None = None,
+        precision: str = "float32",
+        say: Callable[[str], None] = lambda text: None,
     ):
         self.folder, self.cache_features = Path(folder), cache_features
         self.on_epoch, self.on_features = on_epoch, on_features or (lambda title, done, total: None)
@@ -119,21 +129,27 @@ class FewShotRunner:
         self._overrides = overrides_by_method([few_shot_method(m).name for m in methods], overrides or {})
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)
+        self.classifier.faster_images = True
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self.key = features_key(self.classifier.clip)  # of the weights, as they are for all runs
-        self.views = {"none": 1}  # augmentation -> the largest number of views that a cached method uses
-        for method in (m for m in methods if not few_shot_method(m).trains_image_encoder):
-            for values in (self.recipe(task, method, k) for task in tasks for k in shots):
-                if values.augmentation != "none":
-                    wanted = max(self.views.get(values.augmentation, 0), values.views_needed)
-                    self.views[values.augmentation] = wanted
+        reduced = reduce_precision(self.classifier, precision, say)
+        self._say, self._encode = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
+        if reduced is not None:  # other features
+            self.key += f" {precision}"
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
         self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:
             drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
             for images, rows in drawn:
                 self._rows[id(images)] = sorted({*self._rows.get(id(images), ()), *rows})
+        self._drawn_views: dict[int, DrawnViews] = {id(task.train): DrawnViews() for task in tasks}
+        cached = [m for m in methods if cache_features and not few_shot_method(m).trains_image_encoder]
+        for task in tasks:
+            for (k, seed), method in product(sorted(task.draws.splits), cached):
+                if k in shots and (values := self.recipe(task, method, k)).augmentation != "none":
+                    rows, drawn = task.training_rows(k, seed), self._views_of_run(task, method, values, k, seed)
+                    self._drawn_views[id(task.train)].add(values.augmentation, rows, drawn)
         self._features: dict[Any, Features] = {}
         self.seconds_per_view = 0.0  # of the image encoder, where features were last computed
 
@@ -142,6 +158,33 @@ class FewShotRunner:
         protocol = RECIPE_PROTOCOLS[task.plan.protocol]
         published = recipe(method, shots, task.recipe_dataset, self.profile, protocol)
         return apply_overrides(few_shot_method(method), published, self._overrides[method])[0]
+
+    def _views_of_run(self, task: Task, method: str, values: Recipe, shots: int, seed: int) -> np.ndarray:
+        """(N, V) bool: the augmented views that a run draws from its N training images."""
+        labels = torch.from_numpy(task.train.labels[task.training_rows(shots, seed)])
+        on_split = bool(task.validation_rows(shots, seed))
+        return views_of_fit(values, labels, seed, on_split, self._overrides[method])
+
+    def passes(self, task: Task) -> int:
+        """Passes of the image encoder on the training images of all runs together, where their features are kept."""
+        return len(task.every_training_row) + len(self._drawn_views[id(task.train)]) if self.cache_features else 0
+
+    @torch.no_grad()
+    def say_passes(self, task: Task) -> None:
+        """Says how often the image encoder is going to run for features, and about how long that takes, if it is worth
+        the images that are timed for it."""
+        passes = self.passes(task) + sum(len(evaluation.images) for evaluation in task.evaluations)
+        if passes < MANY_PASSES:
+            return
+        images = task.train.select(task.every_training_row[:TIMED_IMAGES])
+        views = AugmentedViews(images, self.processor)
+        pixels = torch.cat([views[row] for row in range(len(views))]).to(self.device)
+        self._name_classes(task.class_names, task.templates)
+        self._encode(pixels[:1])  # kernels are chosen and memory is allocated
+        start = time.perf_counter()
+        self._encode(pixels).sum().item()
+        seconds = (time.perf_counter() - start) / len(pixels)
+        self._say(f"{passes:,} passes of the image encoder, about {duration(passes * seconds)} on {self.device}.")
 
     # ---- runs
 
@@ -173,7 +216,7 @@ class FewShotRunner:
         """Of CLIP without an adapter, on all images that some run learns from or validates on."""
         self._name_classes(task.class_names, task.templates)
         drawn = (task.train, task.every_training_row), (task.validation, task.every_validation_row)
-        sets = [CachedImages(self._drawn(*one), device=self.device) for one in drawn if one[1]]
+        sets = [CachedImages(self._plain(*one), device=self.device) for one in drawn if one[1]]
         logits = torch.cat([class_logits(self.classifier, images).logits for images in sets])
         return calibrate(logits, torch.cat([images.labels for images in sets]).to(logits.device))
 
@@ -207,8 +250,10 @@ class FewShotRunner:
             start = time.perf_counter()
             fixed = _why_classes_are_fixed(fitted.model)
             tests, predictions = self._test(task, fitted.model, row.trains_image_encoder, fixed)
-            count = 0 if row.trains_image_encoder else len(task.training_rows(shots, seed))
-            seconds = {"features": self.seconds_per_view * values.views_needed * count, **fitted.seconds}
+            count = encoded = 0 if row.trains_image_encoder else len(task.training_rows(shots, seed))
+            if count and values.augmentation != "none":
+                encoded = int(self._views_of_run(task, method, values, shots, seed).sum())
+            seconds = {"features": self.seconds_per_view * encoded, **fitted.seconds}
             seconds["test"] = time.perf_counter() - start
             record = self._record(method, row.title, tests, seconds, shots, seed) | {
                 "validation": asdict(fitted.validation),
@@ -269,11 +314,15 @@ class FewShotRunner:
     def _shots(self, task: Task, method: str, values: Recipe, shots: int, seed: int) -> Shots:
         rows = task.training_rows(shots, seed)
         if few_shot_method(method).trains_image_encoder or not self.cache_features:
-            images, plain = task.train.select(rows), (self.classifier, task.train.select(rows), self.processor)
-            views = values.augmentation, values.views_needed, values.views, VIEW_SEED, seed
-            return Shots(LiveImages(self.classifier, images, self.processor, *views), LiveImages(*plain))
-        views, plain = self._drawn(task.train, rows, values.augmentation), self._drawn(task.train, rows)
-        return Shots(CachedImages(views, values.views, seed, self.device), CachedImages(plain, device=self.device))
+            images = task.train.select(rows)
+            plain = LiveImages(self.classifier, images, self.processor)
+            total = max(values.views, values.first_views)
+            views = values.augmentation, total, values.views, VIEW_SEED, seed
+            return Shots(LiveImages(self.classifier, images, self.processor, *views), plain)
+        plain = CachedImages(self._plain(task.train, rows), device=self.device)
+        if values.augmentation == "none":
+            return Shots(plain, plain)
+        return Shots(self._augmented(task.train, rows, values, seed), plain)
 
     def _validation(self, task: Task, method: str, shots: int, seed: int) -> LabelledImages | None:
         rows = task.validation_rows(shots, seed)
@@ -281,12 +330,28 @@ class FewShotRunner:
             return None
         if few_shot_method(method).trains_image_encoder:
             return LiveImages(self.classifier, task.validation.select(rows), self.processor)
-        return CachedImages(self._drawn(task.validation, rows), device=self.device)
+        return CachedImages(self._plain(task.validation, rows), device=self.device)
 
-    def _drawn(self, images: ImageSet, rows: Sequence[int], augmentation: str = "none") -> Features:
-        every, views = self._rows[id(images)], self.views[augmentation]
-        title = f"Features of {len(every)} images" + (f" in {views} views" if views > 1 else "")
-        return self._computed(images, every, augmentation, title).select(np.searchsorted(every, rows))
+    def _plain(self, images: ImageSet, rows: Sequence[int]) -> Features:
+        """Features of the plain view."""
+        every = self._rows[id(images)]
+        return self._computed(images, every, title=f"Features of {len(every):,} images").select(
+            np.searchsorted(every, rows)
+        )
+
+    def _augmented(self, images: ImageSet, rows: Sequence[int], values: Recipe, seed: int) -> CachedImages:
+        """Features of the augmented views that some run draws."""
+        every, augmentation = self._rows[id(images)], values.augmentation
+        drawn = self._drawn_views[id(images)].lists(augmentation, every)
+        count = sum(map(len, drawn))
+        features = self._computed(images, every, augmentation, f"Features of {count:,} views", drawn)
+        place, end = {}, 0
+        for row, views in zip(every, drawn, strict=True):
+            place[row] = dict(zip(views, range(end, end := end + len(views)), strict=True))
+        total = max(values.views, values.first_views)
+        table = torch.tensor([[place[row].get(view, -1) for row in rows] for view in range(total)])
+        labels = torch.from_numpy(images.labels[list(rows)])
+        return CachedImages.of_views(features, table, labels, values.views, seed, self.device)
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         found = self.classifier.get_image_features(pixels).pooler_output
@@ -294,13 +359,18 @@ class FewShotRunner:
         return found
 
     def _computed(
-        self, images: ImageSet, rows: Sequence[int], augmentation: str = "none", title: str = "Features"
+        self,
+        images: ImageSet,
+        rows: Sequence[int],
+        augmentation: str = "none",
+        title: str = "Features",
+        drawn: list[list[int]] | None = None,
     ) -> Features:
         """Features of `rows`, from memory, from the folder or computed, by one process at a time."""
         key = (id(images), len(rows), augmentation)
         if key not in self._features:
             chosen = images if len(rows) == len(images) else images.select(rows)
-            views, folder = self.views[augmentation], self.folder / "features"
+            views, folder = 1 if drawn is None else 1 + max(map(max, filter(None, drawn))), self.folder / "features"
             folder.mkdir(parents=True, exist_ok=True)
             many = self.device.type == "cuda" and len(chosen) > MANY_IMAGES
             workers = min(8, os.cpu_count() or 1) if many else 0
@@ -312,7 +382,7 @@ class FewShotRunner:
                 self.on_features(title, done, total)
 
             # One process computes, the others wait and read.
-            with FileLock(folder / f".{digest([self.key, chosen.fingerprint, augmentation, views])}.lock"):
+            with FileLock(folder / f".{digest([self.key, chosen.fingerprint, augmentation, drawn])}.lock"):
                 self._features[key] = compute_features(
                     self._encode,
                     chosen,
@@ -320,6 +390,7 @@ class FewShotRunner:
                     views=views,
                     augmentation=augmentation,
                     seed=VIEW_SEED,
+                    drawn=drawn,
                     cache_dir=folder,
                     key=self.key,
                     device=self.device,
@@ -327,7 +398,7 @@ class FewShotRunner:
                     num_workers=workers,
                 )
             if computed:
-                self.seconds_per_view = (time.perf_counter() - start) / (views * computed)
+                self.seconds_per_view = (time.perf_counter() - start) / computed
         return self._features[key]
 
 
@@ -336,6 +407,16 @@ def _why_classes_are_fixed(model: torch.nn.Module) -> str | None:
     config = model.peft_config[model.active_adapter]
     ask = getattr(config, "why_classes_are_fixed", None)  # PEFT's own methods have no classes
     return None if ask is None else ask()
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(3), duration(200), duration(9000)
+    ('3 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def default_profile(classifier: CLIPClassifier) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -69,14 +71,16 @@ class TrainingState:
         return curve
 
 
-def batches(count: int, batch_size: int, seed: int, epoch: int, drop_last: bool) -> Iterator[torch.Tensor]:
-    """Row numbers of each batch of one epoch, in an order that depends on seed and epoch alone.
+def batches(
+    count: int, batch_size: int, seed: int, epoch: int, drop_last: bool, device: torch.device | str = "cpu"
+) -> Iterator[torch.Tensor]:
+    """Row numbers of each batch of one epoch, on `device`, in an order that depends on seed and epoch alone.
 
     With `drop_last` a smaller last batch is left out, unless it is the only one (as Dassl does, which the published
     recipes use).
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator).to(device)
     for rows in order.split(batch_size):
         if drop_last and len(rows) < batch_size <= count:
             return
@@ -113,41 +117,66 @@ def train_adapter(
 
     Raises:
         ValueError: nothing requires a gradient.
-        FloatingPointError: the loss is not finite; the message names epoch and learning rate.
+        FloatingPointError: the loss is not finite; raised at the end of the epoch, names epoch, step and learning
+            rate.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model: no parameter requires a gradient; nothing to train")
     optimizer = make_optimizer(parameters)
     curve = state.load(parameters, optimizer) if state is not None else []
-    count = len(inputs.labels)
+    count, device = len(inputs.labels), inputs.labels.device
     model.eval()  # no dropout in the frozen encoders; adapters behave the same in both modes
-    for epoch in range(len(curve), epochs):
-        plan = list(batches(count, batch_size, seed, epoch, drop_last))
-        total, seen = 0.0, 0
-        for step, rows in enumerate(plan):
-            learning_rate = learning_rate_at(epoch, step, len(plan))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            labels = inputs.labels[rows]
-            logits = model(**inputs.batch(rows, epoch)).logits
-            loss = F.cross_entropy(logits.float(), labels.to(logits.device))
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; "
-                    "a smaller one may help"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(rows)
-            seen += len(rows)
-        curve.append(total / seen)
-        if state is not None:
-            state.save(curve, parameters, optimizer)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, curve[-1])
+    classifier = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Where nothing on the text side is trained, class features are constants of the whole training.
+    with getattr(classifier, "class_features_held", nullcontext)():
+        for epoch in range(len(curve), epochs):
+            plan = list(batches(count, batch_size, seed, epoch, drop_last, device))
+            losses = []
+            for step, rows in enumerate(plan):
+                learning_rate = learning_rate_at(epoch, step, len(plan))
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                logits = _logits(model, classifier, inputs.batch(rows, epoch))
+                loss = F.cross_entropy(logits.float(), inputs.labels[rows].to(logits.device))
+                for parameter in parameters:  # as `zero_grad`, which takes as long as a small step's loss
+                    parameter.grad = None
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            curve.append(_mean_loss(losses, plan, epoch, learning_rate_at))
+            if state is not None:
+                state.save(curve, parameters, optimizer)
+            if on_epoch is not None:
+                on_epoch(epoch + 1, curve[-1])
     return curve
+
+
+def _logits(model: torch.nn.Module, classifier: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    if batch.keys() == {"image_features"} and hasattr(classifier, "logits_of"):
+        return classifier.logits_of(**batch)
+    return model(**batch).logits
+
+
+def _mean_loss(
+    losses: list[torch.Tensor],
+    plan: list[torch.Tensor],
+    epoch: int,
+    learning_rate_at: Callable[[int, int, int], float],
+) -> float:
+    """The mean over the images of an epoch, from the loss of each of its steps.
+
+    Read once an epoch: on a GPU each reading waits until all that was asked for is done.
+    """
+    values = torch.stack(losses).tolist()
+    for step, value in enumerate(values):
+        if not math.isfinite(value):
+            learning_rate = learning_rate_at(epoch, step, len(plan))
+            raise FloatingPointError(
+                f"the loss is {value} in epoch {epoch}, step {step}, with learning rate {learning_rate:g}; a smaller "
+                "one may help"
+            )
+    return sum(value * len(rows) for value, rows in zip(values, plan, strict=True)) / sum(map(len, plan))
 
 
 __all__ = ["TrainingState", "batches", "train_adapter"]

@@ -1,8 +1,8 @@
 """`CLIPClassifier`: a dual encoder that knows its classes, and the four places where adapters plug in."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
@@ -27,7 +27,7 @@ from .adapter_places import (
     PromptEmbedder,
     ensemble_prompts,
 )
-from .class_features import ClassFeatureCache, adapters_on, in_eval_mode, text_state
+from .class_features import ClassFeatureCache, HeldFeatures, adapters_on, in_eval_mode, text_state
 from .classification_loss import classification_loss
 from .configuration_clip_classifier import CLIPClassifierConfig
 from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
@@ -116,6 +116,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self.logit_head = LogitHead()
         self.label_calibration = self.new_label_calibration() if config.problem_type == MULTI_LABEL else None
         self._register_prompts(*self._placeholder_prompts())
+        # Whether `forward` may use `pooled_image_features`, whose last bits differ: the commands set it.
+        self.faster_images = False
         self._tokenizer = None
         self._kept = ClassFeatureCache()  # class_features.py says when what is valid
         self.post_init()
@@ -364,10 +366,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
 
         if self.prompt_embedder.depends_on_images:
             return encode()
-        if torch.is_grad_enabled() and any(p.requires_grad for m in text_side for p in m.parameters()):
+        if torch.is_grad_enabled() and self._text_side_is_trained():
             return encode()
-        state = text_state(text_side)
-        return self._kept.recent((state, key, device), text_side, encode_to_keep) if state else encode_to_keep()
+        state = self._kept.state_number(text_side)
+        kept = state is not None
+        return self._kept.recent((state, key, device), text_side, encode_to_keep) if kept else encode_to_keep()
 
     # ---- class features: (C, D), before the text adapter
 
@@ -408,7 +411,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                 "class features: the adapter makes prompts from each image; call the model with pixel_values or "
                 "image_features"
             )
-        if torch.is_grad_enabled() and any(p.requires_grad for m in self._text_side() for p in m.parameters()):
+        if input_ids is None and self._kept.held is not None:
+            return self._kept.held.features
+        if torch.is_grad_enabled() and self._text_side_is_trained():
             text_modules = self.family.text_modules(self.clip)
             trained = self.training and any(p.requires_grad for m in text_modules for p in m.parameters())
             if trained and not is_traced():
@@ -427,9 +432,37 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             return self.class_features
         return torch.compiler.disable(self._kept_class_features)(None)  # what a graph cannot know: adapters' features
 
+    @contextmanager
+    def class_features_held(self) -> Iterator[None]:
+        """Within the block class features are constants: computed once, and no forward looks whether something that
+        they depend on has changed. For training loops in which nothing on the text side is trained; where something
+        is, or where prompts are made from each image, the block changes nothing.
+
+        `set_classes`, moving the model and adding adapters end the hold. Weights that are written to, and adapters
+        that are switched, within the block are not seen.
+        """
+        follows_images = self.prompt_embedder.depends_on_images and not self.config.fixed_class_features
+        if self._kept.held is not None or follows_images or not self.config.templates or self._text_side_is_trained():
+            yield
+            return
+        with torch.no_grad():
+            features = self.get_class_features()
+            embeds = unit_norm(features) if type(self.text_feature_adapter) is FeatureAdapter else None
+        self._kept.held = HeldFeatures(features, embeds)
+        try:
+            yield
+        finally:
+            self._kept.held = None
+
+    def _text_side_is_trained(self) -> bool:
+        text_side = self._text_side()
+        if torch.compiler.is_compiling() or is_traced():  # a graph must not hold lists of modules
+            return any(p.requires_grad for m in text_side for p in m.parameters())
+        return self._kept.text_side(text_side).is_trained()
+
     def _kept_class_features(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         text_side = self._text_side()
-        state = text_state(text_side)
+        state = self._kept.state_number(text_side)
 
         def compute():
             with self._no_autocast(), in_eval_mode(text_side):
@@ -437,7 +470,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
                     return self._stored_features(text_side)
                 return self._encode(EmbeddedPrompts(input_ids))
 
-        if not state:
+        if state is None:
             with torch.no_grad():
                 return compute()
         labels = None if input_ids is None else self._kept.key_of_labels(input_ids)
@@ -482,6 +515,12 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
 
+    def pooled_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False):
+        """`get_image_features(...).pooler_output` (B, D) alone: up to rounding the same, and on a CPU without gradient
+        by a faster way (`image_encoding.py`)."""
+        self._check_pixels(pixel_values)
+        return self.family.pooled_image_features(self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding)
+
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -521,7 +560,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names: pass it to the PeftModel around this model, which mixes its adapters")
         hidden_states = attentions = None
-        if image_features is None:
+        recorded = kwargs or self.config.output_hidden_states or self.config.output_attentions
+        if image_features is None and self.faster_images and not recorded:
+            image_features = self.pooled_image_features(pixel_values, interpolate_pos_encoding)
+        elif image_features is None:
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
         else:
@@ -530,24 +572,11 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             text = self.config.text_config
             longest = text.max_position_embeddings if self.family.text_is_causal else None
             check_token_ids(input_ids, text.vocab_size, longest)
-        image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
-        if of_call is not None:
-            class_features = self._features_of_call(*of_call, image_embeds)
-        elif input_ids is None and self.prompt_embedder.depends_on_images:
-            class_features = self._encode_classes(image_embeds)
-        else:
-            class_features = self.get_class_features(input_ids)
-        class_embeds = unit_norm(self.text_feature_adapter(class_features)).to(image_embeds.device)
-        scale = self.family.logit_scale(self.clip).to(image_embeds.device)
-        logits = self.logit_head(image_embeds, class_embeds, scale)
-        bias = self.family.logit_bias(self.clip)
-        if bias is not None:
-            logits = logits + bias.to(logits)
+        image_embeds, class_embeds, scores = self._scores(image_features, input_ids, of_call)
         given = {"image_features": image_features} if pixel_values is None else {"pixel_values": pixel_values}
-        check_output(self, logits, **given)
-        scores = logits
-        if self.config.problem_type == MULTI_LABEL and input_ids is None:
-            logits = self._label_logits(scores, of_call is None or list(of_call[0].names) == self.class_names)
+        check_output(self, scores, **given)
+        own_classes = of_call is None or list(of_call[0].names) == self.class_names
+        logits = self._label_logits(scores, own_classes) if input_ids is None else scores
         loss = None
         if labels is not None:
             loss = classification_loss(logits, labels, self.config.problem_type)
@@ -557,7 +586,40 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             loss, logits, logits_per_image=scores, logits_per_text=scores.t(), **embeds, **inner
         )
 
+    def logits_of(self, image_features: torch.Tensor) -> torch.Tensor:
+        """`forward(image_features=...).logits` of (B, D) features and the stored classes, and nothing else: for loops
+        in which the arithmetic takes no longer than making the whole output does."""
+        check_features(image_features, self.config.projection_dim)
+        return self._label_logits(self._scores(image_features)[-1])
+
+    def _scores(
+        self,
+        image_features: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        of_call: tuple[NamedClasses, tuple] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, D) features -> (B, D) image embeddings, (C, D) or (B, C, D) class embeddings, (B, C) scores."""
+        image_embeds = unit_norm(self.image_feature_adapter(image_features.to(self.dtype)))
+        if of_call is not None:
+            class_features = self._features_of_call(*of_call, image_embeds)
+        elif input_ids is None and self.prompt_embedder.depends_on_images:
+            class_features = self._encode_classes(image_embeds)
+        else:
+            class_features = self.get_class_features(input_ids)
+        held = self._kept.held
+        if held is not None and held.embeds is not None and class_features is held.features:
+            class_embeds = held.embeds
+        else:
+            class_embeds = unit_norm(self.text_feature_adapter(class_features))
+        class_embeds = class_embeds.to(image_embeds.device)
+        scale = self.family.logit_scale(self.clip).to(image_embeds.device)
+        scores = self.logit_head(image_embeds, class_embeds, scale)
+        bias = self.family.logit_bias(self.clip)
+        return image_embeds, class_embeds, scores if bias is None else scores + bias.to(scores)
+
     def _label_logits(self, scores: torch.Tensor, own_classes: bool = True) -> torch.Tensor:
+        if self.config.problem_type != MULTI_LABEL:
+            return scores
         if self.label_calibration is not None and own_classes:
             return self.label_calibration(scores)
         has_bias = self.family.logit_bias(self.clip) is not None  # other classes, or `problem_type` was set later

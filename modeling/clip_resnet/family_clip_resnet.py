@@ -10,6 +10,7 @@ class CLIPResNetFamily(CLIPFamily):
     has_class_token = False
     has_fixed_image_size = False
     vision_layers = patch_norm = visual_projection = None
+    vision_classes = ()
     eval_when_frozen = ("vision_model",)
 
     @classmethod

@@ -29,7 +29,7 @@ def unit_norm(x: torch.Tensor) -> torch.Tensor:
     A row of zeros stays zero and gets gradient zero (`F.normalize` would give it the gradient divided by 1e-12).
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    norm = wide.norm(dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     is_zero = norm == 0
     # The inner `where` keeps 1 / 0 out of the gradient, the outer one makes it zero.
     return torch.where(is_zero, 0, wide / torch.where(is_zero, 1, norm)).to(x.dtype)
@@ -48,6 +48,7 @@ def _module(name: str) -> ModuleType | None:
 # How prompts with learned vectors are encoded, and many prompts fast. Only where the package is installed: code that
 # was exported with a model holds no adapters, and encodes plain prompts in whole rows.
 _prompt_encoding = _module(f"{__package__}.prompt_encoding")
+_image_encoding = _module(f"{__package__}.image_encoding")  # images on a CPU, faster; likewise
 
 
 class CLIPFamily:
@@ -80,6 +81,9 @@ class CLIPFamily:
     vision_layers: str | None = "vision_model.encoder.layers"  # None: no transformer, no place for visual prompts
     patch_norm: str | None = "vision_model.pre_layrnorm"  # between the embeddings and the first layer
     visual_projection: str | None = "visual_projection"
+    # Names of the classes of the image encoder, its stack of layers, a layer, its attention and its MLP, where it is
+    # built as CLIP's and pools the class token (`image_encoding.py`). Empty: another kind of encoder.
+    vision_classes: tuple[str, ...] = ("VisionModel", "Encoder", "EncoderLayer", "Attention", "MLP")
 
     # ---- classes and configurations
 
@@ -90,6 +94,12 @@ class CLIPFamily:
     @classmethod
     def model_class(cls) -> type[nn.Module]:
         return cls._load("Model")
+
+    @classmethod
+    def part_class(cls, name: str) -> type[nn.Module]:
+        """A class of the family's modeling file, by its name without the family's prefix."""
+        file = f"{cls.module}.modeling_{cls.module.rpartition('.')[2]}"
+        return getattr(importlib.import_module(file), cls.prefix + name)
 
     @classmethod
     def sub_config_class(cls, part: str) -> type:
@@ -174,6 +184,22 @@ class CLIPFamily:
     def image_features(model: nn.Module, pixel_values: torch.Tensor, **kwargs):
         """The model's own `get_image_features`: its `pooler_output` is (B, D), not normalised."""
         return model.get_image_features(pixel_values=pixel_values, **kwargs)
+
+    @classmethod
+    def pooled_image_features(
+        cls,
+        model: nn.Module,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        project: bool = True,
+    ) -> torch.Tensor:
+        """`image_features(...).pooler_output` (B, D) alone: up to rounding the same, and faster on a CPU without
+        gradient. `project=False`: (B, image width) before the projection, for families that have one."""
+        if _image_encoding is None or _image_encoding.why_own_forward(cls, model, pixel_values) is not None:
+            options = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
+            output = cls.image_features(model, **options) if project else model.vision_model(**options)
+            return output.pooler_output
+        return _image_encoding.encode_images(cls, model, pixel_values, interpolate_pos_encoding, project)
 
     # ---- logits
 

@@ -19,6 +19,7 @@ class ChineseCLIPFamily(CLIPFamily):
     eval_when_frozen = ("text_model",)
     token_embedding = "text_model.embeddings.word_embeddings"
     text_layers = "text_model.encoder.layer"
+    vision_classes = ("VisionModel", "VisionEncoder", "VisionLayer", "VisionAttention", "VisionMLP")
 
     @staticmethod
     def context_length(config) -> int:

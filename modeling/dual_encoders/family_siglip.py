@@ -19,6 +19,7 @@ class SiglipFamily(CLIPFamily):
     num_start_tokens = 0
     has_class_token = False
     text_projection = visual_projection = patch_norm = None
+    vision_classes = ()
 
     @staticmethod
     def joint_width(config) -> int:

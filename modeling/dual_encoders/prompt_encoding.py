@@ -317,7 +317,7 @@ def encode_prompts(
         )
     check_prefix(prefix_embeds, inputs_embeds, input_ids)
     embeddings = text_model.embeddings
-    plain_embeddings = type(embeddings) is classes["TextEmbeddings"] and not _is_intercepted(embeddings)
+    plain_embeddings = type(embeddings) is classes["TextEmbeddings"] and not is_intercepted(embeddings)
     ids_tell_embeddings = inputs_embeds is None and plain_embeddings
     if plan is None:
         if shared_prefix is None:
@@ -505,16 +505,16 @@ def _run_layer(layer, hidden, mask, queries=None):
     """
     attention = layer.self_attn
     normed = layer.layer_norm1(hidden)
-    key, value = (_split_heads(project(normed), attention) for project in (attention.k_proj, attention.v_proj))
+    key, value = (split_heads(project(normed), attention) for project in (attention.k_proj, attention.v_proj))
     if queries is not None:
         hidden, normed = hidden[queries], normed[queries]
-    query = _split_heads(attention.q_proj(normed), attention)
+    query = split_heads(attention.q_proj(normed), attention)
     context = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype), scale=attention.scale)
     hidden = hidden + attention.out_proj(context.transpose(1, 2).flatten(2))
     return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
-def _split_heads(states, attention):
+def split_heads(states, attention):
     return states.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
 
@@ -527,7 +527,7 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
     config = text_model.config
     if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
         return "the configuration asks to record hidden states or attentions"
-    if _is_intercepted(text_model):
+    if is_intercepted(text_model):
         return "the text model has a hook or a patched forward"
     if text_model.training and hasattr(text_model.embeddings.token_embedding, "neftune_noise_alpha"):
         return "noise is added to token embeddings, and its size follows from the length of a prompt"
@@ -539,7 +539,7 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
     for module, kind in bypassed:
         if type(module) is not kind:
             return f"a {kind.__name__} was replaced by a {type(module).__name__}"
-        if _is_intercepted(module):
+        if is_intercepted(module):
             return f"a {kind.__name__} has a hook or a patched forward"
         if kind is classes["Attention"] and module.training and module.dropout > 0:
             return "attention dropout is on"
@@ -548,7 +548,7 @@ def why_own_layers(text_model: CLIPTextModel) -> str | None:
     return None
 
 
-def _is_intercepted(module: nn.Module) -> bool:
+def is_intercepted(module: nn.Module) -> bool:
     hooks = [
         *module._forward_hooks.values(),
         *module._forward_pre_hooks.values(),

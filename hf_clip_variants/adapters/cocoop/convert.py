@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from ..checkpoint_format import LEARNED_CONTEXT, META_NET, AdapterFormat, Signature
-from ..tuner import check_keys, finite, without_prefixes
+from ..official_tensors import check_keys, finite, without_prefixes
 from .config import CoCoOpConfig
 
 

@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from ..prompts.initial_vectors import check_count
 from ..tuner import TunerConfig
 
 
 ClassTokenPosition = Literal["end", "middle", "front"]
 DEFAULT_NUM_CONTEXT_TOKENS = 16
+MANY_CLASSES = 512  # the activations of their prompts are 0.8 GB with the text encoder of ViT-B
+CHUNK_SIZE = 512
 
 
 @dataclass
@@ -30,6 +33,9 @@ class CoOpConfig(TunerConfig):
             or before it ("front").
         class_specific (`bool`): Train one context per class (CSC) instead of one for all classes. The adapter then
             works only with these classes.
+        text_chunk_size (`int`, *optional*): In training, encode this number of tokens at a time, and recompute them in
+            the backward pass instead of keeping their activations: memory that does not grow with the classes, for
+            half more time. 0: keep everything. Default: 512 with more than 512 classes, else 0.
 
     Raises:
         ValueError: an invalid value, or `num_context_tokens` differs from the number of tokens of the words.
@@ -68,6 +74,13 @@ class CoOpConfig(TunerConfig):
     class_specific: bool = field(
         default=False, metadata={"help": "Train one context per class instead of one for all."}
     )
+    text_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens to encode at a time in training, recomputed in the backward pass: less memory. "
+            "0: keep all. Default: 512 with more than 512 classes."
+        },
+    )
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
@@ -87,6 +100,8 @@ class CoOpConfig(TunerConfig):
             self.num_context_tokens = DEFAULT_NUM_CONTEXT_TOKENS
         if self.num_context_tokens is not None and self.num_context_tokens < 1:
             raise ValueError(f"num_context_tokens: {self.num_context_tokens}, expected at least 1")
+        if self.text_chunk_size is not None:
+            check_count("text_chunk_size", self.text_chunk_size, least=0)
 
     def set_context_ids(self, ids: list[int]) -> None:
         """Makes the context start from these tokens.
@@ -104,6 +119,12 @@ class CoOpConfig(TunerConfig):
         if not ids:
             raise ValueError("context_init_ids: empty, expected at least one token")
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
+
+    def chunk_size(self, num_classes: int) -> int | None:
+        """Tokens that are encoded at a time in training; None: all, and their activations are kept."""
+        if self.text_chunk_size is not None:
+            return self.text_chunk_size or None
+        return CHUNK_SIZE if num_classes > MANY_CLASSES else None
 
     def context_shape(self, width: int) -> tuple[int, ...]:
         """(M, d), or (C, M, d) if class-specific."""

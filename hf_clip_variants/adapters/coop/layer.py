@@ -221,6 +221,8 @@ class PromptEmbedderWithContext(CoOpLayer):
         # context itself. Positions are added later, as in the official code.
         layout = (name_lengths, config.class_token_position)
         words = token_embedding(torch.cat([start_ids, tail_ids], dim=1))
+        # Only where there is a backward pass: elsewhere nothing is kept, and large products are faster.
+        trained = context.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_exporting()
         return dataclasses.replace(
             embedded,
             input_ids=splice(start_ids, placeholders, tail_ids, *layout),
@@ -229,6 +231,7 @@ class PromptEmbedderWithContext(CoOpLayer):
             shared_prefix=shared_prefix_length(
                 config.num_context_tokens, config.class_token_position, config.class_specific, starts
             ),
+            max_tokens_per_chunk=config.chunk_size(len(tail_ids)) if trained else None,
         )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..checkpoint_format import COUPLING, META_NET, AdapterFormat, Signature
+from ..official_tensors import finite
 from ..prompts.initial_vectors import stack_layers
 from ..prompts.official_layouts import vision_prompts
-from ..tuner import finite
 from .config import IVLPConfig
 
 

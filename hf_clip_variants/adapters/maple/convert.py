@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..checkpoint_format import COUPLING, LEARNED_CONTEXT, AdapterFormat, Signature
+from ..official_tensors import check_keys, finite
 from ..prompts.initial_vectors import stack_layers
-from ..tuner import check_keys, finite
 from .config import MaPLeConfig
 
 

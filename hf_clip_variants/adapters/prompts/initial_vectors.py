@@ -10,7 +10,8 @@ from torch import nn
 
 from hf_clip_variants.modeling.dual_encoders.offloading import device_of, weight_of
 
-from ..tuner import Base, TunerConfig, finite
+from ..official_tensors import finite
+from ..tuner import Base, TunerConfig
 
 
 INIT_STD = 0.02  # standard deviation of vectors that do not start from words (Zhou et al. 2022)

@@ -45,8 +45,8 @@ class TipAdapterRecipe(Recipe):
     search_fields: ClassVar[frozenset[str]] = frozenset({"search_scale", "search_step"})
 
     @property
-    def views_needed(self) -> int:
-        return max(super().views_needed, self.cache_views)
+    def first_views(self) -> int:
+        return self.cache_views
 
     @property
     def encoder_passes_per_image(self) -> int:
@@ -121,7 +121,7 @@ def fit_tip_adapter(fit: Fit) -> tuple[PeftModel, dict[str, Any]]:
         return TipAdapterConfig(**(start | given), trainable_keys=trained, **fit.config)
 
     def fill(model: PeftModel, shots: Shots, label: str) -> list[float]:
-        keys = shots.training.all_features()[: values.cache_views]
+        keys = shots.training.all_features(values.cache_views)
         model.base_model.build_cache(keys, shots.labels, allow_missing_classes=label != "final")
         return fit.train(model, shots.training, label) if trained else []
 

@@ -6,8 +6,8 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 from ..checkpoint_format import LEARNED_CONTEXT, AdapterFormat, Signature
+from ..official_tensors import check_keys, finite, without_prefixes
 from ..prompts.official_layouts import is_vision_prompt, vision_prompts
-from ..tuner import check_keys, finite, without_prefixes
 from .config import VPTConfig
 
 

@@ -162,7 +162,9 @@ class AugmentedViews(torch.utils.data.Dataset):
     def _to_rgb(self, image) -> torch.Tensor:
         """uint8 (3, height, width) at full size: what the processor does about modes and alpha, and nothing else."""
         off = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
-        return torch.as_tensor(self.processor(images=[image], return_tensors="pt", **off)["pixel_values"][0])
+        rgb = torch.as_tensor(self.processor(images=[image], return_tensors="pt", **off)["pixel_values"][0])
+        # Channels last in memory: torchvision's uint8 kernel resizes those in one pass, to the same bits.
+        return rgb.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
     def _crop(self, rgb: torch.Tensor, name: str, number: int) -> torch.Tensor:
         generator = view_generator(self.seed, number, name)

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -150,6 +152,7 @@ def compute_features(
     views: int = 1,
     augmentation: str | Augmentation | None = "none",
     seed: int = 0,
+    drawn: Sequence[Sequence[int]] | None = None,
     batch_size: int = 64,
     cache_dir: str | os.PathLike | None = None,
     key: str | None = None,
@@ -171,17 +174,20 @@ def compute_features(
         image_set ([`ImageSet`]): N images.
         processor: see [`AugmentedViews`], as for `augmentation` and `seed`.
         views (`int`): V. One view per epoch is exact for V = epochs; Tip-Adapter's cache uses 10.
+        drawn (*optional*): of each image, the views that are encoded, in ascending order, and no others: N lists of
+            numbers from 0 to V-1. The result then has one view of P samples, each a view of an image, image by image.
         batch_size (`int`): images x views in one call of `encode`, about.
         cache_dir (path, *optional*): keep the features in this folder. It may be read-only.
         key (`str`, *optional*): says which weights `encode` stands for (a fingerprint of the encoder); required with
             `cache_dir`.
-        progress: `True` shows a bar, a function is called with (images done, N).
+        progress: `True` shows a bar, a function is called with (images done, N), or with `drawn` (views done, P).
         dtype: of the result. `torch.float16` halves the file.
         device: where `pixel_values` go; default: they stay on the CPU.
-        num_workers (`int`): processes that decode and augment; the result is the same for any number.
+        num_workers (`int`): processes that decode and augment, or 0 for threads of this one; the result is the same
+            for any number.
 
     Returns:
-        [`Features`] with `features` (V, N, D), on the CPU.
+        [`Features`] with `features` (V, N, D), or with `drawn` (1, P, D), on the CPU.
 
     Raises:
         ValueError: `cache_dir` without `key`, no images, features that are not (B, D) or not finite (the image is
@@ -203,6 +209,7 @@ def compute_features(
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}; want at least 1")
     source = AugmentedViews(image_set, processor, views, augmentation, seed)
+    plan = _Plan(source, drawn)
     description = store = digest = None
     if key is not None:
         description = {
@@ -212,6 +219,7 @@ def compute_features(
             "pictures": image_set.fingerprint,  # the name is part of the key of existing files
             **source.describe(),
             "dtype": str(dtype),
+            **({} if drawn is None else {"drawn": FeatureStore.key({"drawn": list(map(list, drawn))})}),
         }
         digest = FeatureStore.key(description)
     elif cache_dir is not None:
@@ -220,33 +228,88 @@ def compute_features(
         store = FeatureStore(cache_dir)
 
     count = len(image_set)
-    labels = torch.from_numpy(image_set.labels.copy())
-    features = store.load(description, shape=(views, count, None)) if store else None
+    features = store.load(description, shape=plan.shape(range(count))) if store else None
     if features is None:
-        features = _run(encode, source, store, description, batch_size, progress, dtype, device, num_workers)
+        features = _run(encode, plan, store, description, batch_size, progress, dtype, device, num_workers)
         if store:
             saved = store.save(description, features)
             for start in range(0, count, SHARD_IMAGES) if saved else ():
                 store.remove(description, f"-{start:08d}")
-    return Features(features, labels, tuple(image_set.class_names), tuple(image_set.ids), digest)
+    labels, ids = torch.from_numpy(image_set.labels.copy()), tuple(image_set.ids)
+    if drawn is not None:
+        rows = [row for row, numbers in enumerate(drawn) for _ in numbers]
+        labels, ids = labels[rows], tuple(ids[row] for row in rows)
+    return Features(features, labels, tuple(image_set.class_names), ids, digest)
 
 
-def _run(encode, source, store, description, batch_size, progress, dtype, device, num_workers) -> torch.Tensor:
-    """(V, N, D), shard by shard."""
-    count, shards = len(source), []
-    with _Progress(progress, count) as report:
+class _Plan(torch.utils.data.Dataset):
+    """Which views of which images are encoded; as a data set: pixels (v, 3, H, W) of the v views of one image."""
+
+    def __init__(self, source: AugmentedViews, drawn: Sequence[Sequence[int]] | None):
+        self.source, self.drawn = source, drawn
+        if drawn is None:
+            return
+        known = set(range(source.num_views))
+        fits = len(drawn) == len(source) and all(list(one) == sorted(known.intersection(one)) for one in drawn)
+        if not fits or not any(drawn):
+            raise ValueError(
+                f"drawn: want a list of views for each of {len(source)} images, numbers from 0 to "
+                f"{source.num_views - 1} in ascending order, and at least one of them"
+            )
+
+    def numbers(self, row: int) -> Sequence[int]:
+        return range(self.source.num_views) if self.drawn is None else self.drawn[row]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self.source.views(row, self.numbers(row))
+
+    def shape(self, rows: Sequence[int]) -> tuple[int, int, None]:
+        if self.drawn is None:
+            return self.source.num_views, len(rows), None
+        return 1, sum(len(self.numbers(row)) for row in rows), None
+
+    def as_result(self, encoded: torch.Tensor) -> torch.Tensor:
+        """(views, D), image by image, all views of an image together -> (V, images, D) or (1, views, D)."""
+        if self.drawn is not None:
+            return encoded[None]
+        return encoded.unflatten(0, (-1, self.source.num_views)).transpose(0, 1).contiguous()
+
+    def batches(self, rows: Sequence[int], batch_size: int) -> list[list[int]]:
+        """Images that are read together: about `batch_size` views, at least one image."""
+        found, views = [], batch_size
+        for row in rows:
+            count = len(self.numbers(row))
+            if not count:
+                continue
+            if views + count > batch_size:
+                found.append([])
+                views = 0
+            found[-1].append(row)
+            views += count
+        return found
+
+
+def _run(encode, plan, store, description, batch_size, progress, dtype, device, num_workers) -> torch.Tensor:
+    """(V, N, D) or (1, P, D), shard by shard."""
+    count, shards = len(plan), []
+    with _Progress(progress, plan.shape(range(count))[1]) as report:
         for start in range(0, count, SHARD_IMAGES):
             rows, part = range(start, min(start + SHARD_IMAGES, count)), f"-{start:08d}"
+            if not any(len(plan.numbers(row)) for row in rows):
+                continue
             # Shards exist so that an interrupted run can go on. A set that fits into one shard needs none: its final
             # file follows at once.
             keep = store is not None and count > SHARD_IMAGES
-            shard = store.load(description, part, (source.num_views, len(rows), None)) if keep else None
+            shard = store.load(description, part, plan.shape(rows)) if keep else None
             if shard is None:
-                shard = _encode(encode, source, rows, batch_size, report, dtype, device, num_workers)
+                shard = _encode(encode, plan, rows, batch_size, report, dtype, device, num_workers)
                 if keep:
                     store.save(description, shard, part)
             else:
-                report(len(rows))
+                report(shard.shape[1])
             shards.append(shard)
     widths = {shard.shape[2] for shard in shards}
     if len(widths) > 1:
@@ -255,18 +318,18 @@ def _run(encode, source, store, description, batch_size, progress, dtype, device
 
 
 @torch.no_grad()
-def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers) -> torch.Tensor:
-    """(V, len(rows), D)"""
-    subset = torch.utils.data.Subset(source, list(rows))
-    views, parts, done = source.num_views, [], 0
-    # The loader draws a seed for its workers. It gets its own generator, so that a training that follows does not
-    # depend on whether the features were computed or read.
-    loader = torch.utils.data.DataLoader(
-        subset, max(1, batch_size // views), num_workers=num_workers, generator=torch.Generator()
-    )
-    for batch in loader:
-        images = batch.shape[0]
-        pixel_values = batch.flatten(0, 1)
+def _encode(encode, plan, rows, batch_size, report, dtype, device, num_workers) -> torch.Tensor:
+    """(V, len(rows), D), or (1, their views, D)"""
+    parts, batches = [], plan.batches(rows, batch_size)
+    if num_workers:
+        # The loader draws a seed for its workers. It gets its own generator, so that a training that follows does not
+        # depend on whether the features were computed or read.
+        loader = torch.utils.data.DataLoader(
+            plan, batch_sampler=batches, num_workers=num_workers, generator=torch.Generator(), collate_fn=torch.cat
+        )
+    else:
+        loader = _read_ahead(plan, batches)
+    for batch, pixel_values in zip(batches, loader, strict=True):
         pieces = pixel_values.split(max(batch_size, 1))  # one image may have more views than fit into a batch
         encoded = [encode(piece if device is None else piece.to(device, non_blocking=True)) for piece in pieces]
         for piece, output in zip(pieces, encoded, strict=True):
@@ -275,17 +338,31 @@ def _encode(encode, source, rows, batch_size, report, dtype, device, num_workers
                 raise ValueError(
                     f"encode: gave {got} for pixel_values {tuple(piece.shape)}; want a tensor ({len(piece)}, D)"
                 )
-        # Rows are image by image, all views of an image together: (images * views, D).
         output = torch.cat([piece.to(device="cpu", dtype=dtype) for piece in encoded])
         finite = output.isfinite().all(dim=1)
         if not finite.all():
-            row = rows[done + int((~finite).nonzero()[0]) // views]
-            name = source.image_set.ids[row]
+            row = [row for row in batch for _ in plan.numbers(row)][int((~finite).nonzero()[0])]
+            name = plan.source.image_set.ids[row]
             raise ValueError(f"encode: features of images[{row}] {name!r} are not finite in {dtype}")
-        parts.append(output.unflatten(0, (images, views)).transpose(0, 1))
-        done += images
-        report(images)
-    return torch.cat(parts, dim=1).contiguous()
+        parts.append(output)
+        report(len(batch) if plan.drawn is None else len(output))
+    return plan.as_result(torch.cat(parts))
+
+
+def _read_ahead(plan: _Plan, batches: Sequence[list[int]]) -> Iterator[torch.Tensor]:
+    """Pixels of each batch, which threads read while the encoder runs on the one before."""
+    threads = min(8, os.cpu_count() or 1)
+    waiting: deque[list[Future]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for batch in batches:
+                waiting.append([pool.submit(plan.__getitem__, row) for row in batch])
+                if len(waiting) == 2:
+                    yield torch.cat([future.result() for future in waiting.popleft()])
+            for left in waiting:
+                yield torch.cat([future.result() for future in left])
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _configuration(processor: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +25,8 @@ class LabelledImages(Protocol):
     def batch(self, rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
         """Keyword arguments of the classifier's forward for the images `rows` (B,), each in the view of `epoch`."""
 
-    def all_features(self) -> torch.Tensor:
-        """(V, N, D) un-normalised features."""
+    def all_features(self, views: int | None = None) -> torch.Tensor:
+        """(V, N, D) un-normalised features; with `views`, of that many views, the first ones."""
 
     def select(self, rows: torch.Tensor) -> LabelledImages:
         """The images `rows`, in that order."""
@@ -49,27 +48,64 @@ class CachedImages:
     """
 
     def __init__(self, features: Features, num_views: int | None = None, seed: int = 0, device: Any = None):
-        self._source = replace(
-            features, features=features.features.to(device, torch.float32), labels=features.labels.to(device)
-        )
-        self.num_views = min(num_views or features.num_views, features.num_views)
-        self.seed = seed
-        self.labels = self._source.labels
+        table = features.features.flatten(0, 1)  # (V N, D)
+        place = torch.arange(len(table)).view(features.num_views, len(features))
+        self._fill(table.to(device, torch.float32), place, features.labels.to(device), num_views, seed)
+
+    @classmethod
+    def of_views(
+        cls,
+        features: Features,
+        place: torch.Tensor,
+        labels: torch.Tensor,
+        num_views: int | None = None,
+        seed: int = 0,
+        device: Any = None,
+    ) -> CachedImages:
+        """Images of which only some views were encoded: `features` (1, P, D), from `compute_features(drawn=…)`.
+
+        `place` (V, N) int64: where in them each view of each image is; -1: not encoded. `labels` (N,).
+        """
+        made = cls.__new__(cls)
+        table = features.features[0].to(device, torch.float32)
+        made._fill(table, place, labels.to(device), num_views, seed)
+        return made
+
+    def _fill(self, table, place, labels, num_views, seed) -> None:
+        self._table, self._place, self.labels, self.seed = table, place, labels, seed
+        self.num_views = min(num_views or len(place), len(place))
+        self._whole = bool((place >= 0).all())
+        self._of_epoch: tuple[int, torch.Tensor | None] = (-1, None)  # epoch -> where the view of each image is
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, rows: torch.Tensor, epoch: int) -> dict[str, torch.Tensor]:
-        views = views_of_epoch(len(self), self.num_views, self.seed, epoch)
-        rows = rows.cpu()
-        return {"image_features": self._source.features[views[rows], rows]}
+        known, place = self._of_epoch
+        if known != epoch:  # once an epoch: it draws a number for each image
+            views = views_of_epoch(len(self), self.num_views, self.seed, epoch)
+            place = self._place[views, torch.arange(len(self))].to(self._table.device)
+            self._of_epoch = epoch, place
+        return {"image_features": self._features_at(place[rows.to(place.device)])}
 
-    def all_features(self) -> torch.Tensor:
-        return self._source.features
+    def all_features(self, views: int | None = None) -> torch.Tensor:
+        return self._features_at(self._place[:views])
+
+    def _features_at(self, place: torch.Tensor) -> torch.Tensor:
+        place = place.to(self._table.device)
+        if not self._whole and place.is_cpu and (place < 0).any():
+            raise ValueError(
+                f"features: {int((place < 0).sum())} of {place.numel()} views that are asked for were not encoded"
+            )
+        if not self._whole and not place.is_cpu:  # without waiting for the device
+            torch._assert_async((place >= 0).all(), "features: views that are asked for were not encoded")
+        return self._table[place]
 
     def select(self, rows: torch.Tensor) -> CachedImages:
-        features = Features(self._source.features[:, rows], self.labels[rows])
-        return CachedImages(features, self.num_views, self.seed, features.features.device)
+        part = CachedImages.__new__(CachedImages)
+        place, labels = self._place[:, rows.cpu()], self.labels[rows.to(self.labels.device)]
+        part._fill(self._table, place, labels, self.num_views, self.seed)
+        return part
 
 
 class LiveImages:
@@ -112,11 +148,11 @@ class LiveImages:
         return {"pixel_values": torch.cat(pixels).to(self.classifier.device)}
 
     @torch.no_grad()
-    def all_features(self) -> torch.Tensor:
-        rows = []
+    def all_features(self, views: int | None = None) -> torch.Tensor:
+        rows, count = [], min(views or self._views.num_views, self._views.num_views)
         for row in range(len(self)):
-            pixels = self._views.views(row, range(self._views.num_views)).to(self.classifier.device)
-            rows.append(self.classifier.get_image_features(pixels).pooler_output.float())
+            pixels = self._views.views(row, range(count)).to(self.classifier.device)
+            rows.append(self.classifier.pooled_image_features(pixels).float())
         return torch.stack(rows, dim=1)
 
     def select(self, rows: torch.Tensor) -> LiveImages:

@@ -249,3 +249,60 @@ def test_training_fits_and_class_specific_contexts_fit_better():
         assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
     assert losses[False][-1] < 0.85 * losses[False][0]
     assert losses[True][-1] <= losses[False][-1]
+
+
+def _kept_bytes(run) -> int:
+    kept, alive = {}, []
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)  # so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_text_chunk_size_changes_memory_but_no_numbers(position, class_specific):
+    names = [f"{word} {noun}" for word in ("red", "big", "old", "wet", "odd", "new") for noun in ("cat", "dog", "car")]
+    batch = {"image_features": torch.randn(8, 24, generator=torch.Generator().manual_seed(0))}
+    batch["labels"] = torch.arange(8) % len(names)
+    found = []
+    for size in (0, 1, 40, 90):
+        torch.manual_seed(0)
+        config = CoOpConfig(
+            num_context_tokens=3,
+            class_token_position=position,
+            class_specific=class_specific,
+            text_chunk_size=size,
+        )
+        model = get_peft_model(tiny_classifier(class_names=names), config)
+        (context,) = (p for p in model.parameters() if p.requires_grad)
+        loss = model(**batch).loss
+        loss.backward()
+        with torch.no_grad():
+            embeds = model(**batch).text_embeds
+        kept = _kept_bytes(lambda model=model: model(**batch))
+        found.append((loss.detach(), context.grad, embeds, kept))
+    whole, *chunked = found
+    for loss, gradient, embeds, kept in chunked:
+        torch.testing.assert_close(loss, whole[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient, whole[1], rtol=1e-4, atol=1e-6 * float(whole[1].abs().max()))
+        assert torch.equal(embeds, whole[2]), "without a backward pass nothing is divided"
+        assert kept < whole[3] / 3, (kept, whole[3])
+
+
+def test_many_classes_are_encoded_in_chunks_unless_asked_otherwise():
+    sizes = {count: CoOpConfig().chunk_size(count) for count in (1, 100, 512, 513, 1000, 100_000)}
+    assert sizes == {1: None, 100: None, 512: None, 513: 512, 1000: 512, 100_000: 512}
+    assert CoOpConfig(text_chunk_size=0).chunk_size(10_000) is None
+    assert CoOpConfig(text_chunk_size=64).chunk_size(2) == 64
+
+
+@pytest.mark.parametrize("value", [-1, 2.5, True, "auto"])
+def test_a_wrong_text_chunk_size_is_named(value):
+    with pytest.raises(ValueError, match="text_chunk_size: .* expected a whole number of at least 0"):
+        CoOpConfig(text_chunk_size=value)

@@ -125,11 +125,87 @@ def test_search_equals_the_official_double_loop(monkeypatch):
             if accuracies[i, j] > best[0]:
                 best = (accuracies[i, j].item(), (alpha, beta))
     assert len(accuracies.unique()) > 3  # otherwise the test compares nothing
-    for chunk in (1 << 24, 7 * len(keys)):  # the second: seven images at a time
+    for chunk in (1 << 20, 7 * len(keys)):  # the second: seven images at a time
         monkeypatch.setattr("hf_clip_variants.adapters.tip_adapter.search._CHUNK_ELEMENTS", chunk)
         found = search_alpha_beta(features, LABELS, weights, keys, LABELS, scale=scale, steps=steps)
         torch.testing.assert_close(found.accuracies, accuracies)
         assert (found.alpha, found.beta) == best[1] and found.accuracy == pytest.approx(best[0])
+
+
+def _full_grid(features, labels, weights, keys, key_labels, scale, steps, dtype=torch.float64):
+    """(b, a, n) logit of the correct class minus the best other one, at every point by itself."""
+    features, weights, keys = features.to(dtype), weights.to(dtype), keys.to(dtype)
+    zero_shot, values = 100 * features @ weights.t(), F.one_hot(key_labels, len(weights)).to(dtype)
+    right = F.one_hot(labels, len(weights)).bool()
+    margins = []
+    for beta in search_grid(scale[0], steps[0]):
+        votes = (beta * (features @ keys.t() - 1)).exp() @ values
+        logits = zero_shot + torch.tensor(search_grid(scale[1], steps[1]), dtype=dtype)[:, None, None] * votes
+        margins.append(logits[:, right] - logits.masked_fill(right, -torch.inf).amax(dim=2))
+    return torch.stack(margins)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_search_finds_the_optimum_of_the_full_grid(seed):
+    """All alphas of a beta come from one pass; nothing of the grid may differ, but for ties of rounding."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), (), generator=draw))]
+
+    classes, shots, count, width = pick(2, 3, 10, 30), pick(1, 2, 5), pick(1, 7, 60), pick(2, 8, 32)
+    noise, pull = pick(0.3, 1.0, 3.0), pick(0.0, 0.3, 1.0)
+    scale, steps = pick((7, 3), (50, 50), (20, 10), (0.5, 900)), pick((1, 1), (9, 20), (17, 33), (2, 200))
+    centres = torch.randn(classes, width, generator=draw)
+    key_labels = torch.arange(classes).repeat_interleave(shots)
+    if pick(True, False):  # uneven, in any order, some classes without an image
+        key_labels = torch.randint(classes, (len(key_labels),), generator=draw)
+    labels = torch.randint(classes, (count,), generator=draw)
+
+    def around(names):
+        return F.normalize(centres[names] + noise * torch.randn(len(names), width, generator=draw), dim=-1)
+
+    keys, features = around(key_labels), around(labels)
+    if pick(True, False):
+        keys = keys * (0.5 + torch.rand(len(keys), 1, generator=draw))  # as after training
+    weights = F.normalize(pull * centres + torch.randn(classes, width, generator=draw), dim=-1)
+    if classes > 2 and pick(True, False):
+        weights[1] = weights[0]  # two classes between which only the votes decide
+    found = search_alpha_beta(features, labels, weights, keys, key_labels, scale=scale, steps=steps)
+    margins = _full_grid(features, labels, weights, keys, key_labels, scale, steps)
+    size = 1e-5 * (100 + torch.tensor(search_grid(scale[1], steps[1]))[:, None])
+    unsure = (margins.abs() < size).sum(dim=2)
+    wrong_by = (found.accuracies.double() / 100 * count - (margins > 0).sum(dim=2)).abs()
+    assert (wrong_by <= unsure + 1e-3).all()
+    if not unsure.any():
+        counts = (margins > 0).sum(dim=2).flatten().tolist()
+        beta, alpha = divmod(counts.index(max(counts)), steps[1])
+        assert (found.beta, found.alpha) == (found.betas[beta], found.alphas[alpha])
+
+
+def test_search_finds_the_optimum_of_the_full_grid_on_images():
+    from tiny import EMOJI_CLIP
+
+    from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor
+    from hf_clip_variants.data import compute_features, load_emoji
+
+    names = load_emoji(["fluentflat"]).class_names[:12]
+    images = load_emoji(["fluentflat", "emojione", "notov1"], concepts=list(names))
+    model = CLIPClassifier.from_pretrained(
+        EMOJI_CLIP, class_names=names, templates="icons", dtype=torch.float32
+    ).eval()
+    processor = CLIPClassifierProcessor.from_clip(EMOJI_CLIP)
+    found = compute_features(lambda x: model.get_image_features(x).pooler_output, images, processor, progress=False)
+    embeds = F.normalize(found.features[0], dim=-1)
+    known = torch.arange(len(embeds)) % 3 > 0
+    with torch.no_grad():
+        weights = F.normalize(model.get_class_features(), dim=-1)
+    problem = embeds[~known], found.labels[~known], weights, embeds[known], found.labels[known], (50, 50), (30, 60)
+    counts = (_full_grid(*problem) > 0).sum(dim=2)
+    got = search_alpha_beta(*problem[:5], scale=problem[5], steps=problem[6])
+    assert torch.equal((got.accuracies / 100 * int((~known).sum())).round().long(), counts)
+    beta, alpha = divmod(counts.flatten().tolist().index(int(counts.max())), 60)
+    assert (got.beta, got.alpha) == (got.betas[beta], got.alphas[alpha]) and len(counts.unique()) > 1
 
 
 def test_search_grid_includes_a_tenth_and_excludes_the_maximum():

@@ -172,6 +172,7 @@ def test_a_saved_adapter_gives_the_recorded_predictions_from_pixels(finished, me
         CLIPClassifier.from_pretrained(finished / "base"), finished / record["folder"]
     ).eval()
     for model in (ours, peft):
+        model.get_base_model().faster_images = True  # as in the run: the strength of the votes magnifies rounding
         with torch.no_grad():
             best = model(pixel_values=pixels).logits.softmax(1).max(1)
         assert torch.equal(best.indices, expected["test.predicted"])

@@ -188,7 +188,7 @@ def test_cached_features_give_the_same_adapter_as_encoding_at_every_step(method,
     processor = tiny_processor()
 
     def encode(pixels):
-        return classifier.get_image_features(pixels).pooler_output
+        return classifier.pooled_image_features(pixels)
 
     features = compute_features(
         encode, images, processor, views=views, augmentation=augmentation, seed=4, progress=False

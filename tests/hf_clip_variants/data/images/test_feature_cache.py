@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -406,3 +407,47 @@ def test_epoch_callback_counts_as_trainer_does():
     for epoch, expected in ((0, 0), (1.9999999999, 2), (2.5, 2), (3.0, 3)):
         callback.on_epoch_begin(None, type("State", (), {"epoch": epoch}), None)
         assert dataset.epoch == expected
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chosen_views_are_those_of_all_views(images, processor, tmp_path, seed):
+    draw = random.Random(seed)
+    drawn = [sorted(draw.sample(range(7), draw.randint(0, 7))) for _ in range(len(images))]
+    options = {"views": 7, "augmentation": "tip", "batch_size": draw.choice([1, 3, 8, 100])}
+    everything = compute(images, processor, **options)
+    encode, done = CountingEncoder(), []
+    cache = {"cache_dir": tmp_path, "key": "k", "progress": lambda *count: done.append(count)}
+    found = compute(images, processor, encode, drawn=drawn, num_workers=2 * (seed == 0), **options, **cache)
+    samples = [(row, view) for row, views in enumerate(drawn) for view in views]
+    assert encode.images == len(samples) == len(found) and done[-1] == (len(samples), len(samples))
+    rows, views = zip(*samples, strict=True)
+    torch.testing.assert_close(found.features[0], everything.features[list(views), list(rows)])
+    assert found.labels.tolist() == [images.labels[row] for row in rows]
+    assert found.ids == tuple(images.ids[row] for row in rows)
+
+    again = compute(images, processor, encode, drawn=drawn, **options, **cache | {"progress": False})
+    assert torch.equal(again.features, found.features) and encode.images == len(samples), "read from the cache"
+    drawn[0] = [6] if drawn[0] != [6] else [5]
+    other = compute(images, processor, encode, drawn=drawn, **options, **cache | {"progress": False})
+    assert other.key != found.key and encode.images > len(samples), "other views are other features"
+
+
+@pytest.mark.parametrize("drawn", [[[0]], [[]] * 12, [[2]] * 12, [[1, 0]] * 12, [[0, 0]] * 12, [[-1]] * 12])
+def test_chosen_views_that_do_not_exist_are_refused(images, processor, drawn):
+    with pytest.raises(ValueError, match="drawn: want a list of views for each of 12 images, numbers from 0 to 1"):
+        compute(images, processor, views=2, augmentation="tip", drawn=drawn)
+
+
+def test_a_broken_image_is_named_when_threads_read_ahead(images, processor, monkeypatch):
+    views = AugmentedViews.views
+
+    def broken(self, row, numbers):
+        if row == 9:
+            raise ValueError(f"images[{row}] {self.image_set.ids[row]!r}: broken")
+        return views(self, row, numbers)
+
+    monkeypatch.setattr(AugmentedViews, "views", broken)
+    encode = CountingEncoder()
+    with pytest.raises(ValueError, match=r"images\[9\] .*: broken"):
+        compute(images, processor, encode)
+    assert encode.images == 8, "the batches before it"
