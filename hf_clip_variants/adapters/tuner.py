@@ -8,7 +8,7 @@ import copy
 import json
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from hf_clip_variants.modeling.dual_encoders.fingerprint import compare_backbone
 from hf_clip_variants.modeling.dual_encoders.offloading import device_of
 from hf_clip_variants.modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 
-from .config_checks import check_fields
+from .config_checks import check_fields, described_tensors, shown_fields
 from .hidden_modules import AdapterConfigs, refuse_left_out
 from .mixed_batches import check_adapter_names, chosen_adapters, each_image_its_adapter
 from .peft_type import add_peft_type
@@ -159,13 +159,7 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
         for module in getattr(config, "modules_to_save", None) or ()
     }
     found = {name: shape for name, shape in found.items() if not any(name in names for names in of_module.values())}
-    try:
-        expected = config.adapter_tensors()
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
-            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
-        ) from error
+    expected = described_tensors(config, origin)
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     missing += [module for module, names in of_module.items() if not names]
     if missing or unexpected:
@@ -174,21 +168,13 @@ def check_adapter_tensors(config: TunerConfig, tensors: dict[str, torch.Tensor],
             for kind, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        raise ValueError(f"{origin}: {'; '.join(faults)} ({_fields_of(config)})")
+        raise ValueError(f"{origin}: {'; '.join(faults)} ({shown_fields(config)})")
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
                 f"{origin}: {name} has shape {list(found[name])}, its configuration says {list(shape)} "
-                f"({_fields_of(config)})"
+                f"({shown_fields(config)})"
             )
-
-
-def _fields_of(config: TunerConfig) -> str:
-    """The fields of the method itself, and the widths: what shapes follow from."""
-    shared = {one.name for one in fields(TunerConfig)} - {"backbone_widths", "modules_to_save"}
-    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
-    values |= {"class_names": len(config.class_names)} if config.class_names else {}
-    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def check_class_names(made_for: list[str], given: list[str], why: str) -> None:
@@ -471,7 +457,7 @@ class Tuner(BaseTuner):
             raise ValueError(
                 f"target_modules: the adapter wraps {sorted(config.target_modules)}, on a {type(base.model).__name__} "
                 f"it would wrap {targets}; load it on the class that it was made for (auto_mapping in "
-                f"adapter_config.json), or correct its fields ({_fields_of(config)})"
+                f"adapter_config.json), or correct its fields ({shown_fields(config)})"
             )
         for name, ours in (config.backbone_widths or {}).items():
             theirs = base.widths.get(name)

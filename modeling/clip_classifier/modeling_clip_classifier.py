@@ -507,10 +507,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
         patches.
         """
-        patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
-        fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
-        size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
-        check_pixels(pixel_values, channels, dimensions=3 if patches_allowed else 4, size=size if fixed else None)
+        self._check_pixels(pixel_values, interpolate_pos_encoding, kwargs.get("spatial_shapes") is not None)
         return self.family.image_features(
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -518,8 +515,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def pooled_image_features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False):
         """`get_image_features(...).pooler_output` (B, D) alone: up to rounding the same, and on a CPU without gradient
         by a faster way (`image_encoding.py`)."""
-        self._check_pixels(pixel_values)
+        self._check_pixels(pixel_values, interpolate_pos_encoding)
         return self.family.pooled_image_features(self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding)
+
+    def _check_pixels(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, as_patches: bool = False):
+        fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
+        size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
+        dimensions = 3 if as_patches and self.family.masks_patches else 4
+        check_pixels(pixel_values, channels, dimensions=dimensions, size=size if fixed else None)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""

@@ -174,7 +174,7 @@ def _check_named(where: str, name: str, value: object) -> None:
 
 def check_num_labels(value: object, where: str = "") -> None:
     """ValueError for a number of classes that is none; a table of so many names would be made at once."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST):
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
         raise ValueError(f"{where}num_labels: {_short(value)}, expected a whole number of classes in 1..{LARGEST}")
 
 
