@@ -40,6 +40,25 @@ def check_fields(config: Any) -> None:
             setattr(config, one.name, value)
 
 
+def described_tensors(config: Any, origin: str) -> dict[str, tuple[int, ...]]:
+    """`config.adapter_tensors()`; ValueError that names the fields if they do not fit its method."""
+    try:
+        return config.adapter_tensors()
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
+            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
+        ) from error
+
+
+def shown_fields(config: Any) -> str:
+    """The fields of the method itself, its widths and the number of classes: what the tensors' shapes follow from."""
+    shared = {one.name for one in fields(type(config).__mro__[1])} - {"backbone_widths", "modules_to_save"}
+    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
+    values |= {"class_names": len(config.class_names)} if config.class_names else {}
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
 def _check_range(name: str, value: float, limits: tuple[float, float]) -> None:
     low, high = limits
     if low <= value <= high:
@@ -118,4 +137,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 
-__all__ = ["check_fields"]
+__all__ = ["check_fields", "described_tensors", "shown_fields"]
