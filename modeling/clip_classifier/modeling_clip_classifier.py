@@ -507,7 +507,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
         patches.
         """
-        self._check_pixels(pixel_values, interpolate_pos_encoding, kwargs.get("spatial_shapes") is not None)
+        patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
+        self._check_pixels(pixel_values, interpolate_pos_encoding, dimensions=3 if patches_allowed else 4)
         return self.family.image_features(
             self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
         )
@@ -518,10 +519,9 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         return self.family.pooled_image_features(self.clip, pixel_values.to(self.dtype), interpolate_pos_encoding)
 
-    def _check_pixels(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, as_patches: bool = False):
+    def _check_pixels(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, dimensions: int = 4):
         fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
         size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
-        dimensions = 3 if as_patches and self.family.masks_patches else 4
         check_pixels(pixel_values, channels, dimensions=dimensions, size=size if fixed else None)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):

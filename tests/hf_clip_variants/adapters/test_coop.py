@@ -304,5 +304,5 @@ def test_many_classes_are_encoded_in_chunks_unless_asked_otherwise():
 
 @pytest.mark.parametrize("value", [-1, 2.5, True, "auto"])
 def test_a_wrong_text_chunk_size_is_named(value):
-    with pytest.raises(ValueError, match="text_chunk_size: .* expected a whole number of at least 0"):
+    with pytest.raises(ValueError, match="text_chunk_size: .* expected a whole number"):
         CoOpConfig(text_chunk_size=value)

@@ -185,6 +185,7 @@ def images():
 def test_cached_features_give_the_same_adapter_as_encoding_at_every_step(method, augmentation, images):
     views = 1 if augmentation == "none" else 3
     classifier = tiny_classifier(class_names=list(images.class_names))
+    classifier.faster_images = True  # as `FewShotRunner` does, for both
     processor = tiny_processor()
 
     def encode(pixels):
