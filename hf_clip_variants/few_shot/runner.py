@@ -134,7 +134,7 @@ class FewShotRunner:
         self.profile = profile or default_profile(self.classifier)
         self.key = features_key(self.classifier.clip)  # of the weights, as they are for all runs
         reduced = reduce_precision(self.classifier, precision, say)
-        self._say, self._encode = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
+        self._say, self._pooled = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
         if reduced is not None:  # other features
             self.key += f" {precision}"
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
@@ -354,7 +354,7 @@ class FewShotRunner:
         return CachedImages.of_views(features, table, labels, values.views, seed, self.device)
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        found = self.classifier.get_image_features(pixels).pooler_output
+        found = self._pooled(pixels)
         check_answers(found, self.classifier, "features", pixel_values=pixels)
         return found
 

@@ -504,8 +504,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         """`CLIPModel.get_image_features`: its `pooler_output` (B, D), un-normalised, is what
         `forward(image_features=...)` takes.
 
-        For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, as its processor gives them with (B, P, 3 p²)
-        patches.
+        For SigLIP 2 also `pixel_attention_mask` and `spatial_shapes`, with (B, P, 3 p²) patches from its processor.
         """
         patches_allowed = self.family.masks_patches and kwargs.get("spatial_shapes") is not None
         self._check_pixels(pixel_values, interpolate_pos_encoding, dimensions=3 if patches_allowed else 4)

@@ -77,9 +77,12 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         self.depths = list(self.depths)
         self.validate_depths()  # `out_features` is compared with the names of the stages
         self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(len(self.depths)))]
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
+        wanted = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        for name, kind in (("out_features", str), ("out_indices", int)):
+            values = wanted[name] or []
+            if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+                raise ValueError(f"{name}: {values!r}, expected a list of stages, each {kind.__name__}")
+        self.set_output_features_output_indices(**wanted)
         super().__post_init__(**kwargs)
 
     @classmethod

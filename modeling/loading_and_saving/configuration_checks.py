@@ -45,6 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
+_NEVER_NONE += ("initializer_factor", "initializer_range")
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
@@ -173,7 +174,7 @@ def _check_named(where: str, name: str, value: object) -> None:
 
 def check_num_labels(value: object, where: str = "") -> None:
     """ValueError for a number of classes that is none; a table of so many names would be made at once."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST):
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
         raise ValueError(f"{where}num_labels: {_short(value)}, expected a whole number of classes in 1..{LARGEST}")
 
 

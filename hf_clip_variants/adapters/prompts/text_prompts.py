@@ -257,7 +257,8 @@ def check_enough_words(config: TunerConfig, count: int) -> None:
     if config.context_init_ids is not None and len(config.context_init_ids) < count:
         raise ValueError(
             f"context_init: {config.context_init or config.context_init_ids!r} has {len(config.context_init_ids)} "
-            f"tokens, fewer than the {count} learned ones; give more words, or None for a random context"
+            f"tokens, fewer than the {count} learned ones (num_prompt_tokens, num_text_tokens); give more "
+            "words, or None for random ones"
         )
 
 
