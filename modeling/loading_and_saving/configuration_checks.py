@@ -45,7 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
-_NEVER_NONE += ("initializer_factor", "initializer_range")
+_NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)

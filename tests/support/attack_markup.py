@@ -77,7 +77,7 @@ def _blocks_and_rest(text: str) -> tuple[list[str], str]:
         else:
             lines.append(line)
     return [*blocks, "not closed"] if fence else blocks, re.sub(
-        r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", "\n".join(rest)
+        r"(?<![`\\])(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", "\n".join(rest)
     )
 
 

@@ -546,3 +546,11 @@ def test_faster_than_transformers(size, target):
     pillow = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs, Pillow"], strict=True)]
     assert statistics.median(ratios) > 0.8 * target, ratios
     assert statistics.median(pillow) > 0.8 * 4, pillow
+
+
+def test_images_that_end_in_several_sizes_are_said_to():
+    processor = CLIPClassifierImageProcessor(size={"shortest_edge": 20}, do_center_crop=False)
+    images = [Image.new("RGB", size) for size in ((40, 30), (30, 40))]
+    with pytest.raises(ValueError, match="images: 2 sizes after resizing.*do_center_crop=True"):
+        processor(images, return_tensors="pt")
+    assert len(processor(images)["pixel_values"]) == 2
