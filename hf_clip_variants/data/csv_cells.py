@@ -1,7 +1,7 @@
 """Lines of CSV files that spreadsheets open: text that begins as a formula is escaped, and read back unescaped.
 
 The rule: a cell of text that begins with =, +, -, @, a tab or a carriage return, or with such a character behind
-apostrophes, gets one more apostrophe in front. Numbers of ours stay. Readers take it away again in tables that this
+white space or apostrophes, gets one more apostrophe in front. Numbers of ours stay. Readers take it away again in tables that this
 package wrote, and in no other ones; these are told by their column names.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*\s*[=+\-@\t\r]")
 # Columns of what `predict` and `adapt` write; others may stand between.
 _OURS = ({"path", "label", "score", "probability", "error"}, {"test_set", "image", "class", "zero_shot", "adapted"})
 
@@ -20,8 +20,8 @@ _OURS = ({"path", "label", "score", "probability", "error"}, {"test_set", "image
 def escape_cell(value: Any) -> Any:
     """Text as it is written; other values unchanged.
 
-    >>> [escape_cell(value) for value in ("=1+1", "cat", "'-x", "'tis", -1.5)]
-    ["'=1+1", 'cat', "''-x", "'tis", -1.5]
+    >>> [escape_cell(value) for value in ("=1+1", "cat", "'-x", "'tis", " @x", -1.5)]
+    ["'=1+1", 'cat', "''-x", "'tis", "' @x", -1.5]
     """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 

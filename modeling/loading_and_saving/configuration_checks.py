@@ -153,6 +153,8 @@ def _check_finite(name: str, value: object, depth: int = 0) -> None:
 def _check_named(where: str, name: str, value: object) -> None:
     """What is known of a field by its name, whatever the model."""
     full = f"{where}{name}"
+    if name == "model_type" and not isinstance(value, str):
+        raise ValueError(f"{full}: {_short(value)}, expected a name such as 'clip'")
     if name in RANGES and value is not None:
         low, high = RANGES[name]
         for one in value if isinstance(value, list | tuple) else (value,):
@@ -258,6 +260,11 @@ def check_image_settings(settings: Mapping) -> None:
             raise ValueError(f"{name}: {_short(value)}, expected the number of one of Pillow's filters, 0..5")
         if name == "resample" and not isinstance(value, int | Enum):
             raise ValueError(f"{name}: {_short(value)}, expected the number of one of Pillow's filters, 0..5")
+        if name == "resample" and int(value) > 3 and settings.get("resample_backend", "torchvision") == "torchvision":
+            raise ValueError(
+                f"{name}: {_short(value)}, expected 0..3 (nearest, Lanczos, bilinear, bicubic): box and Hamming filters "
+                "need resample_backend='pil'"
+            )
 
 
 def _check_size(name: str, value: object) -> None:

@@ -234,10 +234,7 @@ def _report(rng: random.Random, folder: Path):
         harmless.feed(made(folder / "harmless", ["first", "second"], "clip", "Method"))
         # A long legend leaves the axes less room, and so fewer numbers at them: parts of drawings are not counted.
         drawn = r"/?(tspan|use|path|g|defs|text|clippath|rect|comment)\b"
-        tags, expected = (
-            [tag for tag in each.tags if not re.match(drawn, tag)]
-            for each in (page, harmless)
-        )
+        tags, expected = ([tag for tag in each.tags if not re.match(drawn, tag)] for each in (page, harmless))
         if tags != expected:
             at = next((i for i, pair in enumerate(itertools.zip_longest(tags, expected)) if pair[0] != pair[1]), 0)
             return f"{WRONG}other tags: {tags[at : at + 3]}, not {expected[at : at + 3]}"
