@@ -1,8 +1,8 @@
 """Lines of CSV files that spreadsheets open: text that begins as a formula is escaped, and read back unescaped.
 
 The rule: a cell of text that begins with =, +, -, @, a tab or a carriage return, or with such a character behind
-white space or apostrophes, gets one more apostrophe in front. Numbers of ours stay. Readers take it away again in tables that this
-package wrote, and in no other ones; these are told by their column names.
+white space or apostrophes, gets one more apostrophe in front. Numbers of ours stay. Readers take it away again in
+tables that this package wrote, and in no other ones; these are told by their column names.
 """
 
 import csv

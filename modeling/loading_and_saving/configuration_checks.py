@@ -262,8 +262,8 @@ def check_image_settings(settings: Mapping) -> None:
             raise ValueError(f"{name}: {_short(value)}, expected the number of one of Pillow's filters, 0..5")
         if name == "resample" and int(value) > 3 and settings.get("resample_backend", "torchvision") == "torchvision":
             raise ValueError(
-                f"{name}: {_short(value)}, expected 0..3 (nearest, Lanczos, bilinear, bicubic): box and Hamming filters "
-                "need resample_backend='pil'"
+                f"{name}: {_short(value)}, expected 0..3 (nearest, Lanczos, bilinear, bicubic); box and Hamming "
+                "filters need resample_backend='pil'"
             )
 
 
