@@ -167,7 +167,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             finished = batch
         elif return_tensors is not None and len(sizes := {tuple(pixels.shape[-2:]) for pixels in finished}) > 1:
             raise ValueError(
-                f"images: {len(sizes)} sizes after resizing, such as {' and '.join(map(str, sorted(sizes)[:2]))}, make "
+                f"images: {len(sizes)} sizes after resizing, as {' and '.join(map(str, sorted(sizes)[:2]))}, make "
                 "no tensor; want do_center_crop=True, a size with height and width, or return_tensors=None"
             )
         return BatchFeature(data={"pixel_values": finished}, tensor_type=return_tensors)
