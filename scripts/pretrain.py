@@ -404,6 +404,7 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.out) is not None)
     seconds = time.monotonic() - started
     metrics = trainer.evaluate() if sets else {}
+    loss = trainer.mean_loss()  # of all processes: each takes part
     save_models(trainer, pretraining, options.out)
     if is_first:
         run |= {
@@ -415,7 +416,7 @@ def pretrain(options: argparse.Namespace, command: str) -> dict[str, Any]:
             "device": str(place.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "loss": trainer.mean_loss(),
+            "loss": loss,
             "log": trainer.state.log_history,
             "metrics": metrics,
         }

@@ -4,8 +4,8 @@ A text encoder of twelve layers has 150 modules and 200 parameters. Walking them
 small adapter, so `TextSide` lists them once, and `is_of` tells from the lists whether they are still all.
 """
 
-from collections.abc import Sequence
-from operator import is_
+from collections.abc import Iterable, Sequence
+from weakref import ref
 
 from torch import nn
 
@@ -13,25 +13,33 @@ from torch import nn
 class TextSide:
     """All modules and parameters of `roots`, as they were when it was made.
 
-    Attributes:
-        parameters: of all modules, each once.
+    It keeps none of them alive: an adapter that is taken off, or a model that is thrown away, frees its memory.
     """
 
     def __init__(self, roots: Sequence[nn.Module]):
-        self._roots = tuple(roots)
-        self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
-        self._children, self._entries = self._listed()
-        self.parameters = list({id(p): p for p in self._entries if p is not None}.values())
-        self._adapter_layers = [m for m in self._modules if is_adapter_layer(m)]
+        modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+        children, entries = _listed(modules)
+        self._roots, self._modules = _references(roots), _references(modules)
+        self._children, self._entries = _references(children), _references(entries)
+        self._parameters = _references({id(p): p for p in entries if p is not None}.values())
+        self._adapter_layers = _references(m for m in modules if is_adapter_layer(m))
 
-    def _listed(self) -> tuple[list, list]:
-        children = [child for module in self._modules for child in module._modules.values()]
-        return children, [entry for module in self._modules for entry in module._parameters.values()]
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all modules, each once."""
+        return _alive(self._parameters)
 
     def is_of(self, roots: Sequence[nn.Module]) -> bool:
         """Whether `roots` have these modules and parameters, and no others."""
-        pairs = [(tuple(roots), self._roots), *zip(self._listed(), (self._children, self._entries), strict=True)]
-        return all(len(now) == len(then) and all(map(is_, now, then)) for now, then in pairs)
+        modules = _alive(self._modules)
+        if len(modules) < len(self._modules):
+            return False
+        pairs = zip((roots, *_listed(modules)), (self._roots, self._children, self._entries), strict=True)
+        return all(
+            len(now) == len(then)
+            and all(one is (None if known is None else known()) for one, known in zip(now, then, strict=True))
+            for now, then in pairs
+        )
 
     def is_trained(self) -> bool:
         return any(p.requires_grad for p in self.parameters)
@@ -50,7 +58,21 @@ class TextSide:
             (p.untyped_storage()._cdata, p.storage_offset(), p.dtype, 0 if p.is_inference() else p._version)
             for p in self.parameters
         ]
-        return weights, adapters_in(self._adapter_layers)
+        return weights, adapters_in(_alive(self._adapter_layers))
+
+
+def _listed(modules: Sequence[nn.Module]) -> tuple[list, list]:
+    """The children and the entries for parameters of all modules; both may be None."""
+    children = [child for module in modules for child in module._modules.values()]
+    return children, [entry for module in modules for entry in module._parameters.values()]
+
+
+def _references(things: Iterable) -> list:
+    return [None if thing is None else ref(thing) for thing in things]
+
+
+def _alive(references: Sequence) -> list:
+    return [thing for reference in references if (thing := reference()) is not None]
 
 
 def is_adapter_layer(module: nn.Module) -> bool:

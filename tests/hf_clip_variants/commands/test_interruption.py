@@ -9,6 +9,7 @@ import time
 import types
 
 import pytest
+from interrupted_commands import run_and_say_ready
 from paths import SCRIPTS
 from processes import SERVER
 
@@ -72,41 +73,10 @@ def test_in_another_thread_no_handler_is_needed(toy_command):
     assert codes == [0] or codes == [None]
 
 
-def _command(arguments, log, ready):
-    """A command in a process of its own, which writes "ready" when it begins to work."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    os.chdir(os.path.dirname(log))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a server's processes ignore it
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if ready:  # when a model has been read
-        import transformers
-
-        real = transformers.PreTrainedModel.from_pretrained.__func__
-
-        def slow(cls, *args, **kwargs):
-            found = real(cls, *args, **kwargs)
-            print("ready", flush=True)
-            time.sleep(0.3)
-            return found
-
-        transformers.PreTrainedModel.from_pretrained = classmethod(slow)
-    if arguments[0].endswith(".py"):
-        import runpy
-
-        sys.argv = arguments
-        sys.path.insert(0, os.path.dirname(arguments[0]))
-        runpy.run_path(arguments[0], run_name="__main__")
-    else:
-        cli.main(arguments)
-
-
 def interrupted(arguments, number, folder, started=None):
     """(exit code, output) of a command that gets a signal once it works."""
     log = folder / "log.txt"
-    process = SERVER.Process(target=_command, args=([str(a) for a in arguments], str(log), started is None))
+    process = SERVER.Process(target=run_and_say_ready, args=([str(a) for a in arguments], str(log), started is None))
     process.start()
     deadline = time.monotonic() + 100
     while not (log.exists() and "ready" in log.read_text() if started is None else started()):

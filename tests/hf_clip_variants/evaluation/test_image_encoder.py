@@ -41,7 +41,7 @@ def settings(file, *path, value):
 
 CHANGES = {
     "weights": (weights, {}),
-    "normalisation": (settings("config.json", "vision_config", "layer_norm_eps", value=0.5), {}),
+    "normalisation": (settings("config.json", "vision_config", "layer_norm_eps", value=0.05), {}),
     "activation": (settings("config.json", "vision_config", "hidden_act", value="relu"), {}),
     "heads": (settings("config.json", "vision_config", "num_attention_heads", value=2), {}),
     "processor": (settings("processor_config.json", "image_processor", "image_mean", value=[0.1, 0.2, 0.3]), {}),
