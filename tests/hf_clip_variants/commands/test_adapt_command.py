@@ -47,6 +47,7 @@ def test_run_yaml_holds_the_options_and_repeats_the_run(run, finished, sources, 
     options = yaml.safe_load((finished / "run.yaml").read_text(encoding="utf-8"))
     assert options == {
         "model": str(clip),
+        "precision": "float32",
         "shots": [1],
         "methods": ["tip_adapter"],
         "seeds": [1],
@@ -198,14 +199,14 @@ def test_unknown_and_missing_trackers_are_refused(run, sources, clip, tmp_path):
     assert code == 1 and "--report-to: clearml is not installed" in err and not (tmp_path / "run").exists()
 
 
-def test_names_with_markup_are_printed_as_they_are(run, sources, clip, tmp_path):
+def test_names_with_markup_are_printed_as_they_are(run, sources, clip, tmp_path, caplog):
     data = tmp_path / MORE
     shutil.copytree(sources / MORE, data)
     (data / "cat").rename(data / "[red]cat")
     (data / "dog" / "notov1.png").rename(data / "dog" / "[blue]broken.png")
     (data / "dog" / "[blue]broken.png").write_bytes(b"no image")
     code, out, err = run("evaluate", "--data", data, "--model", clip)
-    assert code == 1 and str(data) in out and "[red]cat" in out and "[blue]broken.png" in err
+    assert code == 1 and str(data) in out and "[red]cat" in out and "[blue]broken.png" in caplog.text
     code, _, err = run("predict", data / "dog", "--model", clip, "--classes", "cat,dog")
     assert code == 1 and err.startswith(f"{data / 'dog' / '[blue]broken.png'}: not an image")
     code, _, err = run("adapt", data / "[green]gone")

@@ -350,7 +350,7 @@ def test_evaluate_measures_an_adapter(run, adapted, images):
     )
 
 
-def test_evaluate_gives_a_plain_clip_the_classes_of_the_data(run, images, tmp_path):
+def test_evaluate_gives_a_plain_clip_the_classes_of_the_data(run, images, tmp_path, caplog):
     arguments = ["evaluate", "--model", embedded_model(), "--templates", "icons"]
     code, out, _ = run(*arguments, "--data", images, "--split", "train", "--json")
     result = json.loads(out)
@@ -366,7 +366,11 @@ def test_evaluate_gives_a_plain_clip_the_classes_of_the_data(run, images, tmp_pa
     code, out, err = run(*arguments, "--data", some, "--classes", names, "--json")
     result = json.loads(out)
     assert (
-        code == 1 and result["images"] == 9 and result["unreadable"] == ["dog/notov1.png"] and "dog/notov1.png" in err
+        code == 1
+        and result["images"] == 9
+        and result["unreadable"] == ["dog/notov1.png"]
+        and "1 image could not be read" in err
+        and "dog/notov1.png" in caplog.text
     )
     assert result["per_class"]["cat"] is None and result["per_class"]["dog"] is not None
     code, _, err = run(*arguments, "--data", some, "--classes", "cat,dog")
