@@ -53,7 +53,8 @@ def described_tensors(config: Any, origin: str) -> dict[str, tuple[int, ...]]:
 
 def shown_fields(config: Any) -> str:
     """The fields of the method itself, its widths and the number of classes: what the tensors' shapes follow from."""
-    shared = {one.name for one in fields(type(config).__mro__[1])} - {"backbone_widths", "modules_to_save"}
+    shared = {one.name for one in fields(type(config).__mro__[1])}
+    shared -= {"backbone_widths", "modules_to_save", "target_modules"}
     values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
     values |= {"class_names": len(config.class_names)} if config.class_names else {}
     return ", ".join(f"{name}: {value}" for name, value in values.items())

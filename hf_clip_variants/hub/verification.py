@@ -77,13 +77,19 @@ def verify(path_or_id: str | Path, revision: str | None = None) -> list[FileChec
         print(check.file, check.status)
     ```
     """
+    import yaml
     from huggingface_hub import ModelCard
 
     folder = _local_folder(path_or_id, revision)
     readme = folder / _CARD
     # A damaged byte in the prose matters to nobody; in a hash it makes a difference below.
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    recorded = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("sha256")
+    try:
+        recorded = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("sha256")
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"path_or_id: the front matter of {readme} is no YAML ({' '.join(str(error).split())})"
+        ) from error
     if not isinstance(recorded, dict) or not recorded:
         raise ValueError(
             f"path_or_id: {path_or_id} has no hashes to compare with: its {_CARD} records no sha256 of weight files"

@@ -86,14 +86,17 @@ class CLIPClassifierConfig(CLIPConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
-        encoders are the family's."""
+        encoders are the family's. With another `num_labels` from the caller, the file's names are not taken."""
         backbone = config_dict.get("backbone_model_type", "clip")
         family = family_of(backbone)
         parts = {
             part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
         }
         check_encoder_types(config_dict, parts)
-        return super().from_dict(without_kernels(config_dict), **kwargs)
+        values = without_kernels(config_dict)
+        if kwargs.get("num_labels") not in (None, len(values.get("id2label") or ())):
+            values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
+        return super().from_dict(values, **kwargs)
 
     @property
     def class_names(self) -> list[str]:

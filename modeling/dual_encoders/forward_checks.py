@@ -41,7 +41,7 @@ def check_pixels(
     if size is not None and tuple(pixel_values.shape[-2:]) != (size, size):
         raise ValueError(
             f"{name}: images of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, the model takes {size} x "
-            f"{size}; other sizes with interpolate_pos_encoding=True"
+            f"{size} (image_size); other sizes with interpolate_pos_encoding=True"
         )
 
 

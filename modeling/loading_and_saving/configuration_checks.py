@@ -34,7 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 10 * LARGEST),
     "num_hidden_layers": (1, LARGEST_LAYERS),
     "type_vocab_size": (0, LARGEST),
-    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 0.1)),
+    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 1.0)),
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout_prob", "classifier_dropout"), (0, 1)),
     **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout", "drop_path_rate"), (0, 1)),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0, 1e6)),
@@ -113,6 +113,8 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
                 raise ValueError(
                     f"{where}{name}: got {_short(value)} ({type(value).__name__}), expected {wanted}"
                 ) from error
+        if name == "eos_token_id" and value is None and getattr(config_class, "model_type", None) == "clip_text_model":
+            raise ValueError(f"{where}{name}: None, expected the number of the token at whose place a text is read")
         if config_class is not None and name not in declared and _is_taken(config_class, name):
             raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
     _check_classes(where, values)
@@ -160,6 +162,8 @@ def _check_named(where: str, name: str, value: object) -> None:
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
+    if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(value) != 2:
+        raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:
         raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
     if name == "num_labels":
@@ -252,7 +256,7 @@ def check_image_settings(settings: Mapping) -> None:
             numbers = value if isinstance(value, list | tuple) else [value]
             if len(numbers) not in (1, 3) or not all(_is_number(one) and low <= one <= 1e4 for one in numbers):
                 raise ValueError(f"{name}: {_short(value)}, expected three numbers in {low:g}..1e4")
-        if name == "rescale_factor" and not (_is_number(value) and 1e-9 <= value <= 255):
+        if name == "rescale_factor" and not (_is_number(value) and 1e-9 <= abs(value) <= 255):
             raise ValueError(f"{name}: {_short(value)}, expected a number in 1e-9..255, such as 1/255")
         if name in ("size", "crop_size", "pad_size"):
             _check_size(name, value)

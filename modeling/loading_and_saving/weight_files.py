@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -119,6 +120,10 @@ def pickle_advice(folder: Path) -> str:
     )
 
 
+class WeightsDoNotFit(ValueError, RuntimeError):
+    """A tensor of a file has another shape than the model's. transformers raises RuntimeError for it."""
+
+
 def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
     """ValueError if a model, built from its configuration and not filled yet, does not fit the weights in its files:
     other shapes, other numbers of layers, or many times as many weights. Names the tensor and the fields that make it.
@@ -158,7 +163,7 @@ def check_before_filling(model: PreTrainedModel, checkpoint_files: list) -> None
 
 def misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tuple[int, ...], source: object):
     """The error about a tensor whose shape is not that of its file."""
-    return ValueError(
+    return WeightsDoNotFit(
         f"{source}: {name} has shape {list(other)}, the configuration asks for {list(shape)}; look at "
         f"{_fields_behind(model.config, name, shape, other)}"
     )
@@ -196,8 +201,26 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
         lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
     sizes = {k: v for k, v in sizes.items() if "token_id" not in k}
     new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
-    return ", ".join(f"{k} ({v})" for k, v in ({k: v for k, v in sizes.items() if v in new} or sizes | lists).items())
+    # Switches that are not as they are by default may be behind any shape.
+    changed = [
+        (prefix + f.name, getattr(one, f.name))
+        for prefix, one in parts.items()
+        for f in (fields(one) if is_dataclass(one) else ())
+        if isinstance(f.default, bool)
+        and f.name in vars(type(one)).get("__annotations__", {})
+        and getattr(one, f.name, f.default) != f.default
+    ]
+    found = {k: v for k, v in sizes.items() if v in new} or sizes | lists
+    return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed)).items())
 
-
-__all__ = ["check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit", "pickle_advice"]
+    "WeightsDoNotFit",
+    "check_before_filling",
+    "check_fit",
+    "check_folder",
+    "is_pickled",
+    "misfit",
+    "pickle_advice",
+]
 __all__ += ["read_header", "read_index"]
+__all__ = ["WeightsDoNotFit", "check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit"]
+__all__ += ["pickle_advice", "read_header", "read_index"]

@@ -86,7 +86,9 @@ class CoCoOpConfig(TunerConfig):
             ValueError: their number differs from `num_context_tokens`, or there is none.
         """
         ids = [int(i) for i in ids]
-        if self.num_context_tokens not in (None, len(ids)) or not ids:
+        if not ids:
+            raise ValueError("context_init_ids: empty, expected at least one token")
+        if self.num_context_tokens not in (None, len(ids)):
             raise ValueError(
                 f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
                 f"{len(ids)} tokens; leave num_context_tokens out, or set context_init=None"

@@ -110,14 +110,14 @@ class CoOpConfig(TunerConfig):
             ValueError: their number differs from `num_context_tokens`.
         """
         ids = [int(i) for i in ids]
+        if not ids:
+            raise ValueError("context_init_ids: empty, expected at least one token")
         # Deviation: the official code counts words and takes as many tokens, so it silently cuts a word of two tokens.
         if self.num_context_tokens not in (None, len(ids)):
             raise ValueError(
                 f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
                 f"{len(ids)} tokens; leave num_context_tokens out"
             )
-        if not ids:
-            raise ValueError("context_init_ids: empty, expected at least one token")
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 
     def chunk_size(self, num_classes: int) -> int | None:
