@@ -213,14 +213,6 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     found = {k: v for k, v in sizes.items() if v in new} or sizes | lists
     return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed)).items())
 
-    "WeightsDoNotFit",
-    "check_before_filling",
-    "check_fit",
-    "check_folder",
-    "is_pickled",
-    "misfit",
-    "pickle_advice",
-]
-__all__ += ["read_header", "read_index"]
+
 __all__ = ["WeightsDoNotFit", "check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit"]
 __all__ += ["pickle_advice", "read_header", "read_index"]
