@@ -73,8 +73,10 @@ class CheckedLoading:
             raise OSError(f"{source}: cannot be loaded{advice}") from None
         missing = sorted(model._accept_missing(set(info["missing_keys"]))) if source is not None else []
         if missing and not output_loading_info:
+            hint = _weight_files.fields_behind_layers(model.config, missing) if _weight_files is not None else ""
             raise ValueError(
                 f"{source}: not a whole {cls.__name__} checkpoint, {len(missing)} weights are missing: {missing[:5]}"
+                f"{hint}"
             )
         if check_finite:
             for name, tensor in model.state_dict().items():

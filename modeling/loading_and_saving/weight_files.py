@@ -169,6 +169,15 @@ def misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tup
     )
 
 
+def fields_behind_layers(config, names: list[str]) -> str:
+    """The end of a sentence about missing weights: how many layers the configuration asks for, if some are missing."""
+    parts = dict(_part_of(config, name) for name in names if re.search(r"layers?\.\d+\.", name))
+    found = [
+        f"{place}num_hidden_layers ({getattr(parts[place], 'num_hidden_layers', None)})" for place in sorted(parts)
+    ]
+    return f"; look at {', '.join(found)}" if found else ""
+
+
 def _numbered(shapes: Shapes) -> dict[str, int]:
     """`"vision_model.encoder.layers"` -> how many numbered modules it has."""
     found: dict[str, set[str]] = {}
@@ -215,4 +224,4 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
 
 
 __all__ = ["WeightsDoNotFit", "check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit"]
-__all__ += ["pickle_advice", "read_header", "read_index"]
+__all__ += ["fields_behind_layers", "pickle_advice", "read_header", "read_index"]

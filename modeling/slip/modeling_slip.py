@@ -182,7 +182,10 @@ class SLIPModel(DualEncoder, SLIPPreTrainedModel):
         """Output of `encoder`; its `pooler_output` (B, F) is the feature: the pooled output, or the first token (the
         class token) of an encoder that does not pool. `name` is the argument that errors name.
         """
-        check_pixels(pixel_values, getattr(encoder.config, "num_channels", 3), name)
+        config, size = encoder.config, None
+        if hasattr(config, "patch_size") and not kwargs.get("interpolate_pos_encoding"):
+            size = config.image_size if isinstance(config.image_size, int) else None
+        check_pixels(pixel_values, getattr(config, "num_channels", 3), name, size=size)
         outputs = encoder(pixel_values=pixel_values.to(encoder.dtype), return_dict=True, **kwargs)
         # Convolutional models pool to (B, F, 1, 1).
         pooled = outputs.get("pooler_output")

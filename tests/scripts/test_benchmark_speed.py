@@ -126,7 +126,7 @@ def test_missed_target_sets_exit_code(benchmark, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_rows_agree_with_their_peers_at_tiny_size(benchmark, capsys):
-    rows = [name for name in benchmark.ROWS if not name.startswith(("import", "cli_"))]
+    rows = [name for name in benchmark.ROWS if not name.startswith(("import", "cli_", "adapt_5000"))]
     assert benchmark.main(["--small", "--rounds", "1", "--rows", ",".join(rows)]) == 0  # WrongResult otherwise
     table = capsys.readouterr().out.rsplit("peer / ours", 1)[1]
     assert [name for name in rows if f"\n| {name} | " not in table] == []

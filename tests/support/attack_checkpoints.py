@@ -245,7 +245,10 @@ def _convert_damaged_file(rng: random.Random, folder: Path) -> Attack:
     named = (str(path), name, *weights.keys() - official_weights().keys())
     if "prompt_learner.ctx" in weights:  # so that it seems to be an adapter's, to which other arguments belong
         named = (*named, "tokenizer: ")
-    if what == "shape":  # sizes are read from the weights, so that another tensor than this one may not fit them
+    if what in (
+        "shape",
+        "flat",
+    ):  # sizes are read from the weights, so that another tensor than this one may not fit them
         named = (*named, "CLIP state dict: ")
     plain(weights, path, zipped=rng.random() < 0.7)
 
