@@ -46,7 +46,10 @@ LEFT_OUT = (
     "eval_samples_per_second",
     "eval_steps_per_second",
 )
-TIMES = (re.compile(rb"\d+(\.\d+)? ?(s|min|seconds|minutes)\b"), re.compile(rb"\d+(\.\d+)? (pairs|images) a second"))
+TIMES = (
+    re.compile(rb"((&lt;|<) ?)?\d+(\.\d+)? ?(s|min|seconds|minutes)\b"),
+    re.compile(rb"\d+(\.\d+)? (pairs|images) a second"),
+)
 SKIPPED = (".lock", "training_args.bin")
 _TIMEOUT = 300.0
 
