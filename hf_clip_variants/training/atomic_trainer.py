@@ -55,7 +55,11 @@ class AtomicTrainer(Trainer):
         if self.args.should_save:
             for abandoned in Path(self.args.output_dir).glob("tmp-checkpoint-*"):
                 shutil.rmtree(abandoned, ignore_errors=True)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        # Killed between the last checkpoint and the removal of the one before, a run has nothing left to save.
+        if self.args.save_strategy != "no":
+            self._remove_old_checkpoints(Path(self.args.output_dir))
+        return output
 
     def _run_epoch(self, *args, **kwargs):
         """Resumed from its last checkpoint within an epoch, `Trainer` would take one step beyond `max_steps`."""
@@ -107,15 +111,19 @@ class AtomicTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(stage, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
+        self._remove_old_checkpoints(run_folder)
+        while self._pushes:
+            super()._push_from_checkpoint(str(run_folder / self._pushes.pop()))
+
+    def _remove_old_checkpoints(self, run_folder: Path) -> None:
+        """Those beyond `save_total_limit`."""
+        if self.args.should_save and run_folder.is_dir():
             rotate_checkpoints(
                 output_dir=str(run_folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
-        while self._pushes:
-            super()._push_from_checkpoint(str(run_folder / self._pushes.pop()))
 
     def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: the weights that are saved, and Adam's two moments of what is trained."""

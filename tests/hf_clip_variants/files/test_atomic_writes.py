@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 
@@ -222,3 +223,14 @@ def test_two_writers_of_one_file_both_succeed_and_readers_see_whole_files(tmp_pa
     reader.join(30)
     assert torn == [] and path.read_bytes()[:1] in (b"x", b"y")
     assert [p.name for p in tmp_path.iterdir()] == ["cache.bin"]
+
+
+def test_a_finished_run_that_goes_on_keeps_no_more_checkpoints_than_asked(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path / "run", save_total_limit=1)
+    trainer.train()
+    (last,) = [name for name in checkpoints(tmp_path / "run") if name.startswith("checkpoint-")]
+    older = tmp_path / "run" / f"checkpoint-{int(last.rpartition('-')[2]) - 2}"  # as if killed before its removal
+    shutil.copytree(tmp_path / "run" / last, older)
+    os.utime(older, (0, 0))
+    make_trainer(tmp_path / "run", save_total_limit=1).train(resume_from_checkpoint=True)
+    assert [name for name in checkpoints(tmp_path / "run") if name.startswith("checkpoint-")] == [last]
