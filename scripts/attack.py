@@ -1,6 +1,6 @@
 """Attacks the library with generated input, or kills its commands, and prints what came of it as a table.
 
-    python scripts/attack.py --minutes 60 --seed 8675309 --out scripts/results/attack/attack.md
+    python scripts/attack.py --minutes 60 --seed 8675309 --out attack.md
     python scripts/attack.py --minutes 1 --kinds images,checkpoints
     python scripts/attack.py --only "images:4713:17 png, truncated"        # a finding once more, with its traceback
     python scripts/attack.py --kills 60 --seed 8675309 --out scripts/results/attack/kills.md
