@@ -9,7 +9,7 @@ from paths import ROOT
 
 LIBRARY = {"hf_clip_variants": ROOT / "hf_clip_variants", "hf_clip_variants.modeling": ROOT / "modeling"}
 WITH_EXAMPLES = sorted(
-    ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+    ".".join((package, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
     for package, folder in LIBRARY.items()
     for path in folder.rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")

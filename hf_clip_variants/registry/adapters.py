@@ -1,0 +1,220 @@
+"""The rows of adapters: a few trained tensors on a frozen backbone, in `adapters/<name>`."""
+
+from .rows import CheckpointEntry, FewShotEntry, Method, OfficialCode, Option, Paper
+
+
+_MAPLE = Paper(
+    "MaPLe: Multi-modal Prompt Learning",
+    "2210.03117",
+    2022,
+    "Khattak, Muhammad Uzair and Rasheed, Hanoona and Maaz, Muhammad and Khan, Salman and Khan, Fahad Shahbaz",
+)
+_CONTEXT_INIT = Option("context_init", str, "the words that the training began with; '' for none.")
+
+ADAPTERS = (
+    Method(
+        name="tip_adapter",
+        kind="adapter",
+        title="Tip-Adapter",
+        paper=Paper(
+            "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification",
+            "2207.09519",
+            2022,
+            "Zhang, Renrui and Fang, Rongyao and Zhang, Wei and Gao, Peng and Li, Kunchang and Dai, Jifeng and "
+            "Qiao, Yu and Li, Hongsheng",
+        ),
+        code=OfficialCode("gaopengcuhk/Tip-Adapter", None),
+        task="image-classification",
+        summary="The first to try with 1 to 16 images per class: no training, or a short one (Tip-Adapter-F).",
+        config="adapters.tip_adapter.config:TipAdapterConfig",
+        layer="adapters.tip_adapter.layer:TipAdapterLayer",
+        tuner="adapters.tip_adapter.model:TipAdapterModel",
+        few_shot=(
+            FewShotEntry(
+                "tip_adapter",
+                "Tip-Adapter",
+                "adapters.tip_adapter.few_shot:TIP_ADAPTER",
+                by_default=True,
+                in_demo=True,
+            ),
+            FewShotEntry(
+                "tip_adapter_f",
+                "Tip-Adapter-F",
+                "adapters.tip_adapter.few_shot:TIP_ADAPTER_F",
+                by_default=True,
+                in_demo=True,
+            ),
+        ),
+        checkpoints=(
+            CheckpointEntry(
+                "tip_adapter",
+                "Tip-Adapter",
+                "adapters.tip_adapter.convert:CHECKPOINTS",
+                (
+                    Option("alpha", float, "weight of the cache.", default="1.0"),
+                    Option("beta", float, "sharpness.", default="5.5"),
+                    Option("values", str, "the labels.", default="values_*.pt beside the file"),
+                ),
+                files="keys_*.pt or best_F_*.pt",
+            ),
+        ),
+    ),
+    Method(
+        name="linear_head",
+        kind="adapter",
+        title="Linear head (GDA, CLAP)",
+        paper=Paper(
+            "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation",
+            "2402.04087",
+            2024,
+            "Wang, Zhengbo and Liang, Jian and Sheng, Lijun and He, Ran and Wang, Zilei and Tan, Tieniu",
+        ),
+        code=OfficialCode("mrflogs/ICLR24", None),
+        task="image-classification",
+        summary="A linear classifier added to CLIP's: by formula (GDA), or pulled to the texts and with votes (CLAP).",
+        config="adapters.linear_head.config:LinearHeadConfig",
+        layer="adapters.linear_head.layer:LinearHeadLayer",
+        tuner="adapters.linear_head.model:LinearHeadModel",
+        few_shot=(
+            FewShotEntry("gda", "GDA", "adapters.linear_head.few_shot:GDA", by_default=True, in_demo=True),
+            FewShotEntry("clap", "CLAP", "adapters.linear_head.few_shot:CLAP", by_default=True, in_demo=True),
+        ),
+    ),
+    Method(
+        name="clip_adapter",
+        kind="adapter",
+        title="CLIP-Adapter",
+        paper=Paper(
+            "CLIP-Adapter: Better Vision-Language Models with Feature Adapters",
+            "2110.04544",
+            2021,
+            "Gao, Peng and Geng, Shijie and Zhang, Renrui and Ma, Teli and Fang, Rongyao and Zhang, Yongfeng and "
+            "Li, Hongsheng and Qiao, Yu",
+        ),
+        code=OfficialCode("gaopengcuhk/CLIP-Adapter", None),
+        task="image-classification",
+        summary="A small bottleneck on CLIP's features. Trains in seconds; works on a plain CLIPModel, too.",
+        config="adapters.clip_adapter.config:CLIPAdapterConfig",
+        layer="adapters.clip_adapter.layer:CLIPAdapterLayer",
+        tuner="adapters.clip_adapter.model:CLIPAdapterModel",
+        few_shot=(
+            FewShotEntry(
+                "clip_adapter",
+                "CLIP-Adapter",
+                "adapters.clip_adapter.few_shot:CLIP_ADAPTER",
+                by_default=True,
+                in_demo=True,
+            ),
+        ),
+        checkpoints=(
+            CheckpointEntry(
+                "clip_adapter",
+                "CLIP-Adapter",
+                "adapters.clip_adapter.convert:CHECKPOINTS",
+                (Option("ratio", float, "weight of the adapted feature.", default="0.2"),),
+            ),
+        ),
+    ),
+    Method(
+        name="coop",
+        kind="adapter",
+        title="CoOp",
+        paper=Paper(
+            "Learning to Prompt for Vision-Language Models",
+            "2109.01134",
+            2021,
+            "Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei",
+        ),
+        code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
+        task="image-classification",
+        summary="Learns the words around the class name. A few kilobytes; can serve new class names, too.",
+        config="adapters.coop.config:CoOpConfig",
+        layer="adapters.coop.layer:CoOpLayer",
+        tuner="adapters.coop.model:CoOpModel",
+        few_shot=(FewShotEntry("coop", "CoOp", "adapters.coop.few_shot:COOP", by_default=True, in_demo=True),),
+        card_snippet="adapters.coop.card:SNIPPET_ON_CLIP",
+        checkpoints=(
+            CheckpointEntry(
+                "coop",
+                "CoOp",
+                "adapters.coop.convert:CHECKPOINTS",
+                (
+                    Option(
+                        "class_token_position",
+                        ("end", "middle", "front"),
+                        "where the class name stands.",
+                        default="end",
+                        flag="--position",
+                    ),
+                ),
+            ),
+        ),
+    ),
+    Method(
+        name="cocoop",
+        kind="adapter",
+        title="CoCoOp",
+        paper=Paper(
+            "Conditional Prompt Learning for Vision-Language Models",
+            "2203.05557",
+            2022,
+            "Zhou, Kaiyang and Yang, Jingkang and Loy, Chen Change and Liu, Ziwei",
+        ),
+        code=OfficialCode("KaiyangZhou/CoOp", "MIT"),
+        task="image-classification",
+        summary="CoOp's context, shifted for each image: better on classes that were not trained on. Any batch size.",
+        config="adapters.cocoop.config:CoCoOpConfig",
+        layer="adapters.cocoop.layer:CoCoOpLayer",
+        tuner="adapters.cocoop.model:CoCoOpModel",
+        few_shot=(FewShotEntry("cocoop", "CoCoOp", "adapters.cocoop.few_shot:COCOOP"),),
+        checkpoints=(CheckpointEntry("cocoop", "CoCoOp", "adapters.cocoop.convert:CHECKPOINTS"),),
+    ),
+    Method(
+        name="maple",
+        kind="adapter",
+        title="MaPLe",
+        paper=_MAPLE,
+        code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
+        task="image-classification",
+        summary="Coupled learned tokens in several layers of both encoders: for trained classes and for new ones.",
+        config="adapters.maple.config:MaPLeConfig",
+        layer="adapters.maple.layer:MaPLePromptEmbedder",
+        tuner="adapters.maple.model:MaPLeModel",
+        few_shot=(FewShotEntry("maple", "MaPLe", "adapters.maple.few_shot:MAPLE"),),
+        checkpoints=(CheckpointEntry("maple", "MaPLe", "adapters.maple.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
+    ),
+    Method(
+        name="vpt",
+        kind="adapter",
+        title="VPT",
+        paper=Paper(
+            "Visual Prompt Tuning",
+            "2203.12119",
+            2022,
+            "Jia, Menglin and Tang, Luming and Chen, Bor-Chun and Cardie, Claire and Belongie, Serge and "
+            "Hariharan, Bharath and Lim, Ser-Nam",
+        ),
+        code=OfficialCode("KMnP/vpt", "CC-BY-NC-4.0"),
+        task="image-classification",
+        summary="Learned tokens beside image patches; on CLIP's image encoder, or on an image model with a new head.",
+        config="adapters.vpt.config:VPTConfig",
+        layer="adapters.vpt.layer:VPTPromptParameters",
+        tuner="adapters.vpt.model:VPTModel",
+        few_shot=(FewShotEntry("vpt", "VPT", "adapters.vpt.few_shot:VPT", in_demo=True),),
+        checkpoints=(CheckpointEntry("vpt", "VPT", "adapters.vpt.convert:CHECKPOINTS"),),
+    ),
+    Method(
+        name="ivlp",
+        kind="adapter",
+        title="IVLP",
+        paper=_MAPLE,
+        code=OfficialCode("muzairkhattak/multimodal-prompt-learning", "MIT"),
+        task="image-classification",
+        summary="Learned tokens in both encoders, not coupled; or in one of them (deep language prompting, VPT).",
+        config="adapters.ivlp.config:IVLPConfig",
+        layer="adapters.ivlp.layer:IVLPPromptEmbedder",
+        tuner="adapters.ivlp.model:IVLPModel",
+        few_shot=(FewShotEntry("ivlp", "IVLP", "adapters.ivlp.few_shot:IVLP"),),
+        checkpoints=(CheckpointEntry("ivlp", "IVLP", "adapters.ivlp.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
+    ),
+)

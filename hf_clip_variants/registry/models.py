@@ -1,0 +1,145 @@
+"""The rows of models: methods with a forward pass and checkpoints of their own, in `modeling/<name>`."""
+
+from .rows import CheckpointEntry, Method, OfficialCode, Option, Paper, Submodel
+
+
+_CLIP_CLASSIFIER = "modeling.clip_classifier.modeling_clip_classifier:CLIPClassifier"
+_CLIP_PAPER = Paper(
+    "Learning Transferable Visual Models From Natural Language Supervision",
+    "2103.00020",
+    2021,
+    "Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and Agarwal, Sandhini "
+    "and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and Krueger, Gretchen and "
+    "Sutskever, Ilya",
+)
+_CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
+_AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
+
+_SLIP = "modeling.slip.modeling_slip:SLIP"
+
+_CLIP_OPTIONS = (
+    Option(
+        "activation",
+        ("quick_gelu", "gelu"),
+        "no weights tell; quick_gelu for OpenAI's, gelu for most of open_clip's.",
+        default="open_clip_config.json beside the file, else quick_gelu",
+    ),
+    Option("open_clip_config", str, "open_clip's configuration of the model, a JSON file."),
+)
+
+MODELS = (
+    Method(
+        name="clip_classifier",
+        kind="model",
+        title="CLIP",
+        paper=_CLIP_PAPER,
+        code=OfficialCode("openai/CLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="No images, only class names: zero-shot classification with templates. The base of every adapter.",
+        config="modeling.clip_classifier.configuration_clip_classifier:CLIPClassifierConfig",
+        model=_CLIP_CLASSIFIER,
+        auto_classes={
+            "AutoModel": _CLIP_CLASSIFIER,
+            "AutoModelForZeroShotImageClassification": _CLIP_CLASSIFIER,
+            "AutoModelForImageClassification": _CLIP_CLASSIFIER,
+        },
+        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
+        image_processors={
+            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
+        },
+        checkpoints=(
+            CheckpointEntry("clip", "CLIP", "modeling.clip.convert_clip:CHECKPOINTS", _CLIP_OPTIONS),
+            CheckpointEntry("chinese_clip", "Chinese-CLIP", "modeling.chinese_clip.convert_chinese_clip:CHECKPOINTS"),
+        ),
+        pretraining="modeling.clip.pretraining_clip:CLIP",
+    ),
+    Method(
+        name="clip_resnet",
+        kind="model",
+        title="CLIP-ResNet",
+        paper=_CLIP_PAPER,
+        code=OfficialCode("openai/CLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="CLIP with a ResNet image encoder (RN50 to RN50x64): for work built on it, and for feature maps.",
+        config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetConfig",
+        model=_CLIP_RESNET + "Model",
+        auto_classes={
+            "AutoModel": _CLIP_RESNET + "Model",
+            "AutoModelForZeroShotImageClassification": _CLIP_RESNET + "Model",
+        },
+        submodels=(
+            Submodel(
+                name="vision",
+                config="modeling.clip_resnet.configuration_clip_resnet:CLIPResNetVisionConfig",
+                auto_classes={"AutoModel": _CLIP_RESNET + "VisionModel", "AutoBackbone": _CLIP_RESNET + "Backbone"},
+            ),
+        ),
+        checkpoints=(
+            CheckpointEntry(
+                "clip_resnet", "CLIP-ResNet", "modeling.clip_resnet.convert_clip_resnet:CHECKPOINTS", _CLIP_OPTIONS
+            ),
+        ),
+        pretraining="modeling.clip_resnet.pretraining_clip_resnet:CLIP_RESNET",
+    ),
+    Method(
+        name="slip",
+        kind="model",
+        title="SLIP",
+        paper=Paper(
+            "SLIP: Self-supervision meets Language-Image Pre-training",
+            "2112.12750",
+            2021,
+            "Mu, Norman and Kirillov, Alexander and Wagner, David and Xie, Saining",
+        ),
+        code=OfficialCode("facebookresearch/SLIP", "MIT"),
+        task="zero-shot-image-classification",
+        summary="Pre-training with CLIP's loss plus SimCLR, MoCo v3, BYOL or SimSiam: better image features.",
+        config="modeling.slip.configuration_slip:SLIPConfig",
+        model=_SLIP + "Model",
+        auto_classes={
+            "AutoModel": _SLIP + "Model",
+            "AutoModelForZeroShotImageClassification": _SLIP + "Model",
+            "AutoModelForPreTraining": _SLIP + "ForPreTraining",
+        },
+        checkpoints=(
+            CheckpointEntry(
+                "slip",
+                "SLIP",
+                "modeling.slip.convert_slip:CHECKPOINTS",
+                (Option("keep_head", bool, "with its self-supervised head, to go on with the training."),),
+            ),
+        ),
+        pretraining="modeling.slip.pretraining_slip:SLIP",
+    ),
+    Method(
+        name="audioclip",
+        kind="model",
+        title="AudioCLIP",
+        paper=Paper(
+            "AudioCLIP: Extending CLIP to Image, Text and Audio",
+            "2106.13043",
+            2021,
+            'Guzhov, Andrey and Raue, Federico and Hees, J{\\"o}rn and Dengel, Andreas',
+        ),
+        code=OfficialCode("AndreyGuzhov/AudioCLIP", "MIT"),
+        task="zero-shot-audio-classification",
+        summary="Audio, images and texts in one space: zero-shot audio classification, audio-image retrieval.",
+        config="modeling.audioclip.configuration_audioclip:AudioCLIPConfig",
+        model=_AUDIOCLIP + "Model",
+        auto_classes={
+            "AutoModel": _AUDIOCLIP + "Model",
+            "AutoModelForZeroShotImageClassification": _AUDIOCLIP + "Model",
+        },
+        processor="modeling.audioclip.processing_audioclip:AudioCLIPProcessor",
+        feature_extractor="modeling.audioclip.feature_extraction_audioclip:AudioCLIPFeatureExtractor",
+        submodels=(
+            Submodel(
+                name="audio",
+                config="modeling.audioclip.configuration_audioclip:AudioCLIPAudioConfig",
+                auto_classes={"AutoModel": _AUDIOCLIP + "AudioModel"},
+            ),
+        ),
+        checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
+        pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
+    ),
+)
