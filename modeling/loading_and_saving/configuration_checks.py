@@ -94,6 +94,7 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or 'config.json'}: got {_short(values)}, expected an object with fields")
     parts = _part_classes(config_class, values)
+    fewest = _fewest_labels(config_class)
     validators = getattr(config_class, "__validators__", {})
     declared = {f.name: f for f in fields(config_class)} if validators else {}
     for name, value in values.items():
@@ -104,7 +105,7 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
             check_values(value, parts.get(name.removesuffix("_dict")), f"{where}{name}.")
             continue
         _check_finite(f"{where}{name}", value)
-        _check_named(where, name, value)
+        _check_named(where, name, value, fewest)
         for validator in validators.get(name, ()):
             try:
                 validator(value)
@@ -117,7 +118,7 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
             raise ValueError(f"{where}{name}: None, expected the number of the token at whose place a text is read")
         if config_class is not None and name not in declared and _is_taken(config_class, name):
             raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
-    _check_classes(where, values)
+    _check_classes(where, values, fewest)
     if not hasattr(config_class, "validate_sizes"):  # ours say it themselves
         _check_together(where, values, declared)
 
@@ -132,6 +133,10 @@ def _part_classes(config_class: type | None, values: Mapping) -> dict[str, type]
     if hasattr(config_class, "part_classes"):
         return config_class.part_classes(values)
     return {name: c for name, c in (config_class.sub_configs or {}).items() if hasattr(c, "__validators__")}
+
+
+def _fewest_labels(config_class: type | None) -> int:
+    return 0 if getattr(config_class, "may_have_no_labels", False) else 1
 
 
 def _is_taken(config_class: type, name: str) -> bool:
@@ -152,7 +157,7 @@ def _check_finite(name: str, value: object, depth: int = 0) -> None:
         _check_finite(name, one, depth + 1)
 
 
-def _check_named(where: str, name: str, value: object) -> None:
+def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -> None:
     """What is known of a field by its name, whatever the model."""
     full = f"{where}{name}"
     if name == "model_type" and not isinstance(value, str):
@@ -167,7 +172,7 @@ def _check_named(where: str, name: str, value: object) -> None:
     if value is None and name in _NEVER_NONE:
         raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
     if name == "num_labels":
-        check_num_labels(value, where)
+        check_num_labels(value, where, fewest_labels)
     elif str(name).endswith("hidden_act") and isinstance(value, str) and value not in ACT2FN:
         raise ValueError(f"{full}: {_short(value)} is unknown, expected one of {', '.join(sorted(ACT2FN))}")
     elif name in ("dtype", "torch_dtype") and value is not None:
@@ -178,17 +183,19 @@ def _check_named(where: str, name: str, value: object) -> None:
         raise ValueError(f"{full}: {_short(value)} is unknown, expected one of {', '.join(_PROBLEM_TYPES)}")
 
 
-def check_num_labels(value: object, where: str = "") -> None:
+def check_num_labels(value: object, where: str = "", fewest: int = 1) -> None:
     """ValueError for a number of classes that is none; a table of so many names would be made at once."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{where}num_labels: {_short(value)}, expected a whole number of classes in 1..{LARGEST}")
+    if not isinstance(value, int) or isinstance(value, bool) or not fewest <= value <= LARGEST:
+        raise ValueError(
+            f"{where}num_labels: {_short(value)}, expected a whole number of classes in {fewest}..{LARGEST}"
+        )
 
 
-def _check_classes(where: str, values: Mapping) -> None:
+def _check_classes(where: str, values: Mapping, fewest: int = 1) -> None:
     names, numbers, count = (values.get(name) for name in ("id2label", "label2id", "num_labels"))
     if names is not None:
         labels = {str(key) for key in names} if isinstance(names, Mapping) else None
-        if not labels or labels != {str(label) for label in range(len(names))}:
+        if labels is None or len(labels) < fewest or labels != {str(label) for label in range(len(names))}:
             raise ValueError(f"{where}id2label: got {_short(names)}, expected the names of labels 0, 1, 2, …")
         wrong = [key for key, name in names.items() if not isinstance(name, str)]
         if wrong:
@@ -229,7 +236,7 @@ def checked(cls: type) -> type:
 
     def __setattr__(self, name, value):
         if name == "num_labels":
-            check_num_labels(value)
+            check_num_labels(value, fewest=_fewest_labels(type(self)))
         try:
             assign(self, name, value)
         except StrictDataclassError as error:
