@@ -38,7 +38,7 @@ def mean_iou(maps, truths, classes) -> float:
     for c in range(classes):
         union = ((maps == c) | (truths == c)).sum()
         if union:
-            ious.append((((maps == c) & (truths == c)).sum().double() / union)
+            ious.append(((maps == c) & (truths == c)).sum().double() / union)
     return torch.stack(ious).mean().item()
 
 
