@@ -3,6 +3,7 @@
 The rule is in `segmentation_groupvit.py` and `background_rule.py`; here it meets the labels of a model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -10,13 +11,12 @@ import torch
 from torch import nn
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..dense.background import background_thresholds
 from ..dense.outputs_dense import PromptableSegmentationOutput
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..dense.segmentation_loss import segmentation_loss
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels
-from .background_rule import background_groups
+from .background_rule import background_groups, resolve_thresholds
 from .configuration_groupvit import GroupViTConfig
 from .modeling_groupvit import GroupViTModel, GroupViTVisionModelOutput
 from .segmentation_groupvit import (
@@ -204,9 +204,8 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
                 f"background: {background!r}; GroupViT has no rule of its own, set the thresholds that were learned: "
                 "set_labels(..., background=thresholds)"
             )
-        if isinstance(background, int | float):
-            return background_groups(scores.detach(), float(background))
-        return background_groups(scores.detach(), background_thresholds(background, self.labels_with_texts()))
+        labels = self.labels_with_texts() if isinstance(background, Mapping) else None
+        return background_groups(scores.detach(), resolve_thresholds(background, labels))
 
     def _segmentation_loss(
         self, maps: torch.Tensor, groups: torch.Tensor, texts: ClassTexts, labels: torch.Tensor
