@@ -199,9 +199,10 @@ def argmax_for_metrics(logits: Any, labels: torch.Tensor | None = None) -> torch
 
 
 def mean_iou_metrics(num_labels: int, **options: Any) -> Callable[..., dict[str, float]]:
-    """A `compute_metrics` for `Trainer`, also with `batch_eval_metrics=True`: the scalars of `MeanIoU.compute`.
+    """A `compute_metrics` for `Trainer`: the scalars of `MeanIoU.compute`.
 
-    Needs `preprocess_logits_for_metrics=argmax_for_metrics`. `options` are those of `MeanIoU`.
+    Needs `preprocess_logits_for_metrics=argmax_for_metrics`. With `batch_eval_metrics=True` batches are counted one by
+    one; without it, Trainer keeps all maps, and can join those of one width only. `options` are those of `MeanIoU`.
 
     >>> from transformers import EvalPrediction
     >>> compute_metrics = mean_iou_metrics(2)

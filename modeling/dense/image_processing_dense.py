@@ -119,10 +119,10 @@ class DenseImageProcessor(TorchvisionBackend):
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """See the class."""
+        _check_own(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
-        _check_own(kwargs)
         for name in DenseImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys():
             kwargs.pop(name, None)
         super()._validate_preprocess_kwargs(**kwargs)
@@ -150,11 +150,8 @@ class DenseImageProcessor(TorchvisionBackend):
             originals.append(original)
             if maps is not None:
                 labels.append(self._label_map(maps[index], index, original, size, **options))
-        divisor = options["size_divisor"] or 1
         if options["do_pad"]:
-            target = tuple(
-                math.ceil(max(edges) / divisor) * divisor for edges in zip(*map(_size, pixels), strict=True)
-            )
+            target = self._padded_size(list(map(_size, pixels)), **options)
             pixels = [self._padded(image, target, **options) for image in pixels]
             labels = [pad_to(one[None, None], target, options["ignore_index"])[0, 0] for one in labels]
         elif return_tensors is not None and len(sizes := {_size(image) for image in pixels}) > 1:

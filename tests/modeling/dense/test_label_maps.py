@@ -46,7 +46,7 @@ def test_other_number_types_and_layouts(dtype):
 
 
 def test_maps_need_a_third_of_the_memory_of_the_logits_at_most():
-    """performance.md, section 4: 150 labels; measured as the process's peak. Chunks are larger than what malloc keeps."""
+    """150 labels; measured as the process's peak, with chunks larger than what malloc keeps."""
 
     def kilobytes(name):
         return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
