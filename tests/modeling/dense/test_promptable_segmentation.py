@@ -51,6 +51,13 @@ def test_explicit_embeddings_come_first_then_ids_then_stored_ones():
     assert logits(model).shape[1] == 3
 
 
+def test_a_call_may_bring_synonyms():
+    model, texts = toy_model(), ["cat", "forest", "red apple"]
+    embeddings = model.embed_texts(texts, toy_processor())
+    found = logits(model, class_embeddings=ClassTexts(embeddings, counts=(2, 1)))
+    assert torch.equal(found, logits(with_labels(["cat;forest", "red apple"])))
+
+
 def test_no_texts_at_all_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match="input_ids: missing.*set_labels"):
         toy_model()(PIXELS)
