@@ -176,5 +176,6 @@ MODELS = (
             ),
         ),
         checkpoints=(CheckpointEntry("groupvit", "GroupViT", "modeling.groupvit.convert_groupvit:CHECKPOINTS"),),
+        pretraining="modeling.groupvit.pretraining_groupvit:GROUPVIT",
     ),
 )
