@@ -26,6 +26,7 @@ _MODULE_OF = {
     "base_and_novel": "scenes.scenes",
     "compute_features": "images.feature_cache",
     "emoji_styles": "images.emoji",
+    "export_coco": "scenes.coco",
     "instance_masks": "scenes.scenes",
     "label_map_names": "scenes.scenes",
     "load_emoji": "images.emoji",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .images.multi_label import load_multi_label_images
     from .images.sources import load_images
     from .pairs.sources import open_pairs
+    from .scenes.coco import export_coco
     from .scenes.scenes import (
         DISTINCT_CLASSES,
         Scene,

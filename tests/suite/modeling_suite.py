@@ -26,6 +26,7 @@ from hf_clip_variants import (
     GroupViTModel,
     GroupViTVisionConfig,
     GroupViTVisionModel,
+    LSegForSemanticSegmentation,
     SLIPForPreTraining,
     SLIPModel,
 )
@@ -43,6 +44,7 @@ DESELECTED: dict[str, str] = {
     "SLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "AudioCLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
+    "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
@@ -444,13 +446,30 @@ class GroupViTSuite(DualEncoderSuite):
 
 
 class GroupViTSegmentationTester(GroupViTTester):
-    """Texts are those of three labels."""
+    """The labels are stored ones: without texts."""
 
-    options: dict = {}
+    num_labels = 3
+
+    def get_config(self):
+        config = super().get_config().to_dict()
+        return self.config_class(**config | {"num_labels": self.num_labels})
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), self.vision_model_tester.prepare_config_and_inputs_for_common()[1]
 
 
 class GroupViTSegmentationSuite(GroupViTVisionSuite):
     _is_composite = True
+    test_all_params_have_gradient = False  # those of the text encoder have none
+
+    def _text_features_prepare_config_and_inputs(self):
+        return self.model_tester.get_config(), self.model_tester.text_inputs()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels:
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, 30, 30, dtype=torch.long)
+        return inputs
 
     def test_model_get_set_embeddings(self):
         config, _ = self.model_tester.prepare_config_and_inputs_for_common()
@@ -480,6 +499,40 @@ class GroupViTSegmentationSuite(GroupViTVisionSuite):
         return 4
 
 
+class LSegTester(CLIPClassifierTester):
+    """The sizes are those of the image encoder. The labels are stored ones: without texts."""
+
+    seq_length = encoder_seq_length = key_length = 2 * 4 + 1
+    num_labels = 3
+    config_fields = {"fusion_hidden_size": 24, "head_block": "depthwise", "temperature": 0.05}
+
+    def get_config(self):
+        vision = SIZES | {"image_size": 32, "patch_size": 16}
+        sizes = {"neck_hidden_sizes": [6, 10, 14, 18], "fusion_hidden_size": 12, "temperature": 0.5}
+        return self.config_class(
+            text_config=TEXT, vision_config=vision, projection_dim=24, num_labels=self.num_labels, **sizes
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, 32, 64])}
+
+
+class LSegSuite(ModelTesterMixin):
+    _is_composite = True
+    has_attentions = True
+    test_resize_embeddings = False  # the vocabulary belongs to the text encoder
+    test_all_params_have_gradient = False  # the text encoder is frozen, and some parts of DPT are not read
+
+    def _text_features_prepare_config_and_inputs(self):
+        return self.model_tester.get_config(), self.model_tester.text_inputs()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels and model_class is LSegForSemanticSegmentation:
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, 32, 64, dtype=torch.long)
+        return inputs
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
@@ -494,6 +547,7 @@ TESTERS = {
         (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),
         (GroupViTVisionTester, GroupViTVisionSuite, GroupViTVisionModel),
     ],
+    "lseg": [(LSegTester, LSegSuite)],
     "audioclip": [(AudioCLIPTester, AudioCLIPSuite), (AudioCLIPAudioTester, AudioEncoderSuite, AudioCLIPAudioModel)],
 }
 
