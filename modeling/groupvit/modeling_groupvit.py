@@ -333,12 +333,12 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             raise ValueError(
                 "text_encoder_dropped: this checkpoint has no text encoder; load it as GroupViTForSemanticSegmentation"
             )
+        self.vision_model = GroupViTVisionModel._from_config(vision)
+        self.visual_projection = GroupViTProjection(vision.hidden_size, hidden, config.projection_dim)
         self.text_model = self.text_projection = None
         if not config.text_encoder_dropped:
             self.text_model = CLIPTextModel._from_config(text)
             self.text_projection = GroupViTProjection(text.hidden_size, hidden, config.projection_dim)
-        self.vision_model = GroupViTVisionModel._from_config(vision)
-        self.visual_projection = GroupViTProjection(vision.hidden_size, hidden, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
         if config.has_multi_label_scale:
             self.multi_label_logit_scale = nn.Parameter(torch.empty(()))

@@ -408,6 +408,7 @@ class GroupViTTester(CLIPClassifierTester):
     seq_length = encoder_seq_length = key_length = 8
     config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24, "trained_part": "group_tokens"}
     options: dict = {"return_loss": True}
+    config_options: dict = {}
 
     def __init__(self, parent, config_class):
         super().__init__(parent, config_class)
@@ -416,7 +417,9 @@ class GroupViTTester(CLIPClassifierTester):
     def get_config(self):
         sizes = {"projection_dim": 24, "projection_intermediate_dim": 40, "logit_scale_init_value": 0.5}
         vision = self.vision_model_tester.get_config()
-        return self.config_class(text_config=TEXT, vision_config=vision, num_noun_prompts=0, **sizes)
+        return self.config_class(
+            text_config=TEXT, vision_config=vision, num_noun_prompts=0, **sizes, **self.config_options
+        )
 
     def prepare_config_and_inputs_for_common(self):
         _, images = self.vision_model_tester.prepare_config_and_inputs_for_common()
@@ -449,10 +452,7 @@ class GroupViTSegmentationTester(GroupViTTester):
     """The labels are stored ones: without texts."""
 
     num_labels = 3
-
-    def get_config(self):
-        config = super().get_config().to_dict()
-        return self.config_class(**config | {"num_labels": self.num_labels})
+    config_options: dict = {"num_labels": 3}
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), self.vision_model_tester.prepare_config_and_inputs_for_common()[1]
