@@ -14,6 +14,7 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "sklearn": "probe",
     "soundfile": "audio",
     "soxr": "audio",
+    "textblob": "nouns",
 }
 
 
