@@ -16,6 +16,7 @@ _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
 _SLIP = "modeling.slip.modeling_slip:SLIP"
+_GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
 
 _CLIP_OPTIONS = (
     Option(
@@ -141,5 +142,34 @@ MODELS = (
         ),
         checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
         pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
+    ),
+    Method(
+        name="groupvit",
+        kind="model",
+        title="GroupViT",
+        paper=Paper(
+            "GroupViT: Semantic Segmentation Emerges from Text Supervision",
+            "2202.11094",
+            2022,
+            "Xu, Jiarui and De Mello, Shalini and Liu, Sifei and Byeon, Wonmin and Breuel, Thomas and Kautz, Jan and "
+            "Wang, Xiaolong",
+        ),
+        code=OfficialCode("NVlabs/GroupViT", "LicenseRef-NVIDIA-Source-Code-NC"),
+        task="image-segmentation",
+        summary="Segmentation by text, learned from captions alone: patches become groups, groups get class names.",
+        config="modeling.groupvit.configuration_groupvit:GroupViTConfig",
+        model=_GROUPVIT + "Model",
+        auto_classes={
+            "AutoModel": _GROUPVIT + "Model",
+            "AutoModelForZeroShotImageClassification": _GROUPVIT + "Model",
+        },
+        submodels=(
+            Submodel(
+                name="vision",
+                config="modeling.groupvit.configuration_groupvit:GroupViTVisionConfig",
+                auto_classes={"AutoModel": _GROUPVIT + "VisionModel"},
+            ),
+        ),
+        checkpoints=(CheckpointEntry("groupvit", "GroupViT", "modeling.groupvit.convert_groupvit:CHECKPOINTS"),),
     ),
 )
