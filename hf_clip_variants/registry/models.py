@@ -162,7 +162,12 @@ MODELS = (
         auto_classes={
             "AutoModel": _GROUPVIT + "Model",
             "AutoModelForZeroShotImageClassification": _GROUPVIT + "Model",
+            "AutoModelForSemanticSegmentation": (
+                "modeling.groupvit.modeling_groupvit_segmentation:GroupViTForSemanticSegmentation"
+            ),
         },
+        processor="modeling.dense.processing_dense:DenseProcessor",
+        image_processors={"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"},
         submodels=(
             Submodel(
                 name="vision",

@@ -6,6 +6,7 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 
+from ..dense.configuration_dense import PromptableSegmentationFields
 from ..loading_and_saving.configuration_checks import (
     LARGEST,
     LARGEST_LAYERS,
@@ -159,7 +160,7 @@ class GroupViTVisionConfig(PreTrainedConfig):
 
 @checked
 @strict
-class GroupViTConfig(PreTrainedConfig):
+class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
     r"""
     Configuration of GroupViT: an image encoder that groups patches, CLIP's text encoder, two projections with batch
     normalisation into the joint space. The defaults are the published model that was trained with noun prompts
@@ -190,6 +191,12 @@ class GroupViTConfig(PreTrainedConfig):
         pixel_assignment (`str`, defaults to `"hard"`):
             Segmentation: a pixel has its best group's scores, or with `"soft"` the mean of all groups' scores,
             weighted by the map.
+        trained_part (`str`, defaults to `"all"`):
+            What training changes: `"all"`, or `"group_tokens"`, the group tokens alone (all else is frozen, and the
+            projections' statistics stay as they are).
+        templates (`list[str]`, defaults to `["a photo of a {}."]`), background and further fields of labels:
+            See `PromptableSegmentationFields`. Thresholds of the background are compared with the scores of groups,
+            not of pixels: `background_of` is not read.
 
     Example:
 
@@ -204,7 +211,11 @@ class GroupViTConfig(PreTrainedConfig):
 
     model_type = "clipv-groupvit"
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": GroupViTVisionConfig}
-    keys_to_ignore_at_inference = ["text_model_output", "vision_model_output"]
+    keys_to_ignore_at_inference = [
+        *PromptableSegmentationFields.keys_to_ignore_at_inference,
+        *("text_model_output", "vision_model_output", "prompt_embeds"),
+        *("group_embeds", "image_embeds", "group_scores", "stage_maps"),
+    ]
 
     text_config: dict | CLIPTextConfig | None = None
     vision_config: dict | GroupViTVisionConfig | None = None
@@ -220,6 +231,8 @@ class GroupViTConfig(PreTrainedConfig):
     num_gated_classes: int = 5
     segmentation_maps: str = "soft"
     pixel_assignment: str = "hard"
+    trained_part: str = "all"
+    templates: list[str] | None = field(default_factory=lambda: ["a photo of a {}."])
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.text_config, PreTrainedConfig):
@@ -257,6 +270,7 @@ class GroupViTConfig(PreTrainedConfig):
             "multi_label_form": ("mean_of_logs", "log_of_sum"),
             "segmentation_maps": ASSIGNMENTS,
             "pixel_assignment": ASSIGNMENTS,
+            "trained_part": ("all", "group_tokens"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -30,6 +30,8 @@ from ..clip.convert_clip import (
     shapes_of,
     text_names,
 )
+from ..dense.image_processing_dense import DenseImageProcessor
+from ..dense.processing_dense import DenseProcessor
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 from .configuration_groupvit import GroupViTConfig
 from .modeling_groupvit import GroupViTModel
@@ -60,8 +62,15 @@ _PROJECTIONS = {"img_projector": "visual_projection", "text_projector": "text_pr
 _PATCHES, _MLP = _IMAGE + "patch_embed.proj.weight", _IMAGE + "layers.0.blocks.0.mlp.fc1.weight"
 _POSITIONS = _IMAGE + "pos_embed"
 _HIDDEN, _OUT = "img_projector.linear_hidden.0.weight", "img_projector.linear_out.weight"
-# The image processor's settings: as in training, not CLIP's, which conversions on the Hub have.
-GROUPVIT_IMAGES = {"image_mean": [*IMAGENET_DEFAULT_MEAN], "image_std": [*IMAGENET_DEFAULT_STD], "resample": 2}
+# The image processor's settings for segmentation: mean and standard deviation as in training, not CLIP's, which
+# conversions on the Hub have.
+GROUPVIT_IMAGES = {
+    "size": {"shortest_edge": 448, "longest_edge": 2048},
+    "image_mean": [*IMAGENET_DEFAULT_MEAN],
+    "image_std": [*IMAGENET_DEFAULT_STD],
+    "resample": 2,
+}
+GROUPVIT_TEMPLATE = "a photo of a {}."
 
 
 def groupvit_from_official(
@@ -242,12 +251,27 @@ _CROSS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "norm2", "mlp.fc1", "mlp.
 
 
 def _build(official: OfficialFile) -> BuiltModel:
-    return BuiltModel(groupvit_from_official(official.weights, **official.heads), image_settings=GROUPVIT_IMAGES)
+    return BuiltModel(groupvit_from_official(official.weights, **official.heads))
+
+
+def groupvit_processor(tokenizer=None, **settings: Any) -> DenseProcessor | DenseImageProcessor:
+    """The processor of segmentation, or without a tokenizer the image processor; `settings` differ from
+    `GROUPVIT_IMAGES`.
+
+    For transformers' checkpoints as well, whose own processors have CLIP's mean and standard deviation, and squares.
+    """
+    images = DenseImageProcessor(**GROUPVIT_IMAGES | settings)
+    return images if tokenizer is None else DenseProcessor(images, tokenizer, templates=GROUPVIT_TEMPLATE)
+
+
+def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
+    return groupvit_processor(tokenizer, **settings)
 
 
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"img_encoder\.layers\.\d+\.group_token", r"text_encoder\.", r"img_projector\.")),
     build=_build,
+    make_processor=_make_processor,
 )
 
 
@@ -256,6 +280,7 @@ __all__ = [
     "GROUPVIT_IMAGES",
     "convert_groupvit_state_dict",
     "groupvit_from_official",
+    "groupvit_processor",
     "infer_groupvit_config",
     "to_official",
 ]

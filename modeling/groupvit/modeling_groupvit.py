@@ -204,12 +204,8 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
     base_model_prefix = "vision_model"  # its name in the full model, so that checkpoints of that one load, too
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _keys_to_ignore_on_load_unexpected = [
-        r"^text_model\.",
-        r"^(text|visual)_projection\.",
-        r"^(multi_label_)?logit_sc",
-    ]
-    _keys_to_ignore_on_load_unexpected += [r"^class_embeddings$"]
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^class_embeddings$"]
+    _keys_to_ignore_on_load_unexpected += [r"^(multi_label_)?logit_scale$"]
     _can_record_outputs = {
         "hidden_states": GroupViTLayer,
         "attentions": OutputRecorder(GroupViTAttention, index=1, layer_name="self_attn"),
@@ -327,25 +323,58 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
     ```
     """
 
+    needs_text_encoder = True
+
     def __init__(self, config: GroupViTConfig):
         super().__init__(config)
         text, vision, hidden = config.text_config, config.vision_config, config.projection_intermediate_dim
-        self.text_model = CLIPTextModel._from_config(text)
+        if config.text_encoder_dropped and self.needs_text_encoder:
+            raise ValueError(
+                "text_encoder_dropped: this checkpoint has no text encoder; load it as GroupViTForSemanticSegmentation"
+            )
+        self.text_model = self.text_projection = None
+        if not config.text_encoder_dropped:
+            self.text_model = CLIPTextModel._from_config(text)
+            self.text_projection = GroupViTProjection(text.hidden_size, hidden, config.projection_dim)
         self.vision_model = GroupViTVisionModel._from_config(vision)
         self.visual_projection = GroupViTProjection(vision.hidden_size, hidden, config.projection_dim)
-        self.text_projection = GroupViTProjection(text.hidden_size, hidden, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
         if config.has_multi_label_scale:
             self.multi_label_logit_scale = nn.Parameter(torch.empty(()))
         self.post_init()
         # transformers adds up the ignore-on-load lists of all parts; the image encoder's does not apply here.
         self._keys_to_ignore_on_load_unexpected = {r"^class_embeddings$"}
+        self._freeze()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, but missing weights are an error, and only `config.trained_part` has gradients."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading creates new parameters, which require gradients.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()
+        return loaded
+
+    def _freeze(self):
+        if self.config.trained_part == "group_tokens":
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.endswith(".group_token"))
+
+    def _projections(self) -> list[nn.Module]:
+        return [part for part in (self.visual_projection, self.text_projection) if part is not None]
+
+    def train(self, mode: bool = True) -> "GroupViTModel":
+        """As in PyTorch; projections that are not trained keep their statistics."""
+        super().train(mode)
+        if self.config.trained_part != "all":
+            for projection in self._projections():
+                projection.eval()
+        return self
 
     @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.FloatTensor,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GroupViTVisionModelOutput:
         """As in `CLIPModel`: (B, 3, H, W) pixels -> the image encoder's output; its `pooler_output` (B, D) is the
@@ -372,7 +401,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool = True,
         prompt_input_ids: torch.LongTensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         gumbel_noise: Sequence[torch.Tensor] | None = None,
@@ -386,7 +415,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             attention_mask, position_ids: (N, T), for the text encoder; positions not together with prompts.
             return_loss: the contrastive loss, with image i and text i a pair (N = B), and with prompts the multi-label
                 loss. In training over the pairs of all ranks.
-            interpolate_pos_encoding: accept image sizes other than `config.vision_config.image_size`.
+            interpolate_pos_encoding: False refuses image sizes other than `config.vision_config.image_size`.
             prompt_input_ids, prompt_attention_mask: (B, M, T), prompts made of nouns of each image's caption, as
                 `hf_clip_variants.data` collators make them.
             gumbel_noise: see [`GroupViTVisionModel`].

@@ -49,8 +49,8 @@ def compose_group_maps(stage_maps: Sequence[torch.Tensor], grid: tuple[int, int]
         one = one.to(torch.promote_types(one.dtype, torch.float32))
         if product is not None and product.shape[1] != one.shape[-1]:
             raise ValueError(
-                f"stage_maps: the map of stage {stage} has {one.shape[-1]} columns, the stage before {product.shape[1]} "
-                "groups"
+                f"stage_maps: the map of stage {stage} has {one.shape[-1]} columns, the stage before has "
+                f"{product.shape[1]} groups"
             )
         product = one if product is None else one @ product
     return product.unflatten(-1, grid)
@@ -63,55 +63,96 @@ def resize_group_maps(group_maps: torch.Tensor, size: tuple[int, int]) -> torch.
     return F.interpolate(group_maps, size=size, mode="bilinear", align_corners=False)
 
 
-def group_class_scores(
-    group_embeds: torch.Tensor,
+def gated_classes(
     image_embeds: torch.Tensor,
     class_embeds: torch.Tensor,
-    scale: torch.Tensor | float,
     num_gated_classes: int = 5,
+    counts: Sequence[int] | None = None,
+    valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""Scores of the classes for each group: the softmax over all classes, times the softmax over those
-    `num_gated_classes` classes that fit the whole image best; 0 for the others.
+    r"""Which classes can be in an image: those that fit the whole of it best.
+
+    Args:
+        image_embeds: (B, D), projected image features; any length.
+        class_embeds: (M, D), or (B, M, D) for texts of each image.
+        num_gated_classes: at least 1; as many as there are classes, or more, gates nothing.
+        counts: texts of each class, M in all: a class fits as well as its best text. None: one text each.
+        valid: (B, M), texts that an image has at all.
+
+    Returns:
+        (B, M) bool, for the texts.
+    """
+    if image_embeds.dim() != 2 or class_embeds.dim() not in (2, 3):
+        raise ValueError(
+            "image_embeds, class_embeds: expected (B, D) and (M, D) or (B, M, D), got "
+            f"{tuple(image_embeds.shape)} and {tuple(class_embeds.shape)}"
+        )
+    if num_gated_classes < 1:
+        raise ValueError(f"num_gated_classes: {num_gated_classes}, expected a number of classes >= 1")
+    wide = torch.promote_types(image_embeds.dtype, torch.float32)
+    image, classes = unit_norm(image_embeds.to(wide)), unit_norm(class_embeds.to(wide))
+    fit = image @ classes.T if classes.dim() == 2 else (classes @ image[..., None]).squeeze(-1)
+    if valid is not None:
+        fit = fit.masked_fill(~valid, -torch.inf)
+    if counts is not None:
+        fit = torch.stack([part.amax(-1) for part in fit.split(tuple(counts), dim=-1)], dim=-1)
+    best = fit.topk(min(num_gated_classes, fit.shape[-1]), dim=-1).indices
+    kept = torch.zeros_like(fit, dtype=torch.bool).scatter_(-1, best, True)
+    if counts is not None:
+        kept = kept.repeat_interleave(torch.tensor(counts, device=kept.device), dim=-1)
+    return kept if valid is None else kept & valid
+
+
+def group_class_scores(
+    group_embeds: torch.Tensor,
+    class_embeds: torch.Tensor,
+    scale: torch.Tensor | float,
+    kept: torch.Tensor | None = None,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""Scores of the classes for each group: the softmax over all classes, times the softmax over those that the image
+    can have; 0 for the others.
 
     Args:
         group_embeds: (B, G, D), projected group features; any length.
-        image_embeds: (B, D), projected image features.
         class_embeds: (N, D), or (B, N, D) for classes of each image.
         scale: of the logits, not a logarithm; official: min(exp(logit_scale), 100).
-        num_gated_classes: at least 1; N or more gates nothing.
+        kept: (B, N) bool, of `gated_classes`; None: all.
+        valid: (B, N) bool, classes that an image has at all.
 
     Returns:
         (B, G, N) in 0..1, float32 at least.
 
     Raises:
-        ValueError: shapes or `num_gated_classes` do not fit.
+        ValueError: shapes that do not fit.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants.modeling.groupvit.segmentation_groupvit import gated_classes, group_class_scores
+
+    >>> groups, classes = torch.eye(3)[None, :2], torch.eye(3)
+    >>> kept = gated_classes(torch.tensor([[3.0, 2.0, 1.0]]), classes, num_gated_classes=2)
+    >>> group_class_scores(groups, classes, 10.0, kept).round(decimals=3)
+    tensor([[[1., 0., 0.],
+             [0., 1., 0.]]])
+    ```
     """
-    if group_embeds.dim() != 3 or image_embeds.dim() != 2 or class_embeds.dim() not in (2, 3):
+    if group_embeds.dim() != 3 or class_embeds.dim() not in (2, 3):
         raise ValueError(
-            "group_embeds, image_embeds, class_embeds: expected (B, G, D), (B, D) and (N, D) or (B, N, D), got "
-            f"{tuple(group_embeds.shape)}, {tuple(image_embeds.shape)} and {tuple(class_embeds.shape)}"
+            "group_embeds, class_embeds: expected (B, G, D) and (N, D) or (B, N, D), got "
+            f"{tuple(group_embeds.shape)} and {tuple(class_embeds.shape)}"
         )
-    if num_gated_classes < 1:
-        raise ValueError(f"num_gated_classes: {num_gated_classes}, expected a number of classes >= 1")
     wide = torch.promote_types(group_embeds.dtype, torch.float32)
-    groups, image, classes = (unit_norm(x.to(wide)) for x in (group_embeds, image_embeds, class_embeds))
-    classes = classes.expand(len(groups), -1, -1) if classes.dim() == 2 else classes
-    logits = scale * groups @ classes.transpose(1, 2)
-    count = min(num_gated_classes, classes.shape[1])
-    best = (image[:, None] @ classes.transpose(1, 2)).squeeze(1).topk(count, dim=-1).indices  # (B, k)
-    kept = torch.zeros_like(logits[:, 0]).scatter_(-1, best, 1.0).bool()[:, None]  # (B, 1, N)
-    return logits.masked_fill(~kept, -torch.inf).softmax(-1) * logits.softmax(-1)
-
-
-def background_of_scores(group_scores: torch.Tensor, threshold: float | torch.Tensor) -> torch.Tensor:
-    """Which groups are background, (B, G, N) -> (B, G): those whose best score is below min(`threshold`, the best
-    score of any group of the image), so that never all of the groups are.
-
-    `threshold`: a number, or (B,).
-    """
-    best = group_scores.amax(-1)
-    limit = torch.as_tensor(threshold, dtype=best.dtype, device=best.device).expand(len(best))
-    return best < torch.minimum(limit, best.amax(-1))[:, None]
+    groups, classes = unit_norm(group_embeds.to(wide)), unit_norm(class_embeds.to(wide))
+    logits = scale * groups @ classes.transpose(-2, -1)
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None], -torch.inf)
+    scores = logits.softmax(-1)
+    if kept is None:
+        return scores * scores
+    return logits.masked_fill(~kept[:, None], -torch.inf).softmax(-1) * scores
 
 
 def scores_of_pixels(
@@ -120,6 +161,7 @@ def scores_of_pixels(
     size: tuple[int, int],
     *,
     background: torch.Tensor | None = None,
+    background_index: int = 0,
     pixel_assignment: Literal["hard", "soft"] = "hard",
 ) -> torch.Tensor:
     r"""Scores of the classes for each pixel.
@@ -128,8 +170,9 @@ def scores_of_pixels(
         group_maps: (B, G, h, w), soft, of `compose_group_maps`.
         group_scores: (B, G, N), of `group_class_scores`.
         size: height and width (H, W) of the result.
-        background: (B, G), groups that are background: the pixels of these groups get 1 in a class before the others,
-            all other pixels 0.
+        background: (B, G), groups that are background (`background_rule.background_groups`): the pixels of these
+            groups get 1 in a further class, all other pixels 0. The other classes keep their scores.
+        background_index: place of that class.
         pixel_assignment: "hard": a pixel has the scores of its best group; "soft": the mean over groups, weighted by
             the map, which has gradients for the map as well.
 
@@ -138,7 +181,8 @@ def scores_of_pixels(
     """
     maps = resize_group_maps(group_maps, size)
     if background is not None:
-        group_scores = torch.cat([background[..., None].to(group_scores.dtype), group_scores], dim=-1)
+        before, after = group_scores[..., :background_index], group_scores[..., background_index:]
+        group_scores = torch.cat([before, background[..., None].to(group_scores.dtype), after], dim=-1)
     if pixel_assignment == "soft":
         return torch.einsum("bghw,bgn->bnhw", maps, group_scores)
     best = maps.argmax(1).flatten(1)  # (B, H W); of equal ones the first
@@ -146,4 +190,10 @@ def scores_of_pixels(
     return found.unflatten(-1, size)
 
 
-__all__ = ["background_of_scores", "compose_group_maps", "group_class_scores", "resize_group_maps", "scores_of_pixels"]
+__all__ = [
+    "compose_group_maps",
+    "gated_classes",
+    "group_class_scores",
+    "resize_group_maps",
+    "scores_of_pixels",
+]
