@@ -33,8 +33,8 @@ from ..clip.convert_clip import (
 from ..dense.image_processing_dense import DenseImageProcessor
 from ..dense.processing_dense import DenseProcessor
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
-from .configuration_groupvit import GroupViTConfig
-from .modeling_groupvit import GroupViTModel
+from .configuration_groupvit import GroupViTConfig, GroupViTVisionConfig
+from .modeling_groupvit import GroupViTModel, GroupViTVisionModel
 
 
 _OF = "GroupViT"
@@ -100,6 +100,22 @@ def groupvit_from_official(
         raise ValueError(f"{error.__cause__ or error} (inferred from the weights)") from error
     model = GroupViTModel(config)
     model.load_state_dict(convert_groupvit_state_dict(state_dict, config))
+    return model.eval()
+
+
+def vision_from_official(
+    state_dict: Mapping[str, torch.Tensor], *, vision_heads: int | None = None
+) -> GroupViTVisionModel:
+    """The image encoder of an official checkpoint alone; names with or without `img_encoder.`. Arguments and errors as
+    for `groupvit_from_official`.
+    """
+    own = {name: tensor for name, tensor in state_dict.items() if name.startswith(_IMAGE)}
+    own = own or {_IMAGE + name: tensor for name, tensor in state_dict.items()}
+    dims = {_PATCHES: 4, _POSITIONS: 3}
+    shapes = shapes_of(own, [_PATCHES, _POSITIONS, _MLP], of=_OF, dims=dims)
+    config = GroupViTVisionConfig(**_vision_config(own, shapes, vision_heads))
+    model = GroupViTVisionModel(config)
+    model.load_state_dict(rename_from_official(own, _vision_names(config, ""), model.state_dict(), of=_OF))
     return model.eval()
 
 
@@ -213,23 +229,27 @@ def _vision_config(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tup
 
 def _name_table(config: GroupViTConfig) -> NameTable:
     """Official name -> ours, for a whole model."""
-    vision, model = config.vision_config, "vision_model."
     text = text_names(config.text_config.num_hidden_layers)
     outside = ("logit_scale", "text_projection")
     table = {_TEXT + name: ours for name, ours in text.items() if name not in outside}
-    table |= {_IMAGE + name: model + ours for name, ours in _EMBEDDINGS.items()}
-    before = 0
-    for stage, (depth, tokens) in enumerate(zip(vision.depths, vision.num_group_tokens, strict=True)):
-        official, ours = f"{_IMAGE}layers.{stage}.", f"{model}encoder.stages.{stage}."
-        table |= layer_names(official + "blocks.{i}.", ours + "layers.{i}.", depth, _LAYER)
-        table |= {official + name: ours + one for name, one in _stage_names(bool(tokens), bool(before)).items()}
-        before = tokens
+    table |= _vision_names(config.vision_config, "vision_model.")
     for official, ours in _PROJECTIONS.items():
         parts = _both({"linear_hidden.0": "0", "linear_hidden.1": "1", "linear_out": "3"})
         statistics = ("running_mean", "running_var", _COUNTER.lstrip("."))
         parts |= {f"linear_hidden.1.{name}": f"1.{name}" for name in statistics}
         table |= {f"{official}.{name}": f"{ours}.{one}" for name, one in parts.items()}
     return table | {n: ours for n, ours in _SCALES.items() if n == "logit_scale" or config.has_multi_label_scale}
+
+
+def _vision_names(config: GroupViTVisionConfig, prefix: str) -> NameTable:
+    table = {_IMAGE + name: prefix + ours for name, ours in _EMBEDDINGS.items()}
+    before = 0
+    for stage, (depth, tokens) in enumerate(zip(config.depths, config.num_group_tokens, strict=True)):
+        official, ours = f"{_IMAGE}layers.{stage}.", f"{prefix}encoder.stages.{stage}."
+        table |= layer_names(official + "blocks.{i}.", ours + "layers.{i}.", depth, _LAYER)
+        table |= {official + name: ours + one for name, one in _stage_names(bool(tokens), bool(before)).items()}
+        before = tokens
+    return table
 
 
 def _stage_names(has_tokens: bool, has_projector: bool) -> NameTable:
@@ -283,4 +303,5 @@ __all__ = [
     "groupvit_processor",
     "infer_groupvit_config",
     "to_official",
+    "vision_from_official",
 ]

@@ -3,6 +3,7 @@
 The rule is in `segmentation_groupvit.py` and `background_rule.py`; here it meets the labels of a model.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -207,9 +208,9 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
             return None
         scores = scores.detach()
         if background != LEARNED:
-            if isinstance(background, int | float):
-                return background_groups(scores, float(background))
-            return background_groups(scores, background_thresholds(background, self.labels_with_texts()))
+            if isinstance(background, Mapping):
+                return background_groups(scores, background_thresholds(background, self.labels_with_texts()))
+            return background_groups(scores, torch.tensor(background, dtype=torch.float32))
         if config.background_rule == "vectors":
             embeddings = texts.embeddings.to(groups.device)
             if texts.valid is not None:
