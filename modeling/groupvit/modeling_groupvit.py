@@ -335,6 +335,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
     """
 
     needs_text_encoder = True
+    feature_modules = ("text_model", "vision_model")  # what `features_only` needs, for GradCache
 
     def __init__(self, config: GroupViTConfig):
         super().__init__(config)
