@@ -28,6 +28,7 @@ _MODULE_OF = {
     "base_and_novel": "scenes.scenes",
     "compute_features": "images.feature_cache",
     "emoji_styles": "images.emoji",
+    "export_coco": "scenes.coco",
     "instance_masks": "scenes.scenes",
     "label_map_names": "scenes.scenes",
     "load_emoji": "images.emoji",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .images.sources import load_images
     from .pairs.noun_prompts import NounPromptCollator, NounPrompts
     from .pairs.sources import open_pairs
+    from .scenes.coco import export_coco
     from .scenes.scenes import (
         DISTINCT_CLASSES,
         Scene,

@@ -153,8 +153,11 @@ def window_places(
     """
     window = _pair("window", window)
     stride = _pair("stride", tuple(max(edge * 2 // 3, 1) for edge in window) if stride is None else stride)
-    tops, lefts = (_starts(n, w, s, "shift") for n, w, s in zip(size, window, stride, strict=True))
-    return [(slice(t, min(t + window[0], size[0])), slice(x, min(x + window[1], size[1]))) for t in tops for x in lefts]
+    rows, columns = (
+        [slice(start, min(start + w, n)) for start in _starts(n, w, s, "shift")]
+        for n, w, s in zip(size, window, stride, strict=True)
+    )
+    return [(row, column) for row in rows for column in columns]
 
 
 def pad_to(images: torch.Tensor, size: tuple[int, int], value: torch.Tensor | float = 0.0) -> torch.Tensor:

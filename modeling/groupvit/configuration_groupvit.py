@@ -230,7 +230,8 @@ class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
     keys_to_ignore_at_inference = [
         *PromptableSegmentationFields.keys_to_ignore_at_inference,
         *("text_model_output", "vision_model_output", "prompt_embeds"),
-        *("group_embeds", "image_embeds", "group_scores", "stage_maps", "background_losses", "background_areas"),
+        *("group_embeds", "image_embeds", "group_scores", "stage_maps", "group_background"),
+        *("background_losses", "background_areas"),
     ]
 
     text_config: dict | CLIPTextConfig | None = None

@@ -46,12 +46,14 @@ class GroupViTSegmentationOutput(PromptableSegmentationOutput):
         image_embeds: (B, D), of unit length.
         group_scores: (B, G, N), of the labels, without the background.
         stage_maps: of each stage that groups, see `GroupViTVisionModelOutput`.
+        group_background: (B, G) bool, groups that are background; None where the background is a label or none.
     """
 
     group_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     group_scores: torch.FloatTensor | None = None
     stage_maps: tuple[torch.FloatTensor, ...] | None = None
+    group_background: torch.BoolTensor | None = None
 
 
 class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel):
@@ -170,7 +172,20 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
             image_embeds=unit_norm(image_features),
             group_scores=scores,
             stage_maps=vision.stage_maps,
+            group_background=is_background,
         )
+
+    def calibrate_background(self, images, **options) -> dict[str, float]:
+        """`background_fitting.calibrate_background_thresholds` of this model."""
+        from .background_fitting import calibrate_background_thresholds
+
+        return calibrate_background_thresholds(self, images, **options)
+
+    def learn_background(self, images, **options) -> list[float]:
+        """`background_fitting.learn_background` of this model."""
+        from .background_fitting import learn_background
+
+        return learn_background(self, images, **options)
 
     def group_maps_of(self, vision: GroupViTVisionModelOutput, size: tuple[int, int]) -> torch.Tensor:
         """(B, G, h, w): which patch of images of `size` (H, W) is in which group of the last stage."""
