@@ -43,8 +43,8 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Segmenter:
-    """A model that segments, its processor, and the names of its labels in order. Made by `load_segmenter`."""
+class SegmentationModel:
+    """A model that segments, its processor, its labels' names in order. Made by `load_segmentation_model`."""
 
     model: torch.nn.Module
     processor: Any
@@ -57,14 +57,14 @@ class Segmenter:
         return config.background_index if getattr(config, "background_has_own_channel", False) else None
 
 
-def load_segmenter(
+def load_segmentation_model(
     model: str | os.PathLike,
     labels: Sequence[str] | None = None,
     background: float | str | None = None,
     templates: Any = None,
     default_labels: Sequence[str] | None = None,
     device: str | torch.device | None = None,
-) -> Segmenter:
+) -> SegmentationModel:
     """Any model behind `AutoModelForSemanticSegmentation`, in float32 on a CPU.
 
     Args:
@@ -88,7 +88,7 @@ def load_segmenter(
             if given is not None:
                 raise ValueError(f"{argument}: got {given!r}, but {model} has fixed labels; leave it out")
         processor = load_saved_processor(model, AutoImageProcessor)
-        return Segmenter(found, processor, tuple(found.config.id2label[i] for i in range(found.config.num_labels)))
+        return SegmentationModel(found, processor, _names(found))
     processor = load_saved_processor(model, AutoProcessor)
     has_own = getattr(found, "class_embeddings", None) is not None
     if labels is None and not has_own:
@@ -108,7 +108,11 @@ def load_segmenter(
         found.set_labels(list(labels), processor, templates=templates, background=background)
     elif not has_own:
         raise ValueError(f"labels: {model} has none; name them")
-    return Segmenter(found, processor, tuple(found.config.id2label[i] for i in range(len(found.config.id2label))))
+    return SegmentationModel(found, processor, _names(found))
+
+
+def _names(model) -> tuple[str, ...]:
+    return tuple(model.config.id2label[label] for label in range(len(model.config.id2label)))
 
 
 def _own_labels(model) -> list[list[str]]:
@@ -116,7 +120,7 @@ def _own_labels(model) -> list[list[str]]:
     texts, config = model.config.label_texts, model.config
     if texts is None:
         return model.labels_with_texts()
-    names = [config.id2label[i] for i in range(len(config.id2label))]
+    names = _names(model)
     own = config.background is not None and not config.background_has_own_channel  # the background is a text, too
     return [text for text, name in zip(texts, names, strict=False) if not (own and name == config.background_label)]
 
@@ -159,7 +163,7 @@ def match_labels(labels: Sequence[str], class_names: Sequence[str], background: 
 
 @torch.no_grad()
 def measure_segmentation(
-    segmenter: Segmenter,
+    segmenter: SegmentationModel,
     data: LabelMaps,
     windows: Windows | None = None,
     oracle: bool = False,
@@ -216,7 +220,7 @@ def measure_segmentation(
     return result
 
 
-def calibrate_background(segmenter: Segmenter, data: LabelMaps, **options: Any) -> dict[str, float]:
+def calibrate_background(segmenter: SegmentationModel, data: LabelMaps, **options: Any) -> dict[str, float]:
     """Give each label of a model that has `calibrate_background` a threshold of its own, on these images; returns
     label -> threshold. The model has them afterwards.
 
@@ -291,7 +295,7 @@ def _oracle_for(segmenter, data: LabelMaps, matched: LabelsOfData, boundary: int
     return GroupOracle(len(data.class_names), background, data.ignore_index, boundary)
 
 
-def _analyse(analysis: GroupOracle, outputs, label_map, segmenter: Segmenter, matched: LabelsOfData) -> None:
+def _analyse(analysis: GroupOracle, outputs, label_map, segmenter: SegmentationModel, matched: LabelsOfData) -> None:
     parts = [getattr(outputs, name, None) for name in ("group_maps", "group_scores", "group_embeds")]
     if any(part is None for part in parts):
         raise ValueError(
@@ -315,10 +319,10 @@ def _analyse(analysis: GroupOracle, outputs, label_map, segmenter: Segmenter, ma
 
 __all__ = [
     "LabelsOfData",
-    "Segmenter",
+    "SegmentationModel",
     "Windows",
     "calibrate_background",
-    "load_segmenter",
+    "load_segmentation_model",
     "match_labels",
     "measure_segmentation",
 ]
