@@ -265,7 +265,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         stages = config.grouping_stages
         if gumbel_noise is not None and len(gumbel_noise) != len(stages):
             raise ValueError(
-                f"gumbel_noise: {len(gumbel_noise)} tensors, expected one for each of {len(stages)} stages"
+                f"gumbel_noise: {len(gumbel_noise)} tensors, expected one for each of the stages {stages}"
             )
         noise = dict(zip(stages, gumbel_noise, strict=True)) if gumbel_noise is not None else {}
         tokens, group_tokens = self.embeddings(pixel_values.to(self.dtype)), None
