@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files.json_files import write_json
+from ..files.atomic_writes import write_atomically
 from .detections import Detections
 from .masks import MaskFormat, encode_mask
 
@@ -103,9 +104,7 @@ class CocoDocument:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes the document, in one step."""
-        path = Path(path)
-        write_json(path, self.value())
-        return path
+        return write_atomically(path, json.dumps(self.value(), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 __all__ = ["CocoDocument"]

@@ -125,7 +125,7 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         if not isinstance(inputs, Mapping):
             inputs = {"image": inputs}
         image, given = inputs["image"], inputs.get("candidate_labels")
-        texts = self._texts(candidate_labels if given is None else given)
+        texts = self.texts_of(candidate_labels if given is None else given)
         if timeout is not None and isinstance(image, str) and image.startswith(("http://", "https://")):
             image = load_image(image, timeout=timeout)
         pixels = self.image_processor([image], return_original_sizes=True, return_tensors="pt")
@@ -174,13 +174,14 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
 
     # ---- texts
 
-    def _texts(self, labels) -> list[list[str]] | None:
-        """The texts of each label; None: the model's own."""
+    def texts_of(self, labels) -> list[list[str]] | None:
+        """The texts of each label in `labels`, as `candidate_labels`; None: the model's own. ValueError if there are
+        none, or they cannot be used."""
         if labels is None:
             if getattr(self.model, "class_embeddings", None) is None:
                 raise ValueError(
-                    "candidate_labels: missing, and the model has no labels of its own; pass "
-                    "candidate_labels=['cat', …]"
+                    "candidate_labels: missing, and the model has no labels of its own; want what to look for, "
+                    "such as 'cat, sky'"
                 )
             return None
         if isinstance(labels, str):
