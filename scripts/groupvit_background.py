@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,64 +298,73 @@ def scaled(model, report: Scenes, threshold: float, scales, flip: bool) -> dict[
     return iou_of(torch.cat(parts), report.maps)
 
 
-def run_seed(seed: int, args, tokenizer, log) -> dict[str, list[dict]]:
+def run_seed(seed: int, args, tokenizer, log) -> Iterator[dict[str, list[dict]]]:
+    """Name of a row -> its results; more of them each time."""
     captions = make(args.scenes, (*DEVELOPED, *REPORTED), seed=100 + seed)
     known, report = make(args.known, DEVELOPED, seed=1000 + seed), make(args.reported, REPORTED, seed=2000)
     generator = torch.Generator().manual_seed(seed)
     draws = {shots: [torch.randperm(len(known), generator=generator)[:shots] for _ in range(DRAWS)] for shots in SHOTS}
-    work, steps = Path(args.work), args.steps
+    work = Path(args.work)
     rows: dict[str, list[dict]] = defaultdict(list)
 
     def start(groups):
         torch.manual_seed(seed)
         return GroupViTModel(new_config(tokenizer, groups, num_noun_prompts=2))
 
-    models = {}
-    for groups in (8, 4, 16):
+    def model_of(groups):
         name = f"groups{groups}-seed{seed}"
-        models[groups] = trained(work, name, lambda g=groups: start(g), captions, tokenizer, steps, args.lr, seed, log)
-    embeddings = set_labels(models[8], tokenizer)
-    rows |= rows_of_thresholds(models[8], known, report, embeddings, draws)
-    log(f"seed {seed}: thresholds done")
+        found = trained(work, name, lambda: start(groups), captions, tokenizer, args.steps, args.lr, seed, log)
+        set_labels(found, tokenizer)
+        return found
 
-    for groups, model in sorted(models.items()):
-        set_labels(model, tokenizer)
+    plain = model_of(8)
+    rows |= rows_of_thresholds(plain, known, report, plain.class_embeddings, draws)
+    log(f"seed {seed}: thresholds done")
+    for threshold in tuned(plain, known, draws)[:2]:
+        for name, (scales, flip) in SCALES.items():
+            rows[f"(f) scales {name}, one threshold"].append(scaled(plain, report, threshold, scales, flip))
+    log(f"seed {seed}: scales done")
+    rows |= rows_of_constraint(seed, args, tokenizer, captions, known, report, draws, log)
+    log(f"seed {seed}: constraint done")
+    yield rows
+    for groups in args.groups:
+        model = model_of(groups)
         for threshold in tuned(model, known, draws):
             figures = oracle_of(model, report, threshold)
             row = {"miou": figures["miou"]["zero_shot"], "background": figures["per_class_iou"]["zero_shot"][0]}
             rows[f"(e) {groups} groups, one threshold, {SHOTS[-1]} scenes"].append(
                 row | {"objects": statistics.mean(figures["per_class_iou"]["zero_shot"][1:]), "oracle": figures}
             )
-    for threshold in tuned(models[8], known, draws)[:2]:
-        for name, (scales, flip) in SCALES.items():
-            rows[f"(f) scales {name}, one threshold"].append(scaled(models[8], report, threshold, scales, flip))
-        rows["(f) scale 1, one threshold"].append(scaled(models[8], report, threshold, (1.0,), False))
-    log(f"seed {seed}: groups and scales done")
+        log(f"seed {seed}: {groups} groups done")
+        yield rows
 
-    base = work / f"groups8-seed{seed}"
+
+def rows_of_constraint(seed, args, tokenizer, captions, known, report, draws, log) -> dict[str, list[dict]]:
+    """The model trained on, once with and once without the constraint."""
+    rows: dict[str, list[dict]] = defaultdict(list)
+    base, steps = Path(args.work) / f"groups8-seed{seed}", args.more_steps
     for name, weights in {"without": [0, 0, 0, 0], "with": [1, 1, 1, 0]}.items():
         model = trained(
-            work,
+            Path(args.work),
             f"{name}-constraint-seed{seed}",
             lambda w=weights: continued(base, w, tokenizer),
             captions,
             tokenizer,
-            args.more_steps,
+            steps,
             args.lr / 4,
             seed,
             log,
         )
         vectors = model.background_constraint.vectors.detach()
-        texts, title = set_labels(model, tokenizer), f"(c) {args.more_steps} steps more {name} constraint"
+        texts, title = set_labels(model, tokenizer), f"(c) {steps} steps more {name} constraint"
         said = listen(model, report)
         for threshold in tuned(model, known, draws):
             background = background_groups(said.scores, threshold)
             rows[f"{title}, one threshold, {SHOTS[-1]} scenes"].append(quality(said, background))
-        if any(weights):
-            nearest = nearer_to_vectors(said.embeds, texts, vectors)
-            rows[f"{title}, nearest background vector, no label map"].append(quality(said, nearest))
         rows[f"{title}, official threshold"].append(quality(said, background_groups(said.scores, OFFICIAL)))
-    log(f"seed {seed}: constraint done")
+        # Without the constraint the vectors stay what they start as: texts of background words.
+        nearest = nearer_to_vectors(said.embeds, texts, vectors)
+        rows[f"{title}, nearest background vector, no label map"].append(quality(said, nearest))
     return rows
 
 
@@ -423,6 +433,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--more-steps", type=int, default=300)
+    parser.add_argument("--groups", type=int, nargs="+", default=[8, 16, 4])
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=3000, help="with captions, for training")
     parser.add_argument("--known", type=int, default=200, help="that labelled ones are drawn from")
@@ -438,7 +449,8 @@ def main() -> None:
     for seed in args.seeds:
         file = out / f"background-{seed}.json"
         if not args.join:
-            file.write_text(json.dumps(run_seed(seed, args, tokenizer, log), indent=1) + "\n")
+            for rows in run_seed(seed, args, tokenizer, log):
+                file.write_text(json.dumps(rows, indent=1) + "\n")
     results = {str(seed): json.loads((out / f"background-{seed}.json").read_text()) for seed in args.seeds}
     command = "python " + shlex.join(word for word in (sys.argv[0], *sys.argv[1:]) if word != "--join")
     (out / "background.md").write_text(table(results, command))
