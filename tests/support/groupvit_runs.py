@@ -148,3 +148,23 @@ def train_by_trainer(
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer.model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def upstream_model(**vision):
+    """A tiny GroupViTModel of transformers, in eval mode."""
+    from transformers import GroupViTConfig as TheirConfig
+    from transformers import GroupViTModel as TheirModel
+
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "image_size": 24, "patch_size": 6}
+    sizes |= {"depths": [1, 1, 1], "num_hidden_layers": 3, "num_group_tokens": [6, 4, 0]}
+    sizes |= {"num_output_groups": [6, 4, 4]} | vision
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98}
+    torch.manual_seed(0)
+    config = TheirConfig(vision_config=sizes, text_config=text, projection_dim=20, projection_intermediate_dim=28)
+    model = TheirModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "logit_scale" not in name and parameter.dim() > 1:
+                parameter.normal_(std=0.3)  # its group tokens and positions start at 0
+    return model

@@ -13,6 +13,7 @@ import torch
 from fake_hub import hub_in_this_process
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
+from lseg_runs import lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
@@ -161,6 +162,12 @@ def _classifier_processor(size: int = 24):
 
     images = CLIPClassifierImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
     return CLIPClassifierProcessor(images, tiny_tokenizer())
+
+
+def _dense_processor():
+    from hf_clip_variants import DenseImageProcessor, DenseProcessor
+
+    return DenseProcessor(DenseImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}), tiny_tokenizer())
 
 
 _SLIP = {
@@ -318,6 +325,56 @@ CASES = {
             auto_class="AutoModelForPreTraining",
             inputs=slip_batch,
             by_row=("image_embeds", "text_embeds", "aug1_embeds", "aug2_embeds"),
+        ),
+        ModelCase(
+            name="lseg",
+            # With all of its parts, and a text encoder that is trained.
+            config=lambda: lseg_config(
+                head_block="bottleneck", use_auxiliary_head=True, presence_loss_weight=0.3, freeze_text_encoder=False
+            ),
+            inputs=lseg_inputs,
+            auto_class="AutoModelForSemanticSegmentation",
+            processor=_dense_processor,
+            loss_is_of_the_batch=True,  # batch normalisation
+            prepare=open_statistics,
+            untrained=(
+                "lseg.vision_model.layernorm.weight",
+                "lseg.vision_model.layernorm.bias",
+                *(
+                    f"lseg.neck.fusion_stage.layers.0.residual_layer1.{name}"
+                    for name in ("convolution1.weight", "convolution2.weight")
+                    + tuple(f"batch_norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))
+                ),
+            ),
+            bad_values=(
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"temperature": 0.0}, "temperature: 0.0"),
+                ({"head_block": "conv"}, "head_block"),
+                ({"block_depth": -1}, "block_depth: -1, expected a number in 0..100"),
+                ({"block_activation": "gelu"}, "block_activation"),
+                ({"readout_type": "mean"}, "readout_type"),
+                ({"backbone_out_indices": [0, 1, 2]}, r"backbone_out_indices: \[0, 1, 2\], expected four layers"),
+                ({"backbone_out_indices": [0, 1, 2, 5]}, r"backbone_out_indices: .*expected four layers in 0..4"),
+                ({"neck_hidden_sizes": [1, 2, 3]}, r"neck_hidden_sizes: \[1, 2, 3\], expected four"),
+                ({"auxiliary_loss_weight": -1.0}, "auxiliary_loss_weight: -1.0, expected a number >= 0"),
+                ({"freeze_batch_norm": "no"}, "freeze_batch_norm"),
+                ({"background": "  "}, "background: '  ' is blank"),
+                ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
+                (
+                    {"vision_config": {"num_attention_heads": 5}},
+                    "vision_config.num_attention_heads: 5 does not divide",
+                ),
+                ({"vision_config": {"patch_size": 14}}, "vision_config.patch_size: 14, expected one of 4, 8, 16, 32"),
+                ({"vision_config": {"image_size": 8}}, "vision_config.patch_size: 16 is larger than image_size"),
+                ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected one of dpt"),
+                ({"vision_config": {"is_hybrid": True}}, "vision_config.is_hybrid: given, expected a plain Vision"),
+                ({"vision_config": {"backbone": "evil/repo"}}, "vision_config.backbone: given"),
+                (
+                    {"text_config": {"model_type": "bert"}},
+                    "text_config.model_type: 'bert', expected 'clip_text_model'",
+                ),
+                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
         ),
         ModelCase(
             name="audioclip",
