@@ -38,6 +38,9 @@ from .modeling.groupvit.configuration_groupvit import GroupViTVisionConfig as Gr
 from .modeling.groupvit.modeling_groupvit import GroupViTModel as GroupViTModel
 from .modeling.groupvit.modeling_groupvit import GroupViTVisionModel as GroupViTVisionModel
 from .modeling.groupvit.modeling_groupvit_segmentation import GroupViTForSemanticSegmentation as GroupViTForSemanticSegmentation
+from .modeling.lseg.configuration_lseg import LSegConfig as LSegConfig
+from .modeling.lseg.modeling_lseg import LSegForSemanticSegmentation as LSegForSemanticSegmentation
+from .modeling.lseg.modeling_lseg import LSegModel as LSegModel
 from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
 from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel

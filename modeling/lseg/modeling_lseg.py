@@ -127,11 +127,11 @@ class LSegModel(LSegPreTrainedModel):
 
     def __init__(self, config: LSegConfig):
         super().__init__(config)
+        self.vision_model = _make_image_encoder(config.vision_config)
         self.text_model = self.text_projection = None
         if not config.text_encoder_dropped:
             self.text_model = CLIPTextModel._from_config(config.text_config)
             self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
-        self.vision_model = _make_image_encoder(config.vision_config)
         self.neck = DPTNeck(config.neck_config())
         if config.is_convolutional:
             self.neck.reassemble_stage = None  # a ResNet's maps have the decoder's strides already

@@ -77,6 +77,18 @@ def lseg_ids(labels: int = 3, length: int = 6, seed: int = 1, images: int | None
     return ids
 
 
+def lseg_inputs(batch: int, size: tuple[int, int] = (40, 64)) -> dict[str, torch.Tensor]:
+    """Images whose height is no multiple of 32, three texts of each, and label maps with ignored pixels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (batch, *size), generator=generator)
+    labels[:, :5] = 255
+    return {
+        "pixel_values": torch.randn(batch, 3, *size, generator=generator),
+        "input_ids": lseg_ids(labels=3, images=batch)[:, :, None],
+        "labels": labels,
+    }
+
+
 # ---- official weights
 
 
