@@ -20,10 +20,11 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, list_images, opened_image
-from ..decoding.stored_images import StoredImage
-from ..loading_and_saving.configuration_checks import check_image_settings
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, StoredImage, list_images, opened_image
+from ..loading_and_saving.optional_modules import optional_checks
 
+
+_checks = optional_checks("..loading_and_saving.configuration_checks", __package__)
 
 # A resized image larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
 # at 224 pixels).
@@ -110,13 +111,13 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     max_pixels = MAX_PIXELS
 
     def __init__(self, **kwargs):
-        check_image_settings(kwargs)
+        _checks.check_image_settings(kwargs)
         super().__init__(**kwargs)
         self._validate_own_kwargs(self.resample_backend, self.convert_rgb_last, self.background, self.max_pixels)
 
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:
         """As in transformers; a setting of a wrong type is a ValueError that names it."""
-        check_image_settings(kwargs)
+        _checks.check_image_settings(kwargs)
         try:
             return super().preprocess(images, *args, **kwargs)
         except StrictDataclassError as error:
@@ -128,7 +129,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         return kwargs
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
-        check_image_settings(kwargs)
+        _checks.check_image_settings(kwargs)
         own = [kwargs.pop(n) for n in ("resample_backend", "convert_rgb_last", "background", "max_pixels")]
         super()._validate_preprocess_kwargs(**kwargs)
         self._validate_own_kwargs(*own)

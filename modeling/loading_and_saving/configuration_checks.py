@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
+_READ_AT_END = ("clip_text_model", "metaclip_2_text_model")  # a text's feature is that of its end token
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
@@ -118,8 +119,11 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
                 raise ValueError(
                     f"{where}{name}: got {_short(value)} ({type(value).__name__}), expected {wanted}"
                 ) from error
-        if name == "eos_token_id" and value is None and getattr(config_class, "model_type", None) == "clip_text_model":
-            raise ValueError(f"{where}{name}: None, expected the number of the token at whose place a text is read")
+        if name == "eos_token_id" and getattr(config_class, "model_type", None) in _READ_AT_END:
+            if not isinstance(value, int):  # transformers' type allows a list, which these compare with each token
+                raise ValueError(
+                    f"{where}{name}: {_short(value)}, expected the number of the token at whose place a text is read"
+                )
         if config_class is not None and name not in declared and _is_taken(config_class, name):
             raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
     _check_classes(where, values, fewest)

@@ -81,7 +81,7 @@ def test_strips_give_the_same_pixels(width, height, mode, orientation, backend, 
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for large in (10**9, 0):
-            patch.setattr(image_decoding, "LARGE_PIXELS", large)
+            patch.setattr(stored_images, "LARGE_PIXELS", large)
             patch.setattr(stored_images, "STRIP_PIXELS", 500)
             found += [processor([content], return_tensors="pt").pixel_values, decode_image(content)]
     assert torch.equal(found[0], found[2])
@@ -105,7 +105,7 @@ def test_a_thin_image_gives_the_same_pixels(shape, monkeypatch):
     content = encoded(made(*shape, "L", 0))
     processor = CLIPClassifierImageProcessor()
     plain = processor([content], return_tensors="pt").pixel_values
-    monkeypatch.setattr(image_decoding, "LARGE_PIXELS", 0)
+    monkeypatch.setattr(stored_images, "LARGE_PIXELS", 0)
     assert torch.equal(processor([content], return_tensors="pt").pixel_values, plain)
 
 
@@ -145,7 +145,6 @@ def test_images_of_all_threads_share_one_budget():
 def test_large_images_are_decoded_one_after_the_other_and_freed_before_the_next(monkeypatch):
     content, lock, loaded, most = png_of_one_bit(3000, 3000), threading.Lock(), [], []
     monkeypatch.setattr(stored_images, "DECODED_IMAGES", MemoryBudget(3 * 9_000_000))
-    monkeypatch.setattr(image_decoding, "DECODED_IMAGES", stored_images.DECODED_IMAGES)
     original = image_decoding._decode_pil
 
     def decode(image, rules, name):

@@ -7,9 +7,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config
+from transformers import AutoConfig
 from transformers.image_utils import SizeDict
 
 from hf_clip_variants import (
@@ -232,3 +234,17 @@ def test_values_of_unknown_models_are_checked_by_their_names():
     for values in ({"hidden_size": -1}, {"encoder_config": {"hidden_size": True}}, {"x": [{"y": [math.inf]}]}):
         with pytest.raises(ValueError, match="hidden_size|x: inf"):
             check_values(values)
+
+
+@pytest.mark.parametrize("value", [None, [], [49407], "49407"])
+@pytest.mark.parametrize("config_class", [SLIPConfig, AudioCLIPConfig, CLIPResNetConfig], ids=lambda c: c.__name__)
+def test_texts_are_read_at_one_end_token(config_class, value):
+    with pytest.raises((ValueError, StrictDataclassError), match="text_config.eos_token_id"):
+        config_class(text_config={"eos_token_id": value})
+
+
+@pytest.mark.parametrize("kind", ["clip", "metaclip_2"])
+def test_texts_of_families_are_read_at_one_end_token(kind):
+    values = {"model_type": kind, "text_config": {"model_type": f"{kind}_text_model", "eos_token_id": []}}
+    with pytest.raises(ValueError, match="text_config.eos_token_id.*token"):
+        check_values(values, type(AutoConfig.for_model(kind)))
