@@ -16,6 +16,7 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "soundfile": "audio",
     "soxr": "audio",
     "supervision": "supervision",
+    "textblob": "nouns",
 }
 
 

@@ -17,6 +17,8 @@ _MODULE_OF = {
     "ImageClassificationCollator": "collators",
     "ImageSet": "images.image_set",
     "ImageTextCollator": "collators",
+    "NounPromptCollator": "pairs.noun_prompts",
+    "NounPrompts": "pairs.noun_prompts",
     "Scene": "scenes.scenes",
     "SceneMaker": "scenes.scenes",
     "AudioAugmentation": "augmentation.audio",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .images.image_set import ImageSet
     from .images.multi_label import load_multi_label_images
     from .images.sources import load_images
+    from .pairs.noun_prompts import NounPromptCollator, NounPrompts
     from .pairs.sources import open_pairs
     from .scenes.coco import export_coco
     from .scenes.scenes import (

@@ -170,8 +170,8 @@ MODELS = (
                 "modeling.groupvit.modeling_groupvit_segmentation:GroupViTForSemanticSegmentation"
             ),
         },
-        processor="modeling.dense.processing_dense:DenseProcessor",
-        image_processors={"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"},
+        processor=_DENSE_PROCESSOR,
+        image_processors=_DENSE_IMAGE_PROCESSORS,
         submodels=(
             Submodel(
                 name="vision",
@@ -180,6 +180,7 @@ MODELS = (
             ),
         ),
         checkpoints=(CheckpointEntry("groupvit", "GroupViT", "modeling.groupvit.convert_groupvit:CHECKPOINTS"),),
+        pretraining="modeling.groupvit.pretraining_groupvit:GROUPVIT",
     ),
     Method(
         name="lseg",

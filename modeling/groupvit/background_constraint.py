@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 
 BACKGROUND_WORDS = ("background", "sky", "wall", "floor", "grass", "ground")
@@ -155,9 +156,8 @@ class BackgroundConstraint(nn.Module):
         self.vectors = nn.Parameter(torch.empty(num_vectors, embedding_dim))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        self.vectors.normal_(std=self.init_std)
+        init.normal_(self.vectors, std=self.init_std)
 
     @torch.no_grad()
     def start_from(self, text_embeddings: torch.Tensor) -> None:

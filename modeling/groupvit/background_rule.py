@@ -4,59 +4,9 @@ Shapes: B images or windows, G groups, N labels (without the background). A grou
 score among the labels does not reach a threshold.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-
 import torch
 
-
-def resolve_thresholds(
-    thresholds: float | Mapping[str, float] | Sequence[float] | torch.Tensor,
-    labels: Sequence[str] | None = None,
-    default: float | None = None,
-) -> float | torch.Tensor:
-    """One number where all labels have the same threshold, else (N,) float32.
-
-    Args:
-        thresholds: a number; label -> number; or N numbers, in the order of the labels.
-        labels: N label names; needed for a mapping.
-        default: of labels that a mapping does not name; None: all must be there.
-
-    Raises:
-        ValueError: a label is unknown or missing, another number of thresholds, one that is not finite.
-
-    Example:
-        >>> resolve_thresholds({"cat": 0.9, "dog": 0.8}, ["dog", "cat"])
-        tensor([0.8000, 0.9000])
-        >>> resolve_thresholds([0.95, 0.95])
-        0.95
-    """
-    if isinstance(thresholds, Mapping):
-        if labels is None:
-            raise ValueError("labels: None; want the label names, since the thresholds are given by name")
-        unknown = [name for name in thresholds if name not in labels]
-        missing = [name for name in labels if name not in thresholds]
-        if unknown:
-            raise ValueError(f"thresholds: {unknown[0]!r} is none of the labels {list(labels)}")
-        if missing and default is None:
-            raise ValueError(f"thresholds: none for {missing[0]!r}; want one for each of {list(labels)}")
-        values = [float(thresholds.get(name, default)) for name in labels]
-    elif isinstance(thresholds, torch.Tensor):
-        values = thresholds.detach().flatten().tolist() if thresholds.dim() else [thresholds.item()]
-    elif isinstance(thresholds, Sequence) and not isinstance(thresholds, str):
-        values = [float(value) for value in thresholds]
-    else:
-        values = [float(thresholds)]
-    several = isinstance(thresholds, Mapping | Sequence) or (
-        isinstance(thresholds, torch.Tensor) and thresholds.dim() > 0
-    )
-    if several and labels is not None and len(values) != len(labels):
-        raise ValueError(f"thresholds: got {len(values)} for {len(labels)} labels; want one for each")
-    if not values or not all(map(math.isfinite, values)):
-        raise ValueError(f"thresholds: got {values}; want finite numbers")
-    if len(set(values)) == 1:
-        return values[0]
-    return torch.tensor(values, dtype=torch.float32)
+from ..dual_encoders.backbones import unit_norm
 
 
 def background_groups(scores: torch.Tensor, thresholds: float | torch.Tensor, never_all: bool = True) -> torch.Tensor:
@@ -112,4 +62,18 @@ def background_groups(scores: torch.Tensor, thresholds: float | torch.Tensor, ne
     return below & (deficit > deficit.amin(-1, keepdim=True))
 
 
-__all__ = ["background_groups", "resolve_thresholds"]
+def nearer_to_vectors(groups: torch.Tensor, classes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Which groups are background, (B, G) bool: those that are nearer, by cosine, to a background vector than to every
+    label. All groups of an image may be.
+
+    Args:
+        groups: (B, G, D). classes: (N, D), or (B, N, D). vectors: (K, D). Any length.
+
+    >>> nearer_to_vectors(torch.eye(2)[None], torch.eye(2)[:1], torch.eye(2)[1:])
+    tensor([[False,  True]])
+    """
+    groups, classes, vectors = (unit_norm(one.float()) for one in (groups, classes, vectors))
+    return (groups @ vectors.T).amax(-1) > (groups @ classes.transpose(-2, -1)).amax(-1)
+
+
+__all__ = ["background_groups", "nearer_to_vectors"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 
 _EDGE = 1e-4  # a start at 0 or 1 has no finite logit
@@ -59,11 +60,10 @@ class BackgroundThreshold(nn.Module):
         inside = min(max(self.start, _EDGE), 1 - _EDGE)
         return math.log(inside / (1 - inside))
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter, value in ((self.raw, self.start_logit), (self.weight, 0.0), (self.bias, self.start_logit)):
             if parameter is not None:
-                parameter.fill_(value)
+                init.constant_(parameter, value)
 
     def distance(self) -> torch.Tensor:
         """Mean square of how far the parameters are from the start, (): a penalty for training on few images."""
@@ -163,7 +163,7 @@ def fit_background_threshold(
     """Train a `BackgroundThreshold` on what a frozen model says about some images; returns the loss of each step.
 
     All images are one batch, and images of equal shapes are computed together. The temperature falls from the module's
-    to `last_temperature` geometrically, and is put back at the end.
+    to `last_temperature` geometrically, and is put back at the end; so the losses of two steps are not of one scale.
 
     Args:
         images: for each, scores (G, N), soft group maps (G, H, W), and a label map (H, W) int or tags (N,) bool.

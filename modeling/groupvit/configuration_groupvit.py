@@ -6,6 +6,7 @@ from dataclasses import field
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 
+from ..dense.background import LEARNED
 from ..dense.configuration_dense import PromptableSegmentationFields
 from ..loading_and_saving.configuration_checks import (
     LARGEST,
@@ -194,6 +195,21 @@ class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
         trained_part (`str`, defaults to `"all"`):
             What training changes: `"all"`, or `"group_tokens"`, the group tokens alone (all else is frozen, and the
             projections' statistics stay as they are).
+        num_background_vectors (`int`, defaults to 0):
+            Background vectors in the joint space, which training from captions can have groups compete for
+            (`background_constraint.py`; ours, not the paper's). 0: none.
+        background_weights (`list[float]`, defaults to `[0, 0, 0, 0]`):
+            Weights of that constraint's parts in the loss: positive, negative, area, separation.
+        background_area (`list[float]`, defaults to `[0.05, 0.95]`):
+            Least and largest share of an image that the constraint allows the background.
+        background_margin (`float`, defaults to 0.5):
+            Cosine of a background vector and a noun from which on the part "separation" grows.
+        background_rule (`str`, defaults to `"threshold"`):
+            What `background="learned"` means. `"threshold"`: a threshold computed from each label's text embedding
+            (`background_threshold.py`), whatever the labels. `"vectors"`: a group is background where a background
+            vector is nearer to it than every label.
+        background_start (`float`, defaults to 0.95):
+            Where the learned threshold starts from.
         templates (`list[str]`, defaults to `["a photo of a {}."]`), background and further fields of labels:
             See `PromptableSegmentationFields`. Thresholds of the background are compared with the scores of groups,
             not of pixels: `background_of` is not read.
@@ -214,7 +230,8 @@ class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
     keys_to_ignore_at_inference = [
         *PromptableSegmentationFields.keys_to_ignore_at_inference,
         *("text_model_output", "vision_model_output", "prompt_embeds"),
-        *("group_embeds", "image_embeds", "group_scores", "stage_maps"),
+        *("group_embeds", "image_embeds", "group_scores", "stage_maps", "group_background"),
+        *("background_losses", "background_areas"),
     ]
 
     text_config: dict | CLIPTextConfig | None = None
@@ -232,6 +249,12 @@ class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
     segmentation_maps: str = "soft"
     pixel_assignment: str = "hard"
     trained_part: str = "all"
+    num_background_vectors: int = 0
+    background_weights: list[float | int] | tuple[float | int, ...] = field(default_factory=lambda: [0, 0, 0, 0])
+    background_area: list[float | int] | tuple[float | int, ...] = field(default_factory=lambda: [0.05, 0.95])
+    background_margin: float | int = 0.5
+    background_rule: str = "threshold"
+    background_start: float | int = 0.95
     templates: list[str] | None = field(default_factory=lambda: ["a photo of a {}."])
 
     def __post_init__(self, **kwargs):
@@ -271,10 +294,34 @@ class GroupViTConfig(PromptableSegmentationFields, PreTrainedConfig):
             "segmentation_maps": ASSIGNMENTS,
             "pixel_assignment": ASSIGNMENTS,
             "trained_part": ("all", "group_tokens"),
+            "background_rule": ("threshold", "vectors"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r}, expected one of {', '.join(allowed)}")
+
+    @property
+    def has_background_threshold(self) -> bool:
+        """Whether the model has a threshold of the background that it computes from labels' texts."""
+        return self.background == LEARNED and self.background_rule == "threshold"
+
+    def validate_background_constraint(self):
+        if not 0 <= self.num_background_vectors <= LARGEST:
+            raise ValueError(f"num_background_vectors: {self.num_background_vectors}, expected a number >= 0")
+        weights, area = self.background_weights, self.background_area
+        if len(weights) != 4 or not all(0 <= one < math.inf for one in weights):
+            raise ValueError(f"background_weights: {weights}, expected four numbers >= 0")
+        if any(weights) and not self.num_background_vectors:
+            raise ValueError(f"background_weights: {weights}, but num_background_vectors is 0")
+        if len(area) != 2 or not 0 <= area[0] <= area[1] <= 1:
+            raise ValueError(f"background_area: {area}, expected two shares, 0 <= least <= largest <= 1")
+        if self.background == LEARNED and self.background_rule == "vectors" and not self.num_background_vectors:
+            raise ValueError("background_rule: 'vectors', but num_background_vectors is 0")
+        if not 0 <= self.background_start <= 1 or not math.isfinite(self.background_margin):
+            raise ValueError(
+                f"background_start, background_margin: {self.background_start} and {self.background_margin}, expected "
+                "0..1 and a cosine"
+            )
 
     def validate_encoders(self):
         text = self.text_config

@@ -30,9 +30,12 @@ from ..dual_encoders.forward_checks import check_output, check_pixels, check_tok
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
 from ..losses.rank_batch_norm import RankBatchNorm1d
+from .background_constraint import BackgroundConstraint
+from .background_threshold import BackgroundThreshold
 from .configuration_groupvit import GroupViTConfig, GroupViTVisionConfig
 from .grouping_groupvit import GroupViTAttention, GroupViTLayer, GroupViTStage
 from .multi_label_loss import LARGEST_SCALE, clamped_scale, multi_label_loss
+from .segmentation_groupvit import compose_group_maps
 
 
 # B images, N texts, M prompts of each image, T tokens of a text, L patches, G groups of the last stage, D joint width,
@@ -86,15 +89,21 @@ class GroupViTOutput(CLIPOutput):
     `CLIPOutput` and the parts of the loss; on several ranks, losses are those of the whole batch.
 
     Args:
-        loss: (), `contrastive_loss + multi_label_weight * multi_label_loss`.
+        loss: (), `contrastive_loss + multi_label_weight * multi_label_loss`, and the background's parts by their
+            weights.
         contrastive_loss, multi_label_loss: (), without weights; the second with prompts only.
         prompt_embeds: (B, M, D), of unit length, with prompts only.
         text_model_output: of all texts: the N texts, then the B M prompts.
+        background_losses: four numbers (), parts of the constraint on background (`background_constraint.PARTS`), with
+            background vectors and prompts only.
+        background_areas: (B,), the share of each image that is background, likewise.
     """
 
     contrastive_loss: torch.FloatTensor | None = None
     multi_label_loss: torch.FloatTensor | None = None
     prompt_embeds: torch.FloatTensor | None = None
+    background_losses: tuple[torch.FloatTensor, ...] | None = None
+    background_areas: torch.FloatTensor | None = None
 
 
 # ---- the image encoder
@@ -173,6 +182,8 @@ class GroupViTPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
                 init.trunc_normal_(module.group_token, std=std)
             else:
                 init.zeros_(module.group_token)
+        elif isinstance(module, BackgroundConstraint | BackgroundThreshold):
+            module.reset_parameters()
         elif isinstance(module, GroupViTModel):
             for name in ("logit_scale", "multi_label_logit_scale"):
                 if getattr(module, name, None) is not None:
@@ -205,7 +216,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^class_embeddings$"]
-    _keys_to_ignore_on_load_unexpected += [r"^(multi_label_)?logit_scale$"]
+    _keys_to_ignore_on_load_unexpected += [r"^(multi_label_)?logit_scale$", r"^background_(constraint|threshold)\."]
     _can_record_outputs = {
         "hidden_states": GroupViTLayer,
         "attentions": OutputRecorder(GroupViTAttention, index=1, layer_name="self_attn"),
@@ -254,7 +265,7 @@ class GroupViTVisionModel(GroupViTPreTrainedModel):
         stages = config.grouping_stages
         if gumbel_noise is not None and len(gumbel_noise) != len(stages):
             raise ValueError(
-                f"gumbel_noise: {len(gumbel_noise)} tensors, expected one for each of {len(stages)} stages"
+                f"gumbel_noise: {len(gumbel_noise)} tensors, expected one for each of the stages {stages}"
             )
         noise = dict(zip(stages, gumbel_noise, strict=True)) if gumbel_noise is not None else {}
         tokens, group_tokens = self.embeddings(pixel_values.to(self.dtype)), None
@@ -333,18 +344,27 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             raise ValueError(
                 "text_encoder_dropped: this checkpoint has no text encoder; load it as GroupViTForSemanticSegmentation"
             )
+        self.vision_model = GroupViTVisionModel._from_config(vision)
+        self.visual_projection = GroupViTProjection(vision.hidden_size, hidden, config.projection_dim)
         self.text_model = self.text_projection = None
         if not config.text_encoder_dropped:
             self.text_model = CLIPTextModel._from_config(text)
             self.text_projection = GroupViTProjection(text.hidden_size, hidden, config.projection_dim)
-        self.vision_model = GroupViTVisionModel._from_config(vision)
-        self.visual_projection = GroupViTProjection(vision.hidden_size, hidden, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.empty(()))  # 0-dim, as in every CLIP checkpoint: under FSDP2, ignore it
         if config.has_multi_label_scale:
             self.multi_label_logit_scale = nn.Parameter(torch.empty(()))
+        if config.num_background_vectors:
+            self.background_constraint = BackgroundConstraint(
+                config.num_background_vectors,
+                config.projection_dim,
+                config.initializer_range,
+                min_area=config.background_area[0],
+                max_area=config.background_area[1],
+                margin=config.background_margin,
+            )
         self.post_init()
         # transformers adds up the ignore-on-load lists of all parts; the image encoder's does not apply here.
-        self._keys_to_ignore_on_load_unexpected = {r"^class_embeddings$"}
+        self._keys_to_ignore_on_load_unexpected = {r"^class_embeddings$", r"^background_threshold\."}
         self._freeze()
 
     @classmethod
@@ -405,6 +425,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         interpolate_pos_encoding: bool = True,
         prompt_input_ids: torch.LongTensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
+        prompt_word_ids: torch.LongTensor | None = None,
         gumbel_noise: Sequence[torch.Tensor] | None = None,
         features_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -419,8 +440,10 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             interpolate_pos_encoding: False refuses image sizes other than `config.vision_config.image_size`.
             prompt_input_ids, prompt_attention_mask: (B, M, T), prompts made of nouns of each image's caption, as
                 `hf_clip_variants.data` collators make them.
+            prompt_word_ids: (B, M), numbers of the prompts' words, -1 for a prompt without a noun: needed by the
+                constraint on background, which looks at this process's images alone.
             gumbel_noise: see [`GroupViTVisionModel`].
-            features_only: return [`GroupViTFeatures`], for `loss_of_features`.
+            features_only: return [`GroupViTFeatures`], for `loss_of_features`, which knows no background.
 
         Returns:
             [`GroupViTOutput`].
@@ -452,6 +475,8 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         logits_per_image = self.scale().to(image_embeds) * image_embeds @ text_embeds.t()
         check_output(self, logits_per_image, "logits_per_image", pixel_values=pixel_values)
         losses = self._losses(image_embeds, text_embeds, prompt_embeds) if return_loss else {}
+        if return_loss and self.config.num_background_vectors:
+            losses |= self._background(losses["loss"], vision, prompt_embeds, prompt_word_ids)
         return GroupViTOutput(
             **losses,
             logits_per_image=logits_per_image,
@@ -515,6 +540,39 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         second = multi_label_loss(image_embeds, prompt_embeds, own_scale, form=config.multi_label_form, gather=gather)
         total = loss + config.multi_label_weight * second
         return {"loss": total, "contrastive_loss": loss, "multi_label_loss": second}
+
+    def _background(self, loss, vision, prompt_embeds, word_ids) -> dict[str, torch.Tensor]:
+        """The loss with the constraint on background, and the constraint's parts."""
+        weights, constraint = self.config.background_weights, self.background_constraint
+        if prompt_embeds is None or word_ids is None:
+            if any(weights) and self.training:
+                raise ValueError(
+                    "prompt_word_ids: missing; the constraint on background wants noun prompts with the numbers of "
+                    "their words (NounPromptCollator(..., word_ids=True)), or background_weights of 0"
+                )
+            return {"loss": loss + 0.0 * constraint.vectors.sum()}  # see `_losses`
+        areas = compose_group_maps(vision.stage_maps, (1, vision.stage_maps[0].shape[-1])).mean((-2, -1))
+        parts = constraint(
+            self.group_embeds_of(vision), areas, prompt_embeds, word_ids.to(prompt_embeds.device), self.scale()
+        )
+        return {
+            "loss": loss + parts.total(weights),
+            "background_losses": (parts.positive, parts.negative, parts.area, parts.separation),
+            "background_areas": parts.background_area,
+        }
+
+    def group_embeds_of(self, vision: GroupViTVisionModelOutput) -> torch.Tensor:
+        """(B, G, D), of unit length: the projected groups. The projection normalises by its running statistics, which
+        are those of whole images, as in segmentation.
+        """
+        norms = [module for module in self.visual_projection if module.training]
+        try:
+            for module in norms:
+                module.training = False
+            return unit_norm(self.visual_projection(vision.last_hidden_state))
+        finally:
+            for module in norms:
+                module.training = True
 
 
 __all__ = [

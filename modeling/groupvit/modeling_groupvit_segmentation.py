@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ..dense.background import LEARNED, background_thresholds
 from ..dense.outputs_dense import PromptableSegmentationOutput
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..dense.segmentation_loss import segmentation_loss
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels
-from .background_rule import background_groups, resolve_thresholds
+from .background_rule import background_groups, nearer_to_vectors
+from .background_threshold import BackgroundThreshold
 from .configuration_groupvit import GroupViTConfig
 from .modeling_groupvit import GroupViTModel, GroupViTVisionModelOutput
 from .segmentation_groupvit import (
@@ -44,12 +46,14 @@ class GroupViTSegmentationOutput(PromptableSegmentationOutput):
         image_embeds: (B, D), of unit length.
         group_scores: (B, G, N), of the labels, without the background.
         stage_maps: of each stage that groups, see `GroupViTVisionModelOutput`.
+        group_background: (B, G) bool, groups that are background; None where the background is a label or none.
     """
 
     group_embeds: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     group_scores: torch.FloatTensor | None = None
     stage_maps: tuple[torch.FloatTensor, ...] | None = None
+    group_background: torch.BoolTensor | None = None
 
 
 class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel):
@@ -85,6 +89,10 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
     def __init__(self, config: GroupViTConfig):
         super().__init__(config)
         self.make_class_embeddings(config.projection_dim)
+        if config.has_background_threshold:
+            self.background_threshold = BackgroundThreshold(
+                embedding_dim=config.projection_dim, threshold=config.background_start
+            )
         self.post_init()
         self._keys_to_ignore_on_load_unexpected = set()
         self._freeze()
@@ -146,7 +154,8 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         group_features = self.visual_projection(vision.last_hidden_state)
         image_features = self.visual_projection(vision.pooler_output)
         scores = self._label_scores(group_features, image_features, texts)
-        logits, background = self._pixel_scores(maps, scores, size)
+        is_background = self._background_groups(scores, group_features, texts)
+        logits, background = self._pixel_scores(maps, scores, is_background, size)
         check_output(self, logits, pixel_values=pixel_values)
         loss = None
         if labels is not None:
@@ -163,7 +172,20 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
             image_embeds=unit_norm(image_features),
             group_scores=scores,
             stage_maps=vision.stage_maps,
+            group_background=is_background,
         )
+
+    def calibrate_background(self, images, **options) -> dict[str, float]:
+        """`background_fitting.calibrate_background_thresholds` of this model."""
+        from .background_fitting import calibrate_background_thresholds
+
+        return calibrate_background_thresholds(self, images, **options)
+
+    def learn_background(self, images, **options) -> list[float]:
+        """`background_fitting.learn_background` of this model."""
+        from .background_fitting import learn_background
+
+        return learn_background(self, images, **options)
 
     def group_maps_of(self, vision: GroupViTVisionModelOutput, size: tuple[int, int]) -> torch.Tensor:
         """(B, G, h, w): which patch of images of `size` (H, W) is in which group of the last stage."""
@@ -181,31 +203,43 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         scores = group_class_scores(groups, embeddings, self.scale(), kept, texts.valid)
         return texts.merge(scores.transpose(1, 2)).transpose(1, 2)
 
-    def _pixel_scores(self, maps: torch.Tensor, scores: torch.Tensor, size: tuple[int, int]):
+    def _pixel_scores(self, maps, scores, background: torch.Tensor | None, size: tuple[int, int]):
         """Logits, and the background's channel of them or None."""
-        config, index, background = self.config, self.config.background_index, None
-        if config.background_has_own_channel:
-            background = self._background_groups(scores)
+        index = self.config.background_index
         logits = scores_of_pixels(
             maps,
             scores,
             size,
             background=background,
             background_index=index,
-            pixel_assignment=config.pixel_assignment,
+            pixel_assignment=self.config.pixel_assignment,
         )
         return logits, None if background is None else logits[:, index]
 
-    def _background_groups(self, scores: torch.Tensor) -> torch.Tensor:
-        """(B, G) bool, by the configuration's thresholds."""
-        background = self.config.background
-        if isinstance(background, str):
+    def _background_groups(self, scores: torch.Tensor, groups: torch.Tensor, texts: ClassTexts) -> torch.Tensor | None:
+        """(B, G) bool, by the configuration's thresholds or what was learned; None without a background."""
+        config, background = self.config, self.config.background
+        if not config.background_has_own_channel:
+            return None
+        scores = scores.detach()
+        if background != LEARNED:
+            if isinstance(background, Mapping):
+                return background_groups(scores, background_thresholds(background, self.labels_with_texts()))
+            return background_groups(scores, torch.tensor(background, dtype=torch.float32))
+        if config.background_rule == "vectors":
+            embeddings = texts.embeddings.to(groups.device)
+            if texts.valid is not None:
+                embeddings = torch.where(texts.valid[..., None], embeddings, embeddings[:, :1])
+            return nearer_to_vectors(groups.detach(), embeddings, self.background_constraint.vectors)
+        module = getattr(self, "background_threshold", None)
+        if module is None:
             raise ValueError(
-                f"background: {background!r}; GroupViT has no rule of its own, set the thresholds that were learned: "
-                "set_labels(..., background=thresholds)"
+                "background: 'learned', but nothing was learned; call learn_background, or set a threshold"
             )
-        labels = self.labels_with_texts() if isinstance(background, Mapping) else None
-        return background_groups(scores.detach(), resolve_thresholds(background, labels))
+        if texts.embeddings.dim() == 3:
+            each = [module.thresholds(one) for one in texts.embeddings]
+            return torch.stack([background_groups(s, t) for s, t in zip(scores, each, strict=True)])
+        return background_groups(scores, texts.merge(module.thresholds(texts.embeddings)[None])[0])
 
     def _segmentation_loss(
         self, maps: torch.Tensor, groups: torch.Tensor, texts: ClassTexts, labels: torch.Tensor

@@ -81,3 +81,90 @@ def without_drop_path(model):
         if isinstance(module, StochasticDepth):
             module.p = 0.0
     return model
+
+
+def train_steps(model, bare, batch, steps: int = STEPS, micro_batch: int | None = None) -> dict[str, torch.Tensor]:
+    """Losses of some steps of SGD, the gradients of the first step, and the state dict afterwards.
+
+    `model` is `bare` or a wrapper of it.
+    """
+    from hf_clip_variants.modeling.losses.gradient_cache import backward_in_chunks
+
+    optimizer, result = torch.optim.SGD(bare.parameters(), lr=0.05), {}
+    for step in range(steps):
+        if micro_batch:
+            result[f"loss{step}"] = backward_in_chunks(model, batch, micro_batch)
+        else:
+            outputs = model(**batch, return_loss=True)
+            outputs.loss.backward()
+            result |= {f"{name}{step}": outputs[name].detach() for name in ("loss", "multi_label_loss")}
+        if step == 0:
+            result |= {f"grad.{name}": p.grad.clone() for name, p in bare.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad()
+    return result | {f"after.{name}": tensor.detach().clone() for name, tensor in bare.state_dict().items()}
+
+
+def calm_model(**options):
+    """In float64 and training, without noise: two runs of a batch are the same."""
+    return groupvit_model(vision={"gumbel_noise": False}, **options).double().train()
+
+
+def train_by_trainer(
+    folder, batch_size: int, accumulation: int = 1, steps: int = 4, resume=None, dtype=None, **options
+):
+    """Runs `Trainer` on sixteen pairs, always in the same order; returns the model and the logged losses.
+
+    `options` are fields of `GroupViTConfig`, and `arguments`, a dictionary of `TrainingArguments`.
+    """
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    from hf_clip_variants import PretrainingCallback
+
+    whole = groupvit_batch(16)
+    data = [{name: value[i] for name, value in whole.items()} for i in range(16)]
+    arguments = {
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": True,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    arguments = TrainingArguments(str(folder), **arguments | options.pop("arguments", {}))
+    trainer = Trainer(
+        groupvit_model(**options).to(dtype or torch.float32),
+        arguments,
+        train_dataset=data,
+        data_collator=lambda rows: default_data_collator(rows) | {"return_loss": True},
+        callbacks=[PretrainingCallback()],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def upstream_model(**vision):
+    """A tiny GroupViTModel of transformers, in eval mode."""
+    from transformers import GroupViTConfig as TheirConfig
+    from transformers import GroupViTModel as TheirModel
+
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "image_size": 24, "patch_size": 6}
+    sizes |= {"depths": [1, 1, 1], "num_hidden_layers": 3, "num_group_tokens": [6, 4, 0]}
+    sizes |= {"num_output_groups": [6, 4, 4]} | vision
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98}
+    torch.manual_seed(0)
+    config = TheirConfig(vision_config=sizes, text_config=text, projection_dim=20, projection_intermediate_dim=28)
+    model = TheirModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "logit_scale" not in name and parameter.dim() > 1:
+                parameter.normal_(std=0.3)  # its group tokens and positions start at 0
+    return model

@@ -122,6 +122,104 @@ def test_weights_of_zero_leave_nothing():
     assert parts.total((1, 0, 0, 0)) == parts.positive
 
 
+def tiny_groupvit(**options):
+    from hf_clip_variants import GroupViTConfig, GroupViTModel
+
+    torch.manual_seed(0)
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 16, "patch_size": 4}
+    vision |= {"depths": [1, 1], "num_group_tokens": [6, 0], "num_output_groups": [4], "drop_path_rate": 0.0}
+    text |= {"vocab_size": 50, "eos_token_id": 49}
+    sizes = {"projection_dim": 16, "projection_intermediate_dim": 32}
+    made = [GroupViTModel(GroupViTConfig(text_config=text, vision_config=vision, **sizes, **o)) for o in ({}, options)]
+    made[1].load_state_dict(made[0].state_dict(), strict=False)  # the same weights with every option
+    return made[1].train()
+
+
+def tiny_batch():
+    generator = torch.Generator().manual_seed(3)
+    prompts = torch.randint(1, 48, (4, 2, 5), generator=generator)
+    prompts[..., -1] = 49
+    captions, pixels = prompts[:, 0].flip(0), torch.randn(4, 3, 16, 16, generator=generator)
+    words = torch.arange(8).reshape(4, 2)
+    return {"input_ids": captions, "pixel_values": pixels, "prompt_input_ids": prompts, "prompt_word_ids": words}
+
+
+def loss_and_gradients(model):
+    torch.manual_seed(1)  # the Gumbel noise
+    outputs = model(**tiny_batch(), return_loss=True)
+    outputs.loss.backward()
+    return outputs, {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_training_without_weights_is_plain_training_and_the_parts_are_reported():
+    _, plain = loss_and_gradients(tiny_groupvit())
+    weightless, gradients = loss_and_gradients(tiny_groupvit(num_background_vectors=3))
+    assert all(torch.equal(gradients[name], plain[name]) for name in plain)
+    assert gradients["background_constraint.vectors"].abs().max() == 0
+    assert len(weightless.background_losses) == 4 and weightless.background_areas.shape == (4,)
+    total = weightless.contrastive_loss + weightless.multi_label_loss
+    assert torch.equal(weightless.loss, total)
+    weighted, gradients = loss_and_gradients(tiny_groupvit(num_background_vectors=3, background_weights=[1, 2, 3, 4]))
+    parts = sum(w * part for w, part in zip((1, 2, 3, 4), weighted.background_losses, strict=True))
+    assert torch.allclose(weighted.loss, total + parts) and gradients["background_constraint.vectors"].abs().max() > 0
+    assert not torch.equal(gradients["vision_model.layernorm.weight"], plain["vision_model.layernorm.weight"])
+
+
+def test_the_projection_keeps_its_statistics_of_whole_images():
+    plain, constrained = tiny_groupvit(), tiny_groupvit(num_background_vectors=3, background_weights=[1, 1, 1, 1])
+    for model in (plain, constrained):
+        loss_and_gradients(model)
+    assert torch.equal(plain.visual_projection[1].running_mean, constrained.visual_projection[1].running_mean)
+    assert constrained.visual_projection[1].training
+
+
+def test_training_keeps_the_area_inside_its_bounds_and_without_the_part_it_does_not():
+    """From background vectors that take everything; only images and vectors differ between steps."""
+    areas = {}
+    for weight in (0.0, 20.0):
+        model = tiny_groupvit(
+            num_background_vectors=1, background_weights=[0, 0, weight, 0], background_area=[0.1, 0.6]
+        )
+        with torch.no_grad():
+            outputs = model(**tiny_batch(), return_loss=True)
+            groups = model.group_embeds_of(outputs.vision_model_output)
+            model.background_constraint.start_from(groups.mean((0, 1))[None])
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for _ in range(25):
+            optimizer.zero_grad()
+            outputs = model(**tiny_batch(), return_loss=True)
+            outputs.loss.backward()
+            optimizer.step()
+        areas[weight] = outputs.background_areas
+    assert (areas[20.0] <= 0.65).all() and (areas[20.0] >= 0.05).all(), areas
+    assert areas[0.0].max() > 0.65, areas
+
+
+def test_the_constraint_wants_the_numbers_of_words():
+    model, batch = tiny_groupvit(num_background_vectors=3, background_weights=[1, 1, 1, 1]), tiny_batch()
+    del batch["prompt_word_ids"]
+    with pytest.raises(ValueError, match="prompt_word_ids: missing"):
+        model(**batch, return_loss=True)
+    model.eval()
+    assert model(**batch, return_loss=True).background_losses is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"background_weights": [1, 0, 0, 0]}, "num_background_vectors is 0"),
+        ({"background_weights": [1, 0]}, "four numbers"),
+        ({"background_area": [0.9, 0.1]}, "background_area"),
+        ({"background": "learned", "background_rule": "vectors"}, "num_background_vectors is 0"),
+        ({"background_rule": "other"}, "background_rule"),
+    ],
+)
+def test_wrong_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_groupvit(**options)
+
+
 def test_wrong_shapes_are_named():
     groups, areas, nouns, ids, background = random_batch()
     with pytest.raises(ValueError, match="areas: shape"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_clip_variants.modeling.groupvit.background_rule import background_groups, resolve_thresholds
+from hf_clip_variants.modeling.groupvit.background_rule import background_groups
 
 
 def random_scores(seed: int) -> torch.Tensor:
@@ -51,29 +51,6 @@ def test_one_group_of_each_image_is_foreground():
             random_scores(seed), torch.rand(5, generator=torch.Generator().manual_seed(seed)) + 1
         )
         assert (~background).sum(1).tolist() == [1, 1, 1]
-
-
-def test_thresholds_by_name_follow_the_order_of_the_labels():
-    assert resolve_thresholds({"b": 0.25, "a": 0.5}, ["a", "b"]).tolist() == [0.5, 0.25]
-    assert resolve_thresholds({"b": 0.25}, ["a", "b"], default=0.5).tolist() == [0.5, 0.25]
-    assert resolve_thresholds({"b": 0.5, "a": 0.5}, ["a", "b"]) == 0.5
-    assert resolve_thresholds(torch.tensor([0.5, 0.25])).tolist() == [0.5, 0.25]
-
-
-@pytest.mark.parametrize(
-    "thresholds, labels, message",
-    [
-        ({"c": 0.5}, ["a", "b"], "'c' is none of the labels"),
-        ({"a": 0.5}, ["a", "b"], "none for 'b'"),
-        ({"a": 0.5}, None, "labels: None"),
-        ([0.5], ["a", "b"], "got 1 for 2 labels"),
-        ([], None, "finite numbers"),
-        (float("nan"), None, "finite numbers"),
-    ],
-)
-def test_wrong_thresholds_are_named(thresholds, labels, message):
-    with pytest.raises(ValueError, match=message):
-        resolve_thresholds(thresholds, labels)
 
 
 def test_shapes_that_do_not_fit_are_named():
