@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 _MODULE_OF = {
     "Augmentation": "augmentation.views",
     "AugmentedViews": "augmentation.views",
+    "DISTINCT_CLASSES": "scenes.scenes",
     "FeatureCollator": "collators",
     "FeatureDataset": "images.feature_cache",
     "FeatureStore": "images.feature_cache",
@@ -16,16 +17,22 @@ _MODULE_OF = {
     "ImageClassificationCollator": "collators",
     "ImageSet": "images.image_set",
     "ImageTextCollator": "collators",
+    "Scene": "scenes.scenes",
+    "SceneMaker": "scenes.scenes",
     "AudioAugmentation": "augmentation.audio",
     "AudioCollator": "audio.files",
     "TwoViews": "augmentation.two_views",
     "TwoViewsCollator": "collators",
+    "base_and_novel": "scenes.scenes",
     "compute_features": "images.feature_cache",
     "emoji_styles": "images.emoji",
+    "instance_masks": "scenes.scenes",
+    "label_map_names": "scenes.scenes",
     "load_emoji": "images.emoji",
     "load_images": "images.sources",
     "load_multi_label_images": "images.multi_label",
     "load_audio": "audio.files",
+    "make_scenes": "scenes.scenes",
     "open_pairs": "pairs.sources",
     "sample_few_shot": "few_shot_sampling",
     "split_base_new": "few_shot_sampling",
@@ -45,6 +52,15 @@ if TYPE_CHECKING:
     from .images.multi_label import load_multi_label_images
     from .images.sources import load_images
     from .pairs.sources import open_pairs
+    from .scenes.scenes import (
+        DISTINCT_CLASSES,
+        Scene,
+        SceneMaker,
+        base_and_novel,
+        instance_masks,
+        label_map_names,
+        make_scenes,
+    )
 
 
 def __getattr__(name: str):
