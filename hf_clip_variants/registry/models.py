@@ -15,6 +15,8 @@ _CLIP_PAPER = Paper(
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
+_VILD = "modeling.vild.modeling_vild:ViLD"
+
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 
 _CLIP_OPTIONS = (
@@ -141,5 +143,39 @@ MODELS = (
         ),
         checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
         pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
+    ),
+    Method(
+        name="vild",
+        kind="model",
+        title="ViLD",
+        paper=Paper(
+            "Open-vocabulary Object Detection via Vision and Language Knowledge Distillation",
+            "2104.13921",
+            2021,
+            "Gu, Xiuye and Lin, Tsung-Yi and Kuo, Weicheng and Cui, Yin",
+        ),
+        code=OfficialCode("tensorflow/tpu", "Apache-2.0"),
+        task="zero-shot-object-detection",
+        summary="Boxes and masks of classes that are texts, also of classes without any training box.",
+        config="modeling.vild.configuration_vild:ViLDConfig",
+        model=_VILD + "ForZeroShotObjectDetection",
+        auto_classes={
+            "AutoModel": _VILD + "ForZeroShotObjectDetection",
+            "AutoModelForZeroShotObjectDetection": _VILD + "ForZeroShotObjectDetection",
+        },
+        processor="modeling.vild.processing_vild:ViLDProcessor",
+        image_processors={"torchvision": "modeling.vild.image_processing_vild:ViLDImageProcessor"},
+        checkpoints=(
+            CheckpointEntry(
+                "vild",
+                "ViLD",
+                "modeling.vild.convert_vild:CHECKPOINTS",
+                (
+                    Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
+                    Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
+                    Option("classes", str, "names of the classes in the file, with commas between them, or a file."),
+                ),
+            ),
+        ),
     ),
 )
