@@ -11,6 +11,7 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "onnxscript": "onnx",
     "openvino": "openvino",
     "pillow_heif": "heic",
+    "pycocotools": "detection",
     "sklearn": "probe",
     "soundfile": "audio",
     "soxr": "audio",

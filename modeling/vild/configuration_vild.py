@@ -152,11 +152,12 @@ class ViLDConfig(PromptableSegmentationFields, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type", "resnet")
-            if kind != "resnet":
+            self.backbone_config = {"model_type": "resnet"} | self.backbone_config
+            if (kind := self.backbone_config["model_type"]) != "resnet":
                 raise ValueError(f"backbone_config.model_type: {kind!r}, expected 'resnet'")
         if isinstance(self.dual_encoder_config, dict):
-            family_of(self.dual_encoder_config.get("model_type", "clip"))
+            self.dual_encoder_config = {"model_type": "clip"} | self.dual_encoder_config
+            family_of(self.dual_encoder_config["model_type"])
         super().__post_init__(**kwargs)
         self.anchor_ratios = list(self.anchor_ratios)
 

@@ -87,6 +87,21 @@ class ViLDImageProcessor(DetrImageProcessor):
             found["masks"] = torch.from_numpy(array).to(image.device)
         return found
 
+    def resize_annotation(self, annotation: dict, orig_size, target_size, threshold: float = 0.5, **kwargs) -> dict:
+        """As DETR's, which fails for an image without objects."""
+        rows, columns = (new / old for new, old in zip(target_size, orig_size, strict=True))
+        found = annotation | {"size": torch.tensor(tuple(target_size))}
+        found["boxes"] = annotation["boxes"] * annotation["boxes"].new_tensor([columns, rows, columns, rows])
+        found["area"] = annotation["area"] * (rows * columns)
+        if "masks" in annotation:
+            masks = annotation["masks"][:, None].float()
+            if len(masks):
+                masks = torch.nn.functional.interpolate(masks, size=tuple(target_size), mode="nearest-exact")
+            else:
+                masks = masks.new_zeros(0, 1, *target_size)
+            found["masks"] = masks[:, 0] > threshold
+        return found
+
     def pad(self, image, padded_size, annotation=None, update_bboxes: bool = True, fill: int = 0):
         """As DETR's; boxes stay relative to the image without padding."""
         return super().pad(image, padded_size, annotation=annotation, update_bboxes=False, fill=fill)
@@ -114,6 +129,7 @@ class ViLDImageProcessor(DetrImageProcessor):
             (in 0..1, inside of the box) if `outputs.detections` has any.
         """
         boxes = center_to_corners_format(outputs["pred_boxes"].float())
+        boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], dim=-1)  # rounding
         scores = outputs["logits"].float().sigmoid()
         detections = outputs.get("detections")
         sizes = _sizes(target_sizes, len(boxes))

@@ -297,6 +297,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         proposals: torch.FloatTensor | None = None,
         distill_boxes: torch.FloatTensor | None = None,
         distill_embeddings: torch.FloatTensor | None = None,
+        only_proposals: bool = False,
         output_detections: bool = False,
         output_masks: bool = False,
         output_hidden_states: bool | None = None,
@@ -316,6 +317,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
                 trains its own no more.
             distill_boxes, distill_embeddings: (B, M, 4) and (B, M, D): regions, and what the teacher gives for them.
                 Rows whose largest coordinate is not above 0 are padding.
+            only_proposals: only the losses of the region proposal network, for training it before the proposals are
+                stored. Needs no texts; the classes of `labels` are not looked at.
             output_detections: the final detections, too; in eval mode.
             output_masks: their masks, too.
 
@@ -325,6 +328,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         config = self.config
         check_pixels(pixel_values, config.backbone_config.num_channels)
         sizes = self._content_sizes(pixel_values, pixel_mask)
+        if only_proposals:
+            return self._forward_proposals(pixel_values, labels, sizes)
         texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
         stored = class_embeddings is None and input_ids is None
         given = self._given_proposals(proposals, len(pixel_values))
@@ -358,6 +363,16 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         if output_detections or output_masks:
             outputs.detections = self._final_detections(*found, features, output_masks)
         return outputs
+
+    def _forward_proposals(self, pixel_values, labels, sizes) -> ViLDObjectDetectionOutput:
+        if labels is None:
+            raise ValueError("labels: missing, expected the objects' boxes (only_proposals)")
+        targets = read_labels(labels, sizes, None, pixel_values.device)
+        features, _ = self.feature_maps(pixel_values)
+        objectness, codes = self.proposal_head(features)
+        losses = proposal_losses(objectness, codes, self._anchors(features), targets, sizes, self.config)
+        loss_dict = {name: value.detach() for name, value in losses.items()}
+        return ViLDObjectDetectionOutput(loss=sum(losses.values()), loss_dict=loss_dict)
 
     def _losses(
         self, features, boxes, targets: list[ImageTargets], texts: ClassTexts, stored: bool, distill_boxes, teacher
@@ -423,7 +438,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         config, counts = self.config, list(map(len, boxes))
         embeddings, codes, image_embeddings = self.region_head(self._regions(features, boxes))
         decoded = decode_boxes(codes.float(), torch.cat(boxes).float(), offset=config.box_offset).split(counts)
-        decoded = [clip_boxes(one, size, config.box_offset) for one, size in zip(decoded, sizes, strict=True)]
+        decoded = [_ordered(clip_boxes(one, size, config.box_offset)) for one, size in zip(decoded, sizes, strict=True)]
 
         padded = partial(_stacked, count=regions)
         outputs.objectness = padded(scores)
@@ -549,6 +564,11 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fine = valid_regions(boxes)
         if not math.isfinite(float(embeddings[fine].float().sum())):
             raise ValueError("distill_embeddings: NaN or infinite numbers in a row that is no padding")
+
+
+def _ordered(boxes: torch.Tensor) -> torch.Tensor:
+    """With a width of x2 - x1 + 1, a box that is narrower than a pixel would have x2 < x1."""
+    return torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], dim=-1)
 
 
 def _stacked(parts: Sequence[torch.Tensor], value: float = 0.0, *, count: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ class SampledRegions:
 
 
 def read_labels(
-    labels: Sequence[Mapping[str, torch.Tensor]], sizes: Sequence[tuple[int, int]], num_labels: int, device
+    labels: Sequence[Mapping[str, torch.Tensor]], sizes: Sequence[tuple[int, int]], num_labels: int | None, device
 ) -> list[ImageTargets]:
     """`labels` as DETR's processors give them -> the objects in pixels.
 
@@ -40,7 +40,7 @@ def read_labels(
         labels: of each image a dictionary with `class_labels` (K,), `boxes` (K, 4) (centre, width and height, relative
             to the image without padding) and maybe `masks` (K, H, W).
         sizes: (height, width) of the images without padding.
-        num_labels: classes are 0..num_labels - 1.
+        num_labels: classes are 0..num_labels - 1; None: anything.
 
     Raises:
         ValueError: names the image and what is wrong: a missing entry, numbers of boxes, classes and masks that
@@ -56,7 +56,7 @@ def read_labels(
         boxes = torch.as_tensor(label["boxes"], device=device).float().reshape(-1, 4)
         if len(classes) != len(boxes):
             raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
+        if num_labels is not None and len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
             raise ValueError(
                 f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected 0..{num_labels - 1}"
             )
