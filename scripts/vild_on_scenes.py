@@ -103,6 +103,7 @@ class Run:
         start = time.process_time()
         result = work()
         self.cpu[name] = round(time.process_time() - start, 1)
+        print(f"seed {self.seed} {name}: {self.cpu[name]} s of processor time", flush=True)
         return result
 
     # ---- stages

@@ -48,6 +48,7 @@ from .training_vild import (
 
 
 _NO_SCORE = 1e-12  # scores below it have the logit of this one
+_BEST_SCORE = 1 - 2**-24  # and above it of this one, the largest below 1
 _ABSENT = -1.0  # coordinates of a proposal that is none
 
 
@@ -78,6 +79,12 @@ class ViLDPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
             init.normal_(module.box_codes.weight, std=0.001)
             if module.background is not None:
                 init.normal_(module.background, std=self.config.initializer_range)
+
+
+class ViLDResNet(ResNetModel):
+    """transformers' ResNet, which has no attention and so takes any implementation of it."""
+
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
 
 class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrainedModel):
@@ -116,7 +123,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         super().__init__(config)
         self.family = family_of(config.dual_encoder_config.model_type)
         self.text_encoder = self._make_text_encoder() if self.has_text_encoder else None
-        self.backbone = ResNetModel._from_config(config.backbone_config)
+        self.backbone = ViLDResNet._from_config(config.backbone_config)
         self.pyramid = ViLDPyramid(config)
         self.proposal_head = ViLDRegionProposalHead(config)
         self.region_head = ViLDRegionHead(config)
@@ -189,6 +196,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """Images (B, 3, H, W) -> the pyramid's five maps, and the ResNet's hidden states. Images are padded at the
         right and the bottom to multiples of 64."""
         height, width = pixel_values.shape[-2:]
+        pixel_values = pixel_values.to(self.backbone.embedder.embedder.convolution.weight.dtype)
         coarsest = STRIDES[-1]
         padding = (0, -width % coarsest, 0, -height % coarsest)
         hidden_states = self.backbone(
@@ -313,8 +321,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             class_embeddings: (N, D) or (B, N, D) instead of texts.
             labels: of each image a dictionary of `class_labels` (K,), `boxes` (K, 4) as `pred_boxes`, and maybe
                 `masks` (K, H, W), as DETR's processors give them. Then there is a loss, in eval mode, too.
-            proposals: (B, R, 4) boxes in pixels, rows of -1 being padding: used instead of the model's own. It then
-                trains its own no more.
+            proposals: (B, R, 4) boxes in pixels, rows of -1 being padding: used instead of the model's own, which are
+                trained all the same if there are `labels`.
             distill_boxes, distill_embeddings: (B, M, 4) and (B, M, D): regions, and what the teacher gives for them.
                 Rows whose largest coordinate is not above 0 are padding.
             only_proposals: only the losses of the region proposal network, for training it before the proposals are
@@ -336,33 +344,32 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         self._check_distillation(distill_boxes, distill_embeddings, len(pixel_values), labels)
 
         features, hidden_states = self.feature_maps(pixel_values)
-        objectness = codes = anchors = None
-        if given is None:
+        if given is None or labels is not None:
             objectness, codes = self.proposal_head(features)
             anchors = self._anchors(features)
+        if given is None:
             boxes, scores = self._propose(objectness, codes, anchors, sizes)
         else:
             boxes, scores = given, [one.new_ones(len(one)) for one in given]
 
-        outputs = ViLDObjectDetectionOutput(class_embeddings=texts.embeddings)
+        fields: dict[str, Any] = {"class_embeddings": texts.embeddings}
         if output_hidden_states or (output_hidden_states is None and config.output_hidden_states):
-            outputs.hidden_states = hidden_states
+            fields["hidden_states"] = hidden_states
         if labels is not None:
             count = texts.embeddings.shape[-2] if texts.counts is None else len(texts.counts)
             targets = read_labels(labels, sizes, count, pixel_values.device)
             losses = self._losses(features, boxes, targets, texts, stored, distill_boxes, distill_embeddings)
-            if given is None:
-                losses |= proposal_losses(objectness, codes, anchors, targets, sizes, config)
+            losses |= proposal_losses(objectness, codes, anchors, targets, sizes, config)
             weights = {"loss_distillation": config.distill_weight}
-            outputs.loss = sum(weights.get(name, 1.0) * value for name, value in losses.items())
-            outputs.loss_dict = {name: value.detach() for name, value in losses.items()}
-        if self.training and labels is not None:
-            return outputs
-        regions = len(proposals[0]) if given is not None else config.rpn_post_nms
-        found = self._detect(outputs, features, boxes, scores, regions, sizes, texts, stored)
-        if output_detections or output_masks:
-            outputs.detections = self._final_detections(*found, features, output_masks)
-        return outputs
+            fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+            fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}
+        if not self.training or labels is None:
+            regions = len(proposals[0]) if given is not None else config.rpn_post_nms
+            found, values = self._detect(features, boxes, scores, regions, sizes, texts, stored)
+            fields |= values
+            if output_detections or output_masks:
+                fields["detections"] = self._final_detections(*found, features, output_masks)
+        return ViLDObjectDetectionOutput(**fields)
 
     def _forward_proposals(self, pixel_values, labels, sizes) -> ViLDObjectDetectionOutput:
         if labels is None:
@@ -432,36 +439,40 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         return classification_loss(logits, torch.cat(classes), novel, self.config.novel_in_loss)
 
     def _detect(
-        self, outputs, features, boxes, scores, regions: int, sizes, texts: ClassTexts, stored: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fills `outputs` with what R regions of each image are; scores (B, R, N) and boxes (B, R, 4) in float32."""
+        self, features, boxes, scores, regions: int, sizes, texts: ClassTexts, stored: bool
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]:
+        """Scores (B, R, N) and boxes (B, R, 4) in float32 and pixels, and the fields of the output."""
         config, counts = self.config, list(map(len, boxes))
         embeddings, codes, image_embeddings = self.region_head(self._regions(features, boxes))
         decoded = decode_boxes(codes.float(), torch.cat(boxes).float(), offset=config.box_offset).split(counts)
-        decoded = [_ordered(clip_boxes(one, size, config.box_offset)) for one, size in zip(decoded, sizes, strict=True)]
-
+        decoded = [
+            _ordered(clip_boxes(one, size, config.box_offset)) for one, size in zip(decoded, sizes, strict=True)
+        ]
         padded = partial(_stacked, count=regions)
-        outputs.objectness = padded(scores)
-        outputs.proposals = padded(boxes, _ABSENT)
+        objectness, dtype = padded(scores), embeddings.dtype
         present = padded([torch.ones_like(one) for one in scores]) > 0
         embeddings = padded(embeddings.split(counts))
+        class_logits = image_logits = None
         if config.variant == "image":
-            outputs.image_logits = self.logits_of(embeddings, texts)
+            image_logits = self.logits_of(embeddings, texts)
         else:
-            outputs.class_logits = self.logits_of(embeddings, texts, self.region_head.background)
+            class_logits = self.logits_of(embeddings, texts, self.region_head.background)
         if image_embeddings is not None:
-            outputs.image_logits = self.logits_of(padded(image_embeddings.split(counts)), texts)
-        count = outputs.image_logits.shape[-1] if config.variant == "image" else outputs.class_logits.shape[-1] - 1
-        found = self.scores_of(
-            outputs.class_logits, outputs.image_logits, self.novel_labels(count, stored), outputs.objectness
-        )
+            image_logits = self.logits_of(padded(image_embeddings.split(counts)), texts)
+        count = image_logits.shape[-1] if class_logits is None else class_logits.shape[-1] - 1
+        found = self.scores_of(class_logits, image_logits, self.novel_labels(count, stored), objectness)
         found = torch.where(present[..., None], found, 0.0)
-        outputs.logits = torch.logit(found.clamp_min(_NO_SCORE), eps=_NO_SCORE).to(embeddings.dtype)
-        outputs.region_embeddings = unit_or_zero(embeddings)
-        boxes = padded(decoded)
-        scale = boxes.new_tensor([[width, height, width, height] for height, width in sizes])
-        outputs.pred_boxes = corners_to_center_format(boxes / scale[:, None]).to(embeddings.dtype)
-        return found, boxes
+        located = padded(decoded)
+        scale = located.new_tensor([[width, height, width, height] for height, width in sizes])
+        return (found, located), {
+            "logits": (found.clamp_min(_NO_SCORE).log() - (-found.clamp_max(_BEST_SCORE)).log1p()).to(dtype),
+            "pred_boxes": corners_to_center_format(located / scale[:, None]).to(dtype),
+            "class_logits": None if class_logits is None else class_logits.to(dtype),
+            "image_logits": None if image_logits is None else image_logits.to(dtype),
+            "region_embeddings": unit_or_zero(embeddings),
+            "proposals": padded(boxes, _ABSENT),
+            "objectness": objectness,
+        }
 
     @torch.no_grad()
     def _final_detections(self, scores, boxes, features, with_masks: bool) -> ViLDDetections:

@@ -158,7 +158,7 @@ def _crops(images, proposals: Proposals, rows: Sequence[int], scales: Sequence[f
         for box in proposals[index][0].tolist():
             for scale in scales:
                 left, top, right, bottom = crop_box(box, image.size, scale)
-                yield pixels[top:bottom, left:right]
+                yield pixels[top:bottom, left:right].copy()
 
 
 @torch.inference_mode()
@@ -169,7 +169,9 @@ def _embed_shard(teacher, image_processor, images, proposals, rows, scales, batc
     features, batch = [], []
 
     def encode() -> None:
-        pixels = image_processor(batch, return_tensors="pt")["pixel_values"].to(place.device, place.dtype)
+        # Said, because a crop may be one or three pixels high.
+        inputs = image_processor(batch, input_data_format="channels_last", return_tensors="pt")
+        pixels = inputs["pixel_values"].to(place.device, place.dtype)
         features.append(family.pooled_image_features(teacher, pixels).float().cpu())
         batch.clear()
 
