@@ -189,13 +189,20 @@ def argmax_for_metrics(logits: Any, labels: torch.Tensor | None = None) -> torch
     [[[0, 0, 1, 1]]]
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return argmax_labels(logits, None if labels is None else tuple(labels.shape[-2:]))
+    if labels is None:
+        return argmax_labels(logits)
+    height, padded = logits.shape[-2], labels.shape[-2]
+    if height < padded and logits.shape[-1] == labels.shape[-1] and bool((labels[:, height:] == PADDING).all()):
+        # Of several ranks, Trainer pads the labels' height to the largest rank's, not that of logits.
+        return torch.nn.functional.pad(argmax_labels(logits), (0, 0, 0, padded - height), value=PADDING)
+    return argmax_labels(logits, tuple(labels.shape[-2:]))
 
 
 def mean_iou_metrics(num_labels: int, **options: Any) -> Callable[..., dict[str, float]]:
-    """A `compute_metrics` for `Trainer`, also with `batch_eval_metrics=True`: the scalars of `MeanIoU.compute`.
+    """A `compute_metrics` for `Trainer`: the scalars of `MeanIoU.compute`.
 
-    Needs `preprocess_logits_for_metrics=argmax_for_metrics`. `options` are those of `MeanIoU`.
+    Needs `preprocess_logits_for_metrics=argmax_for_metrics`. With `batch_eval_metrics=True` batches are counted one by
+    one; without it, Trainer keeps all maps, and can join those of one width only. `options` are those of `MeanIoU`.
 
     >>> from transformers import EvalPrediction
     >>> compute_metrics = mean_iou_metrics(2)

@@ -31,8 +31,8 @@ def check_background(background) -> None:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(
-                f"background: {value!r} ({type(value).__name__}), expected None, a threshold, thresholds of the labels "
-                "or a text"
+                f"background: {value!r} ({type(value).__name__}), expected a threshold, thresholds of the labels, or "
+                "a text"
             )
         if not math.isfinite(value):
             raise ValueError(f"background: {value}, expected a finite number")
@@ -49,17 +49,11 @@ def background_thresholds(background, labels: Sequence[str]) -> torch.Tensor:
     """
     check_background(background)
     if isinstance(background, Mapping):
-        missing = [label for label in labels if label not in background]
-        extra = [label for label in background if label not in labels]
-        if missing or extra:
-            raise ValueError(
-                f"background: thresholds by label need the {len(labels)} labels as keys; "
-                + "; ".join(
-                    part
-                    for part in (f"missing: {missing[:5]}" * bool(missing), f"unknown: {extra[:5]}" * bool(extra))
-                    if part
-                )
-            )
+        without = [label for label in labels if label not in background]
+        unknown = [label for label in background if label not in labels]
+        if without or unknown:
+            fault = f"without a threshold: {without[:5]}" if without else f"no labels: {unknown[:5]}"
+            raise ValueError(f"background: thresholds by label need the {len(labels)} labels as keys; {fault}")
         background = [background[label] for label in labels]
     thresholds = torch.as_tensor(background, dtype=torch.float32).detach().cpu()
     if thresholds.dim() and len(thresholds) != len(labels):
@@ -85,9 +79,7 @@ def add_background(
     threshold = thresholds.to(best.device)
     if threshold.dim():
         if len(threshold) != logits.shape[1]:
-            raise ValueError(
-                f"background: {len(threshold)} thresholds, expected one for each of {logits.shape[1]} labels"
-            )
+            raise ValueError(f"background: {len(threshold)} thresholds for {logits.shape[1]} labels, want one each")
         threshold = threshold[label]
     else:
         threshold = threshold.expand_as(best)

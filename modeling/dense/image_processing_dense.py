@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import torch
-from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
@@ -57,11 +56,12 @@ class DenseImageProcessor(TorchvisionBackend):
             480, "width": 480}` or `{"max_height": …, "max_width": …}`.
         size_multiple (`int`, *optional*):
             Edges of the resized image are rounded to multiples of it, as DPT's `ensure_multiple_of`.
-        do_pad (`bool`, defaults to `True`): pad images of a batch to one size. False refuses a batch of several sizes.
+        do_pad (`bool`, defaults to `True`): pad images of a batch to one size (or to `pad_size`, height and width).
+            False refuses a batch of several sizes.
         size_divisor (`int`, *optional*):
             Pad to a multiple of it, also a single image. Models here take any size: it saves their own padding.
         pad_mode (`"mean"`, `"black"` or `"edge"`, defaults to `"mean"`):
-            What padding is: the mean colour (0), black, or the last pixel repeated. `labels` have `ignore_index` there.
+            What padding is: the mean colour (0), black, or the last pixel repeated. `labels` are `ignore_index` there.
         do_reduce_labels (`bool`, defaults to `False`):
             0 in label maps becomes `ignore_index`, all other labels one less, as for ADE20K.
         ignore_index (`int`, defaults to 255): the label of pixels that do not count.
@@ -119,10 +119,10 @@ class DenseImageProcessor(TorchvisionBackend):
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """See the class."""
+        _check_own(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
-        _check_own(kwargs)
         for name in DenseImageProcessorKwargs.__annotations__.keys() - ImagesKwargs.__annotations__.keys():
             kwargs.pop(name, None)
         super()._validate_preprocess_kwargs(**kwargs)
@@ -150,11 +150,8 @@ class DenseImageProcessor(TorchvisionBackend):
             originals.append(original)
             if maps is not None:
                 labels.append(self._label_map(maps[index], index, original, size, **options))
-        divisor = options["size_divisor"] or 1
         if options["do_pad"]:
-            target = tuple(
-                math.ceil(max(edges) / divisor) * divisor for edges in zip(*map(_size, pixels), strict=True)
-            )
+            target = self._padded_size(list(map(_size, pixels)), **options)
             pixels = [self._padded(image, target, **options) for image in pixels]
             labels = [pad_to(one[None, None], target, options["ignore_index"])[0, 0] for one in labels]
         elif return_tensors is not None and len(sizes := {_size(image) for image in pixels}) > 1:
@@ -211,7 +208,7 @@ class DenseImageProcessor(TorchvisionBackend):
     ) -> torch.Tensor:
         """A decoded image (3, H, W) -> (3, *target) float32."""
         if target != _size(image):
-            image = self.resize(image.contiguous(), SizeDict(height=target[0], width=target[1]), resample)
+            image = self.resize(image, SizeDict(height=target[0], width=target[1]), resample)
         image = self.rescale_and_normalize(
             image[None],
             do_rescale,
@@ -220,7 +217,7 @@ class DenseImageProcessor(TorchvisionBackend):
             tuple(image_mean) if isinstance(image_mean, list) else image_mean,
             tuple(image_std) if isinstance(image_std, list) else image_std,
         )[0]
-        return image.float()
+        return image.float().contiguous()
 
     def _label_map(self, given, index, original, target, ignore_index, do_reduce_labels, max_pixels, **unused):
         """(*target) int64: the nearest pixel's label, reduced if asked."""
@@ -235,6 +232,17 @@ class DenseImageProcessor(TorchvisionBackend):
             ignored = (label_map == 0) | (label_map == ignore_index)
             label_map = torch.where(ignored, ignore_index, label_map - 1)
         return label_map
+
+    @staticmethod
+    def _padded_size(sizes: list[tuple[int, int]], size_divisor, pad_size, **unused) -> tuple[int, int]:
+        largest = tuple(map(max, zip(*sizes, strict=True)))
+        if pad_size is not None:
+            target = pad_size.height, pad_size.width
+            if None in target or target[0] < largest[0] or target[1] < largest[1]:
+                raise ValueError(f"pad_size: {pad_size}, expected a height and width of at least {largest}")
+            return target
+        divisor = size_divisor or 1
+        return tuple(math.ceil(edge / divisor) * divisor for edge in largest)
 
     @staticmethod
     def _padded(image, target, pad_mode, image_mean, image_std, do_normalize, **unused) -> torch.Tensor:
@@ -255,7 +263,8 @@ class DenseImageProcessor(TorchvisionBackend):
 
         Args:
             outputs: with `logits` (B, N, h, w).
-            target_sizes: (height, width) of the original images; padding is then cut off. None: (h, w), with padding.
+            target_sizes: (height, width) of the original images; padding is then cut off, if the logits have the size
+                of `pixel_values` and those were made with this processor's own settings. None: (h, w), with padding.
             return_segmentation_scores: also the scores (N, H, W); then a list of objects with `segmentation` and
                 `segmentation_scores`.
         """
@@ -267,11 +276,10 @@ class DenseImageProcessor(TorchvisionBackend):
         options = {name: getattr(self, name) for name in self._valid_kwargs_names}
         try:
             found = [self._resized_size(tuple(map(int, size)), "target_sizes", **options) for size in target_sizes]
+            padded = self._padded_size(found, **options)
         except ValueError:
             return None
-        divisor = self.size_divisor or 1
-        padded = [math.ceil(max(edges) / divisor) * divisor for edges in zip(*found, strict=True)]
-        return found if self.do_pad and padded == list(logits.shape[-2:]) else None
+        return found if padded == _size(logits) else None
 
 
 def _size(image: torch.Tensor) -> tuple[int, int]:
@@ -279,7 +287,10 @@ def _size(image: torch.Tensor) -> tuple[int, int]:
 
 
 def _as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-    return tvF.pil_to_tensor(image) if isinstance(image, PIL.Image.Image) else image
+    """(3, H, W); of a PIL image in its own interleaved layout, in which torchvision resizes fastest."""
+    if isinstance(image, PIL.Image.Image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return image.contiguous()
 
 
 def _nearest(length: int, target: int) -> torch.Tensor:
@@ -324,13 +335,15 @@ def _decoded_map(given, what: str, max_pixels: int) -> torch.Tensor:
 
 def _check_own(settings: dict) -> None:
     check_image_settings(settings)
+    if settings.get("do_center_crop"):
+        raise ValueError("do_center_crop: True, which would cut the label map of an image; want False")
     for name in ("size_multiple", "size_divisor", "max_pixels"):
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: {value!r}, expected a whole number of at least 1")
     if settings.get("pad_mode") not in (None, "mean", "black", "edge"):
         raise ValueError(f"pad_mode: {settings['pad_mode']!r}, expected 'mean', 'black' or 'edge'")
-    if not isinstance(settings.get("ignore_index", 0), int | None):
+    if not isinstance(settings.get("ignore_index"), int | None):
         raise ValueError(f"ignore_index: {settings['ignore_index']!r}, expected a whole number")
 
 

@@ -99,10 +99,13 @@ def post_process_semantic_segmentation(
 
 
 def _pair(size) -> tuple[int, int]:
-    pair = tuple(int(edge) for edge in size)
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"target_sizes: {tuple(size)}, expected (height, width), both at least 1")
-    return pair
+    try:
+        height, width = map(int, size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"target_sizes: {size!r}, expected (height, width), both at least 1")
+    return height, width
 
 
 __all__ = ["CHUNK", "argmax_labels", "argmax_labels_reference", "post_process_semantic_segmentation"]

@@ -3,24 +3,28 @@
 A model's `forward` in four steps:
 
     texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
-    scores = texts.merge(<scores of the M texts (B, M, h, w) from texts.embeddings>)     # (B, N, h, w), synonyms merged
-    logits, background_scores = self.finish_logits(<scores at the size of the image>, texts)
+    scores = texts.merge(...)  # of the scores of the M texts `texts.embeddings`, (B, M, h, w): those of N labels
+    logits, background_scores = self.finish_logits(..., texts)  # of the labels' scores at the size of the image
     loss = None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
 """
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import initialization as init
 
-from ..dual_encoders.prompts import check_texts, encode_texts, resolve_templates
+from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts, resolve_templates
 from .background import LEARNED, add_background, background_thresholds, check_background
 from .sliding_window import sliding_window_scores
 
 
 _TEXTS_AT_ONCE = 256  # prompts that `set_labels` encodes in one batch
+# model -> what its last texts depended on, the texts, the version of their tensor
+_RECENT: weakref.WeakKeyDictionary[nn.Module, tuple] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class PromptableSegmentationMixin:
 
     def make_class_embeddings(self, width: int) -> None:
         """Makes the buffer (M, width) for the configuration's labels, or none."""
+        self.config.validate_label_texts()
         count = self.config.num_class_embeddings
         self.register_buffer("class_embeddings", torch.zeros(count, width) if count else None)
 
@@ -109,13 +114,13 @@ class PromptableSegmentationMixin:
         if class_embeddings is not None:
             if class_embeddings.dim() not in (2, 3) or not class_embeddings.numel():
                 raise ValueError(
-                    f"class_embeddings: got {list(class_embeddings.shape)}, expected [labels, width] or [batch, labels, "
-                    "width]"
+                    f"class_embeddings: got {list(class_embeddings.shape)}, expected [labels, width] or [batch, "
+                    "labels, width]"
                 )
             return ClassTexts(class_embeddings)
         if input_ids is not None:
             self._check_text_encoder("input_ids")
-            return self._encode(input_ids, attention_mask)
+            return self._recent_or_encoded(input_ids, attention_mask)
         if getattr(self, "class_embeddings", None) is None:
             raise ValueError(
                 "input_ids: missing, and the model has no labels; pass texts (the processor's text=[...]) or "
@@ -124,6 +129,49 @@ class PromptableSegmentationMixin:
         texts = self.config.label_texts
         counts = None if texts is None else tuple(map(len, texts))
         return ClassTexts(self.class_embeddings, counts, self.config.synonym_rule)
+
+    def _recent_or_encoded(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> ClassTexts:
+        """The last call's texts if they are these, and nothing that they depend on has changed."""
+        key = self._key_of_texts(input_ids, attention_mask)
+        if key is None:
+            return self._encode(input_ids, attention_mask)
+        recent = _RECENT.get(self)
+        if recent is not None and recent[0] == key and recent[1].embeddings._version == recent[2]:
+            return recent[1]
+        with torch.inference_mode(False), torch.no_grad():  # else training could not read them later
+            texts = self._encode(input_ids, attention_mask)
+        _RECENT[self] = key, texts, texts.embeddings._version
+        return texts
+
+    def _key_of_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple | None:
+        """What embeddings of texts depend on; None where they must not be kept: with gradients, in training, in a
+        graph, or with weights that are not there (offloaded)."""
+        graph = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(input_ids) is not torch.Tensor
+        if self.training or torch.is_grad_enabled() or graph:
+            return None
+        modules = [module for name in self.text_modules for module in self.get_submodule(name).modules()]
+        weights = [p for module in modules for p in module.parameters(recurse=False)]
+        if any(p.is_meta or p.grad is not None for p in weights):
+            return None
+        # The weak reference keeps a storage's address from being given to another one.
+        state = [
+            (StorageWeakRef(p.untyped_storage()), p.storage_offset(), p.dtype, 0 if p.is_inference() else p._version)
+            for p in weights
+        ]
+        adapters = [(tuple(m.active_adapters), m.disable_adapters) for m in modules if hasattr(m, "active_adapters")]
+        ids, mask = (
+            None if tensor is None else (tuple(tensor.shape), tensor.cpu().numpy().tobytes())
+            for tensor in (input_ids, attention_mask)
+        )
+        device = input_ids.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return tuple(state), tuple(adapters), ids, mask, input_ids.device, autocast
+
+    def train(self, mode: bool = True):
+        """As in torch. Training forgets the texts of the last call: optimizers may change weights unseen."""
+        if mode:
+            _RECENT.pop(self, None)
+        return super().train(mode)
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> ClassTexts:
         shape = input_ids.shape
@@ -190,7 +238,8 @@ class PromptableSegmentationMixin:
             processor: a processor, or a tokenizer.
             templates: such as `"a photo of a {}."`; None: the processor's, else the configuration's, else the text
                 alone.
-            background: see `PromptableSegmentationFields`; a tensor of thresholds is taken, too.
+            background: see `PromptableSegmentationFields`, or a tensor of thresholds; None: the configuration's;
+                False: no background.
 
         Raises:
             ValueError: a single string, no label, a blank or repeated text, bad templates or background. The model is
@@ -199,33 +248,38 @@ class PromptableSegmentationMixin:
         self._check_text_encoder("labels")
         texts = parse_labels(labels)
         names = [synonyms[0] for synonyms in texts]
-        background = background.tolist() if isinstance(background, torch.Tensor) else background
-        check_background(background)
         config, index = self.config, self.config.background_index
+        background = config.background if background is None else None if background is False else background
+        if isinstance(background, torch.Tensor | tuple):
+            background = background.tolist() if isinstance(background, torch.Tensor) else list(background)
+        check_background(background)
         if background is not None:
             if config.background_label in names:
                 raise ValueError(
-                    f"labels: {config.background_label!r} is the name of the background; leave it out, or give no background"
+                    f"labels: {config.background_label!r} is the background's name; leave it out, or pass "
+                    "background=False"
                 )
             if index > len(names):
                 raise ValueError(f"background_index: {index}, expected 0..{len(names)} for {len(names)} labels")
-        is_text = isinstance(background, str) and background != LEARNED
-        if is_text:
-            (synonyms,) = parse_labels([background], "background")
-            texts.insert(index, synonyms)
+        if isinstance(background, str) and background != LEARNED:
+            texts.insert(index, parse_labels([background], "background")[0])
             parse_labels(texts)  # none is given twice
-        elif isinstance(background, Mapping | list | tuple):
-            background_thresholds(background, names)
+        elif isinstance(background, Mapping | list):
+            background_thresholds(background, names)  # one for each
         all_names = list(names)
         if background is not None:
             all_names.insert(index, config.background_label)
         if templates is None:
             templates = getattr(processor, "templates", None) or config.templates or ["{}"]
         templates = resolve_templates(templates)
-        embeddings = self.embed_texts([text for synonyms in texts for text in synonyms], processor, templates)
+        flat = [text for synonyms in texts for text in synonyms]
+        tokenizer = getattr(processor, "tokenizer", processor)
+        ids = encode_texts(tokenizer, fill_templates(flat, templates[:1]), what="labels", truncation=True)["input_ids"]
+        _check_labels_differ(texts, iter(map(tuple, ids)))
+        embeddings = self.embed_texts(flat, processor, templates)
 
-        self.class_embeddings = embeddings
-        config.background = list(background) if isinstance(background, tuple) else background
+        self.register_buffer("class_embeddings", embeddings)
+        config.background = background
         config.templates = templates
         config.label_texts = texts
         config.id2label = dict(enumerate(all_names))
@@ -264,11 +318,11 @@ class PromptableSegmentationMixin:
                     if len(templates) > 1:
                         ids = ids.view(-1, len(templates), ids.shape[-1])
                         mask = None if mask is None else mask.view(ids.shape)
-                    found.append(self.get_class_embeddings(ids, mask).clone())
+                    found.append(self.get_class_embeddings(ids, mask))
+                return torch.cat(found)
         finally:
             for module in training:
                 module.training = True
-        return torch.cat(found)
 
     def drop_text_encoder(self) -> None:
         """Removes the text encoder: what is saved has the stored labels only. ValueError before `set_labels`."""
@@ -283,7 +337,7 @@ class PromptableSegmentationMixin:
     def _check_text_encoder(self, argument: str) -> None:
         if not self.has_text_encoder:
             raise ValueError(
-                f"{argument}: the text encoder was dropped, and the model knows {len(self.config.id2label)} labels only; "
+                f"{argument}: the text encoder was dropped, the model knows {len(self.config.id2label)} labels only; "
                 "load the checkpoint that still has it"
             )
 
@@ -308,14 +362,29 @@ class PromptableSegmentationMixin:
             return sliding_window_scores(
                 lambda windows: self(pixel_values=windows, **given).logits, pixel_values, window, stride, **options
             )
-        parts = []
-        for image, embeddings in zip(pixel_values[:, None], texts.embeddings[:, None], strict=True):
+        rows = [
+            self._window_logits_of_one(
+                image, embeddings, None if texts.valid is None else texts.valid[i], window, stride, options
+            )
+            for i, (image, embeddings) in enumerate(zip(pixel_values[:, None], texts.embeddings, strict=True))
+        ]
+        return torch.cat(rows)
 
-            def forward(windows, embeddings=embeddings):
-                return self(pixel_values=windows, class_embeddings=embeddings.expand(len(windows), -1, -1)).logits
-
-            parts.append(sliding_window_scores(forward, image, window, stride, **options))
-        return texts.mask(torch.cat(parts))
+    def _window_logits_of_one(self, image, embeddings, valid, window, stride, options) -> torch.Tensor:
+        """(1, N, H, W) of one image (1, C, H, W) with labels of its own (N, D), of which some may be padding."""
+        present = torch.ones(len(embeddings), dtype=torch.bool) if valid is None else valid.cpu()
+        own = embeddings[present.to(embeddings.device)]
+        found = sliding_window_scores(
+            lambda windows: self(pixel_values=windows, class_embeddings=own).logits, image, window, stride, **options
+        )
+        if self.config.background_has_own_channel:
+            index = self.config.background_index
+            present = torch.cat([present[:index], torch.ones(1, dtype=torch.bool), present[index:]])
+        if present.all():
+            return found
+        logits = found.new_full((1, len(present), *found.shape[-2:]), torch.finfo(found.dtype).min / 2)
+        logits[:, present.to(found.device)] = found
+        return logits
 
 
 def parse_labels(labels: Sequence[str | Sequence[str]], argument: str = "labels") -> list[list[str]]:
@@ -346,6 +415,16 @@ def parse_labels(labels: Sequence[str | Sequence[str]], argument: str = "labels"
                 raise ValueError(f"{argument}: {text!r} is given twice, at {seen[text]} and {number}")
             seen[text] = number
     return texts
+
+
+def _check_labels_differ(texts: list[list[str]], ids: Iterator[tuple[int, ...]]) -> None:
+    """ValueError for two labels with the same token ids; synonyms of one label may have the same."""
+    names, distinct = [], []
+    for synonyms in texts:
+        of_label = {next(ids): text for text in synonyms}
+        names += of_label.values()
+        distinct += of_label
+    check_names_differ(names, distinct, "labels")
 
 
 def fill_templates(texts: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -107,7 +107,7 @@ def _windows_of_one_scale(forward, images, window, stride, mode, flip, batch_siz
     total, counts = None, None
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
-        cuts = [images[i : i + 1, :, t : t + window[0], l : l + window[1]] for i, t, l in batch]
+        cuts = [images[i : i + 1, :, y : y + window[0], x : x + window[1]] for i, y, x in batch]
         sizes = [tuple(cut.shape[-2:]) for cut in cuts]
         if mode == "pad":
             cuts = [pad_to(cut, window, padding) for cut in cuts]
@@ -115,7 +115,8 @@ def _windows_of_one_scale(forward, images, window, stride, mode, flip, batch_siz
         scores = forward(pixels)
         if scores.dim() != 4 or scores.shape[-2:] != pixels.shape[-2:] or len(scores) != len(pixels):
             raise ValueError(
-                f"forward: gave {list(scores.shape)} for windows of {list(pixels.shape)}, expected scores of each pixel"
+                f"forward: gave {list(scores.shape)} for windows of {list(pixels.shape)}, expected scores for each "
+                "pixel"
             )
         if flip:
             scores = scores + forward(pixels.flip(-1)).flip(-1)
@@ -194,7 +195,7 @@ def _resize(images: torch.Tensor, size: tuple[int, int], align_corners: bool) ->
 
 
 def _pair(name: str, value) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
     if len(pair) != 2 or not all(isinstance(edge, int) and edge >= 1 for edge in pair):
         raise ValueError(f"{name}: {value!r}, expected pixels, or (height, width), at least 1")
     return pair

@@ -1,13 +1,23 @@
 """A small model that segments by texts, for what all such models share. Its features are colours and letters."""
 
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from tiny import tiny_tokenizer
 from torch import nn
-from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
+from transformers.models.auto import image_processing_auto, processing_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_clip_variants.modeling.dense.configuration_dense import PromptableSegmentationFields
 from hf_clip_variants.modeling.dense.image_processing_dense import DenseImageProcessor
@@ -90,4 +100,21 @@ def toy_processor(templates=None, **options) -> DenseProcessor:
     return DenseProcessor(DenseImageProcessor(**options), tiny_tokenizer(), templates=templates)
 
 
-__all__ = ["AutoImageProcessor", "ToyForSemanticSegmentation", "ToySegmentationConfig", "toy_model", "toy_processor"]
+@contextmanager
+def registered_toy():
+    """The toy behind transformers' Auto classes, as a row of the registry is."""
+    config = ToySegmentationConfig
+    AutoConfig.register(config.model_type, config)
+    AutoModelForSemanticSegmentation.register(config, ToyForSemanticSegmentation)
+    AutoImageProcessor.register(config, image_processor_classes={"torchvision": DenseImageProcessor})
+    AutoProcessor.register(config, DenseProcessor)
+    try:
+        yield
+    finally:
+        CONFIG_MAPPING._extra_content.pop(config.model_type)
+        for mapping in (
+            AutoModelForSemanticSegmentation._model_mapping,
+            image_processing_auto.IMAGE_PROCESSOR_MAPPING,
+            processing_auto.PROCESSOR_MAPPING,
+        ):
+            mapping._extra_content.pop(config)
