@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import DetrImageProcessor
-from transformers.image_transforms import center_to_corners_format
-from transformers.image_utils import AnnotationFormat
+from transformers.image_transforms import center_to_corners_format, get_size_with_aspect_ratio
+from transformers.image_utils import AnnotationFormat, SizeDict
+from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from ..loading_and_saving.configuration_checks import check_image_settings
 from .boxes_vild import select_detections
+
+
+class ViLDImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
+    """Options, as DETR's."""
 
 
 class ViLDImageProcessor(DetrImageProcessor):
@@ -42,6 +47,7 @@ class ViLDImageProcessor(DetrImageProcessor):
     ```
     """
 
+    valid_kwargs = ViLDImageProcessorKwargs
     size = {"shortest_edge": 1024, "longest_edge": 1024}
 
     def __init__(self, **kwargs):
@@ -86,6 +92,14 @@ class ViLDImageProcessor(DetrImageProcessor):
             array = np.stack(masks) if masks else np.zeros((0, height, width), dtype=bool)
             found["masks"] = torch.from_numpy(array).to(image.device)
         return found
+
+    def resize(self, image: torch.Tensor, size, resample=None, **kwargs) -> torch.Tensor:
+        """As DETR's; an edge has at least one pixel."""
+        if size.shortest_edge and size.longest_edge:
+            edges = get_size_with_aspect_ratio(tuple(image.shape[-2:]), size.shortest_edge, size.longest_edge)
+            height, width = (max(edge, 1) for edge in edges)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, resample=resample, **kwargs)
 
     def resize_annotation(self, annotation: dict, orig_size, target_size, threshold: float = 0.5, **kwargs) -> dict:
         """As DETR's, which fails for an image without objects."""
@@ -207,4 +221,4 @@ def _mask(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
     return array.astype(bool)
 
 
-__all__ = ["ViLDImageProcessor"]
+__all__ = ["ViLDImageProcessor", "ViLDImageProcessorKwargs"]

@@ -354,7 +354,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
 
         fields: dict[str, Any] = {"class_embeddings": texts.embeddings}
         if output_hidden_states or (output_hidden_states is None and config.output_hidden_states):
-            fields["hidden_states"] = hidden_states
+            fields["hidden_states"] = _chosen_states(hidden_states, output_hidden_states)
         if labels is not None:
             count = texts.embeddings.shape[-2] if texts.counts is None else len(texts.counts)
             targets = read_labels(labels, sizes, count, pixel_values.device)
@@ -575,6 +575,15 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fine = valid_regions(boxes)
         if not math.isfinite(float(embeddings[fine].float().sum())):
             raise ValueError("distill_embeddings: NaN or infinite numbers in a row that is no padding")
+
+
+def _chosen_states(hidden_states: tuple[torch.Tensor, ...], chosen: Any) -> tuple[torch.Tensor, ...]:
+    """All of them, or those with the numbers `chosen` (None for the others), as transformers takes them."""
+    if chosen is None or isinstance(chosen, bool):
+        return hidden_states
+    numbers = [chosen] if isinstance(chosen, int) else chosen
+    wanted = {range(len(hidden_states))[number] for number in numbers}
+    return tuple(one if number in wanted else None for number, one in enumerate(hidden_states))
 
 
 def _ordered(boxes: torch.Tensor) -> torch.Tensor:
