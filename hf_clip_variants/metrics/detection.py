@@ -156,7 +156,8 @@ def average_recall(
 def _summary(prefix: str, precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     def mean(values: np.ndarray) -> float:
         known = values[values > -1]
-        return float(known.mean()) if known.size else float("nan")
+        # pycocotools divides by a sum with an epsilon in it: 1 would be 1 - 2e-16.
+        return round(float(known.mean()), 12) if known.size else float("nan")
 
     result = {f"{prefix}AP": mean(precision), f"{prefix}AP50": mean(precision[0]), f"{prefix}AP75": mean(precision[5])}
     return result | {f"{prefix}AR": mean(recall)}
@@ -174,7 +175,9 @@ def _evaluate(images, kind: str, num_labels: int, max_detections: int) -> tuple[
     categories = [{"id": label + 1, "name": str(label)} for label in range(num_labels)]
     with contextlib.redirect_stdout(io.StringIO()):
         wanted, given = COCO(), COCO()
-        wanted.dataset = {"images": [{"id": n} for n in images], "annotations": truth, "categories": categories}
+        sizes = {row["image_id"]: row["segmentation"]["size"] for row in (*truth, *found) if "segmentation" in row}
+        listed = [{"id": n} | dict(zip(("height", "width"), sizes.get(n, (1, 1)), strict=True)) for n in images]
+        wanted.dataset = {"images": listed, "annotations": truth, "categories": categories}
         given.dataset = wanted.dataset | {"annotations": found}
         wanted.createIndex()
         given.createIndex()

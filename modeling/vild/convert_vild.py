@@ -122,9 +122,7 @@ def head_rules(config: ViLDConfig, prefix: str = "region_head.") -> dict[str, Ru
         for i in range(config.head_num_layers):
             name = f"{prefix}{ours}.layers.{i}"
             rules |= _kernel(f"{HEAD}{official}fc{i + 6}", name, _linear if i else _flattened)
-            rules |= _batch_norm(
-                HEAD + _numbered("batch_normalization", norms), f"{prefix}{ours}.normalizations.{i}"
-            )
+            rules |= _batch_norm(HEAD + _numbered("batch_normalization", norms), f"{prefix}{ours}.normalizations.{i}")
             norms += 1
     rules |= _kernel(f"{HEAD}project-to-clip", f"{prefix}projection", _linear)
     if config.variant == "ensemble":
@@ -389,16 +387,17 @@ def convert_vild_state_dict(weights: Mapping[str, torch.Tensor], config: ViLDCon
     fail_if_any("not finite", [n for n, t in weights.items() if not t.is_meta and not t.isfinite().all()], _OF)
     with torch.device("meta"):
         expected = ViLDForZeroShotObjectDetection(_without_texts(config)).state_dict()
-    found, wrong = {}, []
-    for official, rule in rules.items():
-        try:
-            tensor = rule.read(weights[official].float())
-        except RuntimeError:
-            tensor = weights[official]
-        if tensor.shape != expected[rule.ours].shape:
-            wrong.append(f"{official} {tuple(weights[official].shape)}")
-        found[rule.ours] = tensor.clone(memory_format=torch.contiguous_format)
+    shapes = {official: rule.write(expected[rule.ours]).shape for official, rule in rules.items()}
+    shapes |= {name: expected["region_head.background"].shape for name in _BACKGROUND if mmdet}
+    shapes |= {_BACKGROUND[0]: (*shapes[_BACKGROUND[0]], 1)} if mmdet else {}
+    wrong = [
+        f"{n} {tuple(weights[n].shape)}" for n, shape in shapes.items() if tuple(weights[n].shape) != tuple(shape)
+    ]
     fail_if_any("of the wrong shape", wrong, _OF)
+    found = {
+        rule.ours: rule.read(weights[official].float()).clone(memory_format=torch.contiguous_format)
+        for official, rule in rules.items()
+    }
     if mmdet:
         background = sum(weights[name].float().flatten() for name in _BACKGROUND)
         found["region_head.background"] = background
@@ -464,7 +463,9 @@ def vild_from_official(
         fields |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
         fields |= {"label_texts": [[name] for name in names], "base_labels": base_labels}
     elif dual_encoder is None:
-        raise ValueError("dual_encoder: missing, and the file holds no classes; give the CLIP whose texts it was trained with")
+        raise ValueError(
+            "dual_encoder: missing, and the file holds no classes; give the CLIP whose texts it was trained with"
+        )
     if dual_encoder is not None:
         fields["dual_encoder_config"] = dual_encoder.config.to_dict()
     config = ViLDConfig(text_encoder_dropped=dual_encoder is None, **fields)

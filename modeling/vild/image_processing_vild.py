@@ -150,14 +150,18 @@ class ViLDImageProcessor(DetrImageProcessor):
         found = []
         for i in range(len(boxes)):
             # Overlaps do not depend on the scale of an axis.
-            values, labels, kept, rows = select_detections(
-                scores[i],
-                boxes[i],
-                pre_nms=pre_nms,
-                nms_threshold=nms_threshold,
-                score_threshold=threshold,
-                max_detections=max_detections,
-            ) if detections is None else _kept(detections, boxes, i, threshold)
+            values, labels, kept, rows = (
+                select_detections(
+                    scores[i],
+                    boxes[i],
+                    pre_nms=pre_nms,
+                    nms_threshold=nms_threshold,
+                    score_threshold=threshold,
+                    max_detections=max_detections,
+                )
+                if detections is None
+                else _kept(detections, boxes, i, threshold)
+            )
             one = {"scores": values, "labels": labels, "boxes": kept}
             if sizes is not None:
                 height, width = sizes[i]

@@ -89,5 +89,12 @@ def ensemble_scores(
     return text_scores**exponent * image_scores ** (1 - exponent)
 
 
-__all__ = ["class_scores", "classification_loss", "cosine_logits", "distillation_loss", "ensemble_scores", "mask_novel"]
+__all__ = [
+    "class_scores",
+    "classification_loss",
+    "cosine_logits",
+    "distillation_loss",
+    "ensemble_scores",
+    "mask_novel",
+]
 __all__ += ["unit_or_zero", "valid_regions"]

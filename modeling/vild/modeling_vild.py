@@ -208,9 +208,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         config = self.config
         centred = config.convention == "tensorflow"
         return [
-            make_anchors(
-                one.shape[-2:], stride, config.anchor_scale, config.anchor_ratios, centred, device=one.device
-            )
+            make_anchors(one.shape[-2:], stride, config.anchor_scale, config.anchor_ratios, centred, device=one.device)
             for one, stride in zip(features, STRIDES, strict=True)
         ]
 

@@ -125,7 +125,10 @@ def test_losses_and_gradients_are_the_official_ones(fixture):
     if config.variant == "ensemble":
         results["grad_distill-project-to-clip_kernel"] = head.image_projection.weight.grad.t()
     assert set(expected) - set(results) <= {
-        "class_outputs", "box_outputs", "distill_class_outputs", "distill_feat_outputs"
+        "class_outputs",
+        "box_outputs",
+        "distill_class_outputs",
+        "distill_feat_outputs",
     }
     for name in expected.keys() & results.keys():
         assert_close(results[name].detach(), expected[name], name)
