@@ -11,8 +11,8 @@ crops        the teacher's embeddings of the boxes' crops at 1x and 1.5x
 <variant>    the detector, from the RPN's weights, with the stored proposals; AP of base and novel classes
 
 The training scenes show all classes, but only base classes have boxes: novel objects are among the proposals, as rare
-classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development; tables are
-made of the seeds that --seeds names (default 1, 2, 3).
+classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development; tables
+are made of the seeds that --seeds names (default 1, 2, 3).
 
 The teacher and the texts are those of the embedded model. OUT/runs.jsonl gets a line for each variant and seed, with
 processor seconds; OUT/table.md has their means and standard deviations.
@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from hf_clip_variants import ViLDForZeroShotObjectDetection, embedded_model
@@ -109,14 +110,14 @@ class Run:
     # ---- stages
 
     def rpn(self) -> dict[str, torch.Tensor]:
-        path = self.folder / "rpn.pt"
+        path = self.folder / "rpn.safetensors"
         if path.is_file():
-            return torch.load(path, weights_only=True)
+            return load_file(path)
         model = self.new_model("text")
         rows = DetectionRows(self.train_images, self.train_marks, flip=True, seed=self.seed)
         self.fit(model, rows, self.options.rpn_steps, "rpn", only_proposals=True)
         weights = {n: t for n, t in model.state_dict().items() if n.startswith(SHARED)}
-        torch.save(weights, path)
+        save_file(weights, path)
         return weights
 
     def proposals(self, weights, images, name: str) -> Proposals:

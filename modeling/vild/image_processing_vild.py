@@ -25,13 +25,13 @@ class ViLDImageProcessor(DetrImageProcessor):
 
     `preprocess(images, annotations=None, return_segmentation_masks=False, return_tensors="pt")` gives `pixel_values`
     (B, 3, H, W), `pixel_mask` (B, H, W) and, with annotations in COCO's format (a dictionary of `image_id` and
-    `annotations`, each with `bbox`, `category_id`, `area` and maybe `iscrowd`, `segmentation`), `labels`: of each image
-    a dictionary of `class_labels`, `boxes` (centre, width and height), maybe `masks`, …
+    `annotations`, each with `bbox`, `category_id`, `area` and maybe `iscrowd`, `segmentation`), `labels`: of each
+    image a dictionary of `class_labels`, `boxes` (centre, width and height), maybe `masks`, …
 
     Unlike in DETR's, boxes are relative to the image without its padding, as ViLD's `pred_boxes` are; crowds are left
-    out with their masks; a segmentation may also be a run-length encoding or an array (H, W); a box that is not finite,
-    inverted or without area is an error, unless it only loses its area by being clipped to the image: then its object
-    is left out.
+    out with their masks; a segmentation may also be a run-length encoding or an array (H, W); a box that is not
+    finite, inverted or without area is an error, unless it only loses its area by being clipped to the image: then its
+    object is left out.
 
     Example:
 

@@ -66,8 +66,8 @@ def valid_regions(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def distillation_loss(embeddings: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """L_image: L1 distance of embeddings (…, D) of length 1 and of the teacher's (…, D), which are normalised here; mean
-    over the `valid` (…)."""
+    """L_image: L1 distance of embeddings (…, D) of length 1 and of the teacher's (…, D), which are normalised here;
+    mean over the `valid` (…)."""
     distance = (embeddings.float() - unit_or_zero(teacher.float())).abs().sum(dim=-1)
     # `where`: what stands in padding may be anything, also NaN.
     return torch.where(valid, distance, 0.0).sum() / valid.sum().clamp_min(1)

@@ -155,8 +155,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
 
     @classmethod
     def from_dual_encoder(cls, dual_encoder: PreTrainedModel, **config) -> "ViLDForZeroShotObjectDetection":
-        """A new detector with the text encoder of `dual_encoder`; `config` are fields of `ViLDConfig`, by default those
-        of `ViLDConfig.tiny`."""
+        """A new detector with the text encoder of `dual_encoder`; `config` are fields of `ViLDConfig`, by default
+        those of `ViLDConfig.tiny`."""
         fields = {"dual_encoder_config": dual_encoder.config.to_dict()}
         model = cls(ViLDConfig.tiny(**fields, **config))
         wanted = model.text_encoder.state_dict()
@@ -547,8 +547,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0])
                 raise ValueError(
-                    f"proposals[{i}][{row}]: {rows[row].tolist()}, expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, "
-                    "and padding (-1) behind them"
+                    f"proposals[{i}][{row}]: {rows[row].tolist()}, expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"
+                    ", and padding (-1) behind them"
                 )
             found.append(rows[present])
         if not any(map(len, found)):

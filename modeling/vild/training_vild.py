@@ -58,7 +58,8 @@ def read_labels(
             raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
         if num_labels is not None and len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
             raise ValueError(
-                f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected 0..{num_labels - 1}"
+                f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected 0.."
+                f"{num_labels - 1}"
             )
         bad = ~boxes.isfinite().all(dim=1) | (boxes[:, 2:] <= 0).any(dim=1)
         if bad.any():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity_fixtures import assert_close, load_fixture
+from parity_fixtures import assert_close, fixtures_like, load_fixture
 from transformers import CLIPConfig
 
 from hf_clip_variants.modeling.vild.boxes_vild import clip_boxes, decode_boxes, encode_boxes, select_detections
@@ -60,7 +60,7 @@ def regions(fixture, name):
     return fixture.inputs[name].flatten(0, 1).permute(0, 3, 1, 2)
 
 
-@pytest.fixture(scope="module", params=["vild_losses", "vild_ensemble_head"])
+@pytest.fixture(scope="module", params=fixtures_like("vild_losses", "vild_ensemble_head"))
 def fixture(request):
     return load_fixture(request.param)
 

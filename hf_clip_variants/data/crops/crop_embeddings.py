@@ -45,7 +45,7 @@ def crop_box(box: Sequence[float], size: tuple[int, int], scale: float = 1.0) ->
 @dataclass(frozen=True, eq=False)
 class CropEmbeddings:
     """
-    Embeddings (P, D) of length 1 of the crops of `proposals`, in shards that are mapped from files where there are any.
+    Embeddings (P, D) of length 1 of the crops of `proposals`, in shards that are mapped from files if there are any.
 
     `embeddings[i]` gives (R, D), float32, of image i.
     """
@@ -82,9 +82,9 @@ def embed_crops(
 ) -> CropEmbeddings | None:
     """Embeds the crops of all proposals with the image encoder of any dual encoder (Gu et al. 2022, section 3.3).
 
-    Each box is cropped from the ORIGINAL image at each scale, the crops go through the teacher's own preprocessing, and
-    the un-normalised features of a box are added up and normalised. (Features pooled from a normalised, resized image
-    instead cost half of the precision on novel classes, as users of a re-implementation found.)
+    Each box is cropped from the ORIGINAL image at each scale, the crops go through the teacher's own preprocessing,
+    and the un-normalised features of a box are added up and normalised. (Features pooled from a normalised, resized
+    image instead cost half of the precision on novel classes, as users of a re-implementation found.)
 
     With `folder`, every `shard_images` images are one file, written in one step, whose name is a hash of the teacher's
     weights, the processor's settings, the proposals, scales and dtype. A run that was killed goes on with the shards
@@ -163,7 +163,7 @@ def _crops(images, proposals: Proposals, rows: Sequence[int], scales: Sequence[f
 
 @torch.inference_mode()
 def _embed_shard(teacher, image_processor, images, proposals, rows, scales, batch_size, dtype) -> torch.Tensor:
-    """(1, P, D) of the images `rows`. Batches do not reach over the shard's end, so its bytes depend on nothing else."""
+    """(1, P, D) of the images `rows`. Batches do not reach over the shard's end: its bytes depend on nothing else."""
     family = family_of(teacher.config.model_type)
     place = next(teacher.parameters())
     features, batch = [], []

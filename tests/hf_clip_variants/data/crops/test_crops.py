@@ -1,6 +1,5 @@
 """Proposals and the teacher's embeddings of their crops: bytes that survive kills and do not depend on processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from paths import TESTS
 from PIL import Image
 from tiny import tiny_clip, tiny_pixels
 from tiny_families import tiny_dual_encoder, tiny_family_processor
@@ -107,8 +107,8 @@ test_crops.embed({folder!r})
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     embed(tmp_path / "whole")
     folder = tmp_path / "killed"
-    here, support = os.path.dirname(__file__), os.environ["PYTHONPATH"].split(os.pathsep)[0]
-    program = PROGRAM.format(support=support, here=here, folder=str(folder))
+    here = TESTS / "hf_clip_variants" / "data" / "crops"
+    program = PROGRAM.format(support=str(TESTS / "support"), here=str(here), folder=str(folder))
     run = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.time() + 120
     while time.time() < deadline and not (folder.is_dir() and list(folder.glob("features-*"))):
