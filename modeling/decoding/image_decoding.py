@@ -93,7 +93,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
             0..255 are expected, or an ambiguous channel axis.
     """
     with opened_image(image, rules) as decoded:
-        return decoded.whole() if isinstance(decoded, StoredImage) else decoded
+        return decoded.taken() if isinstance(decoded, StoredImage) else decoded
 
 
 @contextlib.contextmanager
@@ -117,7 +117,12 @@ def opened_image(image, rules: DecodingRules | None = None) -> Iterator[PIL.Imag
             _check_size(opened.height, opened.width, rules, name)
             needed = prepare(opened, name)
             with _memory_for(opened, needed):
-                yield _decode_pil(opened, rules, name)
+                decoded = _decode_pil(opened, rules, name)
+                try:
+                    yield decoded
+                finally:
+                    if isinstance(decoded, StoredImage):
+                        decoded.close()
 
 
 def _first_frame(source, name: str) -> PIL.Image.Image:

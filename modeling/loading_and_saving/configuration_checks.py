@@ -23,7 +23,11 @@ from transformers.image_utils import SizeDict
 LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
 LARGEST_NUMBER = 10**12  # of whole numbers that mean something else
 LARGEST_LAYERS = 256
-LARGEST_EDGE = 16_384  # pixels of a processed image
+LARGEST_EDGE = 4096  # pixels of a processed image: 200 MB as floats
+# Which numbers make a size together; of a crop and of padding only the first.
+_SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"longest_edge"})
+_SIZES += ({"max_height", "max_width"}, {"min_pixels", "max_pixels"})
+_SIZE_NAMES = set().union(*_SIZES)
 
 # Field of some encoder -> smallest and largest number.
 RANGES: dict[str, tuple[float, float]] = {
@@ -279,12 +283,24 @@ def check_image_settings(settings: Mapping) -> None:
 
 
 def _check_size(name: str, value: object) -> None:
-    edges = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
+    """transformers takes a number, two, or names: of which only these make sense together."""
     if isinstance(value, SizeDict):
-        edges = [getattr(value, field.name) for field in fields(value)]
-    for edge in edges:
-        if edge is not None and (type(edge) is not int or not 1 <= edge <= LARGEST_EDGE):
-            raise ValueError(f"{name}: {_short(edge)}, expected whole numbers of pixels in 1..{LARGEST_EDGE}")
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    sets = _SIZES if name == "size" else _SIZES[:1]
+    if isinstance(value, Mapping):
+        given = {key: edge for key, edge in value.items() if edge is not None}
+        if set(given) not in sets or not set(value) <= _SIZE_NAMES:
+            wanted = ", or ".join(" and ".join(sorted(names)) for names in sets)
+            raise ValueError(f"{name}: {_short(dict(value))}, expected whole numbers of pixels as {wanted}")
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        given = dict(zip(("height", "width"), value, strict=True))
+    else:
+        given = {name: value}
+    for key, edge in given.items():
+        largest = LARGEST_EDGE**2 if key.endswith("_pixels") else LARGEST_EDGE
+        if type(edge) is not int or not 1 <= edge <= largest:
+            place = "" if key == name else f"{key} "
+            raise ValueError(f"{name}: {place}{_short(edge)}, expected whole numbers of pixels in 1..{largest}")
 
 
 def _is_number(value: object) -> bool:
@@ -317,7 +333,10 @@ def _words(annotation: object) -> str:
 def _short(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return f"a number of {len(hex(value)) - 2} hexadecimal digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits, in a list
+        text = f"a {type(value).__name__} of huge numbers"
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 

@@ -4,10 +4,13 @@ import math
 import resource
 import time
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config
+from transformers.image_utils import SizeDict
 
 from hf_clip_variants import (
     AudioCLIPConfig,
@@ -177,6 +180,43 @@ def test_image_settings_of_processors():
     ):
         with pytest.raises(ValueError, match=f"^{name}: "):
             CLIPClassifierImageProcessor(**settings_)
+
+
+SIZES = {  # setting -> forms that some processor of transformers takes
+    "size": [
+        32,
+        [32, 24],
+        {"height": 32, "width": 24},
+        {"shortest_edge": 32},
+        {"shortest_edge": 32, "longest_edge": None},
+        {"shortest_edge": 32, "longest_edge": 64},
+        {"longest_edge": 32},
+        {"max_height": 32, "max_width": 24},
+        {"min_pixels": 4, "max_pixels": 10**6},
+        SizeDict(height=32, width=24),
+    ],
+    "crop_size": [32, (32, 24), {"height": 32, "width": 24}, SizeDict(height=32, width=24)],
+    "pad_size": [{"height": 32, "width": 24}, None],
+}
+NO_EDGES = [True, 0, -1, 32.0, math.nan, "32", "", b"32", 10**9, 10**30, [32], {}, torch.ones(2), 1j, np.int64(32)]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_every_form_are_taken_and_all_others_are_named(name):
+    for value in SIZES[name]:
+        check_image_settings({name: value})
+    wrong = [*NO_EDGES, [], [32, 24, 3], [32, None], {32}, range(2), {"evil": 32}, {None: 32}, {5: 32}]
+    wrong += [SizeDict(), SizeDict(height=32), SizeDict(width=32, longest_edge=32), SizeDict(shortest_edge=True)]
+    for key in ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"):
+        wrong += [{key: edge} for edge in (None, *NO_EDGES)]
+    for pair in (("height", "width"), ("shortest_edge", "longest_edge"), ("max_height", "max_width")):
+        wrong += [dict(zip(one, (32, edge), strict=True)) for one in (pair, pair[::-1]) for edge in NO_EDGES]
+    wrong += [{"height": 32, "width": None}, {"width": 32, "height": None}, {"height": 32, "shortest_edge": 24}]
+    wrong += [{"height": 32, "width": 24, "shortest_edge": 24}, {"max_width": 3, "max_height": None}]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name}: ") as caught:
+            check_image_settings({name: value})
+        assert len(str(caught.value)) < 300
 
 
 def test_nested_configurations_as_objects_are_checked():
