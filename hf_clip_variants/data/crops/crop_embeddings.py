@@ -28,7 +28,7 @@ def crop_box(box: Sequence[float], size: tuple[int, int], scale: float = 1.0) ->
     outward and clipped to an image of (width, height). At least one pixel.
 
     >>> crop_box((10.2, 20.0, 30.0, 40.0), (100, 45), 1.5)
-    (5, 14, 36, 45)
+    (5, 14, 35, 45)
     """
     left, top, right, bottom = map(float, box)
     grow = (scale - 1) / 2
