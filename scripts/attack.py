@@ -48,7 +48,7 @@ from pathlib import Path
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"
 sys.path.insert(0, str(SUPPORT))
 
-from attack_cases import GOOD, OUTCOMES, Case, attempt  # noqa: E402
+from attack_cases import GOOD, OUTCOMES, Case, attempt, waited_for_processor  # noqa: E402
 
 
 CASES_A_BATCH = 60
@@ -85,16 +85,6 @@ def _memory(pid: int | str, field_name: str) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(field_name)).split()[1])
     return 0
-
-
-def _waited(pid: int | str) -> float:
-    """Seconds for which a thread of a process was ready to run and another program had the processor; the longest of
-    its threads. 0 where the system does not tell."""
-    longest = 0.0
-    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            longest = max(longest, int(task.read_text().split()[1]) / 1e9)
-    return longest
 
 
 def _children(session: int) -> list[str]:
@@ -186,7 +176,7 @@ class Batch:
         for what, index, name, *outcome in map(json.loads, lines):
             if what == "start":
                 self.running, self.case_started = (index, name), time.monotonic()
-                self.waited = _waited(self.pid)
+                self.waited = waited_for_processor(self.pid)
                 self.memory = _memory(self.pid, "VmRSS")
             else:
                 self.running = None
@@ -223,7 +213,9 @@ class Batch:
             return [found]
         seconds = time.monotonic() - self.case_started
         if seconds > SECONDS:
-            seconds -= max(_waited(self.pid) - self.waited, *map(_waited, _children(self.pid)), 0.0)
+            seconds -= max(
+                waited_for_processor(self.pid) - self.waited, *map(waited_for_processor, _children(self.pid)), 0.0
+            )
         if seconds <= SECONDS:
             return []
         index = self.running[0]
