@@ -31,6 +31,16 @@ from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetVisionConf
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone as CLIPResNetBackbone
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPResNetModel
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
+from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
+from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
+from .modeling.groupvit.configuration_groupvit import GroupViTConfig as GroupViTConfig
+from .modeling.groupvit.configuration_groupvit import GroupViTVisionConfig as GroupViTVisionConfig
+from .modeling.groupvit.modeling_groupvit import GroupViTModel as GroupViTModel
+from .modeling.groupvit.modeling_groupvit import GroupViTVisionModel as GroupViTVisionModel
+from .modeling.groupvit.modeling_groupvit_segmentation import GroupViTForSemanticSegmentation as GroupViTForSemanticSegmentation
+from .modeling.lseg.configuration_lseg import LSegConfig as LSegConfig
+from .modeling.lseg.modeling_lseg import LSegForSemanticSegmentation as LSegForSemanticSegmentation
+from .modeling.lseg.modeling_lseg import LSegModel as LSegModel
 from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
 from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel

@@ -160,7 +160,9 @@ class PromptableSegmentationMixin:
             (StorageWeakRef(p.untyped_storage()), p.storage_offset(), p.dtype, 0 if p.is_inference() else p._version)
             for p in weights
         ]
-        adapters = [(tuple(m.active_adapters), m.disable_adapters) for m in modules if hasattr(m, "active_adapters")]
+        # PEFT's layers; of a model of transformers, `active_adapters` is a method.
+        tuned = [m for m in modules if not callable(getattr(m, "active_adapters", callable))]
+        adapters = [(tuple(m.active_adapters), m.disable_adapters) for m in tuned]
         ids, mask = (
             None if tensor is None else (tuple(tensor.shape), tensor.cpu().numpy().tobytes())
             for tensor in (input_ids, attention_mask)

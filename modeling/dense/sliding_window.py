@@ -143,6 +143,23 @@ def _starts(length: int, window: int, stride: int, mode: str) -> list[int]:
     return [max(min(stride * i + window, length) - window, 0) for i in range(count)]
 
 
+def window_places(
+    size: tuple[int, int], window: int | tuple[int, int], stride: int | tuple[int, int] | None = None
+) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows of an image of `size` (H, W), as `mode="shift"` cuts them.
+
+    >>> window_places((4, 6), 4, 2)
+    [(slice(0, 4, None), slice(0, 4, None)), (slice(0, 4, None), slice(2, 6, None))]
+    """
+    window = _pair("window", window)
+    stride = _pair("stride", tuple(max(edge * 2 // 3, 1) for edge in window) if stride is None else stride)
+    rows, columns = (
+        [slice(start, min(start + w, n)) for start in _starts(n, w, s, "shift")]
+        for n, w, s in zip(size, window, stride, strict=True)
+    )
+    return [(row, column) for row in rows for column in columns]
+
+
 def pad_to(images: torch.Tensor, size: tuple[int, int], value: torch.Tensor | float = 0.0) -> torch.Tensor:
     """(B, C, H, W) -> at least (B, C, *size), padded at the right and the bottom. `value` is () or (1, C, 1, 1).
 
@@ -201,4 +218,4 @@ def _pair(name: str, value) -> tuple[int, int]:
     return pair
 
 
-__all__ = ["pad_to", "pad_to_multiple", "sliding_window_scores"]
+__all__ = ["pad_to", "pad_to_multiple", "sliding_window_scores", "window_places"]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from fake_hub import hub_in_this_process
+from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
+from lseg_runs import lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
@@ -39,6 +41,7 @@ class ModelCase:
     loss_is_of_the_batch: bool = False  # contrastive: half batches have other losses
     prepare: Callable[[Any], None] | None = None  # changes initial weights that would hide errors
     in_float32: tuple[str, ...] = ()  # parameters that stay in float32 in a half-precision model
+    float32_output: bool = False  # scores of a half-precision model are in float32
     # Relative, between two loadings: sums in convolutions of 1 x 1 maps depend on the weights' place in memory.
     rounding: float = 0.0
 
@@ -161,6 +164,12 @@ def _classifier_processor(size: int = 24):
     return CLIPClassifierProcessor(images, tiny_tokenizer())
 
 
+def _dense_processor():
+    from hf_clip_variants import DenseImageProcessor, DenseProcessor
+
+    return DenseProcessor(DenseImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}), tiny_tokenizer())
+
+
 _SLIP = {
     "name": "slip",
     "config": slip_config,
@@ -189,6 +198,58 @@ _SLIP = {
         ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
     ),
 }
+
+_GROUPVIT = {
+    "name": "groupvit",
+    "processor": segmentation_processor,
+    "prepare": with_statistics,
+    "bad_values": (
+        ({"projection_dim": 0}, "projection_dim: 0"),
+        ({"projection_intermediate_dim": 10**9}, "projection_intermediate_dim: 1000000000"),
+        ({"logit_scale_init_value": float("nan")}, "logit_scale_init_value: nan"),
+        ({"num_noun_prompts": -1}, "num_noun_prompts: -1, expected a number >= 0"),
+        ({"multi_label_weight": -0.5}, "multi_label_weight: -0.5, expected a number >= 0"),
+        ({"multi_label_form": "sum"}, "multi_label_form: 'sum', expected one of mean_of_logs, log_of_sum"),
+        ({"num_gated_classes": 0}, "num_gated_classes: 0"),
+        ({"pixel_assignment": "softly"}, "pixel_assignment: 'softly', expected one of hard, soft"),
+        ({"trained_part": "text"}, "trained_part: 'text', expected one of all, group_tokens"),
+        ({"background": float("inf")}, "background: inf, expected a finite number"),
+        ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
+        ({"vision_config": {"num_attention_heads": 5}}, "num_attention_heads: 5 does not divide hidden_size"),
+        ({"vision_config": {"patch_size": 32}}, "patch_size: 32 is larger than image_size"),
+        ({"vision_config": {"depths": [1, 1]}}, "num_group_tokens: \\[7, 5, 0\\], expected 2 numbers"),
+        ({"vision_config": {"depths": [10**9, 1, 1]}}, "depths: \\[1000000000, 1, 1\\]"),
+        ({"vision_config": {"num_group_tokens": [0, 0, 0]}}, "num_group_tokens: \\[0, 0, 0\\]"),
+        ({"vision_config": {"num_output_groups": [6]}}, "num_output_groups: \\[6\\], expected numbers of groups > 0"),
+        ({"vision_config": {"num_output_groups": [6, 0]}}, "num_output_groups: \\[6, 0\\], expected numbers"),
+        ({"vision_config": {"assignment": "sharp"}}, "assignment: 'sharp', expected one of hard, soft"),
+        ({"vision_config": {"gumbel_temperature": 0.0}}, "gumbel_temperature: 0.0, expected a number > 0"),
+        ({"vision_config": {"assign_mlp_ratio": [0.5]}}, "assign_mlp_ratio: \\[0.5\\], expected two multiples"),
+        ({"vision_config": {"drop_path_rate": 2.0}}, "drop_path_rate: 2.0"),
+        (
+            {"vision_config": {"model_type": "vit"}},
+            "vision_config.model_type: 'vit', expected 'clipv-groupvit_vision'",
+        ),
+        ({"text_config": {"model_type": "bert"}}, "text_config.model_type: 'bert', expected 'clip_text_model'"),
+        ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+    ),
+}
+
+
+def _groupvit_config(**options):
+    # Without noise, so that two runs of one batch have the same loss; soft, so that rounding moves no token to another
+    # group.
+    return groupvit_config(vision={"gumbel_noise": False, "assignment": "soft"}, pixel_assignment="soft", **options)
+
+
+def _groupvit_images(batch: int):
+    """Images with label maps and the texts of three labels each."""
+    ids = groupvit_batch(3 * batch, prompts=0)["input_ids"].view(batch, 3, 1, -1)
+    # None is the background, 0, whose pixels do not count: as many pixels count in each image.
+    labels = torch.randint(1, 4, (batch, 24, 24), generator=torch.Generator().manual_seed(3))
+    labels[:, :3] = 255
+    return {"pixel_values": tiny_pixels(batch), "input_ids": ids, "labels": labels}
+
 
 CASES = {
     case.id: case
@@ -266,6 +327,56 @@ CASES = {
             by_row=("image_embeds", "text_embeds", "aug1_embeds", "aug2_embeds"),
         ),
         ModelCase(
+            name="lseg",
+            # With all of its parts, and a text encoder that is trained.
+            config=lambda: lseg_config(
+                head_block="bottleneck", use_auxiliary_head=True, presence_loss_weight=0.3, freeze_text_encoder=False
+            ),
+            inputs=lseg_inputs,
+            auto_class="AutoModelForSemanticSegmentation",
+            processor=_dense_processor,
+            loss_is_of_the_batch=True,  # batch normalisation
+            prepare=open_statistics,
+            untrained=(
+                "lseg.vision_model.layernorm.weight",
+                "lseg.vision_model.layernorm.bias",
+                *(
+                    f"lseg.neck.fusion_stage.layers.0.residual_layer1.{name}"
+                    for name in ("convolution1.weight", "convolution2.weight")
+                    + tuple(f"batch_norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))
+                ),
+            ),
+            bad_values=(
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"temperature": 0.0}, "temperature: 0.0"),
+                ({"head_block": "conv"}, "head_block"),
+                ({"block_depth": -1}, "block_depth: -1, expected a number in 0..100"),
+                ({"block_activation": "gelu"}, "block_activation"),
+                ({"readout_type": "mean"}, "readout_type"),
+                ({"backbone_out_indices": [0, 1, 2]}, r"backbone_out_indices: \[0, 1, 2\], expected four layers"),
+                ({"backbone_out_indices": [0, 1, 2, 5]}, r"backbone_out_indices: .*expected four layers in 0..4"),
+                ({"neck_hidden_sizes": [1, 2, 3]}, r"neck_hidden_sizes: \[1, 2, 3\], expected four"),
+                ({"auxiliary_loss_weight": -1.0}, "auxiliary_loss_weight: -1.0, expected a number >= 0"),
+                ({"freeze_batch_norm": "no"}, "freeze_batch_norm"),
+                ({"background": "  "}, "background: '  ' is blank"),
+                ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
+                (
+                    {"vision_config": {"num_attention_heads": 5}},
+                    "vision_config.num_attention_heads: 5 does not divide",
+                ),
+                ({"vision_config": {"patch_size": 14}}, "vision_config.patch_size: 14, expected one of 4, 8, 16, 32"),
+                ({"vision_config": {"image_size": 8}}, "vision_config.patch_size: 16 is larger than image_size"),
+                ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected one of dpt"),
+                ({"vision_config": {"is_hybrid": True}}, "vision_config.is_hybrid: given, expected a plain Vision"),
+                ({"vision_config": {"backbone": "evil/repo"}}, "vision_config.backbone: given"),
+                (
+                    {"text_config": {"model_type": "bert"}},
+                    "text_config.model_type: 'bert', expected 'clip_text_model'",
+                ),
+                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
+        ),
+        ModelCase(
             name="audioclip",
             config=_audioclip_config,
             inputs=_audioclip_inputs,
@@ -301,6 +412,28 @@ CASES = {
                 ({"audio_config": {"model_type": "clap"}}, "audio_config.model_type: 'clap'"),
                 ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
             ),
+        ),
+        ModelCase(
+            **_GROUPVIT,
+            config=_groupvit_config,
+            inputs=groupvit_batch,
+            encoders={
+                "vision_model": "hf_clip_variants.GroupViTVisionModel",
+                "text_model": "transformers.CLIPTextModel",
+            },
+            output="logits_per_image",
+            by_row=("image_embeds", "text_embeds", "prompt_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+        ),
+        ModelCase(
+            **_GROUPVIT,
+            part="AutoModelForSemanticSegmentation",
+            auto_class="AutoModelForSemanticSegmentation",
+            config=lambda: _groupvit_config(background=0.3, num_noun_prompts=0),
+            inputs=_groupvit_images,
+            by_row=("logits", "group_maps", "group_scores"),
+            float32_output=True,
         ),
     )
 }
@@ -412,7 +545,7 @@ class ModelContract:
         exact = case.run(model)
         model = model.to(torch.bfloat16)
         rough = case.run(model)
-        assert rough.dtype == torch.bfloat16
+        assert rough.dtype == (torch.float32 if case.float32_output else torch.bfloat16)
         torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
         loss = case.loss(model.train(), case.inputs(4))
         loss.backward()
