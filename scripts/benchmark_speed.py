@@ -42,11 +42,12 @@ import torch
 from speed_rows import OURS, ROWS, Row
 from speed_rows_adapt import ADAPT_ROWS
 from speed_rows_adapters import ADAPTER_ROWS
+from speed_rows_dense import DENSE_ROWS
 from speed_rows_loss import LOSS_ROWS
 from torch import nn
 
 
-ROWS |= ADAPT_ROWS | ADAPTER_ROWS | LOSS_ROWS
+ROWS |= ADAPT_ROWS | ADAPTER_ROWS | LOSS_ROWS | DENSE_ROWS
 PEAK_ROUNDS = 3
 SLACK = 0.8  # of the target: medians move by some percent from run to run
 

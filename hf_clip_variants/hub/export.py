@@ -61,7 +61,9 @@ def export_with_code(
     Copies every file of `modeling/` that the classes need into one folder, with imports to match, and names the
     classes in `auto_map`. A model loaded from there can be saved and pushed again with its code. In a process that has
     this package, its classes are used instead of the copies. The code for adapters and converters is not exported, nor
-    is the fast way to encode many prompts: the copy runs each prompt through the whole text encoder. Prefer
+    is the fast way to encode many prompts: the copy runs each prompt through the whole text encoder. Of a classifier
+    only what answers depend on is exported: checks of configurations and inputs, loading that insists on all weights,
+    saving at once, memory limits for large images and URLs (which are refused) need the package. Prefer
     `save_pretrained` for users who have the package: it is smaller and gets the package's corrections.
 
     Args:
@@ -95,6 +97,8 @@ def export_with_code(
     # Modules that are found by name: the family of a classifier's backbone, by its configuration.
     family = getattr(model, "family", None)
     by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
+    if getattr(model, "label_calibration", None) is not None:
+        by_name[type(model).__module__] = [type(model.label_calibration).__module__]
     if getattr(processor, "clean_text", False) and _is_travelling(processor):
         by_name[type(processor).__module__] = [clean_text.__module__]
     code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__, by_name)
