@@ -52,6 +52,7 @@ DEVELOPED, REPORTED = ("emojione", "fluent3d", "fluentflat"), ("notov1",)
 SIZE, TEMPLATE = 48, "a {}"
 OFFICIAL = 0.95
 SHOTS, DRAWS = (10, 40), 5
+FIT_STEPS = 100  # of learned thresholds
 SCALES = {"1, mirrored": ((1.0,), True), "1, 1.5": ((1.0, 1.5), False), "0.75, 1, 1.5": ((0.75, 1.0, 1.5), False)}
 SCALES |= {"1, 2": ((1.0, 2.0), False), "0.75, 1, 1.5, mirrored": ((0.75, 1.0, 1.5), True)}
 
@@ -240,12 +241,12 @@ def thresholds_of(said: Said, rows, embeddings: torch.Tensor) -> dict[str, torch
     ):
         module = BackgroundThreshold(num_labels=count, threshold=from_start)
         examples = list(zip(said.scores[rows], soft, truth, strict=True))
-        fit_background_threshold(module, examples, steps=100, pull=0.01)
+        fit_background_threshold(module, examples, steps=FIT_STEPS, pull=0.01)
         found[name] = module.thresholds().detach()
     module = BackgroundThreshold(embedding_dim=embeddings.shape[1], threshold=start)
     only = torch.where(said.truth[rows] > KNOWN, 255, said.truth[rows])  # pixels of other classes do not count
     examples = list(zip(said.scores[rows][..., :KNOWN], soft, only, strict=True))
-    fit_background_threshold(module, examples, embeddings[:KNOWN], steps=100, pull=0.01)
+    fit_background_threshold(module, examples, embeddings[:KNOWN], steps=FIT_STEPS, pull=0.01)
     found[f"(b) learned from texts, on {KNOWN} of {count} classes"] = module.thresholds(embeddings).detach()
     return found
 
