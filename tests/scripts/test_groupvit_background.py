@@ -24,7 +24,7 @@ def script(monkeypatch):
 @pytest.mark.slow
 def test_all_rows_are_measured_and_written(script, tmp_path, monkeypatch, capsys):
     options = ["--out", tmp_path, "--work", tmp_path / "models", "--seeds", "0", "--steps", "12", "--more-steps", "12"]
-    options += ["--scenes", "48", "--known", "6", "--reported", "12", "--groups", "8"]
+    options += ["--scenes", "48", "--known", "6", "--reported", "12", "--groups", "8", "--group-steps", "12"]
     monkeypatch.setattr(sys, "argv", ["groupvit_background.py", *map(str, options)])
     script.main()
     rows = json.loads((tmp_path / "background-0.json").read_text())
@@ -48,4 +48,4 @@ def test_all_rows_are_measured_and_written(script, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--join"])
     script.main()  # from the results alone
     assert (tmp_path / "background.md").read_text() == text
-    assert (tmp_path / "models" / "groups8-seed0" / "model.safetensors").is_file()
+    assert (tmp_path / "models" / "groups8-steps12-seed0" / "model.safetensors").is_file()
