@@ -6,7 +6,16 @@ from lseg_runs import lseg_config, lseg_ids, lseg_inputs, lseg_model
 from safetensors.torch import load_file, save_file
 from tiny import EMOJI_CLIP, tiny_clip, tiny_tokenizer
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from hf_clip_variants import LSegConfig, LSegForSemanticSegmentation, LSegModel
 from hf_clip_variants.modeling.lseg.losses_lseg import presence_loss
@@ -284,6 +293,36 @@ def test_a_clip_gives_its_encoders_and_the_decoder_is_new(tmp_path):
     again = LSegForSemanticSegmentation.from_pretrained(tmp_path / "lseg")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert type(AutoModel.from_pretrained(tmp_path / "lseg")) is LSegModel
+
+
+def test_trained_encoders_are_copied_and_compute_the_same():
+    text = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "projection_dim": 12,
+    }
+    texts = CLIPTextModelWithProjection(CLIPTextConfig(**text, intermediate_size=40, eos_token_id=98)).eval()
+    sizes = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40}
+    vit = ViTModel(ViTConfig(**sizes, image_size=32, layer_norm_eps=1e-6)).eval()
+    resnet = ResNetModel(ResNetConfig(embedding_size=6, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])).eval()
+    torch.nn.init.normal_(vit.embeddings.position_embeddings)
+    ids, image = torch.tensor([[1, 5, 98], [1, 7, 98]]), pixels(1, 32, 32)
+    for encoder in (vit, resnet, tiny_clip()):
+        model = LSegForSemanticSegmentation.from_encoders(encoder, texts, fusion_hidden_size=8).eval()
+        assert model.config.projection_dim == 12 and not model.lseg.text_projection.weight.requires_grad
+        images = getattr(encoder, "vision_model", encoder)
+        options = {"interpolate_pos_encoding": True} if encoder is not resnet and encoder is not vit else {}
+        with torch.no_grad():
+            wanted = images(image, output_hidden_states=True, **options).hidden_states[-1]
+            torch.testing.assert_close(model.lseg.encode_image(image)[0][-1], wanted)
+            embeds = F.normalize(texts(ids).text_embeds, dim=-1)
+            torch.testing.assert_close(model.get_class_embeddings(ids), embeds)
+    with pytest.raises(ValueError, match="image_encoder: a clip_text_model model, expected a ViTModel"):
+        LSegForSemanticSegmentation.from_encoders(texts, texts)
+    with pytest.raises(ValueError, match="text_encoder: ViTModel, expected a CLIPTextModelWithProjection"):
+        LSegForSemanticSegmentation.from_encoders(vit, vit)
 
 
 def test_a_checkpoint_that_lacks_a_part_of_the_decoder_is_damaged(tmp_path):
