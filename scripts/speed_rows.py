@@ -40,6 +40,7 @@ class Row:
     weights: tuple[nn.Module, ...] = ()  # given: measure the bytes kept for backward, these modules' not counted
     kept_target: float | None = None  # least peer bytes / our bytes
     peak: bool = False  # measure the peak memory of each case
+    warm_up: bool = True  # False for long cases in fresh processes: the first round's outputs are compared
 
 
 def vit_b_text(small: bool) -> dict:
@@ -419,6 +420,14 @@ def image_processor_large(small: bool) -> Row:
 
 def run_python(code: str) -> Callable[[], None]:
     return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def output_of(arguments: list[str]) -> str:
+    """What a Python program prints. RuntimeError, with its errors, where it fails."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"python {arguments[0]} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def import_row(ours: str, peer: str) -> Row:
