@@ -234,8 +234,13 @@ def table_line(result: dict) -> str:
 def as_table(results: list[dict]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(table_line, results)]
     sizes = [f"- `{row}`: {what}" for row, what in dict.fromkeys((r["row"], r["what"]) for r in results)]
+    rows_of: dict[tuple, dict[str, int]] = {}  # machine -> row -> rounds
+    for r in results:
+        rows_of.setdefault(tuple(r["machine"].items()), {})[r["row"]] = r["rounds"]
     machines = [
-        ", ".join(f"{k} {v}" for k, v in m) for m in dict.fromkeys(tuple(r["machine"].items()) for r in results)
+        f"- {', '.join(f'{key} {value}' for key, value in about)}: "
+        + ", ".join(f"`{row}` ({rounds} rounds)" for row, rounds in rows.items())
+        for about, rows in rows_of.items()
     ]
     return "\n".join(
         [
