@@ -345,9 +345,9 @@ def _interleaved(image: PIL.Image.Image) -> torch.Tensor:
         try:
             import pyarrow
 
-            pixels = pyarrow.array(image).values.to_numpy()
-            return torch.from_dlpack(pixels).view(image.height, image.width, 4).permute(2, 0, 1)
-        except (ImportError, ValueError, TypeError, BufferError, RuntimeError):
+            pixels = torch.from_dlpack(pyarrow.array(image).values)  # `to_numpy()` would import pandas
+            return pixels.view(image.height, image.width, 4).permute(2, 0, 1)
+        except (ImportError, AttributeError, ValueError, TypeError, BufferError, RuntimeError):
             pass
     return _to_tensor([image])
 
