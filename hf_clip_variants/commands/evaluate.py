@@ -164,8 +164,8 @@ def evaluate(
       hf-clip-variants evaluate --data more.csv --model run/base --common-classes
       hf-clip-variants evaluate --data photos/ --model run/base --multi-label \\
         --calibrate train --save tagger
-      hf-clip-variants evaluate --task segmentation --data scenes/ --model groups \\
-        --background 0.9 --oracle
+      hf-clip-variants evaluate --task segmentation --data scenes/ \\
+        --model groups --background 0.9 --oracle
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):

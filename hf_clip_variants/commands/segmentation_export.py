@@ -57,7 +57,10 @@ def export_segmenter(
         license=license,
         base_model=model,
     )
-    size = "any size" if result.image_size is None else "{} x {} pixels (height x width)".format(*result.image_size)
+    size = "any size"
+    if result.image_size is not None:
+        height, width = result.image_size
+        size = f"{height} x {width} pixels (height x width)"
     if emit is not None:
         emit(
             {

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def is_segmenter(source: str | os.PathLike) -> bool:
-    """Whether the folder or Hub id holds a model that segments by texts."""
+    """Whether the folder or Hub id holds a model that segments by texts. An adapter's folder does not."""
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        return False
     kinds = {row.model_type for row in methods("model") if SEGMENTATION_CLASS in row.auto_classes}
     return configuration_of(source).get("model_type") in kinds
 

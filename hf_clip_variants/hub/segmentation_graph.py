@@ -206,7 +206,10 @@ def _card(
 ) -> ModelCard:
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[to]
     data = card_data("image-segmentation", to, int8, license, base_model)
-    size = "any size" if result.image_size is None else "{} x {} pixels (height x width)".format(*result.image_size)
+    size = "any size"
+    if result.image_size is not None:
+        height, width = result.image_size
+        size = f"{height} x {width} pixels (height x width)"
     sizes = ", ".join(f"{height} x {width}" for height, width in result.sizes)
     ties = (
         f" In {100 * result.other_pixels:.3f} % of the pixels they differ by more: there two groups tie."

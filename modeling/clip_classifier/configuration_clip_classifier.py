@@ -97,7 +97,8 @@ class CLIPClassifierConfig(CLIPConfig):
         }
         _checks.check_encoder_types(config_dict, parts)
         values = _checks.without_kernels(config_dict)
-        if kwargs.get("num_labels") not in (None, len(values.get("id2label") or ())):
+        names = values.get("id2label")
+        if kwargs.get("num_labels") not in (None, len(names) if isinstance(names, dict) else 0):
             values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
         return super().from_dict(values, **kwargs)
 

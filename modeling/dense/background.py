@@ -61,6 +61,12 @@ def background_thresholds(background, labels: Sequence[str]) -> torch.Tensor:
     return thresholds
 
 
+def check_background_index(index: int, labels: int) -> None:
+    """ValueError unless the background has a place before, among or after so many labels."""
+    if not 0 <= index <= labels:
+        raise ValueError(f"background_index: {index}, expected 0..{labels} for {labels} labels")
+
+
 def add_background(
     logits: torch.Tensor, thresholds: torch.Tensor, index: int = 0, of: str = "logits"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,8 +79,7 @@ def add_background(
     >>> [add_background(logits, torch.tensor(t))[0].argmax(1).item() for t in (0.5, 0.9, 0.95)]
     [1, 1, 0]
     """
-    if not 0 <= index <= logits.shape[1]:
-        raise ValueError(f"background_index: {index}, expected 0..{logits.shape[1]} for {logits.shape[1]} labels")
+    check_background_index(index, logits.shape[1])
     best, label = logits.detach().float().max(dim=1)  # in float32, as the result
     threshold = thresholds.to(best.device)
     if threshold.dim():
@@ -92,4 +97,4 @@ def add_background(
     return torch.cat(parts, dim=1), channel
 
 
-__all__ = ["LEARNED", "add_background", "background_thresholds", "check_background"]
+__all__ = ["LEARNED", "add_background", "background_thresholds", "check_background", "check_background_index"]

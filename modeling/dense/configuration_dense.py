@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .background import check_background
+from .background import check_background, check_background_index
 
 
 @dataclass(kw_only=True)
@@ -62,6 +62,8 @@ class PromptableSegmentationFields:
         check_background(self.background)
         if self.background_index < 0:
             raise ValueError(f"background_index: {self.background_index}, expected 0 or more")
+        if self.id2label and self.background_has_own_channel:
+            check_background_index(self.background_index, len(self.id2label) - 1)
 
     def validate_label_texts(self):
         texts = self.label_texts

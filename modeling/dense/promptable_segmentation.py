@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import initialization as init
 
 from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts, resolve_templates
-from .background import LEARNED, add_background, background_thresholds, check_background
+from .background import LEARNED, add_background, background_thresholds, check_background, check_background_index
 from .sliding_window import sliding_window_scores
 
 
@@ -207,6 +207,7 @@ class PromptableSegmentationMixin:
         if config.background == LEARNED:
             channel = self.learned_background(logits, **features)
             index = config.background_index
+            check_background_index(index, logits.shape[1])
             return torch.cat([logits[:, :index], channel[:, None], logits[:, index:]], dim=1), channel
         if isinstance(config.background, Mapping | list):
             thresholds = background_thresholds(config.background, self.labels_with_texts())
@@ -263,8 +264,7 @@ class PromptableSegmentationMixin:
                     f"labels: {config.background_label!r} is the background's name; leave it out, or pass "
                     "background=False"
                 )
-            if index > len(names):
-                raise ValueError(f"background_index: {index}, expected 0..{len(names)} for {len(names)} labels")
+            check_background_index(index, len(names))
         if isinstance(background, str) and background != LEARNED:
             texts.insert(index, parse_labels([background], "background")[0])
             parse_labels(texts)  # none is given twice

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..dense.background import LEARNED, background_thresholds
+from ..dense.background import LEARNED, background_thresholds, check_background_index
 from ..dense.outputs_dense import PromptableSegmentationOutput
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..dense.segmentation_loss import segmentation_loss
@@ -206,6 +206,8 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
     def _pixel_scores(self, maps, scores, background: torch.Tensor | None, size: tuple[int, int]):
         """Logits, and the background's channel of them or None."""
         index = self.config.background_index
+        if background is not None:
+            check_background_index(index, scores.shape[-1])
         logits = scores_of_pixels(
             maps,
             scores,

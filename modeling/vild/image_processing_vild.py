@@ -202,8 +202,10 @@ def _mask(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
     if isinstance(segmentation, Mapping):
         counts = segmentation["counts"]
         if isinstance(counts, str | bytes):
-            from pycocotools import mask as coco
-
+            try:
+                from pycocotools import mask as coco
+            except ImportError as error:
+                raise ImportError(f"{what}: a compressed run-length encoding needs pycocotools") from error
             found = coco.decode({"size": [height, width], "counts": counts}).astype(bool)
         else:
             values = np.arange(len(counts)) % 2 == 1

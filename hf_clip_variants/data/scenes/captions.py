@@ -71,7 +71,7 @@ def write_caption(
     say_behind = generator.random() < 0.4
     distinct = list(dict.fromkeys(int(c) for c in categories))
     if not distinct:
-        return str(generator.choice(_EMPTY)).format(behind), ()
+        return str(generator.choice(_EMPTY)).replace("{}", behind), ()
     order = [distinct[i] for i in generator.permutation(len(distinct))]
     parts = [_Part(class_names[c], c, [k for k, other in enumerate(categories) if other == c]) for c in order]
     frame = str(generator.choice(_FRAMES))

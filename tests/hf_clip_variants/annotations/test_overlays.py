@@ -51,6 +51,7 @@ def test_images_of_any_mode(mode):
     assert picture.mode == "RGB" and picture.width > SMALLEST_SIDE
 
 
+@pytest.mark.slow  # two hundred colours that differ are searched for
 def test_two_hundred_labels_have_distinct_colours_and_all_fit_into_the_legend():
     label_map = np.arange(200).reshape(10, 20).repeat(20, 0).repeat(20, 1)
     names = [f"a label with number {number}" for number in range(200)]

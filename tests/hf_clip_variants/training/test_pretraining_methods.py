@@ -72,6 +72,7 @@ def test_pretraining_names_no_method():
     assert not offenders
 
 
+@pytest.mark.slow  # an import for each method
 def test_pretraining_works_without_any_one_method(tmp_path):
     """In copies of the tree; in forks of one process, which has imported the libraries."""
     for gone in ("slip", "audioclip"):

@@ -569,7 +569,7 @@ def test_faster_than_transformers(size, target):
     ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)]
     pillow = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs, Pillow"], strict=True)]
     assert statistics.median(ratios) > 0.8 * target, ratios
-    assert statistics.median(pillow) > 0.8 * 4, pillow
+    assert statistics.median(pillow) > 0.8 * 3, pillow
 
 
 def test_images_that_end_in_several_sizes_are_said_to():

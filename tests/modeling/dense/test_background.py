@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from toy_segmentation import ToyForSemanticSegmentation, toy_model, toy_processor
 
+from hf_clip_variants import GroupViTConfig
 from hf_clip_variants.modeling.dense.background import add_background, background_thresholds
 
 
@@ -172,3 +174,10 @@ def test_a_number_is_for_any_texts_and_numbers_by_label_for_the_models_own():
     model, _ = labelled([0.3, 0.6, 0.1])
     with pytest.raises(ValueError, match="3 thresholds for 2 labels"):
         model(PIXELS, **texts)
+
+
+@pytest.mark.parametrize("background", [0.5, "learned"])
+def test_the_background_has_a_place_among_the_labels(background):
+    labels = {"id2label": {0: "background", 1: "cat", 2: "sky"}, "background": background}
+    with pytest.raises((ValueError, StrictDataclassError), match="background_index: 3, expected 0..2 for 2 labels"):
+        GroupViTConfig(**labels, background_index=3)
