@@ -44,6 +44,10 @@ from .modeling.lseg.modeling_lseg import LSegModel as LSegModel
 from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
 from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel
+from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
+from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
+from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection
+from .modeling.vild.processing_vild import ViLDProcessor as ViLDProcessor
 from .registry import method as method
 from .registry import methods as methods
 from .training.callbacks import PretrainingCallback as PretrainingCallback

@@ -42,11 +42,14 @@ import torch
 from speed_rows import OURS, ROWS, Row
 from speed_rows_adapt import ADAPT_ROWS
 from speed_rows_adapters import ADAPTER_ROWS
+from speed_rows_dense import DENSE_ROWS
 from speed_rows_loss import LOSS_ROWS
+from speed_rows_predict import PREDICT_ROWS
+from speed_rows_segmentation import SEGMENTATION_ROWS
 from torch import nn
 
 
-ROWS |= ADAPT_ROWS | ADAPTER_ROWS | LOSS_ROWS
+ROWS |= ADAPTER_ROWS | LOSS_ROWS | PREDICT_ROWS | ADAPT_ROWS | DENSE_ROWS | SEGMENTATION_ROWS
 PEAK_ROUNDS = 3
 SLACK = 0.8  # of the target: medians move by some percent from run to run
 
@@ -78,23 +81,22 @@ class WrongResult(AssertionError):
 def measure(
     name: str, row: Row, rounds: int, peaks: dict[str, list[float]] | None = None, judge: bool = True
 ) -> list[Result]:
-    outputs = {case: run() for case, run in row.cases.items()}  # the warm-up
-    errors = {peer: row.error(outputs[OURS], outputs[peer]) if row.error else None for peer in row.targets}
-    for peer, error in errors.items():
-        tolerance = row.tolerance[peer] if isinstance(row.tolerance, dict) else row.tolerance
-        if error is not None and not error <= tolerance:
-            raise WrongResult(f"{name}: ours differs from {peer} by {error:.1e}, {tolerance:.0e} is allowed")
-    del outputs
+    errors = errors_of(name, row, {case: run() for case, run in row.cases.items()}) if row.warm_up else {}
     kept = {case: saved_bytes(run, row.weights) / 2**20 for case, run in row.cases.items()} if row.weights else None
 
     times: dict[str, list[float]] = {case: [] for case in row.cases}
     order, generator = list(row.cases), random.Random(0)
     for _ in range(rounds):
         generator.shuffle(order)
+        outputs = {}
         for case in order:
             start = row.clock()
-            row.cases[case]()
+            output = row.cases[case]()
             times[case].append(row.clock() - start)
+            if not errors:
+                outputs[case] = output
+            del output
+        errors = errors or errors_of(name, row, outputs)
 
     results = []
     for peer, target in row.targets.items():
@@ -126,6 +128,16 @@ def measure(
             result.peak_ratio = (statistics.median(ratios), min(ratios), max(ratios))
         results.append(result)
     return results
+
+
+def errors_of(name: str, row: Row, outputs: dict[str, Any]) -> dict[str, float | None]:
+    """The error of each peer. Raises WrongResult where it is too large."""
+    errors = {peer: row.error(outputs[OURS], outputs[peer]) if row.error else None for peer in row.targets}
+    for peer, error in errors.items():
+        tolerance = row.tolerance[peer] if isinstance(row.tolerance, dict) else row.tolerance
+        if error is not None and not error <= tolerance:
+            raise WrongResult(f"{name}: ours differs from {peer} by {error:.1e}, {tolerance:.0e} is allowed")
+    return errors
 
 
 def saved_bytes(run: Callable[[], Any], weights: tuple[nn.Module, ...]) -> int:
@@ -224,8 +236,13 @@ def table_line(result: dict) -> str:
 def as_table(results: list[dict]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(table_line, results)]
     sizes = [f"- `{row}`: {what}" for row, what in dict.fromkeys((r["row"], r["what"]) for r in results)]
+    rows_of: dict[tuple, dict[str, int]] = {}  # machine -> row -> rounds
+    for r in results:
+        rows_of.setdefault(tuple(r["machine"].items()), {})[r["row"]] = r["rounds"]
     machines = [
-        ", ".join(f"{k} {v}" for k, v in m) for m in dict.fromkeys(tuple(r["machine"].items()) for r in results)
+        f"- {', '.join(f'{key} {value}' for key, value in about)}: "
+        + ", ".join(f"`{row}` ({rounds} rounds)" for row, rounds in rows.items())
+        for about, rows in rows_of.items()
     ]
     return "\n".join(
         [

@@ -52,6 +52,7 @@ DEVELOPED, REPORTED = ("emojione", "fluent3d", "fluentflat"), ("notov1",)
 SIZE, TEMPLATE = 48, "a {}"
 OFFICIAL = 0.95
 SHOTS, DRAWS = (10, 40), 5
+FIT_STEPS = 100  # of learned thresholds
 SCALES = {"1, mirrored": ((1.0,), True), "1, 1.5": ((1.0, 1.5), False), "0.75, 1, 1.5": ((0.75, 1.0, 1.5), False)}
 SCALES |= {"1, 2": ((1.0, 2.0), False), "0.75, 1, 1.5, mirrored": ((0.75, 1.0, 1.5), True)}
 
@@ -240,12 +241,12 @@ def thresholds_of(said: Said, rows, embeddings: torch.Tensor) -> dict[str, torch
     ):
         module = BackgroundThreshold(num_labels=count, threshold=from_start)
         examples = list(zip(said.scores[rows], soft, truth, strict=True))
-        fit_background_threshold(module, examples, steps=100, pull=0.01)
+        fit_background_threshold(module, examples, steps=FIT_STEPS, pull=0.01)
         found[name] = module.thresholds().detach()
     module = BackgroundThreshold(embedding_dim=embeddings.shape[1], threshold=start)
     only = torch.where(said.truth[rows] > KNOWN, 255, said.truth[rows])  # pixels of other classes do not count
     examples = list(zip(said.scores[rows][..., :KNOWN], soft, only, strict=True))
-    fit_background_threshold(module, examples, embeddings[:KNOWN], steps=100, pull=0.01)
+    fit_background_threshold(module, examples, embeddings[:KNOWN], steps=FIT_STEPS, pull=0.01)
     found[f"(b) learned from texts, on {KNOWN} of {count} classes"] = module.thresholds(embeddings).detach()
     return found
 
@@ -298,51 +299,55 @@ def scaled(model, report: Scenes, threshold: float, scales, flip: bool) -> dict[
     return iou_of(torch.cat(parts), report.maps)
 
 
+PARTS = ("thresholds", "scales", "constraint", "groups")
+
+
 def run_seed(seed: int, args, tokenizer, log) -> Iterator[dict[str, list[dict]]]:
-    """Name of a row -> its results; more of them each time."""
+    """Name of a row -> its results, of one part after the other."""
     captions = make(args.scenes, (*DEVELOPED, *REPORTED), seed=100 + seed)
     known, report = make(args.known, DEVELOPED, seed=1000 + seed), make(args.reported, REPORTED, seed=2000)
     generator = torch.Generator().manual_seed(seed)
     draws = {shots: [torch.randperm(len(known), generator=generator)[:shots] for _ in range(DRAWS)] for shots in SHOTS}
     work = Path(args.work)
-    rows: dict[str, list[dict]] = defaultdict(list)
 
     def start(groups):
         torch.manual_seed(seed)
         return GroupViTModel(new_config(tokenizer, groups, num_noun_prompts=2))
 
-    def model_of(groups):
-        name = f"groups{groups}-seed{seed}"
-        found = trained(work, name, lambda: start(groups), captions, tokenizer, args.steps, args.lr, seed, log)
+    def model_of(groups, steps):
+        name = f"groups{groups}-steps{steps}-seed{seed}"
+        found = trained(work, name, lambda: start(groups), captions, tokenizer, steps, args.lr, seed, log)
         set_labels(found, tokenizer)
         return found
 
-    plain = model_of(8)
-    rows |= rows_of_thresholds(plain, known, report, plain.class_embeddings, draws)
-    log(f"seed {seed}: thresholds done")
-    for threshold in tuned(plain, known, draws)[:2]:
-        for name, (scales, flip) in SCALES.items():
-            rows[f"(f) scales {name}, one threshold"].append(scaled(plain, report, threshold, scales, flip))
-    log(f"seed {seed}: scales done")
-    rows |= rows_of_constraint(seed, args, tokenizer, captions, known, report, draws, log)
-    log(f"seed {seed}: constraint done")
-    yield rows
-    for groups in args.groups:
-        model = model_of(groups)
+    plain = model_of(8, args.steps)
+    if "thresholds" in args.parts:
+        yield rows_of_thresholds(plain, known, report, plain.class_embeddings, draws)
+    if "scales" in args.parts:
+        rows = defaultdict(list)
+        for threshold in tuned(plain, known, draws)[:2]:
+            for name, (scales, flip) in SCALES.items():
+                rows[f"(f) scales {name}, one threshold"].append(scaled(plain, report, threshold, scales, flip))
+        yield rows
+    if "constraint" in args.parts:
+        base = work / f"groups8-steps{args.steps}-seed{seed}"
+        yield rows_of_constraint(base, seed, args, tokenizer, captions, known, report, draws, log)
+    for groups in args.groups if "groups" in args.parts else ():
+        model, rows = model_of(groups, args.group_steps), defaultdict(list)
         for threshold in tuned(model, known, draws):
             figures = oracle_of(model, report, threshold)
             row = {"miou": figures["miou"]["zero_shot"], "background": figures["per_class_iou"]["zero_shot"][0]}
-            rows[f"(e) {groups} groups, one threshold, {SHOTS[-1]} scenes"].append(
+            name = f"(e) {groups} groups, {args.group_steps} steps, one threshold, {SHOTS[-1]} scenes"
+            rows[name].append(
                 row | {"objects": statistics.mean(figures["per_class_iou"]["zero_shot"][1:]), "oracle": figures}
             )
-        log(f"seed {seed}: {groups} groups done")
         yield rows
 
 
-def rows_of_constraint(seed, args, tokenizer, captions, known, report, draws, log) -> dict[str, list[dict]]:
+def rows_of_constraint(base, seed, args, tokenizer, captions, known, report, draws, log) -> dict[str, list[dict]]:
     """The model trained on, once with and once without the constraint."""
     rows: dict[str, list[dict]] = defaultdict(list)
-    base, steps = Path(args.work) / f"groups8-seed{seed}", args.more_steps
+    steps = args.more_steps
     for name, weights in {"without": [0, 0, 0, 0], "with": [1, 1, 1, 0]}.items():
         model = trained(
             Path(args.work),
@@ -394,7 +399,7 @@ def table(results: dict[str, dict], command: str) -> str:
     for name in (name for name in names if name.startswith("(e)")):
         every = [row["oracle"] for rows in results.values() for row in rows.get(name, [])]
         cells = [f"{statistics.mean(value(one) for one in every):.1f}" for value in _ORACLE.values()]
-        lines.append(f"| {name.split()[1]} | {' | '.join(cells)} |")
+        lines.append(f"| {name.split()[1]}, {name.split()[3]} steps | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -432,8 +437,10 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="where trained models are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--more-steps", type=int, default=300)
-    parser.add_argument("--groups", type=int, nargs="+", default=[8, 16, 4])
+    parser.add_argument("--more-steps", type=int, default=200)
+    parser.add_argument("--group-steps", type=int, default=500, help="of the models of --groups")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others keep their rows in OUT")
+    parser.add_argument("--groups", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--scenes", type=int, default=3000, help="with captions, for training")
     parser.add_argument("--known", type=int, default=200, help="that labelled ones are drawn from")
@@ -450,7 +457,9 @@ def main() -> None:
         file = out / f"background-{seed}.json"
         if not args.join:
             for rows in run_seed(seed, args, tokenizer, log):
-                file.write_text(json.dumps(rows, indent=1) + "\n")
+                kept = json.loads(file.read_text()) if file.is_file() else {}
+                file.write_text(json.dumps(kept | rows, indent=1) + "\n")
+                log(f"seed {seed}: {', '.join(rows)}")
     results = {str(seed): json.loads((out / f"background-{seed}.json").read_text()) for seed in args.seeds}
     command = "python " + shlex.join(word for word in (sys.argv[0], *sys.argv[1:]) if word != "--join")
     (out / "background.md").write_text(table(results, command))

@@ -6,6 +6,7 @@ A row is a function `(small: bool) -> Row`, listed in `ROWS`. Heavy libraries ar
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 
 OURS = "ours"
+_temporary = tempfile.TemporaryDirectory(prefix="speed-rows-")  # removed when the process ends
 
 
 def children_time() -> float:
@@ -40,6 +42,7 @@ class Row:
     weights: tuple[nn.Module, ...] = ()  # given: measure the bytes kept for backward, these modules' not counted
     kept_target: float | None = None  # least peer bytes / our bytes
     peak: bool = False  # measure the peak memory of each case
+    warm_up: bool = True  # False for long cases in fresh processes: the first round's outputs are compared
 
 
 def vit_b_text(small: bool) -> dict:
@@ -220,8 +223,11 @@ def coop_step_long_context(small: bool) -> Row:
     return coop_step(small, classes=32, context_tokens=16)
 
 
-def serving(small: bool) -> Row:
-    """transformers' zero-shot pipeline, one image at a time, from the second on, with their model and with ours."""
+def serving(small: bool, images: int = 1) -> Row:
+    """transformers' zero-shot pipeline, from the second call on, with their model and with ours.
+
+    In a batch, their model encodes the labels once for all its images, so less is saved.
+    """
     from PIL import Image
     from transformers import CLIPImageProcessor, pipeline
 
@@ -232,23 +238,29 @@ def serving(small: bool) -> Row:
         "tokenizer": classifier.tokenizer,
         "image_processor": CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}),
     }
-    noise = torch.randint(256, (375, 500, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    image = Image.fromarray(noise.numpy())
+    noise = torch.randint(256, (images, 375, 500, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = [Image.fromarray(image.numpy()) for image in noise]
     pipelines = {
         case: pipeline("zero-shot-image-classification", model=model, device="cpu", **parts)
         for case, model in ((OURS, classifier), ("transformers CLIPModel", clip))
     }
 
     def scores(case):
-        by_label = {entry["label"]: entry["score"] for entry in pipelines[case](image, candidate_labels=names)}
-        return torch.tensor([by_label[name] for name in names])
+        found = pipelines[case](pictures, candidate_labels=names, batch_size=images)
+        by_label = [{entry["label"]: entry["score"] for entry in of_image} for of_image in found]
+        return torch.tensor([[of_image[name] for name in names] for of_image in by_label])
 
+    batch = "one 500 x 375 image" if images == 1 else f"a batch of {images} images of 500 x 375"
     return Row(
-        f"zero-shot pipeline, {len(names)} labels, one 500 x 375 image, ViT-B/32, fp32",
+        f"zero-shot pipeline, {len(names)} labels, {batch}, ViT-B/32, fp32",
         {case: lambda case=case: scores(case) for case in pipelines},
-        {"transformers CLIPModel": 8},
+        {"transformers CLIPModel": 8 if images == 1 else 2},
         error=relative_error,
     )
+
+
+def serving_batch(small: bool) -> Row:
+    return serving(small, images=2 if small else 8)
 
 
 def tip_search(small: bool) -> Row:
@@ -336,7 +348,8 @@ def tip_f_epoch(small: bool) -> Row:
         return keys.detach()
 
     return Row(
-        f"{classes} classes x {shots} shots, ViT-B/16 image encoder, batch {batch}, fp32",
+        f"{classes} classes x {shots} shots, one plain view of each image, encoded before; ViT-B/16 image encoder, "
+        f"batch {batch}, fp32",
         {OURS: ours, "official, encoders every step": official},
         {"official, encoders every step": 50},
         error=relative_error,
@@ -386,19 +399,24 @@ def features_cached(small: bool) -> Row:
     )
 
 
+def _smooth_images(count: int, width: int, height: int) -> list:
+    """Smooth like photographs."""
+    from PIL import Image
+
+    coarse = torch.rand(count, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1).mul(255).byte()
+    return [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in smooth]
+
+
 def image_processor(small: bool, width: int = 500, height: int = 375) -> Row:
     """Decoded images -> pixel values."""
-    from PIL import Image
     from transformers import CLIPImageProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     from hf_clip_variants.modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
 
     count = 2 if small else 16
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, height // 8, width // 8, generator=generator)  # smooth like a photograph
-    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1).mul(255).byte()
-    images = [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in smooth]
+    images = _smooth_images(count, width, height)
     peer, pil = "transformers CLIPImageProcessor", "transformers CLIPImageProcessorPil"
     processors = {OURS: CLIPClassifierImageProcessor(), peer: CLIPImageProcessor(), pil: CLIPImageProcessorPil()}
 
@@ -417,8 +435,45 @@ def image_processor_large(small: bool) -> Row:
     return image_processor(small, width=1600, height=1200)
 
 
+def image_files(small: bool, width: int = 500, height: int = 375) -> Row:
+    """JPEG files -> pixel values: decoding is the same in both, and most of the work."""
+    from PIL import Image
+    from transformers import CLIPImageProcessor
+
+    from hf_clip_variants.modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
+
+    files = [Path(_temporary.name) / f"{width}-{number}.jpg" for number in range(2 if small else 16)]
+    for image, file in zip(_smooth_images(len(files), width, height), files, strict=True):
+        image.save(file, quality=90)
+    processor, peer, name = CLIPClassifierImageProcessor(), CLIPImageProcessor(), "Pillow and CLIPImageProcessor"
+
+    def theirs():
+        return peer([Image.open(file).convert("RGB") for file in files], return_tensors="pt").pixel_values
+
+    return Row(
+        f"{len(files)} JPEG files of {width} x {height}, decoded and processed",
+        {OURS: lambda: processor([str(file) for file in files], return_tensors="pt").pixel_values, name: theirs},
+        {name: 1.7 if width > 1000 else 1.3},
+        error=lambda ours, theirs: (ours - theirs).abs().max().item(),
+        tolerance=0,
+        peak=width > 1000,
+    )
+
+
+def image_files_large(small: bool) -> Row:
+    return image_files(small, width=1600, height=1200)
+
+
 def run_python(code: str) -> Callable[[], None]:
     return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def output_of(arguments: list[str]) -> str:
+    """What a Python program prints. RuntimeError, with its errors, where it fails."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"python {arguments[0]} failed:\n{done.stderr}")
+    return done.stdout
 
 
 def import_row(ours: str, peer: str) -> Row:
@@ -514,6 +569,7 @@ ROWS: dict[str, Callable[[bool], Row]] = {
     "coop_step": coop_step,
     "coop_step_16": coop_step_long_context,
     "serving": serving,
+    "serving_batch": serving_batch,
     "tip_search": tip_search,
     "tip_f_epoch": tip_f_epoch,
     "features_cached": features_cached,
@@ -521,6 +577,8 @@ ROWS: dict[str, Callable[[bool], Row]] = {
     "image_encoder_int8": image_encoder_int8,
     "image_processor": image_processor,
     "image_processor_large": image_processor_large,
+    "image_files": image_files,
+    "image_files_large": image_files_large,
     "import": import_package,
     "import_auto_model": import_and_use,
     "import_classifier": import_classifier,

@@ -68,6 +68,7 @@ def load_segmenter(
     device: str | torch.device | None = None,
     background: float | Mapping[str, float] | None = None,
     window: int | None = None,
+    labels_needed: bool = True,
 ) -> Segmenter:
     """A segmenter, in float32 on a CPU.
 
@@ -78,6 +79,7 @@ def load_segmenter(
         device: default: a GPU if there is one.
         background: below this score, pixels have no label; a number, or one for each label.
         window: side of windows that go through the model one after the other, in pixels of the resized image.
+        labels_needed: whether a model without labels of its own is an error when none are given.
 
     Raises:
         ValueError: another kind of model, no labels, a blank or repeated one.
@@ -97,7 +99,7 @@ def load_segmenter(
     pipeline = ZeroShotImageSegmentationPipeline(
         model=loaded.eval().requires_grad_(False), processor=load_saved_processor(model), task=TASK, device=device
     )
-    parsed = pipeline.texts_of(labels)
+    parsed = pipeline.texts_of(labels) if labels_needed or labels is not None else None
     names = loaded.labels_with_texts() if parsed is None else [texts[0] for texts in parsed]
     options = {"background_threshold": background, "sliding_window": window}
     return Segmenter(pipeline, names, labels, options, templates)

@@ -9,7 +9,7 @@ from .post_import import after_import
 
 
 # Pipelines that transformers lacks: task -> class, and the Auto class that loads its model.
-_TASKS = {
+TASKS = {
     "zero-shot-image-segmentation": (
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
         "AutoModelForSemanticSegmentation",
@@ -94,7 +94,7 @@ def _register_pipelines(module) -> None:
         return
     # Differs from transformers' own for models of this package only.
     features["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
-    for task, (implementation, auto_class) in _TASKS.items():
+    for task, (implementation, auto_class) in TASKS.items():
         if task not in tasks:
             implementation = f"{__package__.partition('.')[0]}.{implementation}"
             tasks[task] = {"impl": implementation, "pt": (getattr(module, auto_class),), "type": "multimodal"}

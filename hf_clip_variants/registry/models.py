@@ -15,6 +15,8 @@ _CLIP_PAPER = Paper(
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
+_VILD = "modeling.vild.modeling_vild:ViLD"
+
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 _GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
 
@@ -214,6 +216,40 @@ MODELS = (
                     Option("head_block", ("bottleneck", "depthwise"), "arch_option 1 or 2; no weights tell."),
                     Option("block_depth", int, "of that block.", default="0"),
                     Option("block_activation", ("relu", "lrelu", "tanh"), "of that block.", default="lrelu"),
+                ),
+            ),
+        ),
+    ),
+    Method(
+        name="vild",
+        kind="model",
+        title="ViLD",
+        paper=Paper(
+            "Open-vocabulary Object Detection via Vision and Language Knowledge Distillation",
+            "2104.13921",
+            2021,
+            "Gu, Xiuye and Lin, Tsung-Yi and Kuo, Weicheng and Cui, Yin",
+        ),
+        code=OfficialCode("tensorflow/tpu", "Apache-2.0"),
+        task="zero-shot-object-detection",
+        summary="Boxes and masks of classes that are texts, also of classes without any training box.",
+        config="modeling.vild.configuration_vild:ViLDConfig",
+        model=_VILD + "ForZeroShotObjectDetection",
+        auto_classes={
+            "AutoModel": _VILD + "ForZeroShotObjectDetection",
+            "AutoModelForZeroShotObjectDetection": _VILD + "ForZeroShotObjectDetection",
+        },
+        processor="modeling.vild.processing_vild:ViLDProcessor",
+        image_processors={"torchvision": "modeling.vild.image_processing_vild:ViLDImageProcessor"},
+        checkpoints=(
+            CheckpointEntry(
+                "vild",
+                "ViLD",
+                "modeling.vild.convert_vild:CHECKPOINTS",
+                (
+                    Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
+                    Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
+                    Option("classes", str, "names of the classes in the file, with commas between them, or a file."),
                 ),
             ),
         ),

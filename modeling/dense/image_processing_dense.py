@@ -223,11 +223,11 @@ class DenseImageProcessor(TorchvisionBackend):
         """(*target) int64: the nearest pixel's label, reduced if asked."""
         what = f"segmentation_maps[{index}]"
         label_map = _decoded_map(given, what, max_pixels)
-        if tuple(label_map.shape) != original:
+        if label_map.shape != original:
             height, width = label_map.shape
             raise ValueError(f"{what}: {width} x {height} pixels, its image has {original[1]} x {original[0]}")
         rows, columns = (_nearest(*edges) for edges in zip(original, target, strict=True))
-        label_map = label_map[rows][:, columns]
+        label_map = torch.from_numpy(label_map[rows[:, None], columns].astype(np.int64))
         if do_reduce_labels:
             ignored = (label_map == 0) | (label_map == ignore_index)
             label_map = torch.where(ignored, ignore_index, label_map - 1)
@@ -293,9 +293,9 @@ def _as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
     return image.contiguous()
 
 
-def _nearest(length: int, target: int) -> torch.Tensor:
+def _nearest(length: int, target: int) -> np.ndarray:
     """(target,) the pixel of an edge of `length` at each pixel's centre, as torch's "nearest-exact"."""
-    return ((torch.arange(target) + 0.5) * (length / target)).floor().long().clamp_max(length - 1)
+    return np.minimum(((np.arange(target) + 0.5) * (length / target)).astype(np.int64), length - 1)
 
 
 def _list_maps(maps, count: int) -> list:
@@ -307,8 +307,8 @@ def _list_maps(maps, count: int) -> list:
     return maps
 
 
-def _decoded_map(given, what: str, max_pixels: int) -> torch.Tensor:
-    """(H, W) int64 of a PIL image (of a palette, its indices), an array or a tensor of whole numbers, or a file."""
+def _decoded_map(given, what: str, max_pixels: int) -> np.ndarray:
+    """(H, W) whole numbers of a PIL image (of a palette, its indices), an array, a tensor, or a file."""
     try:
         if isinstance(given, str):
             with open_regular(given) as file, PIL.Image.open(file) as image:
@@ -318,19 +318,16 @@ def _decoded_map(given, what: str, max_pixels: int) -> torch.Tensor:
                 raise ValueError(f"{given.width} x {given.height} pixels, more than max_pixels={max_pixels}")
             if given.mode not in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"):
                 raise ValueError(f"mode {given.mode}, expected one number a pixel (L, P, I or I;16)")
-            given = np.array(given)
-        values = given if isinstance(given, torch.Tensor) else torch.from_numpy(np.asarray(given).astype(np.int64))
-        if not isinstance(given, torch.Tensor) and np.asarray(given).dtype.kind not in "iub":
-            raise ValueError(f"numbers of type {np.asarray(given).dtype}, expected whole numbers")
-        if values.is_floating_point() or values.is_complex():
+        values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+        if values.dtype.kind not in "iub":
             raise ValueError(f"numbers of type {values.dtype}, expected whole numbers")
-        if values.dim() == 3 and 1 in (values.shape[0], values.shape[-1]):
+        if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
             values = values[0] if values.shape[0] == 1 else values[..., 0]
-        if values.dim() != 2 or not values.numel():
+        if values.ndim != 2 or not values.size:
             raise ValueError(f"shape {list(values.shape)}, expected [height, width]")
     except (ValueError, OSError, TypeError, SyntaxError) as error:
         raise ValueError(f"{what}: {error}") from error
-    return values.to("cpu", torch.int64)
+    return values
 
 
 def _check_own(settings: dict) -> None:

@@ -104,13 +104,15 @@ class PromptableSegmentationMixin:
         """The texts of a call: `class_embeddings` if given, else of `input_ids`, else those of `set_labels`.
 
         Args:
-            class_embeddings: (N, D), or (B, N, D) for each image.
+            class_embeddings: (N, D), or (B, N, D) for each image; or `ClassTexts`, with synonyms.
             input_ids, attention_mask: (N, L); (N, T, L) in T templates; (B, N, T, L) for each image, where a label
                 without any attention is padding. With `text_per_image`, (B, N, L) is for each image, too.
 
         Raises:
             ValueError: no texts at all, ids without a text encoder, or a wrong shape; says what to do.
         """
+        if hasattr(class_embeddings, "merge"):  # exported code may hold this module twice: no isinstance
+            return class_embeddings
         if class_embeddings is not None:
             if class_embeddings.dim() not in (2, 3) or not class_embeddings.numel():
                 raise ValueError(
@@ -150,7 +152,7 @@ class PromptableSegmentationMixin:
         if self.training or torch.is_grad_enabled() or graph:
             return None
         modules = [module for name in self.text_modules for module in self.get_submodule(name).modules()]
-        weights = [p for module in modules for p in module.parameters(recurse=False)]
+        weights = [t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
         if any(p.is_meta or p.grad is not None for p in weights):
             return None
         # The weak reference keeps a storage's address from being given to another one.
@@ -158,7 +160,9 @@ class PromptableSegmentationMixin:
             (StorageWeakRef(p.untyped_storage()), p.storage_offset(), p.dtype, 0 if p.is_inference() else p._version)
             for p in weights
         ]
-        adapters = [(tuple(m.active_adapters), m.disable_adapters) for m in modules if hasattr(m, "active_adapters")]
+        # PEFT's layers; of a model of transformers, `active_adapters` is a method.
+        tuned = [m for m in modules if not callable(getattr(m, "active_adapters", callable))]
+        adapters = [(tuple(m.active_adapters), m.disable_adapters) for m in tuned]
         ids, mask = (
             None if tensor is None else (tuple(tensor.shape), tensor.cpu().numpy().tobytes())
             for tensor in (input_ids, attention_mask)
@@ -356,32 +360,32 @@ class PromptableSegmentationMixin:
         `options` are those of `sliding_window_scores`.
         """
         texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
-        stored = class_embeddings is None and input_ids is None
-        given = {} if stored else {"class_embeddings": texts.embeddings}
         if texts.embeddings.dim() == 2:
-            return sliding_window_scores(
-                lambda windows: self(pixel_values=windows, **given).logits, pixel_values, window, stride, **options
-            )
+            return self._window_logits(pixel_values, texts, window, stride, options)
+        valid = [None] * len(pixel_values) if texts.valid is None else texts.valid
         rows = [
-            self._window_logits_of_one(
-                image, embeddings, None if texts.valid is None else texts.valid[i], window, stride, options
-            )
-            for i, (image, embeddings) in enumerate(zip(pixel_values[:, None], texts.embeddings, strict=True))
+            self._window_logits_of_one(image, embeddings, present, window, stride, options)
+            for image, embeddings, present in zip(pixel_values[:, None], texts.embeddings, valid, strict=True)
         ]
         return torch.cat(rows)
 
-    def _window_logits_of_one(self, image, embeddings, valid, window, stride, options) -> torch.Tensor:
-        """(1, N, H, W) of one image (1, C, H, W) with labels of its own (N, D), of which some may be padding."""
-        present = torch.ones(len(embeddings), dtype=torch.bool) if valid is None else valid.cpu()
-        own = embeddings[present.to(embeddings.device)]
-        found = sliding_window_scores(
-            lambda windows: self(pixel_values=windows, class_embeddings=own).logits, image, window, stride, **options
+    def _window_logits(self, pixel_values, texts: ClassTexts, window, stride, options) -> torch.Tensor:
+        return sliding_window_scores(
+            lambda windows: self(pixel_values=windows, class_embeddings=texts).logits,
+            pixel_values,
+            window,
+            stride,
+            **options,
         )
+
+    def _window_logits_of_one(self, image, embeddings, present, window, stride, options) -> torch.Tensor:
+        """(1, N, H, W) of one image (1, C, H, W) with labels of its own (N, D), `present` (N,) or padding."""
+        if present is None or present.all():
+            return self._window_logits(image, ClassTexts(embeddings), window, stride, options)
+        found = self._window_logits(image, ClassTexts(embeddings[present]), window, stride, options)
         if self.config.background_has_own_channel:
             index = self.config.background_index
-            present = torch.cat([present[:index], torch.ones(1, dtype=torch.bool), present[index:]])
-        if present.all():
-            return found
+            present = torch.cat([present[:index], present.new_ones(1), present[index:]])
         logits = found.new_full((1, len(present), *found.shape[-2:]), torch.finfo(found.dtype).min / 2)
         logits[:, present.to(found.device)] = found
         return logits

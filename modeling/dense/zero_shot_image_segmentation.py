@@ -214,7 +214,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     ) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
         """Names of N labels, their logits (B, N, h, w), and the background's channel (B, h, w) if there is one."""
         config, model = self.model.config, self.model
-        given = {} if texts is None else {"class_embeddings": self._embeddings(texts, templates)}
+        given = {}
+        if texts is not None:
+            counts = tuple(map(len, texts))
+            given["class_embeddings"] = ClassTexts(self._embeddings(texts, templates), counts, config.synonym_rule)
         if sliding_window is None:
             logits = model(pixel_values=pixels, **given).logits
         else:
@@ -225,10 +228,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             background = logits[:, index]
             logits = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
         names = model.labels_with_texts() if texts is None else [synonyms[0] for synonyms in texts]
-        if texts is not None:
-            logits = ClassTexts(given["class_embeddings"], tuple(map(len, texts)), config.synonym_rule).merge(logits)
-            if background_threshold is None and isinstance(config.background, int | float):
-                background_threshold = config.background  # for labels, not for each of their texts
         if background_threshold is not None:
             thresholds = background_thresholds(background_threshold, names)
             _, background = add_background(logits, thresholds, 0, config.background_of)

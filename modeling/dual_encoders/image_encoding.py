@@ -2,8 +2,8 @@
 
 Only the class token of the last layer is pooled, and it depends on the other tokens through their keys and values
 alone. So the last layer's queries, output projection and MLP are computed for the class token only: 11 of 12 of that
-layer's work is dropped. The rest is memory: QuickGELU needs one temporary instead of three, and a few images at a time
-stay in the processor's cache. Without gradient; nothing is recorded.
+layer's work is dropped. The rest is memory: QuickGELU needs one temporary instead of three, and as many images at a
+time as stay in the processor's cache. Without gradient; nothing is recorded.
 
 The reference is the model's own forward (`CLIPFamily.image_features`). Every layer that was replaced or intercepted is
 called as it is, so adapters inside the encoder work; LoRA and quantised weights replace modules that are called here.
@@ -17,8 +17,10 @@ from transformers.activations import QuickGELUActivation
 from .prompt_encoding import is_intercepted, split_heads
 
 
-# Images at a time: the intermediate states of 8 images of ViT-B stay in the cache of one core. Many cores share more.
-IMAGES_OF_FOUR_THREADS = 8
+# Images at a time: 8 of ViT-B, whose widest states stay in the cache of one core; more of a small encoder, until those
+# states take as many bytes, since a matrix product needs some rows to be fast. Many cores share more.
+IMAGES_OF_FOUR_THREADS = 8, 32  # at least, at most
+BYTES_OF_FOUR_THREADS = 5 * 2**20  # 8 images x 50 tokens x 3072 x 4 bytes in ViT-B/32
 
 
 def why_own_forward(family, model: nn.Module, pixel_values: torch.Tensor) -> str | None:
@@ -53,11 +55,19 @@ def encode_images(
 
     `project=False`: before the projection.
     """
-    at_once = IMAGES_OF_FOUR_THREADS * max(1, torch.get_num_threads() // 4)
     vision = model.vision_model
+    at_once = _images_at_once(vision.config, pixel_values) * max(1, torch.get_num_threads() // 4)
     parts = [_encode(family, vision, part, interpolate_pos_encoding) for part in pixel_values.split(at_once)]
     pooled = parts[0] if len(parts) == 1 else torch.cat(parts)
     return model.visual_projection(pooled) if project else pooled
+
+
+def _images_at_once(config, pixel_values: torch.Tensor) -> int:
+    """How many images one core encodes at a time."""
+    height, width = (side // config.patch_size for side in pixel_values.shape[-2:])
+    widest_state = (height * width + 1) * config.intermediate_size * pixel_values.element_size()
+    least, most = IMAGES_OF_FOUR_THREADS
+    return min(max(BYTES_OF_FOUR_THREADS // widest_state, least), most)
 
 
 def _encode(family, vision: nn.Module, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> torch.Tensor:

@@ -23,7 +23,11 @@ from transformers.image_utils import SizeDict
 LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
 LARGEST_NUMBER = 10**12  # of whole numbers that mean something else
 LARGEST_LAYERS = 256
-LARGEST_EDGE = 16_384  # pixels of a processed image
+LARGEST_EDGE = 4096  # pixels of a processed image: 200 MB as floats
+# Which numbers make a size together; of a crop and of padding only the first.
+_SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"longest_edge"})
+_SIZES += ({"max_height", "max_width"}, {"min_pixels", "max_pixels"})
+_SIZE_NAMES = set().union(*_SIZES)
 
 # Field of some encoder -> smallest and largest number.
 RANGES: dict[str, tuple[float, float]] = {
@@ -46,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
+_READ_AT_END = ("clip_text_model", "metaclip_2_text_model")  # a text's feature is that of its end token
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
@@ -114,8 +119,11 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
                 raise ValueError(
                     f"{where}{name}: got {_short(value)} ({type(value).__name__}), expected {wanted}"
                 ) from error
-        if name == "eos_token_id" and value is None and getattr(config_class, "model_type", None) == "clip_text_model":
-            raise ValueError(f"{where}{name}: None, expected the number of the token at whose place a text is read")
+        if name == "eos_token_id" and getattr(config_class, "model_type", None) in _READ_AT_END:
+            if not isinstance(value, int):  # transformers' type allows a list, which these compare with each token
+                raise ValueError(
+                    f"{where}{name}: {_short(value)}, expected the number of the token at whose place a text is read"
+                )
         if config_class is not None and name not in declared and _is_taken(config_class, name):
             raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
     _check_classes(where, values, fewest)
@@ -279,12 +287,24 @@ def check_image_settings(settings: Mapping) -> None:
 
 
 def _check_size(name: str, value: object) -> None:
-    edges = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
+    """transformers takes a number, two, or names: of which only these make sense together."""
     if isinstance(value, SizeDict):
-        edges = [getattr(value, field.name) for field in fields(value)]
-    for edge in edges:
-        if edge is not None and (type(edge) is not int or not 1 <= edge <= LARGEST_EDGE):
-            raise ValueError(f"{name}: {_short(edge)}, expected whole numbers of pixels in 1..{LARGEST_EDGE}")
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    sets = _SIZES if name == "size" else _SIZES[:1]
+    if isinstance(value, Mapping):
+        given = {key: edge for key, edge in value.items() if edge is not None}
+        if set(given) not in sets or not set(value) <= _SIZE_NAMES:
+            wanted = ", or ".join(" and ".join(sorted(names)) for names in sets)
+            raise ValueError(f"{name}: {_short(dict(value))}, expected whole numbers of pixels as {wanted}")
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        given = dict(zip(("height", "width"), value, strict=True))
+    else:
+        given = {name: value}
+    for key, edge in given.items():
+        largest = LARGEST_EDGE**2 if key.endswith("_pixels") else LARGEST_EDGE
+        if type(edge) is not int or not 1 <= edge <= largest:
+            place = "" if key == name else f"{key} "
+            raise ValueError(f"{name}: {place}{_short(edge)}, expected whole numbers of pixels in 1..{largest}")
 
 
 def _is_number(value: object) -> bool:
@@ -317,7 +337,10 @@ def _words(annotation: object) -> str:
 def _short(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return f"a number of {len(hex(value)) - 2} hexadecimal digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits, in a list
+        text = f"a {type(value).__name__} of huge numbers"
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 

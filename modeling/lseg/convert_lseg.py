@@ -118,8 +118,9 @@ def lseg_from_official(
     options = {"vision_heads": vision_heads, "text_heads": text_heads, "hooks": hooks, "readout": readout}
     options |= {"head_block": head_block, "block_depth": block_depth, "block_activation": block_activation}
     config = LSegConfig(**infer_lseg_config(state_dict, **options))
+    weights = convert_lseg_state_dict(state_dict, config)
     model = LSegForSemanticSegmentation(config)
-    model.load_state_dict(convert_lseg_state_dict(state_dict, config))
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -159,7 +160,7 @@ def infer_lseg_config(
         config["vision_config"] = _infer_resnet(weights)
     else:
         config["vision_config"] = _infer_vit(weights, vision_heads)
-        projects = f"{_ENCODER}act_postprocess1.0.project.0.weight" in weights
+        projects = any(".0.project.0." in name for name in weights)
         if projects and readout not in (None, "project"):
             raise ValueError(f"readout: {readout!r}, but the file projects the class token")
         config["readout_type"] = "project" if projects else readout or "ignore"
@@ -207,7 +208,7 @@ def _infer_resnet(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 def _infer_block(weights, kind: str | None, depth: int | None, activation: str | None) -> dict[str, Any]:
     given = {"head_block": kind, "block_depth": depth, "block_activation": activation}
     given = {name: value for name, value in given.items() if value is not None}
-    if _BLOCK + "weight" not in weights:
+    if not any(name.startswith(_BLOCK) for name in weights):
         wrong = [name for name, value in given.items() if value != "none"]
         if wrong:
             raise ValueError(f"{wrong[0]}: {given[wrong[0]]!r}, but the file has no block of spatial regularisation")

@@ -7,6 +7,7 @@ The Vision Transformer, the decoder and the text encoder are transformers' own `
 Paper: "Language-driven Semantic Segmentation", https://arxiv.org/abs/2201.03546.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -46,6 +47,30 @@ class LSegModelOutput(ModelOutput):
     pixel_embeddings: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# Names of transformers' ViTModel -> those of the same layers in its DPTModel.
+_VIT_TO_DPT = {
+    r"^layers\.": "encoder.layer.",
+    r"attention\.q_proj": "attention.attention.query",
+    r"attention\.k_proj": "attention.attention.key",
+    r"attention\.v_proj": "attention.attention.value",
+    r"attention\.o_proj": "attention.output.dense",
+    r"mlp\.fc1": "intermediate.dense",
+    r"mlp\.fc2": "output.dense",
+}
+_VIT_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+_VIT_FIELDS += ("layer_norm_eps", "image_size", "patch_size", "num_channels", "qkv_bias")
+
+
+def _as_dpt(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a `ViTModel` under `DPTModel`'s names."""
+    found = {}
+    for name, tensor in weights.items():
+        for pattern, ours in _VIT_TO_DPT.items():
+            name = re.sub(pattern, ours, name)
+        found[name] = tensor
+    return found
 
 
 def _make_image_encoder(config) -> PreTrainedModel:
@@ -285,6 +310,43 @@ class LSegForSemanticSegmentation(PromptableSegmentationMixin, LSegPreTrainedMod
         self.make_class_embeddings(config.projection_dim)
         self.post_init()
         self._freeze()
+
+    @classmethod
+    def from_encoders(
+        cls, image_encoder: PreTrainedModel, text_encoder: PreTrainedModel, **fields
+    ) -> "LSegForSemanticSegmentation":
+        """A model with copies of trained encoders, in float32, and a new decoder: where a training begins.
+
+        Args:
+            image_encoder: a `ViTModel` (the paper's is "google/vit-large-patch16-384", trained on ImageNet), a
+                `ResNetModel`, a `CLIPVisionModel`, or a `CLIPModel` with one.
+            text_encoder: a `CLIPTextModelWithProjection` or a `CLIPModel`.
+            fields: of [`LSegConfig`].
+
+        Raises:
+            ValueError: an encoder of another kind.
+        """
+        texts = getattr(text_encoder.config, "text_config", text_encoder.config)
+        if texts.model_type != "clip_text_model" or not hasattr(text_encoder, "text_projection"):
+            raise ValueError(
+                f"text_encoder: {type(text_encoder).__name__}, expected a CLIPTextModelWithProjection or a CLIPModel"
+            )
+        images = getattr(image_encoder, "vision_model", image_encoder)
+        kind, weights = images.config.model_type, images.state_dict()
+        if kind == "vit":
+            vision = {name: getattr(images.config, name) for name in _VIT_FIELDS} | {"model_type": "dpt"}
+            weights = _as_dpt({name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")})
+        elif kind in ("resnet", "clip_vision_model"):
+            vision = images.config.to_dict()
+        else:
+            raise ValueError(f"image_encoder: a {kind} model, expected a ViTModel, a ResNetModel or a CLIPVisionModel")
+        width = text_encoder.text_projection.out_features
+        config = LSegConfig(text_config=texts.to_dict(), vision_config=vision, projection_dim=width, **fields)
+        model = cls(config)
+        model.lseg.vision_model.load_state_dict(weights)
+        model.lseg.text_model.load_state_dict(text_encoder.text_model.state_dict())
+        model.lseg.text_projection.load_state_dict(text_encoder.text_projection.state_dict())
+        return model
 
     def _freeze(self):
         self.lseg._freeze()

@@ -533,6 +533,55 @@ class LSegSuite(ModelTesterMixin):
         return inputs
 
 
+class ViLDTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
+
+    common_properties = ["hidden_size"]
+    config_fields = {"hidden_size": 16, "temperature": 0.1, "variant": "text"}
+    maps = [(8, 16, 16), (8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
+
+    def get_config(self):
+        backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+        sizes = {"hidden_size": 12, "head_num_convs": 1, "head_num_layers": 1, "head_hidden_size": 20}
+        sizes |= {"rpn_num_convs": 1, "mask_num_convs": 1, "rpn_post_nms": 6, "max_detections": 5, "temperature": 1.0}
+        return self.config_class(
+            dual_encoder_config={"text_config": TEXT, "vision_config": VISION, "projection_dim": 24},
+            backbone_config=backbone | {"layer_type": "basic"},
+            **sizes,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0], [10.0, 8.0, 50.0, 60.0], [20.0, 1.0, 40.0, 30.0]])
+        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
+        return self.get_config(), inputs | {"proposals": boxes.expand(self.batch_size, -1, -1)} | self.texts()
+
+    def texts(self):
+        return {"class_embeddings": floats_tensor([self.num_labels, 24])}
+
+
+class ViLDSuite(ImageEncoderSuite):
+    _is_composite = True
+    has_attentions = False
+
+    def test_attention_outputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        self.assertIsNone(self.all_model_classes[0](config).eval()(**inputs, output_attentions=True).attentions)
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config)
+        self.assertIs(model.get_input_embeddings(), model.backbone.embedder.embedder.convolution)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True)
+        for tensor in outputs.hidden_states:
+            tensor.retain_grad()
+        outputs.class_logits.sum().backward()
+        for tensor in outputs.hidden_states:
+            self.assertIsNotNone(tensor.grad)
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
@@ -542,6 +591,7 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
+    "vild": [(ViLDTester, ViLDSuite)],
     "groupvit": [
         (GroupViTTester, GroupViTSuite, GroupViTModel),
         (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),

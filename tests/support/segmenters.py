@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny import copy_of, tiny_tokenizer
+from tiny import copy_of
 from toy_segmentation import ToyForSemanticSegmentation, ToySegmentationConfig, toy_model, toy_processor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, AutoProcessor
 
@@ -37,10 +37,29 @@ def tiny_groupvit(seed: int = 0, **options):
     return copy_of(f"groupvit {seed} {options}", build)
 
 
+def tiny_lseg(seed: int = 0, **options):
+    """A random LSegForSemanticSegmentation in eval mode with the embedded tokenizer's vocabulary."""
+    from hf_clip_variants import LSegConfig, LSegForSemanticSegmentation
+
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    vision = text | {"num_hidden_layers": 4, "image_size": 64, "patch_size": 16}
+    text |= {"vocab_size": 4038, "max_position_embeddings": 32, "bos_token_id": 4036, "eos_token_id": 4037}
+
+    def build():
+        torch.manual_seed(seed)
+        sizes = {"fusion_hidden_size": 16, "projection_dim": 24} | options
+        return LSegForSemanticSegmentation(LSegConfig(text_config=text, vision_config=vision, **sizes)).eval()
+
+    return copy_of(f"lseg {seed} {options}", build)
+
+
+# Not by the methods' names, which are in the ids of their own tests: these tests are of what segmenters share.
+SEGMENTERS = {"toy": toy_model, "groups": tiny_groupvit, "decoder": tiny_lseg}
+
+
 def segmenter(kind: str):
-    """(model, processor): "toy" or "groupvit"."""
-    model = toy_model() if kind == "toy" else tiny_groupvit()
-    return model, toy_processor("a {}.")
+    """(model, processor): "toy", "groups" (GroupViT) or "decoder" (LSeg)."""
+    return SEGMENTERS[kind](), toy_processor("a {}.")
 
 
 def save_segmenter(folder: Path, kind: str = "toy", labels=None, background=None, drop_text: bool = False) -> Path:
@@ -56,4 +75,4 @@ def save_segmenter(folder: Path, kind: str = "toy", labels=None, background=None
     return folder
 
 
-__all__ = ["register_toy", "save_segmenter", "segmenter", "tiny_groupvit", "tiny_tokenizer"]
+__all__ = ["SEGMENTERS", "register_toy", "save_segmenter", "segmenter", "tiny_groupvit", "tiny_lseg"]

@@ -38,15 +38,16 @@ class ToySegmentationConfig(PromptableSegmentationFields, PreTrainedConfig):
 
 
 class ToyForSemanticSegmentation(PromptableSegmentationMixin, CheckedLoading, StagedSaving, PreTrainedModel):
-    """Texts: the mean of their tokens' vectors. Pixels: a convolution."""
+    """Texts: the mean of their tokens' vectors, and a matrix. Pixels: a convolution."""
 
     config: ToySegmentationConfig
-    text_modules = ("text.tokens",)
+    text_modules = ("text.tokens", "text.projection")
 
     def __init__(self, config):
         super().__init__(config)
         self.text = nn.Module()
         self.text.tokens = nn.Embedding(config.vocab_size, config.hidden_size) if self.has_text_encoder else None
+        self.text.projection = nn.Linear(config.hidden_size, config.hidden_size) if self.has_text_encoder else None
         self.pixels = nn.Conv2d(3, config.hidden_size, 3, padding=1)
         self.make_class_embeddings(config.hidden_size)
         self.post_init()
@@ -54,13 +55,13 @@ class ToyForSemanticSegmentation(PromptableSegmentationMixin, CheckedLoading, St
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, nn.Embedding | nn.Conv2d):
+        if isinstance(module, nn.Embedding | nn.Conv2d | nn.Linear):
             init.normal_(module.weight)
 
     def get_class_embeddings(self, input_ids, attention_mask=None):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         texts = (self.text.tokens(input_ids) * mask[..., None]).sum(-2) / mask.sum(-1, keepdim=True).clamp_min(1)
-        texts = nn.functional.normalize(texts, dim=-1)
+        texts = nn.functional.normalize(self.text.projection(texts), dim=-1)
         return nn.functional.normalize(texts.mean(1), dim=-1) if texts.dim() == 3 else texts
 
     def forward(

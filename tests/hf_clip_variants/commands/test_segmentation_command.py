@@ -23,12 +23,12 @@ NAMES = ["cat", "sky", "building"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_segmenter(tmp_path_factory.mktemp("models") / "free", "groupvit")
+    return save_segmenter(tmp_path_factory.mktemp("models") / "free", "groups")
 
 
 @pytest.fixture(scope="module")
 def folded(tmp_path_factory):
-    return save_segmenter(tmp_path_factory.mktemp("models") / "folded", "groupvit", NAMES, drop_text=True)
+    return save_segmenter(tmp_path_factory.mktemp("models") / "folded", "groups", NAMES, drop_text=True)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_labels_may_be_renamed_and_reduced():
 
 def test_padding_of_trainer_does_not_count():
     metric = MeanIoU(2, ignore_index=-1)
-    metric.update(torch.tensor([[0, 1, -100]]), torch.tensor([[0, -1, -100]]))
+    metric.update(torch.tensor([[0, 1, -100, 1]]), torch.tensor([[0, -1, -100, -100]]))
     assert metric.counts.sum() == 3 and metric.compute()["overall_accuracy"] == 1
 
 

@@ -51,6 +51,13 @@ def test_explicit_embeddings_come_first_then_ids_then_stored_ones():
     assert logits(model).shape[1] == 3
 
 
+def test_a_call_may_bring_synonyms():
+    model, texts = toy_model(), ["cat", "forest", "red apple"]
+    embeddings = model.embed_texts(texts, toy_processor())
+    found = logits(model, class_embeddings=ClassTexts(embeddings, counts=(2, 1)))
+    assert torch.equal(found, logits(with_labels(["cat;forest", "red apple"])))
+
+
 def test_no_texts_at_all_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match="input_ids: missing.*set_labels"):
         toy_model()(PIXELS)
@@ -112,6 +119,24 @@ def test_texts_kept_by_a_model_do_not_travel_with_its_copy():
     with torch.no_grad():
         again.text.tokens.weight.mul_(-1)
     assert torch.equal(logits(model, **encoded), expected) and not torch.equal(logits(again, **encoded), expected)
+
+
+@torch.no_grad()
+def test_texts_of_the_last_call_follow_an_adapter_that_is_switched_or_merged():
+    from peft import LoraConfig, get_peft_model
+
+    encoded = toy_processor()(text=LABELS, return_tensors="pt")
+    plain = logits(toy_model(), **encoded)
+    adapted = get_peft_model(toy_model(), LoraConfig(target_modules=["projection"], init_lora_weights=False)).eval()
+    expected = logits(adapted, **encoded)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    with adapted.disable_adapter():
+        torch.testing.assert_close(logits(adapted, **encoded), plain)
+    torch.testing.assert_close(logits(adapted, **encoded), expected)
+    adapted.merge_adapter()
+    torch.testing.assert_close(logits(adapted, **encoded), expected)
+    adapted.set_labels(LABELS, toy_processor())
+    torch.testing.assert_close(logits(adapted), expected)
 
 
 # ---- set_labels

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_families import FAMILIES, family_class_names, save_tiny_family
 from torch import nn
+from transformers import CLIPVisionConfig
 
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import VPTConfig
@@ -38,7 +39,7 @@ def taken(monkeypatch):
     return calls
 
 
-def pixels_of(model, count=11):
+def pixels_of(model, count=35):
     """More than one part, of which the last is smaller."""
     size = model.family.image_size(model.config)
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -195,10 +196,25 @@ def test_last_layer_computes_one_token(made, model):
     """Counted, not timed: rows that go through the last layer's MLP."""
     if made[0] not in CLASS_TOKEN_FAMILIES:
         pytest.skip("has no faster way")
-    pixels, rows = pixels_of(model, 9), []
+    pixels, rows = pixels_of(model, 33), []
     layer = model.clip.vision_model.encoder.layers[-1]
     hook = layer.mlp.fc2.register_forward_pre_hook(lambda m, i: rows.append(i[0].shape[:2]))
     with torch.no_grad():
         model.pooled_image_features(pixels)
     hook.remove()
-    assert rows == [(8, 1), (1, 1)]
+    assert rows == [(32, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "patch, side, width, dtype, at_once",
+    [
+        (32, 224, 3072, torch.float32, 8),  # ViT-B/32
+        (16, 224, 3072, torch.float32, 8),  # ViT-B/16
+        (32, 224, 3072, torch.bfloat16, 17),
+        (8, 64, 768, torch.float32, 26),  # the embedded model
+        (8, 24, 64, torch.float32, 32),
+    ],
+)
+def test_small_encoders_take_more_images_at_once(patch, side, width, dtype, at_once):
+    config = CLIPVisionConfig(patch_size=patch, intermediate_size=width)
+    assert image_encoding._images_at_once(config, torch.empty(1, 3, side, side, dtype=dtype)) == at_once
