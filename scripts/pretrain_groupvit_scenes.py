@@ -396,9 +396,12 @@ def table(part: str, runs: dict[str, dict], command: str) -> str:
         by_variant.setdefault(run["variant"], []).append(run)
     lines = [f"| {part} | seeds | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (2 + len(COLUMNS))]
     for variant in VARIANTS:
-        if found := by_variant.get(variant):
-            cells = [cell(found, path) for path in COLUMNS.values()]
-            lines.append(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
+        found = by_variant.get(variant, [])
+        before = [{"figures": run["figures"]["before"]} for run in found if "before" in run["figures"]]
+        for name, rows in ((f"{variant}, before", before), (variant, found)):
+            if rows:
+                cells = [cell(rows, path) for path in COLUMNS.values()]
+                lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
     head = f"Written by `{command}`. Percent, mean ± standard deviation over seeds. Rows and columns: see the script."
     return head + "\n\n" + "\n".join(lines) + "\n"
 
