@@ -243,8 +243,10 @@ def patch_scores(model: GroupViTModel, images: torch.Tensor, classes: torch.Tens
         tokens = model._run_image_encoder(images).last_hidden_state
     else:
         layers = model.config.vision_config.depths[0]
-        states = model.vision_model(images, output_hidden_states=True).hidden_states
-        tokens = model.vision_model.layernorm(states[layers][:, : grid[0] * grid[1]])
+        tokens = model.vision_model.embeddings(images)
+        if layers:
+            tokens = model.vision_model(images, output_hidden_states=True).hidden_states[layers]
+        tokens = model.vision_model.layernorm(tokens[:, : grid[0] * grid[1]])
     embeddings = F.normalize(model.visual_projection(tokens), dim=-1)
     scores = (model.scale() * embeddings @ classes.T).softmax(-1)
     return resize_group_maps(scores.transpose(1, 2).unflatten(-1, grid), tuple(images.shape[-2:]))
@@ -394,9 +396,12 @@ def table(part: str, runs: dict[str, dict], command: str) -> str:
         by_variant.setdefault(run["variant"], []).append(run)
     lines = [f"| {part} | seeds | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (2 + len(COLUMNS))]
     for variant in VARIANTS:
-        if found := by_variant.get(variant):
-            cells = [cell(found, path) for path in COLUMNS.values()]
-            lines.append(f"| {variant} | {len(found)} | " + " | ".join(cells) + " |")
+        found = by_variant.get(variant, [])
+        before = [{"figures": run["figures"]["before"]} for run in found if "before" in run["figures"]]
+        for name, rows in ((f"{variant}, before", before), (variant, found)):
+            if rows:
+                cells = [cell(rows, path) for path in COLUMNS.values()]
+                lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
     head = f"Written by `{command}`. Percent, mean ± standard deviation over seeds. Rows and columns: see the script."
     return head + "\n\n" + "\n".join(lines) + "\n"
 

@@ -78,13 +78,16 @@ def class_embeddings(
 ) -> torch.Tensor:
     """(C, D) unit-norm embeddings of classes: those of a `CLIPClassifier` of the same weights.
 
-    Prompts, tokens and ensemble are those of the classifier; the encoder is the model's own `get_text_features`. The
-    classifier itself cannot be used here: SLIP and AudioCLIP have no family, and FSDP gathers sharded weights only for
-    registered methods.
+    Prompts, tokens and ensemble are those of the classifier (but a model with `normalises_before_the_mean = False`
+    averages features as they are); the encoder is the model's own `get_text_features`. The classifier itself cannot be
+    used here: SLIP and AudioCLIP have no family, and FSDP gathers sharded weights only for registered methods.
     """
     tokens = tokenize_prompts(processor, class_names, templates, batch_size)
     features = torch.cat([text_features(model, batch) for batch in tokens])
-    return unit_norm(ensemble_prompts(features, prompt_counts(class_names, resolve_templates(templates, class_names))))
+    counts = prompt_counts(class_names, resolve_templates(templates, class_names))
+    if not getattr(model, "normalises_before_the_mean", True):
+        return unit_norm(torch.stack([of_class.mean(dim=0) for of_class in features.split(list(counts))]))
+    return unit_norm(ensemble_prompts(features, counts))
 
 
 @torch.no_grad()

@@ -335,6 +335,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
     """
 
     needs_text_encoder = True
+    normalises_before_the_mean = False  # a class in several templates is the mean of features, not of embeddings
     feature_modules = ("text_model", "vision_model")  # what `features_only` needs, for GradCache
 
     def __init__(self, config: GroupViTConfig):

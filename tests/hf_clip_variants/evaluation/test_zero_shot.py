@@ -75,6 +75,19 @@ def test_models_without_a_classifier_are_evaluated_too(kind):
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=1e-6)
 
 
+def test_groupvit_averages_templates_before_normalising():
+    model = CASES["groupvit"].make().eval()
+    processor = type("Words", (), {"tokenizer": tiny_tokenizer()})
+    with torch.no_grad():
+        found = class_embeddings(model, processor, ["cat", "dog"], ["{}", "a {}"])
+        tokens = tiny_tokenizer()(["cat", "a cat", "dog", "a dog"], padding=True, return_tensors="pt")
+        features = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+    expected = torch.nn.functional.normalize(features.view(2, 2, -1).mean(1), dim=-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    other = torch.nn.functional.normalize(features, dim=-1).view(2, 2, -1).mean(1)
+    assert not torch.allclose(found, torch.nn.functional.normalize(other, dim=-1), atol=1e-4)
+
+
 def test_processes_count_every_image_once(images, model, processor):
     """38 images on three processes: the last of two comes again and is not counted."""
     whole = zero_shot_accuracy(model, processor, images, "icons")

@@ -10,6 +10,7 @@ from groupvit_runs import (
     groupvit_config,
     groupvit_model,
     segmentation_model,
+    segmentation_processor,
     upstream_model,
     without_drop_path,
 )
@@ -388,3 +389,27 @@ def test_defaults_are_the_published_model():
         model = GroupViTModel(config)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 55.7
     assert groupvit_config().vision_config.num_groups == 4
+
+
+def test_zero_shot_classification_runs_from_a_folder(tmp_path, model):
+    """Images of any shape: the processor keeps it, and positions are resized."""
+    from PIL import Image
+    from transformers import pipeline
+
+    model.save_pretrained(tmp_path)
+    segmentation_processor().save_pretrained(tmp_path)
+    classify = pipeline("zero-shot-image-classification", str(tmp_path))
+    found = classify(Image.effect_noise((70, 41), 80).convert("RGB"), candidate_labels=["cat", "sky", "taco"])
+    assert {one["label"] for one in found} == {"cat", "sky", "taco"}
+    assert sum(one["score"] for one in found) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_lora_leaves_the_assignment_to_groups_alone():
+    from peft import LoraConfig, get_peft_model
+
+    names = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    tuned = get_peft_model(groupvit_model(), LoraConfig(target_modules=names, exclude_modules=r".*\.assign\..*"))
+    adapted = {name.split(".lora_")[0] for name, _ in tuned.named_parameters() if ".lora_" in name}
+    assert any("pre_assign_attn" in name for name in adapted) and any("text_model" in name for name in adapted)
+    assert not any(".assign." in name for name in adapted)
+    tuned.train()(**groupvit_batch(4), return_loss=True).loss.backward()
