@@ -243,8 +243,10 @@ def patch_scores(model: GroupViTModel, images: torch.Tensor, classes: torch.Tens
         tokens = model._run_image_encoder(images).last_hidden_state
     else:
         layers = model.config.vision_config.depths[0]
-        states = model.vision_model(images, output_hidden_states=True).hidden_states
-        tokens = model.vision_model.layernorm(states[layers][:, : grid[0] * grid[1]])
+        tokens = model.vision_model.embeddings(images)
+        if layers:
+            tokens = model.vision_model(images, output_hidden_states=True).hidden_states[layers]
+        tokens = model.vision_model.layernorm(tokens[:, : grid[0] * grid[1]])
     embeddings = F.normalize(model.visual_projection(tokens), dim=-1)
     scores = (model.scale() * embeddings @ classes.T).softmax(-1)
     return resize_group_maps(scores.transpose(1, 2).unflatten(-1, grid), tuple(images.shape[-2:]))
