@@ -61,8 +61,11 @@ def find_segments(
     best = total = label = None
     for first in range(0, count, chunk):
         scores = _resized(logits[first : first + chunk], (height, width))
-        value, place = scores.max(dim=0)
-        place = place.to(torch.int32) + first
+        if len(scores) == 1:
+            value, place = scores[0], torch.full((height, width), first, dtype=torch.int32, device=scores.device)
+        else:
+            value, place = scores.max(dim=0)
+            place = place.to(torch.int32) + first
         part = None if are_probabilities else scores.logsumexp(dim=0)
         if best is None:
             best, label, total = value, place, part
@@ -73,10 +76,13 @@ def find_segments(
     probability = best if are_probabilities else (best - total).exp_()
     if background is not None:
         label = torch.where(_resized(background[None], (height, width))[0] > best, NO_LABEL, label)
-    flat, inside = label.flatten().long(), (label != NO_LABEL).flatten()
-    areas = torch.bincount(flat[inside], minlength=count)
-    sums = torch.zeros(count, dtype=torch.float64, device="cpu")
-    sums.index_add_(0, flat[inside].cpu(), probability.flatten()[inside].double().cpu())
+    areas = torch.zeros(count, dtype=torch.int64, device=label.device)
+    sums = torch.zeros(count, dtype=torch.float64)
+    for rows in torch.arange(height).split(max(1, _PIXELS_AT_ONCE // 8 // width)):  # indices take 8 bytes each
+        part, inside = label[rows[0] : rows[-1] + 1], label[rows[0] : rows[-1] + 1] != NO_LABEL
+        numbers, values = part[inside].long(), probability[rows[0] : rows[-1] + 1][inside]
+        areas += torch.bincount(numbers, minlength=count)
+        sums.index_add_(0, numbers.cpu(), values.double().cpu())
     scores = (sums / areas.cpu().clamp_min(1)).float()
     return Segments(label, areas, scores.to(areas.device))
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_clip_variants.modeling.dense import segments
 from hf_clip_variants.modeling.dense.background import add_background
 from hf_clip_variants.modeling.dense.label_maps import post_process_semantic_segmentation
 from hf_clip_variants.modeling.dense.outputs_dense import PromptableSegmentationOutput
@@ -32,6 +33,15 @@ def test_chunks_of_any_size_give_the_plain_result(labels, side, size, chunk):
         expected = plain(logits, size, background)
         assert torch.equal(found.label_map.long(), expected[0]) and torch.equal(found.areas, expected[1])
         torch.testing.assert_close(found.scores, expected[2], atol=1e-6, rtol=1e-5)
+
+
+def test_large_images_are_counted_in_parts(monkeypatch):
+    logits = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
+    expected = find_segments(logits, (40, 30))
+    monkeypatch.setattr(segments, "_PIXELS_AT_ONCE", 8 * 30 * 7)  # seven rows at once, one label at a time
+    found = find_segments(logits, (40, 30))
+    assert torch.equal(found.label_map, expected.label_map) and torch.equal(found.areas, expected.areas)
+    torch.testing.assert_close(found.scores, expected.scores)
 
 
 def test_labels_are_those_of_the_post_processing():
