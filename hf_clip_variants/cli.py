@@ -29,7 +29,7 @@ COMMANDS = {
     "evaluate": "Measure a model or an adapter on labelled images.",
     "linear-probe": "Measure image features with a linear classifier.",
     "knn": "Measure image features with nearest neighbours.",
-    "predict": "Classify files and folders; CSV or JSON lines.",
+    "predict": "Classify or segment files and folders; CSV or JSON lines.",
     "convert": "Turn an official checkpoint into a folder to load.",
     "push": "Put an adapter or a model on the Hub, with its results.",
     "export": "Write a model folder that loads without this package.",
@@ -52,6 +52,10 @@ _OPTION_OF = {
     "cache_dir": "cache",
     "method": "methods",
     "max_iter": "max_iterations",
+    "candidate_labels": "labels",
+    "hypothesis_template": "templates",
+    "background_threshold": "background",
+    "sliding_window": "window",
 }
 
 

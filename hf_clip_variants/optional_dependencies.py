@@ -11,9 +11,12 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "onnxscript": "onnx",
     "openvino": "openvino",
     "pillow_heif": "heic",
+    "pycocotools": "detection",
     "sklearn": "probe",
     "soundfile": "audio",
     "soxr": "audio",
+    "supervision": "supervision",
+    "textblob": "nouns",
 }
 
 

@@ -11,7 +11,8 @@ in one of five ways:
 right            the answer was checked against another way to get it, or is at least finite
 refused clearly  ValueError or OSError, in a sentence that names the argument, field or file that was attacked
 raw exception    any other exception, a message without that name, or a process that died
-hang             more than 10 s, twice, or more than 1 GB of new memory
+hang             more than 10 s, twice, not counting the time in which other programs had the processor, or more than
+                 1 GB of new memory
 wrong silently   an answer that is not right, or bad input that was accepted
 
 Cases run in processes that are watched, so that one that hangs or dies costs that case alone.
@@ -47,7 +48,7 @@ from pathlib import Path
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"
 sys.path.insert(0, str(SUPPORT))
 
-from attack_cases import GOOD, OUTCOMES, Case, attempt  # noqa: E402
+from attack_cases import GOOD, OUTCOMES, Case, attempt, waited_for_processor  # noqa: E402
 
 
 CASES_A_BATCH = 60
@@ -84,6 +85,16 @@ def _memory(pid: int | str, field_name: str) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(field_name)).split()[1])
     return 0
+
+
+def _children(session: int) -> list[str]:
+    """The other processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(stat.parent.name)
+    return [pid for pid in found if pid != str(session)]
 
 
 def _work(kind: str, seed: int, folder: Path, first: int, pipe: int) -> None:
@@ -126,7 +137,7 @@ class Batch:
         for path in self.folder.iterdir():  # the generator makes its files anew
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.running: tuple[int, str] | None = None
-        self.case_started, self.memory, self._rest = time.monotonic(), 0, b""
+        self.case_started, self.waited, self.memory, self._rest = time.monotonic(), 0.0, 0, b""
         self.pipe, writing = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -165,6 +176,7 @@ class Batch:
         for what, index, name, *outcome in map(json.loads, lines):
             if what == "start":
                 self.running, self.case_started = (index, name), time.monotonic()
+                self.waited = waited_for_processor(self.pid)
                 self.memory = _memory(self.pid, "VmRSS")
             else:
                 self.running = None
@@ -199,10 +211,15 @@ class Batch:
             found = self._found("hang", f"more than {BYTES >> 20} MB of new memory")
             self._go_on_after()
             return [found]
-        if time.monotonic() - self.case_started <= SECONDS:
+        seconds = time.monotonic() - self.case_started
+        if seconds > SECONDS:
+            seconds -= max(
+                waited_for_processor(self.pid) - self.waited, *map(waited_for_processor, _children(self.pid)), 0.0
+            )
+        if seconds <= SECONDS:
             return []
         index = self.running[0]
-        if self.tried_again != index:  # other programs may have had the processor
+        if self.tried_again != index:  # it may have waited for the disk
             self.tried_again = index
             self._stop()
             self._start(index)

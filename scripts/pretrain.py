@@ -1,4 +1,4 @@
-"""Contrastive pre-training of CLIP (ViT or ResNet), SLIP and AudioCLIP, on one CPU or many GPUs.
+"""Contrastive pre-training of CLIP (ViT or ResNet), SLIP, AudioCLIP and GroupViT, on one CPU or many GPUs.
 
 From scratch or from a checkpoint:
 

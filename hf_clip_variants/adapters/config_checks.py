@@ -13,30 +13,32 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 
 LARGEST_NUMBER = 10**9  # of whole numbers without a range of their own
+LARGEST_TEXT = 100_000  # characters of a class name, a template, a path
 _TEXT_OF_TYPE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
 
 
 def check_fields(config: Any) -> None:
     """Raises ValueError that names the field unless every field of a dataclass has a value of its type, finite, and in
-    the range of its metadata (`{"range": (smallest, largest)}`).
+    the range of its metadata (`{"range": (smallest, largest)}`, of each number in a list).
 
-    NumPy's and torch's numbers become Python's, tuples and sets lists.
+    NumPy's and torch's numbers become Python's, whole numbers floats where floats are wanted, tuples and sets lists.
     """
     hints = _hints(type(config))
     for one in fields(config):
         if one.name not in hints:
             continue
-        value = _plain(getattr(config, one.name))
-        wanted = hints[one.name]
+        given = getattr(config, one.name)
+        value, wanted = _plain(given), hints[one.name]
         if isinstance(value, str) and any(get_origin(kind) is list for kind in _kinds(wanted)):
             raise ValueError(f"{one.name}: {_short(value)} is one string, expected {_words(wanted)}")
         if not _fits(value, wanted):
             raise ValueError(f"{one.name}: {_short(value)} is a {type(value).__name__}, expected {_words(wanted)}")
-        if not _finite(value):
-            raise ValueError(f"{one.name}: {_short(value)}, expected finite numbers")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_range(one.name, value, one.metadata.get("range", (-LARGEST_NUMBER, LARGEST_NUMBER)))
-        if value is not getattr(config, one.name):
+        if get_origin(wanted) is Literal and value not in get_args(wanted):
+            raise ValueError(f"{one.name}: {_short(value)}, expected {_words(wanted)}")
+        _check_limits(one.name, value, one.metadata.get("range", (-LARGEST_NUMBER, LARGEST_NUMBER)))
+        if type(value) is int and float in _kinds(wanted) and int not in _kinds(wanted):
+            value = float(value)
+        if value is not given:
             setattr(config, one.name, value)
 
 
@@ -60,7 +62,21 @@ def shown_fields(config: Any) -> str:
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
-def _check_range(name: str, value: float, limits: tuple[float, float]) -> None:
+def _check_limits(name: str, value: Any, limits: tuple[float, float]) -> None:
+    """ValueError for numbers that are not finite or not in `limits`, and for texts longer than any real one."""
+    if isinstance(value, str):
+        if len(value) > LARGEST_TEXT:
+            raise ValueError(f"{name}: {_short(value)}, {len(value):,} characters; want {LARGEST_TEXT:,} at most")
+        return
+    if isinstance(value, Mapping | list):
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for one in inner:
+            _check_limits(name, one, limits)
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: {value}, expected finite numbers")
     low, high = limits
     if low <= value <= high:
         return
@@ -81,12 +97,18 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    if isinstance(value, tuple):
-        return list(value)
+    """Numbers of NumPy and torch as Python's, tuples and sets as lists, at any depth; else the value itself."""
     if type(value).__module__.partition(".")[0] in ("numpy", "torch") and getattr(value, "ndim", None) == 0:
         return value.item()
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=str)
+    if isinstance(value, list | tuple):
+        plain = [_plain(one) for one in value]
+        same = isinstance(value, list) and all(a is b for a, b in zip(plain, value, strict=True))
+        return value if same else plain
+    if type(value) is dict:
+        plain = {_plain(key): _plain(one) for key, one in value.items()}
+        return plain if any(plain.get(key) is not one for key, one in value.items()) else value
     return value
 
 
@@ -96,7 +118,7 @@ def _fits(value: Any, wanted: Any) -> bool:
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
-    if origin is Literal:  # which of them, the method says itself
+    if origin is Literal:  # which of them, comes later
         return any(type(value) is type(one) for one in inner)
     if origin is list:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
@@ -109,13 +131,6 @@ def _fits(value: Any, wanted: Any) -> bool:
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or wanted)
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return all(map(_finite, inner))
 
 
 def _words(wanted: Any) -> str:
@@ -134,7 +149,10 @@ def _words(wanted: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return "a number of more than 30 digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits, in a list
+        text = f"a {type(value).__name__} of huge numbers"
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 

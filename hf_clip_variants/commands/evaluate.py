@@ -1,7 +1,7 @@
 """`hf-clip-variants evaluate`: accuracy on labelled images."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ from .predict import UNREADABLE
 
 
 SHOWN_CLASSES = 10
+SEGMENTATION = "Segmentation"  # panel of --help
 
 
 def evaluate(
@@ -72,16 +73,76 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="SPLIT",
-            help="Several labels: first fit probabilities and thresholds to this split, or to a source of its own.",
+            help="Several labels: first fit probabilities and thresholds to this split, or to a source of its own. "
+            "Segmentation: thresholds of the background.",
             rich_help_panel=MODEL,
         ),
     ] = None,
     save: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="Several labels: save what was calibrated, for predict.", rich_help_panel=RUNNING
+            metavar="FOLDER", help="With --calibrate: save what was calibrated, for predict.", rich_help_panel=RUNNING
         ),
     ] = None,
+    task: Annotated[
+        Literal["classification", "segmentation"],
+        typer.Option(
+            metavar="NAME",
+            help="segmentation: images with label maps (a folder with images/ and annotations/, Parquet, a Hub data "
+            "set), and mean IoU.",
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = "classification",
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="Also what limits a model that groups pixels: the groups or their names.",
+            rich_help_panel=SEGMENTATION,
+            **FLAG,
+        ),
+    ] = False,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|TEXT",
+            help="What is none of the classes: a threshold, or a text that is one more of them.",
+            show_default="the model's",
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Side of windows that the resized image is cut into.",
+            show_default="the whole image",
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="From one window to the next.",
+            show_default="two thirds of the window",
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = None,
+    scales: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Factors of the image's size whose scores are averaged, such as 0.75,1,1.5.",
+            rich_help_panel=SEGMENTATION,
+        ),
+    ] = "1",
+    flip: Annotated[
+        bool,
+        typer.Option("--flip", help="Add the mirrored image's scores.", rich_help_panel=SEGMENTATION, **FLAG),
+    ] = False,
     batch_size: options.BatchSize = 64,
     precision: options.Precision = "float32",
     device: options.Device = None,
@@ -95,7 +156,7 @@ def evaluate(
       hf-clip-variants evaluate --data pets/ --model run/base --split test
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
-    Where images have several labels, it prints mAP and F1.
+    Where images have several labels, it prints mAP and F1. With --task segmentation, mean IoU.
 
     \b
     [bold]More examples[/bold]
@@ -103,12 +164,43 @@ def evaluate(
       hf-clip-variants evaluate --data more.csv --model run/base --common-classes
       hf-clip-variants evaluate --data photos/ --model run/base --multi-label \\
         --calibrate train --save tagger
+      hf-clip-variants evaluate --task segmentation --data scenes/ --model groups \\
+        --background 0.9 --oracle
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)
     check_templates(templates)
     check_device(device)
+    if calibrate is None and save is not None:
+        raise ValueError(f"--save: got {save} without --calibrate; want both")
+    segmentation = {
+        "--oracle": oracle,
+        "--background": background,
+        "--window": window,
+        "--stride": stride,
+        "--scales": None if scales == "1" else scales,
+        "--flip": flip,
+    }
+    if task == "segmentation":
+        others = {"--adapter": adapter, "--base": base, "--multi-label": multi_label}
+        others |= {"--common-classes": common_classes, "--precision": None if precision == "float32" else precision}
+        _refuse(others, "is not for --task segmentation")
+        windows = {"window": window, "stride": stride, "scales": _factors(scales), "flip": flip}
+        if len(data) > 1:
+            raise ValueError(f"--data: got {len(data)} sources; want one for --task segmentation")
+        if model is None:
+            raise ValueError("--model: missing; want a model that segments")
+        prepare_libraries(watched=not json)
+        use_all_cores()
+        from .segmentation_quality import evaluate_segmentation
+
+        loading = {"model": model, "labels": options.classes_to_choose_from(classes), "templates": templates}
+        loading |= {"background": _number_or_text(background), "device": device}
+        reading = options.reading(image_column, label_column, class_names)
+        evaluate_segmentation(data[0], split, reading, loading, windows, oracle, calibrate, save, json)
+        return
+    _refuse(segmentation, "is for --task segmentation")
     prepare_libraries(watched=not json)
     use_all_cores()
     from ..data.images.class_labels import UnnamedLabels
@@ -133,8 +225,6 @@ def evaluate(
         "device": device,
         "base": base,
     }
-    if calibrate is None and save is not None:
-        raise ValueError(f"--save: got {save} without --calibrate; want both")
     several = multi_label or calibrate is not None or was_made_for_several_labels(model, adapter)
     images = loaded = None
     try:
@@ -185,6 +275,30 @@ def evaluate(
     else:
         print_accuracy(result)
     report_unreadable(images.skipped)
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    for option, value in given.items():
+        if value:
+            raise ValueError(f"{option}: {why}" if value is True else f"{option}: got {value}; it {why}")
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    """`--scales`: "0.75,1" -> (0.75, 1.0)."""
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < factor < 100 for factor in found):
+        raise ValueError(f"--scales: got {text!r}; want factors above 0 with commas, such as 0.75,1,1.5")
+    return found
+
+
+def _number_or_text(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:

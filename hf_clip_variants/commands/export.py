@@ -9,6 +9,7 @@ from . import options
 from .arguments import check_model, check_templates
 from .options import FLAG
 from .output import JsonOption, machine_output, prepare_libraries, say
+from .segmentation_export import export_segmenter, segments
 
 
 CHECKED = 256  # images that answers are compared on, at most
@@ -20,12 +21,19 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A classifier, or any CLIP: folder or Hub id. For a graph also an adapter, or what adapt wrote.",
+            help="A classifier, a segmenter, or any CLIP: folder or Hub id. For a graph also an adapter, or what "
+            "adapt wrote.",
         ),
     ],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to write.")],
     classes: Annotated[
         str | None, typer.Option(metavar="LIST", help="Classes, with commas.", show_default="the model's own")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|LIST", help=f"Of a model that segments: {options.NAMES}.", show_default="the model's own"
+        ),
     ] = None,
     license: options.License = None,
     templates: options.Templates = None,
@@ -67,7 +75,8 @@ def export(
 
     A graph takes pixels and gives logits, of a model, an adapter or what a run folder recommends. Its folder has a
     short program that needs the runtime, NumPy and Pillow alone. It is compared with PyTorch, and the difference is
-    printed: logits that differ by more than 0.0001 of the largest are an error, except with --int8.
+    printed: logits that differ by more than 0.0001 of the largest are an error, except with --int8. The graph of a
+    segmenter takes images of any size, where its layers allow it.
 
     \b
     [bold]More examples[/bold]
@@ -75,6 +84,7 @@ def export(
         --classes "cat, dog, fox" --templates general
       hf-clip-variants export run graph --onnx
       hf-clip-variants export run small-graph --onnx --int8 --images photos/
+      hf-clip-variants export groupvit street --onnx --labels "car, sky, road"
       hf-clip-variants push animals me/animals
     """
     check_model("MODEL", model)
@@ -84,6 +94,21 @@ def export(
     if graph is None and base is not None:
         raise ValueError(f"--base: got {base} without --onnx or --openvino; adapters are exported as graphs only")
     prepare_libraries(watched=not json)
+    if segments(model):
+        for option, value in (("--classes", classes), ("--base", base)):
+            if value is not None:
+                raise ValueError(f"{option}: got it for a model that segments; want --labels")
+        with machine_output() as emit:
+            options_of_graph = {"graph": graph, "int8": int8, "images": images, "license": license}
+            emit_json = emit if json else None
+            written = export_segmenter(
+                model, folder, labels=labels, templates=templates, emit=emit_json, **options_of_graph
+            )
+        if not json:
+            typer.echo(written)
+        return
+    if labels is not None:
+        raise ValueError("--labels: got it for a model that classifies; want --classes")
     from ..evaluation.prediction import load_for_prediction
 
     with machine_output() as emit:

@@ -11,6 +11,7 @@ from .arguments import DEVICES, words
 
 # Groups of options in help pages; what stands in none is the first thing to know.
 DATA, MODEL, TRAINING, RUNNING = "Data", "Model", "Training", "Running and output"
+SEGMENTATION = "Segmentation"
 
 # Names that accelerate knows; "all" is those that are installed.
 TRACKERS = ("all", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
@@ -145,6 +146,44 @@ CommonClasses = Annotated[
         help="Keep only the classes that both sides have, instead of an error.",
         rich_help_panel=DATA,
         **FLAG,
+    ),
+]
+SegmentationLabels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE|LIST",
+        help=f"What to look for: {NAMES}. 'house;home' is one label with two texts.",
+        show_default="the model's",
+        rich_help_panel=SEGMENTATION,
+    ),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P|JSON",
+        help="Pixels whose best label has a lower score have none; a number, or one for each label.",
+        show_default="the model's",
+        rich_help_panel=SEGMENTATION,
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Run the model on windows of this side, instead of the whole image.",
+        show_default=False,
+        rich_help_panel=SEGMENTATION,
+    ),
+]
+Masks = Annotated[
+    Literal["polygons", "rle", "compressed_rle"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="How annotations.json holds masks: polygons, rle or compressed_rle.",
+        show_default="polygons",
+        rich_help_panel=SEGMENTATION,
     ),
 ]
 Profile = Annotated[

@@ -13,9 +13,11 @@ from . import options
 from .arguments import check_device, check_model, check_templates
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
+from .segmentation import SEGMENTATION, chosen_task, is_model_folder, segment_files
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
+BATCH = 32  # images in one pass
 UNREADABLE = 1  # exit code when an image could not be read
 
 
@@ -24,7 +26,8 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[RUN] IMAGES",
-            help="What adapt wrote, then files and folders. Without any, paths come from standard input, a line each.",
+            help="What adapt wrote or a model, then files and folders. Without any, paths come from standard input, a "
+            "line each.",
             show_default=False,
         ),
     ] = None,
@@ -42,6 +45,11 @@ def predict(
     classes: options.Classes = None,
     templates: options.Templates = None,
     base: options.Base = None,
+    task: Annotated[
+        Literal["classification", "segmentation"] | None,
+        typer.Option(metavar="NAME", help="classification or segmentation.", show_default="by the model"),
+    ] = None,
+    labels: options.SegmentationLabels = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -54,7 +62,7 @@ def predict(
             min=0,
             max=1,
             metavar="P",
-            help=f"Below this probability, the label is '{NONE_OF_THESE}'.",
+            help=f"Below this probability, the label is '{NONE_OF_THESE}', and a segment is left out.",
             show_default=False,
         ),
     ] = None,
@@ -77,17 +85,32 @@ def predict(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write here, once all is done, instead of printing: .csv, .jsonl.",
+            help="Write here, once all is done, instead of printing: .csv, .jsonl. For segmentation a folder of "
+            "pictures, 'segments' by default.",
+            show_default=False,
             rich_help_panel=RUNNING,
         ),
     ] = None,
-    batch_size: options.BatchSize = 32,
+    background: options.Background = None,
+    window: options.Window = None,
+    masks: options.Masks = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Images in one pass of the model.",
+            show_default="32; 4 for segmentation",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
     precision: options.Precision = "float32",
     device: options.Device = None,
     json: JsonOption = False,
 ) -> None:
     """
-    Classify images: one line per image with its path, the best class and its score.
+    Classify images: one line per image with its path, the best class and its score. Or segment them: a line per
+    label that is there, pictures with a legend, label maps and masks.
 
     \b
     [bold]Example[/bold]
@@ -102,6 +125,9 @@ def predict(
 
     In csv, text that begins as a formula gets an apostrophe in front, which evaluate takes away again.
 
+    Segmentation writes a folder: overlays/, label_maps/ (PNG; 0: no label, 1: the first one) and annotations.json,
+    which is COCO's. A line has a label's score and its share of the image.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -111,10 +137,14 @@ def predict(
         --classes "cat, dog, fox" --top 3
       hf-clip-variants predict photos/ --adapter run/adapters/coop/4-shot/seed-1
       hf-clip-variants predict run photos/ --reject --out all.csv
+      hf-clip-variants predict street.jpg --task segmentation --model groupvit \\
+        --labels "car, sky, building;house"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
         run, inputs = inputs[0], inputs[1:]
+    elif run is model is adapter is None and inputs and (task == SEGMENTATION or is_model_folder(inputs[0])):
+        model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)
     check_templates(templates)
@@ -126,6 +156,25 @@ def predict(
         raise ValueError(f"--reject: got it beside --threshold {threshold}; want one of them")
     if not inputs and sys.stdin.isatty():
         raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
+    others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
+    others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
+    ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}
+    if chosen_task(task, model, others, ours) == SEGMENTATION:
+        broken, done = segment_files(
+            inputs or _lines(),
+            model,
+            labels,
+            templates,
+            background=background,
+            window=window,
+            masks=masks or "polygons",
+            threshold=threshold or 0.0,
+            out=out,
+            batch_size=batch_size,
+            device=device,
+            as_json=json or format == "json",
+        )
+        return _exit(broken, done)
     if out is not None and os.path.isdir(out):
         raise IsADirectoryError(f"--out: {out} is a folder; want a file")
     prepare_libraries(watched=not json)
@@ -143,7 +192,7 @@ def predict(
     threshold = _threshold(loaded, threshold, reject)
     with _opened(out) as stream, machine_output(stream) as emit, _counting(out, inputs, paths) as advance:
         write = emit if as_json else _csv_writer(stream, 1 if several else min(top, len(loaded.class_names)))
-        for prediction in classify(loaded, paths, top, batch_size):
+        for prediction in classify(loaded, paths, top, batch_size or BATCH):
             done += 1
             advance(done)
             if prediction.error is not None:
@@ -162,6 +211,10 @@ def predict(
             write(row | ({"top": best} if top > 1 else {}))
         if not done:
             raise ValueError(f"IMAGES: no image files in {', '.join(inputs or ['standard input'])}")
+    _exit(broken, done)
+
+
+def _exit(broken: int, done: int) -> None:
     if broken:
         say(f"{broken} of {done} images could not be read", style="red")
         raise typer.Exit(UNREADABLE)

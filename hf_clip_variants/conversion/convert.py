@@ -225,8 +225,8 @@ def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, com
     tokenizer = _tokenizer(format, model.config, options.get("tokenizer"))
     processor = format.make_processor(model.config.vision_config.image_size, tokenizer, built.image_settings)
     if tokenizer is None:
-        alone = "feature extractor" if isinstance(processor, FeatureExtractionMixin) else "image processor"
-        notes.append(f"without a tokenizer: AutoProcessor gives the {alone} alone")
+        auto = "AutoFeatureExtractor" if isinstance(processor, FeatureExtractionMixin) else "AutoImageProcessor"
+        notes.append(f"without a tokenizer: load what was written with {auto}, not with AutoProcessor")
     model.save_pretrained(stage)
     processor.save_pretrained(stage)
     row = _row_of(model)

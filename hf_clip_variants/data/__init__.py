@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 _MODULE_OF = {
     "Augmentation": "augmentation.views",
     "AugmentedViews": "augmentation.views",
+    "DISTINCT_CLASSES": "scenes.scenes",
     "FeatureCollator": "collators",
     "FeatureDataset": "images.feature_cache",
     "FeatureStore": "images.feature_cache",
@@ -16,16 +17,25 @@ _MODULE_OF = {
     "ImageClassificationCollator": "collators",
     "ImageSet": "images.image_set",
     "ImageTextCollator": "collators",
+    "NounPromptCollator": "pairs.noun_prompts",
+    "NounPrompts": "pairs.noun_prompts",
+    "Scene": "scenes.scenes",
+    "SceneMaker": "scenes.scenes",
     "AudioAugmentation": "augmentation.audio",
     "AudioCollator": "audio.files",
     "TwoViews": "augmentation.two_views",
     "TwoViewsCollator": "collators",
+    "base_and_novel": "scenes.scenes",
     "compute_features": "images.feature_cache",
     "emoji_styles": "images.emoji",
+    "export_coco": "scenes.coco",
+    "instance_masks": "scenes.scenes",
+    "label_map_names": "scenes.scenes",
     "load_emoji": "images.emoji",
     "load_images": "images.sources",
     "load_multi_label_images": "images.multi_label",
     "load_audio": "audio.files",
+    "make_scenes": "scenes.scenes",
     "open_pairs": "pairs.sources",
     "sample_few_shot": "few_shot_sampling",
     "split_base_new": "few_shot_sampling",
@@ -44,7 +54,18 @@ if TYPE_CHECKING:
     from .images.image_set import ImageSet
     from .images.multi_label import load_multi_label_images
     from .images.sources import load_images
+    from .pairs.noun_prompts import NounPromptCollator, NounPrompts
     from .pairs.sources import open_pairs
+    from .scenes.coco import export_coco
+    from .scenes.scenes import (
+        DISTINCT_CLASSES,
+        Scene,
+        SceneMaker,
+        base_and_novel,
+        instance_masks,
+        label_map_names,
+        make_scenes,
+    )
 
 
 def __getattr__(name: str):

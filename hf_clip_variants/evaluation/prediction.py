@@ -214,6 +214,15 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
             logger.warning("%s: left out %s", item, count_left_out(left_out))
 
 
+def check_readable_path(path: str) -> None:
+    """OSError for a folder or an empty file; what else cannot be read, the reader of images tells."""
+    if os.path.isdir(path):
+        raise IsADirectoryError("a folder")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise OSError("the file is empty")
+    heic_is_readable()  # after this, by Pillow
+
+
 @dataclass(frozen=True)
 class Prediction:
     """The classes of one image, best first, or why it could not be read.
@@ -248,11 +257,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
         return probabilities.masked_fill(probabilities < thresholds, 0)
 
     def read(path: str) -> torch.Tensor:
-        if os.path.isdir(path):
-            raise IsADirectoryError("a folder")
-        if os.path.isfile(path) and not os.path.getsize(path):
-            raise OSError("the file is empty")
-        heic_is_readable()  # after this, by Pillow
+        check_readable_path(path)
         return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
 
     def finish(waiting: list[tuple[str, Future]]) -> list[Prediction]:
@@ -292,6 +297,7 @@ __all__ = [
     "Loaded",
     "Prediction",
     "base_of_adapter",
+    "check_readable_path",
     "classify",
     "find_images",
     "load_for_prediction",

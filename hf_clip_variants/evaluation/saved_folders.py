@@ -11,11 +11,13 @@ from typing import Any
 from transformers import AutoProcessor, PreTrainedConfig
 
 from ..modeling.loading_and_saving.configuration_checks import check_image_settings, check_values
+from ..registry import methods
 
 
 _PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor")
 _CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type", "tokenizer_class")
 _BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
+SEGMENTATION_CLASS = "AutoModelForSemanticSegmentation"
 LARGEST_FILE = 64 * 2**20  # bytes of a JSON file
 
 
@@ -29,7 +31,14 @@ def check_model_folder(source: str | os.PathLike) -> None:
     path = Path(source) / "config.json"
     if not path.is_file():
         raise OSError(f"{source}: no config.json there; want a folder that save_pretrained wrote, or a Hub id")
-    check_values(read_json(path))
+    values = read_json(path)
+    check_values(values, _class_without_labels(values))
+
+
+def _class_without_labels(values: Mapping[str, Any]) -> type | None:
+    """The configuration class of one of our models that may have no labels of its own; None for other models."""
+    rows = [row for row in methods("model") if row.model_type == values.get("model_type")]
+    return rows[0].load("config") if rows and SEGMENTATION_CLASS in rows[0].auto_classes else None
 
 
 def configuration_of(source: str | os.PathLike) -> dict[str, Any]:
@@ -99,4 +108,4 @@ def _classes(source: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-__all__ = ["check_model_folder", "configuration_of", "load_saved_processor", "read_json"]
+__all__ = ["SEGMENTATION_CLASS", "check_model_folder", "configuration_of", "load_saved_processor", "read_json"]

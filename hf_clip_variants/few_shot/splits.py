@@ -159,17 +159,45 @@ def load_test_sets(
     learn, held_out = hold_out(train.labels, train.ids)
     rest = train.select(held_out)
     bad = dict(rest.unreadable(progress=False))
-    for place, reason in bad.items():
-        logger.warning("images %r cannot be read and is left out: %s", rest.ids[place], reason)
+    readable = {int(row) for place, row in enumerate(held_out) if place not in bad}
+    if damaged := _unreadable_to_learn_from(train, learn, readable):
+        # In these classes, what can be read would all be tested on: held out anew from what can be read.
+        sound = np.array([row for row in range(len(train)) if row not in damaged], dtype=np.int64)
+        learn, held_out = (sound[rows] for rows in hold_out(train.labels[sound], [train.ids[row] for row in sound]))
+        rest = train.select(held_out)
+        bad = dict(rest.unreadable(progress=False))
+    damaged |= {int(held_out[place]): reason for place, reason in bad.items()}
+    for row, reason in sorted(damaged.items()):
+        logger.warning("images %r cannot be read and is left out: %s", train.ids[row], reason)
     kept = [place for place in range(len(rest)) if place not in bad]
     if not kept:
         raise ValueError(
             f"test_data: {data} has one readable image of each class and nothing is left to test on; want test images "
             "(--test-data NAME=SOURCE), or two or more images of each class"
         )
-    images = replace(rest.select(kept), skipped=tuple((rest.ids[place], reason) for place, reason in bad.items()))
+    skipped = tuple((train.ids[row], reason) for row, reason in sorted(damaged.items()))
+    images = replace(rest.select(kept), skipped=skipped)
     rows_of_test = tuple(int(held_out[place]) for place in kept)
     return learn.tolist(), [TestSet(HELD_OUT, images, data, train.split, rows_of_test)]
+
+
+def _unreadable_to_learn_from(train: ImageSet, learn: Sequence[int], readable: set[int]) -> dict[int, str]:
+    """Row -> reason, of all images of the classes of which nothing to learn from can be read.
+
+    Of each class, images are decoded until one can be. `readable` are the rows of held-out images that can be: a class
+    without any stays as it is.
+    """
+    found: dict[int, str] = {}
+    for label in {int(train.labels[row]) for row in readable}:
+        of_class: dict[int, str] = {}
+        for row in (int(row) for row in learn if train.labels[row] == label):
+            reasons = train.select([row]).unreadable(progress=False)
+            if not reasons:
+                break
+            of_class[row] = reasons[0][1]
+        else:
+            found |= of_class
+    return found
 
 
 def fitting_shots(

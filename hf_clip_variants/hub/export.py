@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic_writes import staged_folder
+from ..registration.auto_classes import TASKS
 from ..registry import methods
 from .code_export import TRAVELS, travelling_code
 from .model_cards import model_card
@@ -59,9 +60,12 @@ def export_with_code(
     package.
 
     Copies every file of `modeling/` that the classes need into one folder, with imports to match, and names the
-    classes in `auto_map`. A model loaded from there can be saved and pushed again with its code. In a process that has
+    classes in `auto_map`; pipelines that transformers lacks (`zero-shot-image-segmentation`) go with the models that
+    they run. A model loaded from there can be saved and pushed again with its code. In a process that has
     this package, its classes are used instead of the copies. The code for adapters and converters is not exported, nor
-    is the fast way to encode many prompts: the copy runs each prompt through the whole text encoder. Prefer
+    is the fast way to encode many prompts: the copy runs each prompt through the whole text encoder. Of a classifier
+    only what answers depend on is exported: checks of configurations and inputs, loading that insists on all weights,
+    saving at once, memory limits for large images and URLs (which are refused) need the package. Prefer
     `save_pretrained` for users who have the package: it is smaller and gets the package's corrections.
 
     Args:
@@ -95,15 +99,26 @@ def export_with_code(
     # Modules that are found by name: the family of a classifier's backbone, by its configuration.
     family = getattr(model, "family", None)
     by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
+    if getattr(model, "label_calibration", None) is not None:
+        by_name[type(model).__module__] = [type(model.label_calibration).__module__]
     if getattr(processor, "clean_text", False) and _is_travelling(processor):
         by_name[type(processor).__module__] = [clean_text.__module__]
-    code = travelling_code({type(part).__module__ for part in parts if _is_travelling(part)}, __version__, by_name)
+    if pipelines := _pipelines_of(row):
+        by_name[type(model).__module__] = [name.rpartition(".")[0] for name, _ in pipelines.values()]
+    modules = {type(part).__module__ for part in parts if _is_travelling(part)}
+    code = travelling_code(modules, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:
         model.save_pretrained(stage)
         auto_map = {"AutoConfig": _reference(model.config)}
         auto_map |= {name: _reference(row.load(name)) for name in row.auto_classes}
-        _edit_json(stage / "config.json", lambda values: values.update(auto_map=auto_map))
+        in_config: dict[str, Any] = {"auto_map": auto_map}
+        if pipelines:
+            in_config["custom_pipelines"] = {
+                task: {"impl": ".".join(name.split(".")[-2:]), "pt": [auto_class], "type": "multimodal"}
+                for task, (name, auto_class) in pipelines.items()
+            }
+        _edit_json(stage / "config.json", lambda values: values.update(in_config))
         if processor is not None:
             processor.save_pretrained(stage)
             _name_processor_classes(processor, stage)
@@ -111,6 +126,15 @@ def export_with_code(
             (stage / name).write_bytes(source)
         model_card(model, license=license, with_code=True, weights=stage, **card).save(stage / "README.md")
     return target
+
+
+def _pipelines_of(row: Any) -> dict[str, tuple[str, str]]:
+    """Pipelines of this package that run such models: task -> full name of the class, and the Auto class."""
+    found = {}
+    for task, (name, auto_class) in TASKS.items():
+        if auto_class in row.auto_classes:
+            found[task] = f"hf_clip_variants.{name}", auto_class
+    return found
 
 
 def _name_processor_classes(processor: Any, folder: Path) -> None:

@@ -26,8 +26,8 @@ GraphFormat = Literal["onnx", "openvino"]
 # Largest difference to PyTorch's logits that a float32 graph may have, as a share of the largest logit: ten times what
 # other orders of the same sums gave.
 TOLERANCE = 1e-4
-_FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
-_INPUT, _OUTPUT = "pixel_values", "logits"
+GRAPH_FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+INPUT, OUTPUT = "pixel_values", "logits"
 _BATCH = 8  # images that are compared at once; not the size that the graph was made with
 _QUANTIZED = ["MatMul", "Gemm"]  # ONNX Runtime is slower with 8-bit convolutions than with float32 ones
 
@@ -113,15 +113,7 @@ def export_graph(
             graph whose logits differ by more than `TOLERANCE` of the largest.
         ImportError: the packages of the extra are not installed.
     """
-    if to not in _FILES:
-        raise ValueError(f"to: {to!r}, expected one of {', '.join(_FILES)}")
-    if int8 and to != "onnx":
-        raise ValueError(
-            "int8: OpenVINO's own tool quantises its files (nncf.compress_weights); want --onnx --int8, or --openvino "
-            "without --int8"
-        )
-    for package in ("onnx", "onnxscript", "onnxruntime" if to == "onnx" else "openvino"):
-        require(package, f"export to {to}")
+    check_format(to, int8)
     classifier = _classifier(model)
     if not getattr(classifier.config, "templates", None):
         raise ValueError("model: the classifier has no classes; call set_classes([...]) first")
@@ -140,13 +132,13 @@ def export_graph(
         raise ValueError("model: its logits are not finite, so there is nothing to compare a graph with")
     target = Path(folder)
     with staged_folder(target) as stage:
-        file = stage / _FILES[to]
-        _write_onnx(folded, side, stage / _FILES["onnx"])
+        file = stage / GRAPH_FILES[to]
+        write_onnx(folded, random_images(2, side), stage / GRAPH_FILES["onnx"])
         if int8:
-            _quantize(file)
+            quantize(file)
         if to == "openvino":
-            _onnx_to_openvino(stage / _FILES["onnx"], file)
-        got = _in_batches(_runner(file, to), images)
+            onnx_to_openvino(stage / GRAPH_FILES["onnx"], file)
+        got = _in_batches(runner(file, to), images)
         difference, largest = float((got - expected).abs().max()), float(expected.abs().max())
         if not int8 and not difference <= TOLERANCE * max(1.0, largest):
             raise ValueError(
@@ -177,10 +169,23 @@ def export_graph(
     return result
 
 
-def random_images(count: int, side: int) -> torch.Tensor:
-    """(count, 3, side, side) smooth random images of about unit variance, always the same."""
+def check_format(to: str, int8: bool) -> None:
+    """ValueError for a format that is unknown or cannot be had so, ImportError for packages that are missing."""
+    if to not in GRAPH_FILES:
+        raise ValueError(f"to: {to!r}, expected one of {', '.join(GRAPH_FILES)}")
+    if int8 and to != "onnx":
+        raise ValueError(
+            "int8: OpenVINO's own tool quantises its files (nncf.compress_weights); want --onnx --int8, or --openvino "
+            "without --int8"
+        )
+    for package in ("onnx", "onnxscript", "onnxruntime" if to == "onnx" else "openvino"):
+        require(package, f"export to {to}")
+
+
+def random_images(count: int, side: int, width: int | None = None) -> torch.Tensor:
+    """(count, 3, side, width or side) smooth random images of about unit variance, always the same."""
     coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return nn.functional.interpolate(coarse, (side, side), mode="bicubic")
+    return nn.functional.interpolate(coarse, (side, width or side), mode="bicubic")
 
 
 def _classifier(model: nn.Module) -> nn.Module:
@@ -207,16 +212,19 @@ def _answers(logits: torch.Tensor, thresholds: Sequence[float] | None) -> torch.
     return logits.sigmoid() >= torch.tensor(list(thresholds))
 
 
-def _write_onnx(model: nn.Module, side: int, file: Path) -> None:
-    example = random_images(2, side)
+def write_onnx(model: nn.Module, example: torch.Tensor, file: Path, any_size: bool = False) -> None:
+    """Any number of images of the example's size, or with `any_size` of all sizes."""
+    dimensions = {0: torch.export.Dim("batch", min=1)}
+    if any_size:
+        dimensions |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             _Logits(model).eval(),
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            input_names=[_INPUT],
-            output_names=[_OUTPUT],
+            dynamic_shapes=(dimensions,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
             verbose=False,
         )
     # The exporter writes where in which source file each node comes from: paths of this machine.
@@ -230,14 +238,14 @@ def _write_onnx(model: nn.Module, side: int, file: Path) -> None:
     program.save(file)
 
 
-def _quantize(file: Path) -> None:
+def quantize(file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
         quantize_dynamic(file, file, op_types_to_quantize=_QUANTIZED, per_channel=True, weight_type=QuantType.QInt8)
 
 
-def _onnx_to_openvino(source: Path, file: Path) -> None:
+def onnx_to_openvino(source: Path, file: Path) -> None:
     import openvino
 
     openvino.save_model(openvino.convert_model(source), file, compress_to_fp16=False)
@@ -245,17 +253,17 @@ def _onnx_to_openvino(source: Path, file: Path) -> None:
         path.unlink()
 
 
-def _runner(file: Path, to: GraphFormat):
+def runner(file: Path, to: GraphFormat):
     if to == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        return lambda pixels: session.run([_OUTPUT], {_INPUT: pixels.numpy()})[0]
+        return lambda pixels: session.run([OUTPUT], {INPUT: pixels.numpy()})[0]
     import openvino
 
     # By default OpenVINO computes in bfloat16 where the processor can.
     compiled = openvino.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda pixels: compiled(pixels.numpy())[_OUTPUT].copy()
+    return lambda pixels: compiled(pixels.numpy())[OUTPUT].copy()
 
 
 @contextlib.contextmanager
@@ -278,12 +286,25 @@ def _settings(
     return {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "image_size": side,
-        "input": _INPUT,
-        "output": _OUTPUT,
+        "input": INPUT,
+        "output": OUTPUT,
         "problem_type": "single_label_classification" if thresholds is None else "multi_label_classification",
         "temperature": temperature,
         "thresholds": None if thresholds is None else [float(value) for value in thresholds],
     }
+
+
+def card_data(task: str, to: GraphFormat, int8: bool, license: str | None, base_model: str | None) -> ModelCardData:
+    """What the Hub reads of a graph's card."""
+    is_hub_id = bool(base_model) and base_model.count("/") == 1 and not Path(base_model).exists()
+    return ModelCardData(
+        license=license,
+        library_name=to,
+        pipeline_tag=task,
+        base_model=base_model if is_hub_id else None,
+        base_model_relation="quantized" if is_hub_id and int8 else None,
+        tags=sorted({"clip", "hf-clip-variants", to, *(["int8"] if int8 else [])}),
+    )
 
 
 def _card(
@@ -295,15 +316,7 @@ def _card(
     base_model: str | None,
 ) -> ModelCard:
     runtime = {"onnx": "onnxruntime", "openvino": "openvino"}[to]
-    is_hub_id = bool(base_model) and base_model.count("/") == 1 and not Path(base_model).exists()
-    data = ModelCardData(
-        license=license,
-        library_name=to,
-        pipeline_tag="image-classification",
-        base_model=base_model if is_hub_id else None,
-        base_model_relation="quantized" if is_hub_id and int8 else None,
-        tags=sorted({"clip", "hf-clip-variants", to, *(["int8"] if int8 else [])}),
-    )
+    data = card_data("image-classification", to, int8, license, base_model)
     accepted = "" if int8 else f" At most {TOLERANCE:g} of the largest logit is accepted."
     text = f"""---
 {data.to_yaml()}

@@ -8,6 +8,15 @@ from .auto_mappings import register_lazily
 from .post_import import after_import
 
 
+# Pipelines that transformers lacks: task -> class, and the Auto class that loads its model.
+TASKS = {
+    "zero-shot-image-segmentation": (
+        "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
+        "AutoModelForSemanticSegmentation",
+    ),
+}
+
+
 def register() -> None:
     """
     Register every method with transformers' Auto classes and with PEFT.
@@ -21,7 +30,7 @@ def register() -> None:
     after_import("transformers.models.auto.processing_auto", _register_processors)
     after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
     after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
-    after_import("transformers.pipelines", _register_image_features)
+    after_import("transformers.pipelines", _register_pipelines)
     after_import("peft", _register_adapters)
 
 
@@ -76,12 +85,19 @@ def _register_for_config(mapping, config: str, load_value) -> None:
     register_lazily(mapping, ".".join(split_reference(config)), lambda: (load_reference(config), load_value()))
 
 
-def _register_image_features(module) -> None:
-    # transformers' table holds the names of its pipelines and imports them when they are asked for; so does ours. It
-    # differs for models of this package only. Where a release's table is another one, the task stays as it is.
-    task = getattr(module, "SUPPORTED_TASKS", {}).get("image-feature-extraction", {})
-    if isinstance(task.get("impl"), str):
-        task["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
+def _register_pipelines(module) -> None:
+    # transformers' table holds the names of its pipelines and imports them when they are asked for; so does ours.
+    # Where a release's table is another one, the tasks stay as they are.
+    tasks = getattr(module, "SUPPORTED_TASKS", {})
+    features = tasks.get("image-feature-extraction", {})
+    if not isinstance(features.get("impl"), str):
+        return
+    # Differs from transformers' own for models of this package only.
+    features["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
+    for task, (implementation, auto_class) in TASKS.items():
+        if task not in tasks:
+            implementation = f"{__package__.partition('.')[0]}.{implementation}"
+            tasks[task] = {"impl": implementation, "pt": (getattr(module, auto_class),), "type": "multimodal"}
 
 
 def _register_adapters(module) -> None:

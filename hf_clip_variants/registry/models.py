@@ -15,7 +15,14 @@ _CLIP_PAPER = Paper(
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
+_VILD = "modeling.vild.modeling_vild:ViLD"
+
 _SLIP = "modeling.slip.modeling_slip:SLIP"
+_GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
+
+_LSEG = "modeling.lseg.modeling_lseg:LSeg"
+_DENSE_PROCESSOR = "modeling.dense.processing_dense:DenseProcessor"
+_DENSE_IMAGE_PROCESSORS = {"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"}
 
 _CLIP_OPTIONS = (
     Option(
@@ -141,5 +148,110 @@ MODELS = (
         ),
         checkpoints=(CheckpointEntry("audioclip", "AudioCLIP", "modeling.audioclip.convert_audioclip:CHECKPOINTS"),),
         pretraining="modeling.audioclip.pretraining_audioclip:AUDIOCLIP",
+    ),
+    Method(
+        name="groupvit",
+        kind="model",
+        title="GroupViT",
+        paper=Paper(
+            "GroupViT: Semantic Segmentation Emerges from Text Supervision",
+            "2202.11094",
+            2022,
+            "Xu, Jiarui and De Mello, Shalini and Liu, Sifei and Byeon, Wonmin and Breuel, Thomas and Kautz, Jan and "
+            "Wang, Xiaolong",
+        ),
+        code=OfficialCode("NVlabs/GroupViT", "LicenseRef-NVIDIA-Source-Code-NC"),
+        task="image-segmentation",
+        summary="Segmentation by text, learned from captions alone: patches become groups, groups get class names.",
+        config="modeling.groupvit.configuration_groupvit:GroupViTConfig",
+        model=_GROUPVIT + "Model",
+        auto_classes={
+            "AutoModel": _GROUPVIT + "Model",
+            "AutoModelForZeroShotImageClassification": _GROUPVIT + "Model",
+            "AutoModelForSemanticSegmentation": (
+                "modeling.groupvit.modeling_groupvit_segmentation:GroupViTForSemanticSegmentation"
+            ),
+        },
+        processor=_DENSE_PROCESSOR,
+        image_processors=_DENSE_IMAGE_PROCESSORS,
+        submodels=(
+            Submodel(
+                name="vision",
+                config="modeling.groupvit.configuration_groupvit:GroupViTVisionConfig",
+                auto_classes={"AutoModel": _GROUPVIT + "VisionModel"},
+            ),
+        ),
+        checkpoints=(CheckpointEntry("groupvit", "GroupViT", "modeling.groupvit.convert_groupvit:CHECKPOINTS"),),
+        pretraining="modeling.groupvit.pretraining_groupvit:GROUPVIT",
+    ),
+    Method(
+        name="lseg",
+        kind="model",
+        title="LSeg",
+        paper=Paper(
+            "Language-driven Semantic Segmentation",
+            "2201.03546",
+            2022,
+            "Li, Boyi and Weinberger, Kilian Q. and Belongie, Serge and Koltun, Vladlen and Ranftl, Ren{\\'e}",
+        ),
+        code=OfficialCode("isl-org/lang-seg", "MIT"),
+        task="image-segmentation",
+        summary="Label maps of some classes to train on; then segments by any texts, and by two texts of each image.",
+        config="modeling.lseg.configuration_lseg:LSegConfig",
+        model=_LSEG + "ForSemanticSegmentation",
+        auto_classes={
+            "AutoModel": _LSEG + "Model",
+            "AutoModelForSemanticSegmentation": _LSEG + "ForSemanticSegmentation",
+        },
+        processor=_DENSE_PROCESSOR,
+        image_processors=_DENSE_IMAGE_PROCESSORS,
+        checkpoints=(
+            CheckpointEntry(
+                "lseg",
+                "LSeg",
+                "modeling.lseg.convert_lseg:CHECKPOINTS",
+                (
+                    Option("hooks", str, "the four layers that the decoder reads.", default="5,11,17,23 of 24"),
+                    Option("readout", ("ignore", "add"), "what becomes of a class token that is not projected."),
+                    Option("head_block", ("bottleneck", "depthwise"), "arch_option 1 or 2; no weights tell."),
+                    Option("block_depth", int, "of that block.", default="0"),
+                    Option("block_activation", ("relu", "lrelu", "tanh"), "of that block.", default="lrelu"),
+                ),
+            ),
+        ),
+    ),
+    Method(
+        name="vild",
+        kind="model",
+        title="ViLD",
+        paper=Paper(
+            "Open-vocabulary Object Detection via Vision and Language Knowledge Distillation",
+            "2104.13921",
+            2021,
+            "Gu, Xiuye and Lin, Tsung-Yi and Kuo, Weicheng and Cui, Yin",
+        ),
+        code=OfficialCode("tensorflow/tpu", "Apache-2.0"),
+        task="zero-shot-object-detection",
+        summary="Boxes and masks of classes that are texts, also of classes without any training box.",
+        config="modeling.vild.configuration_vild:ViLDConfig",
+        model=_VILD + "ForZeroShotObjectDetection",
+        auto_classes={
+            "AutoModel": _VILD + "ForZeroShotObjectDetection",
+            "AutoModelForZeroShotObjectDetection": _VILD + "ForZeroShotObjectDetection",
+        },
+        processor="modeling.vild.processing_vild:ViLDProcessor",
+        image_processors={"torchvision": "modeling.vild.image_processing_vild:ViLDImageProcessor"},
+        checkpoints=(
+            CheckpointEntry(
+                "vild",
+                "ViLD",
+                "modeling.vild.convert_vild:CHECKPOINTS",
+                (
+                    Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
+                    Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
+                    Option("classes", str, "names of the classes in the file, with commas between them, or a file."),
+                ),
+            ),
+        ),
     ),
 )

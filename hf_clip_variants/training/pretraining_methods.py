@@ -10,7 +10,7 @@ def pretraining_methods() -> dict[str, tuple[Pretraining, ...]]:
     """Name -> descriptors of that name, for image encoders of different kinds; in the table's order.
 
     >>> list(pretraining_methods())
-    ['clip', 'slip', 'audioclip']
+    ['clip', 'slip', 'audioclip', 'groupvit']
     """
     found: dict[str, tuple[Pretraining, ...]] = {}
     for row in methods():

@@ -122,4 +122,23 @@ def ensemble_prompts(features: torch.Tensor, counts: Sequence[int] | None = None
     return unit_norm(unit_norm(features).mean(dim=-2))
 
 
+def is_adapter_layer(module: nn.Module) -> bool:
+    """Whether PEFT made it. Told without importing peft, which is slow and optional for inference."""
+    return "_disable_adapters" in vars(module) or hasattr(type(module), "_disable_adapters")
+
+
+def adapters_in(layers: Sequence[nn.Module]) -> tuple:
+    """Of each PEFT layer: what is active, switched off and merged."""
+    return tuple(
+        (str(getattr(m, "_active_adapter", None)), m._disable_adapters, tuple(getattr(m, "merged_adapters", ())))
+        for m in layers
+    )
+
+
+def adapters_on(modules: Sequence[nn.Module]) -> tuple:
+    """`adapters_in` of all PEFT layers in `modules`."""
+    return adapters_in([m for module in modules for m in module.modules() if is_adapter_layer(m)])
+
+
 __all__ = ["ClassPrompts", "EmbeddedPrompts", "FeatureAdapter", "LogitHead", "PromptEmbedder", "ensemble_prompts"]
+__all__ += ["adapters_in", "adapters_on", "is_adapter_layer"]

@@ -55,7 +55,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
 from ..dual_encoders.offloading import offloading_hooks
-from .text_side import TextSide, adapters_on
+from ..dual_encoders.tracing import is_traced
+from ..loading_and_saving.optional_modules import optional_module
+from .adapter_places import adapters_on
+
+
+_text_side = optional_module(".text_side", __package__)  # a faster look at the same
 
 
 RECENT = 16  # label sets whose class features stay in memory
@@ -114,7 +119,7 @@ class ClassFeatureCache:
         self.held: HeldFeatures | None = None
         self._stored_parameters: list[tuple[weakref.ref, int]] = []  # of that state, and their version counters
         self._recent: OrderedDict[tuple, torch.Tensor] = OrderedDict()
-        self._side: TextSide | None = None
+        self._side: Any = None  # a TextSide
         self._numbers: OrderedDict[tuple, int] = OrderedDict()  # state -> its number
         self._next_number = itertools.count()
         self._last_state: tuple | None = None
@@ -130,19 +135,27 @@ class ClassFeatureCache:
         self._stored_parameters = [(weakref.ref(p), _version(p)) for p in parameters]
         self._watch(modules)
 
-    def text_side(self, modules: Sequence[nn.Module]) -> TextSide:
-        """The lists of `modules`, made anew only if one of their modules or parameters is another one now."""
+    def _lists_of(self, modules: Sequence[nn.Module]) -> Any:
+        """A `TextSide` of `modules`, made anew only if one of their modules or parameters is another one now."""
         side = self._side
         if side is None or not side.is_of(modules):
-            side = self._side = TextSide(modules)
+            side = self._side = _text_side.TextSide(modules)
         return side
+
+    def is_trained(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether one of the parameters of `modules` wants gradients."""
+        if _text_side is None or torch.compiler.is_compiling() or is_traced():  # a graph must not hold such lists
+            return any(p.requires_grad for module in modules for p in module.parameters())
+        return self._lists_of(modules).is_trained()
 
     def state_number(self, modules: Sequence[nn.Module]) -> int | None:
         """A number of `text_state(modules)`: the same for equal states, another one for others; None where that is ().
 
         In the usual case, where nothing has changed since the last call, one look at the lists tells.
         """
-        side = self.text_side(modules)
+        if _text_side is None:
+            return self._number_of(text_state(modules))
+        side = self._lists_of(modules)
         if side.has_gradients():
             return None
         if side.is_on_meta():
@@ -222,4 +235,4 @@ class ClassFeatureCache:
         return tuple(input_ids.shape), known[1]
 
 
-__all__ = ["RECENT", "ClassFeatureCache", "HeldFeatures", "adapters_on", "in_eval_mode", "text_state"]
+__all__ = ["RECENT", "ClassFeatureCache", "HeldFeatures", "in_eval_mode", "text_state"]

@@ -3,9 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from ..dual_encoders.forward_checks import can_be_read
+from ..dual_encoders.tracing import can_be_read
+from ..loading_and_saving.optional_modules import needed_module
 
 
+MULTI_LABEL = "multi_label_classification"  # `config.problem_type`
 IGNORED = -100  # transformers' and torch's label of a sample that does not count
 
 
@@ -35,7 +37,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
         raise ValueError(f"labels: expected a tensor of class indices or of floats, got {got}")
     if not len(logits):
         raise ValueError("labels: for no images, expected at least one")
-    if problem_type == "multi_label_classification":
+    if problem_type == MULTI_LABEL:
         return multi_label_loss(logits, labels)
     if problem_type == "regression":
         if logits.shape[1] == 1 and labels.dim() == 1:
@@ -108,4 +110,9 @@ def _check_range(labels: torch.Tensor) -> None:
             raise ValueError(f"labels: labels[{row}, {column}] is {float(labels[row, column]):g}, expected 0 to 1")
 
 
-__all__ = ["IGNORED", "classification_loss", "multi_label_loss"]
+def label_calibration():
+    """The module of this name: code that was exported has it if the classifier is for several labels an image."""
+    return needed_module(".label_calibration", __package__, f"problem_type: {MULTI_LABEL!r}")
+
+
+__all__ = ["IGNORED", "MULTI_LABEL", "classification_loss", "label_calibration", "multi_label_loss"]

@@ -7,10 +7,13 @@ from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of, find_family
 from ..dual_encoders.prompts import prompt_counts, resolve_templates
-from ..loading_and_saving.configuration_checks import check_encoder_types, checked, without_kernels
+from ..loading_and_saving.optional_modules import optional_checks
 
 
-@checked
+_checks = optional_checks("..loading_and_saving.configuration_checks", __package__)
+
+
+@_checks.checked
 @strict
 class CLIPClassifierConfig(CLIPConfig):
     r"""
@@ -92,8 +95,8 @@ class CLIPClassifierConfig(CLIPConfig):
         parts = {
             part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
         }
-        check_encoder_types(config_dict, parts)
-        values = without_kernels(config_dict)
+        _checks.check_encoder_types(config_dict, parts)
+        values = _checks.without_kernels(config_dict)
         if kwargs.get("num_labels") not in (None, len(values.get("id2label") or ())):
             values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
         return super().from_dict(values, **kwargs)

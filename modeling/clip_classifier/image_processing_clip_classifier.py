@@ -5,6 +5,7 @@ import math
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
@@ -19,14 +20,16 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, list_images, opened_image
-from ..decoding.stored_images import StoredImage
-from ..loading_and_saving.configuration_checks import check_image_settings
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, StoredImage, list_images, opened_image
+from ..loading_and_saving.optional_modules import optional_checks
 
+
+_checks = optional_checks("..loading_and_saving.configuration_checks", __package__)
 
 # A resized image larger than this is never built: only the band that the centre crop keeps (aspect ratios beyond 400
 # at 224 pixels).
 _LARGEST_RESIZED_BYTES = 64 * 2**20
+_LARGEST_RESULT = 2**24  # pixels of a resized image that is not cropped
 
 
 class CLIPClassifierImageProcessorKwargs(ImagesKwargs, total=False):
@@ -108,9 +111,17 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
     max_pixels = MAX_PIXELS
 
     def __init__(self, **kwargs):
-        check_image_settings(kwargs)
+        _checks.check_image_settings(kwargs)
         super().__init__(**kwargs)
         self._validate_own_kwargs(self.resample_backend, self.convert_rgb_last, self.background, self.max_pixels)
+
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
+        """As in transformers; a setting of a wrong type is a ValueError that names it."""
+        _checks.check_image_settings(kwargs)
+        try:
+            return super().preprocess(images, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
 
     def _standardize_kwargs(self, background=None, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -118,7 +129,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         return kwargs
 
     def _validate_preprocess_kwargs(self, data_format=None, **kwargs):
-        check_image_settings(kwargs)
+        _checks.check_image_settings(kwargs)
         own = [kwargs.pop(n) for n in ("resample_backend", "convert_rgb_last", "background", "max_pixels")]
         super()._validate_preprocess_kwargs(**kwargs)
         self._validate_own_kwargs(*own)
@@ -205,6 +216,11 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         crop = (crop_size.height, crop_size.width) if do_center_crop else target
         element_size = image.element_size() if isinstance(image, torch.Tensor) else 1
         too_large = math.prod(target) * 3 * element_size > _LARGEST_RESIZED_BYTES
+        if math.prod(target) > _LARGEST_RESULT and do_resize and not do_center_crop:
+            raise ValueError(
+                f"size: {dict(size)} makes {target[1]} x {target[0]} pixels of {width} x {height}; want a smaller "
+                "one, or do_center_crop=True"
+            )
         if too_large and do_center_crop and target[0] >= crop[0] and target[1] >= crop[1]:
             image = image.whole(grey_stays=True) if isinstance(image, StoredImage) else image
             return _to_tensor(_resize_band(_to_pil(image), target, crop, resample, _crop_offset(exact_pil)), device)
@@ -276,15 +292,20 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
 
 def _resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     if size.shortest_edge and size.longest_edge:
-        return tuple(get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge))
+        return _at_least_one(*get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge))
     if size.shortest_edge:
         long_edge = int(size.shortest_edge * max(height, width) / min(height, width))
         return (long_edge, size.shortest_edge) if width <= height else (size.shortest_edge, long_edge)
     if size.max_height and size.max_width:
-        return tuple(get_image_size_for_max_height_width((height, width), size.max_height, size.max_width))
+        return _at_least_one(*get_image_size_for_max_height_width((height, width), size.max_height, size.max_width))
     if size.height and size.width:
         return size.height, size.width
     raise ValueError(f"size: {size}, expected shortest_edge, height and width, or max_height and max_width")
+
+
+def _at_least_one(height: int, width: int) -> tuple[int, int]:
+    """Deviation from transformers, which rounds the short edge of a thin image to 0 and then cannot resize it."""
+    return max(1, height), max(1, width)
 
 
 def _crop_offset(exact_pil: bool):

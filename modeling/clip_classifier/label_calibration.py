@@ -5,8 +5,9 @@ import math
 import torch
 from torch import nn
 
+from .classification_loss import MULTI_LABEL
 
-MULTI_LABEL = "multi_label_classification"  # `config.problem_type`
+
 SOFTENING = 2.0  # of the softmax that the zero-shot default compares classes with
 PRESENT_FROM = 0.1  # the share of that softmax from which on a class counts as present
 

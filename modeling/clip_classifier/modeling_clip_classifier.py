@@ -14,24 +14,26 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.offloading import offloading_hooks, offloads_buffers
 from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
 from ..dual_encoders.tracing import is_traced
-from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.optional_modules import checkpoint_mixins, optional_checks
 from .adapter_places import (
     ClassPrompts,
     EmbeddedPrompts,
     FeatureAdapter,
     LogitHead,
     PromptEmbedder,
+    adapters_on,
     ensemble_prompts,
 )
-from .class_features import ClassFeatureCache, HeldFeatures, adapters_on, in_eval_mode, text_state
-from .classification_loss import classification_loss
+from .class_features import ClassFeatureCache, HeldFeatures, in_eval_mode, text_state
+from .classification_loss import MULTI_LABEL, classification_loss, label_calibration
 from .configuration_clip_classifier import CLIPClassifierConfig
-from .label_calibration import MULTI_LABEL, LabelCalibration, initial_calibration, label_logits
 from .named_classes import NamedClasses, tokenize_classes
+
+
+_checks = optional_checks("..dual_encoders.forward_checks", __package__)
 
 
 # B images, C classes, T templates, N = C*T prompts, L tokens, S tail tokens, W text width, D joint width
@@ -54,7 +56,7 @@ class CLIPClassifierOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
+class CLIPClassifierPreTrainedModel(*checkpoint_mixins(), PreTrainedModel):
     config: CLIPClassifierConfig
     base_model_prefix = "clip"
     main_input_name = "pixel_values"
@@ -77,7 +79,7 @@ class CLIPClassifierPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMode
                 init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
-        elif isinstance(module, LabelCalibration):
+        elif hasattr(module, "initial_tensors"):  # a LabelCalibration
             for name, value in module.initial_tensors().items():
                 init.constant_(getattr(module, name), value)
 
@@ -143,10 +145,10 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         # Travels in the state dict: whether class_features belong to the text encoder saved beside them.
         self.register_buffer("class_features_ready", torch.zeros((), dtype=torch.bool, device=scale.device))
 
-    def new_label_calibration(self) -> LabelCalibration:
-        """One with its initial values, of the right number of classes."""
+    def new_label_calibration(self) -> nn.Module:
+        """A `LabelCalibration` with its initial values, of the right number of classes."""
         has_bias = self.family.logit_bias(self.clip) is not None
-        return LabelCalibration(self.config.num_labels, has_bias).to(self.clip.logit_scale)
+        return label_calibration().LabelCalibration(self.config.num_labels, has_bias).to(self.clip.logit_scale)
 
     # ---- what happens to kept class features; the table is in class_features.py
 
@@ -312,7 +314,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         config.tail_length = tail_ids.shape[-1]
         self._register_prompts(template_ids.int(), tail_ids.int(), tail_name_lengths.int())
         self._kept.forget()
-        if changed and type(self.label_calibration) is LabelCalibration:  # an adapter's own is tied to its classes
+        if changed and hasattr(type(self.label_calibration), "initial_tensors"):  # an adapter's is tied to its classes
             self.label_calibration = self.new_label_calibration()
         return self
 
@@ -455,10 +457,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             self._kept.held = None
 
     def _text_side_is_trained(self) -> bool:
-        text_side = self._text_side()
-        if torch.compiler.is_compiling() or is_traced():  # a graph must not hold lists of modules
-            return any(p.requires_grad for m in text_side for p in m.parameters())
-        return self._kept.text_side(text_side).is_trained()
+        return self._kept.is_trained(self._text_side())
 
     def _kept_class_features(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         text_side = self._text_side()
@@ -521,7 +520,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def _check_pixels(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool, dimensions: int = 4):
         fixed = self.family.has_fixed_image_size and not interpolate_pos_encoding
         size, channels = self.family.image_size(self.config), getattr(self.config.vision_config, "num_channels", 3)
-        check_pixels(pixel_values, channels, dimensions=dimensions, size=size if fixed else None)
+        _checks.check_pixels(pixel_values, channels, dimensions=dimensions, size=size if fixed else None)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """`CLIPModel.get_text_features`."""
@@ -569,14 +568,14 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
             vision = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
             image_features, hidden_states, attentions = vision.pooler_output, vision.hidden_states, vision.attentions
         else:
-            check_features(image_features, self.config.projection_dim)
+            _checks.check_features(image_features, self.config.projection_dim)
         if input_ids is not None:
             text = self.config.text_config
             longest = text.max_position_embeddings if self.family.text_is_causal else None
-            check_token_ids(input_ids, text.vocab_size, longest)
+            _checks.check_token_ids(input_ids, text.vocab_size, longest)
         image_embeds, class_embeds, scores = self._scores(image_features, input_ids, of_call)
         given = {"image_features": image_features} if pixel_values is None else {"pixel_values": pixel_values}
-        check_output(self, scores, **given)
+        _checks.check_output(self, scores, **given)
         own_classes = of_call is None or list(of_call[0].names) == self.class_names
         logits = self._label_logits(scores, own_classes) if input_ids is None else scores
         loss = None
@@ -591,7 +590,7 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
     def logits_of(self, image_features: torch.Tensor) -> torch.Tensor:
         """`forward(image_features=...).logits` of (B, D) features and the stored classes, and nothing else: for loops
         in which the arithmetic takes no longer than making the whole output does."""
-        check_features(image_features, self.config.projection_dim)
+        _checks.check_features(image_features, self.config.projection_dim)
         return self._label_logits(self._scores(image_features)[-1])
 
     def _scores(
@@ -625,7 +624,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         if self.label_calibration is not None and own_classes:
             return self.label_calibration(scores)
         has_bias = self.family.logit_bias(self.clip) is not None  # other classes, or `problem_type` was set later
-        return label_logits(scores, *initial_calibration(scores.shape[1], has_bias))
+        initial = label_calibration().initial_calibration(scores.shape[1], has_bias)
+        return label_calibration().label_logits(scores, *initial)
 
     @property
     def is_gradient_checkpointing(self) -> bool:

@@ -7,8 +7,11 @@ from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from ..dual_encoders.prompts import encode_texts
-from ..loading_and_saving.checkpoints import save_all_at_once
+from ..loading_and_saving.optional_modules import optional_module
 from .image_processing_clip_classifier import CLIPClassifierImageProcessor
+
+
+_safe = optional_module("..loading_and_saving.checkpoints", __package__)
 
 
 class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
@@ -103,7 +106,10 @@ class CLIPClassifierProcessor(ProcessorMixin):
         before, was_given = tokenizer.split_special_tokens, name in tokenizer.init_kwargs
         tokenizer.split_special_tokens = tokenizer.init_kwargs[name] = True
         try:
-            return save_all_at_once(self, super().save_pretrained, save_directory, push_to_hub=push_to_hub, **kwargs)
+            save, kwargs = super().save_pretrained, kwargs | {"push_to_hub": push_to_hub}
+            if _safe is None:
+                return save(save_directory, **kwargs)
+            return _safe.save_all_at_once(self, save, save_directory, **kwargs)
         finally:
             tokenizer.split_special_tokens = tokenizer.init_kwargs[name] = before
             if not was_given:

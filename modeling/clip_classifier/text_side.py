@@ -9,6 +9,8 @@ from weakref import ref
 
 from torch import nn
 
+from .adapter_places import adapters_in, is_adapter_layer
+
 
 class TextSide:
     """All modules and parameters of `roots`, as they were when it was made.
@@ -75,22 +77,4 @@ def _alive(references: Sequence) -> list:
     return [thing for reference in references if (thing := reference()) is not None]
 
 
-def is_adapter_layer(module: nn.Module) -> bool:
-    """Whether PEFT made it. Told without importing peft, which is slow and optional for inference."""
-    return "_disable_adapters" in vars(module) or hasattr(type(module), "_disable_adapters")
-
-
-def adapters_in(layers: Sequence[nn.Module]) -> tuple:
-    """Of each PEFT layer: what is active, switched off and merged."""
-    return tuple(
-        (str(getattr(m, "_active_adapter", None)), m._disable_adapters, tuple(getattr(m, "merged_adapters", ())))
-        for m in layers
-    )
-
-
-def adapters_on(modules: Sequence[nn.Module]) -> tuple:
-    """`adapters_in` of all PEFT layers in `modules`."""
-    return adapters_in([m for module in modules for m in module.modules() if is_adapter_layer(m)])
-
-
-__all__ = ["TextSide", "adapters_in", "adapters_on", "is_adapter_layer"]
+__all__ = ["TextSide"]

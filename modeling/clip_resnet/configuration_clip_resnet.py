@@ -7,13 +7,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPTextConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ..loading_and_saving.configuration_checks import check_encoder_types, check_range, checked, without_kernels
+from ..loading_and_saving.optional_modules import optional_checks
 
+
+_checks = optional_checks("..loading_and_saving.configuration_checks", __package__)
 
 _REDUCTION = 32  # the last feature map is 32 times smaller than the image and has 32 times the channels of the stem
 
 
-@checked
+@_checks.checked
 @strict
 class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -88,7 +90,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller."""
-        return super().from_dict(without_kernels(config_dict), **kwargs)
+        return super().from_dict(_checks.without_kernels(config_dict), **kwargs)
 
     @property
     def width(self) -> int:
@@ -112,7 +114,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_sizes(self):
         names = ("hidden_size", "num_attention_heads", "num_channels", "image_size", "projection_dim")
-        check_range(self, "", names)
+        _checks.check_range(self, "", names)
         for name in ("hidden_size", "image_size"):
             if getattr(self, name) % _REDUCTION:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a multiple of {_REDUCTION}")
@@ -130,7 +132,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"depths: {self.depths}, expected four numbers of blocks in 1..1000")
 
 
-@checked
+@_checks.checked
 @strict
 class CLIPResNetConfig(PreTrainedConfig):
     r"""
@@ -183,19 +185,19 @@ class CLIPResNetConfig(PreTrainedConfig):
         """As in transformers, but a file cannot choose which code runs: attention kernels are chosen by the caller,
         and the encoders are the two named below.
         """
-        check_encoder_types(
+        _checks.check_encoder_types(
             config_dict,
             {"text_config": ("clip_text_model", "clip"), "vision_config": (CLIPResNetVisionConfig.model_type,)},
         )
-        return super().from_dict(without_kernels(config_dict), **kwargs)
+        return super().from_dict(_checks.without_kernels(config_dict), **kwargs)
 
     def validate_sizes(self):
         text, vision = self.text_config, self.vision_config
         if not isinstance(text, PreTrainedConfig) or not isinstance(vision, PreTrainedConfig):
             return  # still dicts: the base class has not converted them yet
         names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-        check_range(text, "text_config.", (*names, "max_position_embeddings"))
-        check_range(self, "", ("projection_dim",))
+        _checks.check_range(text, "text_config.", (*names, "max_position_embeddings"))
+        _checks.check_range(self, "", ("projection_dim",))
         if vision.projection_dim != self.projection_dim:
             raise ValueError(
                 f"vision_config.projection_dim: {vision.projection_dim}, expected projection_dim "

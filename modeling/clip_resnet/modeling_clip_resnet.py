@@ -28,9 +28,11 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..dual_encoders.dual_encoder import DualEncoder
-from ..dual_encoders.forward_checks import check_pixels
-from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.optional_modules import checkpoint_mixins, optional_checks
 from .configuration_clip_resnet import CLIPResNetConfig, CLIPResNetVisionConfig
+
+
+_checks = optional_checks("..dual_encoders.forward_checks", __package__)
 
 
 # B images, N texts, L tokens, w channels of the stem, C = 32w channels of the last feature map, H x W size of a map,
@@ -231,7 +233,7 @@ class CLIPResNetAttentionPool(nn.Module):
 # ---- models
 
 
-class CLIPResNetPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
+class CLIPResNetPreTrainedModel(*checkpoint_mixins(), PreTrainedModel):
     config: CLIPResNetConfig
     base_model_prefix = "clip"
     input_modalities = ("image", "text")
@@ -354,7 +356,7 @@ class CLIPResNetTrunk(CLIPResNetPreTrainedModel):
         return tuple(maps)
 
     def _check_pixels(self, pixel_values: torch.Tensor):
-        check_pixels(pixel_values, self.config.num_channels)
+        _checks.check_pixels(pixel_values, self.config.num_channels)
         if min(pixel_values.shape[2:]) < 32:
             height, width = pixel_values.shape[2:]
             raise ValueError(f"pixel_values: images of {height} x {width}, expected at least 32 x 32")

@@ -15,21 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torchvision.transforms.v2 import functional as tvF
 
-from .opening import download, open_regular
-from .stored_images import (
-    DECODED_IMAGES,
-    LARGE_PIXELS,
-    STRIP_PIXELS,
-    StoredImage,
-    decoding_bytes,
-    orientation_of,
-    prepare,
-    turned,
-)
+from ..loading_and_saving.optional_modules import needed_module, optional_module
 
+
+# Exported code opens no URL, and decodes large images as Pillow does.
+_opening = optional_module(".opening", __package__)
+_stored = optional_module(".stored_images", __package__)
+
+
+StoredImage = type("NoImage", (), {}) if _stored is None else _stored.StoredImage
 
 MAX_PIXELS = 178_956_970  # the limit above which PIL itself refuses to open a file: twice its MAX_IMAGE_PIXELS
 
@@ -93,7 +91,7 @@ def decode_image(image, rules: DecodingRules | None = None) -> PIL.Image.Image |
             0..255 are expected, or an ambiguous channel axis.
     """
     with opened_image(image, rules) as decoded:
-        return decoded.whole() if isinstance(decoded, StoredImage) else decoded
+        return decoded.taken() if isinstance(decoded, StoredImage) else decoded
 
 
 @contextlib.contextmanager
@@ -107,7 +105,8 @@ def opened_image(image, rules: DecodingRules | None = None) -> Iterator[PIL.Imag
         return
     if isinstance(image, PIL.Image.Image):
         _check_size(image.height, image.width, rules)
-        with _memory_for(image, int(bool(getattr(image, "tile", None))) * decoding_bytes(image)):
+        unloaded = bool(getattr(image, "tile", None)) and _stored is not None
+        with _memory_for(image, _stored.decoding_bytes(image) if unloaded else 0):
             yield _decode_pil(image, rules, "")
         return
     source, name = _open(image, rules)
@@ -115,9 +114,13 @@ def opened_image(image, rules: DecodingRules | None = None) -> Iterator[PIL.Imag
         with _first_frame(source, name) as opened:
             # The size is known from the header; `load` decodes the pixels.
             _check_size(opened.height, opened.width, rules, name)
-            needed = prepare(opened, name)
-            with _memory_for(opened, needed):
-                yield _decode_pil(opened, rules, name)
+            with _memory_for(opened, _prepared(opened, name)):
+                decoded = _decode_pil(opened, rules, name)
+                try:
+                    yield decoded
+                finally:
+                    if isinstance(decoded, StoredImage):
+                        decoded.close()
 
 
 def _first_frame(source, name: str) -> PIL.Image.Image:
@@ -133,13 +136,24 @@ def _first_frame(source, name: str) -> PIL.Image.Image:
     return opened
 
 
+def _prepared(image: PIL.Image.Image, name: str) -> int:
+    """Bytes that `load` of an opened file will take, as far as they are known; ValueError for what must not load."""
+    if _stored is not None:
+        return _stored.prepare(image, name)
+    if image.format == "EPS":
+        raise ValueError(f"an EPS file{name}: it is a program, which Ghostscript would run; want an image")
+    return 0
+
+
 def _memory_for(image: PIL.Image.Image, needed: int):
     """Reserves what decoding takes, and then the conversion of the whole image or of a part at a time."""
     pixels = image.width * image.height
-    if pixels < _COUNTED_PIXELS:
+    if pixels < _COUNTED_PIXELS or _stored is None:
         return contextlib.nullcontext()
     # RGB in Pillow (4 bytes) and as an array (3), at most twice: of the image, or of a strip.
-    return DECODED_IMAGES.reserve(needed + 11 * (pixels if pixels <= LARGE_PIXELS else STRIP_PIXELS))
+    return _stored.DECODED_IMAGES.reserve(
+        needed + 11 * (pixels if pixels <= _stored.LARGE_PIXELS else _stored.STRIP_PIXELS)
+    )
 
 
 def _open(image, rules: DecodingRules):
@@ -147,13 +161,14 @@ def _open(image, rules: DecodingRules):
     if isinstance(image, bytes | bytearray | memoryview):
         return io.BytesIO(image), ""
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return io.BytesIO(download(image, rules.allow_local_urls)), f" in {image}"
+        opening = needed_module(".opening", __package__, f"cannot fetch {image[:200]}")
+        return io.BytesIO(opening.download(image, rules.allow_local_urls)), f" in {image}"
     if isinstance(image, str) and image.startswith("data:"):
         return io.BytesIO(_from_base64(image.partition(",")[2])), " in a data: URL"
     # A string may be a path or base64: it is a path if it can be opened.
     if isinstance(image, str | os.PathLike):
         try:
-            return open_regular(image), f" in {os.fspath(image)!r}"
+            return _opened_file(image), f" in {os.fspath(image)!r}"
         except (OSError, ValueError) as error:
             if isinstance(image, str) and len(image) > _SHORTEST_BASE64:
                 try:
@@ -167,6 +182,14 @@ def _open(image, rules: DecodingRules):
     raise ValueError(
         f"got {type(image).__name__}, expected a PIL image, an array, a tensor, a path, a URL or the bytes of a file"
     )
+
+
+def _opened_file(path):
+    if _opening is not None:
+        return _opening.open_regular(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("not a regular file")
+    return open(path, "rb")
 
 
 def _from_base64(text: str) -> bytes:
@@ -212,10 +235,10 @@ def _decode_pil(
     is_rgb = image.mode == "RGB" and image.info.get("transparency") is None
     if not is_rgb and not rules.convert_rgb:
         raise ValueError(f"mode {image.mode}{name} with do_convert_rgb=False, expected RGB")
-    is_large = image.width * image.height > LARGE_PIXELS and not rules.keep_mode
-    if is_large and image.mode != "F":
+    can_be_large = _stored is not None and not rules.keep_mode
+    if can_be_large and image.width * image.height > _stored.LARGE_PIXELS and image.mode != "F":
         return StoredImage(image, functools.partial(_as_rgb, rules=rules, eight_bit=_is_eight_bit(image)))
-    image = turned(image, orientation_of(image))
+    image = _upright(image)
     # Mode F holds floats. If the values stay as they are (`expect_0_255` is False), they are returned as a tensor,
     # because a conversion to RGB would round them.
     if image.mode == "F":
@@ -226,6 +249,14 @@ def _decode_pil(
     if rules.keep_mode:
         return image if is_rgb else _eight_bit(image, _is_eight_bit(image))
     return _as_rgb(image, rules, _is_eight_bit(image))
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    if _stored is not None:
+        return _stored.turned(image, _stored.orientation_of(image))
+    with contextlib.suppress(Exception):  # damaged metadata: the pixels may be fine
+        return PIL.ImageOps.exif_transpose(image)
+    return image
 
 
 def _as_rgb(image: PIL.Image.Image, rules: DecodingRules, eight_bit: bool) -> PIL.Image.Image:
@@ -376,4 +407,4 @@ def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
     return tvF.to_dtype(pixels, dtype, scale=True)
 
 
-__all__ = ["MAX_PIXELS", "DecodingRules", "decode_image", "list_images", "opened_image"]
+__all__ = ["MAX_PIXELS", "DecodingRules", "StoredImage", "decode_image", "list_images", "opened_image"]

@@ -6,6 +6,7 @@ converted when they are asked for.
 """
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections import deque
@@ -35,7 +36,7 @@ _HOLDS_FILES = ("ICO", "ICNS", "CUR")
 class MemoryBudget:
     """So many bytes may be reserved at once; who asks for more waits, in the order of asking.
 
-    Somebody who wants more than there is gets all of it, alone.
+    Somebody who wants more than a third gets all of it, alone: that little memory must do for large images.
     """
 
     def __init__(self, size: int):
@@ -52,7 +53,7 @@ class MemoryBudget:
     @contextlib.contextmanager
     def reserve(self, wanted: int) -> Iterator[None]:
         """Inside, `wanted` bytes are taken. Not to be nested in one thread."""
-        wanted, ticket = min(max(wanted, 0), self.size), object()
+        wanted, ticket = self.size if 3 * wanted > self.size else max(wanted, 0), object()
         with self._changed:
             self._waiting.append(ticket)
             try:
@@ -142,6 +143,12 @@ def prepare(image: PIL.Image.Image, name: str = "", roughly: bool = False) -> in
     return needed
 
 
+def _give_back() -> None:
+    """glibc keeps what a thread has freed, hundreds of megabytes, for the same thread. Elsewhere, nothing happens."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class StoredImage:
     """A large image: `width` and `height` of its upright form, and parts of that as RGB.
 
@@ -167,6 +174,20 @@ class StoredImage:
         if grey_stays and image.mode in ("1", "L") and image.info.get("transparency") is None:
             return image.convert("L")
         return self._convert(image)
+
+    def taken(self) -> PIL.Image.Image:
+        """`whole`, which then belongs to the caller; this object has nothing left."""
+        image, self._image = self.whole(), None
+        return image
+
+    def close(self) -> None:
+        """Gives the memory back, whoever still holds this object."""
+        if self._image is not None:
+            size = self._image.width * self._image.height * pixel_bytes(self._image)
+            self._image.close()
+            self._image = None
+            if 4 * size > DECODED_IMAGES.size:
+                _give_back()
 
     def strips(self) -> Iterator[PIL.Image.Image]:
         """All rows from top to bottom, some at a time."""

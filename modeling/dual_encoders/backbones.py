@@ -11,12 +11,12 @@ with a class `FAMILY`, found by name from the `model_type` of the configuration;
 import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
 
+from ..loading_and_saving.optional_modules import optional_module
 from .offloading import device_of, weight_of
 
 
@@ -35,20 +35,10 @@ def unit_norm(x: torch.Tensor) -> torch.Tensor:
     return torch.where(is_zero, 0, wide / torch.where(is_zero, 1, norm)).to(x.dtype)
 
 
-def _module(name: str) -> ModuleType | None:
-    """A module by its full name; None if there is none of that name."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # it is there, and something that it imports is not
-        return None
-
-
 # How prompts with learned vectors are encoded, and many prompts fast. Only where the package is installed: code that
 # was exported with a model holds no adapters, and encodes plain prompts in whole rows.
-_prompt_encoding = _module(f"{__package__}.prompt_encoding")
-_image_encoding = _module(f"{__package__}.image_encoding")  # images on a CPU, faster; likewise
+_prompt_encoding = optional_module(".prompt_encoding", __package__)
+_image_encoding = optional_module(".image_encoding", __package__)  # images on a CPU, faster; likewise
 
 
 class CLIPFamily:
@@ -256,8 +246,8 @@ def find_family(model_type: str | None) -> type[CLIPFamily] | None:
     name, (package, _, room) = model_type.removeprefix("clipv-"), __package__.rpartition(".")
     module = None
     if model_type != name and room == "dual_encoders":
-        module = _module(f"{package}.{name}.family_{name}")
-    module = module or _module(f"{__package__}.family_{name}")
+        module = optional_module(f"{package}.{name}.family_{name}")
+    module = module or optional_module(f"{__package__}.family_{name}")
     return module.FAMILY if module is not None and module.FAMILY.model_type == model_type else None
 
 

@@ -8,9 +8,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ..loading_and_saving.optional_modules import optional_checks
 from ..losses.contrastive_loss import contrastive_loss
 from .backbones import unit_norm
-from .forward_checks import check_output, check_token_ids
+
+
+_checks = optional_checks(".forward_checks", __package__)
 
 
 # B images, N texts, L tokens, D joint width
@@ -38,7 +41,7 @@ class DualEncoder:
         """As `CLIPModel`'s: (N, L) ids -> the text encoder's output; `pooler_output` (N, D) is the projected
         feature.
         """
-        check_token_ids(input_ids, self.config.text_config.vocab_size)
+        _checks.check_token_ids(input_ids, self.config.text_config.vocab_size)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )
@@ -89,7 +92,7 @@ class DualEncoder:
         image_embeds = unit_norm(vision.pooler_output)
         text_embeds = unit_norm(text.pooler_output).to(image_embeds.device)
         logits_per_image = self.logit_scale.exp().to(image_embeds.device) * image_embeds @ text_embeds.t()
-        check_output(self, logits_per_image, "logits_per_image", pixel_values=pixel_values)
+        _checks.check_output(self, logits_per_image, "logits_per_image", pixel_values=pixel_values)
         loss = None
         if return_loss:
             if len(image_embeds) != len(text_embeds):

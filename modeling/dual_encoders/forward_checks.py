@@ -12,11 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-
-def can_be_read(tensor: torch.Tensor) -> bool:
-    """Whether looking at its numbers costs nothing: on a CPU, and no graph is being made."""
-    plain = type(tensor) in (torch.Tensor, nn.Parameter)
-    return plain and tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+from .tracing import can_be_read
 
 
 def check_pixels(
@@ -155,5 +151,5 @@ def _file_of(model: nn.Module, tensor_name: str) -> str:
     return f" ({file if file.is_file() else source})" if source else ""
 
 
-__all__ = ["can_be_read", "check_features", "check_output", "check_pixels", "check_token_ids"]
+__all__ = ["check_features", "check_output", "check_pixels", "check_token_ids"]
 __all__ += ["why_not_finite"]

@@ -6,20 +6,13 @@ language models write (Pratt et al. 2023, "What does a platypus look like?", CuP
 """
 
 import csv
-import importlib
 import io
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
-
-def _beside(name: str, wanted: str):
-    """A module that exported code may lack; the ValueError names what needs it (`wanted`)."""
-    try:
-        return importlib.import_module(f".{name}", __package__)
-    except ModuleNotFoundError:
-        raise ValueError(f"{wanted}: this exported code lacks {name}.py; install hf-clip-variants") from None
+from ..loading_and_saving.optional_modules import needed_module
 
 
 def resolve_templates(
@@ -43,7 +36,9 @@ def resolve_templates(
     if isinstance(templates, str) and ("{" in templates or "}" in templates):
         templates = [templates]
     elif isinstance(templates, str | Path):
-        templates = _beside("template_sets", f"templates: {str(templates)!r} has no {{}}").find_templates(templates)
+        templates = needed_module(
+            ".template_sets", __package__, f"templates: {str(templates)!r} has no {{}}"
+        ).find_templates(templates)
     if isinstance(templates, Mapping):
         if class_names is None:
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
@@ -167,7 +162,8 @@ def read_class_names(source: str | Path, argument: str = "class_names") -> list[
         (path.suffix or len(path.parts) > 1) and os.path.isfile(source)
     )
     if isinstance(source, Path) or may_be_file:
-        return _beside("class_name_files", f"{argument}: {source}").read_class_name_file(path, argument)
+        files = needed_module(".class_name_files", __package__, f"{argument}: {source}")
+        return files.read_class_name_file(path, argument)
     return names_in_text(source, argument)
 
 
@@ -345,7 +341,7 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
     texts = list(texts)
     if not texts:
         raise ValueError(f"{what} is empty")
-    clean_text = _beside("text_cleaning", "clean").clean_text if clean else str
+    clean_text = needed_module(".text_cleaning", __package__, "clean").clean_text if clean else str
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"{what}[{index}]: expected a string, got {type(text).__name__} ({text!r})")

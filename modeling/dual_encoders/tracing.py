@@ -1,6 +1,8 @@
-"""Whether a graph is being recorded, where code must not ask tensors for their numbers."""
+"""Whether a graph is being recorded, where code must not ask tensors for their numbers, and where else it had better
+not."""
 
 import torch
+from torch import nn
 
 
 def is_traced() -> bool:
@@ -12,4 +14,10 @@ def is_traced() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
-__all__ = ["is_traced"]
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether looking at its numbers costs nothing: on a CPU, and no graph is being made."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return plain and tensor.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+__all__ = ["can_be_read", "is_traced"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib
 import json
 import os
 import re
@@ -18,6 +17,8 @@ from transformers import PreTrainedModel
 from transformers.integrations import peft as peft_integration
 from transformers.utils import check_peft_version
 
+from .optional_modules import optional_module
+
 
 try:
     import fcntl
@@ -28,10 +29,7 @@ except ImportError:  # Windows: no locks, and abandoned folders stay
 # ---- loading: an error instead of random, damaged or infinite weights
 
 
-try:
-    _weight_files = importlib.import_module(f"{__package__}.weight_files")
-except ModuleNotFoundError:  # exported code: transformers' own errors stand
-    _weight_files = None
+_weight_files = optional_module(".weight_files", __package__)
 
 
 class CheckedLoading:

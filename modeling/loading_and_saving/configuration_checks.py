@@ -23,7 +23,11 @@ from transformers.image_utils import SizeDict
 LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
 LARGEST_NUMBER = 10**12  # of whole numbers that mean something else
 LARGEST_LAYERS = 256
-LARGEST_EDGE = 16_384  # pixels of a processed image
+LARGEST_EDGE = 4096  # pixels of a processed image: 200 MB as floats
+# Which numbers make a size together; of a crop and of padding only the first.
+_SIZES = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"longest_edge"})
+_SIZES += ({"max_height", "max_width"}, {"min_pixels", "max_pixels"})
+_SIZE_NAMES = set().union(*_SIZES)
 
 # Field of some encoder -> smallest and largest number.
 RANGES: dict[str, tuple[float, float]] = {
@@ -46,6 +50,7 @@ RANGES: dict[str, tuple[float, float]] = {
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
+_READ_AT_END = ("clip_text_model", "metaclip_2_text_model")  # a text's feature is that of its end token
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
 _BROKEN = (AttributeError, AssertionError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
@@ -94,6 +99,7 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
     if not isinstance(values, Mapping):
         raise ValueError(f"{where or 'config.json'}: got {_short(values)}, expected an object with fields")
     parts = _part_classes(config_class, values)
+    fewest = _fewest_labels(config_class)
     validators = getattr(config_class, "__validators__", {})
     declared = {f.name: f for f in fields(config_class)} if validators else {}
     for name, value in values.items():
@@ -104,7 +110,7 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
             check_values(value, parts.get(name.removesuffix("_dict")), f"{where}{name}.")
             continue
         _check_finite(f"{where}{name}", value)
-        _check_named(where, name, value)
+        _check_named(where, name, value, fewest)
         for validator in validators.get(name, ()):
             try:
                 validator(value)
@@ -113,11 +119,14 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
                 raise ValueError(
                     f"{where}{name}: got {_short(value)} ({type(value).__name__}), expected {wanted}"
                 ) from error
-        if name == "eos_token_id" and value is None and getattr(config_class, "model_type", None) == "clip_text_model":
-            raise ValueError(f"{where}{name}: None, expected the number of the token at whose place a text is read")
+        if name == "eos_token_id" and getattr(config_class, "model_type", None) in _READ_AT_END:
+            if not isinstance(value, int):  # transformers' type allows a list, which these compare with each token
+                raise ValueError(
+                    f"{where}{name}: {_short(value)}, expected the number of the token at whose place a text is read"
+                )
         if config_class is not None and name not in declared and _is_taken(config_class, name):
             raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
-    _check_classes(where, values)
+    _check_classes(where, values, fewest)
     if not hasattr(config_class, "validate_sizes"):  # ours say it themselves
         _check_together(where, values, declared)
 
@@ -132,6 +141,10 @@ def _part_classes(config_class: type | None, values: Mapping) -> dict[str, type]
     if hasattr(config_class, "part_classes"):
         return config_class.part_classes(values)
     return {name: c for name, c in (config_class.sub_configs or {}).items() if hasattr(c, "__validators__")}
+
+
+def _fewest_labels(config_class: type | None) -> int:
+    return 0 if getattr(config_class, "may_have_no_labels", False) else 1
 
 
 def _is_taken(config_class: type, name: str) -> bool:
@@ -152,7 +165,7 @@ def _check_finite(name: str, value: object, depth: int = 0) -> None:
         _check_finite(name, one, depth + 1)
 
 
-def _check_named(where: str, name: str, value: object) -> None:
+def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -> None:
     """What is known of a field by its name, whatever the model."""
     full = f"{where}{name}"
     if name == "model_type" and not isinstance(value, str):
@@ -167,7 +180,7 @@ def _check_named(where: str, name: str, value: object) -> None:
     if value is None and name in _NEVER_NONE:
         raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
     if name == "num_labels":
-        check_num_labels(value, where)
+        check_num_labels(value, where, fewest_labels)
     elif str(name).endswith("hidden_act") and isinstance(value, str) and value not in ACT2FN:
         raise ValueError(f"{full}: {_short(value)} is unknown, expected one of {', '.join(sorted(ACT2FN))}")
     elif name in ("dtype", "torch_dtype") and value is not None:
@@ -178,17 +191,19 @@ def _check_named(where: str, name: str, value: object) -> None:
         raise ValueError(f"{full}: {_short(value)} is unknown, expected one of {', '.join(_PROBLEM_TYPES)}")
 
 
-def check_num_labels(value: object, where: str = "") -> None:
+def check_num_labels(value: object, where: str = "", fewest: int = 1) -> None:
     """ValueError for a number of classes that is none; a table of so many names would be made at once."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{where}num_labels: {_short(value)}, expected a whole number of classes in 1..{LARGEST}")
+    if not isinstance(value, int) or isinstance(value, bool) or not fewest <= value <= LARGEST:
+        raise ValueError(
+            f"{where}num_labels: {_short(value)}, expected a whole number of classes in {fewest}..{LARGEST}"
+        )
 
 
-def _check_classes(where: str, values: Mapping) -> None:
+def _check_classes(where: str, values: Mapping, fewest: int = 1) -> None:
     names, numbers, count = (values.get(name) for name in ("id2label", "label2id", "num_labels"))
     if names is not None:
         labels = {str(key) for key in names} if isinstance(names, Mapping) else None
-        if not labels or labels != {str(label) for label in range(len(names))}:
+        if labels is None or len(labels) < fewest or labels != {str(label) for label in range(len(names))}:
             raise ValueError(f"{where}id2label: got {_short(names)}, expected the names of labels 0, 1, 2, …")
         wrong = [key for key, name in names.items() if not isinstance(name, str)]
         if wrong:
@@ -229,7 +244,7 @@ def checked(cls: type) -> type:
 
     def __setattr__(self, name, value):
         if name == "num_labels":
-            check_num_labels(value)
+            check_num_labels(value, fewest=_fewest_labels(type(self)))
         try:
             assign(self, name, value)
         except StrictDataclassError as error:
@@ -272,12 +287,24 @@ def check_image_settings(settings: Mapping) -> None:
 
 
 def _check_size(name: str, value: object) -> None:
-    edges = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
+    """transformers takes a number, two, or names: of which only these make sense together."""
     if isinstance(value, SizeDict):
-        edges = [getattr(value, field.name) for field in fields(value)]
-    for edge in edges:
-        if edge is not None and (type(edge) is not int or not 1 <= edge <= LARGEST_EDGE):
-            raise ValueError(f"{name}: {_short(edge)}, expected whole numbers of pixels in 1..{LARGEST_EDGE}")
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    sets = _SIZES if name == "size" else _SIZES[:1]
+    if isinstance(value, Mapping):
+        given = {key: edge for key, edge in value.items() if edge is not None}
+        if set(given) not in sets or not set(value) <= _SIZE_NAMES:
+            wanted = ", or ".join(" and ".join(sorted(names)) for names in sets)
+            raise ValueError(f"{name}: {_short(dict(value))}, expected whole numbers of pixels as {wanted}")
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        given = dict(zip(("height", "width"), value, strict=True))
+    else:
+        given = {name: value}
+    for key, edge in given.items():
+        largest = LARGEST_EDGE**2 if key.endswith("_pixels") else LARGEST_EDGE
+        if type(edge) is not int or not 1 <= edge <= largest:
+            place = "" if key == name else f"{key} "
+            raise ValueError(f"{name}: {place}{_short(edge)}, expected whole numbers of pixels in 1..{largest}")
 
 
 def _is_number(value: object) -> bool:
@@ -310,7 +337,10 @@ def _words(annotation: object) -> str:
 def _short(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**30:
         return f"a number of {len(hex(value)) - 2} hexadecimal digits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write a number of thousands of digits, in a list
+        text = f"a {type(value).__name__} of huge numbers"
     return text if len(text) <= 80 else f"{text[:60]}…"
 
 

@@ -38,18 +38,25 @@ def backward_in_chunks(
     accumulation is not this: its negatives are those of one micro-batch. DDP and FSDP2 reduce gradients once, with the
     last chunk. Ranks may bring different numbers of pairs; all take as many chunks as the one with the most.
 
+    A model whose loss needs more than embeddings, or that normalises batches behind its encoders (GroupViT), says so:
+    it has `loss_of_features(features) -> loss`, `forward(..., features_only=True)` gives those features, a
+    `ModelOutput` of tensors with a row for each pair, and `feature_modules` names the modules that they need. The
+    chunks are then encoded into features, and everything behind them sees the whole batch at once, as it must: batch
+    normalisation, several losses. Not after `fully_shard`.
+
     Args:
         model: a dual encoder whose outputs have unit-length `image_embeds` and `text_embeds`, such as `CLIPModel`;
-            bare, in DDP or after `fully_shard`.
+            bare, in DDP or after `fully_shard`. Or one with a loss of features, see above.
         inputs: its keyword arguments. Tensors are cut along dimension 0, everything else goes to each chunk;
             `return_loss` is left out.
         micro_batch_size: pairs encoded at once, at most.
         backward: for mixed precision, `accelerator.backward` or `lambda loss: scaler.scale(loss).backward()`.
-        **loss_options: of `contrastive_loss`; `form="sigmoid"` takes the model's `logit_bias`.
+        **loss_options: of `contrastive_loss`; `form="sigmoid"` takes the model's `logit_bias`. None for a model with a
+            loss of features.
 
     Raises (on all ranks, if on one):
         ValueError: no pairs or tensors of different length; a rank with fewer pairs than there are chunks; batch
-        normalisation in training mode, which would see chunks, and each of them twice. And what `contrastive_loss`
+        normalisation of an encoder in training mode, which would see chunks, and each of them twice. And what the loss
         raises.
 
     Example:
@@ -69,36 +76,45 @@ def backward_in_chunks(
     ```
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
+    if _has_loss_of_features(bare) and loss_options:
+        raise ValueError(f"{min(loss_options)}: given, but {type(bare).__name__} computes its own loss")
     chunks = _cut(
         bare, {k: v for k, v in inputs.items() if k != "return_loss"}, micro_batch_size, loss_options.get("group")
     )
 
     device = bare.logit_scale.device
+    encode = _features if _has_loss_of_features(bare) else _embeds
     states, embeds = [], []
     with torch.no_grad():
         for chunk in chunks:
             states.append(_random_state(device))  # so that the second pass draws the same dropout
-            embeds.append(_embeds(bare, chunk))  # DDP's own forward would synchronise buffers
-    image, text = (torch.cat(side).requires_grad_() for side in zip(*embeds, strict=True))
-    learnt = {"logit_scale": bare.logit_scale}
-    if loss_options.get("form") == "sigmoid":
-        learnt["logit_bias"] = bare.logit_bias
-    loss = contrastive_loss(image, text, **learnt, normalize=False, **loss_options)
-    numbers = [number for number in learnt.values() if number.requires_grad]
-    image_grad, text_grad, *number_grads = torch.autograd.grad(loss, [image, text, *numbers])
+            embeds.append(encode(bare, chunk))  # DDP's own forward would synchronise buffers
+    rows = {name: torch.cat([one[name] for one in embeds]).requires_grad_() for name in embeds[0]}
+    if _has_loss_of_features(bare):
+        loss = bare.loss_of_features(type(embeds[0])(**rows))
+        learnt = list(bare.parameters())  # those behind the features have a gradient
+    else:
+        learnt = {"logit_scale": bare.logit_scale}
+        if loss_options.get("form") == "sigmoid":
+            learnt["logit_bias"] = bare.logit_bias
+        loss = contrastive_loss(*rows.values(), **learnt, normalize=False, **loss_options)
+        learnt = list(learnt.values())
+    learnt = [parameter for parameter in learnt if parameter.requires_grad]
+    found = torch.autograd.grad(loss, [*rows.values(), *learnt], allow_unused=True)
+    row_grads = {name: grad.tensor_split(len(chunks)) for name, grad in zip(rows, found, strict=False)}
+    learnt = [pair for pair in zip(learnt, found[len(rows) :], strict=True) if pair[1] is not None]
 
     after = _random_state(device)
-    image_grads, text_grads = image_grad.tensor_split(len(chunks)), text_grad.tensor_split(len(chunks))
     for i, chunk in enumerate(chunks):
         _set_random_state(states[i], device)
         is_last = i == len(chunks) - 1
         with _reduction(model, is_last):
             # sum(embed * grad): its gradient with respect to the parameters is the loss's. DDP expects each parameter
             # in exactly one synchronised backward pass, so the scale's gradient comes with the last chunk.
-            pairs = zip(_embeds(model, chunk), (image_grads[i], text_grads[i]), strict=True)
-            surrogate = sum((embed * grad).sum() for embed, grad in pairs)
+            encoded = encode(model, chunk)
+            surrogate = sum((encoded[name] * grads[i]).sum() for name, grads in row_grads.items())
             if is_last:
-                surrogate = surrogate + sum((n * grad).sum() for n, grad in zip(numbers, number_grads, strict=True))
+                surrogate = surrogate + sum((parameter * grad).sum() for parameter, grad in learnt)
             backward(surrogate)
     _set_random_state(after, device)
     return loss.detach()
@@ -115,7 +131,8 @@ def _cut(model, inputs: Mapping[str, Any], micro_batch_size: int, group) -> list
         if len(set(lengths.values())) != 1:
             raise ValueError(f"inputs: expected tensors of one length, got {lengths}")
         for name, module in model.named_modules():
-            if isinstance(module, _BatchNorm) and module.training:
+            behind = _has_loss_of_features(model) and not name.startswith(tuple(model.feature_modules))
+            if isinstance(module, _BatchNorm) and module.training and not behind:
                 raise ValueError(
                     f"model: {name} normalises over the batch, which chunks change; call .eval() on such modules or "
                     "train without chunks"
@@ -136,9 +153,17 @@ def _cut(model, inputs: Mapping[str, Any], micro_batch_size: int, group) -> list
     ]
 
 
-def _embeds(model, chunk):
+def _has_loss_of_features(model) -> bool:
+    return hasattr(model, "loss_of_features")
+
+
+def _embeds(model, chunk) -> dict[str, torch.Tensor]:
     outputs = model(**chunk)
-    return outputs.image_embeds, outputs.text_embeds
+    return {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
+
+
+def _features(model, chunk) -> Mapping[str, torch.Tensor]:
+    return model(**chunk, features_only=True)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,9 @@ from ..dual_encoders.dual_encoder import DualEncoder
 from ..dual_encoders.forward_checks import check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_accuracy
+from ..losses.rank_batch_norm import RankBatchNorm1d
 from ..losses.rank_exchange import world_size
 from .configuration_slip import WITH_MOMENTUM, WITH_PREDICTOR, SLIPConfig
-from .rank_batch_norm import RankBatchNorm1d
 from .self_supervised_losses import byol_loss, moco_v3_loss, simclr_loss, simsiam_loss
 
 

@@ -81,8 +81,10 @@ def test_classes_of_a_row_are_in_its_folder(row):
     package = registry.KINDS[row.kind].package
     folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
-    references = [row.config, row.model, row.processor, row.feature_extractor, row.layer, row.tuner]
-    references += [*row.auto_classes.values(), *row.image_processors.values()]
+    references = [row.config, row.model, row.feature_extractor, row.layer, row.tuner, *row.auto_classes.values()]
+    # Methods for label maps share their processors.
+    processors = [row.processor, *row.image_processors.values()]
+    references += [one for one in processors if one and not one.startswith("modeling.dense.")]
     references += [part for submodel in row.submodels for part in (submodel.config, *submodel.auto_classes.values())]
     for reference in filter(None, references):
         module, class_name = registry.split_reference(reference)

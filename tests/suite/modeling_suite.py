@@ -22,6 +22,11 @@ from hf_clip_variants import (
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
+    GroupViTForSemanticSegmentation,
+    GroupViTModel,
+    GroupViTVisionConfig,
+    GroupViTVisionModel,
+    LSegForSemanticSegmentation,
     SLIPForPreTraining,
     SLIPModel,
 )
@@ -38,6 +43,8 @@ DESELECTED: dict[str, str] = {
     "CLIPResNet*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "SLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "AudioCLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
+    "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
+    "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
@@ -336,6 +343,245 @@ class SLIPSuite(DualEncoderSuite):
         return 3
 
 
+class GroupViTVisionTester:
+    """Hidden states hold tokens and group tokens: of two stages with 36 and 6 tokens, and of one with 4."""
+
+    batch_size, is_training, num_attention_heads, hidden_size, num_hidden_layers = 3, True, 4, 32, 3
+    common_properties = ["hidden_size", "num_attention_heads"]
+    config_fields = {"hidden_size": 64, "num_attention_heads": 2}
+    lengths = [36 + 7, 36 + 7, 6 + 5, 4]  # the first is what enters the first layer
+    heads = [(4, 36 + 7, 36 + 7), (4, 6 + 5, 6 + 5), (4, 4, 4)]
+
+    def __init__(self, parent, config_class):
+        self.parent, self.config_class = parent, config_class
+
+    def get_config(self):
+        stages = {"depths": [1, 1, 1], "num_group_tokens": [7, 5, 0], "num_output_groups": [6, 4]}
+        sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
+        # Soft and without noise, so that rounding moves no token to another group, and two runs are equal.
+        calm = {"assignment": "soft", "gumbel_noise": False, "drop_path_rate": 0.0}
+        return self.config_class(image_size=30, patch_size=5, **stages, **sizes, **calm)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, 30, 30])}
+
+
+class GroupViTVisionSuite(ModelTesterMixin):
+    has_attentions = True
+    test_resize_embeddings = False  # there is no vocabulary
+
+    def _run(self, by_config, **options):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for name, value in options.items() if by_config else ():
+            setattr(config, name, value)
+        model = self.all_model_classes[0]._from_config(config, attn_implementation="eager")
+        return model(**inputs, **({} if by_config else options))
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config)
+        self.assertIs(model.get_input_embeddings(), model.embeddings.patch_embeddings)
+
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            lengths = [one.shape[1] for one in self._run(by_config, output_hidden_states=True).hidden_states]
+            self.assertEqual(lengths, GroupViTVisionTester.lengths)
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            attentions = self._run(by_config, output_attentions=True).attentions
+            self.assertEqual([tuple(one.shape[1:]) for one in attentions], GroupViTVisionTester.heads)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        outputs = self._run(False, output_hidden_states=True, output_attentions=True)
+        kept = [*outputs.hidden_states[1:], *outputs.attentions]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.pooler_output.flatten()[0].backward()
+        for tensor in kept:
+            self.assertIsNotNone(tensor.grad)
+
+
+class GroupViTTester(CLIPClassifierTester):
+    """Two encoders. Where transformers' tests look at one, it is the text encoder."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24, "trained_part": "group_tokens"}
+    options: dict = {"return_loss": True}
+    config_options: dict = {}
+
+    def __init__(self, parent, config_class):
+        super().__init__(parent, config_class)
+        self.vision_model_tester = GroupViTVisionTester(parent, GroupViTVisionConfig)
+
+    def get_config(self):
+        sizes = {"projection_dim": 24, "projection_intermediate_dim": 40, "logit_scale_init_value": 0.5}
+        vision = self.vision_model_tester.get_config()
+        return self.config_class(
+            text_config=TEXT, vision_config=vision, num_noun_prompts=0, **sizes, **self.config_options
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        _, images = self.vision_model_tester.prepare_config_and_inputs_for_common()
+        return self.get_config(), images | self.text_inputs() | self.options
+
+
+class GroupViTSuite(DualEncoderSuite):
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_hidden_states=True)
+            lengths = [one.shape[1] for one in outputs.vision_model_output.hidden_states]
+            self.assertEqual(lengths, GroupViTVisionTester.lengths)
+            self.assertEqual([one.shape for one in outputs.text_model_output.hidden_states], 3 * [(3, 8, 32)])
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_attentions=True)
+            shapes = [tuple(one.shape[1:]) for one in outputs.vision_model_output.attentions]
+            self.assertEqual(shapes, GroupViTVisionTester.heads)
+            self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
+
+    def _image_features_get_expected_num_attentions(self, model_tester=None):
+        return 3
+
+    def _image_features_get_expected_num_hidden_states(self, model_tester=None):
+        return 4
+
+
+class GroupViTSegmentationTester(GroupViTTester):
+    """The labels are stored ones: without texts."""
+
+    num_labels = 3
+    config_options: dict = {"num_labels": 3}
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), self.vision_model_tester.prepare_config_and_inputs_for_common()[1]
+
+
+class GroupViTSegmentationSuite(GroupViTVisionSuite):
+    _is_composite = True
+    test_all_params_have_gradient = False  # those of the text encoder have none
+
+    def _text_features_prepare_config_and_inputs(self):
+        return self.model_tester.get_config(), self.model_tester.text_inputs()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels:
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, 30, 30, dtype=torch.long)
+        return inputs
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config)
+        self.assertIs(model.get_input_embeddings(), model.text_model.embeddings.token_embedding)
+
+    def _run(self, by_config, **options):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for name, value in options.items() if by_config else ():
+            setattr(config.vision_config, name, value)
+        model = self.all_model_classes[0]._from_config(config, attn_implementation="eager")
+        return model(**inputs, **({} if by_config else options))
+
+    def test_retain_grad_hidden_states_attentions(self):
+        outputs = self._run(False, output_hidden_states=True, output_attentions=True)
+        kept = [*outputs.hidden_states[1:], *outputs.attentions]
+        for tensor in kept:
+            tensor.retain_grad()
+        outputs.group_embeds.flatten()[0].backward()
+        for tensor in kept:
+            self.assertIsNotNone(tensor.grad)
+
+    def _image_features_get_expected_num_attentions(self, model_tester=None):
+        return 3
+
+    def _image_features_get_expected_num_hidden_states(self, model_tester=None):
+        return 4
+
+
+class LSegTester(CLIPClassifierTester):
+    """The sizes are those of the image encoder. The labels are stored ones: without texts."""
+
+    seq_length = encoder_seq_length = key_length = 2 * 4 + 1
+    num_labels = 3
+    config_fields = {"fusion_hidden_size": 24, "head_block": "depthwise", "temperature": 0.05}
+
+    def get_config(self):
+        vision = SIZES | {"image_size": 32, "patch_size": 16}
+        sizes = {"neck_hidden_sizes": [6, 10, 14, 18], "fusion_hidden_size": 12, "temperature": 0.5}
+        return self.config_class(
+            text_config=TEXT, vision_config=vision, projection_dim=24, num_labels=self.num_labels, **sizes
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, 32, 64])}
+
+
+class LSegSuite(ModelTesterMixin):
+    _is_composite = True
+    has_attentions = True
+    test_resize_embeddings = False  # the vocabulary belongs to the text encoder
+    test_all_params_have_gradient = False  # the text encoder is frozen, and some parts of DPT are not read
+
+    def _text_features_prepare_config_and_inputs(self):
+        return self.model_tester.get_config(), self.model_tester.text_inputs()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels and model_class is LSegForSemanticSegmentation:
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, 32, 64, dtype=torch.long)
+        return inputs
+
+
+class ViLDTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
+
+    common_properties = ["hidden_size"]
+    config_fields = {"hidden_size": 16, "temperature": 0.1, "variant": "text"}
+    maps = [(8, 16, 16), (8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
+
+    def get_config(self):
+        backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+        sizes = {"hidden_size": 12, "head_num_convs": 1, "head_num_layers": 1, "head_hidden_size": 20}
+        sizes |= {"rpn_num_convs": 1, "mask_num_convs": 1, "rpn_post_nms": 6, "max_detections": 5, "temperature": 1.0}
+        return self.config_class(
+            dual_encoder_config={"text_config": TEXT, "vision_config": VISION, "projection_dim": 24},
+            backbone_config=backbone | {"layer_type": "basic"},
+            **sizes,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0], [10.0, 8.0, 50.0, 60.0], [20.0, 1.0, 40.0, 30.0]])
+        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
+        return self.get_config(), inputs | {"proposals": boxes.expand(self.batch_size, -1, -1)} | self.texts()
+
+    def texts(self):
+        return {"class_embeddings": floats_tensor([self.num_labels, 24])}
+
+
+class ViLDSuite(ImageEncoderSuite):
+    _is_composite = True
+    has_attentions = False
+
+    def test_attention_outputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        self.assertIsNone(self.all_model_classes[0](config).eval()(**inputs, output_attentions=True).attentions)
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config)
+        self.assertIs(model.get_input_embeddings(), model.backbone.embedder.embedder.convolution)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True)
+        for tensor in outputs.hidden_states:
+            tensor.retain_grad()
+        outputs.class_logits.sum().backward()
+        for tensor in outputs.hidden_states:
+            self.assertIsNotNone(tensor.grad)
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
@@ -345,6 +591,13 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
+    "vild": [(ViLDTester, ViLDSuite)],
+    "groupvit": [
+        (GroupViTTester, GroupViTSuite, GroupViTModel),
+        (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),
+        (GroupViTVisionTester, GroupViTVisionSuite, GroupViTVisionModel),
+    ],
+    "lseg": [(LSegTester, LSegSuite)],
     "audioclip": [(AudioCLIPTester, AudioCLIPSuite), (AudioCLIPAudioTester, AudioEncoderSuite, AudioCLIPAudioModel)],
 }
 

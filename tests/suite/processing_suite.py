@@ -7,35 +7,70 @@ import shutil
 import tempfile
 import unittest
 
-from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin  # noqa: E402
+import torch
+from tests.test_image_processing_common import (  # noqa: E402
+    ImageProcessingTester,
+    ImageProcessingTestMixin,
+    PostProcessSemanticSegmentationTestMixin,
+)
 from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
 from tiny import tiny_tokenizer  # noqa: E402
+from transformers.modeling_outputs import SemanticSegmenterOutput  # noqa: E402
 
 # The package comes before tests/ on the path, see tests/conftest.py.
+from hf_clip_variants.modeling.dense.processing_dense import DenseProcessor
 from hf_clip_variants.registry import load_reference, method, methods
 
 
 # "Class.test" or "test" -> why it cannot hold for our processors.
 DESELECTED: dict[str, str] = {
-    "CLIPClassifierImageProcessorSuite.test_call_numpy_4_channels": (
-        "with do_convert_rgb=False, images that are not RGB are an error, because CLIP takes RGB only"
+    "ViLDForZeroShotObjectDetectionImageProcessorSuite.test_post_process_test_mixin_inheritance": (
+        "DETR's methods for segmentation are inherited and of no use here"
     ),
+    "test_call_numpy_4_channels": "with do_convert_rgb=False, images that are not RGB are an error",
 }
 
 
 class Tester(ImageProcessingTester):
     def __init__(self, parent, **kwargs):
-        kwargs.setdefault("size", {"shortest_edge": 20})
-        kwargs.setdefault("crop_size", {"height": 18, "width": 18})
+        crops = all(hasattr(one, "crop_size") for one in map(load_reference, parent.row.image_processors.values()))
+        kwargs.setdefault("size", {"shortest_edge": 20} if crops else {"shortest_edge": 18, "longest_edge": 333})
+        if crops:
+            kwargs.setdefault("crop_size", {"height": 18, "width": 18})
         super().__init__(parent, **kwargs)
 
     def _get_image_processing_classes(self):
         return {backend: load_reference(reference) for backend, reference in self.parent.row.image_processors.items()}
 
 
+class DenseTester(Tester):
+    """Images keep their shape: nothing is cropped."""
+
+    num_labels = 3
+
+    def __init__(self, parent, **kwargs):
+        super().__init__(parent, size={"shortest_edge": 20, "longest_edge": 100}, **kwargs)
+        del self.crop_size
+
+    def prepare_image_processor_dict(self):
+        return {name: value for name, value in super().prepare_image_processor_dict().items() if name != "crop_size"}
+
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        logits = torch.randn(self.batch_size, self.num_labels, 20, 25)
+        expected = {"height": 20, "width": 25, "num_labels": self.num_labels}
+        return {"outputs": SemanticSegmenterOutput(logits=logits)}, expected
+
+
+def is_dense(row) -> bool:
+    """Whether the row's processor is the shared one of models that label pixels."""
+    return ".dense." in row.processor
+
+
 def make_test_classes(row):
-    class ImageProcessorTest(ImageProcessingTestMixin, unittest.TestCase):
-        image_processor_tester_class = Tester
+    dense = (PostProcessSemanticSegmentationTestMixin,) if is_dense(row) else ()
+
+    class ImageProcessorTest(*dense, ImageProcessingTestMixin, unittest.TestCase):
+        image_processor_tester_class = DenseTester if dense else Tester
 
     ImageProcessorTest.row = row
 
@@ -58,6 +93,11 @@ def make_test_classes(row):
             cls.addClassCleanup(shutil.rmtree, folder)
             tiny_tokenizer().save_pretrained(folder)
             return type(tiny_tokenizer()).from_pretrained(folder)  # a copy: tests change it
+
+        def prepare_text_inputs(self, batch_size=None, modalities=None):
+            """Labels are always a list where each image is compared with all of them."""
+            found = super().prepare_text_inputs(batch_size, modalities)
+            return [found] if isinstance(found, str) and issubclass(self.processor_class, DenseProcessor) else found
 
         def prepare_audio_inputs(self, batch_size=None):
             """In the format of `datasets`: audio without sampling rate is an error."""

@@ -5,6 +5,7 @@ makes the same cases. Files go below `folder`. `scripts/attack.py` runs them for
 runs some of each.
 """
 
+import contextlib
 import json
 import re
 import traceback
@@ -89,3 +90,13 @@ def findings(cases: Iterable[Case], count: int, folder: Path) -> Iterator[Findin
         outcome, detail = attempt(case, folder)
         if outcome not in GOOD:
             yield Finding(case, outcome, detail)
+
+
+def waited_for_processor(pid: int | str = "self") -> float:
+    """Seconds for which a thread of a process was ready to run and another program had the processor; the longest of
+    its threads. 0 where the system does not tell."""
+    longest = 0.0
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            longest = max(longest, int(task.read_text().split()[1]) / 1e9)
+    return longest

@@ -19,7 +19,7 @@ from pathlib import Path
 import adapter_contract
 import torch
 from adapter_models import tiny_classifier
-from attack_cases import WRONG, Case
+from attack_cases import WRONG, Case, waited_for_processor
 from tiny import EMOJI_CLIP, tiny_pixels
 from tiny_families import FAMILIES, tiny_dual_encoder, tiny_family_inputs, tiny_family_pixels
 
@@ -120,13 +120,14 @@ def _attack(values: dict, draw: random.Random) -> tuple[tuple[str, ...], object]
 
 
 def _bounded(run: Callable[[], object]) -> object:
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() - waited_for_processor()
     error = None
     try:
         answer = run()
     except Exception as raised:
         error = raised
-    grown, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - start
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    seconds = time.monotonic() - waited_for_processor() - start
     if seconds > SECONDS or grown > KILOBYTES:
         return f"{WRONG}took {seconds:.0f} s and {grown / 1e6:.1f} GB"
     if error is not None:

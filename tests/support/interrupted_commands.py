@@ -6,8 +6,10 @@ import sys
 import time
 
 
-def run_and_say_ready(arguments: list[str], log: str, ready: bool) -> None:
-    """A command in a process of its own, which writes "ready" when it begins to work."""
+def run_and_say_ready(arguments: list[str], log: str, ready: str | None) -> None:
+    """A command in a process of its own, which writes "ready" when it works: when it has read a model
+    ("from_pretrained") or saved one ("save_pretrained"), or when its commit reaches a Hub in this process ("commit").
+    """
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -15,18 +17,38 @@ def run_and_say_ready(arguments: list[str], log: str, ready: bool) -> None:
     os.chdir(os.path.dirname(log))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a server's processes ignore it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if ready:  # when a model has been read
+    os.environ["TMPDIR"] = os.path.dirname(log)
+    if ready == "commit":
+        from fake_hub import hub_in_this_process
+
+        with hub_in_this_process(os.path.dirname(log)) as hub:
+            hub._next_fault = lambda request: _say_ready_at(request, hub)
+            _run(arguments)
+    if ready:
         import transformers
 
-        real = transformers.PreTrainedModel.from_pretrained.__func__
+        of_class = ready == "from_pretrained"
+        real = getattr(transformers.PreTrainedModel, ready)
+        real = real.__func__ if of_class else real
 
-        def slow(cls, *args, **kwargs):
-            found = real(cls, *args, **kwargs)
+        def slow(owner, *args, **kwargs):
+            found = real(owner, *args, **kwargs)
             print("ready", flush=True)
             time.sleep(0.3)
             return found
 
-        transformers.PreTrainedModel.from_pretrained = classmethod(slow)
+        setattr(transformers.PreTrainedModel, ready, classmethod(slow) if of_class else slow)
+    _run(arguments)
+
+
+def _say_ready_at(request: str, hub) -> None:
+    hub.log.append(request)
+    if "/commit/" in request:
+        print("ready", flush=True)
+        time.sleep(5)
+
+
+def _run(arguments: list[str]) -> None:
     if arguments[0].endswith(".py"):
         import runpy
 

@@ -36,7 +36,7 @@ LAYERS = (
     ("few_shot", "training", "conversion"),
     ("evaluation", "hub"),
     ("adapters",),
-    ("data", "metrics", "files", "pipelines", "registration", "registry", "optional_dependencies"),
+    ("annotations", "data", "metrics", "files", "pipelines", "registration", "registry", "optional_dependencies"),
     ("modeling",),
 )
 LAYER_OF = {room: len(LAYERS) - i for i, rooms in enumerate(LAYERS) for room in rooms}

@@ -53,7 +53,8 @@ class CoCoOpConfig(TunerConfig):
         default="a photo of a", metadata={"help": "Words that the context starts from; None: random vectors."}
     )
     context_init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+        default=None,
+        metadata={"help": "Token ids of `context_init`, without start and end of text.", "range": (0, 10**7)},
     )
     meta_reduction: int = field(
         default=16,
@@ -68,10 +69,8 @@ class CoCoOpConfig(TunerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for argument in ("num_context_tokens", "text_chunk_size"):
-            if getattr(self, argument) is not None:
-                check_count(argument, getattr(self, argument))
-        check_count("meta_reduction", self.meta_reduction)
+        if self.text_chunk_size is not None:
+            check_count("text_chunk_size", self.text_chunk_size)
         if self.context_init is not None and not self.context_init.replace("_", " ").strip():
             raise ValueError("context_init: blank, expected words or None")
         if self.context_init_ids is not None:
@@ -91,7 +90,7 @@ class CoCoOpConfig(TunerConfig):
         if self.num_context_tokens not in (None, len(ids)):
             raise ValueError(
                 f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
-                f"{len(ids)} tokens; leave num_context_tokens out, or set context_init=None"
+                f"{len(ids)} tokens (context_init_ids); leave num_context_tokens out, or set context_init=None"
             )
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 

@@ -1,7 +1,7 @@
 """Configuration of CoOp."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from ..prompts.initial_vectors import check_count
 from ..tuner import TunerConfig
@@ -66,7 +66,8 @@ class CoOpConfig(TunerConfig):
         metadata={"help": 'Words that the context starts from, such as "a photo of a"; None: random vectors.'},
     )
     context_init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+        default=None,
+        metadata={"help": "Token ids of `context_init`, without start and end of text.", "range": (0, 10**7)},
     )
     class_token_position: ClassTokenPosition = field(
         default="end", metadata={"help": "Position of the class name relative to the context: end, middle or front."}
@@ -87,19 +88,12 @@ class CoOpConfig(TunerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.class_token_position not in get_args(ClassTokenPosition):
-            raise ValueError(
-                f"class_token_position: {self.class_token_position!r}, expected one of "
-                f"{', '.join(get_args(ClassTokenPosition))}"
-            )
         if self.context_init is not None and not self.context_init.replace("_", " ").strip():
             raise ValueError("context_init: blank, expected words or None")
         if self.context_init_ids is not None:
             self.set_context_ids(self.context_init_ids)
         elif self.num_context_tokens is None and self.context_init is None:
             self.num_context_tokens = DEFAULT_NUM_CONTEXT_TOKENS
-        if self.num_context_tokens is not None and self.num_context_tokens < 1:
-            raise ValueError(f"num_context_tokens: {self.num_context_tokens}, expected at least 1")
         if self.text_chunk_size is not None:
             check_count("text_chunk_size", self.text_chunk_size, least=0)
 
@@ -116,7 +110,7 @@ class CoOpConfig(TunerConfig):
         if self.num_context_tokens not in (None, len(ids)):
             raise ValueError(
                 f"num_context_tokens: {self.num_context_tokens}, but context_init {self.context_init or ids!r} has "
-                f"{len(ids)} tokens; leave num_context_tokens out"
+                f"{len(ids)} tokens (context_init_ids); leave num_context_tokens out"
             )
         self.context_init_ids, self.num_context_tokens = ids, len(ids)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..prompts.initial_vectors import check_count, check_depth
+from ..prompts.initial_vectors import check_depth
 from ..prompts.text_prompts import TextPromptShape, check_enough_words, text_tensors
 from ..prompts.visual_prompts import VisualPromptShape, visual_prompt_module
 from ..tuner import TunerConfig
@@ -60,7 +60,8 @@ class IVLPConfig(TunerConfig):
         },
     )
     context_init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+        default=None,
+        metadata={"help": "Token ids of `context_init`, without start and end of text.", "range": (0, 10**7)},
     )
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
@@ -68,8 +69,6 @@ class IVLPConfig(TunerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for argument in ("num_text_tokens", "num_vision_tokens"):
-            check_count(argument, getattr(self, argument))
         for argument in ("text_depth", "vision_depth"):
             check_depth(argument, getattr(self, argument), least=0)
         if self.text_depth == self.vision_depth == 0:

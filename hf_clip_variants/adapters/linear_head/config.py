@@ -63,13 +63,6 @@ class LinearHeadConfig(TunerConfig):
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("alpha", "gamma", "beta", "cache_size", "num_classes"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: {value}, expected a finite number of at least 0")
-
     def why_no_weighted_sum(self) -> str | None:
         return "it has cached images" if self.cache_size else None
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..prompts.initial_vectors import check_count, check_depth
-from ..prompts.text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, check_style, text_tensors
+from ..prompts.initial_vectors import check_depth
+from ..prompts.text_prompts import TextPromptShape, TextPromptStyle, check_enough_words, text_tensors
 from ..prompts.visual_prompts import VisualPromptShape, visual_prompt_module
 from ..tuner import TunerConfig
 
@@ -58,7 +58,8 @@ class MaPLeConfig(TunerConfig):
         },
     )
     context_init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of `context_init`, without start and end of text."}
+        default=None,
+        metadata={"help": "Token ids of `context_init`, without start and end of text.", "range": (0, 10**7)},
     )
     share_projection: bool = field(
         default=False, metadata={"help": "One linear map from text prompts to visual prompts for all layers."}
@@ -73,9 +74,7 @@ class MaPLeConfig(TunerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_count("num_prompt_tokens", self.num_prompt_tokens)
         check_depth("prompt_depth", self.prompt_depth)
-        check_style(self.text_prompt_style)
         if self.text_prompt_style == "maple":
             check_enough_words(self, self.num_prompt_tokens)
 

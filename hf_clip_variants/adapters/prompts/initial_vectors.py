@@ -85,7 +85,10 @@ def words_to_ids(config: TunerConfig, base: Base, words: str) -> list[int]:
 
 
 def check_token_ids(argument: str, ids: list[int] | None, base: Base) -> None:
-    """Raises ValueError for an id outside the base's vocabulary."""
+    """Raises ValueError for an id outside the base's vocabulary, and for more of them than a prompt may have."""
+    longest = base.family.context_length(base.clip.config)
+    if len(ids or []) > longest:
+        raise ValueError(f"{argument}: {len(ids)} tokens, the text encoder takes {longest}")
     vocabulary = base.family.token_embedding_of(base.clip).num_embeddings
     for token in ids or []:
         if not 0 <= token < vocabulary:

@@ -8,7 +8,7 @@ wrappers around the layers insert the deeper prompts, as the official code does.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -244,7 +244,7 @@ def fill_text_config(config: TunerConfig, base: Base, count: int) -> None:
     """Fills `config.context_init_ids` from `config.context_init`.
 
     Raises:
-        ValueError: there is no tokenizer, or the words have fewer tokens than are learned.
+        ValueError: there is no tokenizer, an id is outside its vocabulary, or there are fewer than are learned.
     """
     if config.context_init is not None and config.context_init_ids is None:
         config.context_init_ids = words_to_ids(config, base, config.context_init)
@@ -254,18 +254,15 @@ def fill_text_config(config: TunerConfig, base: Base, count: int) -> None:
 
 def check_enough_words(config: TunerConfig, count: int) -> None:
     """Raises ValueError if the words that the context starts from have fewer tokens than are learned."""
-    if config.context_init_ids is not None and len(config.context_init_ids) < count:
+    ids = config.context_init_ids
+    if ids is not None and not ids:
+        raise ValueError("context_init_ids: empty, expected at least one token, or None for random vectors")
+    if ids is not None and len(ids) < count:
+        name = "context_init_ids" if config.context_init is None else "context_init"
         raise ValueError(
-            f"context_init: {config.context_init or config.context_init_ids!r} has {len(config.context_init_ids)} "
-            f"tokens, fewer than the {count} learned ones (num_prompt_tokens, num_text_tokens); give more "
-            "words, or None for random ones"
+            f"{name}: {config.context_init or ids!r} has {len(ids)} tokens, fewer than the {count} learned ones "
+            "(num_prompt_tokens, num_text_tokens, context_init_ids); give more words, or None for random vectors"
         )
-
-
-def check_style(style: str) -> None:
-    """Raises ValueError for an unknown style."""
-    if style not in get_args(TextPromptStyle):
-        raise ValueError(f"text_prompt_style: {style!r}, expected one of {', '.join(get_args(TextPromptStyle))}")
 
 
 __all__ = [
@@ -276,7 +273,6 @@ __all__ = [
     "TextPromptStyle",
     "TextPromptTokenEmbedding",
     "check_enough_words",
-    "check_style",
     "fill_text_config",
     "overwrite_tokens",
     "text_targets",

@@ -63,13 +63,6 @@ class TipAdapterConfig(TunerConfig):
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("alpha", "beta", "logit_scale", "cache_size", "num_classes"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: {value}, expected a finite number of at least 0")
-
     def adapter_tensors(self) -> dict[str, tuple[int, ...]]:
         (target,) = self.target_modules
         size = self.cache_size or 0

@@ -110,7 +110,7 @@ def test_adapter_of_a_classifier_is_refused_on_a_plain_clip_model(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"modality": "audio"}, "modality: 'audio', expected one of image, text, both"),
+        ({"modality": "audio"}, "modality: 'audio', expected one of 'image', 'text', 'both'"),
         ({"reduction": 0}, "reduction: 0"),
         ({"ratio": 1.5}, "ratio: 1.5, expected a number between 0 and 1"),
         ({"text_ratio": -0.1}, "text_ratio: -0.1"),

@@ -13,9 +13,17 @@ from adapter_contract import Case
 from adapter_models import tiny_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 from tiny import CLASS_NAMES
 
-from hf_clip_variants.adapters import CoOpConfig, TipAdapterConfig, load_adapter
+from hf_clip_variants.adapters import (
+    CoCoOpConfig,
+    CoOpConfig,
+    IVLPConfig,
+    MaPLeConfig,
+    TipAdapterConfig,
+    load_adapter,
+)
 from hf_clip_variants.adapters.config_checks import check_fields
 from hf_clip_variants.adapters.tuner import TunerConfig
 from hf_clip_variants.registration.peft_methods import register_all
@@ -31,6 +39,10 @@ def configurations() -> list[type[TunerConfig]]:
 FIELDS = [
     (c, one.name) for c in configurations() for one in fields(c) if one.name not in ("peft_type", "peft_version")
 ]
+
+
+def _hint(config_class, name):
+    return typing.get_type_hints(config_class)[name]
 
 
 class Odd:
@@ -56,6 +68,45 @@ def test_numbers_outside_their_range_are_named(place, value):
     config_class, name = place
     with pytest.raises(ValueError, match=f"^{name}: "):
         config_class(**{name: value})
+
+
+FLOATS = [(c, name) for c, name in FIELDS if float in typing.get_args(_hint(c, name)) or _hint(c, name) is float]
+HUGE = [10**30, -(10**30), 10**309, 10**400, 2**63, np.uint64(2**64 - 1), np.float64(1e39), torch.tensor(2**40)]
+SCALARS = [1, 0, np.int64(1), np.float64(0.5), np.float16(0.5), np.array(1), np.bool_(True), True, torch.tensor(True)]
+
+
+@pytest.mark.parametrize(("config_class", "name"), FLOATS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_float_is_stored_as_one_that_fits_a_tensor_or_refused_by_its_name(config_class, name):
+    taken = 0
+    for value in (*HUGE, *SCALARS):
+        try:
+            found = getattr(config_class(**{name: value}), name)
+        except ValueError as error:
+            assert str(error).startswith(f"{name}: "), error
+            continue
+        assert type(found) is float and torch.tensor([found]).isfinite().all(), value
+        assert not isinstance(value, bool | np.bool_)
+        taken += 1
+    assert taken, "one of the plain numbers is in the range"
+
+
+@pytest.mark.parametrize(("config_class", "name"), FIELDS, ids=lambda value: getattr(value, "__name__", value))
+def test_huge_numbers_and_texts_are_named_wherever_they_are(config_class, name):
+    for value in (
+        10**400,
+        [10**400],
+        [10**5000],
+        [-(10**12)],
+        {"a": 10**400},
+        {"a": [10**400]},
+        "x" * 10**6,
+        ["x" * 10**6],
+    ):
+        if name == "auto_mapping" and isinstance(value, dict):
+            continue
+        with pytest.raises(ValueError, match=f"^{name}: ") as caught:
+            config_class(**{name: value})
+        assert len(str(caught.value)) < 400
 
 
 def test_every_number_of_a_method_has_a_range():
@@ -112,3 +163,29 @@ def test_templates_of_an_adapter_are_checked_when_it_is_loaded(tmp_path, templat
         path.write_text(json.dumps(values | {"templates": templates}))
         with pytest.raises(ValueError, match="templates"):
             load_adapter(tmp_path, tiny_classifier())
+
+
+PROMPT_LEARNERS = {
+    "coop": lambda **given: CoOpConfig(**given),
+    "cocoop": lambda **given: CoCoOpConfig(**given),
+    "maple": lambda **given: MaPLeConfig(prompt_depth=2, **given),
+    "maple, inserted": lambda **given: MaPLeConfig(prompt_depth=2, text_prompt_style="vpt_deep", **given),
+    "ivlp": lambda **given: IVLPConfig(**given),
+}
+
+
+@pytest.mark.parametrize("make", PROMPT_LEARNERS.values(), ids=PROMPT_LEARNERS)
+@pytest.mark.parametrize("words", [{}, {"context_init": None}, {"context_init": "a photo of a"}], ids=str)
+def test_token_ids_that_no_context_starts_from_are_named(tmp_path, make, words):
+    size = tiny_classifier().config.text_config.vocab_size
+    Case("any", lambda: make(context_init="a photo of a"), {}).model().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    good = json.loads(path.read_text())
+    wrong = [[], [-1, 5, 5, 5], [size, 5, 5, 5], [5, 5, 5, 10**6], [10**30] * 4, [5.0] * 4, [True] * 4, [5] * 999]
+    for ids in wrong:
+        with pytest.raises(ValueError, match="context_init_ids"):
+            get_peft_model(tiny_classifier(), make(context_init_ids=ids, **words))
+        path.write_text(json.dumps(good | {"context_init_ids": ids}))
+        with pytest.raises(ValueError, match="context_init_ids"):
+            load_adapter(tmp_path, tiny_classifier())
+    get_peft_model(tiny_classifier(), make(context_init_ids=[size - 1, 0, 5, 5], **words))

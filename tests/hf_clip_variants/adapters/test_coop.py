@@ -206,7 +206,7 @@ def test_start_token_is_read_from_the_prompts_not_the_configuration():
     ("arguments", "message"),
     [
         ({"num_context_tokens": 0}, "num_context_tokens: 0"),
-        ({"class_token_position": "start"}, "class_token_position: 'start', expected one of end, middle, front"),
+        ({"class_token_position": "start"}, "class_token_position: 'start', expected one of 'end', 'middle', 'front'"),
         ({"context_init": " "}, "context_init: blank"),
         ({"context_init_ids": []}, "context_init_ids: empty"),
         ({"class_names": "cat, dog"}, "class_names: 'cat, dog' is one string"),

@@ -187,7 +187,7 @@ def test_class_names_may_change_after_training(tmp_path):
         ({"num_prompt_tokens": 0}, "num_prompt_tokens: 0, expected a whole number of at least 1"),
         ({"prompt_depth": 0}, "prompt_depth: 0"),
         ({"prompt_depth": "deep"}, "prompt_depth: 'deep', expected a number of layers or 'all'"),
-        ({"text_prompt_style": "vpt"}, "text_prompt_style: 'vpt', expected one of maple, vpt_deep"),
+        ({"text_prompt_style": "vpt"}, "text_prompt_style: 'vpt', expected one of 'maple', 'vpt_deep'"),
     ],
 )
 def test_invalid_configuration_is_refused(arguments, message):

@@ -137,7 +137,7 @@ def test_modules_to_save_do_not_change_the_backbone_fingerprint(tmp_path):
         ({"num_prompt_tokens": 0}, "num_prompt_tokens: 0, expected a whole number of at least 1"),
         ({"prompt_depth": 0}, "prompt_depth: 0"),
         ({"prompt_depth": "deep"}, "prompt_depth: 'deep', expected a number of layers or 'all'"),
-        ({"init": "zeros"}, "init: 'zeros', expected one of normal, uniform_patch"),
+        ({"init": "zeros"}, "init: 'zeros', expected one of 'normal', 'uniform_patch'"),
         ({"dropout": 1.0}, "dropout: 1.0, expected at least 0 and less than 1"),
         ({"projection_dim": 0}, "projection_dim: 0"),
     ],
@@ -148,7 +148,7 @@ def test_invalid_configuration_is_refused(arguments, message):
 
 
 def test_unknown_position_is_refused():
-    with pytest.raises(ValueError, match="prompt_position: 'start', expected 'end' or 'after_cls'"):
+    with pytest.raises(ValueError, match="prompt_position: 'start', expected one of 'end', 'after_cls'"):
         vpt(prompt_position="start")
 
 

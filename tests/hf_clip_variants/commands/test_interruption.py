@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT end every long command with one sentence, a sound folder and the exit code of the signal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +10,17 @@ import time
 import types
 
 import pytest
+from adapter_models import tiny_classifier
+from attack_checkpoints import official_weights
 from interrupted_commands import run_and_say_ready
+from official_files import letters_tokenizer, plain
 from paths import SCRIPTS
+from peft import get_peft_model
 from processes import SERVER
+from tiny import tiny_tokenizer
+from transformers import AutoModelForImageClassification
 
-from hf_clip_variants import cli
+from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor, VPTConfig, cli
 from hf_clip_variants.commands import interruption
 
 
@@ -73,10 +80,12 @@ def test_in_another_thread_no_handler_is_needed(toy_command):
     assert codes == [0] or codes == [None]
 
 
-def interrupted(arguments, number, folder, started=None):
+def interrupted(arguments, number, folder, started=None, ready="from_pretrained"):
     """(exit code, output) of a command that gets a signal once it works."""
     log = folder / "log.txt"
-    process = SERVER.Process(target=run_and_say_ready, args=([str(a) for a in arguments], str(log), started is None))
+    log.unlink(missing_ok=True)
+    ready = ready if started is None else None
+    process = SERVER.Process(target=run_and_say_ready, args=([str(a) for a in arguments], str(log), ready))
     process.start()
     deadline = time.monotonic() + 100
     while not (log.exists() and "ready" in log.read_text() if started is None else started()):
@@ -111,6 +120,42 @@ def test_long_commands_end_without_a_traceback_and_leave_nothing_half_done(name,
     assert list(tmp_path.rglob(".tmp-*")) == [], "no temporary files"
     if name in ("predict", "export"):
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("there", [False, True], ids=["new folder", "folder of an older model"])
+def test_convert_leaves_the_folder_as_it_was(number, there, tmp_path):
+    weights = official_weights()
+    official = plain(weights, tmp_path / "official.pt")
+    tokenizer = letters_tokenizer(len(weights["token_embedding.weight"]), tmp_path / "letters")
+    out = tmp_path / "out"
+    if there:
+        shutil.copytree(tokenizer, out)
+    before = {path.name: path.read_bytes() for path in out.glob("*")}
+    arguments = ["convert", official, out, "--tokenizer", tokenizer, "--compare", "--overwrite"]
+    for ready in ("save_pretrained", "from_pretrained"):
+        code, said = interrupted(arguments, number, tmp_path, ready=ready)
+        assert code == 128 + number and "Traceback" not in said and said.count("Interrupted.") == 1, said
+        assert {path.name: path.read_bytes() for path in out.glob("*")} == before, ready
+        assert {path.name for path in tmp_path.iterdir()} - {"out"} == {"official.pt", "letters", "log.txt"}
+        assert out.exists() == there
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("with_base", [False, True], ids=["classifier", "adapter with its base"])
+def test_push_leaves_the_folder_and_no_temporary_one(number, with_base, tmp_path):
+    folder, more = tmp_path / "model", []
+    tiny_classifier().save_pretrained(folder)
+    CLIPClassifierProcessor(CLIPClassifierImageProcessor(), tiny_tokenizer()).save_pretrained(folder)
+    if with_base:
+        base = AutoModelForImageClassification.from_pretrained(folder)
+        folder, more = tmp_path / "adapter", ["--with-base", "--base", folder]
+        get_peft_model(base, VPTConfig(prompt_depth=1)).save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, said = interrupted(["push", folder, "alice/cats", *more], number, tmp_path, ready="commit")
+    assert code == 128 + number and "Traceback" not in said and said.count("Interrupted.") == 1, said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not list(tmp_path.glob("hf-clip-variants-*"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The test set is fixed before anything is drawn, and shots that do not fit are cut."""
 
+import os
+
 import numpy as np
 import pytest
 from few_shot_runs import results_of
@@ -7,7 +9,14 @@ from PIL import Image
 
 from hf_clip_variants.data.held_out import hold_out
 from hf_clip_variants.few_shot.adapt import adapt
-from hf_clip_variants.few_shot.splits import HELD_OUT, fitting_shots, load_test_sets, load_training, reload_test_set
+from hf_clip_variants.few_shot.splits import (
+    HELD_OUT,
+    draw_shots,
+    fitting_shots,
+    load_test_sets,
+    load_training,
+    reload_test_set,
+)
 
 
 FAST = {"profile": "tiny", "progress": False, "report": False}
@@ -110,6 +119,21 @@ def test_an_image_held_out_that_cannot_be_read_is_named_and_the_others_stay(tmp_
     assert learn_again == learn and after.images.ids == before.images.ids[1:] and after.rows == before.rows[1:]
     assert [name for name, _ in after.images.skipped] == [bad] and bad in caplog.text
     assert [train.ids[row] for row in after.rows] == list(after.images.ids)
+
+
+@pytest.mark.parametrize("names", [("00.png", "b.png"), ("00.png", "c.png"), ("00.png", "b.png", "g.png", "h.png")])
+def test_the_only_image_of_a_class_that_can_be_read_is_learnt_from(tmp_path, caplog, names):
+    data = save_noise(tmp_path / "data", {"cat": 1, "dog": 5})
+    good, *bad = names
+    for number, name in enumerate(bad):
+        place = tmp_path / "data" / "cat" / name
+        os.mkfifo(place) if number == 0 else place.write_bytes(b"no image")
+    train, learn, (test,) = test_sets(data)
+    draws = draw_shots(train, None, [1], [1, 2, 3], learn)
+    assert all(f"cat/{good}" in {train.ids[row] for row in split.train} for split in draws.splits.values())
+    assert set(test.images.labels) == {1} and len(test.images) == 1
+    said = f"{caplog.text}{draws.skipped}"
+    assert len(names) > 2 or (f"cat/{bad[0]}" in said and "FIFO" in said)
 
 
 def test_a_test_split_and_given_test_data_leave_all_images_to_learn_from(tmp_path):

@@ -114,7 +114,7 @@ def test_the_card_says_how_to_run_it_and_how_exact_it_is(graph):
 def made_before(graph, monkeypatch):
     """The graph is copied instead of exported again."""
     source = (graph / "model.onnx").read_bytes()
-    monkeypatch.setattr(graph_export, "_write_onnx", lambda model, side, file: file.write_bytes(source))
+    monkeypatch.setattr(graph_export, "write_onnx", lambda model, example, file: file.write_bytes(source))
 
 
 def test_a_run_folder_stands_for_what_it_recommends_and_int8_says_what_it_costs(
@@ -156,13 +156,13 @@ def test_openvino(made_before, adapter, photos, tmp_path):
 def test_a_graph_with_other_logits_is_an_error_and_nothing_is_written(
     made_before, adapter, tmp_path, monkeypatch, change
 ):
-    loaded, runner = load_for_prediction(adapter, device="cpu"), graph_export._runner
+    loaded, runner = load_for_prediction(adapter, device="cpu"), graph_export.runner
 
     def changed(file, to):
         run = runner(file, to)
         return lambda pixels: change(run(pixels))
 
-    monkeypatch.setattr(graph_export, "_runner", changed)
+    monkeypatch.setattr(graph_export, "runner", changed)
     with pytest.raises(ValueError, match=r"model.onnx: its logits (differ|are not)"):
         export_graph(loaded.model, loaded.processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()

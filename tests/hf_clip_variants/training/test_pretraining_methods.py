@@ -25,7 +25,7 @@ MODELING = ROOT / "modeling"
 
 
 def test_methods_are_those_of_the_table():
-    assert list(pretraining_methods()) == ["clip", "slip", "audioclip"]
+    assert list(pretraining_methods()) == ["clip", "slip", "audioclip", "groupvit"]
     assert pretraining_of("clip", "resnet").has_batch_norm and not pretraining_of("clip", "vit").has_batch_norm
     assert pretraining_of("clip") is pretraining_of("clip", "vit")
 
@@ -90,17 +90,20 @@ from hf_clip_variants import registry
 assert registry.__file__.startswith(sys.path[0])
 registry._METHODS = tuple(row for row in registry._METHODS if row.name != gone)
 from hf_clip_variants.training import pretrain_trainer, pretraining_data
-from hf_clip_variants.training.architectures import new_model
+from hf_clip_variants.training.architectures import fitting_architectures, new_model
 from hf_clip_variants.training.pretraining_methods import pretraining_methods
 with open(gone + ".txt", "w") as found, torch.device("meta"):
     for name in pretraining_methods():
-        print(name, type(new_model(name, "RN-mini")[0]).__name__, file=found)
+        fitting = fitting_architectures(name)
+        architecture = "RN-mini" if "RN-mini" in fitting else fitting[0]
+        print(name, type(new_model(name, architecture)[0]).__name__, file=found)
 if gone == "slip":
     sys.exit(os.wait()[1])
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-2000:]
     models = {"clip": "CLIPResNetModel", "slip": "SLIPForPreTraining", "audioclip": "AudioCLIPModel"}
+    models["groupvit"] = "GroupViTModel"
     for gone in ("slip", "audioclip"):
         expected = [f"{name} {model}" for name, model in models.items() if name != gone]
         assert (tmp_path / f"{gone}.txt").read_text().splitlines() == expected

@@ -443,6 +443,13 @@ def test_only_rgb_without_conversion():
         ({"background": (1, 2)}, "background"),
         ({"background": (1, 2, 256)}, "background"),
         ({"max_pixels": 0}, "max_pixels"),
+        ({"crop_size": {"height": 24, "width": None}}, "crop_size"),
+        ({"crop_size": {"shortest_edge": 24}}, "crop_size"),
+        ({"size": {"width": 24}}, "size"),
+        ({"size": [24]}, "size"),
+        ({"pad_size": {"height": True, "width": 24}}, "pad_size"),
+        ({"image_mean": "grey"}, "image_mean"),
+        ({"do_resize": "yes"}, "do_resize"),
     ],
 )
 def test_bad_options(options, message):
@@ -454,7 +461,24 @@ def test_bad_options(options, message):
         OURS(make_image(), data_format="channels_last")
 
 
+def test_types_that_only_transformers_checks_are_value_errors_too():
+    for name in ("resample_backend", "convert_rgb_last", "input_data_format", "return_tensors"):
+        with pytest.raises(ValueError, match=name):
+            OURS(make_image(), **{name: 1.5})
+
+
 # ---- extreme shapes ----
+
+
+def test_a_size_without_a_crop_that_asks_for_gigabytes_is_named():
+    with pytest.raises(ValueError, match=r"images\[0\]: size: .* makes 4096 x 8192000 pixels of 2 x 4000"):
+        OURS(Image.new("RGB", (2, 4000)), size={"shortest_edge": 4096}, do_center_crop=False)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 9, "longest_edge": 40}, {"max_height": 40, "max_width": 40}])
+def test_thin_images_keep_a_pixel_of_their_short_edge(size):
+    found = OURS(Image.new("RGB", (3, 900)), size=size, do_center_crop=False, return_tensors="pt").pixel_values
+    assert found.shape == (1, 3, 40, 1)
 
 
 @pytest.mark.parametrize("processor", [OURS, PIL], ids=["torchvision", "pil"])

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from PIL._util import DeferredError
 
 from hf_clip_variants import CLIPClassifierImageProcessor
 from hf_clip_variants.modeling.clip_classifier import image_processing_clip_classifier
@@ -80,7 +81,7 @@ def test_strips_give_the_same_pixels(width, height, mode, orientation, backend, 
     found = []
     with pytest.MonkeyPatch.context() as patch:
         for large in (10**9, 0):
-            patch.setattr(image_decoding, "LARGE_PIXELS", large)
+            patch.setattr(stored_images, "LARGE_PIXELS", large)
             patch.setattr(stored_images, "STRIP_PIXELS", 500)
             found += [processor([content], return_tensors="pt").pixel_values, decode_image(content)]
     assert torch.equal(found[0], found[2])
@@ -104,7 +105,7 @@ def test_a_thin_image_gives_the_same_pixels(shape, monkeypatch):
     content = encoded(made(*shape, "L", 0))
     processor = CLIPClassifierImageProcessor()
     plain = processor([content], return_tensors="pt").pixel_values
-    monkeypatch.setattr(image_decoding, "LARGE_PIXELS", 0)
+    monkeypatch.setattr(stored_images, "LARGE_PIXELS", 0)
     assert torch.equal(processor([content], return_tensors="pt").pixel_values, plain)
 
 
@@ -129,7 +130,7 @@ def test_images_of_all_threads_share_one_budget():
     def work(wanted):
         with budget.reserve(wanted):
             running.append(wanted)
-            most.append(sum(min(one, 100) for one in running))
+            most.append(sum(100 if one > 33 else one for one in running))
             time.sleep(0.002)
             running.remove(wanted)
 
@@ -139,6 +140,33 @@ def test_images_of_all_threads_share_one_budget():
     for thread in threads:
         thread.join(10)
     assert len(most) == 32 and max(most) <= 100 and budget.free == 100
+
+
+def test_large_images_are_decoded_one_after_the_other_and_freed_before_the_next(monkeypatch):
+    content, lock, loaded, most = png_of_one_bit(3000, 3000), threading.Lock(), [], []
+    monkeypatch.setattr(stored_images, "DECODED_IMAGES", MemoryBudget(3 * 9_000_000))
+    original = image_decoding._decode_pil
+
+    def decode(image, rules, name):
+        decoded = original(image, rules, name)
+        with lock:
+            loaded.append(image)
+            most.append(sum(not isinstance(one._im, DeferredError) for one in loaded))
+        time.sleep(0.01)
+        return decoded
+
+    monkeypatch.setattr(image_decoding, "_decode_pil", decode)
+    given_back = []
+    monkeypatch.setattr(stored_images, "_give_back", lambda: given_back.append(1))
+    processor, kept = CLIPClassifierImageProcessor(), []
+    threads = [threading.Thread(target=lambda: kept.append(processor([content] * 2))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(kept) == 3 and most == [1] * 6 and len(given_back) == 6
+    image = decode_image(content)  # what is handed out stays open
+    assert image.size == (3000, 3000) and image.getpixel((5, 5)) == (0, 0, 0)
 
 
 def test_the_budget_comes_back_after_an_error():

@@ -14,7 +14,8 @@ from tiny import tiny_pixels
 
 from hf_clip_variants.modeling.clip_classifier import classification_loss as losses
 from hf_clip_variants.modeling.clip_classifier.classification_loss import classification_loss
-from hf_clip_variants.modeling.dual_encoders.forward_checks import can_be_read, why_not_finite
+from hf_clip_variants.modeling.dual_encoders.forward_checks import why_not_finite
+from hf_clip_variants.modeling.dual_encoders.tracing import can_be_read
 
 
 DUAL_ENCODERS = [name for name, case in CASES.items() if case.part == "model" and name != "clip_classifier"]

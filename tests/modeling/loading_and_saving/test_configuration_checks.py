@@ -4,10 +4,15 @@ import math
 import resource
 import time
 
+import numpy as np
 import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CLASS_NAMES, tiny_clip, tiny_clip_config
+from transformers import AutoConfig
+from transformers.image_utils import SizeDict
 
 from hf_clip_variants import (
     AudioCLIPConfig,
@@ -179,6 +184,43 @@ def test_image_settings_of_processors():
             CLIPClassifierImageProcessor(**settings_)
 
 
+SIZES = {  # setting -> forms that some processor of transformers takes
+    "size": [
+        32,
+        [32, 24],
+        {"height": 32, "width": 24},
+        {"shortest_edge": 32},
+        {"shortest_edge": 32, "longest_edge": None},
+        {"shortest_edge": 32, "longest_edge": 64},
+        {"longest_edge": 32},
+        {"max_height": 32, "max_width": 24},
+        {"min_pixels": 4, "max_pixels": 10**6},
+        SizeDict(height=32, width=24),
+    ],
+    "crop_size": [32, (32, 24), {"height": 32, "width": 24}, SizeDict(height=32, width=24)],
+    "pad_size": [{"height": 32, "width": 24}, None],
+}
+NO_EDGES = [True, 0, -1, 32.0, math.nan, "32", "", b"32", 10**9, 10**30, [32], {}, torch.ones(2), 1j, np.int64(32)]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_every_form_are_taken_and_all_others_are_named(name):
+    for value in SIZES[name]:
+        check_image_settings({name: value})
+    wrong = [*NO_EDGES, [], [32, 24, 3], [32, None], {32}, range(2), {"evil": 32}, {None: 32}, {5: 32}]
+    wrong += [SizeDict(), SizeDict(height=32), SizeDict(width=32, longest_edge=32), SizeDict(shortest_edge=True)]
+    for key in ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"):
+        wrong += [{key: edge} for edge in (None, *NO_EDGES)]
+    for pair in (("height", "width"), ("shortest_edge", "longest_edge"), ("max_height", "max_width")):
+        wrong += [dict(zip(one, (32, edge), strict=True)) for one in (pair, pair[::-1]) for edge in NO_EDGES]
+    wrong += [{"height": 32, "width": None}, {"width": 32, "height": None}, {"height": 32, "shortest_edge": 24}]
+    wrong += [{"height": 32, "width": 24, "shortest_edge": 24}, {"max_width": 3, "max_height": None}]
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{name}: ") as caught:
+            check_image_settings({name: value})
+        assert len(str(caught.value)) < 300
+
+
 def test_nested_configurations_as_objects_are_checked():
     parts = {"text_config": tiny_clip_config().text_config, "vision_config": tiny_clip_config().vision_config}
     assert CLIPClassifierConfig(**parts, id2label=dict(enumerate(CLASS_NAMES))).num_labels == 5
@@ -192,3 +234,17 @@ def test_values_of_unknown_models_are_checked_by_their_names():
     for values in ({"hidden_size": -1}, {"encoder_config": {"hidden_size": True}}, {"x": [{"y": [math.inf]}]}):
         with pytest.raises(ValueError, match="hidden_size|x: inf"):
             check_values(values)
+
+
+@pytest.mark.parametrize("value", [None, [], [49407], "49407"])
+@pytest.mark.parametrize("config_class", [SLIPConfig, AudioCLIPConfig, CLIPResNetConfig], ids=lambda c: c.__name__)
+def test_texts_are_read_at_one_end_token(config_class, value):
+    with pytest.raises((ValueError, StrictDataclassError), match="text_config.eos_token_id"):
+        config_class(text_config={"eos_token_id": value})
+
+
+@pytest.mark.parametrize("kind", ["clip", "metaclip_2"])
+def test_texts_of_families_are_read_at_one_end_token(kind):
+    values = {"model_type": kind, "text_config": {"model_type": f"{kind}_text_model", "eos_token_id": []}}
+    with pytest.raises(ValueError, match="text_config.eos_token_id.*token"):
+        check_values(values, type(AutoConfig.for_model(kind)))

@@ -1,13 +1,13 @@
 """Batch normalisation over the rows of all ranks.
 
-SLIP's heads use it where the official code converts them to `nn.SyncBatchNorm`.
+Heads and projections use it where official code converts them to `nn.SyncBatchNorm`.
 """
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
-from ..losses.rank_exchange import world_size
+from .rank_exchange import world_size
 
 
 class _SumOverRanks(torch.autograd.Function):

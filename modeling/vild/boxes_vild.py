@@ -1,0 +1,163 @@
+"""Boxes: their coding, anchors, features of regions, suppression of overlaps. Pure functions.
+
+Boxes are (…, 4) float: x1, y1, x2, y2 in pixels. `offset` is 1 where a width is x2 - x1 + 1, as in the official code,
+and 0 where it is x2 - x1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import nms, roi_align
+
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of x, y, width, height in the second stage; the first has ones
+_LARGEST_SHIFT = math.log(1000 / 16)  # of the logarithm of a size
+_CANONICAL = 224  # side of a region that is read from level 4
+
+
+def _centres(boxes: torch.Tensor, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes = boxes[..., 2:] - boxes[..., :2] + offset
+    return boxes[..., :2] + 0.5 * sizes, sizes
+
+
+def encode_boxes(
+    boxes: torch.Tensor, anchors: torch.Tensor, weights: Sequence[float] = BOX_WEIGHTS, offset: float = 1.0
+) -> torch.Tensor:
+    """(R, 4) boxes relative to (R, 4) anchors: dx, dy, dw, dh, times `weights`. Inverse of `decode_boxes`."""
+    (centres, sizes), (anchor_centres, anchor_sizes) = _centres(boxes, offset), _centres(anchors, offset)
+    shifts = (centres - anchor_centres) / anchor_sizes
+    return torch.cat([shifts, (sizes / anchor_sizes).log()], dim=-1) * boxes.new_tensor(weights)
+
+
+def decode_boxes(
+    codes: torch.Tensor, anchors: torch.Tensor, weights: Sequence[float] = BOX_WEIGHTS, offset: float = 1.0
+) -> torch.Tensor:
+    """(R, 4) codes and anchors -> boxes. Sizes grow by a factor of 62.5 at most.
+
+    >>> roi = torch.tensor([[2.0, 3.0, 20.0, 25.0]])
+    >>> decode_boxes(torch.zeros(1, 4), roi)
+    tensor([[ 2.,  3., 20., 25.]])
+    """
+    codes = codes / codes.new_tensor(weights)
+    centres, sizes = _centres(anchors, offset)
+    centres = centres + codes[..., :2] * sizes
+    sizes = codes[..., 2:].clamp(max=_LARGEST_SHIFT).exp() * sizes
+    corners = centres - 0.5 * sizes
+    return torch.cat([corners, corners + sizes - offset], dim=-1)
+
+
+def clip_boxes(boxes: torch.Tensor, size: Sequence[int], offset: float = 1.0) -> torch.Tensor:
+    """(…, 4) clipped to an image of (height, width): to 0..width - `offset`."""
+    height, width = size
+    limits = boxes.new_tensor([width, height, width, height]) - offset
+    return boxes.clamp(min=0).minimum(limits.clamp_min(0))
+
+
+def make_anchors(
+    shape: Sequence[int], stride: int, scale: float, ratios: Sequence[float], centred: bool, device=None
+) -> torch.Tensor:
+    """(h * w * A, 4) anchors of a feature map (h, w), position by position.
+
+    Their area is (scale * stride)², their ratio of width to height one of `ratios`. `centred`: around pixel centres
+    (stride / 2 + i * stride), else around i * stride.
+    """
+    side = scale * stride
+    halves = torch.tensor(
+        [[side * ratio**0.5 / 2, side * ratio**-0.5 / 2] for ratio in ratios], dtype=torch.float32, device=device
+    )
+    start = stride / 2 if centred else 0.0
+    y, x = (start + stride * torch.arange(n, dtype=torch.float32, device=device) for n in shape)
+    centres = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1).view(-1, 1, 2)
+    return torch.cat([centres - halves, centres + halves], dim=-1).view(-1, 4)
+
+
+def region_features(
+    features: Sequence[torch.Tensor],
+    boxes: Sequence[torch.Tensor],
+    strides: Sequence[int],
+    resolution: int,
+    aligned: bool = False,
+) -> torch.Tensor:
+    """Features (K, C, resolution, resolution) of K boxes in all images, image by image.
+
+    Args:
+        features: of each level (B, C, h, w).
+        boxes: of each of B images, (K_b, 4).
+        strides: of the levels. A box of side s is read from level floor(log2(s / 224)) + 4, of those that there are
+            (2, 3, …).
+        aligned: False samples the middle of each bin and takes indices for coordinates, as the official code; True is
+            mmdetection's RoIAlign, adaptive and shifted by half a pixel.
+    """
+    joined = torch.cat(list(boxes)).float()
+    images = torch.cat([joined.new_full((len(one), 1), i) for i, one in enumerate(boxes)])
+    sides = (joined[:, 2:] - joined[:, :2]).clamp_min(0).prod(dim=1).sqrt()
+    level = (torch.log2(sides / _CANONICAL + 1e-6).floor() + 2).clamp(0, len(strides) - 1).long()
+    regions = torch.cat([images, joined], dim=1)
+    channels = features[0].shape[1]
+    result = features[0].new_zeros(len(joined), channels, resolution, resolution, dtype=torch.float32)
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        (chosen,) = torch.where(level == i)
+        pooled = roi_align(
+            feature.float(),  # there is no kernel for bfloat16
+            regions[chosen],
+            resolution,
+            spatial_scale=1 / stride,
+            sampling_ratio=0 if aligned else 1,
+            aligned=aligned,
+        )
+        result = result.index_put((chosen,), pooled)
+    return result.to(features[0].dtype)
+
+
+def keep_best(
+    boxes: torch.Tensor, scores: torch.Tensor, groups: torch.Tensor, threshold: float, count: int
+) -> torch.Tensor:
+    """Indices of the `count` best of (R, 4) boxes, best first, of which no two of a group overlap by more than
+    `threshold`."""
+    return box_ops.batched_nms(boxes.float(), scores.float(), groups, threshold)[:count]
+
+
+def select_detections(
+    scores: torch.Tensor,
+    boxes: torch.Tensor,
+    *,
+    pre_nms: int = 1000,
+    nms_threshold: float = 0.5,
+    score_threshold: float = 0.0,
+    max_detections: int = 300,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The final detections of one image, as the official `GenericDetectionGenerator` (version "v1") selects them.
+
+    Of each label the `pre_nms` best regions with a score above `score_threshold`, without those that overlap a better
+    one by more than `nms_threshold`; of all labels together the `max_detections` best.
+
+    Args:
+        scores: (R, N) of R regions and N labels.
+        boxes: (R, 4), the same for all labels.
+
+    Returns:
+        scores (K,) best first, labels (K,) from 0, boxes (K, 4), and rows (K,): which region each comes from.
+    """
+    scores, boxes = scores.float(), boxes.float()
+    kept_scores, kept_labels, kept_rows = [], [], []
+    best, order = scores.t().sort(dim=1, descending=True, stable=True)
+    for label in range(scores.shape[1]):
+        fine = best[label, :pre_nms] > score_threshold
+        rows, values = order[label, :pre_nms][fine], best[label, :pre_nms][fine]
+        kept = nms(boxes[rows], values, nms_threshold)[:max_detections]
+        kept_scores.append(values[kept])
+        kept_rows.append(rows[kept])
+        kept_labels.append(torch.full_like(rows[kept], label))
+    if not kept_scores:
+        empty = order.new_zeros(0)
+        return scores.new_zeros(0), empty, boxes[empty], empty
+    values, labels, rows = torch.cat(kept_scores), torch.cat(kept_labels), torch.cat(kept_rows)
+    values, chosen = values.sort(descending=True, stable=True)
+    values, chosen = values[:max_detections], chosen[:max_detections]
+    return values, labels[chosen], boxes[rows[chosen]], rows[chosen]
+
+
+__all__ = ["BOX_WEIGHTS", "clip_boxes", "decode_boxes", "encode_boxes", "keep_best", "make_anchors"]
+__all__ += ["region_features", "select_detections"]

@@ -1,0 +1,286 @@
+"""ViLD's detector: what its losses depend on, labels that change, masks, bad inputs, files, pipelines."""
+
+import pytest
+import torch
+from tiny import tiny_pixels, tiny_tokenizer
+from tiny_families import save_tiny_family, tiny_dual_encoder, tiny_family_tokenizer
+from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
+from vild_runs import BASE, NAMES, vild_boxes, vild_config, vild_inputs, vild_labels, vild_model, vild_processor
+
+from hf_clip_variants import ViLDConfig, ViLDForZeroShotObjectDetection
+from hf_clip_variants.modeling.vild.losses_vild import class_scores, ensemble_scores, mask_novel
+
+
+def run(model, **inputs):
+    with torch.no_grad():
+        return model.eval()(**inputs)
+
+
+class TestLosses:
+    def test_padding_of_distilled_regions_changes_nothing(self):
+        model = vild_model().train()
+        inputs = vild_inputs(2)
+        once = model(**inputs).loss_dict["loss_distillation"]
+        boxes, teacher = inputs["distill_boxes"], inputs["distill_embeddings"]
+        inputs["distill_boxes"] = torch.cat([boxes, torch.full_like(boxes, -1)], dim=1)
+        inputs["distill_embeddings"] = torch.cat([teacher, torch.full_like(teacher, torch.nan)], dim=1)
+        model = vild_model().train()
+        torch.testing.assert_close(model(**inputs).loss_dict["loss_distillation"], once, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("variant", ["text", "image", "vild", "ensemble"])
+    def test_each_variant_trains_its_own_parts(self, variant):
+        model = vild_model(variant=variant).train()
+        output = model(**vild_inputs(2))
+        output.loss.backward()
+        head, losses = model.region_head, output.loss_dict
+        assert ("loss_class" in losses) == (variant != "image")
+        assert ("loss_distillation" in losses) == (variant != "text")
+        assert (head.background is None) == (variant == "image")
+        assert head.background is None or head.background.grad.abs().sum() > 0
+        assert (head.image_projection is None) == (variant != "ensemble")
+        assert not any(p.requires_grad for p in model.text_encoder.parameters())
+        weights = {"loss_distillation": model.config.distill_weight}
+        total = sum(weights.get(name, 1) * value for name, value in losses.items())
+        torch.testing.assert_close(output.loss.detach(), total)
+
+    def test_distillation_of_the_ensemble_leaves_the_text_head_alone(self):
+        model = vild_model(variant="ensemble").eval()
+        inputs = vild_inputs(2)
+        output = model(**inputs)
+        only = model._losses  # the loss dictionary is detached: take the gradient of the distillation alone
+        features, _ = model.feature_maps(inputs["pixel_values"])
+        from hf_clip_variants.modeling.vild.training_vild import read_labels
+
+        targets = read_labels(inputs["labels"], [(64, 64)] * 2, 5, "cpu")
+        boxes = model._given_proposals(inputs["proposals"], 2)
+        texts = model.resolve_class_embeddings()
+        losses = only(features, boxes, targets, texts, True, inputs["distill_boxes"], inputs["distill_embeddings"])
+        losses["loss_distillation"].backward()
+        assert output.loss is not None and model.region_head.projection.weight.grad is None
+        assert model.region_head.image_projection.weight.grad.abs().sum() > 0
+
+    def test_novel_labels_stay_in_the_softmax_with_logit_zero_or_leave_it(self):
+        logits = torch.tensor([[1.0, 2.0, 3.0, -4.0]], requires_grad=True)
+        novel = torch.tensor([False, True, True])
+        assert mask_novel(logits, novel, "zero").tolist() == [[1, 2, 0, 0]]
+        assert mask_novel(logits, novel, "exclude").softmax(-1)[0, 2:].tolist() == [0, 0]
+        assert mask_novel(logits, novel, "keep") is logits
+        assert vild_config().novel_mask == [False, False, False, True, True]
+
+    def test_ensemble_of_two_equal_heads_is_one_head(self):
+        logits = torch.randn(2, 7, 6)
+        scores = class_scores(logits)
+        novel = torch.tensor([True, False, True, False, False])
+        torch.testing.assert_close(ensemble_scores(scores, scores, novel), scores)
+
+    def test_images_without_objects_train_the_background(self):
+        model = vild_model().train()
+        empty = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+        empty["masks"] = torch.zeros(0, 64, 64)
+        inputs = vild_inputs(2, distilled=False) | {"labels": [empty, empty]}
+        output = model(**inputs)
+        output.loss.backward()
+        assert output.loss.isfinite() and output.loss_dict["loss_box"] == output.loss_dict["loss_mask"] == 0
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.mask_head.parameters())
+
+    def test_the_text_encoder_is_frozen_also_after_loading(self, tmp_path):
+        vild_model().save_pretrained(tmp_path)
+        model = ViLDForZeroShotObjectDetection.from_pretrained(tmp_path).train()
+        assert not any(p.requires_grad for p in model.text_encoder.parameters())
+        assert not any(module.training for module in model.text_encoder.modules())
+
+
+class TestLabels:
+    def test_other_labels_change_no_weight(self):
+        model = vild_model()
+        before = {n: t.clone() for n, t in model.state_dict().items() if n != "class_embeddings"}
+        model.set_labels(["boat", "tree", "cat"], tiny_tokenizer(), "a photo of a {}.")
+        inputs = {"pixel_values": tiny_pixels(2, size=64), "proposals": vild_boxes(2, 4)}
+        stored = run(model, **inputs)
+        assert stored.logits.shape == (2, 4, 3) and model.config.id2label == {0: "boat", 1: "tree", 2: "cat"}
+        after = model.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        texts = vild_processor()(text=["boat", "tree", "cat"], return_tensors="pt")
+        given = run(model, **inputs, **texts)
+        torch.testing.assert_close(given.class_logits, stored.class_logits, rtol=1e-4, atol=1e-4)
+
+    def test_labels_fold_in_and_the_text_encoder_goes(self, tmp_path):
+        model = vild_model()
+        model.set_labels(["boat", "tree"], tiny_tokenizer())
+        inputs = {"pixel_values": tiny_pixels(1, size=64), "proposals": vild_boxes(1, 4)}
+        expected = run(model, **inputs).logits
+        model.drop_text_encoder()
+        model.save_pretrained(tmp_path)
+        loaded = ViLDForZeroShotObjectDetection.from_pretrained(tmp_path)
+        assert not any(name.startswith("text_encoder") for name in loaded.state_dict())
+        torch.testing.assert_close(run(loaded, **inputs).logits, expected, rtol=0, atol=1e-5)
+        with pytest.raises(ValueError, match="text encoder was dropped"):
+            loaded.set_labels(["car"], tiny_tokenizer())
+        for bad, message in (([], "labels: empty"), ("cat", "single string"), (["cat", "cat"], "given twice")):
+            with pytest.raises(ValueError, match=message):
+                vild_model().set_labels(bad, tiny_tokenizer())
+
+    @pytest.mark.parametrize("family", ["chinese_clip", "siglip"])
+    def test_any_dual_encoder_gives_the_texts(self, family, tmp_path):
+        dual = tiny_dual_encoder(family)
+        model = ViLDForZeroShotObjectDetection.from_dual_encoder(dual).eval()
+        names = ["猫", "狗"] if family == "chinese_clip" else ["cat", "dog"]
+        model.set_labels(names, tiny_family_tokenizer(family))
+        assert model.class_embeddings.shape == (2, model.config.projection_dim)
+        torch.testing.assert_close(model.class_embeddings.norm(dim=1), torch.ones(2))
+        assert not any("vision" in name for name in model.state_dict())
+        model.save_pretrained(tmp_path)
+        loaded = ViLDForZeroShotObjectDetection.from_pretrained(tmp_path)
+        loaded.set_labels(names, tiny_family_tokenizer(family))
+        torch.testing.assert_close(loaded.class_embeddings, model.class_embeddings)
+
+
+class TestDetections:
+    def test_masks_do_not_depend_on_the_class(self):
+        model = vild_model()
+        boxes = vild_boxes(1, 3)[:, :2]
+        pixels = tiny_pixels(1, size=64)
+        output = run(model, pixel_values=pixels, proposals=boxes, output_masks=True)
+        found = output.detections
+        assert found.masks.shape == (1, 10, 28, 28) and found.labels[0, 0] >= 0
+        by_region = {}
+        for label, region, mask in zip(found.labels[0], found.regions[0], found.masks[0], strict=True):
+            if label >= 0:
+                torch.testing.assert_close(mask, by_region.setdefault(int(region), mask))
+        assert len(by_region) < (found.labels >= 0).sum(), "some region has several labels"
+
+    def test_post_processing_of_outputs_and_of_detections_agree(self):
+        model, processor = vild_model(variant="ensemble"), vild_processor()
+        inputs = {"pixel_values": tiny_pixels(2, size=64), "proposals": vild_boxes(2, 6)}
+        sizes = [(32, 128), (64, 64)]
+        plain = run(model, **inputs)
+        with_detections = run(model, **inputs, output_masks=True)
+        options = {"target_sizes": sizes, "text_labels": NAMES}
+        of_outputs = processor.post_process_grounded_object_detection(plain, max_detections=10, **options)
+        of_detections = processor.post_process_grounded_object_detection(with_detections, **options)
+        for one, other, size in zip(of_outputs, of_detections, sizes, strict=True):
+            assert one["text_labels"] == other["text_labels"] and set(one["text_labels"]) <= set(NAMES)
+            torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(one["scores"], other["scores"], rtol=1e-3, atol=1e-4)
+            assert one["boxes"].max() <= max(size) and len(other["masks"]) == len(other["scores"])
+        with pytest.raises(ValueError, match="target_sizes: 1 for 2 images"):
+            processor.post_process_grounded_object_detection(plain, target_sizes=sizes[:1])
+        with pytest.raises(ValueError, match="text_labels\\[0\\]: 1 names"):
+            processor.post_process_grounded_object_detection(plain, text_labels=["cat"])
+
+    def test_padding_of_an_image_changes_no_box(self):
+        model = vild_model()
+        pixels = tiny_pixels(1, size=64)
+        alone = run(model, pixel_values=pixels)
+        mask = torch.zeros(1, 64, 128, dtype=torch.long)
+        mask[..., :64] = 1
+        padded = torch.nn.functional.pad(pixels, (0, 64))
+        beside = run(model, pixel_values=padded, pixel_mask=mask)
+        assert beside.pred_boxes.shape == alone.pred_boxes.shape
+        assert (beside.proposals[..., 2] <= 63).all() and beside.proposals[beside.objectness > 0].min() >= 0
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 70), (64, 64)])
+    def test_images_of_any_size_give_boxes_inside(self, size):
+        model = vild_model()
+        output = run(model, pixel_values=torch.randn(1, 3, *size), output_masks=True)
+        assert output.logits.shape == (1, 12, 5) and output.pred_boxes.isfinite().all()
+        assert output.detections.boxes[..., 2].max() <= size[1] and output.detections.masks.isfinite().all()
+
+    def test_ten_thousand_pixels_wide_becomes_the_processors_size(self):
+        from PIL import Image
+
+        inputs = vild_processor()(Image.new("RGB", (10_000, 4)), return_tensors="pt")
+        assert max(inputs["pixel_values"].shape[-2:]) <= 64
+        assert run(vild_model(), **inputs).pred_boxes.isfinite().all()
+
+    def test_stored_proposals_replace_the_networks(self):
+        model = vild_model()
+        boxes = vild_boxes(1, 4)
+        output = run(model, pixel_values=tiny_pixels(1, size=64), proposals=boxes)
+        assert torch.equal(output.proposals, boxes) and output.logits.shape == (1, 4, 5)
+        assert output.logits[0, -1].sigmoid().max() < 1e-6, "padding has no score"
+        found, scores = model.propose(tiny_pixels(1, size=64))
+        assert 0 < len(found[0]) <= 12 and (scores[0][:-1] >= scores[0][1:]).all()
+
+
+class TestBadInputs:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"proposals": torch.full((1, 2, 4), -1.0)}, "proposals: no box in any image"),
+            ({"proposals": torch.tensor([[[5.0, 5, 2, 9]]])}, r"proposals\[0\]\[0\].*x1 <= x2"),
+            ({"proposals": torch.tensor([[[0.0, 0, torch.nan, 9]]])}, r"proposals\[0\]\[0\]"),
+            ({"proposals": torch.tensor([[[-1.0] * 4, [0, 0, 9, 9]]])}, r"padding \(-1\) behind"),
+            ({"proposals": torch.zeros(2, 1, 4)}, r"proposals: got \[2, 1, 4\]"),
+            ({"pixel_mask": torch.ones(1, 32, 32)}, "pixel_mask"),
+            ({"class_embeddings": torch.zeros(3)}, "class_embeddings"),
+            ({"distill_boxes": vild_boxes(1, 2)}, "distill_embeddings: missing"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            run(vild_model(), **({"pixel_values": tiny_pixels(1, size=64)} | change))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"boxes": torch.tensor([[0.5, 0.5, 0.0, 0.1]])}, r"labels\[0\]\['boxes'\]\[0\].*above 0"),
+            ({"boxes": torch.tensor([[0.5, 0.5, -0.1, 0.1]])}, "above 0"),
+            ({"boxes": torch.tensor([[torch.nan, 0.5, 0.1, 0.1]])}, "finite"),
+            ({"boxes": torch.rand(2, 4)}, "1 class_labels for 2 boxes"),
+            ({"class_labels": torch.tensor([5])}, r"class_labels'\]: 5..5, expected 0..4"),
+            ({"masks": torch.ones(3, 64, 64)}, "masks"),
+        ],
+    )
+    def test_bad_labels_are_named(self, change, message):
+        label = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])} | change
+        with pytest.raises(ValueError, match=message):
+            run(vild_model(), pixel_values=tiny_pixels(1, size=64), labels=[label])
+
+    @pytest.mark.parametrize("box", [[1, 2, 0, 5], [1, 2, -3, 5], [1, float("nan"), 3, 5], [1, 2, 3]])
+    def test_bad_boxes_of_annotations_are_named(self, box):
+        from PIL import Image
+
+        marks = {"image_id": 3, "annotations": [{"bbox": box, "category_id": 0, "area": 4, "iscrowd": 0}]}
+        with pytest.raises(ValueError, match="annotations of image 3: bbox of object 0"):
+            vild_processor()(Image.new("RGB", (9, 9)), annotations=marks, return_tensors="pt")
+
+    def test_boxes_outside_are_clipped_or_left_out_and_crowds_with_their_masks(self):
+        import numpy as np
+        from PIL import Image
+
+        whole = np.ones((20, 40), dtype=bool)
+        rows = [([30, -5, 20, 15], 0), ([50, 0, 5, 5], 0), ([0, 0, 10, 10], 1)]
+        marks = [
+            {"bbox": box, "category_id": 2, "area": 1, "iscrowd": crowd, "segmentation": whole} for box, crowd in rows
+        ]
+        inputs = vild_processor()(
+            Image.new("RGB", (40, 20)),
+            annotations={"image_id": 0, "annotations": marks},
+            return_segmentation_masks=True,
+            return_tensors="pt",
+        )
+        (label,) = inputs["labels"]
+        torch.testing.assert_close(label["boxes"], torch.tensor([[0.875, 0.25, 0.25, 0.5]]))
+        assert label["masks"].shape == (1, 32, 64) and label["masks"].all()
+
+
+class TestFiles:
+    def test_pipelines_and_auto_classes_run_from_a_saved_folder(self, tmp_path):
+        from PIL import Image
+
+        vild_model().save_pretrained(tmp_path)
+        vild_processor().save_pretrained(tmp_path)
+        model = AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path)
+        processor = AutoProcessor.from_pretrained(tmp_path)
+        assert type(model) is ViLDForZeroShotObjectDetection and processor.templates == ["a photo of a {}."]
+        detect = pipeline("zero-shot-object-detection", str(tmp_path))
+        found = detect(Image.new("RGB", (80, 60), "red"), candidate_labels=["cat", "boat"], threshold=0.01)
+        assert found and {one["label"] for one in found} <= {"cat", "boat"}
+        assert all(0 <= one["box"]["xmin"] <= one["box"]["xmax"] <= 80 for one in found)
+
+    def test_released_sizes(self):
+        assert ViLDConfig.of_variant("resnet50_vild_ensemble").variant == "ensemble"
+        with pytest.raises(ValueError, match="expected one of resnet50_vild"):
+            ViLDConfig.of_variant("resnet18")
+        assert BASE == vild_config().base_labels and callable(save_tiny_family) and vild_labels(1)
