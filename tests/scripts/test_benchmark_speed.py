@@ -51,6 +51,14 @@ def test_ratio_is_the_median_over_rounds_without_warm_up(benchmark):
     assert (result.ours_s, result.peer_s, result.rounds, result.ok) == (2.0, 6.0, 3, True)
 
 
+def test_without_warm_up_the_first_round_is_timed_and_compared(benchmark):
+    cold = row(benchmark, [2.0], [iter([8.0, 2.0, 6.0])], error=error, warm_up=False)
+    (result,) = benchmark.measure("toy", cold, rounds=3)
+    assert (result.low, result.ratio, result.high, result.max_error) == (1.0, 3.0, 4.0, 0.0)
+    with pytest.raises(benchmark.WrongResult):
+        benchmark.measure("toy", row(benchmark, [1.0], [9.0, 1.1], error=error, warm_up=False), rounds=1)
+
+
 @pytest.mark.parametrize("target, ok", [(3.0, True), (3.7, True), (3.8, False)])
 def test_ratio_more_than_20_percent_below_target_fails(benchmark, target, ok):
     measured = row(benchmark, [1.0], [3.0], target)
