@@ -290,7 +290,7 @@ class LSegForSemanticSegmentation(PromptableSegmentationMixin, LSegPreTrainedMod
     >>> ids = torch.tensor([[49406, 320, 49407], [49406, 518, 49407], [49406, 550, 49407]])  # three labels
     >>> model(torch.randn(2, 3, 50, 75), input_ids=ids).logits.shape
     torch.Size([2, 3, 50, 75])
-    >>> few_shot = ids[[[0, 1], [0, 2]]][:, :, None]  # two labels of each image, in one template
+    >>> few_shot = ids[torch.tensor([[0, 1], [0, 2]])][:, :, None]  # two labels of each image, in one template
     >>> model(torch.randn(2, 3, 64, 64), input_ids=few_shot).logits.shape
     torch.Size([2, 2, 64, 64])
     ```

@@ -179,20 +179,20 @@ def test_training_keeps_the_area_inside_its_bounds_and_without_the_part_it_does_
     areas = {}
     for weight in (0.0, 20.0):
         model = tiny_groupvit(
-            num_background_vectors=1, background_weights=[0, 0, weight, 0], background_area=[0.1, 0.6]
+            num_background_vectors=1, background_weights=[0, 0, weight, 0], background_area=[0.3, 0.6]
         )
         with torch.no_grad():
             outputs = model(**tiny_batch(), return_loss=True)
             groups = model.group_embeds_of(outputs.vision_model_output)
             model.background_constraint.start_from(groups.mean((0, 1))[None])
-        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-        for _ in range(25):
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(40):
             optimizer.zero_grad()
             outputs = model(**tiny_batch(), return_loss=True)
             outputs.loss.backward()
             optimizer.step()
         areas[weight] = outputs.background_areas
-    assert (areas[20.0] <= 0.65).all() and (areas[20.0] >= 0.05).all(), areas
+    assert (areas[20.0] <= 0.65).all() and (areas[20.0] >= 0.25).all(), areas
     assert areas[0.0].max() > 0.65, areas
 
 

@@ -112,7 +112,7 @@ def test_templates_are_averaged_before_normalisation(model, processor):
         found = model.get_class_embeddings(ids[None])
     torch.testing.assert_close(found, torch.nn.functional.normalize(features.mean(0, keepdim=True), dim=-1))
     other = torch.nn.functional.normalize(torch.nn.functional.normalize(features, dim=-1).mean(0), dim=-1)
-    assert not torch.allclose(found[0], other, atol=1e-3), "CLIP's order gives another embedding"
+    assert not torch.allclose(found[0], other, atol=1e-5), "CLIP's order gives another embedding"
 
 
 def test_a_saved_folder_needs_no_text_encoder(model, processor, tmp_path):
@@ -179,7 +179,7 @@ def test_backgrounds_of_all_kinds(model, processor):
     text = logits_of(model, pixels)
     assert text.shape[1] == len(LABELS) + 1 and len(text[:, 0].unique()) > 2
     model.set_labels(LABELS, processor, background="learned")
-    with pytest.raises(ValueError, match="background: 'learned'; GroupViT has no rule of its own"):
+    with pytest.raises(ValueError, match="background: 'learned', but nothing was learned"):
         logits_of(model, pixels)
 
 
@@ -277,7 +277,7 @@ def test_trainer_learns_from_label_maps_and_measures_mean_iou(model, tmp_path):
     data = [{"pixel_values": pixels[i], "labels": labels[i]} for i in range(8)]
     frozen = ("text_model.", "text_projection.", "class_embeddings")
     before = {name: t.clone() for name, t in model.state_dict().items() if name.startswith(frozen)}
-    arguments = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "logging_steps": 1}
+    arguments = {"max_steps": 30, "per_device_train_batch_size": 8, "learning_rate": 3e-3, "logging_steps": 1}
     arguments |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
     model.vision_model.config.gumbel_noise = False
     trainer = Trainer(
