@@ -515,6 +515,16 @@ class ModelContract:
         assert {t.dtype for n, t in again.named_parameters() if n not in case.in_float32} == {torch.bfloat16}
         assert all(again.get_parameter(name).dtype == torch.float32 for name in case.in_float32)
 
+    def test_initialisation_fills_every_tensor(self, case):
+        with torch.device("meta"):
+            model = case.row.load(case.part)(case.config())
+        model.to_empty(device="cpu")
+        state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        for tensor in state.values():
+            tensor.fill_(torch.nan)
+        model.init_weights()
+        assert [name for name, tensor in state.items() if not tensor.isfinite().all()] == []
+
     def test_device_maps_load_and_meta_device_is_refused(self, case, tmp_path):
         model = case.make()
         expected = case.run(model)

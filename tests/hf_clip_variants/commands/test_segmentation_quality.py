@@ -23,7 +23,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_segmenter(tmp_path_factory.mktemp("model"), "groupvit")
+    return save_segmenter(tmp_path_factory.mktemp("model"), "groups")
 
 
 def test_mean_iou_and_the_oracle_are_printed(run, scenes, model):

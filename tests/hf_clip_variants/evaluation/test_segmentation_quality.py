@@ -41,7 +41,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def groupvit(tmp_path_factory):
-    return save_segmenter(tmp_path_factory.mktemp("groupvit"), "groupvit")
+    return save_segmenter(tmp_path_factory.mktemp("groupvit"), "groups")
 
 
 def by_hand(segmenter, data, order) -> dict:
@@ -81,7 +81,7 @@ def test_labels_that_the_data_does_not_have_are_wrong_everywhere(toy, data):
 
 
 def test_stored_labels_are_used_and_kept(tmp_path, data):
-    folder = save_segmenter(tmp_path, "groupvit", ["cat", "taco;burrito", "whale"], background=0.2, drop_text=True)
+    folder = save_segmenter(tmp_path, "groups", ["cat", "taco;burrito", "whale"], background=0.2, drop_text=True)
     segmenter = load_segmentation_model(folder, default_labels=["other"])
     assert segmenter.labels == ("background", *NAMES)
     measure_segmentation(segmenter, data, oracle=True)  # synonyms are one label
