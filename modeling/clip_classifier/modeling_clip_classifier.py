@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from ..dual_encoders.backbones import family_of, initialize_logit_scale, unit_norm
+from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.offloading import offloading_hooks, offloads_buffers
 from ..dual_encoders.prompts import prompt_counts, resolve_class_names, resolve_templates
 from ..dual_encoders.tracing import is_traced
@@ -79,7 +79,6 @@ class CLIPClassifierPreTrainedModel(*checkpoint_mixins(), PreTrainedModel):
                 init.copy_(buffer, placeholder)
             init.zeros_(module.class_features)
             init.zeros_(module.class_features_ready)
-            initialize_logit_scale(module.clip)
         elif hasattr(module, "initial_tensors"):  # a LabelCalibration
             for name, value in module.initial_tensors().items():
                 init.constant_(getattr(module, name), value)

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
-from transformers import initialization as init
 
 from ..loading_and_saving.optional_modules import optional_module
 from .offloading import device_of, weight_of
@@ -34,14 +33,6 @@ def unit_norm(x: torch.Tensor) -> torch.Tensor:
     is_zero = norm == 0
     # The inner `where` keeps 1 / 0 out of the gradient, the outer one makes it zero.
     return torch.where(is_zero, 0, wide / torch.where(is_zero, 1, norm)).to(x.dtype)
-
-
-def initialize_logit_scale(model: nn.Module) -> None:
-    """Sets the logit scale of a dual encoder without a file's value, which some models of transformers leave as it
-    was in memory."""
-    scale, value = getattr(model, "logit_scale", None), getattr(model.config, "logit_scale_init_value", None)
-    if scale is not None and value is not None:
-        init.constant_(scale, value)
 
 
 # How prompts with learned vectors are encoded, and many prompts fast. Only where the package is installed: code that

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.integrations import peft as peft_integration
 from transformers.utils import check_peft_version
 
@@ -34,6 +35,16 @@ _weight_files = optional_module(".weight_files", __package__)
 
 class CheckedLoading:
     """Mixin before `PreTrainedModel`: `from_pretrained` loads every weight or says what is wrong."""
+
+    def initialize_weights(self):
+        """As in transformers, but no scale of logits is left as it was in memory: `CLIPModel` leaves its own so, and
+        a model above it is not asked where a file has the model's own tensors."""
+        super().initialize_weights()
+        for module in self.modules():
+            scale = getattr(module, "logit_scale", None)
+            value = getattr(getattr(module, "config", None), "logit_scale_init_value", None)
+            if isinstance(scale, torch.Tensor) and value is not None:
+                init.constant_(scale, value)
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,7 @@ from transformers.image_transforms import corners_to_center_format
 from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
-from ..dual_encoders.backbones import family_of, initialize_logit_scale, unit_norm
+from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_vild import clip_boxes, decode_boxes, keep_best, make_anchors, region_features, select_detections
@@ -79,8 +79,6 @@ class ViLDPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
             init.normal_(module.box_codes.weight, std=0.001)
             if module.background is not None:
                 init.normal_(module.background, std=self.config.initializer_range)
-        elif isinstance(module, ViLDForZeroShotObjectDetection):
-            initialize_logit_scale(module.text_encoder)
 
 
 class ViLDResNet(ResNetModel):
