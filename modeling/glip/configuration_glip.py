@@ -208,7 +208,8 @@ class GLIPConfig(PreTrainedConfig):
                 raise ValueError(f"backbone_config.out_features: {backbone.out_features}, expected {list(STAGES)}")
         if isinstance(text, PreTrainedConfig) and text.max_position_embeddings < self.max_text_length:
             raise ValueError(
-                f"max_text_length: {self.max_text_length}, the text encoder has {text.max_position_embeddings} positions"
+                f"max_text_length: {self.max_text_length} is above text_config.max_position_embeddings "
+                f"({text.max_position_embeddings})"
             )
 
 

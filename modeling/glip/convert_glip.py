@@ -227,7 +227,8 @@ def infer_glip_config(
     ]
     fail_if_any("missing", [] if places else [f"{tower}.0.offset.weight"], _OF)
     values = f"{tower}.0.b_attn.attn.v_proj.weight"
-    use_fusion = values in weights
+    use_fusion = any(".b_attn." in name for name in weights)
+    fail_if_any("missing", [values] if use_fusion and values not in weights else [], _OF)
     width, embed = weights[words].shape[1], weights[patches].shape[0]
     narrow = weights.get(f"{tower}.{min(places)}.relu.fc.0.weight")
     fail_if_any("missing", [f"{tower}.{min(places)}.relu.fc.0.weight"] if narrow is None else [], _OF)
@@ -264,7 +265,7 @@ def infer_glip_config(
             "fusion_num_heads": attention_heads("fusion_heads", fusion_heads, inner),
         }
     cells = [weights.get(f"{_CELLS}.{i}") for i in range(len(STRIDES))]
-    if not any(cell is None or cell.is_meta for cell in cells):
+    if not any(cell is None or cell.is_meta or cell.shape != (1, 4) for cell in cells):
         fields["anchor_sizes"] = [round(float(cell[0, 2] - cell[0, 0] + 1)) for cell in cells]
     return fields
 

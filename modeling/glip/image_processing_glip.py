@@ -5,8 +5,12 @@ from collections.abc import Sequence
 import torch
 from transformers.image_transforms import center_to_corners_format
 
-from ..vild.image_processing_vild import ViLDImageProcessor
+from ..vild.image_processing_vild import ViLDImageProcessor, ViLDImageProcessorKwargs
 from .boxes_glip import label_scores, select_detections
+
+
+class GLIPImageProcessorKwargs(ViLDImageProcessorKwargs, total=False):
+    """Options, as DETR's."""
 
 
 class GLIPImageProcessor(ViLDImageProcessor):
@@ -28,6 +32,7 @@ class GLIPImageProcessor(ViLDImageProcessor):
     ```
     """
 
+    valid_kwargs = GLIPImageProcessorKwargs
     size = {"shortest_edge": 800, "longest_edge": 1333}
 
     def post_process_object_detection(
@@ -105,4 +110,4 @@ class GLIPImageProcessor(ViLDImageProcessor):
         return found
 
 
-__all__ = ["GLIPImageProcessor"]
+__all__ = ["GLIPImageProcessor", "GLIPImageProcessorKwargs"]

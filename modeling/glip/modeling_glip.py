@@ -72,6 +72,12 @@ class GLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
             init.zeros_(module.text_bias)
             init.constant_(module.bias, -math.log((1 - prior) / prior))
 
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers, but with the model's own parameter names in the file. By default, transformers writes a
+        Swin transformer under older names, which `Trainer` does not find when it resumes."""
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(*args, **kwargs)
+
 
 class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
     r"""
@@ -116,20 +122,32 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_encoder.set_input_embeddings(value)
 
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, which fails at Swin's patch embeddings: they return a tuple. Their convolution is taken
+        instead."""
+
+        def require(module, inputs, output):
+            output.requires_grad_(True)
+
+        layers = (self.get_input_embeddings(), self.backbone.swin.embeddings.patch_embeddings.projection)
+        self._require_grads_hooks = [layer.register_forward_hook(require) for layer in layers]
+
     # ---- parts of the forward pass
 
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def encode_prompts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids (B, T) -> BERT's last hidden states (B, T, D). They do not depend on the image: `text_embeds` of
         `forward`, for many images with the same prompt."""
         return self.text_encoder(input_ids, attention_mask, return_dict=True).last_hidden_state
 
-    def feature_maps(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
+    def feature_maps(
+        self, pixel_values: torch.Tensor, output_hidden_states: Any = True
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
         """Images (B, 3, H, W) -> the pyramid's five maps, and Swin's hidden states. Images are padded at the right
         and the bottom to multiples of 32."""
         height, width = pixel_values.shape[-2:]
         pixel_values = pixel_values.to(self.pyramid.lateral[0].weight.dtype)
         pixel_values = nn.functional.pad(pixel_values, (0, -width % _IMAGE_MULTIPLE, 0, -height % _IMAGE_MULTIPLE))
-        outputs = self.backbone(pixel_values, output_hidden_states=True, return_dict=True)
+        outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         return self.pyramid(outputs.feature_maps), outputs.hidden_states
 
     def run_head(
@@ -170,7 +188,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             phrase_map: (B, K, T), or (B, P, K, T) with P prompts: not 0 where a token belongs to a label. Needed for
                 `labels`; handed on to the post-processing. One for all images is (1, …).
             pixel_mask: (B, H, W), 1 where an image is and 0 in its padding, at the right and the bottom.
-            text_embeds: (B, T, D) or (1, T, D) of `get_text_features`, instead of `input_ids`.
+            text_embeds: (B, T, D) or (1, T, D) of `encode_prompts`, instead of `input_ids`.
             labels: of each image a dictionary of `class_labels` (N,), rows of its `phrase_map`, and `boxes` (N, 4) as
                 `pred_boxes`. Then there is a loss, in eval mode, too.
 
@@ -189,7 +207,9 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
                 raise ValueError(f"labels: {wrong}, expected one prompt, and a phrase_map with a row for each label")
             targets = _read_labels(labels, sizes, phrase_map)
 
-        features, hidden_states = self.feature_maps(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        features, hidden_states = self.feature_maps(pixel_values, output_hidden_states)
         shapes = [tuple(one.shape[-2:]) for one in features]
         anchors = torch.cat(self.anchors_of(shapes, pixel_values.device))
         found, behind = [], None
@@ -210,11 +230,11 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             weights = {"loss_box": self.config.box_loss_weight}
             fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}
-        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+        if output_hidden_states is not None and output_hidden_states is not False:
             fields["hidden_states"] = hidden_states
         return GLIPObjectDetectionOutput(
             logits=logits,
-            pred_boxes=corners_to_center_format(boxes / scale).to(logits.dtype),
+            pred_boxes=corners_to_center_format(boxes / scale),  # float32: bfloat16 is too coarse for places
             centerness=centerness,
             spatial_shapes=torch.tensor(shapes, device=boxes.device),
             image_sizes=image_sizes,
@@ -246,7 +266,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             return [(text_embeds.to(self.dtype), attention_mask)], False
         several = input_ids.dim() == 3
         masks = attention_mask.unbind(1) if several else [attention_mask]
-        flat = self.get_text_features(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+        flat = self.encode_prompts(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
         words = flat.unflatten(0, input_ids.shape[:-1]).unbind(1) if several else [flat]
         return list(zip(words, masks, strict=True)), several
 

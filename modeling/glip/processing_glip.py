@@ -61,6 +61,10 @@ class GLIPProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
         self.max_text_length = max_text_length
 
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.image_processor.model_input_names, "input_ids", "attention_mask", "phrase_map"]
+
     def __call__(
         self,
         images=None,

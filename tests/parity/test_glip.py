@@ -446,7 +446,7 @@ def test_the_whole_model_gives_the_official_detections(whole):
     with torch.no_grad():
         for i, one in enumerate(model.feature_maps(images)[0]):
             assert_close(one, expected[f"fpn_{i}"], f"pyramid {i}")
-        words = model.get_text_features(given["input_ids"], given["attention_mask"])
+        words = model.encode_prompts(given["input_ids"], given["attention_mask"])
         real = given["attention_mask"].bool()
         assert_close(words[real], expected["lang_hidden"][real], "words")
         outputs = model(images, pixel_mask=pixel_mask, **prompt)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from fake_hub import hub_in_this_process
+from glip_runs import glip_collate, glip_config, glip_inputs, glip_processor
+from glip_runs import with_open_weights as glip_open_weights
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import lseg_config, lseg_inputs, open_statistics
@@ -462,6 +464,36 @@ CASES = {
                 ({"backbone_config": {"depths": [1, 1, 1]}}, "stage"),
                 ({"backbone_config": {"model_type": "bert"}}, "backbone_config.model_type: 'bert', expected 'resnet'"),
                 ({"dual_encoder_config": {"model_type": "bert"}}, "dual_encoder_config.model_type: 'bert'"),
+            ),
+        ),
+        ModelCase(
+            name="glip",
+            config=glip_config,
+            inputs=glip_inputs,
+            processor=glip_processor,
+            by_row=("logits", "pred_boxes", "centerness"),
+            loss_is_of_the_batch=True,
+            prepare=glip_open_weights,
+            collate=glip_collate,
+            bad_values=(
+                ({"hidden_size": 0}, "hidden_size: 0"),
+                ({"head_num_layers": 0}, "head_num_layers: 0, expected a whole number in 1.."),
+                ({"fusion_num_heads": 5}, "fusion_num_heads: 5 does not divide fusion_hidden_size"),
+                ({"num_groups": 5}, "num_groups: 5 does not divide hidden_size"),
+                ({"fusion_dropout": 1.0}, "fusion_dropout: 1.0"),
+                ({"prior_prob": 0.0}, "prior_prob: 0.0"),
+                ({"focal_gamma": -1.0}, "focal_gamma: -1.0, expected a number >= 0"),
+                ({"anchor_sizes": [8, 16]}, "anchor_sizes: \\[8, 16\\], expected 5"),
+                ({"max_text_length": 300}, "max_text_length: 300 is above text_config.max_position_embeddings"),
+                ({"use_fusion": "yes"}, "use_fusion"),
+                ({"backbone_config": {"depths": [1, 1, 1]}}, "depths|stage"),
+                ({"backbone_config": {"num_heads": [3, 2, 2, 4]}}, "num_heads: 3 does not divide 8"),
+                (
+                    {"backbone_config": {"model_type": "resnet"}},
+                    "backbone_config.model_type: 'resnet', expected 'swin'",
+                ),
+                ({"text_config": {"model_type": "clip_text_model"}}, "text_config.model_type: 'clip_text_model'"),
+                ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size: 1000000000"),
             ),
         ),
     )
