@@ -172,6 +172,11 @@ class GLIPConfig(PreTrainedConfig):
         """The parts' configurations, for `check_values`."""
         return {"backbone_config": SwinConfig, "text_config": BertConfig}
 
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """The image encoder's configuration, under the name that it has in other models."""
+        return self.backbone_config
+
     def validate_numbers(self):
         check_range(self, "", ("hidden_size",))
         names = ("head_num_layers", "fusion_hidden_size", "fusion_num_heads", "num_groups", "dynamic_relu_reduction")

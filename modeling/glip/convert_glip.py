@@ -342,6 +342,7 @@ CHECKPOINTS = ModelFormat(
     outputs=("logits", "pred_boxes", "centerness"),
     load_tokenizer=_load_tokenizer,
     special_tokens=(),
+    max_text_length=256,
     make_processor=_make_processor,
     prompts=("cat. dog. person",),
 )
