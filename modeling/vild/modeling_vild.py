@@ -118,6 +118,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
     """
 
     text_modules = ("text_encoder",)
+    takes_all_labels = True  # in the pipeline
 
     def __init__(self, config: ViLDConfig):
         super().__init__(config)
@@ -135,6 +136,11 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         self.make_class_embeddings(config.projection_dim)
         self.post_init()
         self._freeze()
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether `output_masks` gives masks."""
+        return self.mask_head is not None
 
     def _make_text_encoder(self) -> nn.Module:
         """The dual encoder without its image encoder."""
