@@ -55,8 +55,9 @@ def detect_files(
     )
     report = _Report(detector, Path(out), document, THRESHOLD if threshold is None else threshold, batch_size or BATCH)
     broken = done = 0
-    with machine_output(sys.stdout) as emit:
-        write = emit if as_json else _csv_writer(sys.stdout)
+    stream = sys.stdout
+    with machine_output(stream) as emit:
+        write = emit if as_json else _csv_writer(stream)
         for kind, paths in _runs_of_a_kind(find_images(inputs)):
             if kind == "images":
                 rows = map(report.of_image, detect(detector, paths, report.threshold, report.batch_size))

@@ -73,7 +73,7 @@ def load_detector(
         ValueError: another kind of model, no labels, a blank or repeated one, templates without labels.
         OSError: no such folder or Hub repository.
     """
-    from transformers import AutoModelForZeroShotObjectDetection
+    from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoProcessor
 
     check_model_folder(model)
     if not is_detector(model):
@@ -86,13 +86,16 @@ def load_detector(
     loaded = AutoModelForZeroShotObjectDetection.from_pretrained(
         model, dtype=torch.float32 if device.type == "cpu" else "auto"
     )
-    processor = load_saved_processor(model)
+    # Without a text encoder there may be no tokenizer, either.
+    only_images = not getattr(loaded, "has_text_encoder", True)
+    processor = load_saved_processor(model, AutoImageProcessor if only_images else AutoProcessor)
     if templates is not None:
-        if labels is None:
+        if labels is None or only_images:
             raise ValueError("templates: got them without labels; the model's own are encoded already")
         processor.templates = resolve_templates(templates)
+    parts = {"image_processor" if only_images else "processor": processor}
     pipeline = AllLabelsObjectDetectionPipeline(
-        model=loaded.eval().requires_grad_(False), processor=processor, task=TASK, device=device
+        model=loaded.eval().requires_grad_(False), task=TASK, device=device, **parts
     )
     texts = pipeline.labels_of(labels)
     names = loaded.labels_with_texts() if texts is None else texts

@@ -150,7 +150,8 @@ class AllLabelsObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
         inputs = processor(images=images, **({} if labels is None else {"text": labels}), return_tensors="pt")
         inputs = inputs.to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        outputs = self.model(**inputs, **({"output_masks": True} if masks else {}))
+        # With the number of detections and the thresholds of the model's configuration, if it has any.
+        outputs = self.model(**inputs, **getattr(self.model, "detection_options", lambda masks: {})(masks))
         sizes = [(image.height, image.width) for image in images]
         names = self.model.labels_with_texts() if labels is None else labels
         options = {"threshold": 0.0, "target_sizes": sizes}

@@ -11,7 +11,7 @@ from transformers.image_utils import AnnotationFormat, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from ..loading_and_saving.configuration_checks import check_image_settings
-from .boxes_vild import select_detections
+from .boxes_vild import select_by_objectness, select_detections
 
 
 class ViLDImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
@@ -169,6 +169,42 @@ class ViLDImageProcessor(DetrImageProcessor):
             if detections is not None and detections.get("masks") is not None:
                 one["masks"] = detections["masks"][i][: len(detections["scores"][i])][rows]
             found.append(one)
+        return found
+
+    def post_process_demo_detection(
+        self,
+        outputs,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]],
+        softmax: bool = False,
+        temperature: float = 0.01,
+        **options: float,
+    ) -> list[dict[str, torch.Tensor]]:
+        """The detections as the official demo gives them for any vocabulary: boxes by their objectness, and scores
+        that are plain cosines, which do not depend on the other labels.
+
+        Args:
+            outputs: a model's, called with the proposals of its own network, and with texts of which the first is
+                "background".
+            target_sizes: (height, width) of the images.
+            softmax: scores are the softmax of cosines / `temperature` over texts and background, instead.
+            options: of `select_by_objectness`.
+
+        Returns:
+            dictionaries of `scores` (K,), `labels` (K,) without the background: label 0 is the second text, `boxes`
+            (K, 4), and `regions` (K,).
+        """
+        texts = outputs["class_embeddings"].float()
+        if texts.shape[-2] < 2:
+            raise ValueError(f"outputs: {texts.shape[-2]} texts, expected a background and at least one label")
+        cosines = outputs["region_embeddings"].float() @ torch.nn.functional.normalize(texts, dim=-1).transpose(-1, -2)
+        scores = (cosines / temperature).softmax(dim=-1) if softmax else cosines
+        boxes = center_to_corners_format(outputs["pred_boxes"].float())
+        boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], dim=-1)  # rounding
+        found = []
+        for i, (height, width) in enumerate(_sizes(target_sizes, len(boxes))):
+            scaled = boxes[i] * boxes.new_tensor([width, height, width, height])
+            chosen = select_by_objectness(scores[i], scaled, outputs["objectness"][i], **options)
+            found.append(dict(zip(("scores", "labels", "boxes", "regions"), chosen, strict=True)))
         return found
 
 

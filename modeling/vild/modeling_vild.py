@@ -142,6 +142,10 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """Whether `output_masks` gives masks."""
         return self.mask_head is not None
 
+    def detection_options(self, masks: bool) -> dict[str, bool]:
+        """What the pipeline calls `forward` with."""
+        return {"output_detections": True, "output_masks": masks}
+
     def _make_text_encoder(self) -> nn.Module:
         """The dual encoder without its image encoder."""
         model = self.family.model_class()._from_config(self.config.dual_encoder_config)
