@@ -1,10 +1,10 @@
 """Trains a model that finds objects by texts on boxes, from a saved model, on one CPU or many GPUs.
 
-    python scripts/finetune_detection.py --model detector --data train.json --eval-data val.json --epochs 12 --out runs/a
+    python scripts/finetune_detection.py --model detector --data train.json --eval-data val.json --epochs 12 --out run
     torchrun --nproc-per-node 4 scripts/finetune_detection.py --bf16 ...
 
-Models: any that `AutoModelForZeroShotObjectDetection` loads from this package, with a processor that reads COCO's
-annotations. Data: COCO's json, or what `datasets` reads: a Parquet file, a saved folder, an id on the Hub, with columns
+Models: any that `AutoModelForZeroShotObjectDetection` loads from this package, whose processor reads annotations as
+COCO has them. Data: COCO's json, or what `datasets` reads: a Parquet file, a saved folder, a Hub id, with columns
 `image` and `objects` (`bbox` as x, y, width, height, and `category`).
 
 --novel names classes without boxes in training; the evaluation then tells base and novel classes apart. After an

@@ -84,8 +84,8 @@ class Detections:
         size: tuple[int, int] | None = None,
         threshold: float = 0.0,
     ) -> Detections:
-        """From what `post_process_grounded_object_detection` gives for one image: `scores`, `labels`, `boxes` and maybe
-        `masks` (K, m, m), which are inside of the boxes.
+        """From what `post_process_grounded_object_detection` gives for one image: `scores`, `labels`, `boxes` and
+        maybe `masks` (K, m, m), which are inside of the boxes.
 
         Args:
             class_names: name of each label.

@@ -8,8 +8,8 @@ from .auto_mappings import register_lazily
 from .post_import import after_import
 
 
-# Pipelines that transformers lacks, or has and that differ for models of this package: task -> class, and the Auto class
-# that loads its model.
+# Pipelines that transformers lacks, or that differ for models of this package: task -> class, and the Auto class that
+# loads its model.
 TASKS = {
     "zero-shot-image-segmentation": (
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",

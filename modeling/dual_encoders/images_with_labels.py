@@ -14,8 +14,8 @@ def images_with_labels(image, labels) -> Any:
     """Dictionaries of `image` and `candidate_labels`: one, a list (maybe empty), or a generator of them.
 
     Args:
-        image: a path, URL, PIL image, array or tensor; `{"image": …, "candidate_labels": […]}`; or a list, generator or
-            data set of these.
+        image: a path, URL, PIL image, array or tensor; `{"image": …, "candidate_labels": […]}`; or a list, generator
+            or data set of these.
         labels: for all images, or with a list of images a list for each.
 
     Raises:

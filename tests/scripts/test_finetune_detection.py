@@ -1,4 +1,4 @@
-"""scripts/finetune_detection.py: COCO json and `datasets`, accumulation, resuming, bf16, processes, wrong arguments."""
+"""scripts/finetune_detection.py: both forms of data, accumulation, resuming, bf16, processes, wrong arguments."""
 
 import json
 import shutil
