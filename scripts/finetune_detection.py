@@ -171,13 +171,19 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     seconds = time.monotonic() - started
     metrics = trainer.evaluate() if test is not None else {}
     trainer.save_model(str(options.out / "model"))
-    run = {"command": command, "steps": steps, "seconds": round(seconds, 1), "metrics": metrics}
-    run |= {"class_names": data.class_names, "novel": novel, "log": trainer.state.log_history}
+    run = {"command": command, "steps": steps, "seconds": round(seconds, 1)}
+    run |= {"class_names": data.class_names, "novel": novel}
+    run |= {"metrics": _known(metrics), "log": [_known(row) for row in trainer.state.log_history]}
     if is_first:
         write_json(options.out / "run.json", run)
-        for name, value in metrics.items():
-            print(f"{name.removeprefix('eval_')}: {100 * value:.1f}")
+        for name, value in run["metrics"].items():
+            print(f"{name.removeprefix('eval_')}: {'no object' if value is None else f'{100 * value:.1f}'}")
     return run
+
+
+def _known(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Without NaN, which JSON does not have: of a class without any object there is no precision."""
+    return {name: None if isinstance(n, float) and math.isnan(n) else n for name, n in numbers.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProc
 from transformers import ZeroShotObjectDetectionPipeline as Stock
 from vild_runs import NAMES, vild_model, vild_processor
 
+from hf_clip_variants.hub.model_cards import model_card
 from hf_clip_variants.modeling.detection.zero_shot_object_detection import TASK, AllLabelsObjectDetectionPipeline
 
 
@@ -142,6 +143,12 @@ def test_what_is_missing_is_named():
         detector()(IMAGES[0], treshold=1)
     with pytest.raises(ValueError, match="masks: True, but the model predicts none"):
         detector(model=vild_model(use_masks=False))(IMAGES[0], candidate_labels=NAMES, masks=True)
+
+
+def test_the_card_shows_this_pipeline():
+    card = str(model_card(vild_model(), repo_id="me/detector"))
+    assert 'pipeline("zero-shot-object-detection", model="me/detector")' in card
+    assert "pipeline_tag: zero-shot-object-detection" in card
 
 
 @pytest.mark.slow  # imports of a new process
