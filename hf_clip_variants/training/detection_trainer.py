@@ -87,7 +87,7 @@ class DetectionTrainer(AtomicTrainer):
                 metrics.add(i, found, data.target(i))
         model.train(training)
         found = {f"{metric_key_prefix}_{name}": value for name, value in metrics.compute().items()}
-        self.log(found)
+        self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
