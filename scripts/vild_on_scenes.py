@@ -62,6 +62,10 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=400, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=150)
     parser.add_argument("--classes", type=int, default=60)
+    parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
+    parser.add_argument("--objects", default="1,4", help="fewest and most in a scene")
+    parser.add_argument("--object-size", default="0.25,0.5", help="smallest and largest, as a share of the side")
+    parser.add_argument("--backgrounds", default="plain,gradient,noise,checks")
     parser.add_argument("--novel", type=float, default=0.25, help="share of novel classes")
     parser.add_argument("--proposals", type=int, default=30, help="of each image, stored and distilled")
     parser.add_argument("--rpn-steps", type=int, default=300)
@@ -89,8 +93,14 @@ class Run:
         self.teacher = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(embedded_model())
         self.teacher_images = CLIPImageProcessor.from_pretrained(embedded_model())
-        self.images = ViLDImageProcessor(size={"shortest_edge": 128, "longest_edge": 128})
-        settings = {"class_names": self.names, "size": 128}
+        self.images = ViLDImageProcessor(size={"shortest_edge": options.size, "longest_edge": options.size})
+        settings = {
+            "class_names": self.names,
+            "size": options.size,
+            "objects": tuple(map(int, options.objects.split(","))),
+            "object_size": tuple(map(float, options.object_size.split(","))),
+            "backgrounds": options.backgrounds.split(","),
+        }
         train = make_scenes(options.scenes, seed=2 * seed, **settings)
         test = make_scenes(options.test_scenes, seed=2 * seed + 1, **settings)
         self.train_images, self.train_marks = scenes_as_rows(

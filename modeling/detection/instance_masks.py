@@ -17,8 +17,10 @@ def whole_masks(
         size: (H, W) of the image.
         threshold: the smallest probability that is inside.
 
+    Pasted by torchvision's rule, as Mask R-CNN's masks are: up to a pixel more than the box.
+
     >>> [mask.sum().item() for mask in whole_masks(torch.ones(1, 4, 4), torch.tensor([[2.0, 2, 6, 6]]), (8, 8))]
-    [16]
+    [25]
     """
     height, width = map(int, size)
     for mask, box in zip(masks, boxes, strict=True):

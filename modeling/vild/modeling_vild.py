@@ -232,24 +232,28 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             else (config.rpn_pre_nms, config.rpn_post_nms)
         )
         boxes, scores, levels = [], [], []
+        limits = torch.tensor([[[width, height]] for height, width in sizes], device=objectness[0].device)
         for level, (score, code, anchor) in enumerate(zip(objectness, codes, anchors, strict=True)):
-            score, chosen = score.float().topk(min(pre, score.shape[1]), dim=1)
+            # Anchors in the padding are not trained on (`proposal_losses`): their scores may be anything.
+            outside = ((anchor[:, :2] + anchor[:, 2:]) / 2 >= limits.clamp_min(1)).any(dim=-1)
+            score, chosen = score.float().masked_fill(outside, -torch.inf).topk(min(pre, score.shape[1]), dim=1)
             code = code.float().gather(1, chosen[..., None].expand(-1, -1, 4))
             boxes.append(decode_boxes(code, anchor[chosen], (1.0,) * 4, config.box_offset))
-            scores.append(score.sigmoid())
+            scores.append(score)
             levels.append(torch.full_like(chosen, level))
         found_boxes, found_scores = [], []
         for box, score, level, size in zip(
             torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels, dim=1), sizes, strict=True
         ):
             box = clip_boxes(box, size, config.box_offset)
-            (fine,) = torch.where((box[:, 2:] > box[:, :2]).all(dim=1))
+            inside = score.isfinite()
+            (fine,) = torch.where((box[:, 2:] > box[:, :2]).all(dim=1) & (inside if inside.any() else ~inside))
             if not len(fine):  # an image of one pixel: all of it
                 fine = torch.arange(1, device=box.device)
                 box = torch.cat([clip_boxes(box.new_tensor([[0, 0, size[1], size[0]]]), size, 0.0), box[1:]])
             kept = fine[keep_best(box[fine], score[fine], level[fine], config.rpn_nms_threshold, post)]
             found_boxes.append(box[kept])
-            found_scores.append(score[kept])
+            found_scores.append(score[kept].sigmoid())
         return found_boxes, found_scores
 
     def _regions(self, features, boxes: Sequence[torch.Tensor], resolution: int = ROI_RESOLUTION) -> torch.Tensor:

