@@ -11,8 +11,8 @@ crops        the teacher's embeddings of the boxes' crops at 1x and 1.5x
 <variant>    the detector, from the RPN's weights, with the stored proposals; AP of base and novel classes
 
 The training scenes show all classes, but only base classes have boxes: novel objects are among the proposals, as rare
-classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development; tables
-are made of the seeds that --seeds names (default 1, 2, 3).
+classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development, with
+emoji of other designers than all other seeds; tables are made of the seeds that --seeds names (default 1, 2, 3).
 
 The teacher and the texts are those of the embedded model. OUT/runs.jsonl gets a line for each variant and seed, with
 processor seconds; OUT/table.md has their means and standard deviations, OUT/curves.png the losses of the first seed,
@@ -50,6 +50,7 @@ from hf_clip_variants.modeling.vild.image_processing_vild import ViLDImageProces
 
 VARIANTS = ("text", "image", "vild", "ensemble")
 TEMPLATES = ["an emoji of {}", "{}", "a picture of {}", "an icon of {}"]
+DEVELOPMENT_STYLES, STYLES = ("emojione", "fluentflat"), ("notov1", "fluent3d")
 SHOWN = 4  # test scenes on the picture
 SHARED = ("backbone.", "pyramid.", "proposal_head.")
 
@@ -96,6 +97,7 @@ class Run:
         self.images = ViLDImageProcessor(size={"shortest_edge": options.size, "longest_edge": options.size})
         settings = {
             "class_names": self.names,
+            "styles": STYLES if seed else DEVELOPMENT_STYLES,
             "size": options.size,
             "objects": tuple(map(int, options.objects.split(","))),
             "object_size": tuple(map(float, options.object_size.split(","))),
