@@ -9,7 +9,7 @@ A model's `forward` in four steps:
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -396,7 +396,7 @@ def parse_labels(labels: Sequence[str | Sequence[str]], argument: str = "labels"
     """
     if isinstance(labels, str | bytes):
         raise ValueError(f"{argument}: got the single string {labels!r}, expected a list of labels")
-    if isinstance(labels, set | frozenset | Mapping):
+    if isinstance(labels, set | frozenset | Mapping) or not isinstance(labels, Iterable):
         raise ValueError(f"{argument}: got a {type(labels).__name__}, expected a list, whose order the labels have")
     texts = []
     for number, label in enumerate(labels):
