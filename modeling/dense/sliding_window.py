@@ -56,8 +56,8 @@ def sliding_window_scores(
         device: where scores are added up; None: that of `pixel_values`.
 
     Raises:
-        ValueError: a size, factor or number below 1; more than a thousand windows; `forward` gives another size than it
-            got.
+        ValueError: a size, factor or number below 1; more than a thousand windows; `forward` gives another size
+            than it got.
 
     >>> image = torch.arange(12.0).view(1, 1, 3, 4)
     >>> torch.equal(sliding_window_scores(lambda x: x, image, window=2, stride=1, flip=True), image)

@@ -57,12 +57,12 @@ class ViLDImageProcessor(DetrImageProcessor):
     size = {"shortest_edge": 1024, "longest_edge": 1024}
 
     def __init__(self, **kwargs):
-        check_image_settings(kwargs)
+        _check_settings(kwargs)
         super().__init__(**kwargs)
 
     def preprocess(self, images, annotations=None, *args, **kwargs) -> BatchFeature:
         """See the class."""
-        check_image_settings(kwargs)
+        _check_settings(kwargs)
         options = {
             name: kwargs.get(name, getattr(self, name, None))
             for name in ("do_convert_rgb", "do_rescale", "rescale_factor")
@@ -230,6 +230,13 @@ def _sizes(target_sizes, count: int) -> list[tuple[float, float]] | None:
         if len(size) != 2 or not all(edge > 0 and math.isfinite(edge) for edge in size):
             raise ValueError(f"target_sizes[{number}]: {size}, expected a height and a width above 0")
     return sizes
+
+
+def _check_settings(settings: dict) -> None:
+    check_image_settings(settings)
+    format = settings.get("format")
+    if format is not None and format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
+        raise ValueError(f"format: {format!r}, expected 'coco_detection'")
 
 
 def _checked_annotations(annotations: Any, count: int) -> list[dict]:
