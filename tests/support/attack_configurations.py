@@ -36,6 +36,7 @@ from hf_clip_variants.adapters import (
     load_adapter,
 )
 from hf_clip_variants.evaluation.prediction import load_processor
+from hf_clip_variants.evaluation.saved_folders import load_saved_processor
 
 
 KIND = "configurations"
@@ -214,7 +215,8 @@ def _processor_loader(name: str):
     from model_contract import CASES
 
     case = CASES.get(name.partition(" ")[2])
-    load_one = load_processor if case is None else case.row.load("processor").from_pretrained
+    own = None if case is None else case.row.load("processor")
+    load_one = load_processor if own is None else lambda path: load_saved_processor(path, own)
 
     def load(path: Path):
         images = [tiny_image(50, 40), tiny_image(70, 64)]
