@@ -77,7 +77,7 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
             raise
         # transformers' text is about the Hub.
         raise OSError(
-            f"{source}: its processor cannot be loaded, its files have no image_processor; {named}"
+            f"{source}: its processor cannot be loaded, image_processor or tokenizer is missing; {named}"
         ) from error
     except (*_BROKEN, ValueError) as error:
         raise ValueError(
