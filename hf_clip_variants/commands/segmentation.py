@@ -82,6 +82,8 @@ def read_background(text: str | None) -> float | dict[str, float] | None:
         value = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
     except ValueError:
         value = None
+    except OSError as error:
+        raise type(error)(f"--background: cannot read {text} ({error.strerror})") from error
     numbers = list(value.values()) if isinstance(value, dict) else [value]
     if not numbers or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
         raise ValueError(

@@ -74,6 +74,13 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
     named = f"classes in its files: {named or 'none'}"
     try:
         found = auto_class.from_pretrained(source, **options)
+    except OSError as error:
+        if not os.path.isdir(source):
+            raise
+        # transformers' text is about the Hub.
+        raise OSError(
+            f"{source}: its processor cannot be loaded, image_processor or tokenizer is missing; {named}"
+        ) from error
     except (*_BROKEN, ValueError) as error:
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"

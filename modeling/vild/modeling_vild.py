@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_pixels
+from ..dual_encoders.forward_checks import check_output, check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_vild import clip_boxes, decode_boxes, keep_best, make_anchors, region_features, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
@@ -350,7 +350,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         sizes = self._content_sizes(pixel_values, pixel_mask)
         if only_proposals:
             return self._forward_proposals(pixel_values, labels, sizes)
-        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
+        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
         stored = class_embeddings is None and input_ids is None
         given = self._given_proposals(proposals, len(pixel_values))
         self._check_distillation(distill_boxes, distill_embeddings, len(pixel_values), labels)
@@ -379,6 +379,9 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             regions = len(proposals[0]) if given is not None else config.rpn_post_nms
             found, values = self._detect(features, boxes, scores, regions, sizes, texts, stored)
             fields |= values
+            for name in ("logits", "pred_boxes"):
+                inputs = {"pixel_values": pixel_values, "class_embeddings": texts.embeddings}
+                check_output(self, fields[name], name, **inputs)
             if output_detections or output_masks:
                 fields["detections"] = self._final_detections(*found, features, output_masks)
         return ViLDObjectDetectionOutput(**fields)
@@ -535,6 +538,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """(height, width) of each image without padding."""
         if pixel_mask is None:
             return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
+        _check_tensor("pixel_mask", pixel_mask)
         if tuple(pixel_mask.shape) != (len(pixel_values), *pixel_values.shape[-2:]):
             raise ValueError(
                 f"pixel_mask: got {list(pixel_mask.shape)}, expected "
@@ -550,6 +554,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
     def _given_proposals(proposals, batch: int) -> list[torch.Tensor] | None:
         if proposals is None:
             return None
+        _check_tensor("proposals", proposals)
         if proposals.dim() != 3 or len(proposals) != batch or proposals.shape[-1] != 4:
             raise ValueError(f"proposals: got {list(proposals.shape)}, expected [{batch}, regions, 4]")
         found = []
@@ -577,6 +582,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             return
         if labels is None:
             raise ValueError("labels: missing, and distill_boxes are for training")
+        _check_tensor("distill_boxes", boxes)
+        _check_tensor("distill_embeddings", embeddings)
         if boxes.dim() != 3 or len(boxes) != batch or boxes.shape[-1] != 4:
             raise ValueError(f"distill_boxes: got {list(boxes.shape)}, expected [{batch}, regions, 4]")
         if tuple(embeddings.shape) != (*boxes.shape[:2], self.config.projection_dim):
@@ -587,6 +594,12 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fine = valid_regions(boxes)
         if not math.isfinite(float(embeddings[fine].float().sum())):
             raise ValueError("distill_embeddings: NaN or infinite numbers in a row that is no padding")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected a tensor of numbers, got {got}")
 
 
 def _chosen_states(hidden_states: tuple[torch.Tensor, ...], chosen: Any) -> tuple[torch.Tensor, ...]:

@@ -149,11 +149,15 @@ class ViLDProcessor(DenseProcessor):
             ValueError: `target_sizes` or `text_labels` of another number of images, or fewer names than labels.
         """
         found = self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, **options)
-        if text_labels is not None and text_labels and isinstance(text_labels[0], str):
+        if text_labels is not None and (isinstance(text_labels, str) or not isinstance(text_labels, Sequence)):
+            raise ValueError(f"text_labels: {text_labels!r}, expected a list of names, or a list for each image")
+        if text_labels and isinstance(text_labels[0], str):
             text_labels = [text_labels] * len(found)
         if text_labels is not None and len(text_labels) != len(found):
             raise ValueError(f"text_labels: {len(text_labels)} lists for {len(found)} images, expected one for each")
         for i, one in enumerate(found):
+            if text_labels is not None and not isinstance(text_labels[i], Sequence):
+                raise ValueError(f"text_labels[{i}]: {text_labels[i]!r}, expected a list of names")
             names = None if text_labels is None else list(text_labels[i])
             if names is not None and len(one["labels"]) and int(one["labels"].max()) >= len(names):
                 raise ValueError(f"text_labels[{i}]: {len(names)} names, a detection has label {one['labels'].max()}")

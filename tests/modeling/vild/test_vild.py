@@ -1,7 +1,11 @@
 """ViLD's detector: what its losses depend on, labels that change, masks, bad inputs, files, pipelines."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_pixels, tiny_tokenizer
 from tiny_families import save_tiny_family, tiny_dual_encoder, tiny_family_tokenizer
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
@@ -403,3 +407,48 @@ class TestFiles:
         with pytest.raises(ValueError, match="expected one of resnet50_vild"):
             ViLDConfig.of_variant("resnet18")
         assert BASE == vild_config().base_labels and callable(save_tiny_family) and vild_labels(1)
+
+
+# ---- what is read from outside
+
+
+def test_images_are_read_as_everywhere_in_the_package(tmp_path):
+    """transformers' own reader crashes the process on the damaged PNG, and fetches any address."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(values).save(path)
+    process = vild_processor()
+    sound = process(str(path), return_tensors="pt")
+    assert torch.equal(sound["pixel_values"], process(Image.open(path), return_tensors="pt")["pixel_values"])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images\[1\]: truncated or corrupt image"):
+        process([Image.new("RGB", (5, 5)), str(path)], return_tensors="pt")
+    with pytest.raises(ValueError, match=r"images\[0\]: .*127.0.0.1"):
+        process("http://127.0.0.1:9/a.png", return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bbox": None}, "bbox of object 0: None, expected x, y"),
+        ({"bbox": [0, 0, float("nan"), 3]}, "bbox of object 0"),
+        ({"category_id": 1.5}, "category_id of object 0: '1.5', expected a whole number"),
+        ({"area": float("nan")}, "area of object 0: 'nan'"),
+        ({"segmentation": [["a", 1, 2, 3, 4, 5]]}, "segmentation of object 0: expected polygons"),
+    ],
+)
+def test_bad_annotations_are_named(change, message):
+    one = {"bbox": [1, 2, 5, 4], "category_id": 0, "area": 20, "segmentation": [[1, 2, 6, 2, 6, 6]]}
+    marks = {"image_id": 7, "annotations": [one | change]}
+    with pytest.raises(ValueError, match=message):
+        vild_processor()(Image.new("RGB", (20, 20)), annotations=marks, return_segmentation_masks=True)
+
+
+def test_answers_that_are_not_finite_are_refused_with_their_cause():
+    model = copy.deepcopy(vild_model())
+    with torch.no_grad():
+        model.pyramid.pyramid.inner_blocks[0][0].weight.view(-1)[5] = torch.nan
+    with pytest.raises(ValueError, match="the weight pyramid.pyramid.inner_blocks.0.0.weight has some"):
+        model(tiny_pixels(1, size=64))
