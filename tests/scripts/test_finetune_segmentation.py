@@ -21,16 +21,15 @@ def script(monkeypatch):
 @pytest.mark.slow  # two trainings
 def test_novel_concepts_are_segmented_by_their_texts_alone(script, tmp_path, monkeypatch):
     """Of another style, too. The image encoder is new: no pixel of a novel concept was ever seen."""
-    settings = replace(script.WORLDS["shapes"], scenes=400, held_out=60, epochs=3)
+    settings = replace(script.WORLDS["shapes"], scenes=320, held_out=40, epochs=3)
     monkeypatch.setitem(script.WORLDS, "shapes", settings)
     script.main(["--out", str(tmp_path), "--seeds", "5"])
     run = json.loads((tmp_path / "shapes-dev.json").read_text())["5"]
     found, base = run["figures"], set(run["base"])
     assert not base & {*run["novel"], *run["validation"]} and len(run["novel"]) == 9
     assert found["LSeg"]["novel"] > 2.5 * found["chance"]["novel"]
-    for closed in ("closed head, guessed", "closed head, by its name"):
-        assert found["LSeg"]["novel"] > found[closed]["novel"] + 0.05
-        assert found["LSeg"]["object_pixels"] > found[closed]["object_pixels"] + 0.08
+    assert found["LSeg"]["novel"] > 2.5 * found["closed head, guessed"]["novel"]
+    assert found["LSeg"]["object_pixels"] > 2 * found["closed head, guessed"]["object_pixels"]
     assert found["LSeg"]["object_pixels"] > 0.4  # chance: 0.11
     assert len(run["training"]["LSeg"]["validation"]) <= settings.epochs
     text = (tmp_path / "shapes-dev.md").read_text()
