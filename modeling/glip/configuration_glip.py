@@ -50,6 +50,10 @@ class GLIPConfig(PreTrainedConfig):
         use_fusion (`bool`, defaults to `True`):
             Deep fusion: image and prompt attend to each other before each layer of the head, and regions are compared
             with the fused words. Without it (GLIP-T (A)), with the words as BERT gives them.
+        separate_names (`bool`, defaults to `False`):
+            BERT reads each name or phrase as if it stood alone; the model then needs `phrase_map`. Officially it reads
+            the whole prompt, so that names change each other. Without fusion, detections then do not depend on how
+            names are put into prompts; with it, less than officially.
         hidden_size (`int`, defaults to 256): channels of the pyramid and of the head.
         head_num_layers (`int`, defaults to 6): layers of the head; 8 in GLIP-L.
         fusion_hidden_size, fusion_num_heads (`int`, default to 2048, 8): width and heads of the fusion's attention.
@@ -90,6 +94,7 @@ class GLIPConfig(PreTrainedConfig):
     backbone_config: dict | SwinConfig | None = None
     text_config: dict | BertConfig | None = None
     use_fusion: bool = True
+    separate_names: bool = False
     hidden_size: int = 256
     head_num_layers: int = 6
     fusion_hidden_size: int = 2048

@@ -5,21 +5,30 @@ from collections.abc import Sequence
 import torch
 from transformers.image_transforms import center_to_corners_format
 
-from ..vild.image_processing_vild import ViLDImageProcessor, ViLDImageProcessorKwargs
+from ..detection.image_processing_detection import (
+    DetectionImageProcessor,
+    DetectionImageProcessorKwargs,
+    check_selection,
+    check_target_sizes,
+)
 from .boxes_glip import label_scores, select_detections
 
 
-class GLIPImageProcessorKwargs(ViLDImageProcessorKwargs, total=False):
+class GLIPImageProcessorKwargs(DetectionImageProcessorKwargs, total=False):
     """Options, as DETR's."""
 
 
-class GLIPImageProcessor(ViLDImageProcessor):
+class GLIPImageProcessor(DetectionImageProcessor):
     r"""
-    [`ViLDImageProcessor`] with GLIP's settings: the shorter side becomes 800 pixels, the longer at most 1333.
+    DETR's image processor with GLIP's settings: the shorter side becomes 800 pixels, the longer at most 1333. Padding
+    is at the right and the bottom.
 
     Images are RGB. The official code turns them to BGR; here the converter has turned the weights instead.
 
-    `annotations` are in COCO's format; `category_id` is the number of the name or phrase, from 0.
+    `annotations` are in COCO's format (a dictionary of `image_id` and `annotations`, each with `bbox`, `category_id`,
+    `area` and maybe `iscrowd`); `category_id` is the number of the name or phrase, from 0. They become `labels`, with
+    boxes relative to the image without its padding. Crowds are left out; a box that is not finite, inverted or without
+    area is an error.
 
     Example:
 
@@ -69,8 +78,9 @@ class GLIPImageProcessor(ViLDImageProcessor):
             raise ValueError("outputs: no phrase_map, give the model the one that the processor made")
         if rule not in ("mean", "max", "power"):
             raise ValueError(f"rule: {rule!r}, expected one of mean, max, power")
-        if target_sizes is not None and len(target_sizes) != len(phrase_map):
-            raise ValueError(f"target_sizes: {len(target_sizes)} for {len(phrase_map)} images, expected one for each")
+        thresholds = {"threshold": threshold, "score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        check_selection(thresholds, pre_nms, max_detections)
+        wanted_sizes = check_target_sizes(target_sizes, len(phrase_map))
         level_sizes = outputs["spatial_shapes"].prod(dim=1).tolist()
         found = []
         for i, (height, width) in enumerate(outputs["image_sizes"].tolist()):
@@ -101,8 +111,8 @@ class GLIPImageProcessor(ViLDImageProcessor):
                 max_detections=max_detections,
                 prompt_of_label=prompts if several else None,
             )
-            if target_sizes is not None:
-                rows_wanted, columns_wanted = (float(one) for one in target_sizes[i])
+            if wanted_sizes is not None:
+                rows_wanted, columns_wanted = wanted_sizes[i]
                 scale = (columns_wanted / width, rows_wanted / height) * 2
                 boxes = boxes * boxes.new_tensor(scale)
             fine = values > threshold

@@ -12,9 +12,9 @@ from transformers.image_transforms import center_to_corners_format, corners_to_c
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import can_return_tuple
 
+from ..detection.box_coding import decode_boxes
 from ..dual_encoders.forward_checks import check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from ..vild.boxes_vild import decode_boxes
 from .boxes_glip import make_anchors
 from .configuration_glip import STRIDES, GLIPConfig
 from .head_glip import GLIPDeformableConvolution, GLIPFusion, GLIPHeadLayer, GLIPPredictions, GLIPPyramid
@@ -106,6 +106,8 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
     ```
     """
 
+    takes_all_labels = True  # in the pipeline
+
     def __init__(self, config: GLIPConfig):
         super().__init__(config)
         self.backbone = SwinBackbone._from_config(config.backbone_config)
@@ -134,10 +136,24 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
 
     # ---- parts of the forward pass
 
-    def encode_prompts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def encode_prompts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        phrase_map: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Token ids (B, T) -> BERT's last hidden states (B, T, D). They do not depend on the image: `text_embeds` of
-        `forward`, for many images with the same prompt."""
-        return self.text_encoder(input_ids, attention_mask, return_dict=True).last_hidden_state
+        `forward`, for many images with the same prompt.
+
+        With `separate_names`, `phrase_map` (B, K, T) says which tokens are a name's.
+        """
+        positions = None
+        if self.config.separate_names:
+            if phrase_map is None:
+                raise ValueError("phrase_map: missing, which a model with separate_names needs, expected (B, K, T)")
+            attention_mask, positions = _separate(phrase_map, attention_mask, self.text_encoder.dtype)
+        outputs = self.text_encoder(input_ids, attention_mask, position_ids=positions, return_dict=True)
+        return outputs.last_hidden_state
 
     def feature_maps(
         self, pixel_values: torch.Tensor, output_hidden_states: Any = True
@@ -198,8 +214,8 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         check_pixels(pixel_values, self.config.backbone_config.num_channels)
         batch = len(pixel_values)
         sizes = _content_sizes(pixel_values, pixel_mask)
-        prompts, several = self._prompts(input_ids, attention_mask, text_embeds, batch)
-        phrase_map = _checked_map(phrase_map, prompts, several, batch)
+        prompts, several = self._prompts(input_ids, attention_mask, text_embeds, phrase_map, batch)
+        phrase_map = None if phrase_map is None else phrase_map.expand(batch, *phrase_map.shape[1:])
         targets = None
         if labels is not None:
             if several or phrase_map is None:
@@ -243,7 +259,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             **fields,
         )
 
-    def _prompts(self, input_ids, attention_mask, text_embeds, batch: int):
+    def _prompts(self, input_ids, attention_mask, text_embeds, phrase_map, batch: int):
         """Words (B or 1, T, D) and mask (B or 1, T) of each prompt, and whether an image has several."""
         if (input_ids is None) == (text_embeds is None):
             got = "neither" if input_ids is None else "both"
@@ -262,11 +278,19 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
                 f"{name}: {shape[-1]} tokens, expected at most {self.config.max_text_length} (max_text_length); "
                 "GLIPProcessor splits long class lists into several prompts"
             )
+        several = text_embeds is None and input_ids.dim() == 3
+        _check_map(phrase_map, shape, several, batch)
         if text_embeds is not None:
             return [(text_embeds.to(self.dtype), attention_mask)], False
-        several = input_ids.dim() == 3
+        own_map = None
+        if phrase_map is not None and self.config.separate_names:
+            rows = max(len(input_ids), len(phrase_map))  # one prompt may have names of each image
+            input_ids, attention_mask, own_map = (
+                one.expand(rows, *one.shape[1:]) for one in (input_ids, attention_mask, phrase_map)
+            )
+            own_map = own_map.flatten(0, -3)
         masks = attention_mask.unbind(1) if several else [attention_mask]
-        flat = self.encode_prompts(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+        flat = self.encode_prompts(input_ids.flatten(0, -2), attention_mask.flatten(0, -2), own_map)
         words = flat.unflatten(0, input_ids.shape[:-1]).unbind(1) if several else [flat]
         return list(zip(words, masks, strict=True)), several
 
@@ -310,16 +334,38 @@ def _content_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) 
     return list(zip(heights, widths, strict=True))
 
 
-def _checked_map(phrase_map: torch.Tensor | None, prompts, several: bool, batch: int) -> torch.Tensor | None:
+def _check_map(phrase_map: torch.Tensor | None, shape: Sequence[int], several: bool, batch: int) -> None:
+    """`shape` is that of the token ids."""
     if phrase_map is None:
-        return None
-    tokens, rows = prompts[0][1].shape[-1], (1, batch)
-    dimensions = 4 if several else 3
-    fits = phrase_map.dim() == dimensions and len(phrase_map) in rows and phrase_map.shape[-1] == tokens
-    if not fits or (several and phrase_map.shape[1] != len(prompts)):
-        expected = [batch, *([len(prompts)] if several else []), "labels", tokens]
+        return
+    fits = phrase_map.dim() == (4 if several else 3) and len(phrase_map) in (1, batch)
+    if not fits or phrase_map.shape[-1] != shape[-1] or (several and phrase_map.shape[1] != shape[1]):
+        expected = [batch, *([shape[1]] if several else []), "labels", shape[-1]]
         raise ValueError(f"phrase_map: got {list(phrase_map.shape)}, expected {expected}")
-    return phrase_map.expand(batch, *phrase_map.shape[1:])
+
+
+def _separate(
+    phrase_map: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, K, T) and (B, T) -> what is added to BERT's attention (B, 1, T, T), and positions (B, T).
+
+    A name's tokens see themselves and [CLS], which stands at the front, and follow it as if there was nothing else. A
+    token of several phrases is the first one's.
+    """
+    members = phrase_map != 0
+    rows = torch.cat([~members.any(dim=1, keepdim=True), members], dim=1)  # row 0: of no name
+    owner = rows.int().argmax(dim=1)  # (B, T)
+    numbers = torch.arange(rows.shape[1], device=rows.device)
+    start = (owner[:, None] == numbers[:, None]).int().argmax(dim=2).gather(1, owner)
+    places = torch.arange(rows.shape[2], device=rows.device)
+    positions = torch.where(owner > 0, places - start + 1, 0)
+    alike = (owner[:, :, None] == owner[:, None]) & (owner > 0)[:, None]
+    itself = places[:, None] == places
+    seen = alike | (places == 0)
+    if attention_mask is not None:
+        seen = seen & (attention_mask > 0)[:, None]
+    seen = seen & (places > 0)[:, None] | itself
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None], positions
 
 
 def _read_labels(labels, sizes, phrase_map: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

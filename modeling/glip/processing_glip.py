@@ -198,6 +198,8 @@ class GLIPProcessor(ProcessorMixin):
                 raise ValueError("input_ids: missing, and no text_labels; expected one of them")
             input_ids = input_ids.expand(len(found), *input_ids.shape[1:])
             text_labels = [self._names(*one) for one in zip(input_ids, outputs["phrase_map"], strict=True)]
+        elif isinstance(text_labels, str) or not isinstance(text_labels, Sequence):
+            raise ValueError(f"text_labels: {text_labels!r}, expected a list of names, or a list for each image")
         elif not text_labels or isinstance(text_labels[0], str):
             text_labels = [text_labels] * len(found)
         if len(text_labels) != len(found):

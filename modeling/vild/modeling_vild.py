@@ -13,10 +13,11 @@ from transformers.image_transforms import corners_to_center_format
 from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
+from ..detection.box_coding import clip_boxes, decode_boxes
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from .boxes_vild import clip_boxes, decode_boxes, keep_best, make_anchors, region_features, select_detections
+from .boxes_vild import keep_best, make_anchors, region_features, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
 from .heads_vild import (
     MASK_SIZE,

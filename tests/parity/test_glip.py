@@ -7,6 +7,7 @@ from parity_fixtures import assert_close, load_fixture
 from transformers import BatchFeature, BertTokenizerFast
 from transformers.image_transforms import center_to_corners_format, corners_to_center_format
 
+from hf_clip_variants.modeling.detection.box_coding import clip_boxes, decode_boxes, encode_boxes
 from hf_clip_variants.modeling.glip.boxes_glip import label_scores, make_anchors, select_detections
 from hf_clip_variants.modeling.glip.configuration_glip import STRIDES, GLIPConfig
 from hf_clip_variants.modeling.glip.convert_glip import (
@@ -32,7 +33,6 @@ from hf_clip_variants.modeling.glip.modeling_glip import GLIPForZeroShotObjectDe
 from hf_clip_variants.modeling.glip.outputs_glip import GLIPObjectDetectionOutput
 from hf_clip_variants.modeling.glip.processing_glip import GLIPProcessor
 from hf_clip_variants.modeling.glip.prompts_glip import clean_name, join_names, phrase_tokens
-from hf_clip_variants.modeling.vild.boxes_vild import clip_boxes, decode_boxes, encode_boxes
 
 
 pytestmark = pytest.mark.parity

@@ -1,8 +1,10 @@
-"""GLIP: prompts and their errors, several prompts for an image, losses at their limits, what padding changes."""
+"""GLIP: prompts and their errors, several prompts for an image, names read alone, losses at their limits, what padding
+changes."""
 
 import pytest
 import torch
 from glip_runs import NAMES, glip_inputs, glip_labels, glip_model, glip_processor
+from PIL import Image
 from tiny import tiny_pixels
 
 from hf_clip_variants.modeling.glip.boxes_glip import label_scores, select_detections
@@ -57,6 +59,45 @@ def test_merged_prompts_give_what_each_prompt_alone_gives():
     assert sorted(found["text_labels"]) == sorted(alone[0]["text_labels"] + alone[1]["text_labels"])
     boxes = {tuple(row) for row in torch.cat([one["boxes"] for one in alone]).round().tolist()}
     assert {tuple(row) for row in found["boxes"].round().tolist()} == boxes
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_names_read_alone_are_found_alike_however_they_are_split(separate):
+    """Without fusion. Officially BERT reads the whole prompt, and then they are not."""
+    processor, model = glip_processor(), glip_model(use_fusion=False, separate_names=separate)
+    options = {"score_threshold": 0.0, "text_labels": NAMES}
+    found = [
+        processor.post_process_grounded_object_detection(
+            run(model, **processor(IMAGE, NAMES, names_per_prompt=count)), **options
+        )[0]
+        for count in (None, 1, 2, 3, 4)
+    ]
+    differences = [(one["scores"] - found[0]["scores"]).abs().max().item() for one in found[1:]]
+    if not separate:
+        assert min(differences) > 1e-3
+        return
+    assert max(differences) < 1e-5 and len(found[0]["scores"]) >= 100
+    for one in found[1:]:
+        assert one["text_labels"] == found[0]["text_labels"]
+        torch.testing.assert_close(one["boxes"], found[0]["boxes"], rtol=1e-5, atol=1e-4)
+
+
+def test_a_name_read_alone_follows_the_start_mark_and_sees_nothing_else():
+    processor, model = glip_processor(), glip_model(separate_names=True)
+    prompt = processor(text=[NAMES, NAMES[:2]])
+    with torch.no_grad():
+        found = model.encode_prompts(**prompt)
+        for i, name in enumerate(NAMES):
+            alone = processor.tokenizer(name, return_tensors="pt").input_ids[:, :-1]  # without [SEP]
+            expected = model.text_encoder(alone).last_hidden_state[0, 1:]
+            torch.testing.assert_close(found[0, prompt.phrase_map[0, i] != 0], expected, rtol=1e-5, atol=1e-5)
+        # One prompt with names of each image; phrases that share a word.
+        own_maps = torch.stack([prompt.phrase_map[0], prompt.phrase_map[0].flip(0)])
+        shared = {"input_ids": prompt.input_ids[:1], "attention_mask": prompt.attention_mask[:1]}
+        logits = model(tiny_pixels(2, size=64), **shared, phrase_map=own_maps).logits
+        assert logits.shape[0] == 2 and logits.isfinite().all()
+    with pytest.raises(ValueError, match="phrase_map: missing, which a model with separate_names needs"):
+        model(tiny_pixels(1, size=64), input_ids=prompt.input_ids[:1])
 
 
 def test_images_may_have_different_numbers_of_prompts():
@@ -156,6 +197,30 @@ def test_boxes_are_scaled_to_the_original_image():
     assert large["text_labels"] == small["text_labels"]
     with pytest.raises(ValueError, match="target_sizes: 2 for 1 images"):
         processor.post_process_grounded_object_detection(outputs, target_sizes=[(1, 1)] * 2)
+
+
+def test_files_and_options_that_cannot_be_used_are_named(tmp_path):
+    path, processor = tmp_path / "a.png", glip_processor()
+    Image.fromarray(IMAGE).save(path)
+    whole = processor(str(path), NAMES).pixel_values
+    assert torch.equal(whole, processor(IMAGE, NAMES).pixel_values)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(ValueError, match=r"images\[1\]: "):
+        processor([IMAGE, str(path)], NAMES)
+    mark = {"image_id": 1, "annotations": [{"bbox": [5, 5, -2, 3], "category_id": 0, "area": 6}]}
+    with pytest.raises(ValueError, match="bbox of object 0: .* width and height above 0"):
+        processor(IMAGE, NAMES, annotations=mark)
+    outputs = run(glip_model(), **processor(IMAGE, NAMES))
+    for options, message in (
+        ({"max_detections": 0}, "max_detections: 0, expected a whole number of at least 1"),
+        ({"nms_threshold": "0.5"}, "nms_threshold: '0.5', expected a number"),
+        ({"rule": "median"}, "rule: 'median'"),
+        ({"target_sizes": [(0, 5)]}, r"target_sizes\[0\]"),
+        ({"text_labels": NAMES[:1]}, r"text_labels\[0\]: 1 names, a detection has label"),
+        ({"text_labels": "cat"}, "text_labels: 'cat', expected a list of names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor.post_process_grounded_object_detection(outputs, **{"score_threshold": 0.0} | options)
 
 
 # ---- the model
