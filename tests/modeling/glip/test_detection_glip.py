@@ -101,7 +101,8 @@ def test_finetuning_on_cocos_json_lowers_the_loss_and_evaluates(place, tmp_path,
     import finetune_detection
 
     arguments = ["--model", place / "model", "--data", place / "train.json", "--eval-data", place / "train.json"]
-    arguments += ["--out", out, "--steps", "8", "--batch-size", "4", "--lr", "3e-3", "--log-every", "1", "--no-flip"]
+    arguments += ["--out", out, "--steps", "5", "--batch-size", "4", "--lr", "3e-3", "--log-every", "1", "--no-flip"]
+    arguments += ["--save-every", "5"]
     try:
         assert finetune_detection.main([str(one) for one in arguments]) == 0
     finally:
@@ -109,7 +110,7 @@ def test_finetuning_on_cocos_json_lowers_the_loss_and_evaluates(place, tmp_path,
         sys.modules.pop("finetune_detection", None)
     run = json.loads((out / "run.json").read_text())
     losses = [row["loss"] for row in run["log"] if "loss" in row]
-    assert len(losses) == 8 and losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]
     assert 0 <= run["metrics"]["eval_AP50"] <= 1
     old, new = (load_file(folder / "model.safetensors") for folder in (place / "model", out / "model"))
     assert old.keys() == new.keys() and sum(not torch.equal(old[name], new[name]) for name in old) > 0.9 * len(old)
