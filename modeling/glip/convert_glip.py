@@ -6,10 +6,12 @@ first convolution is turned round once. `rpn.head.cls_logits` (never trained, re
 that follow from the sizes are left out.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -270,6 +272,13 @@ def infer_glip_config(
     return fields
 
 
+@lru_cache(maxsize=1)
+def _expected(config: str) -> dict[str, torch.Tensor]:
+    """The state dict of a model with this configuration, in JSON, on the meta device."""
+    with torch.device("meta"):
+        return GLIPForZeroShotObjectDetection(GLIPConfig.from_dict(json.loads(config))).state_dict()
+
+
 def convert_glip_state_dict(weights: Mapping[str, torch.Tensor], config: GLIPConfig) -> dict[str, torch.Tensor]:
     """An official state dict under our names, in float32. Strict.
 
@@ -284,8 +293,7 @@ def convert_glip_state_dict(weights: Mapping[str, torch.Tensor], config: GLIPCon
     known = set(official)
     fail_if_any("unexpected", [name for name in weights if name not in known], _OF)
     fail_if_any("not finite", [n for n, t in weights.items() if not t.is_meta and not t.isfinite().all()], _OF)
-    with torch.device("meta"):
-        expected = GLIPForZeroShotObjectDetection(config).state_dict()
+    expected = _expected(config.to_json_string(use_diff=False))
     wrong = [
         f"{name} {tuple(weights[name].shape)}"
         for rule in rules
