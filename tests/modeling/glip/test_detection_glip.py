@@ -92,6 +92,9 @@ def test_predict_finds_labels_in_files(place, tmp_path, capsys):
     expected = pipe(str(photo), candidate_labels=["cat", "traffic light"], **FOUND)
     assert [row["label"] for row in rows] == [one["label"] for one in expected] and expected
     assert [float(row["score"]) for row in rows] == pytest.approx([one["score"] for one in expected], abs=1e-4)
+    with pytest.raises(SystemExit):
+        cli.main([str(one) for one in ("predict", place / "model", photo, *options, "--templates", "a {}.")])
+    assert "--templates: GLIPForZeroShotObjectDetection reads the labels alone" in capsys.readouterr().err
     assert (out / "annotations.json").is_file() and Image.open(out / "pictures" / "0.png").width > 64
 
 
