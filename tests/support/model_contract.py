@@ -585,7 +585,8 @@ class ModelContract:
         model = model.to(torch.bfloat16)
         rough = case.run(model)
         assert rough.dtype == (torch.float32 if case.float32_output else torch.bfloat16)
-        torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        near = torch.isclose(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        assert near.float().mean() > 0.99, (rough, exact)  # of maps, a few pixels may lie on the other side of an edge
         loss = case.loss(model.train(), case.inputs(4))
         loss.backward()
         assert torch.isfinite(loss) and all(
