@@ -45,6 +45,7 @@ class ModelCase:
     float32_output: bool = False  # scores of a half-precision model are in float32
     # Relative, between two loadings: sums in convolutions of 1 x 1 maps depend on the weights' place in memory.
     rounding: float = 0.0
+    only_in_training: tuple[str, ...] = ()  # inputs that are nothing without labels
     collate: Callable[[list[dict]], dict] | None = None  # of rows for `Trainer`; default: transformers'
 
     @property
@@ -439,6 +440,7 @@ CASES = {
         ),
         ModelCase(
             name="vild",
+            only_in_training=("distill_boxes", "distill_embeddings"),
             config=vild_config,
             inputs=vild_inputs,
             processor=vild_processor,
