@@ -12,13 +12,14 @@ from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 
 _safe = optional_module("..loading_and_saving.checkpoints", __package__)
+_checked = () if _safe is None else (_safe.CheckedParts,)
 
 
 class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-class CLIPClassifierProcessor(ProcessorMixin):
+class CLIPClassifierProcessor(*_checked, ProcessorMixin):
     r"""
     A `CLIPClassifierImageProcessor` and the dual encoder's tokenizer in one; `CLIPProcessor` with safe text.
 

@@ -47,6 +47,7 @@ class ModelCase:
     float32_output: bool = False  # scores of a half-precision model are in float32
     # Relative, between two loadings: sums in convolutions of 1 x 1 maps depend on the weights' place in memory.
     rounding: float = 0.0
+    only_in_training: tuple[str, ...] = ()  # inputs that are nothing without labels
     collate: Callable[[list[dict]], dict] | None = None  # of rows for `Trainer`; default: transformers'
 
     @property
@@ -441,6 +442,7 @@ CASES = {
         ),
         ModelCase(
             name="vild",
+            only_in_training=("distill_boxes", "distill_embeddings"),
             config=vild_config,
             inputs=vild_inputs,
             processor=vild_processor,
@@ -617,7 +619,8 @@ class ModelContract:
         model = model.to(torch.bfloat16)
         rough = case.run(model)
         assert rough.dtype == (torch.float32 if case.float32_output else torch.bfloat16)
-        torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        near = torch.isclose(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        assert near.float().mean() > 0.99, (rough, exact)  # of maps, a few pixels may lie on the other side of an edge
         loss = case.loss(model.train(), case.inputs(4))
         loss.backward()
         assert torch.isfinite(loss) and all(
