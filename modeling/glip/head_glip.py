@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import interpolate, relu6, scaled_dot_product_attention
 from torchvision.ops import deform_conv2d, drop_block2d
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,7 +40,11 @@ class GLIPPyramid(nn.Module):
             above = below if above is None else below + interpolate(above, size=below.shape[-2:])
             found.insert(0, smooth(self._dropped(above)))
         for number, further in enumerate(self.further):
-            found.append(further(found[-1].relu() if number else found[-1]))
+            last = found[-1].relu() if number else found[-1]
+            # Zeros below and at the right of a single row or column change no value: the convolution pads with them.
+            # Without, PyTorch's gradient of the weights in bfloat16 on a CPU has numbers that were in memory before.
+            rows, columns = (int(size == 1) for size in last.shape[-2:])
+            found.append(further(F.pad(last, (0, columns, 0, rows))))
         return found
 
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
