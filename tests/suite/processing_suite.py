@@ -54,7 +54,7 @@ class DenseTester(Tester):
 
     def __init__(self, parent, **kwargs):
         super().__init__(parent, size={"shortest_edge": 20, "longest_edge": 100}, **kwargs)
-        del self.crop_size
+        vars(self).pop("crop_size", None)
 
     def prepare_image_processor_dict(self):
         return {name: value for name, value in super().prepare_image_processor_dict().items() if name != "crop_size"}
