@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 
 from ..dual_encoders.prompts import check_texts
 from ..loading_and_saving.checkpoints import save_all_at_once
+from ..loading_and_saving.processors import CheckedParts
 from .image_processing_glip import GLIPImageProcessor
 from .prompts_glip import SEPARATOR, clean_name, join_names, phrase_tokens, read_phrases, split_names
 
@@ -17,7 +18,7 @@ class GLIPProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True}, "common_kwargs": {"return_tensors": "pt"}}
 
 
-class GLIPProcessor(ProcessorMixin):
+class GLIPProcessor(CheckedParts):
     r"""
     A [`GLIPImageProcessor`] and BERT's tokenizer in one.
 

@@ -6,6 +6,29 @@ from tiny import copy_of, tiny_pixels
 from hf_clip_variants import GLIPConfig, GLIPForZeroShotObjectDetection, GLIPImageProcessor, GLIPProcessor
 
 
+# Arguments of a configuration that are wrong, and what the error says.
+GLIP_BAD_VALUES = (
+    ({"hidden_size": 0}, "hidden_size: 0"),
+    ({"head_num_layers": 0}, "head_num_layers: 0, expected a whole number in 1.."),
+    ({"fusion_num_heads": 5}, "fusion_num_heads: 5 does not divide fusion_hidden_size"),
+    ({"num_groups": 5}, "num_groups: 5 does not divide hidden_size"),
+    ({"fusion_dropout": 1.0}, "fusion_dropout: 1.0"),
+    ({"prior_prob": 0.0}, "prior_prob: 0.0"),
+    ({"focal_gamma": -1.0}, "focal_gamma: -1.0, expected a number >= 0"),
+    ({"anchor_sizes": [8, 16]}, "anchor_sizes: \\[8, 16\\], expected 5"),
+    ({"max_text_length": 300}, "max_text_length: 300 is above text_config.max_position_embeddings"),
+    ({"use_fusion": "yes"}, "use_fusion"),
+    ({"backbone_config": {"depths": [1, 1, 1]}}, "depths|stage"),
+    ({"backbone_config": {"num_heads": [3, 2, 2, 4]}}, "num_heads: 3 does not divide 8"),
+    (
+        {"backbone_config": {"model_type": "resnet"}},
+        "backbone_config.model_type: 'resnet', expected 'swin'",
+    ),
+    ({"text_config": {"model_type": "clip_text_model"}}, "text_config.model_type: 'clip_text_model'"),
+    ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size: 1000000000"),
+)
+
+
 NAMES = ["cat", "dog", "bird", "traffic light", "red car"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "(", ")", "a", "the", "on", "and", "of", "holding"]
 WORDS += ["cat", "dog", "bird", "traffic", "light", "red", "car", "small", "pizza", "man", "##s", "c", "##h", "##air"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fake_hub import hub_in_this_process
-from glip_runs import glip_collate, glip_config, glip_inputs, glip_processor
+from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
@@ -19,7 +19,7 @@ from lseg_runs import lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
-from vild_runs import vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
+from vild_runs import VILD_BAD_VALUES, vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
 
 from hf_clip_variants.registry import Method, method
 
@@ -451,22 +451,7 @@ CASES = {
             prepare=with_open_weights,
             untrained=("text_encoder.",),
             collate=vild_collate,
-            bad_values=(
-                ({"variant": "both"}, "variant"),
-                ({"convention": "caffe"}, "convention"),
-                ({"temperature": 0.0}, "temperature: 0.0"),
-                ({"distill_weight": -1.0}, "distill_weight: -1.0, expected a number >= 0"),
-                ({"roi_samples": 0}, "roi_samples: 0"),
-                ({"nms_threshold": 1.5}, "nms_threshold: 1.5, expected a number in 0..1"),
-                ({"rpn_negative_iou": 0.9}, "rpn_negative_iou: 0.9 is above"),
-                ({"batch_norm_momentum": 2.0}, "batch_norm_momentum: 2.0"),
-                ({"anchor_ratios": []}, "anchor_ratios"),
-                ({"hidden_size": 0}, "hidden_size: 0"),
-                ({"background": 0.5, "label_texts": None}, "background: 0.5, expected None"),
-                ({"backbone_config": {"depths": [1, 1, 1]}}, "stage"),
-                ({"backbone_config": {"model_type": "bert"}}, "backbone_config.model_type: 'bert', expected 'resnet'"),
-                ({"dual_encoder_config": {"model_type": "bert"}}, "dual_encoder_config.model_type: 'bert'"),
-            ),
+            bad_values=VILD_BAD_VALUES,
         ),
         ModelCase(
             name="glip",
@@ -477,26 +462,7 @@ CASES = {
             loss_is_of_the_batch=True,
             prepare=glip_open_weights,
             collate=glip_collate,
-            bad_values=(
-                ({"hidden_size": 0}, "hidden_size: 0"),
-                ({"head_num_layers": 0}, "head_num_layers: 0, expected a whole number in 1.."),
-                ({"fusion_num_heads": 5}, "fusion_num_heads: 5 does not divide fusion_hidden_size"),
-                ({"num_groups": 5}, "num_groups: 5 does not divide hidden_size"),
-                ({"fusion_dropout": 1.0}, "fusion_dropout: 1.0"),
-                ({"prior_prob": 0.0}, "prior_prob: 0.0"),
-                ({"focal_gamma": -1.0}, "focal_gamma: -1.0, expected a number >= 0"),
-                ({"anchor_sizes": [8, 16]}, "anchor_sizes: \\[8, 16\\], expected 5"),
-                ({"max_text_length": 300}, "max_text_length: 300 is above text_config.max_position_embeddings"),
-                ({"use_fusion": "yes"}, "use_fusion"),
-                ({"backbone_config": {"depths": [1, 1, 1]}}, "depths|stage"),
-                ({"backbone_config": {"num_heads": [3, 2, 2, 4]}}, "num_heads: 3 does not divide 8"),
-                (
-                    {"backbone_config": {"model_type": "resnet"}},
-                    "backbone_config.model_type: 'resnet', expected 'swin'",
-                ),
-                ({"text_config": {"model_type": "clip_text_model"}}, "text_config.model_type: 'clip_text_model'"),
-                ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size: 1000000000"),
-            ),
+            bad_values=GLIP_BAD_VALUES,
         ),
     )
 }

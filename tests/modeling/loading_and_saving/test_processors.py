@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from glip_runs import glip_processor
 from tiny import tiny_tokenizer
 from transformers import ProcessorMixin
 from vild_runs import vild_processor
@@ -10,6 +11,7 @@ from vild_runs import vild_processor
 from hf_clip_variants import AudioCLIPProcessor, CLIPClassifierImageProcessor, CLIPClassifierProcessor
 from hf_clip_variants.modeling.dense.image_processing_dense import DenseImageProcessor
 from hf_clip_variants.modeling.dense.processing_dense import DenseProcessor
+from hf_clip_variants.modeling.loading_and_saving.processors import CheckedParts
 
 
 PROCESSORS = {
@@ -17,6 +19,7 @@ PROCESSORS = {
     "audio": lambda: AudioCLIPProcessor(CLIPClassifierImageProcessor(), tiny_tokenizer()),
     "dense": lambda: DenseProcessor(DenseImageProcessor(), tiny_tokenizer()),
     "detection": vild_processor,
+    "grounding": glip_processor,
 }
 
 
@@ -26,7 +29,7 @@ def _subclasses(kind: type) -> set[type]:
 
 def test_all_processors_of_the_package_are_here():
     ours = {kind for kind in _subclasses(ProcessorMixin) if kind.__module__.startswith("hf_clip_variants.")}
-    assert ours == {type(make()) for make in PROCESSORS.values()}
+    assert ours == {CheckedParts, *(type(make()) for make in PROCESSORS.values())}
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
