@@ -263,7 +263,7 @@ MODELS = (
         paper=Paper(
             "Grounded Language-Image Pre-training",
             "2112.03857",
-            2022,
+            2021,
             "Li, Liunian Harold and Zhang, Pengchuan and Zhang, Haotian and Yang, Jianwei and Li, Chunyuan and Zhong, "
             "Yiwu and Wang, Lijuan and Yuan, Lu and Zhang, Lei and Hwang, Jenq-Neng and Chang, Kai-Wei and "
             "Gao, Jianfeng",
