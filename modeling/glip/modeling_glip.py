@@ -13,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import can_return_tuple
 
 from ..detection.box_coding import decode_boxes
-from ..dual_encoders.forward_checks import check_pixels
+from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_glip import make_anchors
 from .configuration_glip import STRIDES, GLIPConfig
@@ -237,6 +237,9 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         logits, codes, centerness = (
             torch.stack(parts, dim=1) if several else parts[0] for parts in zip(*found, strict=True)
         )
+        given = {"pixel_values": pixel_values, "text_embeds": text_embeds}
+        for name, values in (("logits", logits), ("pred_boxes", codes), ("centerness", centerness)):
+            check_output(self, values, name, **given)
         boxes = decode_boxes(codes.float(), anchors)
         image_sizes = torch.tensor(sizes, device=boxes.device)
         scale = image_sizes.flip(1).repeat(1, 2).view(batch, *(1,) * (boxes.dim() - 2), 4)
@@ -265,6 +268,12 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             got = "neither" if input_ids is None else "both"
             raise ValueError(f"input_ids, text_embeds: got {got}, expected one of them")
         given, name = (input_ids, "input_ids") if text_embeds is None else (text_embeds, "text_embeds")
+        if text_embeds is None:
+            several = isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
+            check_token_ids(input_ids.flatten(0, 1) if several else input_ids, self.config.text_config.vocab_size)
+        elif not isinstance(given, torch.Tensor) or not given.is_floating_point():
+            got = given.dtype if isinstance(given, torch.Tensor) else type(given).__name__
+            raise ValueError(f"text_embeds: got {got}, expected floats, from encode_prompts")
         dimensions = (2, 3) if text_embeds is None else (3,)
         if given.dim() not in dimensions or len(given) not in (1, batch) or not given.numel():
             raise ValueError(f"{name}: got {list(given.shape)}, expected one row for each of {batch} images, or one")
