@@ -5,6 +5,7 @@ from types import ModuleType
 
 
 EXTRAS = {  # importable name -> extra in pyproject.toml
+    "av": "video",
     "ftfy": "text",
     "onnx": "onnx",
     "onnxruntime": "onnx",
