@@ -240,7 +240,8 @@ class _FrameList(Video):
             frame = _as_pil(decode_image(self._images[number], self._rules))
         except (ValueError, OSError) as error:
             raise ValueError(f"frame {number}: {error}") from error
-        self.width, self.height = frame.size
+        height, width = (frame.height, frame.width) if isinstance(frame, PIL.Image.Image) else frame.shape[-2:]
+        self.width, self.height = width, height
         return frame
 
 
