@@ -57,6 +57,7 @@ class CLIP4ClipConfig(CLIPConfig):
     model_type = "clipv-clip4clip"
     sub_configs_defaults = CLIPConfig.sub_configs_defaults | {"head_config": CLIPTextConfig}
     keys_to_ignore_at_inference = ["text_embeds", "video_embeds", "frame_features"]
+    keys_to_ignore_at_inference += ["text_model_output", "vision_model_output"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

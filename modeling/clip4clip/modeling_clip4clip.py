@@ -39,6 +39,8 @@ class CLIP4ClipOutput(ModelOutput):
         text_embeds: (B, D), of unit norm; of tightTransf, the features.
         video_embeds: (V, D), of unit norm; None for tightTransf.
         frame_features: (V, T, D), of each frame before the head, not normalised; zeros for frames that are not there.
+        text_model_output, vision_model_output: outputs of the two encoders; rows of the latter are the frames that are
+            there, one video after the other.
     """
 
     loss: torch.FloatTensor | None = None
@@ -47,6 +49,11 @@ class CLIP4ClipOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     video_embeds: torch.FloatTensor | None = None
     frame_features: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
 class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -218,16 +225,20 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         which are not encoded.
         """
         check_videos(pixel_values_videos)
-        mask = checked_mask(video_mask, pixel_values_videos)
+        return self._encode_frames(pixel_values_videos, checked_mask(video_mask, pixel_values_videos))[0]
+
+    def _encode_frames(self, pixel_values_videos: torch.Tensor, mask: torch.Tensor, **kwargs):
+        """(V, T, 3, H, W), (V, T) -> (V, T, D), and the image encoder's output for the frames that are there."""
         if self.config.patch_embedding == "3d":
             pixel_values_videos = with_neighbours(pixel_values_videos)
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
-        features = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype)).pooler_output
+        outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
+        features = outputs.pooler_output
         if all_there:
-            return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype)
+            return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs
         frames = features.new_zeros(*mask.shape, features.shape[-1])
-        return frames.masked_scatter(mask.bool()[..., None], features)
+        return frames.masked_scatter(mask.bool()[..., None], features), outputs
 
     def temporal_features(self, frame_features: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
         """(V, T, D) -> (V, T, D): frames that know of each other, by a sequential head; else the same."""
@@ -311,9 +322,12 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             raise ValueError(
                 f"return_loss: {len(input_ids)} texts for {len(pixel_values_videos)} videos, expected a text of each"
             )
-        texts = self.get_text_features(input_ids, attention_mask, **kwargs).pooler_output
-        frames = self.get_frame_features(pixel_values_videos, video_mask)
+        check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
+        text_outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
+        frames, frame_outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
+        texts = text_outputs.pooler_output
+        encoders = {"text_model_output": text_outputs, "vision_model_output": frame_outputs}
         if self.config.similarity_head == "tightTransf":
             logits = self.score_pairs(texts, frames, mask)
             loss = symmetric_cross_entropy(logits) if return_loss else None
@@ -323,6 +337,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
                 logits_per_text=logits,
                 text_embeds=texts,
                 frame_features=frames,
+                **encoders,
             )
         video_embeds = unit_norm(masked_mean(self.temporal_features(frames, mask), mask))
         text_embeds = unit_norm(texts)
@@ -344,6 +359,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             text_embeds=text_embeds,
             video_embeds=video_embeds,
             frame_features=frames,
+            **encoders,
         )
 
 

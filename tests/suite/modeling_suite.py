@@ -583,7 +583,46 @@ class ViLDSuite(ImageEncoderSuite):
 
 
 # For each row: the tester, the tests, the tested classes and their configuration.
+class CLIP4ClipTester(CLIPClassifierTester):
+    """Videos of two frames, and texts. Where transformers' tests look at one encoder, it is the text encoder."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"projection_dim": 24, "similarity_head": "meanP", "num_frames": 3}
+
+    def get_config(self):
+        return self.config_class(
+            text_config=TEXT,
+            vision_config=VISION,
+            projection_dim=24,
+            head_config={"num_hidden_layers": 2, "num_attention_heads": 4},
+            num_frames=3,
+            frozen_layers=-1,
+            logit_scale_init_value=0.5,  # half precision is compared with an absolute tolerance
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        videos = floats_tensor([self.batch_size, 2, 3, 30, 30])
+        return self.get_config(), {"pixel_values_videos": videos} | self.text_inputs() | {"return_loss": True}
+
+
+class CLIP4ClipSuite(DualEncoderSuite):
+    additional_model_inputs = ["input_ids", "attention_mask"]
+
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_hidden_states=True)
+            self.assertEqual([one.shape for one in outputs.vision_model_output.hidden_states], 3 * [(6, 37, 32)])
+            self.assertEqual([one.shape for one in outputs.text_model_output.hidden_states], 3 * [(3, 8, 32)])
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_attentions=True)
+            self.assertEqual([one.shape for one in outputs.vision_model_output.attentions], 2 * [(6, 4, 37, 37)])
+            self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
+
+
 TESTERS = {
+    "clip4clip": [(CLIP4ClipTester, CLIP4ClipSuite)],
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
     "clip_resnet": [
         (CLIPResNetTester, DualEncoderSuite),

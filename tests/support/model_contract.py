@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from clip4clip_runs import clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
@@ -166,6 +167,12 @@ def _classifier_processor(size: int = 24):
     return CLIPClassifierProcessor(images, tiny_tokenizer())
 
 
+def _video_processor():
+    from hf_clip_variants import VideoTextProcessor
+
+    return VideoTextProcessor.from_clip(_classifier_processor())
+
+
 def _dense_processor():
     from hf_clip_variants import DenseImageProcessor, DenseProcessor
 
@@ -314,6 +321,34 @@ CASES = {
                     "text_config.model_type: 'bert', expected 'clip_text_model'",
                 ),
                 ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+            ),
+        ),
+        ModelCase(
+            name="clip4clip",
+            config=clip4clip_config,
+            inputs=clip4clip_batch,
+            backbone=tiny_clip,
+            processor=_video_processor,
+            output="logits_per_video",
+            by_row=("video_embeds", "text_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+            bad_values=(
+                ({"similarity_head": "mean"}, "similarity_head: 'mean', expected one of meanP"),
+                ({"patch_embedding": "4d"}, "patch_embedding: '4d', expected one of 2d, 3d"),
+                ({"num_frames": 0}, "num_frames: 0"),
+                ({"num_frames": 99}, "head_config.max_position_embeddings: 32, expected at least 99"),
+                ({"head_dropout": 1.0}, "head_dropout: 1.0, expected a number in 0..1"),
+                ({"frozen_layers": -2}, "frozen_layers: -2, expected a number of layers, or -1"),
+                ({"pairs_per_tile": 0}, "pairs_per_tile: 0"),
+                ({"projection_dim": 0}, "projection_dim: 0"),
+                ({"head_config": {"hidden_size": 32}}, "head_config.hidden_size: 32, expected 24, the joint width"),
+                ({"head_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
+                (
+                    {"head_config": {"model_type": "bert"}},
+                    "head_config.model_type: 'bert', expected 'clip_text_model'",
+                ),
+                ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
             ),
         ),
         ModelCase(

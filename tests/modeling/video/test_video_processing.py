@@ -4,9 +4,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny import tiny_tokenizer
 from videos import grey_frames, write_video
 
-from hf_clip_variants import CLIPClassifierImageProcessor
+from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor
+from hf_clip_variants.modeling.video.processing_video import VideoTextProcessor
 from hf_clip_variants.modeling.video.video_processing import CLIPVideoProcessor, list_videos
 
 
@@ -115,3 +117,19 @@ def test_lists_of_videos_are_told_from_lists_of_frames(frames):
 def test_what_is_wrong_is_said(videos, options, message):
     with pytest.raises(ValueError, match=message):
         CLIPVideoProcessor(**SIZES)(videos, return_tensors="pt", **options)
+
+
+def test_saved_and_loaded_processors_do_the_same(tmp_path, frames):
+    clip = CLIPClassifierProcessor(CLIPClassifierImageProcessor(**SIZES), tiny_tokenizer())
+    processor = VideoTextProcessor.from_clip(clip, num_frames=4, sampling_rule="segments")
+    processor.save_pretrained(tmp_path)
+    again = VideoTextProcessor.from_pretrained(tmp_path)
+    inputs = [one(["a cat", "two dogs"], frames, return_tensors="pt") for one in (processor, again)]
+    assert inputs[0].keys() == {"input_ids", "attention_mask", "pixel_values_videos", "video_mask"}
+    for name, value in inputs[0].items():
+        assert torch.equal(value, inputs[1][name])
+    assert inputs[0]["pixel_values_videos"].shape == (1, 4, 3, 24, 24)
+    alone = CLIPVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(alone(frames, return_tensors="pt")["pixel_values_videos"], inputs[0]["pixel_values_videos"])
+    with pytest.raises(ValueError, match="text, videos: got neither"):
+        processor()
