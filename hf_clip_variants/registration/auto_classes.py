@@ -14,6 +14,10 @@ TASKS = {
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
         "AutoModelForSemanticSegmentation",
     ),
+    "zero-shot-video-classification": (
+        "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
+        "AutoModel",
+    ),
 }
 
 

@@ -292,6 +292,28 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         scores = [checkpoint_activations(score, t, use_reentrant=False) if again else score(t) for t in tiles]
         return torch.cat(scores).view(texts, videos)
 
+    def video_text_logits(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        text_features: torch.Tensor,
+        video_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(V, T, 3, H, W) and (B, D) text features, which may be kept from an earlier call -> logits (V, B)."""
+        check_videos(pixel_values_videos)
+        mask = checked_mask(video_mask, pixel_values_videos)
+        frames = self._encode_frames(pixel_values_videos, mask)[0]
+        return self._compare(text_features, frames, mask)[0].T
+
+    def _compare(self, texts: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor):
+        """Text features (B, D) and frame features (V, T, D) -> logits (B, V), and unit vectors of texts and videos; of
+        tightTransf, which has none, the texts' features and None."""
+        if self.config.similarity_head == "tightTransf":
+            return self.score_pairs(texts, frames, mask), texts, None
+        videos, texts = unit_norm(masked_mean(self.temporal_features(frames, mask), mask)), unit_norm(texts)
+        logits = self.family.logit_scale(self.clip) * texts @ videos.T.to(texts.dtype)
+        bias = self.family.logit_bias(self.clip)
+        return logits if bias is None else logits + bias, texts, videos
+
     # ---- forward
 
     @can_return_tuple
@@ -326,32 +348,14 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         mask = checked_mask(video_mask, pixel_values_videos)
         text_outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
         frames, frame_outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
-        texts = text_outputs.pooler_output
-        encoders = {"text_model_output": text_outputs, "vision_model_output": frame_outputs}
-        if self.config.similarity_head == "tightTransf":
-            logits = self.score_pairs(texts, frames, mask)
-            loss = symmetric_cross_entropy(logits) if return_loss else None
-            return CLIP4ClipOutput(
-                loss=loss,
-                logits_per_video=logits.T,
-                logits_per_text=logits,
-                text_embeds=texts,
-                frame_features=frames,
-                **encoders,
-            )
-        video_embeds = unit_norm(masked_mean(self.temporal_features(frames, mask), mask))
-        text_embeds = unit_norm(texts)
-        logits = self.family.logit_scale(self.clip) * text_embeds @ video_embeds.T.to(text_embeds.dtype)
-        if (bias := self.family.logit_bias(self.clip)) is not None:
-            logits = logits + bias
+        logits, text_embeds, video_embeds = self._compare(text_outputs.pooler_output, frames, mask)
         loss = None
-        if return_loss:
-            loss = contrastive_loss(
-                video_embeds,
-                text_embeds,
-                self.family.logit_scale(self.clip).log(),
-                gather="exact" if self.training else "none",
-            )
+        if return_loss and video_embeds is None:
+            loss = symmetric_cross_entropy(logits)
+        elif return_loss:
+            scale = self.family.logit_scale(self.clip).log()
+            gather = "exact" if self.training else "none"
+            loss = contrastive_loss(video_embeds, text_embeds, scale, gather=gather)
         return CLIP4ClipOutput(
             loss=loss,
             logits_per_video=logits.T,
@@ -359,7 +363,8 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             text_embeds=text_embeds,
             video_embeds=video_embeds,
             frame_features=frames,
-            **encoders,
+            text_model_output=text_outputs,
+            vision_model_output=frame_outputs,
         )
 
 
