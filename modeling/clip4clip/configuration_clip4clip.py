@@ -123,7 +123,12 @@ class CLIP4ClipConfig(CLIPConfig):
             part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
         }
         check_encoder_types(config_dict, parts | {"head_config": (CLIPTextConfig.model_type,)})
-        return super().from_dict(without_kernels(config_dict), **kwargs)
+        values = without_kernels(config_dict)
+        # Others follow from these: they are set before the configuration is made, not after it.
+        for name in ("head_config", "similarity_head", "patch_embedding", "num_frames"):
+            if name in kwargs:
+                values[name] = kwargs.pop(name)
+        return super().from_dict(values, **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
