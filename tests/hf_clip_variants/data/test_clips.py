@@ -68,8 +68,10 @@ def test_files_hold_the_clips(tmp_path):
     for row, file in zip(there, files, strict=True):
         frames, metadata = read_video(file["video"], FrameSampling(num_frames=None, rate=None))
         assert len(frames) == 6 and metadata.fps == 4.0
-        for drawn, read in zip(row["frames"], frames, strict=True):
-            assert np.abs(np.asarray(drawn).astype(int) - np.asarray(read)).mean() < 4
+        drawn, read = (np.stack([np.asarray(one).astype(int) for one in some]) for some in (row["frames"], frames))
+        difference = np.abs(drawn[:, None] - read[None]).mean((2, 3, 4))
+        # What coding changes, colours above all, is less than what a step of the motion does.
+        assert (difference.argmin(1) == np.arange(6)).all() and difference.diagonal().max() < 6
 
 
 @pytest.mark.parametrize(
