@@ -102,4 +102,52 @@ def lseg_windows(small: bool):
     )
 
 
-SEGMENTATION_ROWS = {"lseg_forward": lseg_forward, "lseg_windows": lseg_windows}
+def groupvit_forward(small: bool):
+    """One image after the first one; the same weights in transformers, whose rule gives other labels."""
+    from speed_rows import OURS, Row, relative_error
+    from transformers import GroupViTConfig as TheirConfig
+    from transformers import GroupViTModel as TheirModel
+
+    from hf_clip_variants import GroupViTConfig, GroupViTForSemanticSegmentation
+
+    torch.manual_seed(0)
+    labels = 5 if small else 21
+    text = {"vocab_size": 99, "bos_token_id": 97, "eos_token_id": 98} if small else {}
+    text |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1} if small else {}
+    vision = {"hidden_size": 32, "num_attention_heads": 1, "depths": [1, 1, 1]} if small else {}
+    theirs = TheirModel(TheirConfig(text_config=text, vision_config=vision)).eval().requires_grad_(False)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if name.endswith(("group_token", "position_embeddings")):
+                parameter.normal_(std=0.02)  # they start at zero there
+    config = {"text_config": text, "vision_config": vision, "num_noun_prompts": 0}
+    model = GroupViTForSemanticSegmentation(GroupViTConfig(**config)).eval().requires_grad_(False)
+    model.load_state_dict(theirs.state_dict())
+    ids = torch.randint(0, 90, (labels, 8), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = theirs.config.text_config.eos_token_id
+    model.class_embeddings = model.get_class_embeddings(ids)
+    model.config.id2label = {label: str(label) for label in range(labels)}
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def ours():
+        return model(image).image_embeds
+
+    @torch.inference_mode()
+    def transformers():
+        return theirs(pixel_values=image, input_ids=ids, output_segmentation=True).image_embeds
+
+    return Row(
+        f"GroupViT, one image 224 x 224, {labels} stored labels, fp32",
+        {OURS: ours, "transformers GroupViTModel": transformers},
+        {"transformers GroupViTModel": 1.2},
+        error=relative_error,
+        tolerance=1e-4,
+    )
+
+
+SEGMENTATION_ROWS = {
+    "groupvit_forward": groupvit_forward,
+    "lseg_forward": lseg_forward,
+    "lseg_windows": lseg_windows,
+}

@@ -11,11 +11,13 @@ crops        the teacher's embeddings of the boxes' crops at 1x and 1.5x
 <variant>    the detector, from the RPN's weights, with the stored proposals; AP of base and novel classes
 
 The training scenes show all classes, but only base classes have boxes: novel objects are among the proposals, as rare
-classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development; tables
-are made of the seeds that --seeds names (default 1, 2, 3).
+classes are in LVIS. Seed s divides the classes, draws the scenes and the weights. Seed 0 is for development, with
+emoji of other designers than all other seeds; tables are made of the seeds that --seeds names (default 1, 2, 3).
 
 The teacher and the texts are those of the embedded model. OUT/runs.jsonl gets a line for each variant and seed, with
-processor seconds; OUT/table.md has their means and standard deviations.
+processor seconds; OUT/table.md has their means and standard deviations, OUT/curves.png the losses of the first seed,
+and OUT/boxes.png its first test scenes: the true boxes, then of each variant as many of its best boxes as there
+are objects. A star marks novel classes.
 """
 
 import os
@@ -30,10 +32,14 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from hf_clip_variants import ViLDForZeroShotObjectDetection, embedded_model
+from hf_clip_variants.annotations.boxes import draw_detections
+from hf_clip_variants.annotations.detections import Detections
+from hf_clip_variants.annotations.legend import font_for
 from hf_clip_variants.data.crops.crop_embeddings import embed_crops
 from hf_clip_variants.data.crops.detection_rows import DetectionCollator, DetectionRows, scenes_as_rows
 from hf_clip_variants.data.crops.proposals import Proposals, compute_proposals
@@ -44,6 +50,8 @@ from hf_clip_variants.modeling.vild.image_processing_vild import ViLDImageProces
 
 VARIANTS = ("text", "image", "vild", "ensemble")
 TEMPLATES = ["an emoji of {}", "{}", "a picture of {}", "an icon of {}"]
+DEVELOPMENT_STYLES, STYLES = ("emojione", "fluentflat"), ("notov1", "fluent3d")
+SHOWN = 4  # test scenes on the picture
 SHARED = ("backbone.", "pyramid.", "proposal_head.")
 
 
@@ -55,6 +63,10 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=400, help="training scenes")
     parser.add_argument("--test-scenes", type=int, default=150)
     parser.add_argument("--classes", type=int, default=60)
+    parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
+    parser.add_argument("--objects", default="1,4", help="fewest and most in a scene")
+    parser.add_argument("--object-size", default="0.25,0.5", help="smallest and largest, as a share of the side")
+    parser.add_argument("--backgrounds", default="plain,gradient,noise,checks")
     parser.add_argument("--novel", type=float, default=0.25, help="share of novel classes")
     parser.add_argument("--proposals", type=int, default=30, help="of each image, stored and distilled")
     parser.add_argument("--rpn-steps", type=int, default=300)
@@ -82,8 +94,15 @@ class Run:
         self.teacher = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(embedded_model())
         self.teacher_images = CLIPImageProcessor.from_pretrained(embedded_model())
-        self.images = ViLDImageProcessor(size={"shortest_edge": 128, "longest_edge": 128})
-        settings = {"class_names": self.names, "size": 128}
+        self.images = ViLDImageProcessor(size={"shortest_edge": options.size, "longest_edge": options.size})
+        settings = {
+            "class_names": self.names,
+            "styles": STYLES if seed else DEVELOPMENT_STYLES,
+            "size": options.size,
+            "objects": tuple(map(int, options.objects.split(","))),
+            "object_size": tuple(map(float, options.object_size.split(","))),
+            "backgrounds": options.backgrounds.split(","),
+        }
         train = make_scenes(options.scenes, seed=2 * seed, **settings)
         test = make_scenes(options.test_scenes, seed=2 * seed + 1, **settings)
         self.train_images, self.train_marks = scenes_as_rows(
@@ -175,6 +194,29 @@ class Run:
                 metrics.add(i, one, _target(self.test_marks[i]))
         return metrics.compute()
 
+    @torch.no_grad()
+    def draw(self, model, proposals: Proposals, variant: str) -> None:
+        """Pictures of the first test scenes, with as many boxes as there are objects."""
+        names = [name if name in self.base else f"{name}*" for name in self.names]
+        rows = DetectionRows(self.test_images, self.test_marks, proposals=proposals)
+        collate = DetectionCollator(self.images)
+        folder = self.folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        for i in range(min(SHOWN, len(rows))):
+            image, truth = self.test_images[i], _target(self.test_marks[i])
+            batch = collate([rows[i]])
+            batch.pop("labels")
+            size = (image.height, image.width)
+            (found,) = self.images.post_process_object_detection(
+                model(**batch), target_sizes=[size], max_detections=len(truth["labels"])
+            )
+            options = {"legend": False}
+            draw_detections(image, Detections.from_boxes(found, names), names, **options).save(
+                folder / f"{variant}-{i}.png"
+            )
+            true = Detections(truth["boxes"], class_id=truth["labels"])
+            draw_detections(image, true, names, **options).save(folder / f"truth-{i}.png")
+
     def crop_baseline(self, proposals: Proposals) -> dict[str, float]:
         """The teacher on the crops themselves: what distillation can reach at most."""
         crops = embed_crops(self.teacher, self.teacher_images, self.test_images, proposals, progress=False)
@@ -216,7 +258,7 @@ class Run:
         for variant in ("crops", *options.variants.split(",")):
             if (variant, self.seed) in done:
                 continue
-            start = time.process_time()
+            start, wall = time.process_time(), time.monotonic()
             if variant == "crops":
                 found = self.crop_baseline(test)
             else:
@@ -228,7 +270,9 @@ class Run:
                 )
                 self.fit(model, rows, options.steps, variant)
                 found = self.evaluate(model, test)
+                self.draw(model, test, variant)
             line = {"variant": variant, "seed": self.seed, "cpu_seconds": round(time.process_time() - start, 1)}
+            line["wall_seconds"] = round(time.monotonic() - wall, 1)
             line |= {"stages": self.cpu} | recall | {key: round(value, 4) for key, value in found.items()}
             with (options.out / "runs.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -267,6 +311,8 @@ def table(out: Path) -> str:
     lines = _lines(out)
     columns = ("base/AP", "novel/AP", "AP", "base/AP50", "novel/AP50")
     text = "| | " + " | ".join(columns) + " | seeds | CPU seconds |\n" + "|---" * (len(columns) + 3) + "|\n"
+    if not lines:
+        return text
     for variant, title in TITLES.items():
         rows = [line for line in lines if line["variant"] == variant]
         if not rows:
@@ -284,12 +330,51 @@ def table(out: Path) -> str:
     return text + "\n"
 
 
+def figures(out: Path, seed: int) -> None:
+    """OUT/curves.png and OUT/boxes.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from PIL import Image
+
+    folder, shown = out / f"seed-{seed}", ("loss_class", "loss_distillation", "loss_box", "loss_mask")
+    curves = {name: json.loads((folder / f"{name}.curve.json").read_text()) for name in VARIANTS if _has(folder, name)}
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3.2))
+    for axis, part in zip(axes, shown, strict=True):
+        for name, curve in curves.items():
+            values = [row[part] for row in curve if part in row]
+            if values and any(values):
+                smooth = [statistics.mean(values[max(0, i - 9) : i + 1]) for i in range(len(values))]
+                axis.plot(smooth, label=TITLES[name])
+        axis.set_title(part), axis.set_xlabel("step"), axis.legend()
+    figure.tight_layout()
+    figure.savefig(out / "curves.png", dpi=80)
+    pyplot.close(figure)
+    rows = [name for name in ("truth", *VARIANTS) if (folder / "pictures" / f"{name}-0.png").is_file()]
+    pictures = [[Image.open(one) for one in sorted((folder / "pictures").glob(f"{name}-*.png"))] for name in rows]
+    if pictures:
+        width, height = pictures[0][0].size
+        canvas = Image.new("RGB", (len(pictures[0]) * (width + 4), len(rows) * (height + 24)), "white")
+        draw = ImageDraw.Draw(canvas)
+        for y, (name, line) in enumerate(zip(rows, pictures, strict=True)):
+            draw.text((6, y * (height + 24) + 2), TITLES.get(name, name), fill="black", font=font_for(name, 16))
+            for x, picture in enumerate(line):
+                canvas.paste(picture, (x * (width + 4), y * (height + 24) + 22))
+        canvas.save(out / "boxes.png")
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.curve.json").is_file()
+
+
 def main(argv=None) -> None:
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in map(int, options.seeds.split(",")):
         Run(options, seed).run()
     (options.out / "table.md").write_text(table(options.out))
+    figures(options.out, int(options.seeds.split(",")[0]))
     print(table(options.out))
 
 

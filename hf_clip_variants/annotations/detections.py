@@ -77,6 +77,34 @@ class Detections:
         return cls(np.array(boxes).reshape(-1, 4), stacked, scores, np.asarray(class_id), {"class_name": names})
 
     @classmethod
+    def from_boxes(
+        cls,
+        found: Mapping[str, Any],
+        class_names: Sequence[str],
+        size: tuple[int, int] | None = None,
+        threshold: float = 0.0,
+    ) -> Detections:
+        """From what `post_process_grounded_object_detection` gives for one image: `scores`, `labels`, `boxes` and
+        maybe `masks` (K, m, m), which are inside of the boxes.
+
+        Args:
+            class_names: name of each label.
+            size: (H, W) of the image, for masks; without it they are left out.
+            threshold: boxes with a lower score are left out.
+        """
+        scores = found["scores"].float()
+        kept = scores >= threshold
+        labels, boxes, masks = found["labels"][kept], found["boxes"][kept].float(), None
+        if size is not None and "masks" in found:
+            from ..modeling.detection.instance_masks import whole_masks
+
+            masks = np.zeros((len(labels), *map(int, size)), dtype=bool)
+            for place, mask in enumerate(whole_masks(found["masks"][kept], boxes, size)):
+                masks[place] = mask.numpy()
+        names = np.array([class_names[label] for label in labels.tolist()], dtype=str)
+        return cls(boxes.numpy(), masks, scores[kept].numpy(), labels.numpy(), {"class_name": names})
+
+    @classmethod
     def from_label_map(
         cls,
         label_map: np.ndarray,

@@ -73,9 +73,9 @@ def draw_overlay(
         for label, count in sorted(zip(present, counts, strict=True), key=lambda pair: -pair[1])
         if int(label) in named
     }
-    size = _shown_size(image.size)
+    size = shown_size(image.size)
     smaller = size[0] < image.width
-    base = np.asarray(_flat(image).resize(size, Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC))
+    base = np.asarray(flat_rgb(image).resize(size, Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC))
     shown = _stretched(label_map, size)
     table = np.zeros((max(int(shown.max(initial=0)) + 1, len(colours) + 1), 3), dtype=np.float32)
     weight = np.zeros(len(table), dtype=np.float32)
@@ -107,7 +107,7 @@ def _counts(label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return present, counts[present]
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def flat_rgb(image: Image.Image) -> Image.Image:
     """RGB; what is transparent is white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -117,7 +117,8 @@ def _flat(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that a picture of an image of this (width, height) has."""
     longer = max(size)
     factor = LARGEST_SIDE / longer if longer > LARGEST_SIDE else max(1.0, SMALLEST_SIDE / longer)
     width, height = (max(1, round(side * factor)) for side in size)
@@ -174,4 +175,4 @@ def _widest_place(mask: np.ndarray) -> tuple[int, int, float]:
     return int(x * step + columns), int(y * step + rows), (depth + 0.5) * step
 
 
-__all__ = ["LARGEST_SIDE", "SMALLEST_SIDE", "draw_overlay"]
+__all__ = ["LARGEST_SIDE", "SMALLEST_SIDE", "draw_overlay", "flat_rgb", "shown_size"]

@@ -11,9 +11,10 @@ import typer
 from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_run
 from . import options
 from .arguments import check_device, check_model, check_templates
+from .detection import detect_files
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
-from .segmentation import SEGMENTATION, chosen_task, is_model_folder, segment_files
+from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -46,8 +47,8 @@ def predict(
     templates: options.Templates = None,
     base: options.Base = None,
     task: Annotated[
-        Literal["classification", "segmentation"] | None,
-        typer.Option(metavar="NAME", help="classification or segmentation.", show_default="by the model"),
+        Literal["classification", "segmentation", "detection"] | None,
+        typer.Option(metavar="NAME", help="classification, segmentation or detection.", show_default="by the model"),
     ] = None,
     labels: options.SegmentationLabels = None,
     top: Annotated[
@@ -62,8 +63,8 @@ def predict(
             min=0,
             max=1,
             metavar="P",
-            help=f"Below this probability, the label is '{NONE_OF_THESE}', and a segment is left out.",
-            show_default=False,
+            help=f"Below this probability, the label is '{NONE_OF_THESE}', and a segment or object is left out.",
+            show_default="0.1 for detection",
         ),
     ] = None,
     reject: Annotated[
@@ -85,8 +86,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write here, once all is done, instead of printing: .csv, .jsonl. For segmentation a folder of "
-            "pictures, 'segments' by default.",
+            help="Write here, once all is done, instead of printing: .csv, .jsonl. For segmentation and "
+            "detection a folder of pictures, 'segments' or 'detections' by default.",
             show_default=False,
             rich_help_panel=RUNNING,
         ),
@@ -100,7 +101,7 @@ def predict(
             min=1,
             metavar="N",
             help="Images in one pass of the model.",
-            show_default="32; 4 for segmentation",
+            show_default="32; 4 for segmentation and detection",
             rich_help_panel=RUNNING,
         ),
     ] = None,
@@ -110,7 +111,8 @@ def predict(
 ) -> None:
     """
     Classify images: one line per image with its path, the best class and its score. Or segment them: a line per
-    label that is there, pictures with a legend, label maps and masks.
+    label that is there, pictures with a legend, label maps and masks. Or find objects, also in videos: a line per
+    object, pictures with boxes.
 
     \b
     [bold]Example[/bold]
@@ -128,6 +130,9 @@ def predict(
     Segmentation writes a folder: overlays/, label_maps/ (PNG; 0: no label, 1: the first one) and annotations.json,
     which is COCO's. A line has a label's score and its share of the image.
 
+    Detection writes a folder, too: pictures/, also of a video (clip.mp4, frame by frame; needs the extra "video"), and
+    annotations.json. A line has an object's label, score and box in pixels.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -139,11 +144,16 @@ def predict(
       hf-clip-variants predict run photos/ --reject --out all.csv
       hf-clip-variants predict street.jpg --task segmentation --model groupvit \\
         --labels "car, sky, building;house"
+      hf-clip-variants predict clip.mp4 --task detection --model detector --labels "cat, ball"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
         run, inputs = inputs[0], inputs[1:]
-    elif run is model is adapter is None and inputs and (task == SEGMENTATION or is_model_folder(inputs[0])):
+    elif (
+        run is model is adapter is None
+        and inputs
+        and (task in (SEGMENTATION, DETECTION) or is_model_folder(inputs[0]))
+    ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)
@@ -159,22 +169,15 @@ def predict(
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}
-    if chosen_task(task, model, others, ours) == SEGMENTATION:
-        broken, done = segment_files(
-            inputs or _lines(),
-            model,
-            labels,
-            templates,
-            background=background,
-            window=window,
-            masks=masks or "polygons",
-            threshold=threshold or 0.0,
-            out=out,
-            batch_size=batch_size,
-            device=device,
-            as_json=json or format == "json",
-        )
-        return _exit(broken, done)
+    chosen = chosen_task(task, model, others, ours)
+    if chosen != CLASSIFICATION:
+        common = {"masks": masks or "polygons", "out": out, "batch_size": batch_size, "device": device}
+        common["as_json"] = json or format == "json"
+        sources = inputs or _lines()
+        if chosen == DETECTION:
+            return _exit(*detect_files(sources, model, labels, templates, threshold=threshold, **common))
+        options_of_segments = {"background": background, "window": window, "threshold": threshold or 0.0}
+        return _exit(*segment_files(sources, model, labels, templates, **options_of_segments, **common))
     if out is not None and os.path.isdir(out):
         raise IsADirectoryError(f"--out: {out} is a folder; want a file")
     prepare_libraries(watched=not json)

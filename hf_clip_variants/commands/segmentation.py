@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ..annotations.coco import CocoDocument
     from ..evaluation.segmentation import SegmentedImage
 
-CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+SHARED = ("--labels", "--masks")  # options of segmentation that detection has, too
 OUT = "segments"  # the folder that is written
 BATCH = 4  # images in one pass
 _LONGEST = 80  # characters of a file's stem
@@ -31,20 +32,26 @@ def is_model_folder(path: str) -> bool:
 
 
 def chosen_task(task: str | None, model: str | None, others: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The task that was asked for, or the one of the model; ValueError for options of the other one.
+    """The task that was asked for, or the one of the model; ValueError for options of another one.
 
-    `others` are options of classification, `ours` those of segmentation, with the values that were given.
+    `others` are options of classification, `ours` those of segmentation, of which detection has `SHARED`, with the
+    values that were given.
     """
     given, given_ours = ([name for name, value in options.items() if value] for options in (others, ours))
+    own = [name for name in given_ours if name not in SHARED]
     if task is None:
-        task = SEGMENTATION if given_ours or (model and not given and _segments(model)) else CLASSIFICATION
-    wrong = given if task == SEGMENTATION else given_ours
+        if model and not own and not given and _detects(model):
+            task = DETECTION
+        else:
+            task = SEGMENTATION if given_ours or (model and not given and _segments(model)) else CLASSIFICATION
+    wrong = {CLASSIFICATION: given_ours, SEGMENTATION: given, DETECTION: [*given, *own]}[task]
     if wrong:
-        other = CLASSIFICATION if task == SEGMENTATION else SEGMENTATION
+        right = CLASSIFICATION if wrong[0] in given else SEGMENTATION
         beside = f" beside {given_ours[0]}" if task == SEGMENTATION and given_ours else f" for {task}"
-        raise ValueError(f"{wrong[0]}: got it{beside}; it is for {other}")
-    if task == SEGMENTATION and model is None:
-        raise ValueError("--model: missing; want a model that segments by texts: folder or Hub id")
+        raise ValueError(f"{wrong[0]}: got it{beside}; it is for {right}")
+    if task != CLASSIFICATION and model is None:
+        what = "segments by texts" if task == SEGMENTATION else "finds objects by texts"
+        raise ValueError(f"--model: missing; want a model that {what}: folder or Hub id")
     return task
 
 
@@ -52,6 +59,12 @@ def _segments(model: str) -> bool:
     from ..evaluation.segmentation import is_segmenter
 
     return is_segmenter(model)
+
+
+def _detects(model: str) -> bool:
+    from ..evaluation.detection import is_detector
+
+    return is_detector(model)
 
 
 def list_of_labels(text: str) -> list[str]:
@@ -69,6 +82,8 @@ def read_background(text: str | None) -> float | dict[str, float] | None:
         value = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
     except ValueError:
         value = None
+    except OSError as error:
+        raise type(error)(f"--background: cannot read {text} ({error.strerror})") from error
     numbers = list(value.values()) if isinstance(value, dict) else [value]
     if not numbers or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
         raise ValueError(
@@ -212,11 +227,14 @@ def _csv_writer(stream: TextIO) -> Callable[[dict], None]:
 __all__ = [
     "BATCH",
     "CLASSIFICATION",
+    "DETECTION",
     "OUT",
     "SEGMENTATION",
     "chosen_task",
     "file_name",
     "is_model_folder",
+    "list_of_labels",
+    "png_of",
     "read_background",
     "segment_files",
 ]

@@ -58,8 +58,11 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
         found["audio_features"] = base.get_audio_features(input_features=audio).pooler_output
         if "input_ids" in text:
             found["logits_per_audio"] = base(input_features=audio, **text).logits_per_audio
-    if hasattr(base, "get_class_embeddings"):  # scores of each pixel
-        if "input_ids" in text:
+    if hasattr(base, "get_class_embeddings"):  # scores of each pixel or region
+        if not getattr(base, "has_text_encoder", True):
+            if pixels is not None:
+                found["logits"] = model(pixel_values=pixels).logits
+        elif "input_ids" in text:
             found["text_features"] = base.get_class_embeddings(**text)
             if pixels is not None:
                 found["logits"] = model(pixel_values=pixels, **text).logits

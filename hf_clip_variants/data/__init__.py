@@ -21,6 +21,7 @@ _MODULE_OF = {
     "NounPrompts": "pairs.noun_prompts",
     "Scene": "scenes.scenes",
     "SceneMaker": "scenes.scenes",
+    "SegmentationCollator": "collators",
     "AudioAugmentation": "augmentation.audio",
     "AudioCollator": "audio.files",
     "TwoViews": "augmentation.two_views",
@@ -47,7 +48,13 @@ if TYPE_CHECKING:
     from .augmentation.audio import AudioAugmentation
     from .augmentation.two_views import TwoViews
     from .augmentation.views import Augmentation, AugmentedViews
-    from .collators import FeatureCollator, ImageClassificationCollator, ImageTextCollator, TwoViewsCollator
+    from .collators import (
+        FeatureCollator,
+        ImageClassificationCollator,
+        ImageTextCollator,
+        SegmentationCollator,
+        TwoViewsCollator,
+    )
     from .few_shot_sampling import FewShotSplit, sample_few_shot, split_base_new
     from .images.emoji import emoji_styles, load_emoji
     from .images.feature_cache import FeatureDataset, Features, FeatureStore, compute_features

@@ -100,3 +100,80 @@ class TwoViewsCollator:
             **pixels,
             "return_loss": True,
         }
+
+
+class SegmentationCollator:
+    """Rows of an image and a label map -> `{"pixel_values": (B, 3, H, W), "labels": (B, H, W)}`, padded to one size.
+
+    For a model that segments by text, with `class_embeddings`: also those of the batch's labels, (n, D), and `labels`
+    are numbers of these. A step then costs as much as its labels, not as all of a large data set: those that are in
+    the batch, the `always` ones, and others by chance up to `labels_at_once`. `Trainer` needs
+    `remove_unused_columns=False`.
+
+    Args:
+        processor: a [`DenseImageProcessor`], or a processor that holds one.
+        class_embeddings: (N, D), as `model.embed_texts(names, processor)` gives them. None: the model's own labels.
+        labels_at_once (`int`, *optional*): labels of a batch; more if more are in it. None: all N.
+        always (`Sequence[int]`): labels of every batch, such as that of the background.
+        image_column, label_column (`str`): default "image" and "label_map".
+
+    Raises:
+        ValueError: rows without these columns, a label that `class_embeddings` does not have.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import DenseImageProcessor
+    >>> from hf_clip_variants.data import SegmentationCollator, make_scenes
+
+    >>> scenes = make_scenes(8, class_names=["cat", "taco", "whale", "dog"], size=64)
+    >>> collate = SegmentationCollator(DenseImageProcessor(), torch.randn(5, 256), labels_at_once=3, always=[0])
+    >>> batch = collate([scenes[0]])
+    >>> batch["class_embeddings"].shape, int(batch["labels"].max()) < 3
+    (torch.Size([3, 256]), True)
+    ```
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        class_embeddings: torch.Tensor | None = None,
+        labels_at_once: int | None = None,
+        always: Sequence[int] = (),
+        image_column: str = "image",
+        label_column: str = "label_map",
+    ):
+        if labels_at_once is not None and (class_embeddings is None or labels_at_once < 1):
+            wanted = "class_embeddings with it" if class_embeddings is None else "at least 1"
+            raise ValueError(f"labels_at_once: got {labels_at_once}; want {wanted}")
+        self.processor = getattr(processor, "image_processor", processor)
+        self.class_embeddings = class_embeddings
+        self.labels_at_once, self.always = labels_at_once, torch.as_tensor(list(always), dtype=torch.long)
+        self.image_column, self.label_column = image_column, label_column
+
+    def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
+        images, maps = (_column(rows, [name], type(self).__name__) for name in (self.image_column, self.label_column))
+        batch = dict(self.processor(images, maps, return_tensors="pt"))
+        if self.class_embeddings is None:
+            return batch
+        if self.labels_at_once is None:
+            return batch | {"class_embeddings": self.class_embeddings}
+        labels, ignored = batch["labels"], self.processor.ignore_index
+        chosen = self._chosen(labels[labels != ignored].unique())
+        numbers = torch.full((len(self.class_embeddings),), ignored)
+        numbers[chosen] = torch.arange(len(chosen))
+        counted = labels != ignored
+        labels[counted] = numbers[labels[counted]]
+        return batch | {"class_embeddings": self.class_embeddings[chosen]}
+
+    def _chosen(self, present: torch.Tensor) -> torch.Tensor:
+        """Labels of the batch, in their order."""
+        count = len(self.class_embeddings)
+        if len(present) and not 0 <= present.min() <= present.max() < count:
+            wrong = present[(present < 0) | (present >= count)].tolist()
+            raise ValueError(f"{self.label_column}: label {wrong[0]}; want 0..{count - 1}, as class_embeddings has")
+        needed = torch.cat([self.always, present]).unique()
+        others = torch.randperm(count)
+        others = others[~torch.isin(others, needed)][: max(self.labels_at_once - len(needed), 0)]
+        return torch.cat([needed, others]).sort().values

@@ -18,6 +18,7 @@ _PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor"
 _CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type", "tokenizer_class")
 _BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
 SEGMENTATION_CLASS = "AutoModelForSemanticSegmentation"
+DETECTION_CLASS = "AutoModelForZeroShotObjectDetection"
 LARGEST_FILE = 64 * 2**20  # bytes of a JSON file
 
 
@@ -38,7 +39,8 @@ def check_model_folder(source: str | os.PathLike) -> None:
 def _class_without_labels(values: Mapping[str, Any]) -> type | None:
     """The configuration class of one of our models that may have no labels of its own; None for other models."""
     rows = [row for row in methods("model") if row.model_type == values.get("model_type")]
-    return rows[0].load("config") if rows and SEGMENTATION_CLASS in rows[0].auto_classes else None
+    free = {SEGMENTATION_CLASS, DETECTION_CLASS}
+    return rows[0].load("config") if rows and free & set(rows[0].auto_classes) else None
 
 
 def configuration_of(source: str | os.PathLike) -> dict[str, Any]:
@@ -72,6 +74,13 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
     named = f"classes in its files: {named or 'none'}"
     try:
         found = auto_class.from_pretrained(source, **options)
+    except OSError as error:
+        if not os.path.isdir(source):
+            raise
+        # transformers' text is about the Hub.
+        raise OSError(
+            f"{source}: its processor cannot be loaded, image_processor or tokenizer is missing; {named}"
+        ) from error
     except (*_BROKEN, ValueError) as error:
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
@@ -108,4 +117,11 @@ def _classes(source: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
-__all__ = ["SEGMENTATION_CLASS", "check_model_folder", "configuration_of", "load_saved_processor", "read_json"]
+__all__ = [
+    "DETECTION_CLASS",
+    "SEGMENTATION_CLASS",
+    "check_model_folder",
+    "configuration_of",
+    "load_saved_processor",
+    "read_json",
+]

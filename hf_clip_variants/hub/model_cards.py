@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files.printable import printable
 from ..metrics.intervals import gain_text, may_be_chance
+from ..registration.auto_classes import TASKS
 from ..registry import Method, methods
 from .verification import weight_hashes
 
@@ -33,9 +34,9 @@ _ZERO_SHOT_PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
 
-classify = pipeline("zero-shot-image-classification", model={repo_id}{arguments})
+{verb} = pipeline("{task}", model={repo_id}{arguments})
 image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(image, candidate_labels=["a cat", "a dog"]))"""
+print({verb}(image, candidate_labels=["a cat", "a dog"]))"""
 
 _ZERO_SHOT_AUDIO_PIPELINE = """\
 {imports}import numpy as np
@@ -218,8 +219,16 @@ def _snippet(
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
     is_audio = row.task == "zero-shot-audio-classification"
     zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
+    task, verb = "zero-shot-image-classification", "classify"
+    if "AutoModelForZeroShotImageClassification" not in row.auto_classes:
+        own = [name for name, (_, auto_class) in TASKS.items() if auto_class in row.auto_classes]
+        task, verb = (own[0], "find") if own else (task, verb)
     return (_PIPELINE if names_its_classes else zero_shot).format(
-        repo_id=_literal(repo_id), imports=imports, arguments=", trust_remote_code=True" if with_code else ""
+        repo_id=_literal(repo_id),
+        imports=imports,
+        arguments=", trust_remote_code=True" if with_code else "",
+        task=task,
+        verb=verb,
     )
 
 

@@ -8,7 +8,8 @@ from .auto_mappings import register_lazily
 from .post_import import after_import
 
 
-# Pipelines that transformers lacks: task -> class, and the Auto class that loads its model.
+# Pipelines that transformers lacks, or that differ for models of this package: task -> class, and the Auto class that
+# loads its model.
 TASKS = {
     "zero-shot-image-segmentation": (
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
@@ -17,6 +18,10 @@ TASKS = {
     "zero-shot-video-classification": (
         "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
         "AutoModel",
+    ),
+    "zero-shot-object-detection": (
+        "modeling.detection.zero_shot_object_detection.AllLabelsObjectDetectionPipeline",
+        "AutoModelForZeroShotObjectDetection",
     ),
 }
 
@@ -110,9 +115,8 @@ def _register_pipelines(module) -> None:
     # Differs from transformers' own for models of this package only.
     features["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
     for task, (implementation, auto_class) in TASKS.items():
-        if task not in tasks:
-            implementation = f"{__package__.partition('.')[0]}.{implementation}"
-            tasks[task] = {"impl": implementation, "pt": (getattr(module, auto_class),), "type": "multimodal"}
+        entry = {"pt": (getattr(module, auto_class),), "type": "multimodal"} | tasks.get(task, {})
+        tasks[task] = entry | {"impl": f"{__package__.partition('.')[0]}.{implementation}"}
 
 
 def _register_adapters(module) -> None:

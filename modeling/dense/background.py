@@ -1,12 +1,12 @@
 """Which pixels are none of the labels: by a threshold, by a text, or by a rule that the model has learned."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
 
 LEARNED = "learned"
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def check_background(background) -> None:
@@ -34,8 +34,9 @@ def check_background(background) -> None:
                 f"background: {value!r} ({type(value).__name__}), expected a threshold, thresholds of the labels, or "
                 "a text"
             )
-        if not math.isfinite(value):
-            raise ValueError(f"background: {value}, expected a finite number")
+        if not abs(value) <= _LARGEST:  # nor is NaN
+            shown = value if isinstance(value, float) else "a number beyond float32"
+            raise ValueError(f"background: {shown}, expected a finite number")
 
 
 def background_thresholds(background, labels: Sequence[str]) -> torch.Tensor:

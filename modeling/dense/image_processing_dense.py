@@ -325,7 +325,9 @@ def _decoded_map(given, what: str, max_pixels: int) -> np.ndarray:
             values = values[0] if values.shape[0] == 1 else values[..., 0]
         if values.ndim != 2 or not values.size:
             raise ValueError(f"shape {list(values.shape)}, expected [height, width]")
-    except (ValueError, OSError, TypeError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's are of many kinds
         raise ValueError(f"{what}: {error}") from error
     return values
 

@@ -9,7 +9,7 @@ A model's `forward` in four steps:
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import initialization as init
 
+from ..dual_encoders.forward_checks import check_label_texts
 from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts, resolve_templates
 from .background import LEARNED, add_background, background_thresholds, check_background, check_background_index
 from .sliding_window import sliding_window_scores
@@ -88,6 +89,7 @@ class PromptableSegmentationMixin:
         self.config.validate_label_texts()
         count = self.config.num_class_embeddings
         self.register_buffer("class_embeddings", torch.zeros(count, width) if count else None)
+        self._text_width = width
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -100,6 +102,7 @@ class PromptableSegmentationMixin:
         class_embeddings: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        images: torch.Tensor | None = None,
     ) -> ClassTexts:
         """The texts of a call: `class_embeddings` if given, else of `input_ids`, else those of `set_labels`.
 
@@ -107,18 +110,15 @@ class PromptableSegmentationMixin:
             class_embeddings: (N, D), or (B, N, D) for each image; or `ClassTexts`, with synonyms.
             input_ids, attention_mask: (N, L); (N, T, L) in T templates; (B, N, T, L) for each image, where a label
                 without any attention is padding. With `text_per_image`, (B, N, L) is for each image, too.
+            images: the batch (B, ...) that texts of each image are for.
 
         Raises:
             ValueError: no texts at all, ids without a text encoder, or a wrong shape; says what to do.
         """
         if hasattr(class_embeddings, "merge"):  # exported code may hold this module twice: no isinstance
             return class_embeddings
+        check_label_texts(input_ids, attention_mask, class_embeddings, self._text_width, images)
         if class_embeddings is not None:
-            if class_embeddings.dim() not in (2, 3) or not class_embeddings.numel():
-                raise ValueError(
-                    f"class_embeddings: got {list(class_embeddings.shape)}, expected [labels, width] or [batch, "
-                    "labels, width]"
-                )
             return ClassTexts(class_embeddings)
         if input_ids is not None:
             self._check_text_encoder("input_ids")
@@ -184,11 +184,6 @@ class PromptableSegmentationMixin:
             attention_mask = None if attention_mask is None else attention_mask[:, :, None]
         if len(shape) in (2, 3):
             return ClassTexts(self.get_class_embeddings(input_ids, attention_mask))
-        if len(shape) != 4:
-            raise ValueError(
-                f"input_ids: got {list(shape)}, expected [labels, tokens], [labels, templates, tokens] or [batch, "
-                "labels, templates, tokens]"
-            )
         images, labels, templates, _ = shape
         flat = (0, 1) if templates > 1 else (0, 2)
         mask = None if attention_mask is None else attention_mask.flatten(*flat)
@@ -359,7 +354,7 @@ class PromptableSegmentationMixin:
 
         `options` are those of `sliding_window_scores`.
         """
-        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
+        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
         if texts.embeddings.dim() == 2:
             return self._window_logits(pixel_values, texts, window, stride, options)
         valid = [None] * len(pixel_values) if texts.valid is None else texts.valid
@@ -401,7 +396,7 @@ def parse_labels(labels: Sequence[str | Sequence[str]], argument: str = "labels"
     """
     if isinstance(labels, str | bytes):
         raise ValueError(f"{argument}: got the single string {labels!r}, expected a list of labels")
-    if isinstance(labels, set | frozenset | Mapping):
+    if isinstance(labels, set | frozenset | Mapping) or not isinstance(labels, Iterable):
         raise ValueError(f"{argument}: got a {type(labels).__name__}, expected a list, whose order the labels have")
     texts = []
     for number, label in enumerate(labels):

@@ -34,7 +34,7 @@ def segmentation_loss(
     >>> segmentation_loss(logits, torch.full((1, 2, 2), 255))
     tensor(0.)
     """
-    labels = _checked_labels(logits, labels, ignore_index).to(logits.device)
+    labels = checked_labels(logits, labels, ignore_index).to(logits.device)
     loss = _mean_over_valid(logits, labels, ignore_index)
     if auxiliary_logits is not None:
         loss = loss + auxiliary_weight * _mean_over_valid(auxiliary_logits, labels, ignore_index)
@@ -51,12 +51,13 @@ def _mean_over_valid(logits: torch.Tensor, labels: torch.Tensor, ignore_index: i
     return total / (labels != ignore_index).sum().clamp_min(1)
 
 
-def _checked_labels(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+def checked_labels(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """`labels` as int64. ValueError as `segmentation_loss`, whose `logits` have N channels."""
     is_tensor = isinstance(labels, torch.Tensor)
     if not is_tensor or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels: expected whole numbers, got {labels.dtype if is_tensor else type(labels).__name__}")
-    if labels.dim() != 3 or len(labels) != len(logits):
-        raise ValueError(f"labels: expected shape [{len(logits)}, H, W], got {list(labels.shape)}")
+    if labels.dim() != 3 or len(labels) != len(logits) or not labels.numel():
+        raise ValueError(f"labels: expected shape [{len(logits)}, H, W], with pixels, got {list(labels.shape)}")
     labels = labels.long()
     if can_be_read(labels):
         wrong = ((labels < 0) | (labels >= logits.shape[1])) & (labels != ignore_index)
@@ -64,9 +65,9 @@ def _checked_labels(logits: torch.Tensor, labels: torch.Tensor, ignore_index: in
             image, row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"labels: labels[{image}, {row}, {column}] is {int(labels[image, row, column])}, expected "
-                f"0..{logits.shape[1] - 1} or {ignore_index} (ignored)"
+                f"0..{logits.shape[1] - 1} or {ignore_index} (ignored: semantic_loss_ignore_index)"
             )
     return labels
 
 
-__all__ = ["segmentation_loss"]
+__all__ = ["checked_labels", "segmentation_loss"]

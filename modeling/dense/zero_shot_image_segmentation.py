@@ -1,12 +1,13 @@
 """transformers' missing pipeline: an image and free-text labels to one mask for each label that is there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image, valid_images
+from transformers.image_utils import load_image
 
+from ..dual_encoders.images_with_labels import images_with_labels
 from ..dual_encoders.prompts import resolve_templates
 from .background import add_background, background_thresholds
 from .promptable_segmentation import ClassTexts, parse_labels
@@ -14,7 +15,6 @@ from .segments import find_segments
 
 
 TASK = "zero-shot-image-segmentation"
-_SINGLE = (str, bytes)
 
 
 class ZeroShotImageSegmentationPipeline(Pipeline):
@@ -88,19 +88,9 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
         """
         if image is None:
             image = kwargs.pop("images", None)
-        if image is None:
-            raise ValueError("image: got None, expected a path, a URL, a PIL image, or a list of them")
+        items = images_with_labels(image, candidate_labels)
         self._encoded = {}  # weights may have changed since
-        if isinstance(image, dict) or isinstance(image, _SINGLE) or hasattr(image, "getbbox"):
-            return super().__call__(_with_labels(image, candidate_labels), **kwargs)
-        if isinstance(image, list | tuple):
-            if not image:
-                return []
-            items = [_with_labels(*pair) for pair in zip(image, _of_each(candidate_labels, len(image)), strict=True)]
-            return super().__call__(items, **kwargs)
-        if isinstance(image, torch.Tensor) or (hasattr(image, "shape") and valid_images(image)):
-            return super().__call__(_with_labels(image, candidate_labels), **kwargs)
-        return super().__call__((_with_labels(one, candidate_labels) for one in image), **kwargs)
+        return items if items == [] else super().__call__(items, **kwargs)
 
     def _sanitize_parameters(self, **kwargs):
         places = {
@@ -232,27 +222,6 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
             thresholds = background_thresholds(background_threshold, names)
             _, background = add_background(logits, thresholds, 0, config.background_of)
         return names, logits, background
-
-
-def _with_labels(image, labels) -> dict[str, Any]:
-    if isinstance(image, Mapping):
-        if "image" not in image:
-            raise ValueError(f"image: got a dict with {', '.join(map(repr, image))}, expected the key 'image'")
-        return {"candidate_labels": labels, **image}
-    return {"image": image, "candidate_labels": labels}
-
-
-def _of_each(labels, count: int) -> list:
-    """Labels for each of `count` images."""
-    if isinstance(labels, list | tuple) and labels and all(_is_list_of_labels(one) for one in labels):
-        if len(labels) != count:
-            raise ValueError(f"candidate_labels: {len(labels)} lists for {count} images, expected one for each")
-        return list(labels)
-    return [labels] * count
-
-
-def _is_list_of_labels(value) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, _SINGLE)
 
 
 __all__ = ["TASK", "ZeroShotImageSegmentationPipeline"]

@@ -77,6 +77,59 @@ def check_token_ids(input_ids: torch.Tensor, vocab_size: int, longest: int | Non
             )
 
 
+def check_label_texts(
+    input_ids: object, attention_mask: object, class_embeddings: object, width: int, images: object = None
+):
+    """ValueError unless the texts of labels have types and shapes that a model which takes free labels can have.
+
+    Args:
+        input_ids: whole numbers, (N, L), (N, T, L) or (B, N, T, L); their range is checked where they are encoded.
+        attention_mask: of the same shape, numbers.
+        class_embeddings: floats (N, width) or (B, N, width).
+        images: the batch, whose B three-dimensional `class_embeddings` must have.
+    """
+    if class_embeddings is not None:
+        is_tensor = isinstance(class_embeddings, torch.Tensor)
+        got = list(class_embeddings.shape) if is_tensor else type(class_embeddings).__name__
+        fits = is_tensor and class_embeddings.dim() in (2, 3) and class_embeddings.shape[-1] == width
+        if not fits or (not torch.compiler.is_compiling() and not class_embeddings.numel()):
+            raise ValueError(
+                f"class_embeddings: got {got}, expected [labels, width] or [batch, labels, width], width {width}"
+            )
+        if not class_embeddings.is_floating_point():
+            raise ValueError(f"class_embeddings: expected floats, got {class_embeddings.dtype}")
+        check_one_for_each("class_embeddings", class_embeddings, images, dimensions=3)
+    elif input_ids is not None:
+        is_tensor = isinstance(input_ids, torch.Tensor)
+        got = list(input_ids.shape) if is_tensor else type(input_ids).__name__
+        if not is_tensor or input_ids.dim() not in (2, 3, 4):
+            raise ValueError(
+                f"input_ids: got {got}, expected [labels, tokens], [labels, templates, tokens] or [batch, labels, "
+                "templates, tokens]"
+            )
+        if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+            raise ValueError(f"input_ids: expected whole numbers, got {input_ids.dtype}")
+        if not torch.compiler.is_compiling() and not input_ids.numel():
+            raise ValueError(f"input_ids: expected at least one text with tokens, got {got}")
+        if attention_mask is not None:
+            is_mask = isinstance(attention_mask, torch.Tensor) and not attention_mask.is_complex()
+            found = list(attention_mask.shape) if is_mask else type(attention_mask).__name__
+            if not is_mask or tuple(attention_mask.shape) != tuple(input_ids.shape):
+                raise ValueError(f"attention_mask: got {found}, expected {got} as input_ids")
+            if attention_mask.is_floating_point() and can_be_read(attention_mask):
+                if not attention_mask.isfinite().all():
+                    raise ValueError("attention_mask: NaN or infinite numbers, expected 0 and 1")
+        check_one_for_each("input_ids", input_ids, images, dimensions=4)
+
+
+def check_one_for_each(name: str, values: torch.Tensor, images: object, dimensions: int):
+    """ValueError if `values` of so many dimensions, (B, ...), are of another number of images."""
+    if torch.compiler.is_compiling() or not isinstance(images, torch.Tensor) or not images.dim():
+        return
+    if values.dim() == dimensions and len(values) != len(images):
+        raise ValueError(f"{name}: got {list(values.shape)}, of {len(values)} images, for {len(images)}")
+
+
 # ---- answers
 
 
@@ -99,7 +152,8 @@ def why_not_finite(model: nn.Module, name: str = "logits", **inputs: object) -> 
     for argument, value in inputs.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
             row = int((~value.flatten(1).isfinite().all(dim=1)).nonzero()[0]) if value.dim() > 1 else 0
-            return f"{start} {argument}[{row}] has some; look at image_mean, image_std, rescale_factor and the image"
+            hint = "; look at image_mean, image_std, rescale_factor and the image" if "pixel" in argument else ""
+            return f"{start} {argument}[{row}] has some{hint}"
     tensors = [*model.named_parameters(), *model.named_buffers()]
     made = ("class_features",)  # of weights: a consequence, not a cause
     for tensor_name, tensor in sorted(tensors, key=lambda item: item[0].rpartition(".")[2] in made):
@@ -151,5 +205,5 @@ def _file_of(model: nn.Module, tensor_name: str) -> str:
     return f" ({file if file.is_file() else source})" if source else ""
 
 
-__all__ = ["check_features", "check_output", "check_pixels", "check_token_ids"]
+__all__ = ["check_features", "check_label_texts", "check_output", "check_pixels", "check_token_ids"]
 __all__ += ["why_not_finite"]

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..loading_and_saving.optional_modules import needed_module
@@ -43,6 +43,8 @@ def resolve_templates(
         if class_names is None:
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
         return resolve_class_prompts(templates, class_names)
+    if isinstance(templates, bytes) or not isinstance(templates, Iterable):
+        raise ValueError(f"templates: {templates!r} is a {type(templates).__name__}, expected a string or a list")
     templates = [with_slot(template) for template in templates]
     if not templates:
         raise ValueError("templates is empty")

@@ -14,7 +14,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..dense.background import LEARNED, background_thresholds, check_background_index
 from ..dense.outputs_dense import PromptableSegmentationOutput
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
-from ..dense.segmentation_loss import segmentation_loss
+from ..dense.segmentation_loss import checked_labels, segmentation_loss
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels
 from .background_rule import background_groups, nearer_to_vectors
@@ -145,7 +145,7 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         """
         config = self.config
         check_pixels(pixel_values, config.vision_config.num_channels)
-        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
+        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
         vision = self._run_image_encoder(
             _with_a_patch(pixel_values, config.vision_config.patch_size), interpolate_pos_encoding, **kwargs
         )
@@ -156,9 +156,10 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         scores = self._label_scores(group_features, image_features, texts)
         is_background = self._background_groups(scores, group_features, texts)
         logits, background = self._pixel_scores(maps, scores, is_background, size)
-        check_output(self, logits, pixel_values=pixel_values)
+        check_output(self, logits, pixel_values=pixel_values, class_embeddings=texts.embeddings)
         loss = None
         if labels is not None:
+            labels = checked_labels(logits, labels, config.semantic_loss_ignore_index)
             loss = self._segmentation_loss(maps, group_features, texts, labels)
         return GroupViTSegmentationOutput(
             loss=loss,

@@ -159,5 +159,38 @@ def select_detections(
     return values, labels[chosen], boxes[rows[chosen]], rows[chosen]
 
 
+def select_by_objectness(
+    scores: torch.Tensor,
+    boxes: torch.Tensor,
+    objectness: torch.Tensor,
+    *,
+    nms_threshold: float = 0.6,
+    min_objectness: float = 0.9,
+    min_area: float = 220.0,
+    max_detections: int = 25,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The detections of one image as the official demo selects them: what is an object is for the proposals to say,
+    and its class is the text that fits best.
+
+    Args:
+        scores: (R, 1 + N) of R regions; column 0 is a text for the background, and regions that it fits best are left
+            out.
+        boxes: (R, 4) in pixels of the image.
+        objectness: (R,).
+
+    Returns:
+        scores (K,) best first, labels (K,) from 0 (without the background), boxes (K, 4), and rows (K,).
+    """
+    scores, boxes = scores.float(), boxes.float()
+    kept = nms(boxes, objectness.float(), nms_threshold)
+    areas = (boxes[kept, 2:] - boxes[kept, :2]).prod(dim=1)
+    kept = kept[(objectness[kept] >= min_objectness) & (areas > min_area)]
+    values, labels = scores[kept].max(dim=1)
+    kept, values, labels = kept[labels > 0], values[labels > 0], labels[labels > 0] - 1
+    values, order = values.sort(descending=True, stable=True)
+    order = order[:max_detections]
+    return values[:max_detections], labels[order], boxes[kept[order]], kept[order]
+
+
 __all__ = ["BOX_WEIGHTS", "clip_boxes", "decode_boxes", "encode_boxes", "keep_best", "make_anchors"]
-__all__ += ["region_features", "select_detections"]
+__all__ += ["region_features", "select_by_objectness", "select_detections"]

@@ -1,17 +1,23 @@
 """Images and COCO annotations to ViLD's inputs, and its outputs back to boxes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import DetrImageProcessor
+from transformers.image_processing_base import BatchFeature
 from transformers.image_transforms import center_to_corners_format, get_size_with_aspect_ratio
 from transformers.image_utils import AnnotationFormat, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
+from ..decoding.image_decoding import DecodingRules, decode_image, list_images
 from ..loading_and_saving.configuration_checks import check_image_settings
-from .boxes_vild import select_detections
+from .boxes_vild import select_by_objectness, select_detections
+
+
+_LARGEST = 1e18  # of numbers that are multiplied in float32
 
 
 class ViLDImageProcessorKwargs(DetrImageProcessorKwargs, total=False):
@@ -51,8 +57,31 @@ class ViLDImageProcessor(DetrImageProcessor):
     size = {"shortest_edge": 1024, "longest_edge": 1024}
 
     def __init__(self, **kwargs):
-        check_image_settings(kwargs)
+        _check_settings(kwargs)
         super().__init__(**kwargs)
+
+    def preprocess(self, images, annotations=None, *args, **kwargs) -> BatchFeature:
+        """See the class."""
+        _check_settings(kwargs)
+        options = {
+            name: kwargs.get(name, getattr(self, name, None))
+            for name in ("do_convert_rgb", "do_rescale", "rescale_factor")
+        }
+        rules = DecodingRules(
+            convert_rgb=options["do_convert_rgb"] is not False,
+            input_data_format=kwargs.get("input_data_format"),
+            expect_0_255=bool(options["do_rescale"] and options["rescale_factor"] < 1),
+        )
+        decoded = []
+        for number, image in enumerate(list_images(images)):
+            try:
+                decoded.append(decode_image(image, rules))
+            except (ValueError, OSError) as error:
+                raise ValueError(f"images[{number}]: {error}") from error
+        if annotations is not None:
+            annotations = _checked_annotations(annotations, len(decoded))
+        kwargs.pop("input_data_format", None)  # arrays are (3, H, W) now
+        return super().preprocess(decoded, annotations, *args, **kwargs)
 
     def prepare_annotation(
         self,
@@ -65,23 +94,24 @@ class ViLDImageProcessor(DetrImageProcessor):
     ) -> dict:
         """COCO's annotations of an image (3, H, W) -> labels in pixels."""
         height, width = image.shape[-2:]
-        name = f"annotations of image {target.get('image_id')}"
+        name = f"annotations of image {target['image_id']}"
         boxes, classes, areas, masks = [], [], [], []
         for number, one in enumerate(target["annotations"]):
             if one.get("iscrowd"):
                 continue
-            box = _checked_box(one["bbox"], f"{name}: bbox of object {number}")
-            left, top, right, bottom = box
+            left, top, right, bottom = _checked_box(one["bbox"], f"{name}: bbox of object {number}")
             clipped = [max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)]
             if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
                 continue
             boxes.append(clipped)
-            classes.append(int(one["category_id"]))
-            areas.append(float(one.get("area", (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]))))
+            classes.append(_whole_number(one["category_id"], f"{name}: category_id of object {number}"))
+            area = one.get("area", (clipped[2] - clipped[0]) * (clipped[3] - clipped[1]))
+            areas.append(_checked_area(area, f"{name}: area of object {number}"))
             if return_segmentation_masks:
-                masks.append(_mask(one.get("segmentation"), height, width, f"{name}: segmentation of {number}"))
+                what = f"{name}: segmentation of object {number}"
+                masks.append(_checked_mask(one.get("segmentation"), height, width, what))
         found = {
-            "image_id": torch.tensor([int(target["image_id"])], device=image.device),
+            "image_id": torch.tensor([target["image_id"]], device=image.device),
             "class_labels": torch.tensor(classes, dtype=torch.int64, device=image.device),
             "boxes": torch.tensor(boxes, dtype=torch.float32, device=image.device).reshape(-1, 4),
             "area": torch.tensor(areas, dtype=torch.float32, device=image.device),
@@ -142,6 +172,14 @@ class ViLDImageProcessor(DetrImageProcessor):
             dictionaries of `scores` (K,), `labels` (K,), `boxes` (K, 4) as x1, y1, x2, y2, and `masks` (K, 28, 28)
             (in 0..1, inside of the box) if `outputs.detections` has any.
         """
+        checked = {"threshold": threshold, "nms_threshold": nms_threshold}
+        checked |= {"pre_nms": pre_nms, "max_detections": max_detections}
+        for name, value in checked.items():
+            whole = "threshold" not in name
+            number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+            if not number or math.isnan(value) or (whole and value < 1):
+                wanted = "a whole number of at least 1" if whole else "a number"
+                raise ValueError(f"{name}: {value!r}, expected {wanted}")
         boxes = center_to_corners_format(outputs["pred_boxes"].float())
         boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], dim=-1)  # rounding
         scores = outputs["logits"].float().sigmoid()
@@ -171,6 +209,42 @@ class ViLDImageProcessor(DetrImageProcessor):
             found.append(one)
         return found
 
+    def post_process_demo_detection(
+        self,
+        outputs,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]],
+        softmax: bool = False,
+        temperature: float = 0.01,
+        **options: float,
+    ) -> list[dict[str, torch.Tensor]]:
+        """The detections as the official demo gives them for any vocabulary: boxes by their objectness, and scores
+        that are plain cosines, which do not depend on the other labels.
+
+        Args:
+            outputs: a model's, called with the proposals of its own network, and with texts of which the first is
+                "background".
+            target_sizes: (height, width) of the images.
+            softmax: scores are the softmax of cosines / `temperature` over texts and background, instead.
+            options: of `select_by_objectness`.
+
+        Returns:
+            dictionaries of `scores` (K,), `labels` (K,) without the background: label 0 is the second text, `boxes`
+            (K, 4), and `regions` (K,).
+        """
+        texts = outputs["class_embeddings"].float()
+        if texts.shape[-2] < 2:
+            raise ValueError(f"outputs: {texts.shape[-2]} texts, expected a background and at least one label")
+        cosines = outputs["region_embeddings"].float() @ torch.nn.functional.normalize(texts, dim=-1).transpose(-1, -2)
+        scores = (cosines / temperature).softmax(dim=-1) if softmax else cosines
+        boxes = center_to_corners_format(outputs["pred_boxes"].float())
+        boxes = torch.cat([boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])], dim=-1)  # rounding
+        found = []
+        for i, (height, width) in enumerate(_sizes(target_sizes, len(boxes))):
+            scaled = boxes[i] * boxes.new_tensor([width, height, width, height])
+            chosen = select_by_objectness(scores[i], scaled, outputs["objectness"][i], **options)
+            found.append(dict(zip(("scores", "labels", "boxes", "regions"), chosen, strict=True)))
+        return found
+
 
 def _kept(detections, boxes: torch.Tensor, i: int, threshold: float):
     fine = (detections["scores"][i] > threshold) & (detections["labels"][i] >= 0)
@@ -182,19 +256,93 @@ def _kept(detections, boxes: torch.Tensor, i: int, threshold: float):
 def _sizes(target_sizes, count: int) -> list[tuple[float, float]] | None:
     if target_sizes is None:
         return None
-    sizes = [tuple(map(float, size)) for size in target_sizes]
+    try:
+        sizes = [tuple(map(float, size)) for size in target_sizes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"target_sizes: {target_sizes!r}, expected (height, width) of each image") from error
     if len(sizes) != count:
         raise ValueError(f"target_sizes: {len(sizes)} for {count} images, expected one for each")
+    for number, size in enumerate(sizes):
+        if len(size) != 2 or not all(edge > 0 and math.isfinite(edge) for edge in size):
+            raise ValueError(f"target_sizes[{number}]: {size}, expected a height and a width above 0")
     return sizes
+
+
+def _check_settings(settings: dict) -> None:
+    check_image_settings(settings)
+    format = settings.get("format")
+    if format is not None and format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
+        raise ValueError(f"format: {format!r}, expected 'coco_detection'")
+
+
+def _checked_annotations(annotations: Any, count: int) -> list[dict]:
+    """COCO's, one dictionary for each image; `image_id` as a whole number."""
+    given = [annotations] if isinstance(annotations, Mapping) else annotations
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) != count:
+        got = f"{len(given)} of them" if isinstance(given, Sequence) else type(given).__name__
+        raise ValueError(f"annotations: got {got} for {count} images, expected a dictionary for each")
+    found = []
+    for number, target in enumerate(given):
+        what = f"annotations[{number}]"
+        objects = target.get("annotations") if isinstance(target, Mapping) else None
+        if "image_id" not in (target if isinstance(target, Mapping) else ()) or not isinstance(objects, list | tuple):
+            raise ValueError(f"{what}: expected a dictionary with 'image_id' and 'annotations', a list of objects")
+        for place, one in enumerate(objects):
+            missing = [name for name in ("bbox", "category_id") if not isinstance(one, Mapping) or name not in one]
+            if missing:
+                raise ValueError(f"{what}: object {place} has no {missing[0]!r}")
+        image_id = target["image_id"]
+        found.append(
+            {**target, "image_id": _whole_number(image_id, f"{what}: image_id"), "annotations": list(objects)}
+        )
+    return found
+
+
+def _whole_number(value: Any, what: str) -> int:
+    try:
+        number = int(value)
+        fits = not isinstance(value, bool | str) and number == value and 0 <= number < 2**63
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{what}: {str(value)[:60]!r}, expected a whole number of at least 0")
+    return number
+
+
+def _checked_area(value: Any, what: str) -> float:
+    try:
+        area = float(value)
+    except (TypeError, ValueError, OverflowError):
+        area = math.nan
+    if isinstance(value, str) or not 0 <= area <= _LARGEST:
+        raise ValueError(f"{what}: {str(value)[:60]!r}, expected a number of at least 0")
+    return area
 
 
 def _checked_box(box: Sequence[float], what: str) -> list[float]:
     """x1, y1, x2, y2 of x, y, width, height."""
-    numbers = [float(number) for number in box] if isinstance(box, Sequence | np.ndarray | torch.Tensor) else []
-    if len(numbers) != 4 or not np.isfinite(numbers).all() or numbers[2] <= 0 or numbers[3] <= 0:
-        raise ValueError(f"{what}: {list(box) if numbers else box!r}, expected x, y and a width and height above 0")
+    try:
+        numbers = [] if isinstance(box, str | Mapping) else [float(number) for number in box]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    wrong = len(numbers) != 4 or isinstance(box[0], str) or not all(abs(number) <= _LARGEST for number in numbers)
+    if wrong or numbers[2] <= 0 or numbers[3] <= 0:
+        shown = list(box) if numbers else box
+        raise ValueError(f"{what}: {str(shown)[:60]}, expected x, y and a width and height above 0")
     left, top, width, height = numbers
     return [left, top, left + width, top + height]
+
+
+def _checked_mask(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:
+    """As `_mask`; ValueError for what is none."""
+    try:
+        return _mask(segmentation, height, width, what)
+    except (TypeError, KeyError, OverflowError, ValueError, SystemError) as error:
+        if str(error).startswith(what):
+            raise
+        raise ValueError(
+            f"{what}: expected polygons, a run-length encoding, or an array [{height}, {width}] ({error})"
+        ) from error
 
 
 def _mask(segmentation: Any, height: int, width: int, what: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_pixels
+from ..dual_encoders.forward_checks import check_output, check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_vild import clip_boxes, decode_boxes, keep_best, make_anchors, region_features, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
@@ -118,6 +118,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
     """
 
     text_modules = ("text_encoder",)
+    takes_all_labels = True  # in the pipeline
 
     def __init__(self, config: ViLDConfig):
         super().__init__(config)
@@ -135,6 +136,15 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         self.make_class_embeddings(config.projection_dim)
         self.post_init()
         self._freeze()
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether `output_masks` gives masks."""
+        return self.mask_head is not None
+
+    def detection_options(self, masks: bool) -> dict[str, bool]:
+        """What the pipeline calls `forward` with."""
+        return {"output_detections": True, "output_masks": masks}
 
     def _make_text_encoder(self) -> nn.Module:
         """The dual encoder without its image encoder."""
@@ -222,24 +232,28 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             else (config.rpn_pre_nms, config.rpn_post_nms)
         )
         boxes, scores, levels = [], [], []
+        limits = torch.tensor([[[width, height]] for height, width in sizes], device=objectness[0].device)
         for level, (score, code, anchor) in enumerate(zip(objectness, codes, anchors, strict=True)):
-            score, chosen = score.float().topk(min(pre, score.shape[1]), dim=1)
+            # Anchors in the padding are not trained on (`proposal_losses`): their scores may be anything.
+            outside = ((anchor[:, :2] + anchor[:, 2:]) / 2 >= limits.clamp_min(1)).any(dim=-1)
+            score, chosen = score.float().masked_fill(outside, -torch.inf).topk(min(pre, score.shape[1]), dim=1)
             code = code.float().gather(1, chosen[..., None].expand(-1, -1, 4))
             boxes.append(decode_boxes(code, anchor[chosen], (1.0,) * 4, config.box_offset))
-            scores.append(score.sigmoid())
+            scores.append(score)
             levels.append(torch.full_like(chosen, level))
         found_boxes, found_scores = [], []
         for box, score, level, size in zip(
             torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(levels, dim=1), sizes, strict=True
         ):
             box = clip_boxes(box, size, config.box_offset)
-            (fine,) = torch.where((box[:, 2:] > box[:, :2]).all(dim=1))
+            inside = score.isfinite()
+            (fine,) = torch.where((box[:, 2:] > box[:, :2]).all(dim=1) & (inside if inside.any() else ~inside))
             if not len(fine):  # an image of one pixel: all of it
                 fine = torch.arange(1, device=box.device)
                 box = torch.cat([clip_boxes(box.new_tensor([[0, 0, size[1], size[0]]]), size, 0.0), box[1:]])
             kept = fine[keep_best(box[fine], score[fine], level[fine], config.rpn_nms_threshold, post)]
             found_boxes.append(box[kept])
-            found_scores.append(score[kept])
+            found_scores.append(score[kept].sigmoid())
         return found_boxes, found_scores
 
     def _regions(self, features, boxes: Sequence[torch.Tensor], resolution: int = ROI_RESOLUTION) -> torch.Tensor:
@@ -336,7 +350,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         sizes = self._content_sizes(pixel_values, pixel_mask)
         if only_proposals:
             return self._forward_proposals(pixel_values, labels, sizes)
-        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask)
+        texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
         stored = class_embeddings is None and input_ids is None
         given = self._given_proposals(proposals, len(pixel_values))
         self._check_distillation(distill_boxes, distill_embeddings, len(pixel_values), labels)
@@ -365,6 +379,9 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             regions = len(proposals[0]) if given is not None else config.rpn_post_nms
             found, values = self._detect(features, boxes, scores, regions, sizes, texts, stored)
             fields |= values
+            for name in ("logits", "pred_boxes"):
+                inputs = {"pixel_values": pixel_values, "class_embeddings": texts.embeddings}
+                check_output(self, fields[name], name, **inputs)
             if output_detections or output_masks:
                 fields["detections"] = self._final_detections(*found, features, output_masks)
         return ViLDObjectDetectionOutput(**fields)
@@ -521,6 +538,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """(height, width) of each image without padding."""
         if pixel_mask is None:
             return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
+        _check_tensor("pixel_mask", pixel_mask)
         if tuple(pixel_mask.shape) != (len(pixel_values), *pixel_values.shape[-2:]):
             raise ValueError(
                 f"pixel_mask: got {list(pixel_mask.shape)}, expected "
@@ -536,6 +554,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
     def _given_proposals(proposals, batch: int) -> list[torch.Tensor] | None:
         if proposals is None:
             return None
+        _check_tensor("proposals", proposals)
         if proposals.dim() != 3 or len(proposals) != batch or proposals.shape[-1] != 4:
             raise ValueError(f"proposals: got {list(proposals.shape)}, expected [{batch}, regions, 4]")
         found = []
@@ -563,6 +582,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             return
         if labels is None:
             raise ValueError("labels: missing, and distill_boxes are for training")
+        _check_tensor("distill_boxes", boxes)
+        _check_tensor("distill_embeddings", embeddings)
         if boxes.dim() != 3 or len(boxes) != batch or boxes.shape[-1] != 4:
             raise ValueError(f"distill_boxes: got {list(boxes.shape)}, expected [{batch}, regions, 4]")
         if tuple(embeddings.shape) != (*boxes.shape[:2], self.config.projection_dim):
@@ -573,6 +594,12 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fine = valid_regions(boxes)
         if not math.isfinite(float(embeddings[fine].float().sum())):
             raise ValueError("distill_embeddings: NaN or infinite numbers in a row that is no padding")
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected a tensor of numbers, got {got}")
 
 
 def _chosen_states(hidden_states: tuple[torch.Tensor, ...], chosen: Any) -> tuple[torch.Tensor, ...]:

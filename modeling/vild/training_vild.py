@@ -46,14 +46,25 @@ def read_labels(
         ValueError: names the image and what is wrong: a missing entry, numbers of boxes, classes and masks that
             differ, an unknown class, a box that is not finite or has no area.
     """
+    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
+        raise ValueError(f"labels: got {type(labels).__name__}, expected a list of dictionaries, one for each image")
     if len(labels) != len(sizes):
         raise ValueError(f"labels: {len(labels)} dictionaries for {len(sizes)} images, expected one for each")
     found = []
     for i, (label, (height, width)) in enumerate(zip(labels, sizes, strict=True)):
+        if not isinstance(label, Mapping):
+            raise ValueError(f"labels[{i}]: got {type(label).__name__}, expected a dictionary")
         if missing := [name for name in ("class_labels", "boxes") if name not in label]:
             raise ValueError(f"labels[{i}]: no {missing[0]!r}, expected 'class_labels' (K,) and 'boxes' (K, 4)")
-        classes = torch.as_tensor(label["class_labels"], device=device).long().flatten()
-        boxes = torch.as_tensor(label["boxes"], device=device).float().reshape(-1, 4)
+        classes = _numbers(label, "class_labels", i, device)
+        if classes.is_floating_point() and len(classes):
+            raise ValueError(f"labels[{i}]['class_labels']: {classes.dtype}, expected whole numbers")
+        classes = classes.long().flatten()
+        boxes = _numbers(label, "boxes", i, device).float()
+        if boxes.dim() != 2 or boxes.shape[-1] != 4:
+            if boxes.numel():
+                raise ValueError(f"labels[{i}]['boxes']: got {list(boxes.shape)}, expected [objects, 4]")
+            boxes = boxes.reshape(0, 4)
         if len(classes) != len(boxes):
             raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
         if num_labels is not None and len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
@@ -70,11 +81,21 @@ def read_labels(
             )
         masks = label.get("masks")
         if masks is not None:
-            masks = torch.as_tensor(masks, device=device)
+            masks = _numbers(label, "masks", i, device)
             if masks.dim() != 3 or len(masks) != len(boxes):
                 raise ValueError(f"labels[{i}]['masks']: {list(masks.shape)}, expected [{len(boxes)}, height, width]")
         scale = boxes.new_tensor([width, height, width, height])
         found.append(ImageTargets(center_to_corners_format(boxes) * scale, classes, masks))
+    return found
+
+
+def _numbers(label: Mapping, name: str, image: int, device) -> torch.Tensor:
+    try:
+        found = torch.as_tensor(label[name], device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = None
+    if found is None or found.is_complex():
+        raise ValueError(f"labels[{image}][{name!r}]: got {type(label[name]).__name__}, expected a tensor of numbers")
     return found
 
 

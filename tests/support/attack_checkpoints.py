@@ -361,12 +361,33 @@ def _copy(what: str, folder: Path) -> Path:
 _copy_of_model = functools.partial(_copy, "model")
 
 
+@functools.cache
+def _saved_case(name: str) -> dict[str, bytes]:
+    """Files of a tiny model of any kind."""
+    import tempfile
+
+    from model_contract import CASES
+
+    with tempfile.TemporaryDirectory() as place:
+        CASES[name].make().save_pretrained(place)
+        return {path.name: path.read_bytes() for path in Path(place).iterdir() if path.is_file()}
+
+
 def _tensors_of(model) -> Weights:
     return {name: t.detach().clone() for name, t in model.state_dict().items()}
 
 
 def _damaged_model(rng: random.Random, folder: Path) -> Attack:
-    place = _copy_of_model(folder)
+    from model_contract import CASES
+
+    kind = rng.choice(["", "", *CASES])
+    if kind:
+        place, load = folder / "model", CASES[kind].row.load(CASES[kind].part).from_pretrained
+        place.mkdir()
+        for name, data in _saved_case(kind).items():
+            (place / name).write_bytes(data)
+    else:
+        place, load = _copy_of_model(folder), CLIPClassifier.from_pretrained
     path = place / "model.safetensors"
     if rng.random() < 0.5:
         what, data = damaged(rng, path.read_bytes())
@@ -375,7 +396,7 @@ def _damaged_model(rng: random.Random, folder: Path) -> Attack:
         what = lying_header(rng, path)
 
     def run():
-        model = CLIPClassifier.from_pretrained(place)
+        model = load(place)
         said = as_bytes_say(path)
         if said is None:
             return f"{WRONG}loaded what cannot be read"
@@ -386,7 +407,7 @@ def _damaged_model(rng: random.Random, folder: Path) -> Attack:
             return f"{WRONG}other tensors"
         return model
 
-    return f"from_pretrained, {what}", run, (str(place),)
+    return f"from_pretrained {kind}, {what}", run, (str(place),)
 
 
 def _damaged_adapter(rng: random.Random, folder: Path) -> Attack:

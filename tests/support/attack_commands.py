@@ -19,6 +19,7 @@ from pathlib import Path
 
 from attack_cases import WRONG, Case
 from few_shot_runs import save_images, save_tiny_clip
+from segmenters import save_segmenter
 
 from hf_clip_variants import cli
 
@@ -81,6 +82,12 @@ def _line(rng: random.Random, place: Path, command: str) -> tuple[list[str], str
     needed = [p for p in parameters if _is_option(p) and p.required]
     arguments += [part for p in needed for part in (p.opts[0], _sound(place, p))]
     options = [p for p in parameters if _is_option(p)]
+    if any(p.opts[0] == "--task" for p in options) and rng.random() < 0.3:
+        arguments += ["--task", "segmentation"]
+        if "--model" not in arguments:
+            arguments += ["--model", str(place / "segmenter")]
+        if rng.random() < 0.7:
+            arguments += ["--labels", "cat, dog"]
     which = rng.choice(
         ["unknown", "value", "value", "value", "missing value", "no arguments", "too many", "path", "flag"]
     )
@@ -145,6 +152,7 @@ def cases(seed: int, folder: Path) -> Iterator[Case]:
     place = Path(folder) / "place"
     shutil.rmtree(place, ignore_errors=True)
     save_tiny_clip(place / "clip")
+    save_segmenter(place / "segmenter", "decoder")
     save_images(place / "data", {"train": ["fluentflat"], "test": ["notov1"]}, ("cat", "dog"))
     before = _tree(place)
     commands = [name for name in cli.COMMANDS if name not in ("demo",)]

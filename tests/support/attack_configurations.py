@@ -36,6 +36,7 @@ from hf_clip_variants.adapters import (
     load_adapter,
 )
 from hf_clip_variants.evaluation.prediction import load_processor
+from hf_clip_variants.evaluation.saved_folders import load_saved_processor
 
 
 KIND = "configurations"
@@ -202,15 +203,24 @@ def _adapter_loader(name: str):
 
 @functools.cache
 def _processor_folder(name: str, folder: Path):
-    processor = load_processor(EMOJI_CLIP)
+    from model_contract import CASES
+
+    case = CASES.get(name.partition(" ")[2])
+    processor = load_processor(EMOJI_CLIP) if case is None else case.processor()
     processor.save_pretrained(folder / "good" / name)
     return folder / "good" / name
 
 
 def _processor_loader(name: str):
+    from model_contract import CASES
+
+    case = CASES.get(name.partition(" ")[2])
+    own = None if case is None else case.row.load("processor")
+    load_one = load_processor if own is None else lambda path: load_saved_processor(path, own)
+
     def load(path: Path):
         images = [tiny_image(50, 40), tiny_image(70, 64)]
-        return _finite(pixel_values=load_processor(path).image_processor(images, return_tensors="pt").pixel_values)
+        return _finite(pixel_values=load_one(path).image_processor(images, return_tensors="pt").pixel_values)
 
     return load
 
@@ -228,7 +238,11 @@ def targets() -> dict[str, tuple]:
     found = {name: (_model_folder, "config.json", _model_loader(name)) for name in CASES}
     found |= {f"{name}": (_family_folder, "config.json", _family_loader(name)) for name in FAMILIES}
     adapters = {name: (_adapter_folder, "adapter_config.json", _adapter_loader(name)) for name in ADAPTERS}
-    return found | adapters | {"processor": (_processor_folder, "processor_config.json", _processor_loader("p"))}
+    own = [f"processor {name}" for name, case in CASES.items() if case.row.processor and case.processor]
+    processors = {
+        name: (_processor_folder, "processor_config.json", _processor_loader(name)) for name in ("processor", *own)
+    }
+    return found | adapters | processors
 
 
 def write_attacked(good: Path, target: Path, file: str, values: object) -> Path:

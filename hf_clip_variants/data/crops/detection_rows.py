@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
+from ...annotations.masks import rle_to_mask
 from .crop_embeddings import CropEmbeddings
 from .proposals import Proposals
 
@@ -61,7 +62,7 @@ class DetectionRows(torch.utils.data.Dataset):
             row["proposals"] = self.proposals[index][0].clone()
         draw = np.random.default_rng([self.seed, int(self._epoch), index])
         if self.flip and draw.random() < 0.5:
-            image, annotations = ImageOps.mirror(image), [_mirrored(one, image.width) for one in annotations]
+            image, annotations = ImageOps.mirror(image), [_mirrored(one, image.size) for one in annotations]
             for name in ("distill_boxes", "proposals"):
                 if name in row:
                     boxes = row[name]
@@ -71,11 +72,22 @@ class DetectionRows(torch.utils.data.Dataset):
         return row | {"image": image, "annotations": annotations}
 
 
-def _mirrored(annotation: dict[str, Any], width: int) -> dict[str, Any]:
+def _mirrored(annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    width, height = size
     left, top, wide, high = annotation["bbox"]
     annotation["bbox"] = [width - left - wide, top, wide, high]
-    if annotation.get("segmentation") is not None:
-        annotation["segmentation"] = np.asarray(annotation["segmentation"])[:, ::-1]
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping):
+        annotation["segmentation"] = rle_to_mask(segmentation)[:, ::-1]
+    elif isinstance(segmentation, np.ndarray) or (
+        segmentation and (len(segmentation), len(segmentation[0])) == (height, width)
+    ):
+        annotation["segmentation"] = np.asarray(segmentation)[:, ::-1]
+    elif segmentation:
+        annotation["segmentation"] = [
+            [number if place % 2 else width - number for place, number in enumerate(polygon)]
+            for polygon in segmentation
+        ]
     return annotation
 
 

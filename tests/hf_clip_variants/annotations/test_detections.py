@@ -115,3 +115,42 @@ def test_documents_hold_plain_json_only(tmp_path):
     assert value == json.loads(json.dumps(document.value()))
     assert value["annotations"][0]["segmentation"] == encode_mask(np.ones((2, 2)), "rle")
     assert value["annotations"][0]["score"] == 0.333333 and value["images"][0]["path"] == "x/a.jpg"
+
+
+def test_boxes_of_a_detector_become_supervisions():
+    import torch
+
+    found = {
+        "scores": torch.tensor([0.9, 0.2]),
+        "labels": torch.tensor([1, 0]),
+        "boxes": torch.tensor([[2.0, 2, 6, 6], [0, 0, 4, 4]]),
+        "masks": torch.ones(2, 4, 4),
+    }
+    whole = Detections.from_boxes(found, ["cat", "dog"], size=(8, 10), threshold=0.1)
+    # torchvision pastes up to a pixel more than the box.
+    assert whole.mask.shape == (2, 8, 10) and whole.mask[0, 2:6, 2:6].all() and 16 <= whole.mask[0].sum() <= 25
+    one = Detections.from_boxes(found, ["cat", "dog"], threshold=0.5)
+    assert len(one) == 1 and one.mask is None and one.data["class_name"].tolist() == ["dog"]
+    supervision = whole.to_supervision()
+    assert supervision.xyxy.tolist() == [[2, 2, 6, 6], [0, 0, 4, 4]] and supervision.class_id.tolist() == [1, 0]
+    assert len(Detections.from_boxes({n: t[:0] for n, t in found.items()}, [], size=(8, 10)).to_supervision()) == 0
+
+
+def test_boxes_are_drawn_with_names_scores_and_masks():
+    from hf_clip_variants.annotations.boxes import draw_detections
+
+    image = Image.new("RGB", (400, 300), "white")
+    mask = np.zeros((1, 300, 400), dtype=bool)
+    mask[0, 120:180, 120:180] = True
+    found = Detections([[100, 100, 200, 200]], mask, [0.875], [1])
+    picture = draw_detections(image, found, ["cat", "dog"], legend=False, enlarge=False)
+    pixels = np.asarray(picture).astype(int)
+    assert picture.size == (400, 300) and (pixels[150, 100] != 255).any() and (pixels[150, 150] != 255).any()
+    assert (pixels[110, 190] == 255).all() and (pixels[20, 20] == 255).all() and (pixels[90, 110] != 255).any()
+    assert draw_detections(image, found, ["cat", "dog"]).width > 400  # with a legend
+    empty = Detections(np.zeros((0, 4)), class_id=[])
+    assert (np.asarray(draw_detections(image, empty, ["cat"], legend=False)) == 255).all()
+    tiny = Detections([[0, 0, 1, 1]], class_id=[0], confidence=[1.0])
+    assert draw_detections(Image.new("L", (1, 1)), tiny, ["x" * 99], legend=False).size == (320, 320)
+    with pytest.raises(ValueError, match="names: none of label 1"):
+        draw_detections(image, found, ["cat"])

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 from paths import PROGRAMS
 from PIL import Image
 from segmenters import save_segmenter
@@ -20,13 +21,18 @@ import block_package
 import json
 import numpy
 from transformers import pipeline
-for folder in sys.argv[2:]:
-    pipe = pipeline("zero-shot-image-segmentation", model=folder, trust_remote_code=True, device="cpu")
+photo, own_labels, *sources = sys.argv[1:]
+for source in sources:
+    pipe = pipeline("zero-shot-image-segmentation", model=source, trust_remote_code=True, device="cpu")
     assert "transformers_modules" in type(pipe).__module__ and "transformers_modules" in type(pipe.model).__module__
-    found = pipe(sys.argv[1], candidate_labels="cat, sky")
+    found = pipe(photo, candidate_labels="cat, sky")
     print(json.dumps({one["label"]: [one["score"], int((numpy.asarray(one["mask"]) > 0).sum())] for one in found}))
-    pipe.model.save_pretrained(folder + "-again")
-    pipe.processor.save_pretrained(folder + "-again")
+    if not source.startswith("alice/"):
+        pipe.model.save_pretrained(source + "-again")
+        pipe.processor.save_pretrained(source + "-again")
+stock = pipeline("image-segmentation", model=own_labels, trust_remote_code=True, device="cpu")
+assert "transformers_modules" not in type(stock).__module__ and "transformers_modules" in type(stock.model).__module__
+print(json.dumps({one["label"]: int((numpy.asarray(one["mask"]) > 0).sum()) for one in stock(photo)}))
 """
 
 
@@ -38,26 +44,32 @@ def photo(tmp_path_factory):
     return path
 
 
+@pytest.mark.hub
 @pytest.mark.slow  # imports of a new process
 @pytest.mark.parametrize("kind", ["groups", "decoder"])
-def test_the_code_brings_its_pipeline_to_where_the_package_is_not(run, kind, tmp_path, photo):
+def test_the_code_brings_its_pipelines_to_where_the_package_is_not(run, kind, tmp_path, photo):
+    """From the folder, from the Hub, and saved again; transformers' own pipeline where the labels are in the model."""
     model, folder = save_segmenter(tmp_path / "model", kind), tmp_path / "code"
     code, printed, err = run("export", model, folder, "--license", "mit")
     assert (code, printed.strip()) == (0, str(folder)), err
+    folded = save_segmenter(tmp_path / "folded", kind, LABELS, drop_text=True)
+    code, _, err = run("export", folded, tmp_path / "folded-code", "--license", "mit")
+    assert code == 0, err
     expected = pipeline("zero-shot-image-segmentation", model=str(model))(str(photo), candidate_labels=LABELS)
-    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(PROGRAMS)}
+    with FakeHub() as hub:
+        hub.create("alice/coded", folder)
+        hub.create("alice/folded", tmp_path / "folded-code")
+        environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(PROGRAMS)}
 
-    def found(*folders):
-        command = [sys.executable, "-c", WITHOUT_PACKAGE, str(photo), *map(str, folders)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        def found(*sources):
+            command = [sys.executable, "-c", WITHOUT_PACKAGE, str(photo), "alice/folded", *map(str, sources)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
+            assert done.returncode == 0, done.stderr
+            return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    wanted = {
-        one["label"]: [pytest.approx(one["score"], abs=1e-5), int((np.asarray(one["mask"]) > 0).sum())]
-        for one in expected
-    }
-    assert found(folder, f"{folder}-again") == [wanted, wanted]  # saved again with its code
+        areas = {one["label"]: int((np.asarray(one["mask"]) > 0).sum()) for one in expected}
+        wanted = {one["label"]: [pytest.approx(one["score"], abs=1e-5), areas[one["label"]]] for one in expected}
+        assert found(folder, f"{folder}-again", "alice/coded") == [wanted, wanted, wanted, areas]
 
 
 @pytest.mark.slow  # the exporter

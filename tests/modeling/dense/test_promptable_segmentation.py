@@ -311,3 +311,20 @@ def test_masks_and_merges_of_class_texts():
     texts = ClassTexts(torch.ones(3, 2), counts=(1, 1, 1))
     scores = torch.randn(1, 3, 2, 2)
     assert texts.merge(scores) is scores and texts.mask(scores) is scores
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"input_ids": [[1, 2]]}, "input_ids: got list"),
+        ({"input_ids": torch.ones(3, 4)}, "input_ids: expected whole numbers"),
+        ({"input_ids": torch.ones(5, 3, 1, 4).long()}, "input_ids: got .*of 5 images, for 2"),
+        ({"input_ids": torch.ones(3, 4).long(), "attention_mask": torch.ones(3, 5)}, "attention_mask: got"),
+        ({"class_embeddings": torch.ones(3, 5)}, "class_embeddings: got .*width 8"),
+        ({"class_embeddings": torch.ones(3, 8).long()}, "class_embeddings: expected floats"),
+        ({"class_embeddings": torch.ones(5, 3, 8)}, "class_embeddings: got .*of 5 images, for 2"),
+    ],
+)
+def test_texts_of_wrong_types_and_shapes_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        toy_model().resolve_class_embeddings(**inputs, images=torch.zeros(2, 3, 8, 8))

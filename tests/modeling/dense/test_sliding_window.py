@@ -139,6 +139,14 @@ def test_bad_arguments_are_named(options, message):
         sliding_window_scores(**{"forward": network, "pixel_values": images(), "window": 8} | options)
 
 
+def test_windows_without_number_are_refused_before_the_first():
+    def forward(windows):
+        raise AssertionError("went through the model")
+
+    with pytest.raises(ValueError, match="window: windows of 1 x 1 pixels every 1 x 1 are 4096 for 64 x 64"):
+        sliding_window_scores(forward, torch.zeros(1, 3, 64, 64), 1)
+
+
 def test_padding_to_multiples():
     image = images()
     assert pad_to_multiple(image, 1) is image

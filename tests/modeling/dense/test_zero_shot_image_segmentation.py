@@ -208,8 +208,15 @@ def test_other_models_and_arguments_are_refused(images):
         pipeline(TASK, model=model, processor=processor)(images[0], treshold=1)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 200), (333, 2), (500, 333)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (333, 2), (500, 333), (6000, 1)])
 def test_images_of_any_size(pipe, size):
     for mode in ("RGB", "L", "RGBA"):
         result = pipe(Image.new(mode, size), candidate_labels=LABELS)
         assert (label_map(result, LABELS) >= 0).all() and result[0]["mask"].size == size
+
+
+def test_huge_images_are_refused_by_their_number_of_pixels():
+    model, processor = segmenter("toy")
+    pipe = pipeline(TASK, model=model, processor=processor)
+    with pytest.raises(ValueError, match="300000000 pixels"):
+        pipe(Image.new("1", (20_000, 15_000)), candidate_labels=LABELS)

@@ -63,6 +63,15 @@ def test_a_run_in_micro_batches_gives_a_model_that_segments(script, tmp_path, ca
     with torch.no_grad():
         assert model(**inputs).logits.shape == (1, 2, 32, 40)
 
+    # A small domain: the same command trains the group tokens alone.
+    options = ["--method", "groupvit", "--init", str(tmp_path / "run" / "model"), "--set", "trained_part=group_tokens"]
+    options += ["--steps", "1", "--lr", "1e-2", "--batch-size", "8", "--workers", "0", "--out", str(tmp_path / "own")]
+    assert script.main([*data, *options]) == 0, capsys.readouterr().err
+    before = GroupViTModel.from_pretrained(tmp_path / "run" / "model").state_dict()
+    after = GroupViTModel.from_pretrained(tmp_path / "own" / "model").state_dict()
+    changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"group_token"}
+
 
 def test_it_goes_on_from_transformers_weights_with_its_own_preprocessing(tmp_path):
     upstream_model().save_pretrained(tmp_path)

@@ -113,6 +113,18 @@ def test_scores_are_float32_under_autocast_and_training_in_bfloat16_is_finite(tm
     assert len(losses) == 3 and all(torch.isfinite(torch.tensor(losses)))
 
 
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "bf16": True}
+    whole = train(lseg_model(head_block="bottleneck"), tmp_path, **options)
+    model = lseg_model(head_block="bottleneck", seed=1)  # other weights
+    optimizer = make_optimizer(model, RECIPES["published"])
+    resumed = Trainer(model, whole.args, train_dataset=rows(8), optimizers=(optimizer, None))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
 def test_two_processes_train_as_one(tmp_path):
     run_on_ranks(PROGRAMS / "lseg_ranks.py", tmp_path, world_size=2, folder=tmp_path)
     found = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from converter_contract import all_refused, in_half, one_of_a_kind, with_nan
 from official_files import from_a_training
+from PIL import Image
 from safetensors.torch import save_file
-from tiny import tiny_clip, tiny_pixels
+from tiny import tiny_clip, tiny_pixels, tiny_tokenizer
+from transformers import pipeline
 from vild_runs import NAMES, vild_boxes, vild_model
 
 from hf_clip_variants import ViLDForZeroShotObjectDetection, convert_checkpoint
@@ -144,6 +146,24 @@ def test_exported_variables_become_a_folder(tmp_path):
     assert loaded.config.id2label == dict(enumerate(NAMES)) and torch.equal(
         loaded.class_embeddings, model.class_embeddings
     )
+
+
+@pytest.mark.parametrize("with_texts", [False, True])
+def test_compare_runs_the_model_before_and_after_saving(with_texts, tmp_path):
+    """What it compares are the scores of regions, by the labels of the file or by texts."""
+    model = vild_model(backbone_config=dict(BOTTLENECKS), rpn_num_convs=2, max_detections=300)
+    save_file(to_official(model.state_dict(), model.config), tmp_path / "vild.safetensors")
+    options = {"tokenizer": "none"}
+    if with_texts:
+        tiny_clip().save_pretrained(tmp_path / "clip")
+        tiny_tokenizer().save_pretrained(tmp_path / "clip")
+        options = {"tokenizer": str(tmp_path / "clip"), "dual_encoder": str(tmp_path / "clip")}
+    done = convert_checkpoint(
+        tmp_path / "vild.safetensors", tmp_path / "out", classes=",".join(NAMES), compare=True, **options
+    )
+    assert done.difference < 1e-3
+    detect = pipeline("zero-shot-object-detection", str(tmp_path / "out"))
+    assert detect(Image.new("RGB", (40, 30)), threshold=0.0)
 
 
 def test_classes_and_width_must_fit(official, tiny):

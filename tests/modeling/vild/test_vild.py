@@ -1,14 +1,20 @@
 """ViLD's detector: what its losses depend on, labels that change, masks, bad inputs, files, pipelines."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_pixels, tiny_tokenizer
 from tiny_families import save_tiny_family, tiny_dual_encoder, tiny_family_tokenizer
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, pipeline
 from vild_runs import BASE, NAMES, vild_boxes, vild_config, vild_inputs, vild_labels, vild_model, vild_processor
 
 from hf_clip_variants import ViLDConfig, ViLDForZeroShotObjectDetection
+from hf_clip_variants.modeling.vild.boxes_vild import select_by_objectness
 from hf_clip_variants.modeling.vild.losses_vild import class_scores, ensemble_scores, mask_novel
+from hf_clip_variants.modeling.vild.processing_vild import demo_prompts, embed_demo_labels
 
 
 def run(model, **inputs):
@@ -179,6 +185,17 @@ class TestDetections:
         assert beside.pred_boxes.shape == alone.pred_boxes.shape
         assert (beside.proposals[..., 2] <= 63).all() and beside.proposals[beside.objectness > 0].min() >= 0
 
+    def test_nothing_is_proposed_by_anchors_in_the_padding(self):
+        """They are never trained, so that their scores may be anything; then they would come first."""
+        model = vild_model()
+        features, _ = model.feature_maps(torch.zeros(1, 3, 128, 128))
+        anchors = model._anchors(features)
+        centres = [(one[:, :2] + one[:, 2:]) / 2 for one in anchors]
+        objectness = [torch.where((one >= 70).any(dim=1), 9.0, -2.0)[None] for one in centres]
+        codes = [torch.zeros(1, len(one), 4) for one in anchors]
+        (boxes,), (scores,) = model._propose(objectness, codes, anchors, [(70, 70)])
+        assert len(boxes) and torch.allclose(scores, torch.tensor(-2.0).sigmoid())
+
     @pytest.mark.parametrize("size", [(1, 1), (3, 70), (64, 64)])
     def test_images_of_any_size_give_boxes_inside(self, size):
         model = vild_model()
@@ -201,6 +218,112 @@ class TestDetections:
         assert output.logits[0, -1].sigmoid().max() < 1e-6, "padding has no score"
         found, scores = model.propose(tiny_pixels(1, size=64))
         assert 0 < len(found[0]) <= 12 and (scores[0][:-1] >= scores[0][1:]).all()
+
+
+class TestDemo:
+    """The official demo's rules: any vocabulary, boxes by their objectness, a text for the background."""
+
+    def test_boxes_are_chosen_by_objectness_and_named_by_the_best_text(self):
+        boxes = torch.tensor([[0.0, 0, 40, 40], [1, 1, 41, 41], [50, 50, 90, 90], [0, 60, 10, 70], [60, 0, 95, 30]])
+        scores = torch.tensor([[0.1, 0.2, 0.9], [0.1, 0.99, 0.2], [0.9, 0.2, 0.3], [0.1, 0.9, 0.2], [0.1, 0.7, 0.2]])
+        objectness = torch.tensor([0.99, 0.95, 0.97, 0.98, 0.92])
+        values, labels, found, rows = select_by_objectness(scores, boxes, objectness)
+        # 1 overlaps 0, which has more objectness; 2 is background; 3 is too small
+        assert rows.tolist() == [0, 4] and labels.tolist() == [1, 0] and torch.equal(found, boxes[[0, 4]])
+        assert values.tolist() == pytest.approx([0.9, 0.7])
+        assert select_by_objectness(scores, boxes, objectness, min_objectness=0.98)[3].tolist() == [0]
+        assert select_by_objectness(scores, boxes, objectness, min_area=50)[3].tolist() == [0, 3, 4]
+        assert select_by_objectness(scores, boxes, objectness, min_objectness=1.0)[2].shape == (0, 4)
+
+    def test_scores_are_cosines_that_do_not_depend_on_other_labels(self):
+        model, processor = vild_model(), vild_processor()
+        texts = embed_demo_labels(model, processor, ["background", "cat", "boat"])
+        torch.testing.assert_close(texts.norm(dim=1), torch.ones(3))
+        output = run(model, pixel_values=tiny_pixels(1, size=64), class_embeddings=texts)
+        options = {"target_sizes": [(64, 64)], "min_objectness": 0.0, "min_area": 1}
+        names = ["background", "cat", "boat"]
+        (found,) = processor.post_process_demo_detection(output, text_labels=names, **options)
+        assert len(found["scores"]) and set(found["text_labels"]) <= {"cat", "boat"}
+        cosines = output.region_embeddings[0, found["regions"]] @ texts.T
+        torch.testing.assert_close(found["scores"], cosines.max(dim=1).values, rtol=0, atol=1e-5)
+        assert (cosines.argmax(dim=1) == found["labels"] + 1).all()
+        (soft,) = processor.post_process_demo_detection(output, softmax=True, **options)
+        torch.testing.assert_close(soft["scores"], (cosines[:] / 0.01).softmax(-1).max(1).values.sort(0, True)[0])
+        with pytest.raises(ValueError, match="1 texts, expected a background"):
+            processor.post_process_demo_detection(
+                run(model, pixel_values=tiny_pixels(1, size=64), class_embeddings=texts[:1]), [(64, 64)]
+            )
+
+    def test_prompts_are_the_63_of_the_demo(self):
+        prompts = demo_prompts("Ice_cream/Cone.")
+        assert len(set(prompts)) == 63 and all(one[0] in "Ti" for one in prompts)
+        assert prompts[:2] == [
+            "There is an ice cream or cone in the scene.",
+            "There is the ice cream or cone in the scene.",
+        ]
+        assert "This is a low resolution photo of an ice cream or cone." in prompts
+        assert "itap of my ice cream or cone." in prompts
+
+
+def test_distillation_names_what_no_box_was_ever_named_in_training():
+    """The paper's claim: with the teacher's embeddings of regions, novel classes are told; with base boxes alone not.
+
+    Coloured squares on noise. Six colours have boxes, two are only among the proposals, whose embeddings are those of
+    the colours' names.
+    """
+    hues = torch.tensor(
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 0]]
+    ).float()
+    draw = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(9, 24, generator=draw), dim=1)  # the last: no object
+    names = [f"colour {i}" for i in range(8)]
+    novel = (6, 7)
+
+    def batch(count: int):
+        pixels = 0.3 * torch.randn(count, 3, 64, 64, generator=draw) + 0.5
+        corners = torch.tensor([[2.0, 2], [34, 2], [2, 34], [34, 34]]).expand(count, 4, 2)
+        boxes = torch.cat([corners, corners + 26], dim=2)
+        colours = torch.rand(count, 9, generator=draw).argsort(dim=1)[:, :4]
+        for image, row in zip(pixels, colours.tolist(), strict=True):
+            for (x, y), colour in zip(corners[0].int().tolist(), row, strict=True):
+                if colour < 8:
+                    image[:, y : y + 26, x : x + 26] = hues[colour][:, None, None]
+        return 2 * pixels - 1, boxes, colours
+
+    def accuracies(variant: str) -> tuple[float, float]:
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        labels |= {"label_texts": [[name] for name in names], "base_labels": names[:6]}
+        model = vild_model(variant=variant, temperature=0.1, batch_norm_momentum=0.1, use_masks=False, **labels)
+        with torch.no_grad():
+            model.class_embeddings.copy_(texts[:8])
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+        model.train()
+        for _ in range(60):
+            pixels, boxes, colours = batch(4)
+            marks = []
+            for box, row in zip(boxes, colours, strict=True):
+                kept = row < 6
+                centres = torch.cat([(box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]], dim=1) / 64
+                marks.append({"class_labels": row[kept], "boxes": centres[kept]})
+            loss = model(
+                pixels,
+                labels=marks,
+                proposals=boxes,
+                distill_boxes=boxes if variant != "text" else None,
+                distill_embeddings=texts[colours] if variant != "text" else None,
+            ).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        pixels, boxes, colours = batch(24)
+        best = run(model, pixel_values=pixels, proposals=boxes).logits.argmax(dim=-1)
+        right, is_novel = best == colours, (colours == novel[0]) | (colours == novel[1])
+        return right[colours < 6].float().mean().item(), right[is_novel].float().mean().item()
+
+    base, unseen = accuracies("vild")
+    base_of_text, unseen_of_text = accuracies("text")
+    assert base > 0.8 and base_of_text > 0.8, (base, base_of_text)
+    assert unseen > 0.7 > 0.4 > unseen_of_text, (unseen, unseen_of_text)
 
 
 class TestBadInputs:
@@ -284,3 +407,48 @@ class TestFiles:
         with pytest.raises(ValueError, match="expected one of resnet50_vild"):
             ViLDConfig.of_variant("resnet18")
         assert BASE == vild_config().base_labels and callable(save_tiny_family) and vild_labels(1)
+
+
+# ---- what is read from outside
+
+
+def test_images_are_read_as_everywhere_in_the_package(tmp_path):
+    """transformers' own reader crashes the process on the damaged PNG, and fetches any address."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(values).save(path)
+    process = vild_processor()
+    sound = process(str(path), return_tensors="pt")
+    assert torch.equal(sound["pixel_values"], process(Image.open(path), return_tensors="pt")["pixel_values"])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images\[1\]: truncated or corrupt image"):
+        process([Image.new("RGB", (5, 5)), str(path)], return_tensors="pt")
+    with pytest.raises(ValueError, match=r"images\[0\]: .*127.0.0.1"):
+        process("http://127.0.0.1:9/a.png", return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bbox": None}, "bbox of object 0: None, expected x, y"),
+        ({"bbox": [0, 0, float("nan"), 3]}, "bbox of object 0"),
+        ({"category_id": 1.5}, "category_id of object 0: '1.5', expected a whole number"),
+        ({"area": float("nan")}, "area of object 0: 'nan'"),
+        ({"segmentation": [["a", 1, 2, 3, 4, 5]]}, "segmentation of object 0: expected polygons"),
+    ],
+)
+def test_bad_annotations_are_named(change, message):
+    one = {"bbox": [1, 2, 5, 4], "category_id": 0, "area": 20, "segmentation": [[1, 2, 6, 2, 6, 6]]}
+    marks = {"image_id": 7, "annotations": [one | change]}
+    with pytest.raises(ValueError, match=message):
+        vild_processor()(Image.new("RGB", (20, 20)), annotations=marks, return_segmentation_masks=True)
+
+
+def test_answers_that_are_not_finite_are_refused_with_their_cause():
+    model = copy.deepcopy(vild_model())
+    with torch.no_grad():
+        model.pyramid.pyramid.inner_blocks[0][0].weight.view(-1)[5] = torch.nan
+    with pytest.raises(ValueError, match="the weight pyramid.pyramid.inner_blocks.0.0.weight has some"):
+        model(tiny_pixels(1, size=64))

@@ -15,6 +15,7 @@ from tiny_families import tiny_dual_encoder, tiny_family_processor
 from transformers import CLIPImageProcessor
 from vild_runs import vild_model, vild_processor
 
+from hf_clip_variants.annotations.masks import encode_mask
 from hf_clip_variants.data.crops.crop_embeddings import crop_box, embed_crops
 from hf_clip_variants.data.crops.detection_rows import DetectionCollator, DetectionRows, scenes_as_rows
 from hf_clip_variants.data.crops.proposals import Proposals, compute_proposals
@@ -177,6 +178,22 @@ def test_rows_become_batches_with_boxes_in_pixels_of_the_batch():
         mirrored.set_epoch(epoch)
         both.add(mirrored[0]["annotations"][0]["bbox"][0])
     assert both == {3, 30 - 3 - 10}
+
+
+@pytest.mark.parametrize("form", ["array", "polygons", "rle", "compressed_rle"])
+def test_masks_of_every_form_are_mirrored_with_their_image(form):
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[4:9, 3:13] = True
+    mark = {"bbox": [3, 4, 10, 5], "category_id": 0, "area": 50, "iscrowd": 0}
+    mark["segmentation"] = mask if form == "array" else encode_mask(mask, form)
+    rows = DetectionRows([Image.fromarray(mask)], [[mark]], flip=True)
+    collate, found = DetectionCollator(vild_processor(), masks=True), {}
+    for epoch in range(8):
+        rows.set_epoch(epoch)
+        (label,) = collate([rows[0]])["labels"]
+        found[round(float(label["boxes"][0, 0]), 3)] = label["masks"][0]
+    plain, mirrored = (found[round(x, 3)] for x in (8 / 30, 22 / 30))
+    assert plain.any() and (plain.flip(-1) == mirrored).float().mean() > 0.97
 
 
 def test_scenes_become_rows_with_novel_objects_left_out():
