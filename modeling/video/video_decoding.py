@@ -93,6 +93,11 @@ class Video:
         """The frame that is shown at each of the rising `times` (seconds); None behind what can be decoded."""
         raise NotImplementedError
 
+    def all_frames(self) -> Iterator[tuple[float, PIL.Image.Image]]:
+        """(seconds, frame) of each frame; of a damaged file of those that can be decoded, with a warning."""
+        begins = np.arange(self.total) / (self.fps or 1.0)
+        yield from zip(begins.tolist(), self.frames(begins), strict=True)
+
 
 def _transformed(frames: Iterable, transform: Callable | None) -> list:
     """The frames, or what `transform` makes of each; of the same one in a row only once."""
@@ -320,6 +325,10 @@ class _Animation(Video):
         duration = self._image.info.get("duration") or 0
         return duration / 1000 if duration > 10 else _DEFAULT_FRAME_SECONDS
 
+    def all_frames(self):
+        begins = np.concatenate([[0.0], self._ends[:-1]])
+        yield from zip(begins.tolist(), self.frames(begins), strict=True)
+
     def frames(self, times):
         wanted = np.minimum(np.searchsorted(self._ends, np.asarray(times) + ROUNDING, side="right"), self.total - 1)
         shown, frame = None, None
@@ -350,11 +359,11 @@ class _Container(Video):
     backend = "pyav"
 
     def __init__(self, file, name: str, rules: DecodingRules):
-        self._av, self._name, self.decoded = _pyav(), name, 0
+        self._av, self._name, self.decoded, self.damaged = _pyav(), name, 0, 0
         try:
             self._container = self._av.open(file, options={"format_whitelist": _FORMATS})
         except (self._av.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"not a video, damaged or cut off{name} ({error})") from error
+            raise ValueError(f"not a video that can be read, or cut off{name} ({error})") from error
         try:
             self._read_header(rules)
         except BaseException:
@@ -428,6 +437,7 @@ class _Container(Video):
                 return
             except self._av.FFmpegError:
                 damaged += 1
+                self.damaged += 1
                 continue
             damaged = 0
             for frame in frames:
@@ -486,6 +496,15 @@ class _Container(Video):
             if frame is not last:
                 image, last = self._upright(frame), frame
             yield image
+
+    def all_frames(self):
+        if self._shown is not None:  # frames were read before
+            self._restart(0.0)
+        while self._next is not None:
+            self._pull()
+            yield self._time(self._shown), self._upright(self._shown)
+        if self.damaged:
+            warnings.warn(f"{self.damaged} parts of the video{self._name} are damaged, and left out", stacklevel=2)
 
     def _is_behind(self, time: float, frame) -> bool:
         """Whether `time` is later than the last frame that could be decoded is shown."""

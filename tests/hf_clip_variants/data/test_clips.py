@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_clip_variants.data.clips import MOTIONS, OPPOSITES, ClipMaker, make_clips
+from hf_clip_variants.data.clips import MOTIONS, NORMAL, OPPOSITES, ClipMaker, make_clips
 from hf_clip_variants.modeling.video.frame_sampling import FrameSampling
 from hf_clip_variants.modeling.video.video_decoding import read_video
 
@@ -74,6 +74,48 @@ def test_files_hold_the_clips(tmp_path):
         assert (difference.argmin(1) == np.arange(6)).all() and difference.diagonal().max() < 6
 
 
+def test_two_things_at_once_share_the_image():
+    scene = SCENE | {"backgrounds": "plain", "size": 64}
+    maker = ClipMaker(scene=scene, things=(2, 2), motions=["clockwise", "appearing"])
+    for index in range(4):
+        clip = maker.clip(index)
+        (first, one), (second, other) = clip.steps[0].things
+        assert first != second
+        ours = (maker.caption(first, one)[:-1], maker.caption(second, other))
+        assert clip.caption == f"{ours[0]} and {ours[1][:1].lower()}{ours[1][1:]}"
+        changed = np.ptp(pixels(clip), axis=0).sum(-1) > 60
+        halves = [(changed[:32], changed[32:]), (changed[:, :32], changed[:, 32:])]
+        assert any(a.any() and b.any() for a, b in halves)
+
+
+def test_long_clips_tell_when_each_step_begins():
+    row = make_clips(1, seed=1, scene=SCENE, steps=(3, 3), motions=["left", "up"], num_frames=4)[0]
+    assert [(step["start"], step["end"]) for step in row["steps"]] == [(0, 1), (1, 2), (2, 3)]
+    assert len(row["frames"]) == 12 and row["caption"].count(", then ") == 2
+    maker = ClipMaker(seed=1, scene=SCENE, steps=(3, 3), motions=["left", "up"], num_frames=4)
+    clip = maker.clip(0)
+    for step in clip.steps:
+        assert step.caption == maker.caption(*step.things[0]) and not step.is_anomaly
+        part = pixels(clip)[step.start : step.end]
+        assert (np.abs(np.diff(part, axis=0)).sum((1, 2, 3)) > 0).all()  # something moves in each frame of it
+
+
+def test_anomalies_are_labelled_frame_by_frame():
+    settings = {"scene": SCENE, "steps": (2, 4), "motions": ["left", "right"], "anomalies": ["vanishing", "up"]}
+    clips = make_clips(30, num_frames=3, **settings)
+    names = clips.features["anomaly"].names
+    assert names == [NORMAL, "vanishing", "up"]
+    counts = np.bincount(clips["anomaly"], minlength=3)
+    assert counts.min() >= 3 and 8 <= counts[0] <= 22  # half of 30
+    for row in clips:
+        labels, motions = row["frame_labels"], clips.features["motion"].names
+        assert len(labels) == len(row["frames"]) == 3 * len(row["steps"])
+        assert sum(label > 0 for label in labels) == (3 if row["anomaly"] else 0)
+        for number, step in enumerate(row["steps"]):
+            motion = motions[step["motion"][0]]
+            assert labels[3 * number] == (names.index(motion) if motion in names else 0)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -81,6 +123,10 @@ def test_files_hold_the_clips(tmp_path):
         ({"motions": []}, "motions: got none"),
         ({"num_frames": 1}, "num_frames: got 1; want 2 or more"),
         ({"reach": 0}, "reach, fps: got 0"),
+        ({"things": (2, 1)}, "things: got 2, 1; want fewest and most, in 1..3"),
+        ({"steps": (0, 1)}, "steps: got 0, 1"),
+        ({"motions": ["left"], "anomalies": ["left"]}, "anomalies: got \\['left'\\]; want some of right"),
+        ({"anomaly_rate": 2}, "anomaly_rate: got 2; want 0..1"),
     ],
 )
 def test_wrong_settings_are_said(settings, message):

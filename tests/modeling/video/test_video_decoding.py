@@ -63,6 +63,9 @@ def test_every_form_gives_the_same_frames(folder):
         assert numbers(source, FrameSampling("segments", 4), fps=10) == [2, 8, 13, 19], form
         with open_video(source, fps=10) as video:
             found, metadata = video.read(FrameSampling(rate=2, num_frames=3))
+            one_by_one = [(seconds, number_of(frame)) for seconds, frame in video.all_frames()]
+        assert [seconds for seconds, _ in one_by_one] == pytest.approx([0.1 * k for k in range(23)], abs=1e-3), form
+        assert [number for _, number in one_by_one] == list(range(23)), form
         assert metadata.frames_indices == [0, 10, 20] and metadata.total_num_frames == 23, form
         assert (metadata.width, metadata.height) == (48, 32) == found[0].size, form
         assert metadata.duration == pytest.approx(2.3, abs=0.01) and metadata.fps == pytest.approx(10, abs=0.1), form
@@ -246,7 +249,7 @@ def test_transparent_animations_are_put_on_white(folder):
     "source, message",
     [
         (b"", "empty file"),
-        (b"not a video" * 100, "not a video, damaged or cut off"),
+        (b"not a video" * 100, "not a video that can be read, or cut off"),
         (b"GIF89a", "truncated or corrupt animation"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a video"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video"),
@@ -274,7 +277,7 @@ def test_files_without_pictures_are_said(folder, mp4):
         container.mux(stream.encode(None))
     with pytest.raises(ValueError, match=r"no video stream in .*sound.mp4', only audio"):
         read_video(folder / "sound.mp4")
-    with pytest.raises(ValueError, match="not a video, damaged or cut off"):  # its index is at its end
+    with pytest.raises(ValueError, match="not a video that can be read, or cut off"):  # its index is at its end
         read_video(mp4.read_bytes()[:400])
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="no frames in folder"):
