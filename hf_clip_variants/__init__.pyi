@@ -22,6 +22,7 @@ from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExt
 from .modeling.audioclip.modeling_audioclip import AudioCLIPAudioModel as AudioCLIPAudioModel
 from .modeling.audioclip.modeling_audioclip import AudioCLIPModel as AudioCLIPModel
 from .modeling.audioclip.processing_audioclip import AudioCLIPProcessor as AudioCLIPProcessor
+from .modeling.clip4clip.classification_clip4clip import CLIP4ClipForVideoClassification as CLIP4ClipForVideoClassification
 from .modeling.clip4clip.configuration_clip4clip import CLIP4ClipConfig as CLIP4ClipConfig
 from .modeling.clip4clip.modeling_clip4clip import CLIP4ClipModel as CLIP4ClipModel
 from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig as CLIPClassifierConfig

@@ -235,7 +235,12 @@ MODELS = (
         summary="Videos found by texts and texts by videos: CLIP on frames, with one of four heads over time.",
         config="modeling.clip4clip.configuration_clip4clip:CLIP4ClipConfig",
         model="modeling.clip4clip.modeling_clip4clip:CLIP4ClipModel",
-        auto_classes={"AutoModel": "modeling.clip4clip.modeling_clip4clip:CLIP4ClipModel"},
+        auto_classes={
+            "AutoModel": "modeling.clip4clip.modeling_clip4clip:CLIP4ClipModel",
+            "AutoModelForVideoClassification": (
+                "modeling.clip4clip.classification_clip4clip:CLIP4ClipForVideoClassification"
+            ),
+        },
         processor="modeling.video.processing_video:VideoTextProcessor",
         video_processor="modeling.video.video_processing:CLIPVideoProcessor",
         checkpoints=(CheckpointEntry("clip4clip", "CLIP4Clip", "modeling.clip4clip.convert_clip4clip:CHECKPOINTS"),),

@@ -42,6 +42,8 @@ class CLIP4ClipConfig(CLIPConfig):
             norm); -1: everything trains. A 3-D patch embedding always trains.
         pairs_per_tile (`int`, defaults to 1024):
             tightTransf compares so many pairs at once; bounds memory.
+        num_class_features (`int`, defaults to 0):
+            Classes whose texts are stored in a [`CLIP4ClipForVideoClassification`]; written by `set_classes`.
 
     Example:
 
@@ -69,6 +71,7 @@ class CLIP4ClipConfig(CLIPConfig):
     head_dropout: float = 0.1
     frozen_layers: int = 0
     pairs_per_tile: int = 1024
+    num_class_features: int = 0
 
     def __post_init__(self, **kwargs):
         family = family_of(self.backbone_model_type)
@@ -153,6 +156,8 @@ class CLIP4ClipConfig(CLIPConfig):
 
     def validate_numbers(self):
         check_range(self, "", ("num_frames", "pairs_per_tile"))
+        if self.num_class_features < 0:
+            raise ValueError(f"num_class_features: {self.num_class_features}, expected a number >= 0")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout: {self.head_dropout}, expected a number in 0..1, without 1")
         if self.frozen_layers < -1:

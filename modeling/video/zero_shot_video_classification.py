@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from ..dual_encoders.prompts import encode_texts, format_prompts, resolve_class_names, resolve_templates
+from ..dual_encoders.prompts import resolve_class_names, resolve_templates
+from .class_texts import class_features
 
 
 TASK = "zero-shot-video-classification"
@@ -121,14 +122,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         """(C, D) text features of the labels; of several templates the mean of unit vectors."""
         key = tuple(names), tuple(templates)
         if key not in self._encoded:
-            prompts = format_prompts(names, templates)
-            tokens = encode_texts(
-                self.tokenizer, prompts, what="candidate_labels", padding=True, truncation=True, return_tensors="pt"
-            ).to(self.device)
-            features = self.model.get_text_features(**tokens).pooler_output
-            if len(templates) > 1:
-                features = torch.nn.functional.normalize(features, dim=-1).view(len(names), len(templates), -1).mean(1)
-            self._encoded[key] = features
+            self._encoded[key] = class_features(self.model, self.tokenizer, names, templates, "candidate_labels")
         return self._encoded[key]
 
 

@@ -19,6 +19,8 @@ from transformers.testing_utils import require_torch
 from hf_clip_variants import (
     AudioCLIPAudioConfig,
     AudioCLIPAudioModel,
+    CLIP4ClipForVideoClassification,
+    CLIP4ClipModel,
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
@@ -582,7 +584,6 @@ class ViLDSuite(ImageEncoderSuite):
             self.assertIsNotNone(tensor.grad)
 
 
-# For each row: the tester, the tests, the tested classes and their configuration.
 class CLIP4ClipTester(CLIPClassifierTester):
     """Videos of two frames, and texts. Where transformers' tests look at one encoder, it is the text encoder."""
 
@@ -621,8 +622,28 @@ class CLIP4ClipSuite(DualEncoderSuite):
             self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
 
 
+class CLIP4ClipClassificationTester(CLIP4ClipTester):
+    """Classes are stored: no texts."""
+
+    num_labels, seq_length, encoder_seq_length, key_length = 5, 37, 37, 37
+
+    def get_config(self):
+        return super().get_config().from_dict(super().get_config().to_dict(), num_class_features=5, num_labels=5)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
+
+
+class CLIP4ClipClassificationSuite(ClassifierSuite):
+    test_all_params_have_gradient = False  # the text encoder is not read
+
+
+# For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
-    "clip4clip": [(CLIP4ClipTester, CLIP4ClipSuite)],
+    "clip4clip": [
+        (CLIP4ClipTester, CLIP4ClipSuite, CLIP4ClipModel),
+        (CLIP4ClipClassificationTester, CLIP4ClipClassificationSuite, CLIP4ClipForVideoClassification),
+    ],
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
     "clip_resnet": [
         (CLIPResNetTester, DualEncoderSuite),

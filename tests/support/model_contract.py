@@ -341,6 +341,7 @@ CASES = {
                 ({"head_dropout": 1.0}, "head_dropout: 1.0, expected a number in 0..1"),
                 ({"frozen_layers": -2}, "frozen_layers: -2, expected a number of layers, or -1"),
                 ({"pairs_per_tile": 0}, "pairs_per_tile: 0"),
+                ({"num_class_features": -1}, "num_class_features: -1"),
                 ({"projection_dim": 0}, "projection_dim: 0"),
                 ({"head_config": {"hidden_size": 32}}, "head_config.hidden_size: 32, expected 24, the joint width"),
                 ({"head_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),

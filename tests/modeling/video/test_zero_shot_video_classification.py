@@ -1,14 +1,19 @@
-"""The pipeline "zero-shot-video-classification": every form of input, texts once a call, errors as sentences."""
+"""Pipelines: "zero-shot-video-classification" and, with classes that are set, transformers' "video-classification"."""
 
 import numpy as np
 import pytest
 import torch
-from clip4clip_runs import clip4clip_model
+from clip4clip_runs import clip4clip_batch, clip4clip_config, clip4clip_model
 from tiny import tiny_tokenizer
 from transformers import pipeline
 from videos import grey_frames, write_video
 
-from hf_clip_variants import CLIPClassifierImageProcessor, CLIPClassifierProcessor, VideoTextProcessor
+from hf_clip_variants import (
+    CLIP4ClipForVideoClassification,
+    CLIPClassifierImageProcessor,
+    CLIPClassifierProcessor,
+    VideoTextProcessor,
+)
 from hf_clip_variants.modeling.video.zero_shot_video_classification import TASK
 
 
@@ -84,3 +89,38 @@ def test_wrong_calls_are_said(pipe, options, error, message):
         pipe(np.stack(grey_frames(3)), **options)
     with pytest.raises(ValueError, match="videos: got None"):
         pipe(None, **options)
+
+
+# ---- transformers' own pipeline, with classes that are set
+
+
+@pytest.mark.parametrize("head", ["seqTransf", "tightTransf"])
+def test_transformers_own_pipeline_runs_from_a_saved_folder_with_set_classes(head, tmp_path):
+    source = clip4clip_model(similarity_head=head)
+    source.save_pretrained(tmp_path / "bare")
+    model = CLIP4ClipForVideoClassification.from_pretrained(tmp_path / "bare")
+    path = str(write_video(tmp_path / "a.mp4", grey_frames(60), fps=20))
+    with pytest.raises(ValueError, match="class_names: no classes are set"):
+        model(torch.zeros(1, 2, 3, 24, 24))
+    model.set_classes(LABELS, processor(), templates=["{}.", "a video of {}."]).save_pretrained(tmp_path / "set")
+    processor().save_pretrained(tmp_path / "set")
+    stock = pipeline("video-classification", model=str(tmp_path / "set"))
+    free = pipeline(TASK, model=source, processor=processor())
+    # The stock pipeline asks for `config.num_frames` frames.
+    expected = free(path, candidate_labels=LABELS, hypothesis_template=["{}.", "a video of {}."], num_frames=5)
+    assert comparable([stock(path)]) == comparable([expected])
+
+
+def test_classes_are_learned_with_labels():
+    model = CLIP4ClipForVideoClassification(clip4clip_config()).eval()
+    before = dict(model.config.id2label)
+    for wrong in ([], ["a", "a"]):
+        with pytest.raises(ValueError):
+            model.set_classes(wrong, tiny_tokenizer())
+    assert model.class_features is None and model.config.id2label == before
+    model.set_classes(LABELS, tiny_tokenizer())
+    output = model(clip4clip_batch()["pixel_values_videos"], labels=torch.tensor([0, 1, 2, 0]))
+    expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert model.temporal_layers.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
