@@ -50,8 +50,8 @@ def read_frames(path: str | os.PathLike) -> Iterator[tuple[float, Image.Image]]:
 class VideoWriter:
     """Writes frames of one size to an H.264 file that is there when all are written, and not before.
 
-    Frame times are kept to the millisecond. Odd sides lose a row or column, as H.264 needs. `rate` is a hint to the
-    encoder, `options` are its own, such as `{"crf": "12"}`.
+    Frame times are kept to the millisecond. Odd sides lose a row or column, as H.264 needs. `rate` says how long
+    the last one is shown; `options` are the encoder's, such as `{"crf": "12"}`.
 
     ```python
     with VideoWriter("out.mp4") as writer:
@@ -91,6 +91,7 @@ class VideoWriter:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         self._last = max(round(1000 * seconds), self._last + 1)
         frame.pts, frame.time_base = self._last, Fraction(1, 1000)
+        frame.duration = round(1000 / self.rate)  # of the last one, no other frame tells it
         self._container.mux(self._stream.encode(frame))
 
     def __exit__(self, kind, error, trace) -> None:

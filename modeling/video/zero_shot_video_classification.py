@@ -40,17 +40,17 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _load_tokenizer = None
 
     def __init__(self, **kwargs):
+        for part in ("video_processor", "tokenizer"):  # before transformers looks at the options of a call
+            if kwargs.get(part) is None:
+                kwargs[part] = getattr(kwargs.get("processor"), part, None)
+            if kwargs[part] is None:
+                raise ValueError(f"{part}: none; pass one, or a processor, to pipeline(...)")
         super().__init__(**kwargs)
         if not hasattr(self.model, "video_text_logits"):
             raise ValueError(
                 f"model: {type(self.model).__name__} does not compare videos with texts; want a model of "
                 "hf_clip_variants for this task"
             )
-        for part in ("video_processor", "tokenizer"):
-            if getattr(self, part, None) is None:
-                setattr(self, part, getattr(self.processor, part, None))
-            if getattr(self, part) is None:
-                raise ValueError(f"{part}: none; pass one, or a processor, to pipeline(...)")
         self._encoded: dict[tuple, torch.Tensor] = {}
 
     def __call__(self, videos=None, candidate_labels=None, **kwargs: Any):
