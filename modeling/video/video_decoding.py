@@ -286,7 +286,7 @@ class _Animation(Video):
     backend = "pillow"
 
     def __init__(self, file, name: str, rules: DecodingRules):
-        self._rules, self._name = rules, name
+        self._rules, self._name, self._file = rules, name, file
         with contextlib.ExitStack() as on_error:
             self._image = on_error.enter_context(self._opened(file))
             _check_pixels(*self._image.size, rules, name)
@@ -334,6 +334,9 @@ class _Animation(Video):
         shown, frame = None, None
         for number in wanted:
             if number != shown:
+                if number < self._image.tell():  # Pillow does not always find its way back within a PNG
+                    self._file.seek(0)
+                    self._image = self._opened(self._file)
                 self._image.seek(int(number))
                 frame, shown = decode_image(self._image.copy(), self._rules), number
             yield frame
