@@ -36,6 +36,10 @@ from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPRe
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
+from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig
+from .modeling.glip.image_processing_glip import GLIPImageProcessor as GLIPImageProcessor
+from .modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection as GLIPForZeroShotObjectDetection
+from .modeling.glip.processing_glip import GLIPProcessor as GLIPProcessor
 from .modeling.groupvit.configuration_groupvit import GroupViTConfig as GroupViTConfig
 from .modeling.groupvit.configuration_groupvit import GroupViTVisionConfig as GroupViTVisionConfig
 from .modeling.groupvit.modeling_groupvit import GroupViTModel as GroupViTModel

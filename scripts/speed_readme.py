@@ -8,12 +8,17 @@ Write the table of speeds in README.md from `scripts/results/speed_cpu.jsonl`, w
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "scripts" / "results" / "speed_cpu.jsonl"
 START, END = "<!-- speed:start -->", "<!-- speed:end -->"
+
+
+class NotMeasured(LookupError):
+    """The results have no such figure."""
 
 
 class Figures:
@@ -24,127 +29,181 @@ class Figures:
         for line in lines:
             self.lines.setdefault(line["row"], []).append(line)
 
+    def _line(self, row: str, peer: int | None) -> dict:
+        """Measurement of a row against its `peer`-th peer."""
+        found = self.lines.get(row, ())
+        if len(found) <= (peer or 0):
+            raise NotMeasured(f"{row}: no measurement against peer {peer or 0}")
+        return found[peer or 0]
+
     def x(self, row: str, peer: int = 0) -> str:
         """How many times as fast as the row's `peer`-th peer."""
-        ratio = self.lines[row][peer]["ratio"]
+        ratio = self._line(row, peer)["ratio"]
         return f"{ratio:.2f} x" if ratio < 2 else f"{ratio:.1f} x" if ratio < 100 else f"{round(ratio, -1):,.0f} x"
 
     def mb(self, row: str, kind: str, peer: int = 0) -> tuple[str, str]:
         """Megabytes of ours and of the peer; `kind`: "kept" or "peak"."""
-        ours, theirs = (f"{float(f'{value:.3g}'):,.0f}" for value in self.lines[row][peer][f"{kind}_mb"])
+        ours, theirs = (f"{float(f'{value:.3g}'):,.0f}" for value in self._line(row, peer)[f"{kind}_mb"])
         return ours, theirs
 
     def seconds(self, row: str, peer: int | None = None) -> float:
         """CPU seconds of ours, or of a peer."""
-        return self.lines[row][0]["ours_s"] if peer is None else self.lines[row][peer]["peer_s"]
+        return self._line(row, peer)["ours_s" if peer is None else "peer_s"]
 
 
-def rows(f: Figures) -> list[tuple[str, str, str, str]]:
-    """(what, compared with, speed-up, also)"""
-    coop, cocoop, batch = (f.mb(row, "kept") for row in ("coop_step", "cocoop_step", "cocoop_memory"))
-    chunked, maple = f.mb("cocoop_memory_chunked", "kept"), f.mb("maple_step", "kept")
-    loss, double = f.mb("clip_loss", "peak"), f.mb("clip_loss_double", "peak")
-    return [
-        (
-            "`adapt`, 500 images in 50 classes, three methods, report included",
-            "the official trainers, one after the other",
-            f.x("adapt_500"),
-            f"{f.x('adapt_500', 1)} against a careful script with transformers",
-        ),
-        (
-            "`adapt`, 5,000 images in 1,000 classes",
-            "the same",
-            f.x("adapt_5000"),
-            f"{f.x('adapt_5000', 1)} against the script",
-        ),
-        (
-            "`predict` of 100 JPEG files, 10 labels, start included",
-            "transformers' zero-shot pipeline",
-            f.x("predict_folder"),
-            f"{f.x('predict_folder', 1)} against a script that encodes labels once; of one file {f.x('predict_one')}",
-        ),
-        (
-            "class embeddings, 50 classes x 8 templates",
-            "open_clip's zero-shot classifier",
-            f.x("class_embeddings"),
-            f"{f.x('class_embeddings', 1)} against transformers with `padding=longest`",
-        ),
-        (
-            "zero-shot pipeline, 100 labels, one image after the other",
-            "transformers' `CLIPModel` in it",
-            f.x("serving"),
-            f"in batches of 8 {f.x('serving_batch')}: theirs encodes the labels once a batch, ours once",
-        ),
-        (
-            "image encoder, frozen, 32 images",
-            "transformers' `CLIPModel`",
-            f.x("image_encoder"),
-            f"with `--precision int8`, which is not exact, {f.x('image_encoder_int8')}",
-        ),
-        (
-            "CoOp step, 100 classes, 4 context tokens",
-            "the official way, 77 tokens",
-            f.x("coop_step"),
-            f"image features given to both; {coop[0]} MB kept for backward instead of {coop[1]}",
-        ),
-        (
-            "CoCoOp step, 1 image, 50 classes",
-            "the official way, both encoders at every step",
-            f.x("cocoop_pixels"),
-            f"from pixels in both; ours from image features computed once: {f.x('cocoop_step')}; "
-            f"{cocoop[0]} MB kept instead of {cocoop[1]}",
-        ),
-        (
-            "CoCoOp, 8 images at once, 25 classes",
-            "8 official steps of one image",
-            f.x("cocoop_batch_8"),
-            f"image features given to both; with 50 classes {batch[0]} MB kept for 8 images, {batch[1]} for 1 in the "
-            f"official code; {chunked[0]} MB with `text_chunk_size=256`",
-        ),
-        (
-            "MaPLe step, both encoders, 4 images, 100 classes",
-            "the official way, 77 tokens",
-            f.x("maple_step"),
-            f"{maple[0]} MB kept instead of {maple[1]}",
-        ),
-        (
-            "Tip-Adapter's search for alpha and beta",
-            "the official loop",
-            f.x("tip_search"),
-            "the same accuracies",
-        ),
-        (
-            "Tip-Adapter-F epoch, CLIP-Adapter epoch",
-            "encoders at every step",
-            f"{f.x('tip_f_epoch')}, {f.x('clip_adapter_epoch')}",
-            "an epoch on one plain view of each image, encoded before; whole runs on augmented views are in the "
-            "first two rows",
-        ),
-        (
-            "CLIP-Adapter, 30 epochs on 4 augmented views",
-            "image encoder at every step",
-            f.x("features_cached"),
-            "the first epochs and decoding included; bit-identical",
-        ),
-        (
-            "contrastive loss, 8,192 pairs (16,384)",
-            "open_clip's `ClipLoss`",
-            f"{f.x('clip_loss')} ({f.x('clip_loss_double')})",
-            f"peak of {loss[0]} MB instead of {loss[1]} ({double[0]} instead of {double[1]})",
-        ),
-        (
-            "image processor, 500 x 375 / 1600 x 1200",
-            "`CLIPImageProcessor`",
-            f"{f.x('image_processor')} / {f.x('image_processor_large')}",
-            f"bit-identical; {f.x('image_files')} / {f.x('image_files_large')} from JPEG files, decoding included",
-        ),
-        (
-            "`hf-clip-variants --help`",
-            "`hf --help`",
-            f.x("cli_help"),
-            f"`import hf_clip_variants` takes {f.seconds('import'):.2f} s",
-        ),
-    ]
+Cell = str | Callable[[Figures], str]
+
+# What, compared with, speed-up, and clauses of "also". A row without its speed-up is left out, a clause without its
+# figure, too: what was not measured is not claimed.
+ROWS: list[tuple[str, str, Cell, list[Cell]]] = [
+    (
+        "`adapt`, 500 images in 50 classes, three methods, report included",
+        "the official trainers, one after the other",
+        lambda f: f.x("adapt_500"),
+        [lambda f: f"{f.x('adapt_500', 1)} against a careful script with transformers"],
+    ),
+    (
+        "`adapt`, 5,000 images in 1,000 classes",
+        "the official trainers, one after the other",
+        lambda f: f.x("adapt_5000"),
+        [lambda f: f"{f.x('adapt_5000', 1)} against a careful script with transformers"],
+    ),
+    (
+        "`predict` of 100 JPEG files, 10 labels, start included",
+        "transformers' zero-shot pipeline",
+        lambda f: f.x("predict_folder"),
+        [
+            lambda f: f"{f.x('predict_folder', 1)} against a script that encodes labels once",
+            lambda f: f"of one file {f.x('predict_one')}",
+        ],
+    ),
+    (
+        "class embeddings, 50 classes x 8 templates",
+        "open_clip's zero-shot classifier",
+        lambda f: f.x("class_embeddings"),
+        [lambda f: f"{f.x('class_embeddings', 1)} against transformers with `padding=longest`"],
+    ),
+    (
+        "zero-shot pipeline, 100 labels, one image after the other",
+        "transformers' `CLIPModel` in it",
+        lambda f: f.x("serving"),
+        [
+            "theirs encodes the labels for each image, ours once",
+            lambda f: f"in batches of 8, where theirs encodes them once a batch, {f.x('serving_batch')}",
+        ],
+    ),
+    (
+        "image encoder, frozen, 32 images",
+        "transformers' `CLIPModel`",
+        lambda f: f.x("image_encoder"),
+        [lambda f: f"with `--precision int8`, which is not exact, {f.x('image_encoder_int8')}"],
+    ),
+    (
+        "CoOp step, 100 classes, 4 context tokens",
+        "the official way, 77 tokens",
+        lambda f: f.x("coop_step"),
+        [
+            "image features given to both",
+            lambda f: "{} MB kept for backward instead of {}".format(*f.mb("coop_step", "kept")),
+        ],
+    ),
+    (
+        "CoCoOp step, 1 image, 50 classes, from pixels in both",
+        "the official way, both encoders at every step",
+        lambda f: f.x("cocoop_pixels"),
+        [],
+    ),
+    (
+        "CoCoOp step, 1 image, 50 classes, ours from image features computed once",
+        "the official way, both encoders at every step",
+        lambda f: f.x("cocoop_step"),
+        [
+            lambda f: f"{f.x('cocoop_step', 1)} where image features are given to both",
+            lambda f: "{} MB kept instead of {}".format(*f.mb("cocoop_step", "kept")),
+        ],
+    ),
+    (
+        "CoCoOp, 8 images at once, 25 classes",
+        "8 official steps of one image",
+        lambda f: f.x("cocoop_batch_8"),
+        [
+            "image features given to both",
+            lambda f: "with 50 classes {} MB kept for 8 images, {} for 1 in the official code".format(
+                *f.mb("cocoop_memory", "kept")
+            ),
+            lambda f: f"{f.mb('cocoop_memory_chunked', 'kept')[0]} MB with `text_chunk_size=256`",
+        ],
+    ),
+    (
+        "MaPLe step, both encoders, 4 images, 100 classes",
+        "the official way, 77 tokens",
+        lambda f: f.x("maple_step"),
+        [lambda f: "{} MB kept instead of {}".format(*f.mb("maple_step", "kept"))],
+    ),
+    (
+        "Tip-Adapter's search for alpha and beta",
+        "the official loop",
+        lambda f: f.x("tip_search"),
+        ["the same accuracies"],
+    ),
+    (
+        "Tip-Adapter-F epoch, CLIP-Adapter epoch",
+        "encoders at every step",
+        lambda f: f"{f.x('tip_f_epoch')}, {f.x('clip_adapter_epoch')}",
+        ["an epoch on one plain view of each image, encoded before; not a whole run"],
+    ),
+    (
+        "CLIP-Adapter, 30 epochs on 4 augmented views",
+        "image encoder at every step",
+        lambda f: f.x("features_cached"),
+        ["the first epochs and decoding included", "bit-identical"],
+    ),
+    (
+        "contrastive loss, 8,192 pairs (16,384)",
+        "open_clip's `ClipLoss`",
+        lambda f: f"{f.x('clip_loss')} ({f.x('clip_loss_double')})",
+        [
+            lambda f: "peak of {} MB instead of {} ({} instead of {})".format(
+                *f.mb("clip_loss", "peak"), *f.mb("clip_loss_double", "peak")
+            )
+        ],
+    ),
+    (
+        "image processor, 500 x 375 / 1600 x 1200",
+        "`CLIPImageProcessor`",
+        lambda f: f"{f.x('image_processor')} / {f.x('image_processor_large')}",
+        [
+            "bit-identical",
+            lambda f: f"from JPEG files of 500 x 375, decoding included, {f.x('image_files')}",
+            lambda f: f"of 1600 x 1200 {f.x('image_files_large')}",
+        ],
+    ),
+    (
+        "`hf-clip-variants --help`",
+        "`hf --help`",
+        lambda f: f.x("cli_help"),
+        [lambda f: f"`import hf_clip_variants` takes {f.seconds('import'):.2f} s"],
+    ),
+]
+
+
+def _text(cell: Cell, figures: Figures) -> str | None:
+    if isinstance(cell, str):
+        return cell
+    try:
+        return cell(figures)
+    except NotMeasured:
+        return None
+
+
+def rows(figures: Figures) -> list[tuple[str, str, str, str]]:
+    """(what, compared with, speed-up, also) of what was measured."""
+    found = []
+    for what, peer, speed, clauses in ROWS:
+        if (speed := _text(speed, figures)) is not None:
+            also = [text for clause in clauses if (text := _text(clause, figures)) is not None]
+            found.append((what, peer, speed, "; ".join(also)))
+    return found
 
 
 def table(results: list[dict]) -> str:

@@ -144,7 +144,8 @@ def predict(
       hf-clip-variants predict run photos/ --reject --out all.csv
       hf-clip-variants predict street.jpg --task segmentation --model groupvit \\
         --labels "car, sky, building;house"
-      hf-clip-variants predict clip.mp4 --task detection --model detector --labels "cat, ball"
+      hf-clip-variants predict clip.mp4 --task detection --model detector \\
+        --labels "cat, ball"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):

@@ -67,6 +67,14 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
             if pixels is not None:
                 found["logits"] = model(pixel_values=pixels, **text).logits
         return {name: tensor.float() for name, tensor in found.items()}
+    if hasattr(base, "encode_prompts"):  # scores of regions and words: one prompt for all images
+        text = {name: tensor[:1] for name, tensor in text.items()}
+        if "input_ids" in text:
+            found["text_features"] = base.encode_prompts(**text)
+            if pixels is not None:
+                output = model(pixel_values=pixels, **text)
+                found |= {name: output[name] for name in ("logits", "pred_boxes", "centerness")}
+        return {name: tensor.float() for name, tensor in found.items()}
     if pixels is not None:
         found["image_features"] = base.get_image_features(pixel_values=pixels).pooler_output
     if hasattr(base, "get_class_features"):

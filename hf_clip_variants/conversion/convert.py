@@ -316,7 +316,7 @@ _SIZES = {
 
 
 def _sizes(config) -> dict[str, Any]:
-    sizes = {"projection_dim": config.projection_dim}
+    sizes = {"projection_dim": config.projection_dim} if hasattr(config, "projection_dim") else {}
     for encoder, names in _SIZES.items():
         part = getattr(config, f"{encoder}_config", None)
         found = {f"{encoder}.{name}": getattr(part, name, None) for name in names}

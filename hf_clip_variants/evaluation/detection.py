@@ -70,7 +70,8 @@ def load_detector(
         device: default: a GPU if there is one.
 
     Raises:
-        ValueError: another kind of model, no labels, a blank or repeated one, templates without labels.
+        ValueError: another kind of model, no labels, a blank or repeated one, templates without labels or for a model
+            that takes none.
         OSError: no such folder or Hub repository.
     """
     from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoProcessor
@@ -92,6 +93,8 @@ def load_detector(
     if templates is not None:
         if labels is None or only_images:
             raise ValueError("templates: got them without labels; the model's own are encoded already")
+        if not hasattr(processor, "templates"):
+            raise ValueError(f"templates: {type(loaded).__name__} reads the labels alone, expected none")
         processor.templates = resolve_templates(templates)
     parts = {"image_processor" if only_images else "processor": processor}
     pipeline = AllLabelsObjectDetectionPipeline(

@@ -340,7 +340,8 @@ def model_card(
     data = ModelCardData(
         sha256=(weight_hashes(weights) or None) if weights else None,
         license=license,
-        library_name="peft" if is_adapter else "transformers",
+        # By this, `pipeline(model=...)` without a task takes or refuses a repository.
+        library_name="peft" if is_adapter and not with_base else "transformers",
         pipeline_tag="image-classification" if is_adapter else row.task,
         base_model=base_model if base_model and _HUB_ID.fullmatch(base_model) else None,
         base_model_relation="adapter" if is_adapter and not with_base else None,

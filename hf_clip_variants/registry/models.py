@@ -17,6 +17,8 @@ _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
 _VILD = "modeling.vild.modeling_vild:ViLD"
 
+_GLIP = "modeling.glip.modeling_glip:GLIP"
+
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 _GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
 
@@ -276,6 +278,38 @@ MODELS = (
                     Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
                     Option("classes", str, "names of the classes in the file, with commas between them, or a file."),
                 ),
+            ),
+        ),
+    ),
+    Method(
+        name="glip",
+        kind="model",
+        title="GLIP",
+        paper=Paper(
+            "Grounded Language-Image Pre-training",
+            "2112.03857",
+            2021,
+            "Li, Liunian Harold and Zhang, Pengchuan and Zhang, Haotian and Yang, Jianwei and Li, Chunyuan and Zhong, "
+            "Yiwu and Wang, Lijuan and Yuan, Lu and Zhang, Lei and Hwang, Jenq-Neng and Chang, Kai-Wei and "
+            "Gao, Jianfeng",
+        ),
+        code=OfficialCode("microsoft/GLIP", "MIT"),
+        task="zero-shot-object-detection",
+        summary="Boxes of class names, and of the phrases of a sentence.",
+        config="modeling.glip.configuration_glip:GLIPConfig",
+        model=_GLIP + "ForZeroShotObjectDetection",
+        auto_classes={
+            "AutoModel": _GLIP + "ForZeroShotObjectDetection",
+            "AutoModelForZeroShotObjectDetection": _GLIP + "ForZeroShotObjectDetection",
+        },
+        processor="modeling.glip.processing_glip:GLIPProcessor",
+        image_processors={"torchvision": "modeling.glip.image_processing_glip:GLIPImageProcessor"},
+        checkpoints=(
+            CheckpointEntry(
+                "glip",
+                "GLIP",
+                "modeling.glip.convert_glip:CHECKPOINTS",
+                (Option("fusion_heads", int, "of the fusion; no weights tell.", default="8"),),
             ),
         ),
     ),

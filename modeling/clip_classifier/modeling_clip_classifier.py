@@ -41,8 +41,7 @@ _checks = optional_checks("..dual_encoders.forward_checks", __package__)
 
 @dataclass
 class CLIPClassifierOutput(ModelOutput):
-    """What `CLIPClassifier` returns. Embeddings are of unit norm; `hidden_states` and `attentions` the image
-    encoder's."""
+    """What `CLIPClassifier` returns: embeddings of unit norm; `hidden_states`, `attentions` of the image encoder."""
 
     loss: torch.FloatTensor | None = None  # (), with `labels`; see `classification_loss.py`
     # (B, C) scaled cosine of each image and each class; adapters may add to it. With several labels an image:
@@ -681,10 +680,8 @@ class CLIPClassifier(CLIPClassifierPreTrainedModel):
         elif model._has_weights() and model.class_features_ready:
             model._kept.set_stored(model._text_side())
         elif model._has_weights() and model.config.fixed_class_features:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: the configuration says that class features are fixed, the weights "
-                "lack them"
-            )
+            source = pretrained_model_name_or_path
+            raise ValueError(f"{source}: the configuration says that class features are fixed, the weights lack them")
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):

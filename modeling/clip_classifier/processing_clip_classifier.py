@@ -12,13 +12,14 @@ from .image_processing_clip_classifier import CLIPClassifierImageProcessor
 
 
 _safe = optional_module("..loading_and_saving.checkpoints", __package__)
+_checked = optional_module("..loading_and_saving.processors", __package__)
 
 
 class CLIPClassifierProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-class CLIPClassifierProcessor(ProcessorMixin):
+class CLIPClassifierProcessor(ProcessorMixin if _checked is None else _checked.CheckedParts):
     r"""
     A `CLIPClassifierImageProcessor` and the dual encoder's tokenizer in one; `CLIPProcessor` with safe text.
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from transformers.image_processing_base import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs
 
 from ..dual_encoders.prompts import check_texts, encode_texts, resolve_templates
 from ..loading_and_saving.checkpoints import save_all_at_once
+from ..loading_and_saving.processors import CheckedParts
 from .promptable_segmentation import fill_templates
 
 
@@ -15,7 +16,7 @@ class DenseProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}
 
 
-class DenseProcessor(ProcessorMixin):
+class DenseProcessor(CheckedParts):
     r"""
     A [`DenseImageProcessor`] and a tokenizer in one.
 

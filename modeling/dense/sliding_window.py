@@ -17,7 +17,9 @@ import torch.nn.functional as F
 
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-_MOST_WINDOWS = 1_000  # of one image at one scale, each a forward pass
+# Of one image at one scale, each a forward pass: 300 megapixels in windows of 480 are 2,916. Many tiny windows are a
+# mistake that would take minutes.
+_MOST_WINDOWS, _MOST_TINY_WINDOWS, _TINY = 20_000, 1_000, 16
 
 
 def sliding_window_scores(
@@ -56,8 +58,8 @@ def sliding_window_scores(
         device: where scores are added up; None: that of `pixel_values`.
 
     Raises:
-        ValueError: a size, factor or number below 1; more than a thousand windows; `forward` gives another size
-            than it got.
+        ValueError: a size, factor or number below 1; more than 20,000 windows, or 1,000 of less than 16 pixels;
+            `forward` gives another size than it got.
 
     >>> image = torch.arange(12.0).view(1, 1, 3, 4)
     >>> torch.equal(sliding_window_scores(lambda x: x, image, window=2, stride=1, flip=True), image)
@@ -105,10 +107,11 @@ def _windows_of_one_scale(forward, images, window, stride, mode, flip, batch_siz
     if mode == "pad":
         images = pad_to(images, window, padding)  # at least one window
     starts = [_starts(n, w, s, mode) for n, w, s in zip(images.shape[-2:], window, stride, strict=True)]
-    if (count := len(starts[0]) * len(starts[1])) > _MOST_WINDOWS:
+    most = _MOST_WINDOWS if min(window) >= _TINY else _MOST_TINY_WINDOWS
+    if (count := len(starts[0]) * len(starts[1])) > most:
         raise ValueError(
             f"window: windows of {window[0]} x {window[1]} pixels every {stride[0]} x {stride[1]} are {count} for "
-            f"{height} x {width} pixels, more than {_MOST_WINDOWS}; want larger ones"
+            f"{height} x {width} pixels, more than {most}; want larger ones"
         )
     places = [(image, top, left) for top in starts[0] for left in starts[1] for image in range(len(images))]
     total, counts = None, None

@@ -42,8 +42,7 @@ _image_encoding = optional_module(".image_encoding", __package__)  # images on a
 
 
 class CLIPFamily:
-    """transformers' `CLIPModel`: causal text encoder, EOS pooling, class token, bias-free projections,
-    `exp(logit_scale)`."""
+    """transformers' `CLIPModel`: causal text, EOS, class token, projections without bias, `exp(logit_scale)`."""
 
     model_type = "clip"
     module = "transformers.models.clip"

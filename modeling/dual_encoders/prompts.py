@@ -1,8 +1,8 @@
 """What users write, checked: class names and prompt templates, and any text as token ids.
 
 A template is a string with exactly one `{}`, the place of the class name. Ensembles (Radford et al. 2021, section
-3.1.4) average the normalised text embeddings of several templates, or of a class's own prompts: what
-language models write (Pratt et al. 2023, "What does a platypus look like?", CuPL), any number of sentences a class.
+3.1.4) average the normalised text embeddings of several templates, or of a class's own prompts, any number of them, as
+language models write them (Pratt et al. 2023, "What does a platypus look like?", CuPL).
 """
 
 import csv
@@ -19,8 +19,7 @@ def resolve_templates(
     templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] | None,
     class_names: Sequence[str] | None = None,
 ) -> list[str] | dict[str, list[str]]:
-    """Templates from one string, a list, a named set (`template_sets.py`), or a file (JSON, or a line each, `#`
-    comments).
+    """Templates from one string, a list, a named set (`template_sets.py`), or a file (JSON or lines, `#` comments).
 
     `None` gives `"a photo of a {}."`; `{c}` and `{classname}` become `{}`. With `class_names`, a mapping (or a JSON
     file of one) gives each class its own prompts, see `resolve_class_prompts`. Raises ValueError for an unknown name,
@@ -36,9 +35,8 @@ def resolve_templates(
     if isinstance(templates, str) and ("{" in templates or "}" in templates):
         templates = [templates]
     elif isinstance(templates, str | Path):
-        templates = needed_module(
-            ".template_sets", __package__, f"templates: {str(templates)!r} has no {{}}"
-        ).find_templates(templates)
+        wanted = f"templates: {str(templates)!r} has no {{}}"
+        templates = needed_module(".template_sets", __package__, wanted).find_templates(templates)
     if isinstance(templates, Mapping):
         if class_names is None:
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
@@ -83,9 +81,8 @@ def with_slot(template: str, what: str = "templates: template", needed: bool = T
         fault = "has no {}"
     else:
         return text
-    raise ValueError(
-        f"{what} {template!r} {fault}; {'exactly' if needed else 'at most'} one marks the place of the class name"
-    )
+    wanted = "exactly" if needed else "at most"
+    raise ValueError(f"{what} {template!r} {fault}; {wanted} one marks the place of the class name")
 
 
 def resolve_class_prompts(

@@ -1,5 +1,4 @@
-"""Whether a graph is being recorded, where code must not ask tensors for their numbers, and where else it had better
-not."""
+"""Where code must not ask tensors for their numbers, because a graph is being recorded, or had better not."""
 
 import torch
 from torch import nn

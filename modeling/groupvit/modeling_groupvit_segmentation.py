@@ -156,7 +156,7 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         scores = self._label_scores(group_features, image_features, texts)
         is_background = self._background_groups(scores, group_features, texts)
         logits, background = self._pixel_scores(maps, scores, is_background, size)
-        check_output(self, logits, pixel_values=pixel_values, class_embeddings=texts.embeddings)
+        check_output(self, logits, pixel_values=pixel_values, class_embeddings=class_embeddings)
         loss = None
         if labels is not None:
             labels = checked_labels(logits, labels, config.semantic_loss_ignore_index)

@@ -397,5 +397,5 @@ class StagedSaving:
         return save_all_at_once(self, super().save_pretrained, save_directory, *args, **kwargs)
 
 
-__all__ = ["CheckedLoading", "StagedSaving", "fsync_file", "fsync_folder", "no_space_error", "save_all_at_once"]
-__all__ += ["staged_folder", "swap_in"]
+__all__ = ["CheckedLoading", "StagedSaving", "fsync_file", "fsync_folder", "no_space_error"]
+__all__ += ["save_all_at_once", "staged_folder", "swap_in"]

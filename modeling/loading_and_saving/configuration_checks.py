@@ -125,7 +125,10 @@ def check_values(values: Mapping, config_class: type | None = None, where: str =
                     f"{where}{name}: {_short(value)}, expected the number of the token at whose place a text is read"
                 )
         if config_class is not None and name not in declared and _is_taken(config_class, name):
-            raise ValueError(f"{where}{name}: no field of a configuration (got {_short(value)}); remove it")
+            kind = getattr(config_class, "model_type", "")
+            also = f" with {where}model_type {kind!r}" if kind else ""
+            advice = f"remove it{f', or correct {where}model_type' if kind else ''}"
+            raise ValueError(f"{where}{name}: no field of a configuration{also} (got {_short(value)}); {advice}")
     _check_classes(where, values, fewest)
     if not hasattr(config_class, "validate_sizes"):  # ours say it themselves
         _check_together(where, values, declared)

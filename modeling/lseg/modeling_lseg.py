@@ -409,13 +409,14 @@ class LSegForSemanticSegmentation(PromptableSegmentationMixin, LSegPreTrainedMod
         Raises:
             ValueError: no labels at all, or inputs of wrong shapes or types.
         """
+        check_pixels(pixel_values, getattr(self.config.vision_config, "num_channels", 3))
         texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
         maps, outputs = self.lseg.run(pixel_values, **kwargs)
         pixel_embeddings = self.lseg.pixel_projection(maps[-1])
         height, width = pixel_values.shape[-2:]
         scores = self.score(pixel_embeddings, texts)[..., :height, :width]
         logits, background = self.finish_logits(scores, texts)
-        check_output(self, logits, pixel_values=pixel_values, class_embeddings=texts.embeddings)
+        check_output(self, logits, pixel_values=pixel_values, class_embeddings=class_embeddings)
         loss = None
         if labels is not None:
             loss = self._loss(logits, labels, maps, pixel_embeddings, texts)

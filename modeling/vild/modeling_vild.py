@@ -13,10 +13,11 @@ from transformers.image_transforms import corners_to_center_format
 from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
+from ..detection.box_coding import clip_boxes, decode_boxes
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_output, check_pixels
+from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from .boxes_vild import clip_boxes, decode_boxes, keep_best, make_anchors, region_features, select_detections
+from .boxes_vild import keep_best, make_anchors, region_features, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
 from .heads_vild import (
     MASK_SIZE,
@@ -196,6 +197,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             padding = self.family.padding_id(self.config.dual_encoder_config)
             input_ids = torch.where(attention_mask.bool(), input_ids, padding)
         flat = input_ids.flatten(0, -2)
+        check_token_ids(flat, self.config.text_config.vocab_size)
         features = unit_norm(self.family.encode_text(self.text_encoder, flat))
         features = features.view(*input_ids.shape[:-1], -1)
         return unit_norm(features.mean(dim=1)) if features.dim() == 3 else features
@@ -380,7 +382,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             found, values = self._detect(features, boxes, scores, regions, sizes, texts, stored)
             fields |= values
             for name in ("logits", "pred_boxes"):
-                inputs = {"pixel_values": pixel_values, "class_embeddings": texts.embeddings}
+                inputs = {"pixel_values": pixel_values, "class_embeddings": class_embeddings}
                 check_output(self, fields[name], name, **inputs)
             if output_detections or output_masks:
                 fields["detections"] = self._final_detections(*found, features, output_masks)

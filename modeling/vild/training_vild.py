@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou, roi_align
 from transformers.image_transforms import center_to_corners_format
 
-from .boxes_vild import encode_boxes
+from ..detection.box_coding import encode_boxes
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ def export(case, folder) -> dict:
     exported = export_with_code(model, processor, folder / f"exported-{case.id}", license="mit", repo_id=repo_id)
     assert model._auto_class is None and (processor is None or type(processor)._auto_class is None)
     assert "auto_map" not in model.config.to_dict()
-    expected = {f"inputs.{name}": value for name, value in case.inputs(4).items() if torch.is_tensor(value)}
-    expected["output"] = case.run(model)
+    inputs = {name: value for name, value in case.inputs(4).items() if name not in case.only_in_training}
+    expected = {f"inputs.{name}": value for name, value in inputs.items() if torch.is_tensor(value)}
+    expected["output"] = case.run(model).contiguous()
     if processor is not None:
         expected["image"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
         expected["processed"] = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values

@@ -5,7 +5,8 @@ import torch
 from parity_fixtures import assert_close, fixtures_like, load_fixture
 from transformers import CLIPConfig
 
-from hf_clip_variants.modeling.vild.boxes_vild import clip_boxes, decode_boxes, encode_boxes, select_detections
+from hf_clip_variants.modeling.detection.box_coding import clip_boxes, decode_boxes, encode_boxes
+from hf_clip_variants.modeling.vild.boxes_vild import select_detections
 from hf_clip_variants.modeling.vild.configuration_vild import ViLDConfig
 from hf_clip_variants.modeling.vild.convert_vild import CLASSES, HEAD, head_rules
 from hf_clip_variants.modeling.vild.heads_vild import ViLDRegionHead

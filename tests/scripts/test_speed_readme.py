@@ -38,3 +38,10 @@ def test_other_figures_are_reported_and_rewritten(program, tmp_path):
 )
 def test_ratios_have_as_many_digits_as_are_known(program, ratio, text):
     assert program.Figures([{"row": "toy", "ratio": ratio}]).x("toy") == text
+
+
+def test_what_was_not_measured_is_not_in_the_table(program):
+    measured = {"row": "class_embeddings", "ratio": 3.0}, {"row": "adapt_500", "ratio": 4.0}
+    first, second = program.table(list(measured)).splitlines()[2:]
+    assert first.startswith("| `adapt`, 500 images") and first.endswith("| 4.0 x |  |")
+    assert second.endswith("| open_clip's zero-shot classifier | 3.0 x |  |")

@@ -10,6 +10,7 @@ import unittest
 from unittest.mock import patch
 
 import torch
+from suite_testers import SIZES, TEXT, VISION, CLIPClassifierTester
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
@@ -48,45 +49,10 @@ DESELECTED: dict[str, str] = {
     "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
+    "GLIPForZeroShotObjectDetectionSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
 }
-
-SIZES = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = SIZES | {"vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 24}
-TEXT |= {"bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 98}
-VISION = SIZES | {"image_size": 30, "patch_size": 5, "projection_dim": 24}
-
-
-class CLIPClassifierTester:
-    """The sizes are those of the image encoder, whose hidden states and attentions are in the output."""
-
-    batch_size, num_labels, is_training = 3, 5, True
-    seq_length = encoder_seq_length = key_length = (30 // 5) ** 2 + 1
-    hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
-
-    def __init__(self, parent, config_class):
-        self.parent, self.config_class = parent, config_class
-
-    def get_config(self):
-        prompts = {"templates": ["a photo of a {}.", "the {}."], "prompt_length": 6, "tail_length": 3}
-        encoders = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 24}
-        return self.config_class(**encoders, num_labels=self.num_labels, **prompts)
-
-    def text_inputs(self):
-        input_ids = torch.full((self.batch_size, 8), TEXT["eos_token_id"])
-        input_ids[:, 0], input_ids[:, 1:5] = TEXT["bos_token_id"], torch.randint(0, 90, (self.batch_size, 4))
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
-    def prepare_config_and_inputs(self):
-        pixel_values = floats_tensor([self.batch_size, 3, 30, 30])
-        return self.get_config(), pixel_values
-
-    def prepare_config_and_inputs_for_common(self):
-        config, pixel_values = self.prepare_config_and_inputs()
-        return config, {"pixel_values": pixel_values}
-
-    config_fields = {"projection_dim": 24, "templates": ["a {}."], "prompt_length": 6}
 
 
 class ClassifierSuite(ModelTesterMixin):
@@ -638,6 +604,66 @@ class CLIP4ClipClassificationSuite(ClassifierSuite):
     test_all_params_have_gradient = False  # the text encoder is not read
 
 
+class GLIPTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the Swin transformer's maps."""
+
+    common_properties = ["hidden_size"]
+    config_fields = {"hidden_size": 16, "num_groups": 4, "use_fusion": False}
+    maps = [(8, 16, 16), (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+
+    def get_config(self):
+        swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
+        text = SIZES | {"vocab_size": 99, "max_position_embeddings": 16}
+        return self.config_class(
+            backbone_config=swin | {"drop_path_rate": 0.0},
+            text_config=text | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            hidden_size=16,
+            head_num_layers=2,
+            fusion_hidden_size=24,
+            fusion_num_heads=2,
+            fusion_dropout=0.0,
+            num_groups=4,
+            drop_block_prob=0.0,
+            max_text_length=16,
+            anchor_sizes=[16, 32, 64, 128, 256],
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        phrase_map = torch.zeros(self.batch_size, self.num_labels, 8)
+        for label in range(self.num_labels):
+            phrase_map[:, label, label + 1] = 1
+        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64]), "phrase_map": phrase_map}
+        return self.get_config(), inputs | self.text_inputs()
+
+
+class GLIPSuite(ImageEncoderSuite):
+    _is_composite = True
+    has_attentions = False
+    test_resize_embeddings = False  # prompts are made with the tokenizer of the text encoder
+
+    def test_attention_outputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        self.assertIsNone(self.all_model_classes[0](config).eval()(**inputs, output_attentions=True).attentions)
+
+    def test_model_get_set_embeddings(self):
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        model = self.all_model_classes[0](config)
+        new = torch.nn.Embedding(10, 32)
+        model.set_input_embeddings(new)
+        self.assertIs(model.get_input_embeddings(), new)
+        self.assertIs(model.text_encoder.embeddings.word_embeddings, new)
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True)
+        used = outputs.hidden_states[2:]  # a Swin transformer gives copies, of which the pyramid reads three
+        for tensor in used:
+            tensor.retain_grad()
+        outputs.logits.sum().backward()
+        for tensor in used:
+            self.assertIsNotNone(tensor.grad)
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip4clip": [
@@ -652,6 +678,7 @@ TESTERS = {
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "vild": [(ViLDTester, ViLDSuite)],
+    "glip": [(GLIPTester, GLIPSuite)],
     "groupvit": [
         (GroupViTTester, GroupViTSuite, GroupViTModel),
         (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),

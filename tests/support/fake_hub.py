@@ -287,7 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": 0,
             "likes": 0,
         }
-        return 200, reply
+        # Of the card's metadata, what the Hub repeats beside it.
+        metadata = commit.files.get("README.md", b"").decode().partition("---\n")[2].partition("\n---")[0]
+        found = dict(re.findall(r"^(pipeline_tag|library_name): (\S+)$", metadata, re.MULTILINE))
+        return 200, reply | found
 
     def refs(self, body, repo_id):
         repo = self.readable(repo_id)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from clip4clip_runs import clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
+from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
+from glip_runs import with_open_weights as glip_open_weights
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
-from vild_runs import vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
+from vild_runs import VILD_BAD_VALUES, vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
 
 from hf_clip_variants.registry import Method, method
 
@@ -46,6 +48,7 @@ class ModelCase:
     float32_output: bool = False  # scores of a half-precision model are in float32
     # Relative, between two loadings: sums in convolutions of 1 x 1 maps depend on the weights' place in memory.
     rounding: float = 0.0
+    only_in_training: tuple[str, ...] = ()  # inputs that are nothing without labels
     collate: Callable[[list[dict]], dict] | None = None  # of rows for `Trainer`; default: transformers'
 
     @property
@@ -475,6 +478,7 @@ CASES = {
         ),
         ModelCase(
             name="vild",
+            only_in_training=("distill_boxes", "distill_embeddings"),
             config=vild_config,
             inputs=vild_inputs,
             processor=vild_processor,
@@ -483,22 +487,18 @@ CASES = {
             prepare=with_open_weights,
             untrained=("text_encoder.",),
             collate=vild_collate,
-            bad_values=(
-                ({"variant": "both"}, "variant"),
-                ({"convention": "caffe"}, "convention"),
-                ({"temperature": 0.0}, "temperature: 0.0"),
-                ({"distill_weight": -1.0}, "distill_weight: -1.0, expected a number >= 0"),
-                ({"roi_samples": 0}, "roi_samples: 0"),
-                ({"nms_threshold": 1.5}, "nms_threshold: 1.5, expected a number in 0..1"),
-                ({"rpn_negative_iou": 0.9}, "rpn_negative_iou: 0.9 is above"),
-                ({"batch_norm_momentum": 2.0}, "batch_norm_momentum: 2.0"),
-                ({"anchor_ratios": []}, "anchor_ratios"),
-                ({"hidden_size": 0}, "hidden_size: 0"),
-                ({"background": 0.5, "label_texts": None}, "background: 0.5, expected None"),
-                ({"backbone_config": {"depths": [1, 1, 1]}}, "stage"),
-                ({"backbone_config": {"model_type": "bert"}}, "backbone_config.model_type: 'bert', expected 'resnet'"),
-                ({"dual_encoder_config": {"model_type": "bert"}}, "dual_encoder_config.model_type: 'bert'"),
-            ),
+            bad_values=VILD_BAD_VALUES,
+        ),
+        ModelCase(
+            name="glip",
+            config=glip_config,
+            inputs=glip_inputs,
+            processor=glip_processor,
+            by_row=("logits", "pred_boxes", "centerness"),
+            loss_is_of_the_batch=True,
+            prepare=glip_open_weights,
+            collate=glip_collate,
+            bad_values=GLIP_BAD_VALUES,
         ),
     )
 }
@@ -621,7 +621,8 @@ class ModelContract:
         model = model.to(torch.bfloat16)
         rough = case.run(model)
         assert rough.dtype == (torch.float32 if case.float32_output else torch.bfloat16)
-        torch.testing.assert_close(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        near = torch.isclose(rough.float(), exact, rtol=0.1, atol=0.05 * exact.abs().max().item())
+        assert near.float().mean() > 0.99, (rough, exact)  # of maps, a few pixels may lie on the other side of an edge
         loss = case.loss(model.train(), case.inputs(4))
         loss.backward()
         assert torch.isfinite(loss) and all(

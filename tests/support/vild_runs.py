@@ -6,6 +6,25 @@ from tiny import copy_of, tiny_clip_config, tiny_pixels, tiny_tokenizer
 from hf_clip_variants import ViLDConfig, ViLDForZeroShotObjectDetection, ViLDImageProcessor, ViLDProcessor
 
 
+# Arguments of a configuration that are wrong, and what the error says.
+VILD_BAD_VALUES = (
+    ({"variant": "both"}, "variant"),
+    ({"convention": "caffe"}, "convention"),
+    ({"temperature": 0.0}, "temperature: 0.0"),
+    ({"distill_weight": -1.0}, "distill_weight: -1.0, expected a number >= 0"),
+    ({"roi_samples": 0}, "roi_samples: 0"),
+    ({"nms_threshold": 1.5}, "nms_threshold: 1.5, expected a number in 0..1"),
+    ({"rpn_negative_iou": 0.9}, "rpn_negative_iou: 0.9 is above"),
+    ({"batch_norm_momentum": 2.0}, "batch_norm_momentum: 2.0"),
+    ({"anchor_ratios": []}, "anchor_ratios"),
+    ({"hidden_size": 0}, "hidden_size: 0"),
+    ({"background": 0.5, "label_texts": None}, "background: 0.5, expected None"),
+    ({"backbone_config": {"depths": [1, 1, 1]}}, "stage"),
+    ({"backbone_config": {"model_type": "bert"}}, "backbone_config.model_type: 'bert', expected 'resnet'"),
+    ({"dual_encoder_config": {"model_type": "bert"}}, "dual_encoder_config.model_type: 'bert'"),
+)
+
+
 NAMES = ["cat", "dog", "bird", "pizza", "car"]
 BASE = NAMES[:3]
 BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "layer_type": "basic"}

@@ -79,7 +79,9 @@ def _convert(official: OfficialAdapterFile) -> tuple[CLIPAdapterConfig, dict[str
 
 
 CHECKPOINTS = AdapterFormat(
-    signature=Signature(every=(r"(.*\.)?fc\.0\.weight$", r"(.*\.)?fc\.2\.weight$"), none=(r"visual\.",)),
+    signature=Signature(
+        every=(r"(.*\.)?(?<!relu\.)fc\.0\.weight$", r"(.*\.)?(?<!relu\.)fc\.2\.weight$"), none=(r"visual\.",)
+    ),
     tensors=(r"fc\.[02]\.weight",),
     convert=_convert,
 )

@@ -6,8 +6,8 @@ import accelerate
 import pytest
 import torch
 from adapted_classifiers import CONFIGS, adapted, base_classifier
-from peft import get_peft_model
-from tiny import tiny_pixels, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_clip, tiny_pixels, tiny_tokenizer
 
 from hf_clip_variants import CLIPClassifier
 from hf_clip_variants.adapters import load_adapter
@@ -83,6 +83,17 @@ def test_a_new_context_starts_from_words_of_an_offloaded_embedding(saved):
     name = "base_model.model.prompt_embedder.clipv_coop_context.default"
     first = words(CLIPClassifier.from_pretrained(saved))[name]
     assert torch.equal(words(offloaded(saved, "cpu_offload"))[name], first)
+
+
+@pytest.mark.parametrize("make", [tiny_clip, base_classifier], ids=["transformers' CLIPModel", "ours"])
+def test_lora_on_an_offloaded_base_is_lost_by_peft_whatever_the_model(make):
+    """PEFT moves LoRA's new weights to where the base's are, the meta device: what they were is lost, and answers are
+    noise or NaN. If this fails, PEFT has been repaired. Until then, LoRA first and offloading after it."""
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(accelerate.cpu_offload(make(), execution_device="cpu"), lora)
+    assert all(p.is_meta for name, p in model.named_parameters() if "lora_" in name)
+    model = get_peft_model(make(), lora)
+    assert not any(p.is_meta for p in model.parameters())
 
 
 def test_weights_on_meta_that_nobody_holds_stay_there():

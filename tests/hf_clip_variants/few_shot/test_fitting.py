@@ -216,7 +216,8 @@ def test_cached_features_give_the_same_adapter_as_encoding_at_every_step(method,
     (tensors, curve, confidence, values), (live_tensors, live_curve, live_confidence, live_values) = outcomes
     for name in tensors:
         one, two = tensors[name].float(), live_tensors[name].float()
-        assert torch.allclose(one, two, atol=1e-5 * max(1.0, float(one.abs().max()))), name
+        # Adam divides by the gradient: where that is nearly nothing, so is its rounding no longer.
+        assert torch.allclose(one, two, atol=5e-5 * max(1.0, float(one.abs().max()))), name
     # Strengths from the shots multiply the differences of the features, which are errors of rounding.
     assert curve == pytest.approx(live_curve, rel=1e-3, abs=1e-5) and len(curve) == (3 if method in TRAINED else 0)
     assert torch.allclose(confidence, live_confidence, atol=1e-2 if method in STRENGTH_FROM_SHOTS else 1e-5)

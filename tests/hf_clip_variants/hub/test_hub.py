@@ -262,7 +262,7 @@ def test_an_adapter_and_its_base_in_one_repository(hub, classifier, processor, t
     torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
     with model.disable_adapter():
         torch.testing.assert_close(logits_of(model), zero_shot, rtol=0, atol=1e-5)
-    seen = pipeline("image-classification", model=repo_id)(make_image(), top_k=5)
+    seen = pipeline(model=repo_id)(make_image(), top_k=5)  # the card knows the task
     pixels = processor(images=make_image(), return_tensors="pt").pixel_values
     with torch.inference_mode():
         probabilities = adapted(pixel_values=pixels).logits.softmax(-1)[0].tolist()
@@ -283,6 +283,8 @@ def run_snippet(readme, folder):
 
 
 def test_an_adapter_pushed_alone_names_a_base_on_the_hub(hub, classifier, processor, clip_folder, tmp_path):
+    from transformers import pipeline
+
     from hf_clip_variants import load_adapter
 
     hub.create("openai/tiny-clip", clip_folder)
@@ -310,6 +312,8 @@ def test_an_adapter_pushed_alone_names_a_base_on_the_hub(hub, classifier, proces
     assert "The adapter caches images of its classes" in readme and str(tmp_path) not in readme
     torch.testing.assert_close(logits_of(load_adapter("alice/tip")), expected, rtol=0, atol=1e-5)
     run_snippet(readme, tmp_path)
+    with pytest.raises(RuntimeError, match="meant to be used with peft|pipeline_tag"):  # transformers: of any adapter
+        pipeline(model="alice/tip")
 
 
 @pytest.mark.parametrize("kind", ["coop", "clip_adapter"])

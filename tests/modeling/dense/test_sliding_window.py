@@ -188,3 +188,19 @@ def test_windows_of_images_with_texts_of_their_own(background):
         alone = model.sliding_window_logits(images()[row : row + 1], 8, 5, **texts)[0]
         torch.testing.assert_close(found[row, : len(labels) + channels], alone)
     assert (found[1, 1 + channels :] < -1e30).all()
+
+
+def test_very_many_windows_are_refused_before_the_first_but_not_those_of_a_large_image():
+    calls = []
+
+    def forward(x):
+        calls.append(len(x))
+        return x[:, :1]
+
+    with pytest.raises(ValueError, match=r"window: windows of 1 x 1 pixels every 1 x 1 are 4096 for 64 x 64 pixels"):
+        sliding_window_scores(forward, images(64, 64, 1), window=1, stride=1)
+    assert not calls
+    with pytest.raises(ValueError, match="more than 20000; want larger ones"):
+        sliding_window_scores(forward, images(16, 20_100, 1), window=16, stride=1)
+    sliding_window_scores(forward, images(16, 1_300, 1), window=16, stride=1, batch_size=64)  # more than 1,000
+    assert sum(calls) == 1285

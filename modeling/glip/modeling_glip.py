@@ -1,0 +1,406 @@
+"""GLIP: a detector that compares regions with the words of a prompt, after both have looked at each other."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertModel, PreTrainedModel, SwinBackbone
+from transformers import initialization as init
+from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils import can_return_tuple
+
+from ..detection.box_coding import decode_boxes
+from ..dual_encoders.forward_checks import check_pixels
+from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from .boxes_glip import make_anchors
+from .configuration_glip import STRIDES, GLIPConfig
+from .head_glip import GLIPDeformableConvolution, GLIPFusion, GLIPHeadLayer, GLIPPredictions, GLIPPyramid
+from .losses_glip import (
+    NO_OBJECT,
+    assign_anchors,
+    box_losses,
+    centerness_loss,
+    centerness_targets,
+    mean_over_ranks,
+    token_loss,
+    token_targets,
+)
+from .outputs_glip import GLIPObjectDetectionOutput
+
+
+_IMAGE_MULTIPLE = 32  # officially images are padded to a multiple of this
+
+
+class GLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
+    config: GLIPConfig
+    base_model_prefix = "glip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = _supports_attention_backend = True
+    _no_split_modules = ["SwinStage", "BertLayer", "BertEmbeddings", "GLIPHeadLayer", "GLIPPyramid"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, GLIPPyramid):
+            for convolution in (*module.lateral, *module.smooth, *module.further):
+                init.kaiming_uniform_(convolution.weight, a=1)
+                init.zeros_(convolution.bias)
+        elif isinstance(module, GLIPFusion):
+            for layer in module.children():
+                if isinstance(layer, nn.Linear):
+                    init.xavier_uniform_(layer.weight)
+                    init.zeros_(layer.bias)
+            for scale in (module.image_scale, module.text_scale):
+                init.constant_(scale, 1 / self.config.head_num_layers)
+        elif isinstance(module, GLIPDeformableConvolution):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, GLIPPredictions):
+            prior = self.config.prior_prob
+            init.ones_(module.level_scales)
+            init.zeros_(module.log_scale)
+            init.zeros_(module.text_bias)
+            init.constant_(module.bias, -math.log((1 - prior) / prior))
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers, but with the model's own parameter names in the file. By default, transformers writes a
+        Swin transformer under older names, which `Trainer` does not find when it resumes."""
+        kwargs.setdefault("save_original_format", False)
+        return super().save_pretrained(*args, **kwargs)
+
+
+class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
+    r"""
+    GLIP (Li et al. 2022): finds what a text names. The text is a list of class names ("cat. dog"), or a sentence whose
+    phrases are found.
+
+    A Swin transformer with a feature pyramid reads the image, BERT the text; in each layer of the head regions and
+    words attend to each other (deep fusion). Each region is then compared with each word; the score of a label is the
+    mean over its words. [`GLIPProcessor`] makes the prompt and says which words each label has (`phrase_map`).
+
+    Prefer it where sentences and new words are to be found, and where detection and grounding data are trained on
+    together. Prefer ViLD where masks are wanted or there are thousands of classes: its time does not depend on them.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants.modeling.glip.configuration_glip import GLIPConfig
+    >>> from hf_clip_variants.modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection
+
+    >>> model = GLIPForZeroShotObjectDetection(GLIPConfig.tiny()).eval()
+    >>> with torch.no_grad():
+    ...     outputs = model(torch.randn(1, 3, 64, 96), input_ids=torch.tensor([[101, 4937, 1012, 3899, 102]]))
+    >>> outputs.logits.shape, outputs.pred_boxes.shape, outputs.spatial_shapes.tolist()
+    (torch.Size([1, 129, 5]), torch.Size([1, 129, 4]), [[8, 12], [4, 6], [2, 3], [1, 2], [1, 1]])
+    ```
+    """
+
+    takes_all_labels = True  # in the pipeline
+
+    def __init__(self, config: GLIPConfig):
+        super().__init__(config)
+        self.backbone = SwinBackbone._from_config(config.backbone_config)
+        self.backbone.swin.layernorm = nn.Identity()  # of an output that a backbone does not use
+        self.text_encoder = BertModel._from_config(config.text_config, add_pooling_layer=False)
+        self.pyramid = GLIPPyramid(config)
+        self.layers = nn.ModuleList(GLIPHeadLayer(config) for _ in range(config.head_num_layers))
+        self.predictions = GLIPPredictions(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_encoder.set_input_embeddings(value)
+
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, which fails at Swin's patch embeddings: they return a tuple. Their convolution is taken
+        instead."""
+
+        def require(module, inputs, output):
+            output.requires_grad_(True)
+
+        layers = (self.get_input_embeddings(), self.backbone.swin.embeddings.patch_embeddings.projection)
+        self._require_grads_hooks = [layer.register_forward_hook(require) for layer in layers]
+
+    # ---- parts of the forward pass
+
+    def encode_prompts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        phrase_map: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Token ids (B, T) -> BERT's last hidden states (B, T, D). They do not depend on the image: `text_embeds` of
+        `forward`, for many images with the same prompt.
+
+        With `separate_names`, `phrase_map` (B, K, T) says which tokens are a name's.
+        """
+        positions = None
+        if self.config.separate_names:
+            if phrase_map is None:
+                raise ValueError("phrase_map: missing, which a model with separate_names needs, expected (B, K, T)")
+            attention_mask, positions = _separate(phrase_map, attention_mask, self.text_encoder.dtype)
+        outputs = self.text_encoder(input_ids, attention_mask, position_ids=positions, return_dict=True)
+        return outputs.last_hidden_state
+
+    def feature_maps(
+        self, pixel_values: torch.Tensor, output_hidden_states: Any = True
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        """Images (B, 3, H, W) -> the pyramid's five maps, and Swin's hidden states. Images are padded at the right
+        and the bottom to multiples of 32."""
+        height, width = pixel_values.shape[-2:]
+        pixel_values = pixel_values.to(self.pyramid.lateral[0].weight.dtype)
+        pixel_values = nn.functional.pad(pixel_values, (0, -width % _IMAGE_MULTIPLE, 0, -height % _IMAGE_MULTIPLE))
+        outputs = self.backbone(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        return self.pyramid(outputs.feature_maps), outputs.hidden_states
+
+    def run_head(
+        self, features: list[torch.Tensor], words: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Maps (B, C, h, w) and words (B, T, D), with mask (B, T) -> both behind the head's layers."""
+        attention_mask = create_bidirectional_mask(self.config.text_config, words, mask)
+        for layer in self.layers:
+            features, words = layer(features, words, mask, attention_mask)
+        return features, words
+
+    def anchors_of(self, shapes: Sequence[Sequence[int]], device=None) -> list[torch.Tensor]:
+        """(height, width) of each level -> its anchors (A_l, 4)."""
+        sizes = self.config.anchor_sizes
+        return [make_anchors(*one, device=device) for one in zip(shapes, STRIDES, sizes, strict=True)]
+
+    # ---- forward
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        phrase_map: torch.FloatTensor | None = None,
+        pixel_mask: torch.LongTensor | None = None,
+        text_embeds: torch.FloatTensor | None = None,
+        labels: Sequence[Mapping[str, torch.Tensor]] | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> GLIPObjectDetectionOutput:
+        r"""
+        Args:
+            pixel_values: (B, 3, H, W), RGB, normalised.
+            input_ids, attention_mask: the prompt of each image, (B, T); of all images, (1, T); or P prompts for each,
+                (B, P, T) or (1, P, T): the image is then encoded once.
+            phrase_map: (B, K, T), or (B, P, K, T) with P prompts: not 0 where a token belongs to a label. Needed for
+                `labels`; handed on to the post-processing. One for all images is (1, …).
+            pixel_mask: (B, H, W), 1 where an image is and 0 in its padding, at the right and the bottom.
+            text_embeds: (B, T, D) or (1, T, D) of `encode_prompts`, instead of `input_ids`.
+            labels: of each image a dictionary of `class_labels` (N,), rows of its `phrase_map`, and `boxes` (N, 4) as
+                `pred_boxes`. Then there is a loss, in eval mode, too.
+
+        Raises:
+            ValueError: names the argument, what came and what is wanted.
+        """
+        check_pixels(pixel_values, self.config.backbone_config.num_channels)
+        batch = len(pixel_values)
+        sizes = _content_sizes(pixel_values, pixel_mask)
+        prompts, several = self._prompts(input_ids, attention_mask, text_embeds, phrase_map, batch)
+        phrase_map = None if phrase_map is None else phrase_map.expand(batch, *phrase_map.shape[1:])
+        targets = None
+        if labels is not None:
+            if several or phrase_map is None:
+                wrong = "several prompts for each image" if several else "no phrase_map"
+                raise ValueError(f"labels: {wrong}, expected one prompt, and a phrase_map with a row for each label")
+            targets = _read_labels(labels, sizes, phrase_map)
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        features, hidden_states = self.feature_maps(pixel_values, output_hidden_states)
+        shapes = [tuple(one.shape[-2:]) for one in features]
+        anchors = torch.cat(self.anchors_of(shapes, pixel_values.device))
+        found, behind = [], None
+        for words, mask in prompts:
+            words, mask = words.expand(batch, -1, -1), mask.expand(batch, -1)
+            if behind is None or self.config.use_fusion:  # without fusion the head does not see the words
+                behind, fused = self.run_head(features, words, mask)
+            found.append(self.predictions(behind, fused if self.config.use_fusion else words))
+        logits, codes, centerness = (
+            torch.stack(parts, dim=1) if several else parts[0] for parts in zip(*found, strict=True)
+        )
+        boxes = decode_boxes(codes.float(), anchors)
+        image_sizes = torch.tensor(sizes, device=boxes.device)
+        scale = image_sizes.flip(1).repeat(1, 2).view(batch, *(1,) * (boxes.dim() - 2), 4)
+        fields: dict[str, Any] = {}
+        if targets is not None:
+            losses = self._losses(logits, boxes, centerness, anchors, shapes, targets, prompts[0][1])
+            weights = {"loss_box": self.config.box_loss_weight}
+            fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
+            fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}
+        if output_hidden_states is not None and output_hidden_states is not False:
+            fields["hidden_states"] = hidden_states
+        return GLIPObjectDetectionOutput(
+            logits=logits,
+            pred_boxes=corners_to_center_format(boxes / scale),  # float32: bfloat16 is too coarse for places
+            centerness=centerness,
+            spatial_shapes=torch.tensor(shapes, device=boxes.device),
+            image_sizes=image_sizes,
+            phrase_map=phrase_map,
+            input_ids=input_ids,
+            **fields,
+        )
+
+    def _prompts(self, input_ids, attention_mask, text_embeds, phrase_map, batch: int):
+        """Words (B or 1, T, D) and mask (B or 1, T) of each prompt, and whether an image has several."""
+        if (input_ids is None) == (text_embeds is None):
+            got = "neither" if input_ids is None else "both"
+            raise ValueError(f"input_ids, text_embeds: got {got}, expected one of them")
+        given, name = (input_ids, "input_ids") if text_embeds is None else (text_embeds, "text_embeds")
+        dimensions = (2, 3) if text_embeds is None else (3,)
+        if given.dim() not in dimensions or len(given) not in (1, batch) or not given.numel():
+            raise ValueError(f"{name}: got {list(given.shape)}, expected one row for each of {batch} images, or one")
+        shape = given.shape if text_embeds is None else given.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, dtype=torch.long, device=given.device)
+        if attention_mask.shape != shape:
+            raise ValueError(f"attention_mask: got {list(attention_mask.shape)}, expected {list(shape)}")
+        if shape[-1] > self.config.max_text_length:
+            raise ValueError(
+                f"{name}: {shape[-1]} tokens, expected at most {self.config.max_text_length} (max_text_length); "
+                "GLIPProcessor splits long class lists into several prompts"
+            )
+        several = text_embeds is None and input_ids.dim() == 3
+        _check_map(phrase_map, shape, several, batch)
+        if text_embeds is not None:
+            return [(text_embeds.to(self.dtype), attention_mask)], False
+        own_map = None
+        if phrase_map is not None and self.config.separate_names:
+            rows = max(len(input_ids), len(phrase_map))  # one prompt may have names of each image
+            input_ids, attention_mask, own_map = (
+                one.expand(rows, *one.shape[1:]) for one in (input_ids, attention_mask, phrase_map)
+            )
+            own_map = own_map.flatten(0, -3)
+        masks = attention_mask.unbind(1) if several else [attention_mask]
+        flat = self.encode_prompts(input_ids.flatten(0, -2), attention_mask.flatten(0, -2), own_map)
+        words = flat.unflatten(0, input_ids.shape[:-1]).unbind(1) if several else [flat]
+        return list(zip(words, masks, strict=True)), several
+
+    def _losses(self, logits, boxes, centerness, anchors, shapes, targets, mask) -> dict[str, torch.Tensor]:
+        config = self.config
+        level_sizes = [height * width for height, width in shapes]
+        wanted_tokens, predicted, wanted, centres, places = [], [], [], [], []
+        for i, (objects, positive_map) in enumerate(targets):
+            owners = assign_anchors(objects, anchors, level_sizes, config.num_candidates)
+            wanted_tokens.append(token_targets(owners, positive_map))
+            (present,) = torch.where(owners != NO_OBJECT)
+            predicted.append(boxes[i, present])
+            wanted.append(objects[owners[present]])
+            centres.append(centerness[i, present])
+            places.append(anchors[present])
+        predicted, wanted, centres, places = (torch.cat(one) for one in (predicted, wanted, centres, places))
+        weights = centerness_targets(wanted, places)
+        divisors = mean_over_ranks(torch.stack([weights.new_tensor(float(len(weights))), weights.sum()]))
+        objects, weight = divisors[0].clamp_min(1), divisors[1].clamp_min(torch.finfo(torch.float32).eps)
+        mask = mask.expand(len(logits), -1)
+        of_words = token_loss(logits, torch.stack(wanted_tokens), mask, config.focal_alpha, config.focal_gamma)
+        # Without objects the sums are empty: zeros, with a gradient of 0 for every weight.
+        return {
+            "loss_words": of_words / objects,
+            "loss_box": (weights * box_losses(predicted, wanted)).sum() / weight,
+            "loss_centerness": centerness_loss(centres, weights) / objects,
+        }
+
+
+def _content_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
+    """(height, width) of each image without padding."""
+    if pixel_mask is None:
+        return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
+    expected = [len(pixel_values), *pixel_values.shape[-2:]]
+    if list(pixel_mask.shape) != expected:
+        raise ValueError(f"pixel_mask: got {list(pixel_mask.shape)}, expected {expected} (batch, height, width)")
+    mask = pixel_mask.bool()
+    heights, widths = mask.any(dim=2).sum(dim=1).tolist(), mask.any(dim=1).sum(dim=1).tolist()
+    if 0 in heights or 0 in widths:
+        raise ValueError("pixel_mask: an image without any pixel")
+    return list(zip(heights, widths, strict=True))
+
+
+def _check_map(phrase_map: torch.Tensor | None, shape: Sequence[int], several: bool, batch: int) -> None:
+    """`shape` is that of the token ids."""
+    if phrase_map is None:
+        return
+    fits = phrase_map.dim() == (4 if several else 3) and len(phrase_map) in (1, batch)
+    if not fits or phrase_map.shape[-1] != shape[-1] or (several and phrase_map.shape[1] != shape[1]):
+        expected = [batch, *([shape[1]] if several else []), "labels", shape[-1]]
+        raise ValueError(f"phrase_map: got {list(phrase_map.shape)}, expected {expected}")
+
+
+def _separate(
+    phrase_map: torch.Tensor, attention_mask: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, K, T) and (B, T) -> what is added to BERT's attention (B, 1, T, T), and positions (B, T).
+
+    A name's tokens see themselves and [CLS], which stands at the front, and follow it as if there was nothing else. A
+    token of several phrases is the first one's.
+    """
+    members = phrase_map != 0
+    rows = torch.cat([~members.any(dim=1, keepdim=True), members], dim=1)  # row 0: of no name
+    owner = rows.int().argmax(dim=1)  # (B, T)
+    numbers = torch.arange(rows.shape[1], device=rows.device)
+    start = (owner[:, None] == numbers[:, None]).int().argmax(dim=2).gather(1, owner)
+    places = torch.arange(rows.shape[2], device=rows.device)
+    positions = torch.where(owner > 0, places - start + 1, 0)
+    alike = (owner[:, :, None] == owner[:, None]) & (owner > 0)[:, None]
+    itself = places[:, None] == places
+    seen = alike | (places == 0)
+    if attention_mask is not None:
+        seen = seen & (attention_mask > 0)[:, None]
+    seen = seen & (places > 0)[:, None] | itself
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None], positions
+
+
+def _read_labels(labels, sizes, phrase_map: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Boxes in pixels (N, 4) and their tokens (N, T), of each image."""
+    if len(labels) != len(sizes):
+        raise ValueError(f"labels: {len(labels)} dictionaries for {len(sizes)} images, expected one for each")
+    found = []
+    for i, (label, (height, width)) in enumerate(zip(labels, sizes, strict=True)):
+        if missing := [name for name in ("class_labels", "boxes") if name not in label]:
+            raise ValueError(f"labels[{i}]: no {missing[0]!r}, expected 'class_labels' (N,) and 'boxes' (N, 4)")
+        device = phrase_map.device
+        classes = torch.as_tensor(label["class_labels"], device=device).long().flatten()
+        boxes = torch.as_tensor(label["boxes"], device=device).float().reshape(-1, 4)
+        if len(classes) != len(boxes):
+            raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
+        count = phrase_map.shape[1]
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
+            raise ValueError(
+                f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected rows of "
+                f"phrase_map, 0..{count - 1}"
+            )
+        rows = phrase_map[i, classes]
+        if bool((rows == 0).all(dim=1).any()):
+            name = int(classes[(rows == 0).all(dim=1)][0])
+            raise ValueError(f"labels[{i}]['class_labels']: {name} has no token in phrase_map")
+        bad = ~boxes.isfinite().all(dim=1) | (boxes[:, 2:] <= 0).any(dim=1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"labels[{i}]['boxes'][{row}]: {boxes[row].tolist()}, expected finite numbers, and a width and height "
+                "above 0"
+            )
+        scale = boxes.new_tensor([width, height, width, height])
+        found.append((center_to_corners_format(boxes) * scale, rows))
+    return found
+
+
+__all__ = ["GLIPForZeroShotObjectDetection", "GLIPPreTrainedModel"]

@@ -1,0 +1,116 @@
+"""A tiny GLIP and its inputs: images of 64 pixels, prompts of five names."""
+
+import torch
+from tiny import copy_of, tiny_pixels
+
+from hf_clip_variants import GLIPConfig, GLIPForZeroShotObjectDetection, GLIPImageProcessor, GLIPProcessor
+
+
+# Arguments of a configuration that are wrong, and what the error says.
+GLIP_BAD_VALUES = (
+    ({"hidden_size": 0}, "hidden_size: 0"),
+    ({"head_num_layers": 0}, "head_num_layers: 0, expected a whole number in 1.."),
+    ({"fusion_num_heads": 5}, "fusion_num_heads: 5 does not divide fusion_hidden_size"),
+    ({"num_groups": 5}, "num_groups: 5 does not divide hidden_size"),
+    ({"fusion_dropout": 1.0}, "fusion_dropout: 1.0"),
+    ({"prior_prob": 0.0}, "prior_prob: 0.0"),
+    ({"focal_gamma": -1.0}, "focal_gamma: -1.0, expected a number >= 0"),
+    ({"anchor_sizes": [8, 16]}, "anchor_sizes: \\[8, 16\\], expected 5"),
+    ({"max_text_length": 300}, "max_text_length: 300 is above text_config.max_position_embeddings"),
+    ({"use_fusion": "yes"}, "use_fusion"),
+    ({"backbone_config": {"depths": [1, 1, 1]}}, "depths|stage"),
+    ({"backbone_config": {"num_heads": [3, 2, 2, 4]}}, "num_heads: 3 does not divide 8"),
+    (
+        {"backbone_config": {"model_type": "resnet"}},
+        "backbone_config.model_type: 'resnet', expected 'swin'",
+    ),
+    ({"text_config": {"model_type": "clip_text_model"}}, "text_config.model_type: 'clip_text_model'"),
+    ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size: 1000000000"),
+)
+
+
+NAMES = ["cat", "dog", "bird", "traffic light", "red car"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "(", ")", "a", "the", "on", "and", "of", "holding"]
+WORDS += ["cat", "dog", "bird", "traffic", "light", "red", "car", "small", "pizza", "man", "##s", "c", "##h", "##air"]
+SIZES = {
+    "backbone_config": {
+        "embed_dim": 8,
+        "depths": [1, 2, 1, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 3,
+        "drop_path_rate": 0.0,
+    },
+    "text_config": {
+        "vocab_size": len(WORDS),
+        "hidden_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 28,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    "hidden_size": 12,
+    "head_num_layers": 2,
+    "fusion_hidden_size": 24,
+    "fusion_num_heads": 3,
+    "fusion_dropout": 0.0,
+    "num_groups": 3,
+    "dynamic_relu_reduction": 2,
+    "anchor_sizes": [16, 32, 64, 128, 256],
+    "drop_block_prob": 0.0,
+    "max_text_length": 24,
+}
+
+
+def glip_config(**fields) -> GLIPConfig:
+    return GLIPConfig(**SIZES | fields)
+
+
+def glip_tokenizer():
+    from transformers import BertTokenizerFast
+
+    return BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}, do_lower_case=True)
+
+
+def glip_processor(**options) -> GLIPProcessor:
+    images = GLIPImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    return GLIPProcessor(images, glip_tokenizer(), **{"max_text_length": 24} | options)
+
+
+def with_open_weights(model) -> None:
+    """New convolutions, biases and scales are trivial: errors would not be seen."""
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(("backbone.", "text_encoder.")):
+            spread = 0.2 * torch.randn(tensor.shape, generator=generator)
+            if tensor.dim() == 1:
+                tensor.add_(spread)
+            else:
+                tensor.copy_(spread * (6 / tensor[0].numel() ** 0.5))
+    model.predictions.bias.detach().fill_(-1.0)
+
+
+def glip_model(seed: int = 0, **fields) -> GLIPForZeroShotObjectDetection:
+    def build():
+        torch.manual_seed(seed)
+        model = GLIPForZeroShotObjectDetection(glip_config(**fields)).eval()
+        with_open_weights(model)
+        return model
+
+    return copy_of(f"glip {seed} {sorted(fields.items())}", build)
+
+
+def glip_labels(batch: int) -> list[dict]:
+    boxes = torch.tensor([[0.3, 0.3, 0.3, 0.25], [0.7, 0.6, 0.4, 0.5]])
+    return [{"class_labels": torch.tensor([i % 4, 3]), "boxes": boxes + 0.02 * (i % 4)} for i in range(batch)]
+
+
+def glip_inputs(batch: int) -> dict:
+    prompt = glip_processor()(text=[NAMES[: 4 + i % 2] for i in range(batch)], padding="max_length", max_length=16)
+    return {"pixel_values": tiny_pixels(batch, size=64), "labels": glip_labels(batch), **prompt}
+
+
+def glip_collate(rows: list[dict]) -> dict:
+    """`labels` stay a list."""
+    return {n: [r[n] for r in rows] if n == "labels" else torch.stack([r[n] for r in rows]) for n in rows[0]}
