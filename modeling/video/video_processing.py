@@ -139,6 +139,8 @@ class CLIPVideoProcessor(BaseVideoProcessor):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        if isinstance(self.background, list):  # JSON has no tuples
+            self.background = tuple(self.background)
         self._sampling(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod

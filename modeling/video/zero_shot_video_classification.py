@@ -114,7 +114,7 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         return {"scores": found[0] if single else found}
 
     def postprocess(self, model_outputs, candidate_labels=None, hypothesis_template=None, top_k=None):
-        names, scores = _names(candidate_labels), model_outputs["scores"]
+        names, scores = _names(candidate_labels), model_outputs["scores"].flatten()  # (1, C) of a batch
         order = scores.argsort(descending=True, stable=True).tolist()[:top_k]
         return [{"label": names[index], "score": float(scores[index])} for index in order]
 

@@ -6,6 +6,27 @@ from tiny import copy_of, tiny_clip_config, tiny_pixels
 from hf_clip_variants import CLIP4ClipConfig, CLIP4ClipModel
 
 
+# Arguments of a configuration that are wrong, and what the error says.
+CLIP4CLIP_BAD_VALUES = (
+    ({"similarity_head": "mean"}, "similarity_head: 'mean', expected one of meanP"),
+    ({"patch_embedding": "4d"}, "patch_embedding: '4d', expected one of 2d, 3d"),
+    ({"num_frames": 0}, "num_frames: 0"),
+    ({"num_frames": 99}, "head_config.max_position_embeddings: 32, expected at least 99"),
+    ({"head_dropout": 1.0}, "head_dropout: 1.0, expected a number in 0..1"),
+    ({"frozen_layers": -2}, "frozen_layers: -2, expected a number of layers, or -1"),
+    ({"pairs_per_tile": 0}, "pairs_per_tile: 0"),
+    ({"num_class_features": -1}, "num_class_features: -1"),
+    ({"projection_dim": 0}, "projection_dim: 0"),
+    ({"head_config": {"hidden_size": 27}}, "head_config.hidden_size: 27, expected 24, the joint width"),
+    ({"head_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
+    (
+        {"head_config": {"model_type": "bert"}},
+        "head_config.model_type: 'bert', expected 'clip_text_model'",
+    ),
+    ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
+)
+
+
 FRAMES = 4
 
 

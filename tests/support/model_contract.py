@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from clip4clip_runs import clip4clip_batch, clip4clip_config
+from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
-from lseg_runs import lseg_config, lseg_inputs, open_statistics
+from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
@@ -336,24 +336,7 @@ CASES = {
             by_row=("video_embeds", "text_embeds"),
             loss_options={"return_loss": True},
             loss_is_of_the_batch=True,
-            bad_values=(
-                ({"similarity_head": "mean"}, "similarity_head: 'mean', expected one of meanP"),
-                ({"patch_embedding": "4d"}, "patch_embedding: '4d', expected one of 2d, 3d"),
-                ({"num_frames": 0}, "num_frames: 0"),
-                ({"num_frames": 99}, "head_config.max_position_embeddings: 32, expected at least 99"),
-                ({"head_dropout": 1.0}, "head_dropout: 1.0, expected a number in 0..1"),
-                ({"frozen_layers": -2}, "frozen_layers: -2, expected a number of layers, or -1"),
-                ({"pairs_per_tile": 0}, "pairs_per_tile: 0"),
-                ({"num_class_features": -1}, "num_class_features: -1"),
-                ({"projection_dim": 0}, "projection_dim: 0"),
-                ({"head_config": {"hidden_size": 32}}, "head_config.hidden_size: 32, expected 24, the joint width"),
-                ({"head_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
-                (
-                    {"head_config": {"model_type": "bert"}},
-                    "head_config.model_type: 'bert', expected 'clip_text_model'",
-                ),
-                ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
-            ),
+            bad_values=CLIP4CLIP_BAD_VALUES,
         ),
         ModelCase(
             **_SLIP,
@@ -387,35 +370,7 @@ CASES = {
                     + tuple(f"batch_norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))
                 ),
             ),
-            bad_values=(
-                ({"projection_dim": 0}, "projection_dim: 0"),
-                ({"temperature": 0.0}, "temperature: 0.0"),
-                ({"head_block": "conv"}, "head_block"),
-                ({"block_depth": -1}, "block_depth: -1, expected a number in 0..100"),
-                ({"block_activation": "gelu"}, "block_activation"),
-                ({"readout_type": "mean"}, "readout_type"),
-                ({"backbone_out_indices": [0, 1, 2]}, r"backbone_out_indices: \[0, 1, 2\], expected four layers"),
-                ({"backbone_out_indices": [0, 1, 2, 5]}, r"backbone_out_indices: .*expected four layers in 0..4"),
-                ({"neck_hidden_sizes": [1, 2, 3]}, r"neck_hidden_sizes: \[1, 2, 3\], expected four"),
-                ({"auxiliary_loss_weight": -1.0}, "auxiliary_loss_weight: -1.0, expected a number >= 0"),
-                ({"freeze_batch_norm": "no"}, "freeze_batch_norm"),
-                ({"background": "  "}, "background: '  ' is blank"),
-                ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
-                (
-                    {"vision_config": {"num_attention_heads": 5}},
-                    "vision_config.num_attention_heads: 5 does not divide",
-                ),
-                ({"vision_config": {"patch_size": 14}}, "vision_config.patch_size: 14, expected one of 4, 8, 16, 32"),
-                ({"vision_config": {"image_size": 8}}, "vision_config.patch_size: 16 is larger than image_size"),
-                ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected one of dpt"),
-                ({"vision_config": {"is_hybrid": True}}, "vision_config.is_hybrid: given, expected a plain Vision"),
-                ({"vision_config": {"backbone": "evil/repo"}}, "vision_config.backbone: given"),
-                (
-                    {"text_config": {"model_type": "bert"}},
-                    "text_config.model_type: 'bert', expected 'clip_text_model'",
-                ),
-                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
-            ),
+            bad_values=LSEG_BAD_VALUES,
         ),
         ModelCase(
             name="audioclip",
