@@ -65,7 +65,7 @@ def fake(script, monkeypatch):
 
 def test_each_outcome_is_counted_and_the_others_go_on(fake):
     campaign = fake.Campaign(["fake"])
-    campaign.run(0.06, seed=7)
+    campaign.run(0.15, seed=7)
     of_first = Counter(found.outcome for found in campaign.bad if found.seed == 7)
     assert of_first == {name: count for name, count in EXPECTED.items() if name not in OUTCOMES[:2]}
     assert {found.name for found in campaign.bad if found.outcome == "hang" and found.seed == 7} == {
