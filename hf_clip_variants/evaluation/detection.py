@@ -18,7 +18,13 @@ from ..modeling.dual_encoders.prompts import resolve_templates
 from ..registry import methods
 from .devices import choose_device
 from .prediction import check_readable_path
-from .saved_folders import DETECTION_CLASS, check_model_folder, configuration_of, load_saved_processor
+from .saved_folders import (
+    DETECTION_CLASS,
+    check_model_folder,
+    configuration_of,
+    is_of_auto_class,
+    load_saved_processor,
+)
 
 
 if TYPE_CHECKING:
@@ -29,10 +35,7 @@ _LARGEST_MASKS = 2**30  # bytes of all masks of an image
 
 def is_detector(source: str | os.PathLike) -> bool:
     """Whether the folder or Hub id holds a model of this package that finds objects by texts."""
-    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
-        return False
-    kinds = {row.model_type for row in methods("model") if DETECTION_CLASS in row.auto_classes}
-    return configuration_of(source).get("model_type") in kinds
+    return is_of_auto_class(source, DETECTION_CLASS)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,15 @@ def configuration_of(source: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
+def is_of_auto_class(source: str | os.PathLike, auto_class: str) -> bool:
+    """Whether the folder or Hub id holds a model of this package that this Auto class loads. An adapter's folder does
+    not."""
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        return False
+    kinds = {row.model_type for row in methods("model") if auto_class in row.auto_classes}
+    return configuration_of(source).get("model_type") in kinds
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a JSON file. OSError that names the file if there is none in it."""
     path = Path(path)

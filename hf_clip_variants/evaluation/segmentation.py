@@ -17,7 +17,13 @@ from ..modeling.dense.zero_shot_image_segmentation import TASK, ZeroShotImageSeg
 from ..registry import methods
 from .devices import choose_device
 from .prediction import check_readable_path
-from .saved_folders import SEGMENTATION_CLASS, check_model_folder, configuration_of, load_saved_processor
+from .saved_folders import (
+    SEGMENTATION_CLASS,
+    check_model_folder,
+    configuration_of,
+    is_of_auto_class,
+    load_saved_processor,
+)
 
 
 if TYPE_CHECKING:
@@ -25,11 +31,8 @@ if TYPE_CHECKING:
 
 
 def is_segmenter(source: str | os.PathLike) -> bool:
-    """Whether the folder or Hub id holds a model that segments by texts. An adapter's folder does not."""
-    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
-        return False
-    kinds = {row.model_type for row in methods("model") if SEGMENTATION_CLASS in row.auto_classes}
-    return configuration_of(source).get("model_type") in kinds
+    """Whether the folder or Hub id holds a model of this package that segments by texts."""
+    return is_of_auto_class(source, SEGMENTATION_CLASS)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,10 @@ class ZeroShotImageSegmentationPipeline(Pipeline):
     Each list of labels is encoded once a call, whatever the number of images. Images are not padded: with
     `batch_size`, those of one size and the same labels go through the model together, so results do not depend on it.
 
-    Example:
+    Example, after `import hf_clip_variants`, which makes the pipeline known:
 
     ```python
     from transformers import pipeline
-    import hf_clip_variants
 
     segmenter = pipeline("zero-shot-image-segmentation", model="folder-or-hub-id")
     segmenter("photo.jpg", candidate_labels=["cat", "sky", "building;edifice"])

@@ -25,11 +25,10 @@ class AllLabelsObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
     Images are not padded: with `batch_size`, those of one size and the same labels go through the model together, so
     results do not depend on it.
 
-    Example:
+    Example, after `import hf_clip_variants`, which makes the pipeline known:
 
     ```python
     from transformers import pipeline
-    import hf_clip_variants
 
     detector = pipeline("zero-shot-object-detection", model="folder-or-hub-id")
     detector("photo.jpg", candidate_labels=["cat", "sofa"], threshold=0.3)

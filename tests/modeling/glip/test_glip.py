@@ -354,3 +354,20 @@ def test_a_tiny_model_learns_where_things_are():
     assert losses[-1] < 0.5 * losses[0]
     found = processor.post_process_grounded_object_detection(run(model.eval(), pixel_values=pixels, **prompt))
     assert [int(one["labels"][0]) for one in found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1)])
+def test_gradients_of_maps_of_one_column_are_finite_in_bfloat16(size):
+    """PyTorch's own would take up what was in memory: here NaN."""
+    pyramid = glip_model().pyramid.to(torch.bfloat16)
+    height, width = size
+    widths = [layer.in_channels for layer in pyramid.lateral]
+    for _ in range(20):
+        torch.full((200_000,), torch.nan, dtype=torch.bfloat16)  # given back at once
+        maps = [
+            torch.randn(2, channels, height * step, width * step, dtype=torch.bfloat16)
+            for channels, step in zip(widths, (4, 2, 1), strict=True)
+        ]
+        pyramid.zero_grad()
+        sum(one.float().sum() for one in pyramid(maps)).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in pyramid.parameters())
