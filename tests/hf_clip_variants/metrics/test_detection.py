@@ -1,12 +1,12 @@
 """Average precision of detections: known answers, base and novel classes, one process or two."""
 
+import json
 import math
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from paths import TESTS
+from processes import run_on_ranks
 
 from hf_clip_variants.metrics.detection import DetectionMetrics, average_recall
 
@@ -14,21 +14,17 @@ from hf_clip_variants.metrics.detection import DetectionMetrics, average_recall
 GROUPS = {"base": [0, 1], "novel": [2]}
 
 
-def fill(metrics: DetectionMetrics, numbers) -> DetectionMetrics:
-    for number in numbers:
-        draw = np.random.default_rng(number)
-        count = int(draw.integers(0, 4))
-        corners = draw.uniform(0, 50, (count, 2))
-        boxes = np.concatenate([corners, corners + draw.uniform(5, 40, (count, 2))], axis=1)
-        labels = draw.integers(0, 3, count)
-        noise = boxes + draw.normal(0, 3, boxes.shape)
-        noise[:, 2:] = np.maximum(noise[:, :2], noise[:, 2:])
-        metrics.add(
-            number,
-            {"scores": draw.random(count), "labels": labels, "boxes": noise},
-            {"labels": labels, "boxes": boxes},
-        )
-    return metrics
+def detections_of(number: int) -> tuple[dict, dict]:
+    """Detections and objects of one image: the detected boxes are the objects', moved a little."""
+    draw = np.random.default_rng(number)
+    count = int(draw.integers(0, 4))
+    corners = draw.uniform(0, 50, (count, 2))
+    boxes = np.concatenate([corners, corners + draw.uniform(5, 40, (count, 2))], axis=1)
+    labels = draw.integers(0, 3, count).tolist()
+    noise = boxes + draw.normal(0, 3, boxes.shape)
+    noise[:, 2:] = np.maximum(noise[:, :2], noise[:, 2:])
+    found = {"scores": draw.random(count).tolist(), "labels": labels, "boxes": noise.tolist()}
+    return found, {"labels": labels, "boxes": boxes.tolist()}
 
 
 def test_perfect_detections_have_precision_one_and_missing_classes_none():
@@ -91,17 +87,13 @@ def test_bad_detections_are_named():
         DetectionMetrics(num_labels=2, groups={"novel": [5]})
 
 
-def _rank(rank: int, world: int, address: str, queue) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=world)
-    # As a sampler does that fills up: image 0 is on both.
-    metrics = fill(DetectionMetrics(num_labels=3, groups=GROUPS), {*range(rank, 12, world), 0})
-    queue.put(metrics.compute())
-    dist.destroy_process_group()
-
-
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    expected = fill(DetectionMetrics(num_labels=3, groups=GROUPS), range(12)).compute()
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_rank, args=(2, str(tmp_path / "address"), queue), nprocs=2)
-    assert [queue.get(), queue.get()] == [expected, expected] and 0 < expected["AP"] < 1
-    assert torch.tensor(list(expected.values())).isfinite().all()
+    images = [detections_of(number) for number in range(12)]
+    (tmp_path / "detections.json").write_text(json.dumps({"groups": GROUPS, "images": images}))
+    run_on_ranks(TESTS / "programs" / "detection_ranks.py", tmp_path, world_size=2, folder=tmp_path)
+    metrics = DetectionMetrics(num_labels=3, groups=GROUPS)
+    for number, (predictions, targets) in enumerate(images):
+        metrics.add(number, predictions, targets)
+    expected = metrics.compute()
+    assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [expected, expected]
+    assert 0 < expected["AP"] < 1 and all(map(math.isfinite, expected.values()))
