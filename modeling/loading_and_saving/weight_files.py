@@ -139,11 +139,8 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
     for place in sorted(layers.keys() & stored.keys()):
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
-            name = "depths" if hasattr(config, "depths") else "num_hidden_layers"
-            raise ValueError(
-                f"{part}{name}: {getattr(config, name, None)}, but the weights in {source} have {stored[place]} "
-                f"layers {place}"
-            )
+            asked = " or ".join(f"{part}{name}: {value}" for name, value in _counts_behind(config, layers[place]))
+            raise ValueError(f"{asked}, but the weights in {source} have {stored[place]} layers {place}")
     asked = sum(parameter.numel() for parameter in model.parameters())
     there = sum(math.prod(shape) for shape in found.values())
     if asked > 2 * there + _NEW_WEIGHTS:
@@ -192,6 +189,21 @@ def _part_of(config, name: str) -> tuple[str, object]:
     kind = re.search(r"(?:^|\.)(text|vision|audio)_model\.", f"{name}.")
     part = getattr(config, f"{kind[1]}_config", None) if kind else None
     return (f"{kind[1]}_config.", part) if part is not None else ("", config)
+
+
+def _counts_behind(config, count: int) -> list[tuple[str, object]]:
+    """The fields of a configuration that may have asked for so many layers: the field for layers if it has one with
+    this value, or else all of its numbers and lists with it."""
+    if hasattr(config, "depths"):
+        return [("depths", config.depths)]
+    values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    found = [
+        (name, value)
+        for name, value in values.items()
+        if (value == count and type(value) is int) or (isinstance(value, list | tuple) and len(value) == count)
+    ]
+    usual = [one for one in found if one[0] == "num_hidden_layers"]
+    return usual or found or [("num_hidden_layers", values.get("num_hidden_layers"))]
 
 
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:

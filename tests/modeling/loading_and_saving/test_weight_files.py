@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import tiny_clip
+from vild_runs import vild_config
 
-from hf_clip_variants import CLIPClassifier
+from hf_clip_variants import CLIPClassifier, ViLDForZeroShotObjectDetection
 from hf_clip_variants.modeling.loading_and_saving.weight_files import LARGEST_COUNT, read_header
 
 
@@ -145,3 +146,12 @@ def test_more_weights_than_the_file_has_are_refused_before_they_are_made(folder)
     with pytest.raises(ValueError, match=r"asks for .* weights, .* have 1; look at .*text_config.hidden_size"):
         CLIPClassifier.from_pretrained(folder, output_loading_info=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize("field", ["mask_num_convs", "head_num_convs", "head_num_layers", "rpn_num_convs"])
+def test_a_number_of_layers_that_the_file_has_not_is_named(tmp_path, field):
+    ViLDForZeroShotObjectDetection(vild_config(use_masks=True)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: 5}))
+    with pytest.raises(ValueError, match=rf"{field}: 5.*but the weights in .* have [12] layers"):
+        ViLDForZeroShotObjectDetection.from_pretrained(tmp_path)
