@@ -1,5 +1,6 @@
 """Configuration of `CLIPClassifier`: a dual encoder's configuration plus the classes and the templates."""
 
+from collections.abc import Mapping
 from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
@@ -149,7 +150,7 @@ class CLIPClassifierConfig(CLIPConfig):
             raise ValueError(f"text_config.{name}: {value!r}, expected one of the {size} tokens")
 
     def validate_templates(self):
-        if self.templates:
+        if self.templates or isinstance(self.templates, Mapping):  # an empty mapping leaves every class without
             resolve_templates(self.templates, self.class_names)
 
 

@@ -13,7 +13,7 @@ from transformers.image_utils import AnnotationFormat, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from ..decoding.image_decoding import DecodingRules, decode_image, list_images
-from ..loading_and_saving.configuration_checks import check_image_settings
+from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
 
 
 _LARGEST = 1e18  # of numbers that are multiplied in float32
@@ -40,6 +40,7 @@ class DetectionImageProcessor(DetrImageProcessor):
         _check_settings(kwargs)
         super().__init__(**kwargs)
 
+    @with_named_settings
     def preprocess(self, images, annotations=None, *args, **kwargs) -> BatchFeature:
         """See the class."""
         _check_settings(kwargs)
@@ -159,8 +160,10 @@ def check_target_sizes(target_sizes, count: int) -> list[tuple[float, float]] | 
 
 def _check_settings(settings: dict) -> None:
     check_image_settings(settings)
-    format = settings.get("format")
-    if format is not None and format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
+    if settings.get("rescale_factor", 1) is None and settings.get("do_rescale") is not False:
+        raise ValueError("rescale_factor: None, expected a number such as 1/255, or do_rescale=False")
+    format = settings.get("format", AnnotationFormat.COCO_DETECTION)
+    if format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
         raise ValueError(f"format: {format!r}, expected 'coco_detection'")
 
 

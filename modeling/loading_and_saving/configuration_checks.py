@@ -292,6 +292,21 @@ def check_image_settings(settings: Mapping) -> None:
             )
 
 
+def with_named_settings(preprocess: Callable) -> Callable:
+    """Decorator of an image processor's `preprocess`: settings are checked by `check_image_settings`, and one whose
+    type transformers refuses is a ValueError that names it."""
+
+    @functools.wraps(preprocess)
+    def checked_preprocess(self, images, *args, **kwargs):
+        check_image_settings(kwargs)
+        try:
+            return preprocess(self, images, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+    return checked_preprocess
+
+
 def _check_size(name: str, value: object) -> None:
     """transformers takes a number, two, or names: of which only these make sense together."""
     if isinstance(value, SizeDict):
@@ -351,4 +366,4 @@ def _short(value: object) -> str:
 
 
 __all__ = ["LARGEST", "RANGES", "check_encoder_types", "check_image_settings", "check_num_labels", "check_range"]
-__all__ += ["check_values", "checked", "without_kernels"]
+__all__ += ["check_values", "checked", "with_named_settings", "without_kernels"]
