@@ -137,6 +137,9 @@ class CLIPClassifierConfig(CLIPConfig):
             value = getattr(self.vision_config, name, 1)  # of squares: that is all that the models can do
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"vision_config.{name}: {value!r}, expected a whole number of pixels")
+        for name in family_of(self.backbone_model_type).vision_switches:
+            if not getattr(self.vision_config, name, True):
+                raise ValueError(f"vision_config.{name}: False, but it makes the image features; want True")
 
     def validate_tokens(self):
         """Prompts are padded with one of them."""

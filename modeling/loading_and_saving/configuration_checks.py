@@ -88,6 +88,14 @@ def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
             raise ValueError(f"{part}.model_type: {_short(kind)}, expected {types[0]!r}")
 
 
+def check_stages(part: str, values: Mapping, names: Sequence[str], count: int = 4) -> None:
+    """ValueError if a field `names` of a backbone's configuration `part` is not a list with a number a stage."""
+    for name in names:
+        given = values.get(name, [1] * count)
+        if not isinstance(given, list | tuple) or len(given) != count:
+            raise ValueError(f"{part}.{name}: {_short(given)}, expected a number for each of {count} stages")
+
+
 def check_values(values: Mapping, config_class: type | None = None, where: str = "") -> None:
     """ValueError, with the name of the field, for values of a configuration that no real model has.
 
@@ -366,4 +374,4 @@ def _short(value: object) -> str:
 
 
 __all__ = ["LARGEST", "RANGES", "check_encoder_types", "check_image_settings", "check_num_labels", "check_range"]
-__all__ += ["check_values", "checked", "with_named_settings", "without_kernels"]
+__all__ += ["check_stages", "check_values", "checked", "with_named_settings", "without_kernels"]

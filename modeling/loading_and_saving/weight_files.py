@@ -185,10 +185,25 @@ def _numbered(shapes: Shapes) -> dict[str, int]:
 
 
 def _part_of(config, name: str) -> tuple[str, object]:
-    """`"vision_config."` and this configuration for a tensor of the image encoder; "" and the whole one for others."""
-    kind = re.search(r"(?:^|\.)(text|vision|audio)_model\.", f"{name}.")
-    part = getattr(config, f"{kind[1]}_config", None) if kind else None
-    return (f"{kind[1]}_config.", part) if part is not None else ("", config)
+    """`"vision_config."` and this configuration for a tensor of the image encoder, `"backbone_config."` for one of a
+    backbone; "" and the whole one for others."""
+    where = ""
+    for component in name.split("."):
+        for stem in (component, re.sub(r"_(model|encoder)$", "", component)):
+            part = getattr(config, f"{stem}_config", None)
+            if hasattr(part, "to_dict"):
+                where, config = f"{where}{stem}_config.", part
+                break
+    return where, config
+
+
+def _all_parts(config, where: str = "") -> dict[str, object]:
+    """A configuration and those inside of it, at any depth, by what comes before their fields' names."""
+    found = {where: config}
+    for name, part in vars(config).items():
+        if name.endswith("_config") and hasattr(part, "to_dict"):
+            found |= _all_parts(part, f"{where}{name}.")
+    return found
 
 
 def _counts_behind(config, count: int) -> list[tuple[str, object]]:
@@ -206,32 +221,38 @@ def _counts_behind(config, count: int) -> list[tuple[str, object]]:
     return usual or found or [("num_hidden_layers", values.get("num_hidden_layers"))]
 
 
+def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """The whole numbers of configurations, and their lists of depths, by the fields' full names."""
+    sizes: dict[str, int] = {}
+    lists: dict[str, list[int]] = {}
+    for prefix, one in parts.items():
+        values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
+        sizes |= {prefix + k: v for k, v in values.items() if type(v) is int and "token_id" not in k}
+        sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}
+        lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
+    return sizes, lists
+
+
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The numbers of a configuration that may have made the shape of a tensor: those that are in it and not in the
     file's, or else all."""
-    sizes: dict[str, int] = {}
-    lists: dict[str, list[int]] = {}
     where, part = _part_of(config, name)
-    parts = {where: part, "": config}
-    if not name:  # all of them
-        parts |= {f"{n}.": c for n, c in vars(config).items() if n.endswith("_config") and hasattr(c, "to_dict")}
-    for prefix, one in parts.items():
-        values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
-        sizes |= {prefix + k: v for k, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
-        sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}
-        lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
-    sizes = {k: v for k, v in sizes.items() if "token_id" not in k}
+    parts = {where: part, "": config} if name else _all_parts(config)
+    sizes, lists = _sizes_of(parts)
     new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
-    # Switches that are not as they are by default may be behind any shape.
+    # Factors, and switches that are not as they are by default, may be behind any shape.
     changed = [
         (prefix + f.name, getattr(one, f.name))
         for prefix, one in parts.items()
         for f in (fields(one) if is_dataclass(one) else ())
-        if isinstance(f.default, bool)
-        and f.name in vars(type(one)).get("__annotations__", {})
-        and getattr(one, f.name, f.default) != f.default
+        if f.name in vars(type(one)).get("__annotations__", {})
+        and (
+            (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
+            or re.search(r"(reduction|ratio|factor)$", f.name)
+        )
     ]
-    found = {k: v for k, v in sizes.items() if v in new} or sizes | lists
+    found = {k: v for k, v in sizes.items() if v in new}
+    found = found or {k: v for k, v in _sizes_of(_all_parts(config))[0].items() if v in new} or sizes | lists
     return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed)).items())
 
 
