@@ -62,7 +62,15 @@ class DetectionImageProcessor(DetrImageProcessor):
         if annotations is not None:
             annotations = _checked_annotations(annotations, len(decoded))
         kwargs.pop("input_data_format", None)  # arrays are (3, H, W) now
-        return super().preprocess(decoded, annotations, *args, **kwargs)
+        try:
+            return super().preprocess(decoded, annotations, *args, **kwargs)
+        except RuntimeError as error:
+            if kwargs.get("do_pad", self.do_pad) or len(decoded) == 1:
+                raise
+            raise ValueError(
+                "do_pad: False, but images of more than one size after resizing make no tensor; want True, or one "
+                "image at a time"
+            ) from error
 
     def prepare_annotation(
         self,

@@ -39,7 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "num_hidden_layers": (1, LARGEST_LAYERS),
     "type_vocab_size": (0, LARGEST),
     "mlp_ratio": (1e-3, 1000),
-    **dict.fromkeys(("embed_dim", "num_heads", "window_size"), (1, 65_536)),
+    **dict.fromkeys(("embed_dim", "num_heads", "window_size", "embedding_size", "hidden_sizes"), (1, 65_536)),
     "depths": (1, LARGEST_LAYERS),
     **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 1.0)),
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout_prob", "classifier_dropout"), (0, 1)),
@@ -50,6 +50,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
     "rejection_threshold": (0, 1),
 }
+# Of any other field whose name ends so; more is noticed when sizes are compared.
+_COUNTS = re.compile(r"(?:^|_)(?:sizes?|dims?|depths|heads|layers|channels|convs|groups)$")
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
@@ -189,6 +191,10 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
+    elif _COUNTS.search(str(name)):
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, int | float) and one < 0:
+                raise ValueError(f"{full}: {_short(value)}, expected a number of at least 0")
     if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(value) != 2:
         raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:
