@@ -167,11 +167,19 @@ def misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tup
 
 
 def fields_behind_layers(config, names: list[str]) -> str:
-    """The end of a sentence about missing weights: how many layers the configuration asks for, if some are missing."""
+    """The end of a sentence about missing weights: how many layers the configuration asks for, if some are missing;
+    or else its own numbers and switches, those first that are not as they are by default."""
     parts = dict(_part_of(config, name) for name in names if re.search(r"layers?\.\d+\.", name))
     found = [
         f"{place}num_hidden_layers ({getattr(parts[place], 'num_hidden_layers', None)})" for place in sorted(parts)
     ]
+    own = [
+        f
+        for f in (fields(config) if is_dataclass(config) else ())
+        if f.name in vars(type(config)).get("__annotations__", {}) and isinstance(f.default, bool | int)
+    ]
+    own.sort(key=lambda f: getattr(config, f.name) == f.default)
+    found = found or [f"{f.name} ({getattr(config, f.name)})" for f in own[:12]]
     return f"; look at {', '.join(found)}" if found else ""
 
 
@@ -248,7 +256,8 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
         if f.name in vars(type(one)).get("__annotations__", {})
         and (
             (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
-            or re.search(r"(reduction|ratio|factor)$", f.name)
+            or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
+            or (f.name in ("patch_size", "image_size") and re.search("patch|position", name))
         )
     ]
     found = {k: v for k, v in sizes.items() if v in new}

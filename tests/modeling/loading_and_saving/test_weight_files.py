@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from glip_runs import glip_model
+from model_contract import CASES
 from safetensors.torch import save_file
 from tiny import tiny_clip
 from vild_runs import vild_config
@@ -174,3 +175,13 @@ def test_a_size_of_an_inner_configuration_that_the_file_has_not_is_named(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=rf"look at .*{part}\.{field} \({config[part][field]}\)"):
         GLIPForZeroShotObjectDetection.from_pretrained(tmp_path)
+
+
+def test_a_switch_that_may_have_made_a_missing_weight_is_named(tmp_path):
+    model = CASES["groupvit"].make()
+    del model.multi_label_logit_scale
+    state = {name: tensor for name, tensor in model.state_dict().items() if "multi_label" not in name}
+    model.config.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights are missing: .*look at .*num_noun_prompts \(\d\)"):
+        type(model).from_pretrained(tmp_path)
