@@ -55,7 +55,7 @@ class TestLosses:
         output = model(**inputs)
         only = model._losses  # the loss dictionary is detached: take the gradient of the distillation alone
         features, _ = model.feature_maps(inputs["pixel_values"])
-        from hf_clip_variants.modeling.vild.training_vild import read_labels
+        from hf_clip_variants.modeling.detection.inputs_detection import read_labels
 
         targets = read_labels(inputs["labels"], [(64, 64)] * 2, 5, "cpu")
         boxes = model._given_proposals(inputs["proposals"], 2)
