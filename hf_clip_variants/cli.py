@@ -7,12 +7,12 @@ import os
 import re
 import select
 import sys
-from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .commands.arguments import in_words_of
 from .commands.interruption import exit_code, listening
 from .files.printable import printable
 from .registry import did_you_mean
@@ -42,21 +42,6 @@ USER_ERRORS = (ValueError, OSError, ImportError, NotImplementedError)
 _WrongUsage = typer.BadParameter.__base__  # of all errors of the parser; typer does not export it
 
 _WRONG_USAGE, _BROKEN_PIPE = 2, 141  # the last one as a shell reports it: 128 + signal
-
-# What the library calls an argument, where a command's option has another name.
-_OPTION_OF = {
-    "class_names": "classes",
-    "source": "data",
-    "styles": "data",
-    "overrides": "set",
-    "cache_dir": "cache",
-    "method": "methods",
-    "max_iter": "max_iterations",
-    "candidate_labels": "labels",
-    "hypothesis_template": "templates",
-    "background_threshold": "background",
-    "sliding_window": "window",
-}
 
 
 class LazyCommands(TyperGroup):
@@ -226,22 +211,6 @@ def _print_error(error: BaseException, command: TyperCommand | None) -> None:
     if command is not None:
         message = in_words_of({parameter.name: _flag_of(parameter) for parameter in command.params}, message)
     typer.secho(f"Error: {printable(message)}", fg="red", err=True)
-
-
-def in_words_of(flags: Mapping[str, str], message: str) -> str:
-    """The message with options instead of the library's arguments. `flags`: argument -> option.
-
-    >>> in_words_of({"test_data": "--test-data"}, "test_data: got 'x'; test_data is what is tested on")
-    "--test-data: got 'x'; --test-data is what is tested on"
-    """
-    flags = dict(flags)
-    # Advice that only Python code can follow.
-    message = re.sub(r",? or pass \w+=('[^']*'|\w+)", "", message)
-    flags |= {ours: flags[option] for ours, option in _OPTION_OF.items() if ours not in flags and option in flags}
-    message = re.sub(r"^\w+(?=(\[\d+\])?:| is )", lambda word: flags.get(word[0], word[0]), message)
-    # Words with an underscore are names in any place, but not parts of paths or quoted text.
-    name = r"(?<![\w/\\.'\"=-])[a-z]+(_[a-z]+)+(?![\w/\\.'\"=-])"
-    return re.sub(name, lambda word: flags.get(word[0], word[0]), message)
 
 
 def _flag_of(parameter) -> str:

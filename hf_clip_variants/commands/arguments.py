@@ -9,7 +9,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -215,6 +215,38 @@ def _is_cached(repo_id: str, kind: str) -> bool:
     return found or (kind == "datasets" and (prepared / repo_id.replace("/", "___")).is_dir())
 
 
+# What the library calls an argument, where a command's option has another name.
+_OPTION_OF = {
+    "class_names": "classes",
+    "source": "data",
+    "styles": "data",
+    "overrides": "set",
+    "cache_dir": "cache",
+    "method": "methods",
+    "max_iter": "max_iterations",
+    "candidate_labels": "labels",
+    "hypothesis_template": "templates",
+    "background_threshold": "background",
+    "sliding_window": "window",
+}
+
+
+def in_words_of(flags: Mapping[str, str], message: str) -> str:
+    """The message with options instead of the library's arguments. `flags`: argument -> option.
+
+    >>> in_words_of({"test_data": "--test-data"}, "test_data: got 'x'; test_data is what is tested on")
+    "--test-data: got 'x'; --test-data is what is tested on"
+    """
+    flags = dict(flags)
+    # Advice that only Python code can follow.
+    message = re.sub(r",? or pass \w+=('[^']*'|\w+)", "", message)
+    flags |= {ours: flags[option] for ours, option in _OPTION_OF.items() if ours not in flags and option in flags}
+    message = re.sub(r"^\w+(?=(\[\d+\])?:| is )", lambda word: flags.get(word[0], word[0]), message)
+    # Words with an underscore are names in any place, but not parts of paths or quoted text.
+    name = r"(?<![\w/\\.'\"=-])[a-z]+(_[a-z]+)+(?![\w/\\.'\"=-])"
+    return re.sub(name, lambda word: flags.get(word[0], word[0]), message)
+
+
 __all__ = [
     "DEVICES",
     "check_benchmark",
@@ -224,6 +256,7 @@ __all__ = [
     "check_name",
     "check_out",
     "check_templates",
+    "in_words_of",
     "method_names",
     "numbers",
     "parse_overrides",

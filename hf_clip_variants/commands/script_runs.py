@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from ..cli import in_words_of
 from ..files.printable import printable
+from .arguments import in_words_of
 from .interruption import exit_code, listening
 from .output import prepare_libraries
 

@@ -125,7 +125,8 @@ class GLIPConfig(PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             check_stages("backbone_config", self.backbone_config, ("depths", "num_heads"))
             self.backbone_config = self.backbone_config | {"out_features": list(STAGES)}
-            self.backbone_config.pop("out_indices", None)
+            for derived in ("out_indices", "stage_names"):
+                self.backbone_config.pop(derived, None)
         super().__post_init__(**kwargs)
         self.anchor_sizes = list(self.anchor_sizes)
 

@@ -8,12 +8,13 @@ import re
 import secrets
 import shutil
 import stat
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.integrations import peft as peft_integration
 from transformers.utils import check_peft_version
@@ -31,6 +32,22 @@ except ImportError:  # Windows: no locks, and abandoned folders stay
 
 
 _weight_files = optional_module(".weight_files", __package__)
+
+
+# What a value that no check foresaw may end in.
+_BROKEN = (AssertionError, AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError)
+_BROKEN += (ZeroDivisionError,)
+
+
+def _configuration_of_building(cls: type, error: BaseException) -> PreTrainedConfig | None:
+    """The configuration from which a model was being built when the error came; None if it came from elsewhere."""
+    if not isinstance(error, _BROKEN) or isinstance(error, ValueError):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        model, config = frame.f_locals.get("self"), frame.f_locals.get("config")
+        if frame.f_code.co_name == "__init__" and isinstance(model, cls) and isinstance(config, PreTrainedConfig):
+            return config
+    return None
 
 
 class CheckedLoading:
@@ -73,6 +90,12 @@ class CheckedLoading:
         except SafetensorError as error:
             raise OSError(f"{source}: not a valid safetensors file ({error}). Re-download the checkpoint") from error
         except Exception as error:
+            if _weight_files is not None and (config := _configuration_of_building(cls, error)) is not None:
+                cause = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"{source}: no {cls.__name__} can be built from its configuration ({cause})"
+                    f"{_weight_files.unusual_fields(config)}"
+                ) from error
             refused = type(error).__name__ == "UnpicklingError"  # by name: nothing here unpickles
             pickled = _weight_files is not None and _weight_files.is_pickled(folder)
             if not refused and (not pickled or isinstance(error, ValueError | OSError)):

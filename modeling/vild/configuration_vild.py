@@ -153,6 +153,7 @@ class ViLDConfig(PromptableSegmentationFields, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
             self.backbone_config = {"model_type": "resnet"} | self.backbone_config
+            self.backbone_config.pop("stage_names", None)  # made of the depths
             if (kind := self.backbone_config["model_type"]) != "resnet":
                 raise ValueError(f"backbone_config.model_type: {kind!r}, expected 'resnet'")
             check_stages("backbone_config", self.backbone_config, ("depths", "hidden_sizes"))

@@ -7,9 +7,15 @@ import sys
 
 import pytest
 
-from hf_clip_variants import cli
 from hf_clip_variants.commands import arguments
-from hf_clip_variants.commands.arguments import check_data, check_model, method_names, numbers, parse_overrides
+from hf_clip_variants.commands.arguments import (
+    check_data,
+    check_model,
+    in_words_of,
+    method_names,
+    numbers,
+    parse_overrides,
+)
 
 
 # Arguments -> the message. In a folder that holds pets/cat, m/clip, a file `weights.pt` and an adapter `adapter`.
@@ -207,7 +213,7 @@ def test_overrides_are_parsed_as_json_or_text():
 def test_messages_name_options_and_not_arguments_of_functions(ours, theirs):
     names = ("test_data", "out", "classes", "set", "image_column", "label_column", "data")
     flags = {name: "--" + name.replace("_", "-") for name in names}
-    assert cli.in_words_of(flags, ours) == theirs
+    assert in_words_of(flags, ours) == theirs
 
 
 def test_an_unknown_column_is_an_error_with_the_near_ones(run, folder):

@@ -185,3 +185,13 @@ def test_a_switch_that_may_have_made_a_missing_weight_is_named(tmp_path):
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"weights are missing: .*look at .*num_noun_prompts \(\d\)"):
         type(model).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("field, value", [("window_size", [4]), ("use_absolute_embeddings", "x")])
+def test_what_no_check_foresaw_is_named_where_no_model_can_be_built(tmp_path, field, value):
+    glip_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone_config"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"backbone_config\.{field}"):
+        GLIPForZeroShotObjectDetection.from_pretrained(tmp_path)
