@@ -11,6 +11,7 @@ COCO has them. Data: COCO's json, or what `datasets` reads: a Parquet file, a sa
 interruption, the same command goes on from the last complete checkpoint.
 
 OUT/checkpoint-*  to continue from       OUT/model         the trained model with its processor, for from_pretrained
+                                         (--tuning prompt: the adapter, with which from_pretrained brings its base)
 OUT/run.json      settings, metrics
 """
 
@@ -48,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-split", help="as --split")
     add("--novel", help="classes without boxes in training, with commas between them, or a .json file of a list")
     add("--masks", action="store_true", help="train masks, too; every object then needs a segmentation")
+    add(
+        "--tuning",
+        default="full",
+        choices=("full", "linear_probe", "prompt"),
+        help="what is trained: everything, the last layers, or vectors that are added to the prompt's tokens (then "
+        "OUT/model is a PEFT adapter); default: %(default)s",
+    )
     add("--epochs", type=float, default=12.0)
     add("--steps", type=int, help="optimiser steps instead of --epochs")
     add("--batch-size", type=int, default=2, help="images of a process in one pass; default: %(default)s")
@@ -120,6 +128,7 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     from hf_clip_variants.evaluation.saved_folders import load_saved_processor
     from hf_clip_variants.files.atomic_writes import last_complete_checkpoint
     from hf_clip_variants.training.detection_trainer import DetectionTrainer, TextDetectionCollator
+    from hf_clip_variants.training.detection_tuning import apply_tuning
 
     novel = class_list(options.novel)
     data = load_detection_set(options.data, options.images, options.split)
@@ -144,13 +153,15 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
             model.config.base_labels = [name for name in data.class_names if name not in novel] if novel else None
     else:
         texts = data.class_names
+    collator = TextDetectionCollator(processor, masks=options.masks, labels=texts)
+    model = apply_tuning(model, options.tuning, collator.texts, data.class_names)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     step_images = options.batch_size * options.accumulate * processes
     steps = options.steps or max(1, math.ceil(options.epochs * len(data) / step_images))
     trainer = DetectionTrainer(
         model,
         training_arguments(options, steps, test is not None),
-        TextDetectionCollator(processor, masks=options.masks, labels=texts),
+        collator,
         DetectionRows(data.images, data.annotations, flip=not options.no_flip, seed=options.seed),
         eval_dataset=test,
         groups=groups,
@@ -161,9 +172,10 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     if is_first:
         options.out.mkdir(parents=True, exist_ok=True)
         boxes = sum(map(len, data.annotations))
+        trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         print(
-            f"{type(model).__name__}: {boxes} boxes in {len(data)} images, {steps} steps of {step_images} images on "
-            f"{trainer.args.device}",
+            f"{type(model).__name__} ({trained:,} trained weights): {boxes} boxes in {len(data)} images, {steps} "
+            f"steps of {step_images} images on {trainer.args.device}",
             file=sys.stderr,
         )
     started = time.monotonic()

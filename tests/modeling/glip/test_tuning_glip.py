@@ -1,0 +1,113 @@
+"""GLIP: what linear probe, prompt tuning and full tuning train, alone and in finetune_detection.py."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from glip_runs import NAMES, glip_inputs, glip_model, glip_processor, save_glip_data
+from paths import SCRIPTS
+from safetensors.torch import load_file
+from transformers import AutoModelForZeroShotObjectDetection, pipeline
+
+
+# Officially bbox_pred, centerness, dot_product_projection_text, log_scale, bias_lang and bias0
+PROBE = {f"predictions.{name}" for name in ("log_scale", "text_bias", "bias")}
+PROBE |= {
+    f"predictions.{name}.{part}" for name in ("box", "centerness", "text_projection") for part in ("weight", "bias")
+}
+VECTORS = "base_model.model.text_encoder.clipv_language_prompt_vectors"
+
+
+@pytest.mark.parametrize("use_fusion", [True, False])
+def test_the_linear_probe_trains_the_official_tensors(use_fusion):
+    model = glip_model(use_fusion=use_fusion)
+    model.set_tuning("linear_probe")
+    model.train()
+    still = {name for name, module in model.named_children() if not module.training}
+    assert still == {"backbone", "pyramid", "text_encoder"} and model.training and model.layers.training
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(**glip_inputs(2)).loss.backward()
+        optimizer.step()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == PROBE
+    assert {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])} == PROBE
+    model.set_tuning("full")
+    assert all(p.requires_grad for p in model.parameters()) and model.text_encoder.training
+    with pytest.raises(ValueError, match="mode: 'prompt', expected 'full' or 'linear_probe'"):
+        model.set_tuning("prompt")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuning")
+    for part in (glip_model(), glip_processor()):
+        part.save_pretrained(folder / "model")
+    save_glip_data(folder)
+    return folder
+
+
+@pytest.fixture
+def train(place, monkeypatch):
+    """Runs finetune_detection.py in this process: (exit code, OUT/run.json or None)."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    threads = torch.get_num_threads()
+    import finetune_detection
+
+    def run(out, *more, data="train.json"):
+        arguments = ["--model", place / "model", "--data", place / data, "--out", out, "--batch-size", "2"]
+        arguments += ["--log-every", "1", "--save-every", "1", "--no-flip", *more]
+        code = finetune_detection.main([str(one) for one in arguments])
+        file = out / "run.json"
+        return code, json.loads(file.read_text()) if file.is_file() else None
+
+    yield run
+    torch.set_num_threads(threads)
+    sys.modules.pop("finetune_detection", None)
+
+
+def losses(run) -> list[float]:
+    return [row["loss"] for row in run["log"] if "loss" in row]
+
+
+def test_a_linear_probe_in_one_command(train, place, tmp_path):
+    code, run = train(tmp_path / "a", "--tuning", "linear_probe", "--steps", "3", "--lr", "1e-2")
+    assert code == 0 and len(losses(run)) == 3
+    old, new = (load_file(folder / "model.safetensors") for folder in (place / "model", tmp_path / "a" / "model"))
+    assert {name for name in old if not torch.equal(old[name], new[name])} == PROBE
+
+
+def test_prompt_tuning_in_one_command_goes_on_from_a_checkpoint(train, place, tmp_path, capsys):
+    options = ["--tuning", "prompt", "--steps", "4", "--lr", "0.05", "--weight-decay", "0.25", "--accumulate", "2"]
+    options += ["--trainer", "save_total_limit=9", "--eval-data", place / "train.json"]
+    code, run = train(tmp_path / "a", *options)
+    assert code == 0 and "480 trained weights" in capsys.readouterr().err
+    assert losses(run)[-1] < losses(run)[0] and 0 <= run["metrics"]["eval_AP50"] <= 1
+    (trained,) = load_file(tmp_path / "a" / "model" / "adapter_model.safetensors").items()
+    assert trained[0] == VECTORS and not (tmp_path / "a" / "model" / "model.safetensors").exists()
+    (tmp_path / "b").mkdir()
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    code, again = train(tmp_path / "b", *options)
+    assert code == 0 and losses(again)[-2:] == losses(run)[-2:] and again["metrics"] == run["metrics"]
+    assert torch.equal(load_file(tmp_path / "b" / "model" / "adapter_model.safetensors")[VECTORS], trained[1])
+    # The folder is enough for a pipeline.
+    photo, names = str(place / "images" / "1.png"), ["cat", "traffic light", "pizza"]
+    found = pipeline("zero-shot-object-detection", str(tmp_path / "a" / "model"))(photo, candidate_labels=names)
+    plain = pipeline("zero-shot-object-detection", str(place / "model"))(photo, candidate_labels=names)
+    assert {one["label"] for one in found} <= set(names) and found[0]["score"] != plain[0]["score"]
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(tmp_path / "a" / "model")
+    with pytest.raises(ValueError, match="input_ids: another prompt"):
+        model(**glip_processor()(str(place / "images" / "1.png"), NAMES))
+
+
+def test_a_tuning_that_cannot_be_is_an_error(train, place, tmp_path, capsys):
+    categories = [{"id": i, "name": name} for i, name in enumerate([f"{n} {m}" for n in NAMES for m in NAMES])]
+    document = json.loads((place / "train.json").read_text()) | {"categories": categories}
+    (place / "many.json").write_text(json.dumps(document))
+    code, _ = train(tmp_path / "a", "--tuning", "prompt", "--steps", "1", data="many.json")
+    assert (
+        code == 2 and "--tuning: prompt, but the 25 class names do not fit into one prompt" in capsys.readouterr().err
+    )
