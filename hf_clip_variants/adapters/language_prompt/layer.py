@@ -52,7 +52,7 @@ class LanguagePromptLayer(TunerLayer):
         if not same or not bool((padding == (0 if pad_token is None else pad_token)).all()):
             of = f" (classes {', '.join(config.class_names[:5])}…)" if config.class_names else ""
             raise ValueError(
-                f"input_ids: another prompt than the one of {len(wanted)} tokens that the adapter was trained for{of}; "
+                f"input_ids: another prompt than the one of {len(wanted)} tokens that the adapter is trained for{of}; "
                 "its vectors belong to places in that one: give the same names in the same order, or disable it"
             )
 

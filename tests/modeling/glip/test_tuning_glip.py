@@ -14,9 +14,8 @@ from transformers import AutoModelForZeroShotObjectDetection, pipeline
 
 # Officially bbox_pred, centerness, dot_product_projection_text, log_scale, bias_lang and bias0
 PROBE = {f"predictions.{name}" for name in ("log_scale", "text_bias", "bias")}
-PROBE |= {
-    f"predictions.{name}.{part}" for name in ("box", "centerness", "text_projection") for part in ("weight", "bias")
-}
+for _layer in ("box", "centerness", "text_projection"):
+    PROBE |= {f"predictions.{_layer}.weight", f"predictions.{_layer}.bias"}
 VECTORS = "base_model.model.text_encoder.clipv_language_prompt_vectors"
 
 
@@ -108,6 +107,5 @@ def test_a_tuning_that_cannot_be_is_an_error(train, place, tmp_path, capsys):
     document = json.loads((place / "train.json").read_text()) | {"categories": categories}
     (place / "many.json").write_text(json.dumps(document))
     code, _ = train(tmp_path / "a", "--tuning", "prompt", "--steps", "1", data="many.json")
-    assert (
-        code == 2 and "--tuning: prompt, but the 25 class names do not fit into one prompt" in capsys.readouterr().err
-    )
+    said = "--tuning: prompt, but the 25 class names do not fit into one prompt"
+    assert code == 2 and said in capsys.readouterr().err
