@@ -127,7 +127,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def save_glip_data(folder: Path) -> None:
-    """Four images in `folder`/images, two of them with objects, and COCO's json of them."""
+    """Four images in `folder`/images, train.json with objects in two of them, all.json with two objects in each."""
     (folder / "images").mkdir()
     images, marks = [], []
     for i in range(4):
@@ -138,4 +138,11 @@ def save_glip_data(folder: Path) -> None:
             marks.append({"id": len(marks), "image_id": i, "category_id": len(marks) % 3, "bbox": box, "iscrowd": 0})
         image.save(folder / "images" / f"{i}.png")
     categories = [{"id": i, "name": name} for i, name in enumerate(["cat", "traffic light", "pizza"])]
-    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": marks, "categories": categories}))
+    document = {"images": images, "annotations": marks, "categories": categories}
+    (folder / "train.json").write_text(json.dumps(document))
+    marks = [
+        {"id": 2 * i + k, "image_id": i, "category_id": (i + k) % 3, "bbox": box, "iscrowd": 0}
+        for i in range(4)
+        for k, box in enumerate(([6, 8, 24, 20], [30, 10, 28, 26]))
+    ]
+    (folder / "all.json").write_text(json.dumps(document | {"annotations": marks}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from glip_runs import NAMES, glip_inputs, glip_model, glip_processor, save_glip_data
 from paths import SCRIPTS
+from processes import run_on_ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForZeroShotObjectDetection, pipeline
 
@@ -109,3 +110,38 @@ def test_a_tuning_that_cannot_be_is_an_error(train, place, tmp_path, capsys):
     code, _ = train(tmp_path / "a", "--tuning", "prompt", "--steps", "1", data="many.json")
     said = "--tuning: prompt, but the 25 class names do not fit into one prompt"
     assert code == 2 and said in capsys.readouterr().err
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def test_full_tuning_goes_on_from_a_checkpoint_with_accumulation(train, tmp_path):
+    options = ["--steps", "3", "--accumulate", "2", "--lr", "1e-3", "--trainer", "save_total_limit=9"]
+    code, run = train(tmp_path / "a", *options)
+    assert code == 0
+    (tmp_path / "b").mkdir()
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    code, again = train(tmp_path / "b", *options)
+    assert code == 0 and losses(again) == losses(run)
+    old, new = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+@pytest.mark.slow  # two new processes
+@pytest.mark.parametrize("tuning", ["full", "prompt"])
+def test_two_processes_equal_one_with_the_doubled_batch(tuning, train, place, tmp_path):
+    """Sums are divided by the ranks' mean number of anchors that have an object, at least 1, as officially."""
+    options = ["--tuning", tuning, "--steps", "2", "--lr", "1e-3", "--eval-data", place / "all.json"]
+    code, one = train(tmp_path / "one", *options, data="all.json")
+    arguments = ["--model", place / "model", "--data", place / "all.json", "--log-every", "1", "--no-flip", *options]
+    out = ["--out", tmp_path / "two", "--batch-size", "1"]
+    run_on_ranks(SCRIPTS / "finetune_detection.py", *arguments, *out, world_size=2, folder=tmp_path)
+    two = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert code == 0 and losses(one) == pytest.approx(losses(two), rel=1e-4)
+    file = "adapter_model.safetensors" if tuning == "prompt" else "model.safetensors"
+    found, expected = (load_file(tmp_path / name / "model" / file) for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+    assert one["metrics"]["eval_AP"] == pytest.approx(two["metrics"]["eval_AP"], abs=1e-3)
