@@ -17,6 +17,7 @@ from ..dual_encoders.forward_checks import check_output, check_pixels, check_tok
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_glip import make_anchors
 from .configuration_glip import STRIDES, GLIPConfig
+from .graph_glip import GLIPGraph
 from .head_glip import GLIPDeformableConvolution, GLIPFusion, GLIPHeadLayer, GLIPPredictions, GLIPPyramid
 from .losses_glip import (
     NO_OBJECT,
@@ -135,6 +136,10 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
 
         layers = (self.get_input_embeddings(), self.backbone.swin.embeddings.patch_embeddings.projection)
         self._require_grads_hooks = [layer.register_forward_hook(require) for layer in layers]
+
+    def as_graph(self, processor: Any, labels: Sequence[str], size: tuple[int, int]) -> GLIPGraph:
+        """The model as a function of pixels (B, 3, height, width) alone, see [`GLIPGraph`]: for export."""
+        return GLIPGraph(self, processor, labels, size)
 
     # ---- what is trained
 

@@ -227,6 +227,12 @@ class GLIPProcessor(CheckedParts):
         return found
 
     @staticmethod
+    def phrases_of(caption: str) -> list[list[tuple[int, int]]]:
+        """The spans of each noun phrase of a caption, as `captions` takes them without `phrases`. ValueError if there
+        is none."""
+        return read_phrases(caption, None, "caption")
+
+    @staticmethod
     def caption_of(names: Sequence[str]) -> tuple[str, list[list[tuple[int, int]]]]:
         """Class names as a caption and its phrases, which are encoded as the names would be."""
         return join_names(_checked_names(names, "names"))
