@@ -36,11 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_clip_variants import embedded_model
-from hf_clip_variants.cli import in_words_of
 from hf_clip_variants.commands.arguments import method_names, numbers, parse_overrides, words
-from hf_clip_variants.commands.interruption import exit_code, listening
 from hf_clip_variants.commands.options import reading as columns
-from hf_clip_variants.commands.output import prepare_libraries, use_all_cores
+from hf_clip_variants.commands.output import use_all_cores
+from hf_clip_variants.commands.script_runs import run_script
 from hf_clip_variants.data.images.labelled_sets import absolute_source
 from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.few_shot.protocols import PROTOCOLS, Plan, emoji_plans
@@ -145,17 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         ["python", "scripts/few_shot_benchmark.py", *(sys.argv[1:] if arguments is None else arguments)]
     )
     rank, world = from_launcher("RANK"), from_launcher("WORLD_SIZE", "SIZE", default=1)
-    try:
-        with listening():
-            prepare_libraries()
-            return benchmark(options, command, rank, world)
-    except (ValueError, OSError) as error:
-        flags = {action.dest: action.option_strings[0] for action in made._actions if action.option_strings}
-        print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished is in {options.out}; repeat the command to go on.", file=sys.stderr)
-        return exit_code()
+    finished = f"What is finished is in {options.out}; repeat the command to go on."
+    return run_script(made, lambda: benchmark(options, command, rank, world), finished)
 
 
 def from_launcher(name: str, mpi: str | None = None, default: int = 0) -> int:

@@ -36,10 +36,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_clip_variants.cli import in_words_of
 from hf_clip_variants.commands.arguments import parse_overrides
-from hf_clip_variants.commands.interruption import exit_code, listening
-from hf_clip_variants.commands.output import prepare_libraries
+from hf_clip_variants.commands.script_runs import run_script
 from hf_clip_variants.few_shot.named_sources import parse_test_data
 from hf_clip_variants.files.json_files import digest, write_json
 from hf_clip_variants.training.lr_schedules import SCHEDULES
@@ -429,18 +427,8 @@ def main(arguments: list[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(arguments)
     command = shlex.join(["python", "scripts/pretrain.py", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        with listening():
-            prepare_libraries()
-            pretrain(options, command)
-    except (ValueError, OSError) as error:
-        flags = {action.dest: action.option_strings[0] for action in reversed(made._actions) if action.option_strings}
-        print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. The same command goes on from the last checkpoint in {options.out}.", file=sys.stderr)
-        return exit_code()
-    return 0
+    goes_on = f"The same command goes on from the last checkpoint in {options.out}."
+    return run_script(made, lambda: pretrain(options, command), goes_on)
 
 
 if __name__ == "__main__":

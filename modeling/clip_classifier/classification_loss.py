@@ -42,7 +42,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     if problem_type == "regression":
         if logits.shape[1] == 1 and labels.dim() == 1:
             labels = labels[:, None]
-        _check_shape(labels, logits, "a number for each class")
+        _check_shape(labels, logits, "a number for each class (problem_type is 'regression')")
         return F.mse_loss(logits, labels.to(logits))
     if problem_type not in (None, "single_label_classification"):
         raise ValueError(f"problem_type: {problem_type!r} is unknown")
@@ -51,7 +51,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
 
 def multi_label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """() mean binary cross-entropy of (B, C) logits and (B, C) labels from 0 to 1."""
-    _check_shape(labels, logits, "0 or 1 for each image and class")
+    _check_shape(labels, logits, f"0 or 1 for each image and class (problem_type is {MULTI_LABEL!r})")
     _check_range(labels)
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import PIL.Image
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
@@ -20,7 +19,14 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, StoredImage, list_images, opened_image
+from ..decoding.image_decoding import (
+    MAX_PIXELS,
+    DecodingRules,
+    StoredImage,
+    check_max_pixels,
+    list_images,
+    opened_image,
+)
 from ..loading_and_saving.optional_modules import optional_checks
 
 
@@ -115,13 +121,10 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
         super().__init__(**kwargs)
         self._validate_own_kwargs(self.resample_backend, self.convert_rgb_last, self.background, self.max_pixels)
 
+    @_checks.with_named_settings
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:
         """As in transformers; a setting of a wrong type is a ValueError that names it."""
-        _checks.check_image_settings(kwargs)
-        try:
-            return super().preprocess(images, *args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(str(error.__cause__ or error)) from error
+        return super().preprocess(images, *args, **kwargs)
 
     def _standardize_kwargs(self, background=None, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -151,8 +154,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             or not all(isinstance(value, int) and 0 <= value <= 255 for value in background)
         ):
             raise ValueError(f"background: {background!r}, expected three integers in 0..255")
-        if not isinstance(max_pixels, int) or max_pixels < 1:
-            raise ValueError(f"max_pixels: {max_pixels!r}, expected a whole number of at least 1")
+        check_max_pixels(max_pixels)
 
     def fetch_images(self, image_url_or_urls):
         """Pass through: `preprocess` reads images one by one, and can then name the one that cannot be read."""

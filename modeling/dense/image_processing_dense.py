@@ -18,9 +18,9 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, check_max_pixels, decode_image, list_images
 from ..decoding.opening import open_regular
-from ..loading_and_saving.configuration_checks import check_image_settings
+from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
 from .label_maps import post_process_semantic_segmentation
 from .sliding_window import pad_to
 
@@ -117,6 +117,7 @@ class DenseImageProcessor(TorchvisionBackend):
         _check_own(kwargs)
         super().__init__(**kwargs)
 
+    @with_named_settings
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """See the class."""
         _check_own(kwargs)
@@ -336,7 +337,8 @@ def _check_own(settings: dict) -> None:
     check_image_settings(settings)
     if settings.get("do_center_crop"):
         raise ValueError("do_center_crop: True, which would cut the label map of an image; want False")
-    for name in ("size_multiple", "size_divisor", "max_pixels"):
+    check_max_pixels(settings.get("max_pixels", MAX_PIXELS))
+    for name in ("size_multiple", "size_divisor"):
         value = settings.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: {value!r}, expected a whole number of at least 1")

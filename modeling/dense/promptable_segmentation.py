@@ -78,7 +78,7 @@ class PromptableSegmentationMixin:
 
     def learned_background(self, logits: torch.Tensor, **features) -> torch.Tensor:
         """The background's channel (B, H, W) for logits (B, N, H, W), with `config.background = "learned"`."""
-        raise NotImplementedError(f"background: {type(self).__name__} has learned no background; want a threshold")
+        raise ValueError(f"background: {type(self).__name__} has learned no background; want a threshold")
 
     @property
     def has_text_encoder(self) -> bool:

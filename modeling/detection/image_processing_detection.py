@@ -13,7 +13,7 @@ from transformers.image_utils import AnnotationFormat, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from ..decoding.image_decoding import DecodingRules, decode_image, list_images
-from ..loading_and_saving.configuration_checks import check_image_settings
+from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
 
 
 _LARGEST = 1e18  # of numbers that are multiplied in float32
@@ -40,6 +40,7 @@ class DetectionImageProcessor(DetrImageProcessor):
         _check_settings(kwargs)
         super().__init__(**kwargs)
 
+    @with_named_settings
     def preprocess(self, images, annotations=None, *args, **kwargs) -> BatchFeature:
         """See the class."""
         _check_settings(kwargs)
@@ -61,7 +62,15 @@ class DetectionImageProcessor(DetrImageProcessor):
         if annotations is not None:
             annotations = _checked_annotations(annotations, len(decoded))
         kwargs.pop("input_data_format", None)  # arrays are (3, H, W) now
-        return super().preprocess(decoded, annotations, *args, **kwargs)
+        try:
+            return super().preprocess(decoded, annotations, *args, **kwargs)
+        except RuntimeError as error:
+            if kwargs.get("do_pad", self.do_pad) or len(decoded) == 1:
+                raise
+            raise ValueError(
+                "do_pad: False, but images of more than one size after resizing make no tensor; want True, or one "
+                "image at a time"
+            ) from error
 
     def prepare_annotation(
         self,
@@ -159,8 +168,10 @@ def check_target_sizes(target_sizes, count: int) -> list[tuple[float, float]] | 
 
 def _check_settings(settings: dict) -> None:
     check_image_settings(settings)
-    format = settings.get("format")
-    if format is not None and format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
+    if settings.get("rescale_factor", 1) is None and settings.get("do_rescale") is not False:
+        raise ValueError("rescale_factor: None, expected a number such as 1/255, or do_rescale=False")
+    format = settings.get("format", AnnotationFormat.COCO_DETECTION)
+    if format not in (AnnotationFormat.COCO_DETECTION, AnnotationFormat.COCO_DETECTION.value):
         raise ValueError(f"format: {format!r}, expected 'coco_detection'")
 
 

@@ -41,7 +41,8 @@ class DualEncoder:
         """As `CLIPModel`'s: (N, L) ids -> the text encoder's output; `pooler_output` (N, D) is the projected
         feature.
         """
-        _checks.check_token_ids(input_ids, self.config.text_config.vocab_size)
+        text = self.config.text_config
+        _checks.check_token_ids(input_ids, text.vocab_size, text.max_position_embeddings)
         outputs = self.text_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True, **kwargs
         )

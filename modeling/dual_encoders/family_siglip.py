@@ -20,6 +20,7 @@ class SiglipFamily(CLIPFamily):
     has_class_token = False
     text_projection = visual_projection = patch_norm = None
     vision_classes = ()
+    vision_switches = ("vision_use_head",)  # the head pools the patches
 
     @staticmethod
     def joint_width(config) -> int:

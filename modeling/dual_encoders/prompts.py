@@ -374,6 +374,16 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
     eos = tokenizer.eos_token_id
     for index, encoding in enumerate(encoded.encodings or ()):
         ids = encoding.ids
+        known = [
+            token
+            for token, special in zip(ids, encoding.special_tokens_mask, strict=True)
+            if not special and token != eos
+        ]
+        if not known and ids.count(eos) > 1 and tokenizer.eos_token not in texts[index]:
+            raise ValueError(
+                f"tokenizer: {type(tokenizer).__name__} with {len(tokenizer)} tokens knows nothing of {what}[{index}]"
+                f": {texts[index]!r}; is tokenizer.json or its vocabulary missing from the model's folder?"
+            )
         if ids.count(eos) > 1 and any(
             token == eos and not special for token, special in zip(ids, encoding.special_tokens_mask, strict=True)
         ):

@@ -10,6 +10,7 @@ from ..loading_and_saving.configuration_checks import (
     LARGEST,
     check_encoder_types,
     check_range,
+    check_stages,
     checked,
     without_kernels,
 )
@@ -122,6 +123,7 @@ class GLIPConfig(PreTrainedConfig):
                 check_encoder_types({part: given}, _KINDS)
                 setattr(self, part, {"model_type": _KINDS[part][0]} | given)
         if isinstance(self.backbone_config, dict):
+            check_stages("backbone_config", self.backbone_config, ("depths", "num_heads"))
             self.backbone_config = self.backbone_config | {"out_features": list(STAGES)}
             self.backbone_config.pop("out_indices", None)
         super().__post_init__(**kwargs)

@@ -455,7 +455,8 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(f"{missing}: missing; for one modality call get_image_features or get_text_features")
-        check_token_ids(input_ids, self.config.text_config.vocab_size)
+        vocabulary, longest = self.config.text_config.vocab_size, self.config.text_config.max_position_embeddings
+        check_token_ids(input_ids, vocabulary, longest)
         if gumbel_noise is not None:
             kwargs["gumbel_noise"] = gumbel_noise
         vision = self._run_image_encoder(pixel_values, interpolate_pos_encoding, **kwargs)
@@ -464,7 +465,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             input_ids, attention_mask, prompt_input_ids, prompt_attention_mask, len(vision.pooler_output)
         )
         if prompts:
-            check_token_ids(texts[len(input_ids) :], self.config.text_config.vocab_size, name="prompt_input_ids")
+            check_token_ids(texts[len(input_ids) :], vocabulary, longest, name="prompt_input_ids")
         text = self.text_model(
             input_ids=texts, attention_mask=masks, position_ids=position_ids, return_dict=True, **kwargs
         )

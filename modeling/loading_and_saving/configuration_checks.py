@@ -38,6 +38,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 10 * LARGEST),
     "num_hidden_layers": (1, LARGEST_LAYERS),
     "type_vocab_size": (0, LARGEST),
+    "mlp_ratio": (1e-3, 1000),
+    **dict.fromkeys(("embed_dim", "num_heads", "window_size", "embedding_size", "hidden_sizes"), (1, 65_536)),
+    "depths": (1, LARGEST_LAYERS),
     **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 1.0)),
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout_prob", "classifier_dropout"), (0, 1)),
     **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout", "drop_path_rate"), (0, 1)),
@@ -47,6 +50,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
     "rejection_threshold": (0, 1),
 }
+# Of any other field whose name ends so; more is noticed when sizes are compared.
+_COUNTS = re.compile(r"(?:^|_)(?:sizes?|dims?|depths|heads|layers|channels|convs|groups)$")
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
@@ -83,6 +88,14 @@ def check_encoder_types(values: Mapping, known: Mapping[str, Sequence[str]]):
         kind = nested.get("model_type") if isinstance(nested, Mapping) else None
         if kind is not None and kind not in types:
             raise ValueError(f"{part}.model_type: {_short(kind)}, expected {types[0]!r}")
+
+
+def check_stages(part: str, values: Mapping, names: Sequence[str], count: int = 4) -> None:
+    """ValueError if a field `names` of a backbone's configuration `part` is not a list with a number a stage."""
+    for name in names:
+        given = values.get(name, [1] * count)
+        if not isinstance(given, list | tuple) or len(given) != count:
+            raise ValueError(f"{part}.{name}: {_short(given)}, expected a number for each of {count} stages")
 
 
 def check_values(values: Mapping, config_class: type | None = None, where: str = "") -> None:
@@ -178,6 +191,10 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
+    elif _COUNTS.search(str(name)):
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, int | float) and one < 0:
+                raise ValueError(f"{full}: {_short(value)}, expected a number of at least 0")
     if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(value) != 2:
         raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:
@@ -289,6 +306,21 @@ def check_image_settings(settings: Mapping) -> None:
             )
 
 
+def with_named_settings(preprocess: Callable) -> Callable:
+    """Decorator of an image processor's `preprocess`: settings are checked by `check_image_settings`, and one whose
+    type transformers refuses is a ValueError that names it."""
+
+    @functools.wraps(preprocess)
+    def checked_preprocess(self, images, *args, **kwargs):
+        check_image_settings(kwargs)
+        try:
+            return preprocess(self, images, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+    return checked_preprocess
+
+
 def _check_size(name: str, value: object) -> None:
     """transformers takes a number, two, or names: of which only these make sense together."""
     if isinstance(value, SizeDict):
@@ -348,4 +380,4 @@ def _short(value: object) -> str:
 
 
 __all__ = ["LARGEST", "RANGES", "check_encoder_types", "check_image_settings", "check_num_labels", "check_range"]
-__all__ += ["check_values", "checked", "without_kernels"]
+__all__ += ["check_stages", "check_values", "checked", "with_named_settings", "without_kernels"]

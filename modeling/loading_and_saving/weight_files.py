@@ -139,11 +139,8 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
     for place in sorted(layers.keys() & stored.keys()):
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
-            name = "depths" if hasattr(config, "depths") else "num_hidden_layers"
-            raise ValueError(
-                f"{part}{name}: {getattr(config, name, None)}, but the weights in {source} have {stored[place]} "
-                f"layers {place}"
-            )
+            asked = " or ".join(f"{part}{name}: {value}" for name, value in _counts_behind(config, layers[place]))
+            raise ValueError(f"{asked}, but the weights in {source} have {stored[place]} layers {place}")
     asked = sum(parameter.numel() for parameter in model.parameters())
     there = sum(math.prod(shape) for shape in found.values())
     if asked > 2 * there + _NEW_WEIGHTS:
@@ -170,11 +167,19 @@ def misfit(model: PreTrainedModel, name: str, shape: tuple[int, ...], other: tup
 
 
 def fields_behind_layers(config, names: list[str]) -> str:
-    """The end of a sentence about missing weights: how many layers the configuration asks for, if some are missing."""
+    """The end of a sentence about missing weights: how many layers the configuration asks for, if some are missing;
+    or else its own numbers and switches, those first that are not as they are by default."""
     parts = dict(_part_of(config, name) for name in names if re.search(r"layers?\.\d+\.", name))
     found = [
         f"{place}num_hidden_layers ({getattr(parts[place], 'num_hidden_layers', None)})" for place in sorted(parts)
     ]
+    own = [
+        f
+        for f in (fields(config) if is_dataclass(config) else ())
+        if f.name in vars(type(config)).get("__annotations__", {}) and isinstance(f.default, bool | int)
+    ]
+    own.sort(key=lambda f: getattr(config, f.name) == f.default)
+    found = found or [f"{f.name} ({getattr(config, f.name)})" for f in own[:12]]
     return f"; look at {', '.join(found)}" if found else ""
 
 
@@ -188,38 +193,75 @@ def _numbered(shapes: Shapes) -> dict[str, int]:
 
 
 def _part_of(config, name: str) -> tuple[str, object]:
-    """`"vision_config."` and this configuration for a tensor of the image encoder; "" and the whole one for others."""
-    kind = re.search(r"(?:^|\.)(text|vision|audio)_model\.", f"{name}.")
-    part = getattr(config, f"{kind[1]}_config", None) if kind else None
-    return (f"{kind[1]}_config.", part) if part is not None else ("", config)
+    """`"vision_config."` and this configuration for a tensor of the image encoder, `"backbone_config."` for one of a
+    backbone; "" and the whole one for others."""
+    where = ""
+    for component in name.split("."):
+        for stem in (component, re.sub(r"_(model|encoder)$", "", component)):
+            part = getattr(config, f"{stem}_config", None)
+            if hasattr(part, "to_dict"):
+                where, config = f"{where}{stem}_config.", part
+                break
+    return where, config
+
+
+def _all_parts(config, where: str = "") -> dict[str, object]:
+    """A configuration and those inside of it, at any depth, by what comes before their fields' names."""
+    found = {where: config}
+    for name, part in vars(config).items():
+        if name.endswith("_config") and hasattr(part, "to_dict"):
+            found |= _all_parts(part, f"{where}{name}.")
+    return found
+
+
+def _counts_behind(config, count: int) -> list[tuple[str, object]]:
+    """The fields of a configuration that may have asked for so many layers: the field for layers if it has one with
+    this value, or else all of its numbers and lists with it."""
+    if hasattr(config, "depths"):
+        return [("depths", config.depths)]
+    values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    found = [
+        (name, value)
+        for name, value in values.items()
+        if (value == count and type(value) is int) or (isinstance(value, list | tuple) and len(value) == count)
+    ]
+    usual = [one for one in found if one[0] == "num_hidden_layers"]
+    return usual or found or [("num_hidden_layers", values.get("num_hidden_layers"))]
+
+
+def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """The whole numbers of configurations, and their lists of depths, by the fields' full names."""
+    sizes: dict[str, int] = {}
+    lists: dict[str, list[int]] = {}
+    for prefix, one in parts.items():
+        values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
+        sizes |= {prefix + k: v for k, v in values.items() if type(v) is int and "token_id" not in k}
+        sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}
+        lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
+    return sizes, lists
 
 
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The numbers of a configuration that may have made the shape of a tensor: those that are in it and not in the
     file's, or else all."""
-    sizes: dict[str, int] = {}
-    lists: dict[str, list[int]] = {}
     where, part = _part_of(config, name)
-    parts = {where: part, "": config}
-    if not name:  # all of them
-        parts |= {f"{n}.": c for n, c in vars(config).items() if n.endswith("_config") and hasattr(c, "to_dict")}
-    for prefix, one in parts.items():
-        values = {k: v for k, v in vars(one).items() if not k.startswith("_")}
-        sizes |= {prefix + k: v for k, v in values.items() if isinstance(v, int) and not isinstance(v, bool)}
-        sizes |= {prefix + k: len(v) for k, v in values.items() if k in ("id2label", "templates") and v}
-        lists |= {prefix + k: v for k, v in values.items() if k == "depths"}
-    sizes = {k: v for k, v in sizes.items() if "token_id" not in k}
+    parts = {where: part, "": config} if name else _all_parts(config)
+    sizes, lists = _sizes_of(parts)
     new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
-    # Switches that are not as they are by default may be behind any shape.
+    # Factors, and switches that are not as they are by default, may be behind any shape.
     changed = [
         (prefix + f.name, getattr(one, f.name))
         for prefix, one in parts.items()
         for f in (fields(one) if is_dataclass(one) else ())
-        if isinstance(f.default, bool)
-        and f.name in vars(type(one)).get("__annotations__", {})
-        and getattr(one, f.name, f.default) != f.default
+        if f.name in vars(type(one)).get("__annotations__", {})
+        and (
+            (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
+            or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
+            or (f.name in ("patch_size", "image_size") and re.search("patch|position", name))
+        )
     ]
-    found = {k: v for k, v in sizes.items() if v in new} or sizes | lists
+    found = {k: v for k, v in sizes.items() if v in new}
+    found = found or {k: v for k, v in _sizes_of(_all_parts(config))[0].items() if v in new} or sizes | lists
     return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed)).items())
 
 

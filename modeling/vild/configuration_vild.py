@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ..dense.configuration_dense import PromptableSegmentationFields
 from ..dual_encoders.backbones import family_of, find_family
-from ..loading_and_saving.configuration_checks import LARGEST, check_range, checked, without_kernels
+from ..loading_and_saving.configuration_checks import LARGEST, check_range, check_stages, checked, without_kernels
 
 
 STRIDES = (4, 8, 16, 32, 64)  # of the five levels of the feature pyramid, P2 to P6
@@ -155,6 +155,7 @@ class ViLDConfig(PromptableSegmentationFields, PreTrainedConfig):
             self.backbone_config = {"model_type": "resnet"} | self.backbone_config
             if (kind := self.backbone_config["model_type"]) != "resnet":
                 raise ValueError(f"backbone_config.model_type: {kind!r}, expected 'resnet'")
+            check_stages("backbone_config", self.backbone_config, ("depths", "hidden_sizes"))
         if isinstance(self.dual_encoder_config, dict):
             self.dual_encoder_config = {"model_type": "clip"} | self.dual_encoder_config
             family_of(self.dual_encoder_config["model_type"])
@@ -272,9 +273,8 @@ class ViLDConfig(PromptableSegmentationFields, PreTrainedConfig):
             raise ValueError(f"anchor_ratios: {ratios}, expected at least one number > 0")
 
     def validate_backbone(self):
-        backbone = self.backbone_config
-        if isinstance(backbone, PreTrainedConfig) and (len(backbone.depths) != 4 or len(backbone.hidden_sizes) != 4):
-            raise ValueError(f"backbone_config.depths: {backbone.depths}, expected four stages")
+        if isinstance(self.backbone_config, PreTrainedConfig):
+            check_stages("backbone_config", vars(self.backbone_config), ("depths", "hidden_sizes"))
 
 
 __all__ = ["STRIDES", "ViLDConfig"]

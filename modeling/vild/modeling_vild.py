@@ -197,7 +197,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             padding = self.family.padding_id(self.config.dual_encoder_config)
             input_ids = torch.where(attention_mask.bool(), input_ids, padding)
         flat = input_ids.flatten(0, -2)
-        check_token_ids(flat, self.config.text_config.vocab_size)
+        text = self.config.text_config
+        check_token_ids(flat, text.vocab_size, text.max_position_embeddings)
         features = unit_norm(self.family.encode_text(self.text_encoder, flat))
         features = features.view(*input_ids.shape[:-1], -1)
         return unit_norm(features.mean(dim=1)) if features.dim() == 3 else features

@@ -23,7 +23,7 @@ GLIP_BAD_VALUES = (
     ({"anchor_sizes": [8, 16]}, "anchor_sizes: \\[8, 16\\], expected 5"),
     ({"max_text_length": 300}, "max_text_length: 300 is above text_config.max_position_embeddings"),
     ({"use_fusion": "yes"}, "use_fusion"),
-    ({"backbone_config": {"depths": [1, 1, 1]}}, "depths|stage"),
+    ({"backbone_config": {"depths": [1, 1, 1]}}, "backbone_config.depths: \\[1, 1, 1\\], expected a number for each"),
     ({"backbone_config": {"num_heads": [3, 2, 2, 4]}}, "num_heads: 3 does not divide 8"),
     (
         {"backbone_config": {"model_type": "resnet"}},

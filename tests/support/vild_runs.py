@@ -19,7 +19,9 @@ VILD_BAD_VALUES = (
     ({"anchor_ratios": []}, "anchor_ratios"),
     ({"hidden_size": 0}, "hidden_size: 0"),
     ({"background": 0.5, "label_texts": None}, "background: 0.5, expected None"),
-    ({"backbone_config": {"depths": [1, 1, 1]}}, "stage"),
+    ({"backbone_config": {"depths": [1, 1, 1]}}, "backbone_config.depths: \\[1, 1, 1\\], expected a number for each"),
+    ({"backbone_config": {"hidden_sizes": [8]}}, "backbone_config.hidden_sizes"),
+    ({"backbone_config": {"embedding_size": -1}}, "backbone_config.embedding_size: -1"),
     ({"backbone_config": {"model_type": "bert"}}, "backbone_config.model_type: 'bert', expected 'resnet'"),
     ({"dual_encoder_config": {"model_type": "bert"}}, "dual_encoder_config.model_type: 'bert'"),
 )

@@ -443,6 +443,7 @@ def test_only_rgb_without_conversion():
         ({"background": (1, 2)}, "background"),
         ({"background": (1, 2, 256)}, "background"),
         ({"max_pixels": 0}, "max_pixels"),
+        ({"max_pixels": None}, "max_pixels: None"),
         ({"crop_size": {"height": 24, "width": None}}, "crop_size"),
         ({"crop_size": {"shortest_edge": 24}}, "crop_size"),
         ({"size": {"width": 24}}, "size"),

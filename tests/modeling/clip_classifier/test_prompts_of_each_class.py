@@ -152,3 +152,9 @@ def test_an_adapters_file_carries_the_prompts_of_each_class(classifier, tmp_path
     assert again.get_base_model().config.templates == resolve_templates(PROMPTS, CLASSES)
     with torch.no_grad():
         torch.testing.assert_close(again(tiny_pixels()).logits, model(tiny_pixels()).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("templates", [{}, {"cat": []}, {"cat": ["a cat"], "cow": ["a cow"]}])
+def test_a_configuration_whose_mapping_lacks_a_class_is_refused(templates):
+    with pytest.raises(ValueError, match="templates"):
+        CLIPClassifierConfig(id2label={0: "cat", 1: "dog"}, templates=templates)

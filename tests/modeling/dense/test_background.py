@@ -162,7 +162,7 @@ def test_a_model_may_have_a_rule_of_its_own():
     learned.set_labels(LABELS, toy_processor(), background="learned")
     logits = learned(PIXELS).logits
     assert torch.equal(logits[:, 0], plain_scores().mean(1)) and torch.equal(logits[:, 1:], plain_scores())
-    with pytest.raises(NotImplementedError, match="has learned no background"):
+    with pytest.raises(ValueError, match="has learned no background"):
         labelled("learned")
 
 

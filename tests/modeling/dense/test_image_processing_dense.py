@@ -12,6 +12,7 @@ from toy_segmentation import registered_toy, toy_processor
 from transformers import AutoImageProcessor, AutoProcessor, SegformerImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hf_clip_variants import CLIPClassifierImageProcessor, GLIPImageProcessor, ViLDImageProcessor
 from hf_clip_variants.modeling.dense.image_processing_dense import DenseImageProcessor
 from hf_clip_variants.modeling.dense.processing_dense import DenseProcessor
 
@@ -206,6 +207,8 @@ def test_bad_label_maps_are_named(maps, message):
     [
         ({"pad_mode": "zero"}, "pad_mode: 'zero'"),
         ({"size_divisor": 0}, "size_divisor: 0"),
+        ({"max_pixels": 0}, "max_pixels: 0"),
+        ({"max_pixels": None}, "max_pixels: None"),
         ({"size_multiple": 2.5}, "size_multiple"),
         ({"ignore_index": "255"}, "ignore_index"),
         ({"do_center_crop": True, "crop_size": 8}, "do_center_crop"),
@@ -334,3 +337,19 @@ def test_post_processing_of_the_processor_is_that_of_the_image_processor():
     (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 96)])
     (expected,) = processor.image_processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 96)])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "make", [CLIPClassifierImageProcessor, DenseImageProcessor, GLIPImageProcessor, ViLDImageProcessor]
+)
+def test_a_setting_of_none_is_used_or_refused_by_name(make):
+    whole = make()
+    for name in sorted(set(whole.to_dict()) - {"image_processor_type"}):
+        for attempt in (
+            lambda name=name: make(**{name: None})(image(40, 60), return_tensors="pt"),
+            lambda name=name: whole(image(40, 60), **{"return_tensors": "pt", name: None}),
+        ):
+            try:
+                assert attempt()["pixel_values"].isfinite().all()
+            except ValueError as error:
+                assert name in str(error)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from tiny_families import (
@@ -173,3 +175,13 @@ def test_exported_code_encodes_plain_prompts_the_same(model_type, monkeypatch):
     again = family.encode_text(model, ids, checkpoint=True, max_tokens_per_chunk=1)
     (found,) = torch.autograd.grad(again.square().sum(), family.token_embedding_of(model).weight)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", SIGLIP_FAMILIES)
+def test_an_encoder_without_the_head_that_pools_is_refused_by_name(model_type, tmp_path):
+    tiny_dual_encoder(model_type).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["vision_use_head"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"vision_config\.vision_use_head: False"):
+        CLIPClassifier.from_pretrained(tmp_path, class_names=["cat", "dog"])

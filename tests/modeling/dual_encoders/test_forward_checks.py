@@ -53,6 +53,15 @@ def test_wrong_inputs_of_every_model_are_named(name, argument, change, said):
         model(**inputs | {argument: change(inputs[argument])})
 
 
+@pytest.mark.parametrize("name", ["clip_classifier", *DUAL_ENCODERS])
+def test_texts_of_more_tokens_than_there_are_positions_are_named(name):
+    case = CASES[name]
+    inputs = {k: v for k, v in (_TEXTS | case.inputs(2)).items() if k not in ("labels", "attention_mask")}
+    inputs["input_ids"] = torch.cat([inputs["input_ids"]] * 200, dim=-1)
+    with pytest.raises(ValueError, match=r"input_ids: \d+ tokens, "):
+        case.make()(**inputs)
+
+
 @pytest.mark.parametrize("name", DUAL_ENCODERS)
 def test_a_weight_without_number_is_named_by_every_model(name):
     case = CASES[name]

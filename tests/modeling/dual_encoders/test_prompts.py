@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_clip_variants.modeling.clip.text_clip import official_tokenizer
 from hf_clip_variants.modeling.dual_encoders import text_cleaning
@@ -301,6 +301,14 @@ def test_eos_inside_a_text_is_an_error(padding):
     assert rows == ([[0, 2, 1, 1], [0, 2, 3, 1]] if padding else [[0, 2, 1], [0, 2, 3, 1]])
     with pytest.raises(ValueError, match=r"text\[1\]: 'cat bird' contains the end token '\[E\]'"):
         encode_texts(tokenizer, ["cat", "cat bird"], padding=padding)
+
+
+def test_a_tokenizer_without_its_vocabulary_is_named(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer: CLIPTokenizer with 2 tokens .*text\[0\].*tokenizer.json"):
+        encode_texts(tokenizer, ["a cat"])
 
 
 def test_encode_texts_passes_everything_on():

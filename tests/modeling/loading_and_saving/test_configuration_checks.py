@@ -20,6 +20,7 @@ from hf_clip_variants import (
     CLIPClassifierConfig,
     CLIPClassifierImageProcessor,
     CLIPResNetConfig,
+    GLIPConfig,
     SLIPConfig,
 )
 from hf_clip_variants.modeling.loading_and_saving.configuration_checks import check_image_settings, check_values
@@ -251,3 +252,11 @@ def test_texts_of_families_are_read_at_one_end_token(kind):
     values = {"model_type": kind, "text_config": {"model_type": f"{kind}_text_model", "eos_token_id": []}}
     with pytest.raises(ValueError, match="text_config.eos_token_id.*token"):
         check_values(values, type(AutoConfig.for_model(kind)))
+
+
+@pytest.mark.parametrize(
+    "field, value", [("mlp_ratio", -1e308), ("mlp_ratio", 1e308), ("embed_dim", 0), ("depths", [2, 10**9])]
+)
+def test_values_of_a_swin_transformer_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=rf"backbone_config\.{field}: .* is outside"):
+        GLIPConfig(backbone_config={field: value})

@@ -9,10 +9,13 @@ import time
 
 import pytest
 import torch
+from glip_runs import glip_model
+from model_contract import CASES
 from safetensors.torch import save_file
 from tiny import tiny_clip
+from vild_runs import vild_config
 
-from hf_clip_variants import CLIPClassifier
+from hf_clip_variants import CLIPClassifier, GLIPForZeroShotObjectDetection, ViLDForZeroShotObjectDetection
 from hf_clip_variants.modeling.loading_and_saving.weight_files import LARGEST_COUNT, read_header
 
 
@@ -145,3 +148,40 @@ def test_more_weights_than_the_file_has_are_refused_before_they_are_made(folder)
     with pytest.raises(ValueError, match=r"asks for .* weights, .* have 1; look at .*text_config.hidden_size"):
         CLIPClassifier.from_pretrained(folder, output_loading_info=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize("field", ["mask_num_convs", "head_num_convs", "head_num_layers", "rpn_num_convs"])
+def test_a_number_of_layers_that_the_file_has_not_is_named(tmp_path, field):
+    ViLDForZeroShotObjectDetection(vild_config(use_masks=True)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: 5}))
+    with pytest.raises(ValueError, match=rf"{field}: 5.*but the weights in .* have [12] layers"):
+        ViLDForZeroShotObjectDetection.from_pretrained(tmp_path)
+
+
+def test_a_factor_that_may_have_made_a_shape_is_named(tmp_path):
+    glip_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dynamic_relu_reduction": 3}))
+    with pytest.raises(ValueError, match=r"look at .*dynamic_relu_reduction \(3\)"):
+        GLIPForZeroShotObjectDetection.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part, field", [("text_config", "vocab_size"), ("backbone_config", "embed_dim")])
+def test_a_size_of_an_inner_configuration_that_the_file_has_not_is_named(tmp_path, part, field):
+    glip_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[part][field] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"look at .*{part}\.{field} \({config[part][field]}\)"):
+        GLIPForZeroShotObjectDetection.from_pretrained(tmp_path)
+
+
+def test_a_switch_that_may_have_made_a_missing_weight_is_named(tmp_path):
+    model = CASES["groupvit"].make()
+    del model.multi_label_logit_scale
+    state = {name: tensor for name, tensor in model.state_dict().items() if "multi_label" not in name}
+    model.config.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights are missing: .*look at .*num_noun_prompts \(\d\)"):
+        type(model).from_pretrained(tmp_path)
