@@ -15,20 +15,20 @@ import argparse
 import sys
 from dataclasses import replace
 
+from hf_clip_variants.commands.script_runs import run_script
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", required=True, help="a saved detector that reads names in prompts, folder or Hub id"
-    )
-    parser.add_argument("--data", required=True, help="images: COCO's json, a Parquet file, or a data set")
-    parser.add_argument("--images", help="folder of the images of COCO's json")
-    parser.add_argument("--names-per-prompt", default="all,10,1", help="default: %(default)s; all: as many as fit")
-    parser.add_argument("--most-images", type=int, default=100, help="default: %(default)s")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the configuration"
-    )
-    return parser.parse_args(arguments)
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("--model", required=True, help="a saved detector that reads names in prompts, folder or Hub id")
+    add("--data", required=True, help="images: COCO's json, a Parquet file, or a data set")
+    add("--images", help="folder of the images of COCO's json")
+    add("--names-per-prompt", default="all,10,1", help="default: %(default)s; all: as many as fit")
+    add("--most-images", type=int, default=100, help="default: %(default)s")
+    add("--score-threshold", type=float, default=0.05, help="labels below it are not found; default: %(default)s")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of the model's configuration")
+    return made
 
 
 def table(rows) -> str:
@@ -46,33 +46,31 @@ def table(rows) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        splits = [None if one == "all" else int(one) for one in options.names_per_prompt.split(",")]
-    except ValueError:
-        print(f"error: --names-per-prompt: {options.names_per_prompt!r}, expected such as all,10,1", file=sys.stderr)
-        return 2
+def measured(options: argparse.Namespace) -> None:
     from transformers import AutoModelForZeroShotObjectDetection
 
     from hf_clip_variants.commands.arguments import parse_overrides
-    from hf_clip_variants.commands.output import prepare_libraries
     from hf_clip_variants.data.detection_sets import load_detection_set
     from hf_clip_variants.evaluation.prompt_drift import measure_prompt_drift
     from hf_clip_variants.evaluation.saved_folders import load_saved_processor
 
-    prepare_libraries()
-    try:
-        data = load_detection_set(options.data, options.images)
-        count = min(options.most_images, len(data))
-        data = replace(data, images=[data.images[i] for i in range(count)], annotations=data.annotations[:count])
-        fields = parse_overrides(options.set, "set", "NAME=VALUE")
-        model = AutoModelForZeroShotObjectDetection.from_pretrained(options.model, **fields).eval()
-        print(table(measure_prompt_drift(model, load_saved_processor(options.model), data, splits)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    counts = options.names_per_prompt.split(",")
+    if not all(one == "all" or one.isdigit() for one in counts):
+        raise ValueError(f"names_per_prompt: {options.names_per_prompt!r}, expected such as all,10,1")
+    splits = [None if one == "all" else int(one) for one in counts]
+    data = load_detection_set(options.data, options.images)
+    count = min(options.most_images, len(data))
+    data = replace(data, images=[data.images[i] for i in range(count)], annotations=data.annotations[:count])
+    fields = parse_overrides(options.set, "set", "NAME=VALUE")
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(options.model, **fields).eval()
+    processor = load_saved_processor(options.model)
+    print(table(measure_prompt_drift(model, processor, data, splits, score_threshold=options.score_threshold)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = parser()
+    options = made.parse_args(arguments)
+    return run_script(made, lambda: measured(options), "Nothing was written.")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hf_clip_variants.cli import in_words_of
-from hf_clip_variants.commands.interruption import exit_code, listening
-from hf_clip_variants.commands.output import prepare_libraries
+from hf_clip_variants.commands.script_runs import run_script
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,18 +67,8 @@ def label(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     made = parser()
     options = made.parse_args(arguments)
-    try:
-        with listening():
-            prepare_libraries()
-            label(options)
-    except (ValueError, OSError) as error:
-        flags = {action.dest: action.option_strings[0] for action in reversed(made._actions) if action.option_strings}
-        print(f"error: {in_words_of(flags, str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. The same command goes on with the next part in {options.out}.", file=sys.stderr)
-        return exit_code()
-    return 0
+    goes_on = f"The same command goes on with the next part in {options.out}."
+    return run_script(made, lambda: label(options), goes_on)
 
 
 if __name__ == "__main__":
