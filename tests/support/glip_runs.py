@@ -34,6 +34,12 @@ GLIP_BAD_VALUES = (
 )
 
 
+# What the linear probe trains. Officially: bbox_pred, centerness, dot_product_projection_text, log_scale, bias_lang,
+# bias0
+PROBE = {f"predictions.{name}" for name in ("log_scale", "text_bias", "bias")}
+for _layer in ("box", "centerness", "text_projection"):
+    PROBE |= {f"predictions.{_layer}.weight", f"predictions.{_layer}.bias"}
+
 NAMES = ["cat", "dog", "bird", "traffic light", "red car"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "(", ")", "a", "the", "on", "and", "of", "holding"]
 WORDS += ["cat", "dog", "bird", "traffic", "light", "red", "car", "small", "pizza", "man", "##s", "c", "##h", "##air"]
