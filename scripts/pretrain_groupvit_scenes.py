@@ -79,7 +79,7 @@ class Settings:
 
     vision: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-    steps: int = 400
+    steps: int = 1500
     batch: int = 48
     micro_batch: int | None = None
     lr: float = 3e-3

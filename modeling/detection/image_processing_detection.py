@@ -16,6 +16,7 @@ from ..decoding.image_decoding import DecodingRules, decode_image, list_images
 from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
 
 
+_THINNEST = 1e-3  # pixels of an edge: in float32, less has no length beside coordinates of a large image
 _LARGEST = 1e18  # of numbers that are multiplied in float32
 
 
@@ -31,7 +32,7 @@ class DetectionImageProcessor(DetrImageProcessor):
     Unlike in DETR's, files are read as everywhere in this package; boxes are relative to the image without its
     padding; crowds are left out with their masks; a segmentation may also be a run-length encoding or an array (H, W);
     a box that is not finite, inverted or without area is an error, unless it only loses its area by being clipped to
-    the image: then its object is left out.
+    the image, or is thinner than a thousandth of a pixel: then its object is left out.
     """
 
     valid_kwargs = DetectionImageProcessorKwargs
@@ -90,7 +91,7 @@ class DetectionImageProcessor(DetrImageProcessor):
                 continue
             left, top, right, bottom = _checked_box(one["bbox"], f"{name}: bbox of object {number}")
             clipped = [max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)]
-            if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+            if clipped[2] - clipped[0] < _THINNEST or clipped[3] - clipped[1] < _THINNEST:
                 continue
             boxes.append(clipped)
             classes.append(_whole_number(one["category_id"], f"{name}: category_id of object {number}"))

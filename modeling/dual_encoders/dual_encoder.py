@@ -103,6 +103,7 @@ class DualEncoder:
             # Over ranks in training; evaluation may run on one of them alone, which would wait for the others.
             gather = getattr(self.config, "clip_gather", "exact") if self.training else "none"
             loss = contrastive_loss(image_embeds, text_embeds, self.logit_scale, normalize=False, gather=gather)
+            _checks.check_output(self, loss, "loss", pixel_values=pixel_values)
         return CLIPOutput(
             loss=loss,
             logits_per_image=logits_per_image,

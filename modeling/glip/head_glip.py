@@ -145,6 +145,10 @@ class GLIPDeformableConvolution(nn.Module):
         """
         size = [(length - 1) // self.stride + 1 for length in x.shape[-2:]]
         shifts, weights = _reread(shifts, size), _reread(weights, size)
+        # Outside of the map everything is 0, however far; torchvision's kernel reads memory at random for numbers that
+        # are no places. Where shifts are NaN, the weights beside them are, too, and so is the result.
+        outside = float(max(x.shape[-2:]) + 4)
+        shifts = shifts.clamp(-outside, outside).nan_to_num(nan=outside)
         # There is no kernel for half precision on every device.
         tensors = (one.float() for one in (x, shifts, self.weight, self.bias, weights))
         value, shifts, kernel, bias, weights = tensors

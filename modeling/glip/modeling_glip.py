@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from transformers import BertModel, PreTrainedModel, SwinBackbone
 from transformers import initialization as init
-from transformers.image_transforms import center_to_corners_format, corners_to_center_format
+from transformers.image_transforms import corners_to_center_format
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import can_return_tuple
 
 from ..detection.box_coding import decode_boxes
+from ..detection.inputs_detection import check_tensor, content_sizes, read_labels
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_glip import make_anchors
@@ -251,7 +252,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         """
         check_pixels(pixel_values, self.config.backbone_config.num_channels)
         batch = len(pixel_values)
-        sizes = _content_sizes(pixel_values, pixel_mask)
+        sizes = content_sizes(pixel_values, pixel_mask)
         prompts, several = self._prompts(input_ids, attention_mask, text_embeds, phrase_map, batch)
         phrase_map = None if phrase_map is None else phrase_map.expand(batch, *phrase_map.shape[1:])
         targets = None
@@ -259,7 +260,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             if several or phrase_map is None:
                 wrong = "several prompts for each image" if several else "no phrase_map"
                 raise ValueError(f"labels: {wrong}, expected one prompt, and a phrase_map with a row for each label")
-            targets = _read_labels(labels, sizes, phrase_map)
+            targets = _targets(labels, sizes, phrase_map)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -287,6 +288,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             weights = {"loss_box": self.config.box_loss_weight}
             fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}
+            check_output(self, fields["loss"], "loss", **given)
         if output_hidden_states is not None and output_hidden_states is not False:
             fields["hidden_states"] = hidden_states
         return GLIPObjectDetectionOutput(
@@ -318,8 +320,9 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         shape = given.shape if text_embeds is None else given.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones(shape, dtype=torch.long, device=given.device)
+        check_tensor("attention_mask", attention_mask)
         if attention_mask.shape != shape:
-            raise ValueError(f"attention_mask: got {list(attention_mask.shape)}, expected {list(shape)}")
+            raise ValueError(f"attention_mask: got {list(attention_mask.shape)}, expected {list(shape)} as {name}")
         if shape[-1] > self.config.max_text_length:
             raise ValueError(
                 f"{name}: {shape[-1]} tokens, expected at most {self.config.max_text_length} (max_text_length); "
@@ -367,24 +370,11 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         }
 
 
-def _content_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
-    """(height, width) of each image without padding."""
-    if pixel_mask is None:
-        return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
-    expected = [len(pixel_values), *pixel_values.shape[-2:]]
-    if list(pixel_mask.shape) != expected:
-        raise ValueError(f"pixel_mask: got {list(pixel_mask.shape)}, expected {expected} (batch, height, width)")
-    mask = pixel_mask.bool()
-    heights, widths = mask.any(dim=2).sum(dim=1).tolist(), mask.any(dim=1).sum(dim=1).tolist()
-    if 0 in heights or 0 in widths:
-        raise ValueError("pixel_mask: an image without any pixel")
-    return list(zip(heights, widths, strict=True))
-
-
 def _check_map(phrase_map: torch.Tensor | None, shape: Sequence[int], several: bool, batch: int) -> None:
     """`shape` is that of the token ids."""
     if phrase_map is None:
         return
+    check_tensor("phrase_map", phrase_map)
     fits = phrase_map.dim() == (4 if several else 3) and len(phrase_map) in (1, batch)
     if not fits or phrase_map.shape[-1] != shape[-1] or (several and phrase_map.shape[1] != shape[1]):
         expected = [batch, *([shape[1]] if several else []), "labels", shape[-1]]
@@ -415,38 +405,18 @@ def _separate(
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None], positions
 
 
-def _read_labels(labels, sizes, phrase_map: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _targets(labels, sizes, phrase_map: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Boxes in pixels (N, 4) and their tokens (N, T), of each image."""
-    if len(labels) != len(sizes):
-        raise ValueError(f"labels: {len(labels)} dictionaries for {len(sizes)} images, expected one for each")
-    found = []
-    for i, (label, (height, width)) in enumerate(zip(labels, sizes, strict=True)):
-        if missing := [name for name in ("class_labels", "boxes") if name not in label]:
-            raise ValueError(f"labels[{i}]: no {missing[0]!r}, expected 'class_labels' (N,) and 'boxes' (N, 4)")
-        device = phrase_map.device
-        classes = torch.as_tensor(label["class_labels"], device=device).long().flatten()
-        boxes = torch.as_tensor(label["boxes"], device=device).float().reshape(-1, 4)
-        if len(classes) != len(boxes):
-            raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
-        count = phrase_map.shape[1]
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < count:
-            raise ValueError(
-                f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected rows of "
-                f"phrase_map, 0..{count - 1}"
-            )
-        rows = phrase_map[i, classes]
-        if bool((rows == 0).all(dim=1).any()):
-            name = int(classes[(rows == 0).all(dim=1)][0])
+    found, count = [], phrase_map.shape[1]
+    if not count:
+        raise ValueError("phrase_map: no label, expected a row for each label that 'labels' has")
+    read = read_labels(labels, sizes, count, phrase_map.device, "rows of phrase_map, ")
+    for i, objects in enumerate(read):
+        rows = phrase_map[i, objects.classes]
+        if bool((empty := (rows == 0).all(dim=1)).any()):
+            name = int(objects.classes[empty][0])
             raise ValueError(f"labels[{i}]['class_labels']: {name} has no token in phrase_map")
-        bad = ~boxes.isfinite().all(dim=1) | (boxes[:, 2:] <= 0).any(dim=1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"labels[{i}]['boxes'][{row}]: {boxes[row].tolist()}, expected finite numbers, and a width and height "
-                "above 0"
-            )
-        scale = boxes.new_tensor([width, height, width, height])
-        found.append((center_to_corners_format(boxes) * scale, rows))
+        found.append((objects.boxes, rows))
     return found
 
 

@@ -481,6 +481,7 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         losses = self._losses(image_embeds, text_embeds, prompt_embeds) if return_loss else {}
         if return_loss and self.config.num_background_vectors:
             losses |= self._background(losses["loss"], vision, prompt_embeds, prompt_word_ids)
+        check_output(self, losses.get("loss"), "loss", pixel_values=pixel_values)
         return GroupViTOutput(
             **losses,
             logits_per_image=logits_per_image,

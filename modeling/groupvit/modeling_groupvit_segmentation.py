@@ -161,6 +161,7 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
         if labels is not None:
             labels = checked_labels(logits, labels, config.semantic_loss_ignore_index)
             loss = self._segmentation_loss(maps, group_features, texts, labels)
+            check_output(self, loss, "loss", pixel_values=pixel_values, class_embeddings=class_embeddings)
         return GroupViTSegmentationOutput(
             loss=loss,
             logits=logits,

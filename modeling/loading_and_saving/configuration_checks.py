@@ -306,13 +306,16 @@ def check_image_settings(settings: Mapping) -> None:
             )
 
 
+_NO_SETTINGS = ("annotations", "segmentation_maps")
+
+
 def with_named_settings(preprocess: Callable) -> Callable:
     """Decorator of an image processor's `preprocess`: settings are checked by `check_image_settings`, and one whose
     type transformers refuses is a ValueError that names it."""
 
     @functools.wraps(preprocess)
     def checked_preprocess(self, images, *args, **kwargs):
-        check_image_settings(kwargs)
+        check_image_settings({name: value for name, value in kwargs.items() if name not in _NO_SETTINGS})
         try:
             return preprocess(self, images, *args, **kwargs)
         except StrictDataclassError as error:

@@ -420,6 +420,7 @@ class LSegForSemanticSegmentation(PromptableSegmentationMixin, LSegPreTrainedMod
         loss = None
         if labels is not None:
             loss = self._loss(logits, labels, maps, pixel_embeddings, texts)
+            check_output(self, loss, "loss", pixel_values=pixel_values, class_embeddings=class_embeddings)
         return PromptableSegmentationOutput(
             loss=loss,
             logits=logits,

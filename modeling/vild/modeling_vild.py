@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..detection.box_coding import clip_boxes, decode_boxes
+from ..detection.inputs_detection import ImageTargets, check_tensor, content_sizes, read_labels
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
@@ -38,12 +39,10 @@ from .losses_vild import (
 )
 from .outputs_vild import ViLDDetections, ViLDObjectDetectionOutput
 from .training_vild import (
-    ImageTargets,
     box_loss,
     mask_loss,
     mask_targets,
     proposal_losses,
-    read_labels,
     sample_regions,
 )
 
@@ -350,7 +349,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """
         config = self.config
         check_pixels(pixel_values, config.backbone_config.num_channels)
-        sizes = self._content_sizes(pixel_values, pixel_mask)
+        sizes = content_sizes(pixel_values, pixel_mask)
         if only_proposals:
             return self._forward_proposals(pixel_values, labels, sizes)
         texts = self.resolve_class_embeddings(class_embeddings, input_ids, attention_mask, pixel_values)
@@ -382,9 +381,9 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             regions = len(proposals[0]) if given is not None else config.rpn_post_nms
             found, values = self._detect(features, boxes, scores, regions, sizes, texts, stored)
             fields |= values
-            for name in ("logits", "pred_boxes"):
+            for name in ("logits", "pred_boxes", "loss"):
                 inputs = {"pixel_values": pixel_values, "class_embeddings": class_embeddings}
-                check_output(self, fields[name], name, **inputs)
+                check_output(self, fields.get(name), name, **inputs)
             if output_detections or output_masks:
                 fields["detections"] = self._final_detections(*found, features, output_masks)
         return ViLDObjectDetectionOutput(**fields)
@@ -529,7 +528,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         """The region proposal network alone: of each image boxes (R, 4) in pixels and their objectness (R,), best
         first. Needs no labels."""
         check_pixels(pixel_values, self.config.backbone_config.num_channels)
-        sizes = self._content_sizes(pixel_values, pixel_mask)
+        sizes = content_sizes(pixel_values, pixel_mask)
         features, _ = self.feature_maps(pixel_values)
         objectness, codes = self.proposal_head(features)
         return self._propose(objectness, codes, self._anchors(features), sizes)
@@ -537,27 +536,10 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
     # ---- checks
 
     @staticmethod
-    def _content_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
-        """(height, width) of each image without padding."""
-        if pixel_mask is None:
-            return [tuple(pixel_values.shape[-2:])] * len(pixel_values)
-        _check_tensor("pixel_mask", pixel_mask)
-        if tuple(pixel_mask.shape) != (len(pixel_values), *pixel_values.shape[-2:]):
-            raise ValueError(
-                f"pixel_mask: got {list(pixel_mask.shape)}, expected "
-                f"{[len(pixel_values), *pixel_values.shape[-2:]]} (batch, height, width)"
-            )
-        mask = pixel_mask.bool()
-        heights, widths = mask.any(dim=2).sum(dim=1).tolist(), mask.any(dim=1).sum(dim=1).tolist()
-        if 0 in heights or 0 in widths:
-            raise ValueError("pixel_mask: an image without any pixel")
-        return list(zip(heights, widths, strict=True))
-
-    @staticmethod
     def _given_proposals(proposals, batch: int) -> list[torch.Tensor] | None:
         if proposals is None:
             return None
-        _check_tensor("proposals", proposals)
+        check_tensor("proposals", proposals)
         if proposals.dim() != 3 or len(proposals) != batch or proposals.shape[-1] != 4:
             raise ValueError(f"proposals: got {list(proposals.shape)}, expected [{batch}, regions, 4]")
         found = []
@@ -585,8 +567,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
             return
         if labels is None:
             raise ValueError("labels: missing, and distill_boxes are for training")
-        _check_tensor("distill_boxes", boxes)
-        _check_tensor("distill_embeddings", embeddings)
+        check_tensor("distill_boxes", boxes)
+        check_tensor("distill_embeddings", embeddings)
         if boxes.dim() != 3 or len(boxes) != batch or boxes.shape[-1] != 4:
             raise ValueError(f"distill_boxes: got {list(boxes.shape)}, expected [{batch}, regions, 4]")
         if tuple(embeddings.shape) != (*boxes.shape[:2], self.config.projection_dim):
@@ -597,12 +579,6 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fine = valid_regions(boxes)
         if not math.isfinite(float(embeddings[fine].float().sum())):
             raise ValueError("distill_embeddings: NaN or infinite numbers in a row that is no padding")
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, torch.Tensor) or value.is_complex():
-        got = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(f"{name}: expected a tensor of numbers, got {got}")
 
 
 def _chosen_states(hidden_states: tuple[torch.Tensor, ...], chosen: Any) -> tuple[torch.Tensor, ...]:

@@ -1,24 +1,15 @@
 """What ViLD's Mask R-CNN is trained on: anchors and regions that are sampled, their targets, and the losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import box_iou, roi_align
-from transformers.image_transforms import center_to_corners_format
 
 from ..detection.box_coding import encode_boxes
-
-
-@dataclass(frozen=True)
-class ImageTargets:
-    """The objects of one image: boxes (K, 4) in pixels, classes (K,) int64, masks (K, H, W) or None."""
-
-    boxes: torch.Tensor
-    classes: torch.Tensor
-    masks: torch.Tensor | None = None
+from ..detection.inputs_detection import ImageTargets
 
 
 @dataclass(frozen=True)
@@ -29,74 +20,6 @@ class SampledRegions:
     boxes: torch.Tensor
     classes: torch.Tensor
     matched: torch.Tensor
-
-
-def read_labels(
-    labels: Sequence[Mapping[str, torch.Tensor]], sizes: Sequence[tuple[int, int]], num_labels: int | None, device
-) -> list[ImageTargets]:
-    """`labels` as DETR's processors give them -> the objects in pixels.
-
-    Args:
-        labels: of each image a dictionary with `class_labels` (K,), `boxes` (K, 4) (centre, width and height, relative
-            to the image without padding) and maybe `masks` (K, H, W).
-        sizes: (height, width) of the images without padding.
-        num_labels: classes are 0..num_labels - 1; None: anything.
-
-    Raises:
-        ValueError: names the image and what is wrong: a missing entry, numbers of boxes, classes and masks that
-            differ, an unknown class, a box that is not finite or has no area.
-    """
-    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
-        raise ValueError(f"labels: got {type(labels).__name__}, expected a list of dictionaries, one for each image")
-    if len(labels) != len(sizes):
-        raise ValueError(f"labels: {len(labels)} dictionaries for {len(sizes)} images, expected one for each")
-    found = []
-    for i, (label, (height, width)) in enumerate(zip(labels, sizes, strict=True)):
-        if not isinstance(label, Mapping):
-            raise ValueError(f"labels[{i}]: got {type(label).__name__}, expected a dictionary")
-        if missing := [name for name in ("class_labels", "boxes") if name not in label]:
-            raise ValueError(f"labels[{i}]: no {missing[0]!r}, expected 'class_labels' (K,) and 'boxes' (K, 4)")
-        classes = _numbers(label, "class_labels", i, device)
-        if classes.is_floating_point() and len(classes):
-            raise ValueError(f"labels[{i}]['class_labels']: {classes.dtype}, expected whole numbers")
-        classes = classes.long().flatten()
-        boxes = _numbers(label, "boxes", i, device).float()
-        if boxes.dim() != 2 or boxes.shape[-1] != 4:
-            if boxes.numel():
-                raise ValueError(f"labels[{i}]['boxes']: got {list(boxes.shape)}, expected [objects, 4]")
-            boxes = boxes.reshape(0, 4)
-        if len(classes) != len(boxes):
-            raise ValueError(f"labels[{i}]: {len(classes)} class_labels for {len(boxes)} boxes")
-        if num_labels is not None and len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
-            raise ValueError(
-                f"labels[{i}]['class_labels']: {int(classes.min())}..{int(classes.max())}, expected 0.."
-                f"{num_labels - 1}"
-            )
-        bad = ~boxes.isfinite().all(dim=1) | (boxes[:, 2:] <= 0).any(dim=1)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"labels[{i}]['boxes'][{row}]: {boxes[row].tolist()}, expected finite numbers, and a width and height "
-                "above 0"
-            )
-        masks = label.get("masks")
-        if masks is not None:
-            masks = _numbers(label, "masks", i, device)
-            if masks.dim() != 3 or len(masks) != len(boxes):
-                raise ValueError(f"labels[{i}]['masks']: {list(masks.shape)}, expected [{len(boxes)}, height, width]")
-        scale = boxes.new_tensor([width, height, width, height])
-        found.append(ImageTargets(center_to_corners_format(boxes) * scale, classes, masks))
-    return found
-
-
-def _numbers(label: Mapping, name: str, image: int, device) -> torch.Tensor:
-    try:
-        found = torch.as_tensor(label[name], device=device)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        found = None
-    if found is None or found.is_complex():
-        raise ValueError(f"labels[{image}][{name!r}]: got {type(label[name]).__name__}, expected a tensor of numbers")
-    return found
 
 
 def proposal_losses(
@@ -211,5 +134,4 @@ def mask_loss(logits: torch.Tensor, wanted: torch.Tensor, counted: torch.Tensor)
     return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp_min(1)
 
 
-__all__ = ["ImageTargets", "SampledRegions", "box_loss", "mask_loss", "mask_targets", "proposal_losses"]
-__all__ += ["read_labels", "sample_regions"]
+__all__ = ["SampledRegions", "box_loss", "mask_loss", "mask_targets", "proposal_losses", "sample_regions"]

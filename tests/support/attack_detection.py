@@ -20,6 +20,7 @@ from attack_cases import WRONG, Case
 from attack_images import _CHANGES as CHANGES
 from attack_images import _image as image_file
 from attack_texts import _names as texts_of
+from glip_runs import glip_inputs, glip_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from vild_runs import NAMES, vild_boxes, vild_inputs, vild_labels, vild_model, vild_processor
@@ -336,7 +337,62 @@ def weights(rng: random.Random, folder: Path) -> Attack:
     return f"{name}[{at}] = {value}", run, (name, "numbers overflow", "class_embeddings")
 
 
-ATTACKS = (inputs, annotations, image_files, inputs, chosen, alone, annotations, labels, weights)
+def grounding(rng: random.Random, folder: Path) -> Attack:
+    """An input of a model that reads a prompt, of another type, shape or range; or a number among its weights."""
+    given = glip_inputs(2)
+    odd, prompt = ("cat", 3, {}, [[1.0]], object(), b"x"), {n: given[n] for n in ("input_ids", "attention_mask")}
+    wrong = {
+        "pixel_values": _wrong_inputs(rng)["pixel_values"],
+        **{
+            name: (
+                *odd, one[:0], one[:, :0], one[0], one[:1], one.repeat(1, 40), one[:, None, None], one + 10**5,
+                one - 10**5, one.tolist(), one.numpy(), one.to(torch.complex64), one * 0, one.repeat(2, 1),
+            )
+            for name, one in prompt.items()
+        },
+        "phrase_map": (*odd, *(one for one in _changed(given["phrase_map"]))),
+        "labels": (
+            *odd, given["labels"][:1], [{}, {}], [None, None],
+            *([{**given["labels"][0], key: value}, given["labels"][1]] for key, value in (
+                ("class_labels", torch.tensor([0, 9])), ("class_labels", torch.tensor([-1, 1])),
+                ("class_labels", "ab"), ("class_labels", torch.tensor([0])), ("boxes", None),
+                ("boxes", torch.full((2, 4), math.nan)),
+                ("boxes", torch.full((2, 4), 1e30)), ("boxes", torch.rand(2, 3)), ("boxes", torch.zeros(2, 4)),
+            )),
+        ),
+    }  # fmt: skip
+    model, with_loss = glip_model(), rng.random() < 0.5
+    if rng.random() < 0.3:
+        model = copy.deepcopy(model)
+        name, tensor = rng.choice([pair for pair in model.named_parameters() if pair[1].numel()])
+        place, value = rng.randrange(tensor.numel()), rng.choice(BAD)
+        tensor.data.view(-1)[place] = value
+        named = (name, "overflow")
+    else:
+        name = rng.choice(sorted(wrong))
+        place = rng.randrange(len(wrong[name]))
+        given[name] = value = wrong[name][place]
+        with_loss, named = with_loss or name == "labels", (name, "input_ids")
+    if not with_loss:
+        given.pop("labels")
+
+    def run():
+        with torch.inference_mode():
+            return _checked(model(**given))
+
+    shown = f"{type(value).__name__} {tuple(value.shape)} {value.dtype}" if hasattr(value, "dtype") else f"{value}"
+    return f"grounding, {name} = {' '.join(shown.split())[:60]} ({place}){', loss' if with_loss else ''}", run, named
+
+
+def _changed(one: torch.Tensor) -> tuple:
+    """A tensor in other shapes, types and ranges."""
+    return (
+        one[:0], one[:, :0], one[0], one[:1], one[..., :1], one[..., :0], one.tolist(), one.numpy(), one.float(),
+        one.float() * math.nan, one.float() * 1e38, one.to(torch.complex64), one * 0, one.bool(), one[None],
+    )  # fmt: skip
+
+
+ATTACKS = (inputs, annotations, image_files, inputs, chosen, alone, annotations, labels, weights, grounding, grounding)
 
 
 def cases(seed: int, folder: Path) -> Iterator[Case]:

@@ -74,6 +74,24 @@ def test_a_weight_without_number_is_named_by_every_model(name):
     model.train()(**inputs)  # a training looks at its loss
 
 
+@pytest.mark.parametrize("value", [1e38, -1e30, 1e12])
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_huge_pixel_gives_finite_numbers_or_is_named(name, value):
+    case = CASES[name]
+    inputs = case.inputs(2)
+    inputs["pixel_values"] = inputs["pixel_values"].clone()
+    inputs["pixel_values"].view(-1)[5] = value
+    model = copy.deepcopy(case.make()).eval()
+    try:
+        with torch.no_grad():
+            found = model(**inputs)
+    except ValueError as error:
+        assert "pixel_values" in str(error)
+        return
+    for key in ("loss", case.output):
+        assert found.get(key) is None or found[key].isfinite().all(), key
+
+
 def test_the_cause_is_the_first_that_explains_it(tmp_path):
     model = copy.deepcopy(tiny_classifier()).eval()
     pixels = tiny_pixels(2)

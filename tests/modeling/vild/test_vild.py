@@ -55,7 +55,7 @@ class TestLosses:
         output = model(**inputs)
         only = model._losses  # the loss dictionary is detached: take the gradient of the distillation alone
         features, _ = model.feature_maps(inputs["pixel_values"])
-        from hf_clip_variants.modeling.vild.training_vild import read_labels
+        from hf_clip_variants.modeling.detection.inputs_detection import read_labels
 
         targets = read_labels(inputs["labels"], [(64, 64)] * 2, 5, "cpu")
         boxes = model._given_proposals(inputs["proposals"], 2)
@@ -368,12 +368,12 @@ class TestBadInputs:
         with pytest.raises(ValueError, match="annotations of image 3: bbox of object 0"):
             vild_processor()(Image.new("RGB", (9, 9)), annotations=marks, return_tensors="pt")
 
-    def test_boxes_outside_are_clipped_or_left_out_and_crowds_with_their_masks(self):
+    def test_boxes_outside_are_clipped_thin_ones_and_crowds_left_out_with_their_masks(self):
         import numpy as np
         from PIL import Image
 
         whole = np.ones((20, 40), dtype=bool)
-        rows = [([30, -5, 20, 15], 0), ([50, 0, 5, 5], 0), ([0, 0, 10, 10], 1)]
+        rows = [([30, -5, 20, 15], 0), ([50, 0, 5, 5], 0), ([0, 0, 10, 10], 1), ([3, 4, 10, 1e-9], 0)]
         marks = [
             {"bbox": box, "category_id": 2, "area": 1, "iscrowd": crowd, "segmentation": whole} for box, crowd in rows
         ]
