@@ -3,6 +3,7 @@ from .adapters.clip_adapter.config import CLIPAdapterConfig as CLIPAdapterConfig
 from .adapters.cocoop.config import CoCoOpConfig as CoCoOpConfig
 from .adapters.coop.config import CoOpConfig as CoOpConfig
 from .adapters.ivlp.config import IVLPConfig as IVLPConfig
+from .adapters.language_prompt.config import LanguagePromptConfig as LanguagePromptConfig
 from .adapters.linear_head.config import LinearHeadConfig as LinearHeadConfig
 from .adapters.loading import load_adapter as load_adapter
 from .adapters.maple.config import MaPLeConfig as MaPLeConfig

@@ -7,10 +7,14 @@ Models: any that `AutoModelForZeroShotObjectDetection` loads from this package, 
 COCO has them. Data: COCO's json, or what `datasets` reads: a Parquet file, a saved folder, a Hub id, with columns
 `image` and `objects` (`bbox` as x, y, width, height, and `category`).
 
+--grounding trains on captions whose phrases have boxes, beside --data or instead of it: COCO's json with a "caption"
+of each image and "tokens_positive" of each object, as scripts/pseudo_label_detection.py writes it.
+
 --novel names classes without boxes in training; the evaluation then tells base and novel classes apart. After an
 interruption, the same command goes on from the last complete checkpoint.
 
 OUT/checkpoint-*  to continue from       OUT/model         the trained model with its processor, for from_pretrained
+                                         (--tuning prompt: the adapter, with which from_pretrained brings its base)
 OUT/run.json      settings, metrics
 """
 
@@ -38,14 +42,30 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, required=True, help="folder of the run; the same one to continue after an interruption")
     add("--model", required=True, help="a saved detector, folder or Hub id")
-    add("--data", required=True, help="training images with boxes")
+    add("--data", help="training images with boxes")
     add("--images", help="folder of the images of COCO's json; default: its own, or images/ in or beside it")
     add("--split", help="of a data set; default: train")
+    add("--grounding", metavar="JSON", help="training images with captions whose phrases have boxes")
+    add("--grounding-images", help="as --images")
     add("--eval-data", help="the same for the evaluation; default: none")
     add("--eval-images", help="as --images")
     add("--eval-split", help="as --split")
     add("--novel", help="classes without boxes in training, with commas between them, or a .json file of a list")
+    add(
+        "--other-names",
+        type=int,
+        metavar="N",
+        help="each image's prompt has the names of its objects, and up to N others that are drawn anew each time; "
+        "needed where all names do not fit into one prompt; default: all names in each prompt",
+    )
     add("--masks", action="store_true", help="train masks, too; every object then needs a segmentation")
+    add(
+        "--tuning",
+        default="full",
+        choices=("full", "linear_probe", "prompt"),
+        help="what is trained: everything, the last layers, or vectors that are added to the prompt's tokens (then "
+        "OUT/model is a PEFT adapter); default: %(default)s",
+    )
     add("--epochs", type=float, default=12.0)
     add("--steps", type=int, help="optimiser steps instead of --epochs")
     add("--batch-size", type=int, default=2, help="images of a process in one pass; default: %(default)s")
@@ -114,13 +134,21 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, set_seed
 
     from hf_clip_variants.data.crops.detection_rows import DetectionRows
-    from hf_clip_variants.data.detection_sets import load_detection_set
+    from hf_clip_variants.data.detection_sets import DetectionSet, join_sets, load_detection_set, load_grounding_set
     from hf_clip_variants.evaluation.saved_folders import load_saved_processor
     from hf_clip_variants.files.atomic_writes import last_complete_checkpoint
     from hf_clip_variants.training.detection_trainer import DetectionTrainer, TextDetectionCollator
+    from hf_clip_variants.training.detection_tuning import apply_tuning
 
     novel = class_list(options.novel)
-    data = load_detection_set(options.data, options.images, options.split)
+    if options.data is None and options.grounding is None:
+        raise ValueError("data: got none; want --data, --grounding or both")
+    grounding = None
+    if options.grounding is not None:
+        grounding = load_grounding_set(options.grounding, options.grounding_images)
+    data = DetectionSet([], [], [])
+    if options.data is not None:
+        data = load_detection_set(options.data, options.images, options.split)
     test = None
     if options.eval_data is not None:
         test = load_detection_set(options.eval_data, options.eval_images, options.eval_split)
@@ -128,7 +156,7 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
         data, test = data.with_classes(names), test.with_classes(names)
     groups = data.groups(novel)
     data = data.without(novel)
-    if not any(data.annotations):
+    if options.data is not None and not any(data.annotations):
         raise ValueError(f"data: {options.data} has no box of a class that is trained on")
 
     set_seed(options.seed)
@@ -137,19 +165,32 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     model = AutoModelForZeroShotObjectDetection.from_pretrained(options.model, **fields)
     texts = None
     if hasattr(model, "set_labels"):
+        if grounding is not None:
+            raise ValueError(f"grounding: {options.grounding}, but {type(model).__name__} reads no captions")
         model.set_labels(data.class_names, processor)
         if hasattr(model.config, "base_labels"):
             model.config.base_labels = [name for name in data.class_names if name not in novel] if novel else None
     else:
         texts = data.class_names
+    if options.tuning == "prompt" and (options.other_names is not None or grounding is not None):
+        raise ValueError("tuning: prompt, whose prompt is always the same; want no --other-names and no --grounding")
+    collator = TextDetectionCollator(processor, masks=options.masks, labels=texts, others=options.other_names)
+    if options.data is not None and options.other_names is None and options.tuning != "prompt":
+        collator.check_one_prompt()
+    if grounding is not None:
+        collator.check_captions(grounding.captions)
+        data = join_sets(data, grounding)
+    model = apply_tuning(model, options.tuning, collator.texts, data.class_names)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     step_images = options.batch_size * options.accumulate * processes
     steps = options.steps or max(1, math.ceil(options.epochs * len(data) / step_images))
     trainer = DetectionTrainer(
         model,
         training_arguments(options, steps, test is not None),
-        TextDetectionCollator(processor, masks=options.masks, labels=texts),
-        DetectionRows(data.images, data.annotations, flip=not options.no_flip, seed=options.seed),
+        collator,
+        DetectionRows(
+            data.images, data.annotations, flip=not options.no_flip, seed=options.seed, captions=data.captions
+        ),
         eval_dataset=test,
         groups=groups,
         freeze_batch_norm=options.freeze_batch_norm,
@@ -159,9 +200,10 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     if is_first:
         options.out.mkdir(parents=True, exist_ok=True)
         boxes = sum(map(len, data.annotations))
+        trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
         print(
-            f"{type(model).__name__}: {boxes} boxes in {len(data)} images, {steps} steps of {step_images} images on "
-            f"{trainer.args.device}",
+            f"{type(model).__name__} ({trained:,} trained weights): {boxes} boxes in {len(data)} images, {steps} "
+            f"steps of {step_images} images on {trainer.args.device}",
             file=sys.stderr,
         )
     started = time.monotonic()

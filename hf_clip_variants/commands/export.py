@@ -7,6 +7,7 @@ import typer
 from ..files.recommended_run import is_run_folder, recommended_run
 from . import options
 from .arguments import check_model, check_templates
+from .detection_export import detects, export_detector
 from .options import FLAG
 from .output import JsonOption, machine_output, prepare_libraries, say
 from .segmentation_export import export_segmenter, segments
@@ -21,8 +22,8 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A classifier, a segmenter, or any CLIP: folder or Hub id. For a graph also an adapter, or what "
-            "adapt wrote.",
+            help="A classifier, a segmenter, a detector, or any CLIP: folder or Hub id. For a graph also an adapter, "
+            "or what adapt wrote.",
         ),
     ],
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to write.")],
@@ -32,7 +33,9 @@ def export(
     labels: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|LIST", help=f"Of a model that segments: {options.NAMES}.", show_default="the model's own"
+            metavar="FILE|LIST",
+            help=f"Of a model that segments or finds objects: {options.NAMES}.",
+            show_default="the model's own",
         ),
     ] = None,
     license: options.License = None,
@@ -76,7 +79,8 @@ def export(
     A graph takes pixels and gives logits, of a model, an adapter or what a run folder recommends. Its folder has a
     short program that needs the runtime, NumPy and Pillow alone. It is compared with PyTorch, and the difference is
     printed: logits that differ by more than 0.0001 of the largest are an error, except with --int8. The graph of a
-    segmenter takes images of any size, where its layers allow it.
+    segmenter takes images of any size, where its layers allow it; that of a detector finds fixed labels in images of
+    one size, into which the program scales others.
 
     \b
     [bold]More examples[/bold]
@@ -85,6 +89,7 @@ def export(
       hf-clip-variants export run graph --onnx
       hf-clip-variants export run small-graph --onnx --int8 --images photos/
       hf-clip-variants export groupvit street --onnx --labels "car, sky, road"
+      hf-clip-variants export glip street --onnx --labels "car, person"
       hf-clip-variants push animals me/animals
     """
     check_model("MODEL", model)
@@ -104,6 +109,16 @@ def export(
             written = export_segmenter(
                 model, folder, labels=labels, templates=templates, emit=emit_json, **options_of_graph
             )
+        if not json:
+            typer.echo(written)
+        return
+    if detects(model):
+        for option, value in (("--classes", classes), ("--base", base), ("--templates", templates)):
+            if value is not None:
+                raise ValueError(f"{option}: got it for a model that finds objects; want --labels")
+        with machine_output() as emit:
+            options_of_graph = {"graph": graph, "int8": int8, "images": images, "license": license}
+            written = export_detector(model, folder, labels=labels, emit=emit if json else None, **options_of_graph)
         if not json:
             typer.echo(written)
         return

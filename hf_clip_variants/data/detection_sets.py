@@ -12,6 +12,7 @@ from typing import Any
 from ..modeling.decoding.image_decoding import DecodingRules, decode_image
 
 
+_FIELDS = ("bbox", "area", "iscrowd", "segmentation")  # of an object
 _FOLDERS = ("", "images", "../images")  # where the images of a json file are tried
 
 
@@ -55,11 +56,14 @@ class DetectionSet:
         annotations: of each image its objects: dictionaries of `bbox` (x, y, width, height), `category_id` (from 0),
             `area`, `iscrowd` and maybe `segmentation`.
         class_names: of the labels.
+        captions: of each image a sentence or None, where COCO's json has "caption"; objects then may have
+            "tokens_positive", the spans of characters ([[start, end], …]) of the phrase that names them.
     """
 
     images: Sequence[Any]
     annotations: list[list[dict[str, Any]]]
     class_names: list[str]
+    captions: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -122,10 +126,68 @@ def load_detection_set(
     return _from_datasets(str(source), split)
 
 
+def load_grounding_set(source: str | os.PathLike, images: str | os.PathLike | None = None) -> DetectionSet:
+    """Reads images with captions whose phrases have boxes: COCO's json with a "caption" of each image and
+    "tokens_positive" of each object, as the sets of MDETR and GLIP have them.
+
+    Raises:
+        ValueError: an image without a caption, an object without a span, or with one outside of the caption; names it.
+        OSError: as `load_detection_set`.
+    """
+    found = load_detection_set(source, images)
+    for i, marks in enumerate(found.annotations):
+        caption = None if found.captions is None else found.captions[i]
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(f"{source}: image {i} has no caption")
+        for mark in marks:
+            spans = mark.get("tokens_positive")
+            fine = isinstance(spans, list) and spans and all(_is_span(span, caption) for span in spans)
+            if not fine:
+                raise ValueError(
+                    f"{source}: an object of image {i} has tokens_positive {spans!r}, want [[start, end], …] in "
+                    f"0..{len(caption)} of {caption[:80]!r}"
+                )
+    return found
+
+
+def _is_span(span: Any, caption: str) -> bool:
+    whole = isinstance(span, list) and len(span) == 2 and all(type(one) is int for one in span)
+    return whole and 0 <= span[0] < span[1] <= len(caption)
+
+
+class _Joined(Sequence):
+    """One sequence after the other, without reading them."""
+
+    def __init__(self, *parts: Sequence):
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, index: int) -> Any:
+        for part in self.parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+
+def join_sets(detection: DetectionSet, grounding: DetectionSet) -> DetectionSet:
+    """Images of both, with the class names of the first; captions of the second."""
+    texts = [None] * len(detection), grounding.captions or [None] * len(grounding)
+    return replace(
+        detection,
+        images=_Joined(detection.images, grounding.images),
+        annotations=[*detection.annotations, *grounding.annotations],
+        captions=[*texts[0], *texts[1]],
+    )
+
+
 def _from_coco(path: Path, folder: Path | None) -> DetectionSet:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         images = {row["id"]: row["file_name"] for row in document["images"]}
+        captions = [row.get("caption") for row in document["images"]]
         categories = {row["id"]: str(row["name"]) for row in document["categories"]}
         rows = document["annotations"]
     except (ValueError, KeyError, TypeError) as error:
@@ -141,14 +203,15 @@ def _from_coco(path: Path, folder: Path | None) -> DetectionSet:
     for row in rows:
         if row.get("image_id") not in found or row.get("category_id") not in place:
             raise ValueError(f"{path}: annotation {row.get('id')} is of an image or a category that is not listed")
-        kept = {name: row[name] for name in ("bbox", "area", "iscrowd", "segmentation") if name in row}
+        kept = {name: row[name] for name in (*_FIELDS, "tokens_positive") if name in row}
         found[row["image_id"]].append({"iscrowd": 0} | kept | {"category_id": place[row["category_id"]]})
     tried = [folder] if folder is not None else [path.parent / name for name in _FOLDERS]
     files = list(images.values())
     for place_of_images in tried:
         paths = [place_of_images / name for name in files]
         if all(file.is_file() for file in paths):
-            return DetectionSet(_Files(paths), list(found.values()), names)
+            texts = captions if any(captions) else None
+            return DetectionSet(_Files(paths), list(found.values()), names, texts)
     missing = [name for name in files if not any((one / name).is_file() for one in tried)]
     name = missing[0] if missing else files[0]
     raise FileNotFoundError(f"images: {name} of {path} is not in {' or '.join(str(one) for one in tried)}")
@@ -219,4 +282,4 @@ def _names_of(feature: Any) -> list[str] | None:
     return _names_of(feature[0]) if isinstance(feature, list) and feature else None
 
 
-__all__ = ["DetectionSet", "load_detection_set"]
+__all__ = ["DetectionSet", "join_sets", "load_detection_set", "load_grounding_set"]

@@ -214,17 +214,24 @@ def _answers(logits: torch.Tensor, thresholds: Sequence[float] | None) -> torch.
 
 def write_onnx(model: nn.Module, example: torch.Tensor, file: Path, any_size: bool = False) -> None:
     """Any number of images of the example's size, or with `any_size` of all sizes."""
+    write_module(_Logits(model), example, file, [OUTPUT], any_size)
+
+
+def write_module(
+    module: nn.Module, example: torch.Tensor, file: Path, outputs: Sequence[str], any_size: bool = False
+) -> None:
+    """A module from pixels to tensors with these names."""
     dimensions = {0: torch.export.Dim("batch", min=1)}
     if any_size:
         dimensions |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            _Logits(model).eval(),
+            module.eval(),
             (example,),
             dynamo=True,
             dynamic_shapes=(dimensions,),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             verbose=False,
         )
     # The exporter writes where in which source file each node comes from: paths of this machine.

@@ -207,7 +207,8 @@ def _snippet(
     row: Method, values: Mapping, repo_id: str, base_model: str | None, with_code: bool, with_base: bool
 ) -> str:
     if row.kind == "adapter" and not with_base:
-        if (values.get("auto_mapping") or {}).get("base_model_class") != "CLIPModel":
+        is_plain = (values.get("auto_mapping") or {}).get("base_model_class") == "CLIPModel"
+        if row.task == "image-classification" and not is_plain:
             return _ADAPTER.format(repo_id=_literal(repo_id), base_model=_literal(base_model))
         # A method's own snippet may use any field of its configuration.
         template = row.load("card_snippet") if row.card_snippet else _ADAPTER_ON_CLIP

@@ -42,7 +42,7 @@ def methods(kind: KindName | None = None) -> list[Method]:
     >>> import hf_clip_variants
 
     >>> [method.name for method in hf_clip_variants.methods("adapter")]
-    ['tip_adapter', 'linear_head', 'clip_adapter', 'coop', 'cocoop', 'maple', 'vpt', 'ivlp']
+    ['tip_adapter', 'linear_head', 'clip_adapter', 'coop', 'cocoop', 'maple', 'vpt', 'ivlp', 'language_prompt']
     ```
     """
     if kind is not None and kind not in KINDS:

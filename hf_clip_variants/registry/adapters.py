@@ -217,4 +217,24 @@ ADAPTERS = (
         few_shot=(FewShotEntry("ivlp", "IVLP", "adapters.ivlp.few_shot:IVLP"),),
         checkpoints=(CheckpointEntry("ivlp", "IVLP", "adapters.ivlp.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
     ),
+    Method(
+        name="language_prompt",
+        kind="adapter",
+        title="Language prompt",
+        paper=Paper(
+            "Grounded Language-Image Pre-training",
+            "2112.03857",
+            2021,
+            "Li, Liunian Harold and Zhang, Pengchuan and Zhang, Haotian and Yang, Jianwei and Li, Chunyuan and Zhong, "
+            "Yiwu and Wang, Lijuan and Yuan, Lu and Zhang, Lei and Hwang, Jenq-Neng and Chang, Kai-Wei and "
+            "Gao, Jianfeng",
+        ),
+        code=OfficialCode("microsoft/GLIP", "MIT"),
+        task="zero-shot-object-detection",
+        summary="Prompt tuning of detectors that read a prompt: a learned vector for each token of one class list.",
+        config="adapters.language_prompt.config:LanguagePromptConfig",
+        layer="adapters.language_prompt.layer:LanguagePromptLayer",
+        tuner="adapters.language_prompt.model:LanguagePromptModel",
+        card_snippet="adapters.language_prompt.card:SNIPPET",
+    ),
 )

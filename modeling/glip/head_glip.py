@@ -161,7 +161,7 @@ def _reread(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if list(x.shape[-2:]) == list(size):
         return x
     height, width = size
-    return x.flatten(1)[:, : x.shape[1] * height * width].view(len(x), -1, height, width)
+    return x.flatten(1)[:, : x.shape[1] * height * width].unflatten(1, (x.shape[1], height, width))
 
 
 class GLIPDynamicReLU(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ..dual_encoders.forward_checks import check_output, check_pixels, check_tok
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_glip import make_anchors
 from .configuration_glip import STRIDES, GLIPConfig
+from .graph_glip import GLIPGraph
 from .head_glip import GLIPDeformableConvolution, GLIPFusion, GLIPHeadLayer, GLIPPredictions, GLIPPyramid
 from .losses_glip import (
     NO_OBJECT,
@@ -108,6 +109,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
     """
 
     takes_all_labels = True  # in the pipeline
+    prompt_encoder = "text_encoder"  # module whose last hidden states learned prompts are added to
 
     def __init__(self, config: GLIPConfig):
         super().__init__(config)
@@ -117,6 +119,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         self.pyramid = GLIPPyramid(config)
         self.layers = nn.ModuleList(GLIPHeadLayer(config) for _ in range(config.head_num_layers))
         self.predictions = GLIPPredictions(config)
+        self._still: tuple[str, ...] = ()  # parts that stay in eval mode in training
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -134,6 +137,41 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
 
         layers = (self.get_input_embeddings(), self.backbone.swin.embeddings.patch_embeddings.projection)
         self._require_grads_hooks = [layer.register_forward_hook(require) for layer in layers]
+
+    def as_graph(self, processor: Any, labels: Sequence[str], size: tuple[int, int]) -> GLIPGraph:
+        """The model as a function of pixels (B, 3, height, width) alone, see [`GLIPGraph`]: for export."""
+        return GLIPGraph(self, processor, labels, size)
+
+    # ---- what is trained
+
+    def set_tuning(self, mode: Literal["full", "linear_probe"] = "full") -> None:
+        """What is trained from now on: everything (`"full"`), or what compares regions with words and predicts boxes
+        (`"linear_probe"`). It is not saved: call it after loading.
+
+        The linear probe trains the layers of boxes and centerness, the words' projection, temperature and biases; the
+        levels' scales stay. Swin, pyramid and BERT also stay in eval mode; the head's layers, which are frozen, too,
+        keep their dropout, as officially.
+
+        Raises:
+            ValueError: another `mode`.
+        """
+        if mode not in ("full", "linear_probe"):
+            raise ValueError(f"mode: {mode!r}, expected 'full' or 'linear_probe'")
+        for parameter in self.parameters():
+            parameter.requires_grad_(mode == "full")
+        self._still = ()
+        if mode == "linear_probe":
+            for parameter in self.predictions.parameters():
+                parameter.requires_grad_(True)
+            self.predictions.level_scales.requires_grad_(False)
+            self._still = ("backbone", "pyramid", "text_encoder")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GLIPForZeroShotObjectDetection":
+        super().train(mode)
+        for name in self._still:
+            getattr(self, name).eval()
+        return self
 
     # ---- parts of the forward pass
 

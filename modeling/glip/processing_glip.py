@@ -1,8 +1,10 @@
 """Images and texts to GLIP's inputs, and its outputs back to named boxes."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_processing_base import BatchFeature
 from transformers.processing_utils import ProcessingKwargs
@@ -147,6 +149,93 @@ class GLIPProcessor(CheckedParts):
             given = None if phrases is None else phrases[i]
             prompts.append((caption, read_phrases(caption, given, f"phrases[{i}]" if phrases else f"captions[{i}]")))
         return self._encoded(prompts, "captions", options)
+
+    def draw_names(
+        self,
+        names: Sequence[str],
+        present: Sequence[int],
+        generator: np.random.Generator,
+        max_others: int = 85,
+        all_chance: float = 0.5,
+    ) -> list[int]:
+        """Which class names an image's prompt has in one pass of training, by the official rule.
+
+        All names that are in the image, and some that are not: the model must learn what is *not* there. With the
+        chance `all_chance`, `max_others` names are drawn among all, else a number of them between 1 and `max_others`;
+        those that are in the image are not added twice. Others are left out once the prompt is full.
+
+        Args:
+            names: of all classes.
+            present: places in `names` of those in the image; in any order, may repeat.
+            generator: decides; its state goes on.
+
+        Returns:
+            places in `names`, shuffled. Names in the image that do not fit are left out, with a warning: their boxes
+            are not to be trained on in this pass.
+
+        Raises:
+            ValueError: no name, a place outside of `names`, a name that is alone too long, or `max_others` below 0.
+        """
+        if not len(names):
+            raise ValueError("names: none, expected at least one")
+        if max_others < 0:
+            raise ValueError(f"max_others: {max_others}, expected a number >= 0")
+        own = sorted(set(map(int, present)))
+        if own and not 0 <= own[0] <= own[-1] < len(names):
+            raise ValueError(f"present: {own[0]}..{own[-1]}, expected places in 0..{len(names) - 1}")
+        count = min(max_others, len(names))
+        if count and generator.random() >= all_chance:
+            count = int(generator.integers(1, count + 1))
+        if not own:
+            count = max(count, 1)  # a prompt has at least one name
+        others = [int(i) for i in generator.choice(len(names), count, replace=False) if i not in own]
+        own = [own[i] for i in generator.permutation(len(own))]
+        kept = [*self._fitting(names, own, skip=True)]
+        if len(kept) < len(own):
+            warnings.warn(
+                f"names: of {len(own)} in an image, {len(own) - len(kept)} do not fit into a prompt of "
+                f"{self.max_text_length} tokens; their boxes are not trained on in this pass",
+                stacklevel=2,
+            )
+        kept += self._fitting(names, others, first=kept)
+        return [kept[i] for i in generator.permutation(len(kept))]
+
+    def _fitting(self, names, places: Sequence[int], first: Sequence[int] = (), skip: bool = False) -> list[int]:
+        """Those of `places` that fit into a prompt behind `first`; up to the first that does not, or `skip` it."""
+
+        def tokens(some: Sequence[int]) -> list[int]:
+            texts = [clean_name(names[i]) for i in some]
+            options = {"add_special_tokens": False, "split_special_tokens": True}
+            return [len(ids) for ids in self.tokenizer(texts, **options).input_ids] if texts else []
+
+        between = len(self.tokenizer(SEPARATOR.strip(), add_special_tokens=False).input_ids)
+        special = self.tokenizer.num_special_tokens_to_add()
+        used = special + sum(count + between for count in tokens(first))
+        found = []
+        for place, count in zip(places, tokens(places), strict=True):
+            if count + special > self.max_text_length:
+                raise ValueError(
+                    f"names[{place}]: {count} tokens, expected at most {self.max_text_length - special}: "
+                    f"{names[place][:60]!r}…"
+                )
+            if used + count > self.max_text_length:
+                if skip:
+                    continue
+                break
+            found.append(place)
+            used += count + between
+        return found
+
+    @staticmethod
+    def phrases_of(caption: str) -> list[list[tuple[int, int]]]:
+        """The spans of each noun phrase of a caption, as `captions` takes them without `phrases`. ValueError if there
+        is none."""
+        return read_phrases(caption, None, "caption")
+
+    @staticmethod
+    def caption_of(names: Sequence[str]) -> tuple[str, list[list[tuple[int, int]]]]:
+        """Class names as a caption and its phrases, which are encoded as the names would be."""
+        return join_names(_checked_names(names, "names"))
 
     def _encoded(self, prompts, what: str, options) -> dict[str, torch.Tensor]:
         encoding = self.tokenizer(

@@ -1,6 +1,11 @@
 """A tiny GLIP and its inputs: images of 64 pixels, prompts of five names."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from tiny import copy_of, tiny_pixels
 
 from hf_clip_variants import GLIPConfig, GLIPForZeroShotObjectDetection, GLIPImageProcessor, GLIPProcessor
@@ -28,6 +33,12 @@ GLIP_BAD_VALUES = (
     ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size: 1000000000"),
 )
 
+
+# What the linear probe trains. Officially: bbox_pred, centerness, dot_product_projection_text, log_scale, bias_lang,
+# bias0
+PROBE = {f"predictions.{name}" for name in ("log_scale", "text_bias", "bias")}
+for _layer in ("box", "centerness", "text_projection"):
+    PROBE |= {f"predictions.{_layer}.weight", f"predictions.{_layer}.bias"}
 
 NAMES = ["cat", "dog", "bird", "traffic light", "red car"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "(", ")", "a", "the", "on", "and", "of", "holding"]
@@ -114,3 +125,30 @@ def glip_inputs(batch: int) -> dict:
 def glip_collate(rows: list[dict]) -> dict:
     """`labels` stay a list."""
     return {n: [r[n] for r in rows] if n == "labels" else torch.stack([r[n] for r in rows]) for n in rows[0]}
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    draw = np.random.default_rng([seed, width, height])
+    return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def save_glip_data(folder: Path) -> None:
+    """Four images in `folder`/images, train.json with objects in two of them, all.json with two objects in each."""
+    (folder / "images").mkdir()
+    images, marks = [], []
+    for i in range(4):
+        image = noise(64, 48, i)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
+        for box in ([6, 8, 24, 20], [34, 10, 20, 26])[: i % 3]:  # images without objects, too
+            image.paste((250, 90 * len(marks) % 256, 0), (box[0], box[1], box[0] + box[2], box[1] + box[3]))
+            marks.append({"id": len(marks), "image_id": i, "category_id": len(marks) % 3, "bbox": box, "iscrowd": 0})
+        image.save(folder / "images" / f"{i}.png")
+    categories = [{"id": i, "name": name} for i, name in enumerate(["cat", "traffic light", "pizza"])]
+    document = {"images": images, "annotations": marks, "categories": categories}
+    (folder / "train.json").write_text(json.dumps(document))
+    marks = [
+        {"id": 2 * i + k, "image_id": i, "category_id": (i + k) % 3, "bbox": box, "iscrowd": 0}
+        for i in range(4)
+        for k, box in enumerate(([6, 8, 24, 20], [30, 10, 28, 26]))
+    ]
+    (folder / "all.json").write_text(json.dumps(document | {"annotations": marks}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from PIL import ImageOps
 from ...annotations.masks import rle_to_mask
 from .crop_embeddings import CropEmbeddings
 from .proposals import Proposals
+
+
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 class DetectionRows(torch.utils.data.Dataset):
@@ -25,8 +29,10 @@ class DetectionRows(torch.utils.data.Dataset):
         crops: proposals and the teacher's embeddings, for distillation.
         proposals: boxes that replace the model's own proposals.
         flip: mirror half of the images, with all their boxes. The teacher's embeddings stay those of the original, as
-            officially. Which ones is a function of (seed, epoch, index).
+            officially. Which ones is a function of (seed, epoch, index). Images whose caption says left or right are
+            never mirrored.
         seed: any integer from 0.
+        captions: of each image a sentence, or None.
     """
 
     def __init__(
@@ -37,12 +43,14 @@ class DetectionRows(torch.utils.data.Dataset):
         proposals: Proposals | None = None,
         flip: bool = False,
         seed: int = 0,
+        captions: Sequence[str | None] | None = None,
     ):
-        for name, given in (("annotations", annotations), ("crops", crops), ("proposals", proposals)):
+        lists = {"annotations": annotations, "crops": crops, "proposals": proposals, "captions": captions}
+        for name, given in lists.items():
             if given is not None and len(given) != len(images):
                 raise ValueError(f"{name}: of {len(given)} images, images has {len(images)}")
         self.images, self.annotations, self.crops, self.proposals = images, annotations, crops, proposals
-        self.flip, self.seed = flip, int(seed)
+        self.flip, self.seed, self.captions = flip, int(seed), captions
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,14 +62,18 @@ class DetectionRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images[index].convert("RGB")
         annotations = [dict(one) for one in self.annotations[index]]
-        row: dict[str, Any] = {"image_id": index}
+        # `draw`: from which whatever else is drawn for this row follows.
+        row: dict[str, Any] = {"image_id": index, "draw": (self.seed, int(self._epoch), index)}
+        caption = None if self.captions is None else self.captions[index]
+        if caption is not None:
+            row["caption"] = caption
         if self.crops is not None:
             row["distill_boxes"] = self.crops.proposals[index][0].clone()
             row["distill_embeddings"] = self.crops[index]
         if self.proposals is not None:
             row["proposals"] = self.proposals[index][0].clone()
-        draw = np.random.default_rng([self.seed, int(self._epoch), index])
-        if self.flip and draw.random() < 0.5:
+        draw = np.random.default_rng(row["draw"])
+        if self.flip and not _SIDES.search(caption or "") and draw.random() < 0.5:
             image, annotations = ImageOps.mirror(image), [_mirrored(one, image.size) for one in annotations]
             for name in ("distill_boxes", "proposals"):
                 if name in row:

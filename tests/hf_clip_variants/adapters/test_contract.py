@@ -205,7 +205,9 @@ class TestContract(AdapterContract):
 
 
 def test_every_adapter_of_the_registry_has_a_case():
-    assert {case.method for case in CASES.values()} == {row.name for row in hf_clip_variants.methods("adapter")}
+    """Those on detectors have tests of their own: no base of theirs has class features, or logits of images."""
+    rows = hf_clip_variants.methods("adapter")
+    assert {case.method for case in CASES.values()} == {r.name for r in rows if r.task == "image-classification"}
 
 
 _FRESH_PROCESS = """

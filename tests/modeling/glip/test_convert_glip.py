@@ -1,9 +1,14 @@
-"""The official ↔ GLIP mapping: there and back, what is inferred, an official file, and what is refused."""
+"""The official ↔ GLIP mapping: there and back, what is inferred, an official file, the order of colours, and
+what is refused."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from converter_contract import ConverterContract
-from glip_runs import glip_inputs, glip_model, glip_tokenizer
+from glip_runs import glip_inputs, glip_model, glip_processor, glip_tokenizer, noise
+from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from hf_clip_variants import GLIPConfig, GLIPForZeroShotObjectDetection, convert_checkpoint
@@ -91,3 +96,46 @@ def test_an_official_file_becomes_a_folder(tmp_path):
     inputs = glip_inputs(2)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, wide(**inputs).logits, rtol=1e-5, atol=1e-5)
+
+
+# ---- the order of colours
+
+
+def official_pixels(image: Image.Image) -> torch.Tensor:
+    """As `build_transform` of the official demo prepares an RGB image: blue first, 0 to 255, less ImageNet's mean."""
+    blue_first = torch.from_numpy(np.asarray(image)[:, :, ::-1].copy()).permute(2, 0, 1).float()
+    mean, std = torch.tensor([103.530, 116.280, 123.675]), torch.tensor([57.375, 57.120, 58.395])
+    return ((blue_first - mean[:, None, None]) / std[:, None, None])[None]
+
+
+def with_official_weights(official: dict, model: GLIPForZeroShotObjectDetection) -> GLIPForZeroShotObjectDetection:
+    """The model with the official first convolution as it is in the file."""
+    twin = copy.deepcopy(model)
+    first = twin.backbone.swin.embeddings.patch_embeddings.projection
+    first.weight.data.copy_(official["backbone.body.patch_embed.proj.weight"])
+    return twin
+
+
+def test_rgb_images_are_read_as_the_official_model_reads_bgr():
+    official = to_official(glip_model().state_dict(), glip_model().config)
+    model = glip_from_official(official | STRAYS, **SIZES)
+    theirs, processor = with_official_weights(official, model), glip_processor()
+    image = noise(96, 64)
+    image.paste((240, 20, 30), (8, 8, 60, 50))  # red
+    swapped = Image.fromarray(np.asarray(image)[:, :, ::-1].copy())  # blue
+    prompt = processor(text=["cat", "dog"])
+
+    def run(one: GLIPForZeroShotObjectDetection, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return one(pixels, **prompt).logits
+
+    ours, expected = {}, {}
+    for name, one in (("image", image), ("swapped", swapped)):
+        pixels = processor(one, do_resize=False).pixel_values
+        assert pixels.shape == (1, 3, 64, 96)
+        ours[name], expected[name] = run(model, pixels), run(theirs, official_pixels(one))
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-5)
+    # The order matters, and weights that are not turned answer for the swapped image.
+    assert (ours["image"] - ours["swapped"]).abs().max() > 1e-2
+    wrong = run(theirs, processor(image, do_resize=False).pixel_values)
+    assert (wrong - expected["image"]).abs().max() > 1e-2

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from fake_hub import FakeHub
-from glip_runs import NAMES, glip_model, glip_processor
+from glip_runs import NAMES, glip_model, glip_processor, noise, save_glip_data
 from paths import PROGRAMS, SCRIPTS
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,11 +24,6 @@ TASK = "zero-shot-object-detection"
 FOUND = {"threshold": 0.3}
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    draw = np.random.default_rng([seed, width, height])
-    return Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 def comparable(result) -> list:
     return [(one["label"], round(one["score"], 4), *one["box"].values()) for one in result]
 
@@ -40,17 +34,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glip")
     for part in (glip_model(), glip_processor()):
         part.save_pretrained(folder / "model")
-    (folder / "images").mkdir()
-    images, marks = [], []
-    for i in range(4):
-        image = noise(64, 48, i)
-        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
-        for box in ([6, 8, 24, 20], [34, 10, 20, 26])[: i % 3]:  # images without objects, too
-            image.paste((250, 90 * len(marks) % 256, 0), (box[0], box[1], box[0] + box[2], box[1] + box[3]))
-            marks.append({"id": len(marks), "image_id": i, "category_id": len(marks) % 3, "bbox": box, "iscrowd": 0})
-        image.save(folder / "images" / f"{i}.png")
-    categories = [{"id": i, "name": name} for i, name in enumerate(["cat", "traffic light", "pizza"])]
-    (folder / "train.json").write_text(json.dumps({"images": images, "annotations": marks, "categories": categories}))
+    save_glip_data(folder)
     return folder
 
 

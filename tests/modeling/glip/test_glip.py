@@ -371,3 +371,48 @@ def test_gradients_of_maps_of_one_column_are_finite_in_bfloat16(size):
         pyramid.zero_grad()
         sum(one.float().sum() for one in pyramid(maps)).backward()
         assert all(parameter.grad.isfinite().all() for parameter in pyramid.parameters())
+
+
+# ---- prompts at their limits
+
+
+@pytest.mark.parametrize("use_fusion", [True, False])
+def test_a_full_prompt_is_finite_and_a_longer_one_is_never_cut(use_fusion):
+    """Of GLIP's 256 tokens, with the special ones; officially the last column of a full prompt means "no object"."""
+    text = SIZES["text_config"] | {"max_position_embeddings": 256}
+    model = glip_model(use_fusion=use_fusion, text_config=text, max_text_length=256).train()
+    processor = glip_processor(max_text_length=256)
+    full = "cat " * 253 + "dog"
+    prompt = processor(captions=[full, "a cat"], phrases=[[(0, 3), "dog"], ["cat"]])
+    assert prompt.input_ids.shape == (2, 256) and prompt.phrase_map[0, 1].nonzero().item() == 254
+    labels = [{"class_labels": torch.tensor([n]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.4]])} for n in (1, 0)]
+    outputs = model(tiny_pixels(2, size=64), labels=labels, **prompt)
+    outputs.loss.backward()
+    assert outputs.loss.isfinite() and outputs.logits.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for longer in (1, 100):
+        with pytest.raises(ValueError, match=rf"captions\[0\]: {256 + longer} tokens, expected at most 256"):
+            processor(captions=[full + " dog" * longer], phrases=[["dog"]])
+        with pytest.raises(ValueError, match=f"input_ids: {256 + longer} tokens, expected at most 256"):
+            model(tiny_pixels(1, size=64), input_ids=torch.ones(1, 256 + longer, dtype=torch.long))
+    names = processor(text=["cat"] * 253 + ["dog"])  # 254 names and 253 marks between them
+    assert names.input_ids.shape[1] == 2 and (names.phrase_map.sum(dim=3) > 0).sum() == 254
+
+
+def test_images_without_names_and_maps_without_labels():
+    processor, model = glip_processor(), glip_model()
+    with pytest.raises(ValueError, match=r"text\[1\] is empty"):
+        processor([IMAGE, IMAGE], [["cat"], []])
+    inputs = processor(IMAGE, ["cat"])
+    inputs["phrase_map"] = inputs["phrase_map"][:, :0]
+    (found,) = processor.post_process_grounded_object_detection(run(model, **inputs))
+    assert not len(found["scores"]) and found["text_labels"] == []
+    # A prompt of special tokens alone names nothing.
+    empty = {"input_ids": torch.tensor([[2, 3]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    outputs = run(model, pixel_values=inputs["pixel_values"], **empty, phrase_map=torch.zeros(1, 1, 2))
+    assert outputs.logits.isfinite().all()
+    (found,) = processor.post_process_grounded_object_detection(outputs)
+    assert not len(found["scores"])
+    # Nor does one whose tokens are all masked; nothing is NaN.
+    empty["attention_mask"] = torch.zeros(1, 2, dtype=torch.long)
+    assert run(model, pixel_values=inputs["pixel_values"], **empty).pred_boxes.isfinite().all()
