@@ -1,6 +1,5 @@
 """Configuration of `CLIPClassifier`: a dual encoder's configuration plus the classes and the templates."""
 
-from collections.abc import Mapping
 from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
@@ -137,9 +136,9 @@ class CLIPClassifierConfig(CLIPConfig):
             value = getattr(self.vision_config, name, 1)  # of squares: that is all that the models can do
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"vision_config.{name}: {value!r}, expected a whole number of pixels")
-        for name in family_of(self.backbone_model_type).vision_switches:
-            if not getattr(self.vision_config, name, True):
-                raise ValueError(f"vision_config.{name}: False, but it makes the image features; want True")
+        switches = family_of(self.backbone_model_type).vision_switches
+        if off := [name for name in switches if not getattr(self.vision_config, name, True)]:
+            raise ValueError(f"vision_config.{off[0]}: False, but it makes the image features; want True")
 
     def validate_tokens(self):
         """Prompts are padded with one of them."""
@@ -153,7 +152,7 @@ class CLIPClassifierConfig(CLIPConfig):
             raise ValueError(f"text_config.{name}: {value!r}, expected one of the {size} tokens")
 
     def validate_templates(self):
-        if self.templates or isinstance(self.templates, Mapping):  # an empty mapping leaves every class without
+        if self.templates or isinstance(self.templates, dict):  # an empty mapping leaves every class without
             resolve_templates(self.templates, self.class_names)
 
 

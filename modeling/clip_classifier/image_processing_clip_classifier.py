@@ -19,14 +19,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import (
-    MAX_PIXELS,
-    DecodingRules,
-    StoredImage,
-    check_max_pixels,
-    list_images,
-    opened_image,
-)
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, StoredImage, list_images, opened_image
 from ..loading_and_saving.optional_modules import optional_checks
 
 
@@ -154,7 +147,7 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
             or not all(isinstance(value, int) and 0 <= value <= 255 for value in background)
         ):
             raise ValueError(f"background: {background!r}, expected three integers in 0..255")
-        check_max_pixels(max_pixels)
+        _checks.check_max_pixels(max_pixels)
 
     def fetch_images(self, image_url_or_urls):
         """Pass through: `preprocess` reads images one by one, and can then name the one that cannot be read."""

@@ -49,15 +49,6 @@ class DecodingRules:
     expect_0_255: bool = True  # the caller divides by 255 later, so that a float image within [0, 1] is an error
     allow_local_urls: bool | None = None  # URLs of loopback and private addresses; see `opening.download`
 
-    def __post_init__(self):
-        check_max_pixels(self.max_pixels)
-
-
-def check_max_pixels(value: object) -> None:
-    """ValueError for a limit on pixels that is none; also for None, since every image has to have a limit."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"max_pixels: {value!r}, expected a whole number of at least 1")
-
 
 def list_images(images) -> list:
     """An image, a batch array (B, ...) or nested sequences of images -> one flat list of images, not decoded.
@@ -416,5 +407,4 @@ def _blend(pixels: torch.Tensor, rules: DecodingRules) -> torch.Tensor:
     return tvF.to_dtype(pixels, dtype, scale=True)
 
 
-__all__ = ["MAX_PIXELS", "DecodingRules", "StoredImage", "check_max_pixels", "decode_image", "list_images"]
-__all__ += ["opened_image"]
+__all__ = ["MAX_PIXELS", "DecodingRules", "StoredImage", "decode_image", "list_images", "opened_image"]

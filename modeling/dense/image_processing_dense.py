@@ -18,9 +18,13 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
-from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, check_max_pixels, decode_image, list_images
+from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
 from ..decoding.opening import open_regular
-from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
+from ..loading_and_saving.configuration_checks import (
+    check_image_settings,
+    check_max_pixels,
+    with_named_settings,
+)
 from .label_maps import post_process_semantic_segmentation
 from .sliding_window import pad_to
 

@@ -73,8 +73,7 @@ class CLIPFamily:
     # Names of the classes of the image encoder, its stack of layers, a layer, its attention and its MLP, where it is
     # built as CLIP's and pools the class token (`image_encoding.py`). Empty: another kind of encoder.
     vision_classes: tuple[str, ...] = ("VisionModel", "Encoder", "EncoderLayer", "Attention", "MLP")
-    # Switches of `vision_config` without which there are no image features.
-    vision_switches: tuple[str, ...] = ()
+    vision_switches: tuple[str, ...] = ()  # of `vision_config`, without which there are no image features
 
     # ---- classes and configurations
 

@@ -374,19 +374,11 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
     eos = tokenizer.eos_token_id
     for index, encoding in enumerate(encoded.encodings or ()):
         ids = encoding.ids
-        known = [
-            token
-            for token, special in zip(ids, encoding.special_tokens_mask, strict=True)
-            if not special and token != eos
-        ]
-        if not known and ids.count(eos) > 1 and tokenizer.eos_token not in texts[index]:
-            raise ValueError(
-                f"tokenizer: {type(tokenizer).__name__} with {len(tokenizer)} tokens knows nothing of {what}[{index}]"
-                f": {texts[index]!r}; is tokenizer.json or its vocabulary missing from the model's folder?"
-            )
-        if ids.count(eos) > 1 and any(
-            token == eos and not special for token, special in zip(ids, encoding.special_tokens_mask, strict=True)
-        ):
+        plain = [i for i, special in zip(ids, encoding.special_tokens_mask, strict=True) if not special]
+        if ids.count(eos) > 1 and set(plain) <= {eos} and tokenizer.eos_token not in texts[index]:
+            known = f"tokenizer: {type(tokenizer).__name__} with {len(tokenizer)} tokens knows nothing of "
+            raise ValueError(f"{known}{what}[{index}], {texts[index]!r}; is tokenizer.json missing?")
+        if ids.count(eos) > 1 and eos in plain:
             raise ValueError(
                 f"{what}[{index}]: {texts[index]!r} contains the end token {tokenizer.eos_token!r} (or characters "
                 "that this tokenizer knows only as that token)"

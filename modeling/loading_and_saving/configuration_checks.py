@@ -278,6 +278,12 @@ def checked(cls: type) -> type:
     return cls
 
 
+def check_max_pixels(value: object) -> None:
+    """ValueError for a limit on pixels that is none; also for None, since every image has to have a limit."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"max_pixels: {value!r}, expected a whole number of at least 1")
+
+
 def check_image_settings(settings: Mapping) -> None:
     """ValueError, with its name, for a setting of an image processor that no processor has."""
     for name, value in settings.items():
@@ -383,4 +389,4 @@ def _short(value: object) -> str:
 
 
 __all__ = ["LARGEST", "RANGES", "check_encoder_types", "check_image_settings", "check_num_labels", "check_range"]
-__all__ += ["check_stages", "check_values", "checked", "with_named_settings", "without_kernels"]
+__all__ += ["check_max_pixels", "check_stages", "check_values", "checked", "with_named_settings", "without_kernels"]
