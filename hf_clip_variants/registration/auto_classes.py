@@ -15,6 +15,10 @@ TASKS = {
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
         "AutoModelForSemanticSegmentation",
     ),
+    "zero-shot-video-classification": (
+        "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
+        "AutoModel",
+    ),
     "zero-shot-object-detection": (
         "modeling.detection.zero_shot_object_detection.AllLabelsObjectDetectionPipeline",
         "AutoModelForZeroShotObjectDetection",
@@ -34,6 +38,7 @@ def register() -> None:
     after_import("transformers.models.auto.modeling_auto", _register_models)
     after_import("transformers.models.auto.processing_auto", _register_processors)
     after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
+    after_import("transformers.models.auto.video_processing_auto", _register_video_processors)
     after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
     after_import("transformers.pipelines", _register_pipelines)
     after_import("peft", _register_adapters)
@@ -75,6 +80,16 @@ def _register_image_processors(module) -> None:
                 module.IMAGE_PROCESSOR_MAPPING,
                 row.config,
                 lambda row=row: {backend: load_reference(name) for backend, name in row.image_processors.items()},
+            )
+
+
+def _register_video_processors(module) -> None:
+    for row in methods("model"):
+        if row.video_processor:
+            _register_for_config(
+                module.VIDEO_PROCESSOR_MAPPING,
+                row.config,
+                lambda row=row: {"torchvision": row.load("video_processor")},  # transformers' only back-end
             )
 
 
