@@ -39,6 +39,9 @@ class CLIP4ClipForVideoClassification(CLIP4ClipModel):
     ```
     """
 
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+
     def __init__(self, config: CLIP4ClipConfig):
         super().__init__(config)
         count = config.num_class_features

@@ -1,7 +1,7 @@
 """Configuration of CLIP4Clip: a dual encoder's configuration, the head that compares videos with texts, and frames."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig
+from transformers import CLIPConfig, PreTrainedConfig
 
 from ..dual_encoders.backbones import family_of, find_family
 from ..loading_and_saving.configuration_checks import check_encoder_types, check_range, checked, without_kernels
@@ -10,6 +10,40 @@ from ..loading_and_saving.configuration_checks import check_encoder_types, check
 HEADS = ("meanP", "seqLSTM", "seqTransf", "tightTransf")
 PATCHES = ("2d", "3d")
 FRAMES_SEEN = 3  # by a 3-D patch: the frame and its neighbours
+
+
+@checked
+@strict
+class CLIP4ClipHeadConfig(PreTrainedConfig):
+    r"""
+    Layers of the heads seqTransf and tightTransf; part of a [`CLIP4ClipConfig`], whose encoders say the sizes that are
+    not given.
+
+    Args:
+        hidden_size (`int`, defaults to 512): width, that of the joint space.
+        intermediate_size (`int`, defaults to 2048): inner width of the MLPs.
+        num_hidden_layers (`int`, defaults to 4), num_attention_heads (`int`, defaults to 8).
+        max_position_embeddings (`int`, defaults to 77): frames at most; in tightTransf, frames and the text.
+        hidden_act (`str`, defaults to `"quick_gelu"`), layer_norm_eps (`float`, defaults to 1e-12).
+        attention_dropout (`float`, defaults to 0.0).
+    """
+
+    model_type = "clipv-clip4clip_head"
+    base_config_key = "head_config"
+
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-12
+    attention_dropout: float | int = 0.0
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but a file cannot choose which code runs."""
+        return super().from_dict(without_kernels(config_dict), **kwargs)
 
 
 @checked
@@ -30,7 +64,7 @@ class CLIP4ClipConfig(CLIPConfig):
         patch_embedding (`str`, defaults to `"2d"`):
             `"2d"`: each frame is cut into patches, as in CLIP. `"3d"`: a patch also sees the frames before and after;
             CLIP only. `vision_config.num_channels` is then 9.
-        head_config (`dict` or `CLIPTextConfig`):
+        head_config (`dict` or `CLIP4ClipHeadConfig`):
             Layers of the heads seqTransf and tightTransf. By default 4 of the joint space's width, with the text
             encoder's number of heads and positions.
         num_frames (`int`, defaults to 12):
@@ -57,7 +91,7 @@ class CLIP4ClipConfig(CLIPConfig):
     """
 
     model_type = "clipv-clip4clip"
-    sub_configs_defaults = CLIPConfig.sub_configs_defaults | {"head_config": CLIPTextConfig}
+    sub_configs_defaults = CLIPConfig.sub_configs_defaults | {"head_config": CLIP4ClipHeadConfig}
     keys_to_ignore_at_inference = ["text_embeds", "video_embeds", "frame_features"]
     keys_to_ignore_at_inference += ["text_model_output", "vision_model_output"]
 
@@ -88,7 +122,7 @@ class CLIP4ClipConfig(CLIPConfig):
         self.projection_dim = family.joint_width(self)
         if not isinstance(self.head_config, PreTrainedConfig):
             values = {k: v for k, v in (self.head_config or {}).items() if k != "model_type"}
-            self.head_config = CLIPTextConfig(**self._default_head() | values)
+            self.head_config = CLIP4ClipHeadConfig(**self._default_head() | values)
         super().__post_init__(**kwargs)
         self.logit_scale_init_value = float(self.logit_scale_init_value)
 
@@ -97,16 +131,8 @@ class CLIP4ClipConfig(CLIPConfig):
         return {
             "hidden_size": width,
             "intermediate_size": 4 * width,
-            "num_hidden_layers": 4,
             "num_attention_heads": heads if width % heads == 0 else max(1, width // 64),
             "max_position_embeddings": self.text_config.max_position_embeddings,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-12,
-            "projection_dim": width,
-            "vocab_size": 1,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 0,
         }
 
     @classmethod
@@ -125,7 +151,7 @@ class CLIP4ClipConfig(CLIPConfig):
         parts = {
             part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
         }
-        check_encoder_types(config_dict, parts | {"head_config": (CLIPTextConfig.model_type,)})
+        check_encoder_types(config_dict, parts | {"head_config": (CLIP4ClipHeadConfig.model_type,)})
         values = without_kernels(config_dict)
         # Others follow from these: they are set before the configuration is made, not after it.
         for name in ("head_config", "similarity_head", "patch_embedding", "num_frames"):
@@ -165,7 +191,7 @@ class CLIP4ClipConfig(CLIPConfig):
 
     def validate_head(self):
         head = self.head_config
-        if not hasattr(head, "vocab_size"):
+        if not hasattr(head, "hidden_size"):
             return  # still a dict
         if head.hidden_size != self.projection_dim:
             raise ValueError(
@@ -179,4 +205,4 @@ class CLIP4ClipConfig(CLIPConfig):
             )
 
 
-__all__ = ["FRAMES_SEEN", "HEADS", "PATCHES", "CLIP4ClipConfig"]
+__all__ = ["FRAMES_SEEN", "HEADS", "PATCHES", "CLIP4ClipConfig", "CLIP4ClipHeadConfig"]

@@ -59,7 +59,6 @@ class CLIP4ClipOutput(ModelOutput):
 class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     config: CLIP4ClipConfig
     base_model_prefix = "clip"
-    main_input_name = "pixel_values_videos"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
@@ -197,10 +196,11 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         return missing
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.clip.get_input_embeddings()
+        return self.family.token_embedding_of(self.clip)
 
     def set_input_embeddings(self, value: nn.Module):
-        self.clip.set_input_embeddings(value)
+        parent, _, name = self.family.token_embedding.rpartition(".")
+        setattr(self.clip.get_submodule(parent), name, value)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -209,14 +209,20 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
 
     # ---- features
 
+    @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """As in `CLIPModel`: `pooler_output` (B, D), not normalised."""
+        return self._encode_texts(input_ids, attention_mask, **kwargs)
+
+    def _encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
         check_token_ids(input_ids, self.config.text_config.vocab_size)
-        return self.clip.get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs
-        )
+        kwargs["return_dict"] = True
+        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def get_frame_features(
         self, pixel_values_videos: torch.FloatTensor, video_mask: torch.Tensor | None = None
@@ -233,6 +239,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             pixel_values_videos = with_neighbours(pixel_values_videos)
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
+        kwargs["return_dict"] = True
         outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
         features = outputs.pooler_output
         if all_there:
@@ -257,7 +264,8 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """(V, T, 3, H, W) -> `last_hidden_state` (V, T, D), frames after the head; `pooler_output` (V, D), the mean of
-        their unit vectors, not of unit norm.
+        their unit vectors, not of unit norm. `hidden_states` and `attentions` are the image encoder's, with a row for
+        each frame that is there.
 
         Raises:
             ValueError: a tightTransf model: there, a video has no features without a text.
@@ -267,10 +275,16 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
                 "similarity_head: tightTransf compares each video with each text, a video has no features by itself; "
                 "want get_frame_features and score_pairs, or another head"
             )
-        frames = self.get_frame_features(pixel_values_videos, video_mask)
+        check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
+        frames, outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
         hidden = self.temporal_features(frames, mask)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=masked_mean(hidden, mask))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=masked_mean(hidden, mask),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def score_pairs(
         self, text_features: torch.Tensor, frame_features: torch.Tensor, video_mask: torch.Tensor | None = None
@@ -346,7 +360,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             )
         check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
-        text_outputs = self.get_text_features(input_ids, attention_mask, **kwargs)
+        text_outputs = self._encode_texts(input_ids, attention_mask, **kwargs)
         frames, frame_outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
         logits, text_embeds, video_embeds = self._compare(text_outputs.pooler_output, frames, mask)
         loss = None

@@ -88,6 +88,10 @@ def make_test_classes(row):
             return load_reference(next(iter(images.values())))()
 
         @classmethod
+        def _setup_video_processor(cls):
+            return row.load("video_processor")()
+
+        @classmethod
         def _setup_feature_extractor(cls):
             return row.load("feature_extractor")()
 

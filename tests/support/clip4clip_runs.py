@@ -21,7 +21,7 @@ CLIP4CLIP_BAD_VALUES = (
     ({"head_config": {"num_hidden_layers": -1}}, "num_hidden_layers: -1"),
     (
         {"head_config": {"model_type": "bert"}},
-        "head_config.model_type: 'bert', expected 'clip_text_model'",
+        "head_config.model_type: 'bert', expected 'clipv-clip4clip_head'",
     ),
     ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
 )

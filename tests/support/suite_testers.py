@@ -72,7 +72,8 @@ class CLIP4ClipClassificationTester(CLIP4ClipTester):
     num_labels, seq_length, encoder_seq_length, key_length = 5, 37, 37, 37
 
     def get_config(self):
-        return super().get_config().from_dict(super().get_config().to_dict(), num_class_features=5, num_labels=5)
+        names = {label: f"class {label}" for label in range(self.num_labels)}
+        return self.config_class(**super().get_config().to_dict() | {"id2label": names, "num_class_features": 5})
 
     def prepare_config_and_inputs_for_common(self):
         return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
