@@ -6,9 +6,9 @@ precision, and the head beside them. The head follows from the names:
 
 | names | head |
 |---|---|
-| `similarity_dense.` | tightTransf |
 | `transformerClip.` | seqTransf |
 | `lstm_visual.` | seqLSTM |
+| `cross.`, `similarity_dense.` | tightTransf |
 | none of these | meanP |
 
 A model with 3-D patches has `clip.visual.conv2.weight`; its 2-D patches `conv1` are not used, and left out. So are the
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import torch
 
 from ..clip.convert_clip import (
+    TEXT_SHAPES,
     NameTable,
     count_layers,
     fail_if_any,
@@ -28,6 +29,7 @@ from ..clip.convert_clip import (
     layer_names,
     rename_from_official,
     rename_to_official,
+    shapes_of,
     text_names,
     vision_names,
 )
@@ -47,7 +49,7 @@ from .modeling_clip4clip import CLIP4ClipModel
 _OF = "CLIP4Clip"
 _CLIP = "clip."
 _FLAT, _DEEP = "clip.visual.conv1.weight", "clip.visual.conv2.weight"
-_CROSS = "cross."
+_OF_TIGHT = ("cross.", "similarity_dense.")
 _LSTM = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
@@ -74,15 +76,31 @@ def clip4clip_from_official(
     """
     options = {"vision_heads": vision_heads, "text_heads": text_heads, "head_heads": head_heads}
     config = CLIP4ClipConfig(**infer_clip4clip_config(state_dict, **options))
-    unused = set(unused_names(state_dict))
-    weights = {name.removeprefix(_CLIP): tensor for name, tensor in state_dict.items() if name not in unused}
+    model = CLIP4ClipModel(config)
+    model.load_state_dict(convert_clip4clip_state_dict(state_dict, config))
+    return model.eval()
+
+
+def convert_clip4clip_state_dict(
+    state_dict: Mapping[str, torch.Tensor], config: CLIP4ClipConfig
+) -> dict[str, torch.Tensor]:
+    """An official state dict under `CLIP4ClipModel`'s names, in float32. Strict: every weight of
+    `CLIP4ClipModel(config)` once, and no other but `unused_names`.
+
+    Raises:
+        ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
+            and how many. Names of CLIP are said without `clip.`.
+    """
     with torch.device("meta"):
         expected = CLIP4ClipModel(config).state_dict()
-    if config.patch_embedding == "3d":
-        weights[_conv(_FLAT)] = _flattened(weights.pop(_conv(_DEEP)))
-    model = CLIP4ClipModel(config)
-    model.load_state_dict(rename_from_official(weights, _name_table(config), expected, of=_OF))
-    return model.eval()
+    of_clip = _clip_table(config)
+    fail_if_any("unexpected", [name for name in state_dict if name in of_clip], _OF)
+    unused = set(unused_names(state_dict))
+    weights = {name.removeprefix(_CLIP): tensor for name, tensor in state_dict.items() if name not in unused}
+    deep = _DEEP.removeprefix(_CLIP)
+    if deep in weights:
+        weights[deep] = _flattened(weights[deep])
+    return rename_from_official(weights, _name_table(config), expected, of=_OF)
 
 
 def infer_clip4clip_config(
@@ -99,14 +117,16 @@ def infer_clip4clip_config(
     clip = {name.removeprefix(_CLIP): t for name, t in state_dict.items() if name.startswith(_CLIP)}
     if not clip:
         raise ValueError("CLIP4Clip state dict: no names that start with `clip.`")
-    is_deep = clip.pop("visual.conv2.weight", None) is not None
+    deep = clip.pop("visual.conv2.weight", None)
+    if deep is not None:
+        clip["visual.conv1.weight"] = _flattened(deep)[:, :3]
+    shapes_of(clip, [*TEXT_SHAPES, "visual.conv1.weight"], of=_OF)
     config = infer_clip_config(clip, vision_heads=vision_heads, text_heads=text_heads)
     head, width = _head_of(state_dict), config["projection_dim"]
-    config |= {"similarity_head": head, "patch_embedding": "3d" if is_deep else "2d"}
+    config |= {"similarity_head": head, "patch_embedding": "2d" if deep is None else "3d"}
     if head in ("seqTransf", "tightTransf"):
         layers, positions = _layers_and_positions(head)
-        fail_if_any("missing", [name for name in (positions,) if name not in state_dict], _OF)
-        number = state_dict[positions].shape[0]
+        number, _ = shapes_of(state_dict, [positions], of=_OF)[positions]
         config["head_config"] = {
             "num_hidden_layers": count_layers(state_dict, layers),
             "num_attention_heads": head_heads or config["text_config"]["num_attention_heads"],
@@ -121,7 +141,7 @@ def _head_of(state_dict: Mapping[str, torch.Tensor]) -> str:
     for head, prefix in (("seqTransf", "transformerClip."), ("seqLSTM", "lstm_visual.")):
         if any(name.startswith(prefix) for name in state_dict):
             return head
-    return "tightTransf" if any(name.startswith("similarity_dense.") for name in state_dict) else "meanP"
+    return "tightTransf" if any(name.startswith(_OF_TIGHT) for name in state_dict) else "meanP"
 
 
 def _layers_and_positions(head: str) -> tuple[str, str]:
@@ -133,11 +153,11 @@ def _layers_and_positions(head: str) -> tuple[str, str]:
 def unused_names(state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """Names in an official file that its model does not use; see the head of this file."""
     head = _head_of(state_dict)
-    unused = [_FLAT] if _DEEP in state_dict else []
-    if head not in ("seqTransf",) and "frame_position_embeddings.weight" in state_dict:
+    unused = [_FLAT] if _DEEP in state_dict and _FLAT in state_dict else []
+    if head != "seqTransf" and "frame_position_embeddings.weight" in state_dict:
         unused.append("frame_position_embeddings.weight")
     if head != "tightTransf":
-        unused += [name for name in state_dict if name.startswith((_CROSS, "similarity_dense."))]
+        unused += [name for name in state_dict if name.startswith(_OF_TIGHT)]
     return unused
 
 
@@ -147,17 +167,15 @@ def to_official(state_dict: Mapping[str, torch.Tensor], config: CLIP4ClipConfig)
     of_clip = _clip_table(config)
     official = {_CLIP + name if name in of_clip else name: tensor for name, tensor in official.items()}
     if config.patch_embedding == "3d":
-        official[_DEEP] = _deepened(official.pop(_FLAT))
+        official[_DEEP] = _deepened(official[_DEEP])
     return official
-
-
-def _conv(name: str) -> str:
-    return name.removeprefix(_CLIP)
 
 
 def _clip_table(config: CLIP4ClipConfig) -> NameTable:
     """OpenAI's names -> ours of the dual encoder."""
     clip = text_names(config.text_config.num_hidden_layers) | vision_names(config.vision_config.num_hidden_layers)
+    if config.patch_embedding == "3d":
+        clip[_DEEP.removeprefix(_CLIP)] = clip.pop(_FLAT.removeprefix(_CLIP))
     return {
         name: tuple(_CLIP + part for part in ours) if isinstance(ours, tuple) else _CLIP + ours
         for name, ours in clip.items()
@@ -208,7 +226,7 @@ def _processor(image_size: int, tokenizer, settings):
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"clip\.visual\.conv1", r"clip\.token_embedding"), none=(r"prompt_learner",)),
     build=_build,
-    outputs=("text_features", "frame_features", "similarity"),
+    outputs=("text_features", "frame_features", "logits_per_video", "logits_per_text"),
     make_processor=_processor,
 )
 
@@ -216,6 +234,7 @@ CHECKPOINTS = ModelFormat(
 __all__ = [
     "CHECKPOINTS",
     "clip4clip_from_official",
+    "convert_clip4clip_state_dict",
     "infer_clip4clip_config",
     "to_official",
     "unused_names",
