@@ -2,28 +2,42 @@
 
 import importlib
 import sys
+from typing import NamedTuple
 
-from ..registry import load_reference, methods, split_reference
+from ..registry import Method, load_reference, methods, split_reference
 from .auto_mappings import register_lazily
 from .post_import import after_import
 
 
-# Pipelines that transformers lacks, or that differ for models of this package: task -> class, and the Auto class that
-# loads its model.
+class OwnTask(NamedTuple):
+    """A pipeline that transformers lacks, or that differs for models of this package: its class, the Auto class that
+    loads its model, and the part of a row that its models have beside that."""
+
+    pipeline: str
+    auto_class: str
+    part: str = "model"
+
+
 TASKS = {
-    "zero-shot-image-segmentation": (
+    "zero-shot-image-segmentation": OwnTask(
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
         "AutoModelForSemanticSegmentation",
     ),
-    "zero-shot-video-classification": (
-        "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
-        "AutoModel",
-    ),
-    "zero-shot-object-detection": (
+    "zero-shot-object-detection": OwnTask(
         "modeling.detection.zero_shot_object_detection.AllLabelsObjectDetectionPipeline",
         "AutoModelForZeroShotObjectDetection",
     ),
+    "zero-shot-video-classification": OwnTask(
+        "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
+        "AutoModel",
+        "video_processor",
+    ),
 }
+
+
+def tasks_of(row: Method) -> dict[str, OwnTask]:
+    """The tasks of `TASKS` that run models of a row."""
+    return {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes and getattr(row, task.part)}
 
 
 def register() -> None:
@@ -114,9 +128,9 @@ def _register_pipelines(module) -> None:
         return
     # Differs from transformers' own for models of this package only.
     features["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
-    for task, (implementation, auto_class) in TASKS.items():
-        entry = {"pt": (getattr(module, auto_class),), "type": "multimodal"} | tasks.get(task, {})
-        tasks[task] = entry | {"impl": f"{__package__.partition('.')[0]}.{implementation}"}
+    for name, task in TASKS.items():
+        entry = {"pt": (getattr(module, task.auto_class),), "type": "multimodal"} | tasks.get(name, {})
+        tasks[name] = entry | {"impl": f"{__package__.partition('.')[0]}.{task.pipeline}"}
 
 
 def _register_adapters(module) -> None:

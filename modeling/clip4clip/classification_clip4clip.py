@@ -5,11 +5,12 @@ from typing import Unpack
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from ..clip_classifier.classification_loss import classification_loss
+from ..dual_encoders.forward_checks import check_output
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from ..video.class_texts import class_features
 from .configuration_clip4clip import CLIP4ClipConfig
@@ -92,13 +93,15 @@ class CLIP4ClipForVideoClassification(CLIP4ClipModel):
         Args:
             pixel_values_videos: (V, T, 3, H, W), normalised.
             video_mask: (V, T), 1 for frames that are there, which come first; None: all are.
-            labels: (V,) of the classes; with them there is a loss.
+            labels: (V,) of the classes, or what `config.problem_type` says, as in `classification_loss`; with them
+                there is a loss.
 
         Returns:
             `ImageClassifierOutput`: `logits` (V, C), `loss`; hidden states and attentions are the frames'.
 
         Raises:
-            ValueError: no classes are set, inputs of wrong shapes, a video without frames.
+            ValueError: no classes are set, inputs of wrong shapes, a video without frames, labels of no class; on a
+                CPU, in eval mode, NaN in the answer, with its cause.
         """
         if self.class_features is None:
             raise ValueError("class_names: no classes are set; call set_classes([...], processor)")
@@ -106,8 +109,12 @@ class CLIP4ClipForVideoClassification(CLIP4ClipModel):
         mask = checked_mask(video_mask, pixel_values_videos)
         frames, outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
         logits = self._compare(self.class_features, frames, mask)[0].T
+        check_output(self, logits, pixel_values_videos=pixel_values_videos)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits.float(), labels, self.config.problem_type)
         return ImageClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits.float(), labels),
+            loss=loss,
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_pixels, check_token_ids
+from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
 from .configuration_clip4clip import FRAMES_SEEN, CLIP4ClipConfig
@@ -220,7 +220,8 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         return self._encode_texts(input_ids, attention_mask, **kwargs)
 
     def _encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
-        check_token_ids(input_ids, self.config.text_config.vocab_size)
+        text = self.config.text_config
+        check_token_ids(input_ids, text.vocab_size, longest=getattr(text, "max_position_embeddings", None))
         kwargs["return_dict"] = True
         return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -316,7 +317,9 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
         frames = self._encode_frames(pixel_values_videos, mask)[0]
-        return self._compare(text_features, frames, mask)[0].T
+        logits = self._compare(text_features, frames, mask)[0].T
+        check_output(self, logits, "logits_per_video", pixel_values_videos=pixel_values_videos)
+        return logits
 
     def _compare(self, texts: torch.Tensor, frames: torch.Tensor, mask: torch.Tensor):
         """Text features (B, D) and frame features (V, T, D) -> logits (B, V), and unit vectors of texts and videos; of
@@ -352,17 +355,19 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             [`CLIP4ClipOutput`].
 
         Raises:
-            ValueError: inputs of wrong shapes, a video without frames, texts that are not as many as videos.
+            ValueError: inputs of wrong shapes or types, texts that are too long, a video without frames, texts that
+                are not as many as videos; on a CPU, in eval mode, NaN in the answer, with its cause.
         """
+        check_videos(pixel_values_videos)
         if return_loss and len(input_ids) != len(pixel_values_videos):
             raise ValueError(
                 f"return_loss: {len(input_ids)} texts for {len(pixel_values_videos)} videos, expected a text of each"
             )
-        check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
         text_outputs = self._encode_texts(input_ids, attention_mask, **kwargs)
         frames, frame_outputs = self._encode_frames(pixel_values_videos, mask, **kwargs)
         logits, text_embeds, video_embeds = self._compare(text_outputs.pooler_output, frames, mask)
+        check_output(self, logits, "logits_per_text", pixel_values_videos=pixel_values_videos)
         loss = None
         if return_loss and video_embeds is None:
             loss = symmetric_cross_entropy(logits)
@@ -391,6 +396,10 @@ def check_videos(pixel_values_videos: torch.Tensor) -> None:
     if not is_tensor or pixel_values_videos.dim() != 5:
         got = list(pixel_values_videos.shape) if is_tensor else type(pixel_values_videos).__name__
         raise ValueError(f"pixel_values_videos: expected [videos, frames, 3, H, W], got {got}")
+    if not torch.compiler.is_compiling() and not pixel_values_videos.numel():
+        raise ValueError(
+            f"pixel_values_videos: expected at least one video with frames, got {list(pixel_values_videos.shape)}"
+        )
     check_pixels(pixel_values_videos.flatten(0, 1), 3, "pixel_values_videos")
 
 
@@ -399,8 +408,10 @@ def checked_mask(video_mask: torch.Tensor | None, pixel_values_videos: torch.Ten
     shape = pixel_values_videos.shape[:2]
     if video_mask is None:
         return torch.ones(shape, dtype=torch.long, device=pixel_values_videos.device)
-    if video_mask.shape != shape:
-        raise ValueError(f"video_mask: shape {list(video_mask.shape)}, expected {list(shape)} (videos, frames)")
+    is_tensor = isinstance(video_mask, torch.Tensor)
+    if not is_tensor or video_mask.shape != shape:
+        got = f"shape {list(video_mask.shape)}" if is_tensor else type(video_mask).__name__
+        raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, frames)")
     mask = video_mask.to(pixel_values_videos.device).bool().long()
     if not torch.compiler.is_compiling():
         empty = (mask.sum(1) == 0).nonzero()

@@ -149,10 +149,21 @@ def test_any_dual_encoder_carries_a_loose_head(family, tmp_path):
     [
         ({"pixel_values_videos": torch.zeros(4, 3, 24, 24)}, "pixel_values_videos: expected \\[videos, frames, 3"),
         ({"pixel_values_videos": torch.zeros(4, 4, 3, 24, 24, dtype=torch.uint8)}, "looks unnormalised"),
-        ({"video_mask": torch.ones(4, 3)}, "video_mask: shape \\[4, 3\\], expected \\[4, 4\\]"),
+        ({"video_mask": torch.ones(4, 3)}, "video_mask: got shape \\[4, 3\\], expected a tensor of shape \\[4, 4\\]"),
         ({"video_mask": torch.zeros(4, 4)}, "video_mask: video 0 has no frames"),
         ({"video_mask": torch.eye(4)}, "a frame that is not there comes before"),
+        ({"video_mask": [[1] * 4] * 4}, "video_mask: got list, expected a tensor of shape \\[4, 4\\]"),
         ({"input_ids": torch.ones(3, 7, dtype=torch.long)}, "return_loss: 3 texts for 4 videos"),
+        ({"input_ids": torch.ones(4, 33, dtype=torch.long)}, "input_ids: 33 tokens, the text encoder takes 32"),
+        ({"pixel_values_videos": torch.zeros(4, 0, 3, 24, 24)}, "at least one video with frames, got \\[4, 0, 3"),
+        (
+            {"pixel_values_videos": torch.zeros(4, 33, 3, 24, 24), "video_mask": None},
+            "pixel_values_videos: a sequence of 33, the head has 32 positions; want fewer frames",
+        ),
+        (
+            {"pixel_values_videos": torch.full((4, 4, 3, 24, 24), torch.nan)},
+            "logits_per_text: NaN or infinite numbers, because pixel_values_videos\\[0\\] has some",
+        ),
     ],
 )
 def test_wrong_inputs_are_said(changes, message):
