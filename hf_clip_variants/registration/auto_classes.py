@@ -37,7 +37,8 @@ TASKS = {
 
 def tasks_of(row: Method) -> dict[str, OwnTask]:
     """The tasks of `TASKS` that run models of a row."""
-    return {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes and getattr(row, task.part)}
+    fits = {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes}
+    return {name: task for name, task in fits.items() if getattr(row, task.part)}
 
 
 def register() -> None:
