@@ -1,16 +1,17 @@
-"""The four heads of CLIP4Clip on clips of emoji in motion: who finds the thing, and who its motion.
+"""Retrieval of real clips by their names: CLIP4Clip, fine-tuned, beside the mean of CLIP's frames without training.
 
-    python scripts/clip4clip_on_clips.py --out scripts/results/clip4clip     # all heads, seeds 1, 2, 3
-    python scripts/clip4clip_on_clips.py --out /tmp/clips --seeds 0           # development: other things, other styles
+    python scripts/clip4clip_on_clips.py --clips moving.parquet --out scripts/results/clip4clip
+    python scripts/clip4clip_on_clips.py --clips moving.parquet --out /tmp/clips --development
 
-The encoders are those of the embedded model and stay as they are, so each frame is encoded once. A head trains on
-clips of things that do one of two opposite motions, with one caption for each thing and motion; beside the head, two
-linear layers train that all heads have, so that the mean can learn, too. Each clip is also shown backwards, with the
-opposite caption: a head that does not know the order of frames is right in exactly half of all cases.
+--clips is a Parquet file with the columns clip (bytes of an animation or a video, or a path), name, and split (train,
+test). The encoders are those of the embedded model. Clips of the test split are found by their names and names by
+clips; two clips with one name are both right. --development never reads the test split: each seed draws names of the
+training split, tests on one clip of each, and trains on the rest. Without it, seeds differ in the order of the batches
+and in new weights.
 
-Test clips are drawn in a style that no training clip has. A clip's answer is its most similar caption. OUT/runs.jsonl
-gets a line for each head and seed, OUT/table.md has the means and standard deviations over seeds in percent; OUT is
-kept, and what is in runs.jsonl is not run again.
+The upper layers of CLIP and the head train, with two learning rates, on batches in which no name comes twice.
+OUT/runs.jsonl gets a line for each model and seed; OUT/table.md has the means and standard deviations over seeds in
+percent. What is in runs.jsonl is not run again. With the defaults, a head and a seed take a minute of one processor.
 """
 
 import os
@@ -20,119 +21,123 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import json
+import math
+import random
 import statistics
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import torch
-from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
 from hf_clip_variants import CLIP4ClipModel, VideoTextProcessor, embedded_model
-from hf_clip_variants.data.clips import OPPOSITES, ClipMaker
+from hf_clip_variants.metrics.retrieval import retrieval
+from hf_clip_variants.training.parameter_groups import two_rate_groups
 
 
 HEADS = ("meanP", "seqLSTM", "seqTransf", "tightTransf")
-THINGS = ("cat", "taco", "cactus", "octopus", "banana", "pizza", "tulip", "penguin")
-DEVELOPMENT_THINGS = ("dog", "hamburger", "sunflower", "crab", "carrot", "doughnut", "mushroom", "owl")
-TRAIN, DEVELOPMENT_STYLE, TEST_STYLE = ("fluentflat", "notov1"), "emojione", "fluent3d"
+BASELINE = "CLIP, mean of frames, not trained"
+COLUMNS = ("clip", "name", "split")
+METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
+SHORT = ("R@1", "R@5", "R@10", "median rank")
+LARGEST_SCALE = math.log(100)
+DEVELOPMENT_SHARE = 0.3
 
 
-@dataclass(frozen=True)
 class Clips:
-    """N clips, each also backwards: frame features (N, T, D), thing and motion (N,)."""
+    """N clips: pixels (N, T, 3, H, W), names, and the token ids of these."""
 
-    features: torch.Tensor
-    things: torch.Tensor
-    motions: torch.Tensor
+    def __init__(self, rows: datasets.Dataset, processor, num_frames: int):
+        options = {"sampling_rule": "segments", "num_frames": num_frames, "return_tensors": "pt"}
+        parts = [processor(videos=rows[i : i + 64]["clip"], **options) for i in range(0, len(rows), 64)]
+        self.pixels = torch.cat([part["pixel_values_videos"] for part in parts])
+        self.names = list(rows["name"])
+        self.texts = dict(processor(self.names, return_tensors="pt"))
 
-
-def encoded_clips(clip, processor, count: int, seed: int, motions, num_frames: int, styles, things) -> Clips:
-    scene = {"styles": styles, "class_names": things, "size": 64, "object_size": (0.4, 0.6), "backgrounds": "plain"}
-    maker = ClipMaker(motions=motions, num_frames=num_frames, seed=seed, scene=scene)
-    made = [maker.clip(index) for index in range(count)]
-    model = CLIP4ClipModel.from_clip(clip, similarity_head="meanP")
-    with torch.no_grad():
-        parts = [
-            model.get_frame_features(
-                processor(videos=[list(one.frames) for one in made[first : first + 32]], return_tensors="pt")[
-                    "pixel_values_videos"
-                ]
-            )
-            for first in range(0, count, 32)
-        ]
-    features = torch.cat(parts)
-    of_thing = torch.tensor([one.category for one in made])
-    of_motion = torch.tensor([motions.index(one.motion) for one in made])
-    backwards = torch.cat([features, features.flip(1)])
-    return Clips(backwards, of_thing.repeat(2), torch.cat([of_motion, 1 - of_motion]))
+    def texts_of(self, numbers) -> dict[str, torch.Tensor]:
+        return {name: tensor[numbers] for name, tensor in self.texts.items()}
 
 
-def encoded_captions(clip, processor, motions, things) -> torch.Tensor:
-    """(things * 2, D): of each thing, a caption for each of both motions."""
-    maker = ClipMaker(scene={"class_names": things})
-    captions = [maker.caption(thing, motion) for thing in range(len(things)) for motion in motions]
-    with torch.no_grad():
-        return clip.get_text_features(**processor(captions, return_tensors="pt")).pooler_output
+def divided(rows: datasets.Dataset, development: bool, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and test rows; for development both are of the training split."""
+    split = rows["split"]
+    train = [number for number, name in enumerate(split) if name == "train"]
+    test = [number for number, name in enumerate(split) if name == "test"]
+    if development:
+        last = {rows[number]["name"]: number for number in train}  # one clip of each name
+        test = random.Random(seed).sample(sorted(last.values()), int(DEVELOPMENT_SHARE * len(last)))
+        train = sorted(set(train) - set(test))
+    if not train or not test:
+        raise ValueError(f"--clips: {len(train)} rows of split train and {len(test)} of test; want some of both")
+    return rows.select(train), rows.select(test)
 
 
-def train_head(clip, head: str, texts, train: Clips, test: Clips, steps: int, seed: int) -> dict[str, float]:
-    """Trains on `train`; which share of `test` is right in the thing and in the motion, 0..1."""
-    torch.manual_seed(seed)
-    frames = train.features.shape[1]
-    model = CLIP4ClipModel.from_clip(
-        clip, similarity_head=head, num_frames=frames, head_config={"num_hidden_layers": 2}, head_dropout=0.0
-    )
-    layers = torch.nn.ModuleDict({name: torch.nn.Linear(*texts.shape[1:] * 2) for name in ("texts", "frames")})
-    for layer in layers.values():
-        torch.nn.init.eye_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    weights = [*layers.parameters(), *(p for n, p in model.named_parameters() if not n.startswith("clip."))]
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1, pct_start=0.1)
-    generator, captions = torch.Generator().manual_seed(seed), train.things * 2 + train.motions
+def batches_of(names: list[str], size: int, generator: torch.Generator):
+    """Numbers of all clips once, in any order, no name twice in a batch; small rests are left out."""
+    waiting = torch.randperm(len(names), generator=generator).tolist()
+    while waiting:
+        chosen: dict[str, int] = {}
+        for number in waiting:
+            if len(chosen) < size:
+                chosen.setdefault(names[number], number)
+        taken = set(chosen.values())
+        waiting = [number for number in waiting if number not in taken]
+        if len(taken) >= min(size, len(names)) // 2:
+            yield list(taken)
 
-    def scores(features):
-        of_frames, of_texts = layers["frames"](features), layers["texts"](texts)
-        mask = torch.ones(of_frames.shape[:2], dtype=torch.long)
-        if head == "tightTransf":
-            return model.score_pairs(of_texts, of_frames, mask).T
-        videos = F.normalize(model.temporal_features(of_frames, mask), dim=-1).mean(1)
-        return 20 * F.normalize(videos, dim=-1) @ F.normalize(of_texts, dim=-1).T
 
+def train(model: CLIP4ClipModel, clips: Clips, options: argparse.Namespace, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batches = [b for _ in range(options.epochs) for b in batches_of(clips.names, options.batch_size, generator)]
+    groups = two_rate_groups(model, options.lr, options.slow_factor)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+
+    def rate(step: int) -> float:  # as the official schedule: the cosine is of the whole training
+        progress = (step + 1) / (len(batches) + 1)
+        return min(1.0, progress / 0.1) * (1 + math.cos(math.pi * progress)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
-    for _ in range(steps):
-        chosen = torch.randperm(len(captions), generator=generator)[:64]
-        loss = F.cross_entropy(scores(train.features[chosen]), captions[chosen])
-        optimizer.zero_grad()
-        loss.backward()
+    for numbers in batches:
+        inputs = clips.texts_of(numbers) | {"pixel_values_videos": clips.pixels[numbers]}
+        model(**inputs, return_loss=True).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=LARGEST_SCALE)
     model.eval()
-    with torch.no_grad():
-        found = scores(test.features).argmax(1)
-    right = {"thing": found // 2 == test.things, "motion": found % 2 == test.motions}
-    right["both"] = right["thing"] & right["motion"]
-    return {name: value.float().mean().item() for name, value in right.items()}
 
 
-def run(options: argparse.Namespace, seed: int, motion: str, heads) -> None:
-    clip = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32).eval()
-    processor = VideoTextProcessor.from_clip(AutoProcessor.from_pretrained(embedded_model()), num_frames=99)
-    motions, things = [motion, OPPOSITES[motion]], THINGS if seed else DEVELOPMENT_THINGS
-    texts = encoded_captions(clip, processor, motions, things)
-    train, test = (
-        encoded_clips(clip, processor, count, 2 * seed + k, motions, options.frames, styles, things)
-        for k, (count, styles) in enumerate(
-            [(options.clips, TRAIN), (options.test_clips, TEST_STYLE if seed else DEVELOPMENT_STYLE)]
-        )
-    )
-    for head in heads:
+@torch.no_grad()
+def measure(model: CLIP4ClipModel, clips: Clips) -> dict[str, float]:
+    texts = model.get_text_features(**clips.texts).pooler_output
+    logits = torch.cat([model.video_text_logits(pixels, texts) for pixels in clips.pixels.split(64)])
+    correct = torch.tensor([[one == other for other in clips.names] for one in clips.names])
+    found = {}
+    for direction, similarity in (("text_to_video", logits.T), ("video_to_text", logits)):
+        ranks = retrieval(similarity, correct=correct)
+        found |= {f"{direction}_{name}": round(ranks[name], 4) for name in METRICS}
+    return found
+
+
+def run(options: argparse.Namespace, rows: datasets.Dataset, seed: int, models: list[str]) -> None:
+    processor = VideoTextProcessor.from_clip(AutoProcessor.from_pretrained(embedded_model()))
+    clip = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
+    known, unseen = (Clips(part, processor, options.frames) for part in divided(rows, options.development, seed))
+    for name in models:
         start = time.process_time()
-        found = train_head(clip, head, texts, train, test, options.steps, seed)
-        line = {"motion": motion, "head": head, "seed": seed}
-        line |= {name: round(value, 4) for name, value in found.items()}
+        torch.manual_seed(seed)
+        settings = {"num_frames": options.frames, "frozen_layers": options.frozen_layers}
+        if name in ("seqTransf", "tightTransf"):
+            settings["head_config"] = {"num_hidden_layers": 2, "num_attention_heads": 4}
+        head = "meanP" if name == BASELINE else name
+        model = CLIP4ClipModel.from_clip(clip, similarity_head=head, **settings)
+        if name != BASELINE:
+            train(model, known, options, seed)
+        line = {"model": name, "seed": seed, "clips": len(unseen.names)} | measure(model, unseen)
         line["cpu_seconds"] = round(time.process_time() - start, 1)
         with (options.out / "runs.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -144,47 +149,54 @@ def lines_of(out: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def table(lines: list[dict], things: int = len(THINGS)) -> str:
-    """Means and standard deviations over seeds, in percent."""
-    text = "| motion | head | thing | motion right | both | seeds |\n|---|---|---|---|---|---|\n"
-    for motion, head in dict.fromkeys((line["motion"], line["head"]) for line in lines):
-        rows = [line for line in lines if (line["motion"], line["head"]) == (motion, head)]
+def table(lines: list[dict]) -> str:
+    """Means and standard deviations over seeds; recalls in percent."""
+    columns = ["", *(f"{way} {name}" for way in ("text to video", "video to text") for name in SHORT), "seeds"]
+    text = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
+    for model in dict.fromkeys(line["model"] for line in lines):
+        rows = [line for line in lines if line["model"] == model]
         cells = []
-        for column in ("thing", "motion", "both"):
-            values = [100 * row[column] for row in rows]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        text += f"| {motion}, {OPPOSITES[motion]} | {head} | {' | '.join(cells)} | {len(rows)} |\n"
-    return text + f"| | chance | {100 / things:.1f} | 50.0 | {50 / things:.1f} | |\n"
+        for direction in ("text_to_video", "video_to_text"):
+            for name in METRICS:
+                values = [row[f"{direction}_{name}"] * (100 if name.startswith("recall") else 1) for row in rows]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}")
+        text += f"| {model} | {' | '.join(cells)} | {len(rows)} |\n"
+    return text
 
 
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--development", action="store_true", help="keep the test split unseen")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--heads", default=",".join(HEADS))
-    parser.add_argument("--motions", default="left", help=f"each against its opposite: {', '.join(OPPOSITES)}")
-    parser.add_argument("--clips", type=int, default=160, help="training clips, each also shown backwards")
-    parser.add_argument("--test-clips", type=int, default=80)
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--heads", default="meanP,seqLSTM,seqTransf", help=f"some of {', '.join(HEADS)}")
+    parser.add_argument("--frames", type=int, default=4, help="of each clip, evenly spaced")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the head")
+    parser.add_argument("--slow-factor", type=float, default=0.1, help="what it is multiplied by for CLIP")
+    parser.add_argument("--frozen-layers", type=int, default=6, help="of each encoder")
     options = parser.parse_args(argv)
-    for argument, known in (("heads", HEADS), ("motions", tuple(OPPOSITES))):
-        given = getattr(options, argument).split(",")
-        if unknown := [one for one in given if one not in known]:
-            parser.error(f"--{argument}: {unknown[0]!r}; want some of {', '.join(known)}")
-        setattr(options, argument, given)
+    options.heads = options.heads.split(",")
+    if unknown := [head for head in options.heads if head not in HEADS]:
+        parser.error(f"--heads: {unknown[0]!r}; want some of {', '.join(HEADS)}")
+    if not options.clips.is_file():
+        parser.error(f"--clips: {options.clips}: no such file")
     return options
 
 
 def main(argv=None) -> None:
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
+    rows = datasets.Dataset.from_parquet(str(options.clips))
+    if missing := [name for name in COLUMNS if name not in rows.column_names]:
+        raise ValueError(f"--clips: {options.clips} has no column {', '.join(missing)}; want {', '.join(COLUMNS)}")
     for seed in map(int, options.seeds.split(",")):
-        for motion in options.motions:
-            done = {(line["motion"], line["head"], line["seed"]) for line in lines_of(options.out)}
-            if heads := [head for head in options.heads if (motion, head, seed) not in done]:
-                run(options, seed, motion, heads)
+        done = {(line["model"], line["seed"]) for line in lines_of(options.out)}
+        if models := [name for name in (BASELINE, *options.heads) if (name, seed) not in done]:
+            run(options, rows, seed, models)
     written = table(lines_of(options.out))
     (options.out / "table.md").write_text(written)
     print(written)
