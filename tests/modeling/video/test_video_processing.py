@@ -1,5 +1,7 @@
 """The video processor: frames as images are, ragged batches, saving and loading."""
 
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -107,6 +109,10 @@ def test_lists_of_videos_are_told_from_lists_of_frames(frames):
         ([], {}, "videos: no videos"),
         ([[]], {}, "videos\\[0\\]: video has no frames"),
         ([np.zeros((2, 8, 8, 3), np.uint8), "missing.mp4"], {}, "videos\\[1\\]: no such file"),
+        ([np.zeros((2, 8, 8, 3), np.uint8), b"broken" * 99], {}, "videos\\[1\\]: not a video that can be read"),
+        (np.zeros((0, 8, 8, 3), np.uint8), {}, "videos\\[0\\]: video has no frames"),
+        (np.full((2, 8, 8, 3), np.nan, np.float32), {}, "videos\\[0\\]: frame 0: NaN or infinite pixel values"),
+        (np.zeros((2, 8, 8, 3), np.uint8), {"num_frames": 0}, "num_frames: 0, expected a whole number > 0"),
         (np.full((2, 8, 8, 3), 0.5, np.float32), {}, "videos\\[0\\]: frame 0: float image"),
         ([np.zeros((n, 8, 8, 3), np.uint8) for n in (1, 2)], {"do_pad": False}, "\\[1, 2\\] frames make no tensor"),
         (np.zeros((2, 8, 8, 3), np.uint8), {"video_metadata": [{}, {}]}, "video_metadata: 2 entries for 1 videos"),
@@ -133,3 +139,21 @@ def test_saved_and_loaded_processors_do_the_same(tmp_path, frames):
     assert torch.equal(alone(frames, return_tensors="pt")["pixel_values_videos"], inputs[0]["pixel_values_videos"])
     with pytest.raises(ValueError, match="text, videos: got neither"):
         processor()
+
+
+def test_without_pyav_files_say_what_to_install_and_frames_are_read(monkeypatch, frames):
+    monkeypatch.setitem(sys.modules, "av", None)  # importing it raises
+    mp4 = b"\0\0\0\x18ftypmp42" + bytes(200)
+    with pytest.raises(ImportError, match=r'pip install "hf-clip-variants\[video\]"'):
+        CLIPVideoProcessor(**SIZES)(mp4, return_tensors="pt")
+    assert CLIPVideoProcessor(**SIZES)(frames, return_tensors="pt")["video_mask"].all()
+
+
+def test_captions_that_are_too_long_are_cut_and_blank_ones_are_said():
+    clip = CLIPClassifierProcessor(CLIPClassifierImageProcessor(**SIZES), tiny_tokenizer())
+    processor = VideoTextProcessor.from_clip(clip)
+    with pytest.warns(UserWarning, match="is longer than 32 tokens and was cut"):
+        ids = processor("a cat " * 500, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 32) and ids[0, -1] == processor.tokenizer.eos_token_id
+    with pytest.raises(ValueError, match="text\\[1\\]: ' ' is blank"):
+        processor(["a cat", " "], return_tensors="pt")

@@ -122,5 +122,7 @@ def test_classes_are_learned_with_labels():
     output = model(clip4clip_batch()["pixel_values_videos"], labels=torch.tensor([0, 1, 2, 0]))
     expected = torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1, 2, 0]))
     torch.testing.assert_close(output.loss, expected)
+    with pytest.raises(ValueError, match=r"labels: labels\[1\] is 3, expected 0..2"):
+        model(clip4clip_batch()["pixel_values_videos"], labels=torch.tensor([0, 3, 2, 0]))
     output.loss.backward()
     assert model.temporal_layers.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
