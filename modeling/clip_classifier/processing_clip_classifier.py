@@ -92,18 +92,14 @@ class CLIPClassifierProcessor(ProcessorMixin if _checked is None else _checked.C
         )
         inputs = {}
         if text is not None:
-            inputs |= self.encode_text(text, **merged["text_kwargs"])
+            text_kwargs = merged["text_kwargs"]
+            single = isinstance(text, str)
+            inputs |= encode_texts(self.tokenizer, [text] if single else text, clean=self.clean_text, **text_kwargs)
+            if single and text_kwargs.get("return_tensors") is None:
+                inputs = {name: values[0] for name, values in inputs.items()}  # as a tokenizer does
         if images is not None:
             inputs |= self.image_processor(images, **merged["images_kwargs"])
         return BatchFeature(inputs)
-
-    def encode_text(self, text: str | list[str], **text_kwargs) -> dict:
-        """Token ids and mask of one text or several; a single one without a batch axis, as a tokenizer does."""
-        single = isinstance(text, str)
-        inputs = encode_texts(self.tokenizer, [text] if single else text, clean=self.clean_text, **text_kwargs)
-        if single and text_kwargs.get("return_tensors") is None:
-            return {name: values[0] for name, values in inputs.items()}
-        return dict(inputs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As in transformers; but the saved tokenizer (not this object's) takes special tokens in text as text."""

@@ -71,9 +71,7 @@ class VideoTextProcessor(CLIPClassifierProcessor):
         merged = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
-        inputs = {}
-        if text is not None:
-            inputs |= self.encode_text(text, **merged["text_kwargs"])
+        inputs = {} if text is None else dict(super().__call__(text=text, **merged["text_kwargs"]))
         if videos is not None:
             inputs |= self.video_processor(videos, **merged["videos_kwargs"])
         return BatchFeature(inputs)
