@@ -40,13 +40,15 @@ def write_clips(path, concepts: int, styles=("fluentflat", "notov1"), unseen="em
 @pytest.mark.slow
 def test_fine_tuned_clips_are_found_more_often_than_by_clip_alone(script, tmp_path):
     clips = write_clips(tmp_path / "clips.parquet", concepts=40)
-    sizes = ["--heads", "meanP", "--frames", "2", "--epochs", "4"]
+    sizes = ["--heads", "meanP", "--frames", "2", "--epochs", "8"]
     options = ["--clips", str(clips), "--out", str(tmp_path), "--seeds", "0", *sizes]
     script.main(options)
     alone, tuned = script.lines_of(tmp_path)
     assert alone["model"] == script.BASELINE and alone["clips"] == 40
-    for direction in ("text_to_video", "video_to_text"):
-        assert tuned[f"{direction}_recall_at_1"] > alone[f"{direction}_recall_at_1"] > 1 / 40
+    found, before = (
+        (line["text_to_video_recall_at_1"] + line["video_to_text_recall_at_1"]) / 2 for line in (tuned, alone)
+    )
+    assert before > 0.1 and found > before + 0.1  # chance 0.025
     script.main(options)
     assert len(script.lines_of(tmp_path)) == 2  # nothing is run twice
     assert "| meanP |" in (tmp_path / "table.md").read_text()
