@@ -23,6 +23,9 @@ from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExt
 from .modeling.audioclip.modeling_audioclip import AudioCLIPAudioModel as AudioCLIPAudioModel
 from .modeling.audioclip.modeling_audioclip import AudioCLIPModel as AudioCLIPModel
 from .modeling.audioclip.processing_audioclip import AudioCLIPProcessor as AudioCLIPProcessor
+from .modeling.clip4clip.classification_clip4clip import CLIP4ClipForVideoClassification as CLIP4ClipForVideoClassification
+from .modeling.clip4clip.configuration_clip4clip import CLIP4ClipConfig as CLIP4ClipConfig
+from .modeling.clip4clip.modeling_clip4clip import CLIP4ClipModel as CLIP4ClipModel
 from .modeling.clip_classifier.configuration_clip_classifier import CLIPClassifierConfig as CLIPClassifierConfig
 from .modeling.clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor as CLIPClassifierImageProcessor
 from .modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier as CLIPClassifier
@@ -49,6 +52,8 @@ from .modeling.lseg.modeling_lseg import LSegModel as LSegModel
 from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
 from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel
+from .modeling.video.processing_video import VideoTextProcessor as VideoTextProcessor
+from .modeling.video.video_processing import CLIPVideoProcessor as CLIPVideoProcessor
 from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
 from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
 from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection

@@ -22,6 +22,8 @@ _INPUTS = {
     "attention_mask": "attention_mask",
     "input_features": "input_features",
     "audio": "input_features",
+    "pixel_values_videos": "pixel_values_videos",
+    "video_mask": "video_mask",
 }
 
 
@@ -31,19 +33,28 @@ def random_images(size: int) -> torch.Tensor:
 
 
 def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str, torch.Tensor]:
-    """The same noise image each time, the format's prompts (random tokens without a tokenizer) and its own inputs."""
+    """The same noise image or video each time, the format's prompts (random tokens without a tokenizer) and its own
+    inputs."""
     size, text = model.config.vision_config.image_size, model.config.text_config
-    generator = torch.Generator().manual_seed(0)
+    generator, of_videos = torch.Generator().manual_seed(0), _reads_videos(model)
     if tokenizer is not None:
-        noise = torch.randint(256, (size, 2 * size, 3), dtype=torch.uint8, generator=generator)
+        frames = (3,) if of_videos else ()
+        noise = torch.randint(256, (*frames, size, 2 * size, 3), dtype=torch.uint8, generator=generator)
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        inputs = processor(text=list(format.prompts), images=noise.numpy(), **options)
-        inputs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        media = {"videos" if of_videos else "images": noise.numpy()}
+        inputs = processor(text=list(format.prompts), **media, **options)
+        inputs = {name: inputs[name] for name in _INPUTS if name in inputs}
     else:
         ids = torch.randint(1, text.vocab_size - 2, (3, min(8, text.max_position_embeddings)), generator=generator)
         ids[:, -1] = text.vocab_size - 1  # CLIP pools at the end token
-        inputs = {"pixel_values": random_images(size), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        images = random_images(size)
+        pixels = {"pixel_values_videos": images[None]} if of_videos else {"pixel_values": images}
+        inputs = pixels | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return format.example_inputs() | inputs
+
+
+def _reads_videos(model) -> bool:
+    return hasattr(model, "video_text_logits")
 
 
 @torch.inference_mode()
@@ -54,6 +65,8 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
     pixels, audio = inputs.get("pixel_values"), inputs.get("input_features")
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     found = {}
+    if _reads_videos(base):
+        return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
     if audio is not None and hasattr(base, "get_audio_features"):
         found["audio_features"] = base.get_audio_features(input_features=audio).pooler_output
         if "input_ids" in text:
@@ -89,6 +102,19 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
             output = model(pixel_values=pixels, **text, return_loss=False)
             found |= {"logits_per_image": output.logits_per_image, "logits_per_text": output.logits_per_text}
     return {name: tensor.float() for name, tensor in found.items()}
+
+
+def _video_outputs(model, inputs: Mapping[str, torch.Tensor], text: dict) -> dict[str, torch.Tensor]:
+    videos = {name: inputs[name] for name in ("pixel_values_videos", "video_mask") if name in inputs}
+    found = {}
+    if "input_ids" in text:
+        found["text_features"] = model.get_text_features(**text).pooler_output
+    if "pixel_values_videos" in videos:
+        found["frame_features"] = model.get_frame_features(**videos)
+        if "input_ids" in text:
+            output = model(**videos, **text)
+            found |= {name: output[name] for name in ("logits_per_video", "logits_per_text")}
+    return found
 
 
 # The same weights on the same machine: what differs in these two is a bug, not something that the user can mend.

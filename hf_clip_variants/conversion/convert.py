@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers import BaseVideoProcessor, FeatureExtractionMixin, PreTrainedModel
 
 from ..files.atomic_writes import staged_folder
 from ..modeling.loading_and_saving.checkpoint_format import ModelFormat, OfficialFile
@@ -102,9 +102,9 @@ def convert_checkpoint(
         method: name of a format (`registry.checkpoint_entries`). Default: told from the names in the file.
         compare: load what was written and compare its outputs with those of the model in memory; they must be equal,
             but for rounding.
-        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`, `input_features`) and
-            official outputs, to be met: `image_features`, `text_features` and what else the model computes
-            (`logits_per_image`, `logits_per_text`; for adapters `logits`).
+        expected: a safetensors file with inputs (`pixel_values`, `input_ids`, `attention_mask`, `input_features`,
+            `pixel_values_videos`, `video_mask`) and official outputs, to be met: `image_features`, `text_features` and
+            what else the model computes (`logits_per_image`, `logits_per_text`; for adapters `logits`).
         overwrite: replace the model that `out` holds; files that belong to no model stay.
 
     Options of models:
@@ -225,7 +225,8 @@ def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, com
     tokenizer = _tokenizer(format, model.config, options.get("tokenizer"))
     processor = format.make_processor(model.config.vision_config.image_size, tokenizer, built.image_settings)
     if tokenizer is None:
-        auto = "AutoFeatureExtractor" if isinstance(processor, FeatureExtractionMixin) else "AutoImageProcessor"
+        kinds = {FeatureExtractionMixin: "AutoFeatureExtractor", BaseVideoProcessor: "AutoVideoProcessor"}
+        auto = next((name for kind, name in kinds.items() if isinstance(processor, kind)), "AutoImageProcessor")
         notes.append(f"without a tokenizer: load what was written with {auto}, not with AutoProcessor")
     model.save_pretrained(stage)
     processor.save_pretrained(stage)

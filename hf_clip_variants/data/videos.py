@@ -30,36 +30,28 @@ def is_video_name(name: str) -> bool:
 
 
 def read_frames(path: str | os.PathLike) -> Iterator[tuple[float, Image.Image]]:
-    """(seconds, RGB image) of each frame of the first video stream, upright, in the order of their times.
+    """(seconds, RGB image) of each frame of a video file, upright, in the order of their times; `Video.all_frames`.
 
     Raises:
         ImportError: PyAV is not installed.
-        OSError: no such file, no video in it, or it is damaged (after the frames before the damage).
+        OSError: no such file, no video in it, or none of its frames can be decoded.
     """
-    av = require("av", "Reading videos")
+    from ..modeling.video.video_decoding import open_video
+
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file")
     try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise OSError(f"{path}: no video in it")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
-                seconds = frame.time
-                if seconds is None:
-                    seconds = number / float(stream.average_rate or 25)
-                image = frame.to_image()
-                turned = int(getattr(frame, "rotation", 0)) % 360  # counter-clockwise
-                yield float(seconds), image.rotate(turned, expand=True) if turned else image
-    except av.FFmpegError as error:
-        if isinstance(error, OSError) and error.errno == 2:
-            raise FileNotFoundError(f"{path}: no such file") from error
-        raise OSError(f"{path}: not a video that can be read ({error.strerror})") from error
+        with open_video(path) as video:
+            yield from video.all_frames()
+    except ValueError as error:
+        raise OSError(f"{path}: {str(error).replace(f' in {os.fspath(path)!r}', '')}") from error
 
 
 class VideoWriter:
     """Writes frames of one size to an H.264 file that is there when all are written, and not before.
 
-    Frame times are kept to the millisecond. Odd sides lose a row or column, as H.264 needs.
+    Frame times are kept to the millisecond. Odd sides lose a row or column, as H.264 needs. `rate` says how long
+    the last one is shown; `options` are the encoder's, such as `{"crf": "12"}`.
 
     ```python
     with VideoWriter("out.mp4") as writer:
@@ -68,8 +60,9 @@ class VideoWriter:
     ```
     """
 
-    def __init__(self, path: str | os.PathLike, rate: int = 30):
-        self.path, self.rate = Path(path), rate
+    def __init__(self, path: str | os.PathLike, rate: float = 30, options: dict[str, str] | None = None):
+        self.path, self.rate = Path(path), Fraction(rate).limit_denominator(1001)
+        self.options = options or {}
         self._av = require("av", "Writing videos")
         self._stream: Any = None
         self._last = -1
@@ -88,7 +81,7 @@ class VideoWriter:
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self.rate)
             self._stream.height, self._stream.width = pixels.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
+            self._stream.pix_fmt, self._stream.options = "yuv420p", self.options
             self._stream.codec_context.time_base = Fraction(1, 1000)
         elif pixels.shape[:2] != (self._stream.height, self._stream.width):
             height, width = pixels.shape[:2]
@@ -98,6 +91,7 @@ class VideoWriter:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         self._last = max(round(1000 * seconds), self._last + 1)
         frame.pts, frame.time_base = self._last, Fraction(1, 1000)
+        frame.duration = round(1000 / self.rate)  # of the last one, no other frame tells it
         self._container.mux(self._stream.encode(frame))
 
     def __exit__(self, kind, error, trace) -> None:

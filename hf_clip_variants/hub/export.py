@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic_writes import staged_folder
-from ..registration.auto_classes import TASKS
+from ..registration.auto_classes import tasks_of
 from ..registry import methods
 from .code_export import TRAVELS, travelling_code
 from .model_cards import model_card
+
+
+# Parts of a processor -> the Auto class that loads them.
+_NESTED = {
+    "image_processor": "AutoImageProcessor",
+    "video_processor": "AutoVideoProcessor",
+    "feature_extractor": "AutoFeatureExtractor",
+}
 
 
 def _row_of(model: Any):
@@ -95,7 +103,7 @@ def export_with_code(
     from ..modeling.dual_encoders.text_cleaning import clean_text
 
     parts = [model, model.config, processor]
-    parts += [getattr(processor, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
+    parts += [getattr(processor, name, None) for name in (*_NESTED, "tokenizer")]
     # Modules that are found by name: the family of a classifier's backbone, by its configuration.
     family = getattr(model, "family", None)
     by_name = {type(model.config).__module__: [family.__module__]} if family is not None else {}
@@ -103,8 +111,11 @@ def export_with_code(
         by_name[type(model).__module__] = [type(model.label_calibration).__module__]
     if getattr(processor, "clean_text", False) and _is_travelling(processor):
         by_name[type(processor).__module__] = [clean_text.__module__]
-    if pipelines := _pipelines_of(row):
-        by_name[type(model).__module__] = [name.rpartition(".")[0] for name, _ in pipelines.values()]
+    # The row's other classes and its pipelines.
+    found = [row.load(name).__module__ for name in row.auto_classes]
+    found += [f"hf_clip_variants.{task.pipeline}".rpartition(".")[0] for task in tasks_of(row).values()]
+    own = type(model).__module__
+    by_name[own] = by_name.get(own, []) + [name for name in dict.fromkeys(found) if name != own]
     modules = {type(part).__module__ for part in parts if _is_travelling(part)}
     code = travelling_code(modules, __version__, by_name)
     target = Path(folder)
@@ -113,10 +124,10 @@ def export_with_code(
         auto_map = {"AutoConfig": _reference(model.config)}
         auto_map |= {name: _reference(row.load(name)) for name in row.auto_classes}
         in_config: dict[str, Any] = {"auto_map": auto_map}
-        if pipelines:
+        if pipelines := tasks_of(row):
             in_config["custom_pipelines"] = {
-                task: {"impl": ".".join(name.split(".")[-2:]), "pt": [auto_class], "type": "multimodal"}
-                for task, (name, auto_class) in pipelines.items()
+                name: {"impl": ".".join(task.pipeline.split(".")[-2:]), "pt": [task.auto_class], "type": "multimodal"}
+                for name, task in pipelines.items()
             }
         _edit_json(stage / "config.json", lambda values: values.update(in_config))
         if processor is not None:
@@ -128,22 +139,11 @@ def export_with_code(
     return target
 
 
-def _pipelines_of(row: Any) -> dict[str, tuple[str, str]]:
-    """Pipelines of this package that run such models: task -> full name of the class, and the Auto class."""
-    found = {}
-    for task, (name, auto_class) in TASKS.items():
-        if auto_class in row.auto_classes:
-            found[task] = f"hf_clip_variants.{name}", auto_class
-    return found
-
-
 def _name_processor_classes(processor: Any, folder: Path) -> None:
-    nested = {"image_processor": "AutoImageProcessor", "feature_extractor": "AutoFeatureExtractor"}
-
     def add(values: dict) -> None:
         if _is_travelling(processor):
             values["auto_map"] = {"AutoProcessor": _reference(processor)}
-        for name, auto_class in nested.items():
+        for name, auto_class in _NESTED.items():
             part = getattr(processor, name, None)
             if _is_travelling(part) and name in values:
                 values[name]["auto_map"] = {auto_class: _reference(part)}

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files.printable import printable
 from ..metrics.intervals import gain_text, may_be_chance
-from ..registration.auto_classes import TASKS
+from ..registration.auto_classes import tasks_of
 from ..registry import Method, methods
 from .verification import weight_hashes
 
@@ -45,6 +45,14 @@ from transformers import pipeline
 classify = pipeline("zero-shot-audio-classification", model={repo_id}{arguments})
 audio = np.sin(np.arange(220500) / 20)  # yours: values between -1 and 1, 44100 a second
 print(classify(audio, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
+
+_ZERO_SHOT_VIDEO_PIPELINE = """\
+{imports}import numpy as np
+from transformers import pipeline
+
+{verb} = pipeline("{task}", model={repo_id}{arguments})
+video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
+print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"]))"""
 
 _ADAPTER = """\
 import torch
@@ -220,10 +228,11 @@ def _snippet(
     names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
     is_audio = row.task == "zero-shot-audio-classification"
     zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
+    zero_shot = _ZERO_SHOT_VIDEO_PIPELINE if row.video_processor else zero_shot
     task, verb = "zero-shot-image-classification", "classify"
     if "AutoModelForZeroShotImageClassification" not in row.auto_classes:
-        own = [name for name, (_, auto_class) in TASKS.items() if auto_class in row.auto_classes]
-        task, verb = (own[0], "find") if own else (task, verb)
+        own = [*tasks_of(row)]
+        task, verb = (own[0], "classify" if row.video_processor else "find") if own else (task, verb)
     return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=_literal(repo_id),
         imports=imports,

@@ -2,24 +2,43 @@
 
 import importlib
 import sys
+from typing import NamedTuple
 
-from ..registry import load_reference, methods, split_reference
+from ..registry import Method, load_reference, methods, split_reference
 from .auto_mappings import register_lazily
 from .post_import import after_import
 
 
-# Pipelines that transformers lacks, or that differ for models of this package: task -> class, and the Auto class that
-# loads its model.
+class OwnTask(NamedTuple):
+    """A pipeline that transformers lacks, or that differs for models of this package: its class, the Auto class that
+    loads its model, and the part of a row that its models have beside that."""
+
+    pipeline: str
+    auto_class: str
+    part: str = "model"
+
+
 TASKS = {
-    "zero-shot-image-segmentation": (
+    "zero-shot-image-segmentation": OwnTask(
         "modeling.dense.zero_shot_image_segmentation.ZeroShotImageSegmentationPipeline",
         "AutoModelForSemanticSegmentation",
     ),
-    "zero-shot-object-detection": (
+    "zero-shot-object-detection": OwnTask(
         "modeling.detection.zero_shot_object_detection.AllLabelsObjectDetectionPipeline",
         "AutoModelForZeroShotObjectDetection",
     ),
+    "zero-shot-video-classification": OwnTask(
+        "modeling.video.zero_shot_video_classification.ZeroShotVideoClassificationPipeline",
+        "AutoModel",
+        "video_processor",
+    ),
 }
+
+
+def tasks_of(row: Method) -> dict[str, OwnTask]:
+    """The tasks of `TASKS` that run models of a row."""
+    fits = {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes}
+    return {name: task for name, task in fits.items() if getattr(row, task.part)}
 
 
 def register() -> None:
@@ -34,6 +53,7 @@ def register() -> None:
     after_import("transformers.models.auto.modeling_auto", _register_models)
     after_import("transformers.models.auto.processing_auto", _register_processors)
     after_import("transformers.models.auto.image_processing_auto", _register_image_processors)
+    after_import("transformers.models.auto.video_processing_auto", _register_video_processors)
     after_import("transformers.models.auto.feature_extraction_auto", _register_feature_extractors)
     after_import("transformers.pipelines", _register_pipelines)
     after_import("peft", _register_adapters)
@@ -78,6 +98,16 @@ def _register_image_processors(module) -> None:
             )
 
 
+def _register_video_processors(module) -> None:
+    for row in methods("model"):
+        if row.video_processor:
+            _register_for_config(
+                module.VIDEO_PROCESSOR_MAPPING,
+                row.config,
+                lambda row=row: {"torchvision": row.load("video_processor")},  # transformers' only back-end
+            )
+
+
 def _register_feature_extractors(module) -> None:
     for row in methods("model"):
         if row.feature_extractor:
@@ -99,9 +129,9 @@ def _register_pipelines(module) -> None:
         return
     # Differs from transformers' own for models of this package only.
     features["impl"] = f"{__package__}.image_features.ImageFeaturePipeline"
-    for task, (implementation, auto_class) in TASKS.items():
-        entry = {"pt": (getattr(module, auto_class),), "type": "multimodal"} | tasks.get(task, {})
-        tasks[task] = entry | {"impl": f"{__package__.partition('.')[0]}.{implementation}"}
+    for name, task in TASKS.items():
+        entry = {"pt": (getattr(module, task.auto_class),), "type": "multimodal"} | tasks.get(name, {})
+        tasks[name] = entry | {"impl": f"{__package__.partition('.')[0]}.{task.pipeline}"}
 
 
 def _register_adapters(module) -> None:

@@ -223,6 +223,31 @@ MODELS = (
         ),
     ),
     Method(
+        name="clip4clip",
+        kind="model",
+        title="CLIP4Clip",
+        paper=Paper(
+            "CLIP4Clip: An Empirical Study of CLIP for End to End Video Clip Retrieval",
+            "2104.08860",
+            2021,
+            "Luo, Huaishao and Ji, Lei and Zhong, Ming and Chen, Yang and Lei, Wen and Duan, Nan and Li, Tianrui",
+        ),
+        code=OfficialCode("ArrowLuo/CLIP4Clip", "MIT"),
+        task="feature-extraction",
+        summary="Videos found by texts and texts by videos: CLIP on frames, with one of four heads over time.",
+        config="modeling.clip4clip.configuration_clip4clip:CLIP4ClipConfig",
+        model="modeling.clip4clip.modeling_clip4clip:CLIP4ClipModel",
+        auto_classes={
+            "AutoModel": "modeling.clip4clip.modeling_clip4clip:CLIP4ClipModel",
+            "AutoModelForVideoClassification": (
+                "modeling.clip4clip.classification_clip4clip:CLIP4ClipForVideoClassification"
+            ),
+        },
+        processor="modeling.video.processing_video:VideoTextProcessor",
+        video_processor="modeling.video.video_processing:CLIPVideoProcessor",
+        checkpoints=(CheckpointEntry("clip4clip", "CLIP4Clip", "modeling.clip4clip.convert_clip4clip:CHECKPOINTS"),),
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",

@@ -57,7 +57,15 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "model": Kind(
             package="modeling",
             required=("config", "model", "auto_classes"),
-            optional=("processor", "image_processors", "feature_extractor", "submodels", "checkpoints", "pretraining"),
+            optional=(
+                "processor",
+                "image_processors",
+                "video_processor",
+                "feature_extractor",
+                "submodels",
+                "checkpoints",
+                "pretraining",
+            ),
             registered_with="transformers",
         ),
         # A few trained tensors on a frozen backbone: a PEFT configuration and tuner.
@@ -166,8 +174,8 @@ class Method:
         summary: when to use it, in one line.
         config: the configuration class.
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
-        processor, image_processors, feature_extractor: models only. The keys of `image_processors` are transformers'
-            names of back-ends; `feature_extractor` is for audio.
+        processor, image_processors, video_processor, feature_extractor: models only. The keys of `image_processors`
+            are transformers' names of back-ends; `feature_extractor` is for audio.
         submodels: models only, parts that are also registered with the Auto classes.
         layer, tuner: adapters only, a wrapping layer and the subclass of PEFT's `BaseTuner`.
         generator: synthesis only, the callable that returns the image.
@@ -190,6 +198,7 @@ class Method:
     auto_classes: dict[str, str] = field(default_factory=dict, hash=False)
     processor: str | None = None
     image_processors: dict[str, str] = field(default_factory=dict, hash=False)
+    video_processor: str | None = None
     feature_extractor: str | None = None
     submodels: tuple[Submodel, ...] = ()
     layer: str | None = None
@@ -219,7 +228,7 @@ class Method:
     def exports(self) -> dict[str, str]:
         """Public class name -> module, for all classes of this method that `hf_clip_variants` exports."""
         references = [self.config, self.model, self.processor, *self.image_processors.values(), self.feature_extractor]
-        references += [*self.auto_classes.values(), self.generator]
+        references += [*self.auto_classes.values(), self.video_processor, self.generator]
         for submodel in self.submodels:
             references += [submodel.config, *submodel.auto_classes.values()]
         return {name: module for module, name in (split_reference(reference) for reference in references if reference)}
@@ -255,6 +264,7 @@ _PARTS = (
     "config",
     "model",
     "processor",
+    "video_processor",
     "feature_extractor",
     "layer",
     "tuner",

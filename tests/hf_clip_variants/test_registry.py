@@ -82,9 +82,9 @@ def test_classes_of_a_row_are_in_its_folder(row):
     folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
     references = [row.config, row.model, row.feature_extractor, row.layer, row.tuner, *row.auto_classes.values()]
-    # Methods for label maps share their processors.
+    # Methods for label maps share their processors, and so do those for videos.
     processors = [row.processor, *row.image_processors.values()]
-    references += [one for one in processors if one and not one.startswith("modeling.dense.")]
+    references += [one for one in processors if one and not one.startswith(("modeling.dense.", "modeling.video."))]
     references += [part for submodel in row.submodels for part in (submodel.config, *submodel.auto_classes.values())]
     for reference in filter(None, references):
         module, class_name = registry.split_reference(reference)

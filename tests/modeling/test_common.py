@@ -40,7 +40,10 @@ def export(case, folder) -> dict:
     inputs = {name: value for name, value in case.inputs(4).items() if name not in case.only_in_training}
     expected = {f"inputs.{name}": value for name, value in inputs.items() if torch.is_tensor(value)}
     expected["output"] = case.run(model).contiguous()
-    if processor is not None:
+    if hasattr(processor, "video_processor"):
+        expected["video"] = torch.randint(0, 256, (5, 40, 30, 3), dtype=torch.uint8)
+        expected["processed"] = processor(videos=expected["video"].numpy(), return_tensors="pt").pixel_values_videos
+    elif processor is not None:
         expected["image"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
         expected["processed"] = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
     if hasattr(processor, "feature_extractor"):

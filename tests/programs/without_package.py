@@ -38,7 +38,11 @@ def check_export(name, home, folder, repo_id, auto_class, output):
         with torch.inference_mode():
             torch.testing.assert_close(model.eval()(**inputs)[output], expected["output"], rtol=0, atol=1e-5)
         if processor is not None:
-            pixels = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
+            if "video" in expected:
+                assert "transformers_modules" in type(processor.video_processor).__module__
+                pixels = processor(videos=expected["video"].numpy(), return_tensors="pt").pixel_values_videos
+            else:
+                pixels = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
             torch.testing.assert_close(pixels, expected["processed"], rtol=0, atol=1e-5)
             if "audio" in expected:
                 extractor = processor.feature_extractor

@@ -10,7 +10,15 @@ import unittest
 from unittest.mock import patch
 
 import torch
-from suite_testers import SIZES, TEXT, VISION, CLIPClassifierTester
+from suite_testers import (
+    SIZES,
+    TEXT,
+    VISION,
+    CLIP4ClipClassificationTester,
+    CLIP4ClipTester,
+    CLIPClassifierTester,
+    ViLDTester,
+)
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
@@ -20,6 +28,8 @@ from transformers.testing_utils import require_torch
 from hf_clip_variants import (
     AudioCLIPAudioConfig,
     AudioCLIPAudioModel,
+    CLIP4ClipForVideoClassification,
+    CLIP4ClipModel,
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
@@ -50,6 +60,9 @@ DESELECTED: dict[str, str] = {
     "GLIPForZeroShotObjectDetectionSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
+    "CLIP4ClipForVideoClassificationSuite.test_training_gradient_checkpointing*": (
+        "it looks at the first layer, the text encoder's, which does not run; CLIP4ClipModelSuite runs it"
+    ),
 }
 
 
@@ -499,32 +512,6 @@ class LSegSuite(ModelTesterMixin):
         return inputs
 
 
-class ViLDTester(CLIPClassifierTester):
-    """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
-
-    common_properties = ["hidden_size"]
-    config_fields = {"hidden_size": 16, "temperature": 0.1, "variant": "text"}
-    maps = [(8, 16, 16), (8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
-
-    def get_config(self):
-        backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
-        sizes = {"hidden_size": 12, "head_num_convs": 1, "head_num_layers": 1, "head_hidden_size": 20}
-        sizes |= {"rpn_num_convs": 1, "mask_num_convs": 1, "rpn_post_nms": 6, "max_detections": 5, "temperature": 1.0}
-        return self.config_class(
-            dual_encoder_config={"text_config": TEXT, "vision_config": VISION, "projection_dim": 24},
-            backbone_config=backbone | {"layer_type": "basic"},
-            **sizes,
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0], [10.0, 8.0, 50.0, 60.0], [20.0, 1.0, 40.0, 30.0]])
-        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
-        return self.get_config(), inputs | {"proposals": boxes.expand(self.batch_size, -1, -1)} | self.texts()
-
-    def texts(self):
-        return {"class_embeddings": floats_tensor([self.num_labels, 24])}
-
-
 class ViLDSuite(ImageEncoderSuite):
     _is_composite = True
     has_attentions = False
@@ -546,6 +533,29 @@ class ViLDSuite(ImageEncoderSuite):
         outputs.class_logits.sum().backward()
         for tensor in outputs.hidden_states:
             self.assertIsNotNone(tensor.grad)
+
+
+class CLIP4ClipSuite(DualEncoderSuite):
+    additional_model_inputs = ["pixel_values_videos"]
+    skip_test_video_features_output_shape = True  # frames after the head are as wide as the joint space
+
+    def test_hidden_states_output(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_hidden_states=True)
+            self.assertEqual([one.shape for one in outputs.vision_model_output.hidden_states], 3 * [(6, 37, 32)])
+            self.assertEqual([one.shape for one in outputs.text_model_output.hidden_states], 3 * [(3, 8, 32)])
+
+    def test_attention_outputs(self):
+        for by_config in (False, True):
+            outputs = self._run(by_config, output_attentions=True)
+            self.assertEqual([one.shape for one in outputs.vision_model_output.attentions], 2 * [(6, 4, 37, 37)])
+            self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
+
+
+class CLIP4ClipClassificationSuite(ClassifierSuite):
+    skip_test_video_features_output_shape = True  # as above
+    test_mismatched_shapes = False  # a class is its text's features, which set_classes replaces
+    test_all_params_have_gradient = False  # the text encoder is not read
 
 
 class GLIPTester(CLIPClassifierTester):
@@ -610,6 +620,10 @@ class GLIPSuite(ImageEncoderSuite):
 
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
+    "clip4clip": [
+        (CLIP4ClipTester, CLIP4ClipSuite, CLIP4ClipModel),
+        (CLIP4ClipClassificationTester, CLIP4ClipClassificationSuite, CLIP4ClipForVideoClassification),
+    ],
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
     "clip_resnet": [
         (CLIPResNetTester, DualEncoderSuite),

@@ -14,6 +14,7 @@ from tests.test_image_processing_common import (  # noqa: E402
     PostProcessSemanticSegmentationTestMixin,
 )
 from tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
+from tests.test_video_processing_common import VideoProcessingTestMixin, prepare_video_inputs  # noqa: E402
 from tiny import tiny_tokenizer  # noqa: E402
 from transformers.modeling_outputs import SemanticSegmenterOutput  # noqa: E402
 
@@ -30,6 +31,9 @@ DESELECTED: dict[str, str] = {
     ),
     "GLIPForZeroShotObjectDetectionImageProcessorSuite.test_post_process_test_mixin_inheritance": (
         "DETR's methods for segmentation are inherited and of no use here"
+    ),
+    "CLIP4ClipModelVideoProcessorSuite.test_call_sample_frames": (
+        "a video with fewer frames than num_frames is no error: all are taken, and the mask says how many"
     ),
     "test_call_numpy_4_channels": "with do_convert_rgb=False, images that are not RGB are an error",
 }
@@ -65,6 +69,39 @@ class DenseTester(Tester):
         return {"outputs": SemanticSegmenterOutput(logits=logits)}, expected
 
 
+class VideoTester:
+    """Small videos, of which all frames are taken."""
+
+    batch_size, num_frames, num_channels, min_resolution, max_resolution = 5, 4, 3, 16, 30
+
+    def prepare_video_inputs(self, equal_resolution=False, return_tensors="pil"):
+        return prepare_video_inputs(
+            batch_size=self.batch_size,
+            num_frames=self.num_frames,
+            num_channels=self.num_channels,
+            min_resolution=self.min_resolution,
+            max_resolution=self.max_resolution,
+            equal_resolution=equal_resolution,
+            return_tensors=return_tensors,
+        )
+
+    def expected_output_video_shape(self, videos):
+        return self.num_frames, 3, 18, 18
+
+
+def make_video_test_class(row):
+    class VideoProcessorTest(VideoProcessingTestMixin, unittest.TestCase):
+        fast_video_processing_class = row.load("video_processor")
+        test_cast_dtype = True
+        video_processor_dict = {"size": {"shortest_edge": 20}, "crop_size": {"height": 18, "width": 18}}
+
+        def setUp(self):
+            super().setUp()
+            self.video_processor_tester = VideoTester()
+
+    return VideoProcessorTest
+
+
 def is_dense(row) -> bool:
     """Whether the row's processor is the shared one of models that label pixels."""
     return ".dense." in row.processor
@@ -86,6 +123,10 @@ def make_test_classes(row):
             # Some methods use the processor of another one.
             images = row.image_processors or method("clip_classifier").image_processors
             return load_reference(next(iter(images.values())))()
+
+        @classmethod
+        def _setup_video_processor(cls):
+            return row.load("video_processor")()
 
         @classmethod
         def _setup_feature_extractor(cls):
@@ -117,9 +158,13 @@ def make_test_classes(row):
 
 
 for _row in (row for row in methods("model") if row.processor):  # others use another method's
-    for _made, _part in zip(make_test_classes(_row), ("ImageProcessor", "Processor"), strict=True):
-        if _part == "ImageProcessor" and not _row.image_processors:
-            continue
+    _images, _both = make_test_classes(_row)
+    _classes = {"Processor": _both}
+    if _row.image_processors:
+        _classes["ImageProcessor"] = _images
+    if _row.video_processor:
+        _classes["VideoProcessor"] = make_video_test_class(_row)
+    for _part, _made in _classes.items():
         _made.__name__ = _made.__qualname__ = f"{_row.load('model').__name__}{_part}Suite"
         _made.__module__ = __name__
         for _name, _reason in DESELECTED.items():
@@ -127,4 +172,4 @@ for _row in (row for row in methods("model") if row.processor):  # others use an
             if _owner in ("", _made.__name__) and hasattr(_made, _test):
                 setattr(_made, _test, unittest.skip(_reason)(getattr(_made, _test)))
         globals()[_made.__name__] = _made
-del _made
+del _images, _both, _made, _classes

@@ -48,6 +48,8 @@ ESSENTIAL = {
         "test_processor_from_and_save_pretrained",
         "test_processor_with_multiple_inputs",
         "test_model_input_names",
+        "test_video_processor_from_and_save_pretrained",
+        "test_video_processor_save_load_with_autovideoprocessor",
     ),
 }
 
@@ -97,7 +99,12 @@ def test_transformers_own_tests_pass(transformers_tests, tmp_path, record_proper
             if suite == "processing_suite" and not row.processor:
                 continue  # it uses another method's
             passed = {name.split(".")[1] for name in kinds["passed"] if name.startswith(row.load("model").__name__)}
-            of_images = ("test_image_processor", "test_call")
-            essential = [name for name in ESSENTIAL[suite] if row.image_processors or not name.startswith(of_images)]
+            parts = {
+                "test_image_processor": row.image_processors,
+                "test_video_processor": row.video_processor,
+                "test_call": row.image_processors or row.video_processor,
+            }
+            left_out = tuple(beginning for beginning, part in parts.items() if not part)
+            essential = [name for name in ESSENTIAL[suite] if not name.startswith(left_out)]
             missing = [name for name in essential if name not in passed]
             assert not missing, f"{row.name}: did not run {missing}\n{output}"

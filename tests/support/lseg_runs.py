@@ -7,6 +7,38 @@ import torch
 from tiny import copy_of
 
 
+# Arguments of a configuration that are wrong, and what the error says.
+LSEG_BAD_VALUES = (
+    ({"projection_dim": 0}, "projection_dim: 0"),
+    ({"temperature": 0.0}, "temperature: 0.0"),
+    ({"head_block": "conv"}, "head_block"),
+    ({"block_depth": -1}, "block_depth: -1, expected a number in 0..100"),
+    ({"block_activation": "gelu"}, "block_activation"),
+    ({"readout_type": "mean"}, "readout_type"),
+    ({"backbone_out_indices": [0, 1, 2]}, r"backbone_out_indices: \[0, 1, 2\], expected four layers"),
+    ({"backbone_out_indices": [0, 1, 2, 5]}, r"backbone_out_indices: .*expected four layers in 0..4"),
+    ({"neck_hidden_sizes": [1, 2, 3]}, r"neck_hidden_sizes: \[1, 2, 3\], expected four"),
+    ({"auxiliary_loss_weight": -1.0}, "auxiliary_loss_weight: -1.0, expected a number >= 0"),
+    ({"freeze_batch_norm": "no"}, "freeze_batch_norm"),
+    ({"background": "  "}, "background: '  ' is blank"),
+    ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
+    (
+        {"vision_config": {"num_attention_heads": 5}},
+        "vision_config.num_attention_heads: 5 does not divide",
+    ),
+    ({"vision_config": {"patch_size": 14}}, "vision_config.patch_size: 14, expected one of 4, 8, 16, 32"),
+    ({"vision_config": {"image_size": 8}}, "vision_config.patch_size: 16 is larger than image_size"),
+    ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected one of dpt"),
+    ({"vision_config": {"is_hybrid": True}}, "vision_config.is_hybrid: given, expected a plain Vision"),
+    ({"vision_config": {"backbone": "evil/repo"}}, "vision_config.backbone: given"),
+    (
+        {"text_config": {"model_type": "bert"}},
+        "text_config.model_type: 'bert', expected 'clip_text_model'",
+    ),
+    ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
+)
+
+
 _BLOCKS = {0: None, 1: "bottleneck", 2: "depthwise"}  # the official arch_option
 
 TEXT = {

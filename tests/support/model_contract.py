@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
-from lseg_runs import lseg_config, lseg_inputs, open_statistics
+from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
@@ -169,6 +170,12 @@ def _classifier_processor(size: int = 24):
     return CLIPClassifierProcessor(images, tiny_tokenizer())
 
 
+def _video_processor():
+    from hf_clip_variants import VideoTextProcessor
+
+    return VideoTextProcessor.from_clip(_classifier_processor())
+
+
 def _dense_processor():
     from hf_clip_variants import DenseImageProcessor, DenseProcessor
 
@@ -320,6 +327,18 @@ CASES = {
             ),
         ),
         ModelCase(
+            name="clip4clip",
+            config=clip4clip_config,
+            inputs=clip4clip_batch,
+            backbone=tiny_clip,
+            processor=_video_processor,
+            output="logits_per_video",
+            by_row=("video_embeds", "text_embeds"),
+            loss_options={"return_loss": True},
+            loss_is_of_the_batch=True,
+            bad_values=CLIP4CLIP_BAD_VALUES,
+        ),
+        ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},
             by_row=("image_embeds", "text_embeds"),
@@ -351,35 +370,7 @@ CASES = {
                     + tuple(f"batch_norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))
                 ),
             ),
-            bad_values=(
-                ({"projection_dim": 0}, "projection_dim: 0"),
-                ({"temperature": 0.0}, "temperature: 0.0"),
-                ({"head_block": "conv"}, "head_block"),
-                ({"block_depth": -1}, "block_depth: -1, expected a number in 0..100"),
-                ({"block_activation": "gelu"}, "block_activation"),
-                ({"readout_type": "mean"}, "readout_type"),
-                ({"backbone_out_indices": [0, 1, 2]}, r"backbone_out_indices: \[0, 1, 2\], expected four layers"),
-                ({"backbone_out_indices": [0, 1, 2, 5]}, r"backbone_out_indices: .*expected four layers in 0..4"),
-                ({"neck_hidden_sizes": [1, 2, 3]}, r"neck_hidden_sizes: \[1, 2, 3\], expected four"),
-                ({"auxiliary_loss_weight": -1.0}, "auxiliary_loss_weight: -1.0, expected a number >= 0"),
-                ({"freeze_batch_norm": "no"}, "freeze_batch_norm"),
-                ({"background": "  "}, "background: '  ' is blank"),
-                ({"vision_config": {"hidden_size": 10**9}}, "vision_config.hidden_size: 1000000000"),
-                (
-                    {"vision_config": {"num_attention_heads": 5}},
-                    "vision_config.num_attention_heads: 5 does not divide",
-                ),
-                ({"vision_config": {"patch_size": 14}}, "vision_config.patch_size: 14, expected one of 4, 8, 16, 32"),
-                ({"vision_config": {"image_size": 8}}, "vision_config.patch_size: 16 is larger than image_size"),
-                ({"vision_config": {"model_type": "bert"}}, "vision_config.model_type: 'bert', expected one of dpt"),
-                ({"vision_config": {"is_hybrid": True}}, "vision_config.is_hybrid: given, expected a plain Vision"),
-                ({"vision_config": {"backbone": "evil/repo"}}, "vision_config.backbone: given"),
-                (
-                    {"text_config": {"model_type": "bert"}},
-                    "text_config.model_type: 'bert', expected 'clip_text_model'",
-                ),
-                ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers: -1"),
-            ),
+            bad_values=LSEG_BAD_VALUES,
         ),
         ModelCase(
             name="audioclip",

@@ -1,4 +1,4 @@
-"""The tester that those of modeling_suite.py extend: sizes of tiny models, and inputs.
+"""Testers of modeling_suite.py: sizes of tiny models, and inputs.
 
 For a process in which `tests` is transformers' package.
 """
@@ -42,3 +42,64 @@ class CLIPClassifierTester:
         return config, {"pixel_values": pixel_values}
 
     config_fields = {"projection_dim": 24, "templates": ["a {}."], "prompt_length": 6}
+
+
+class CLIP4ClipTester(CLIPClassifierTester):
+    """Videos of two frames, and texts. Where transformers' tests look at one encoder, it is the text encoder."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"projection_dim": 24, "similarity_head": "meanP", "num_frames": 3}
+
+    def get_config(self):
+        return self.config_class(
+            text_config=TEXT,
+            vision_config=VISION,
+            projection_dim=24,
+            head_config={"num_hidden_layers": 2, "num_attention_heads": 4},
+            num_frames=3,
+            frozen_layers=-1,
+            logit_scale_init_value=0.5,  # half precision is compared with an absolute tolerance
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        videos = floats_tensor([self.batch_size, 2, 3, 30, 30])
+        return self.get_config(), {"pixel_values_videos": videos} | self.text_inputs() | {"return_loss": True}
+
+
+class CLIP4ClipClassificationTester(CLIP4ClipTester):
+    """Classes are stored: no texts."""
+
+    num_labels, seq_length, encoder_seq_length, key_length = 5, 37, 37, 37
+
+    def get_config(self):
+        names = {label: f"class {label}" for label in range(self.num_labels)}
+        return self.config_class(**super().get_config().to_dict() | {"id2label": names, "num_class_features": 5})
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
+
+
+class ViLDTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
+
+    common_properties = ["hidden_size"]
+    config_fields = {"hidden_size": 16, "temperature": 0.1, "variant": "text"}
+    maps = [(8, 16, 16), (8, 16, 16), (12, 8, 8), (16, 4, 4), (20, 2, 2)]
+
+    def get_config(self):
+        backbone = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+        sizes = {"hidden_size": 12, "head_num_convs": 1, "head_num_layers": 1, "head_hidden_size": 20}
+        sizes |= {"rpn_num_convs": 1, "mask_num_convs": 1, "rpn_post_nms": 6, "max_detections": 5, "temperature": 1.0}
+        return self.config_class(
+            dual_encoder_config={"text_config": TEXT, "vision_config": VISION, "projection_dim": 24},
+            backbone_config=backbone | {"layer_type": "basic"},
+            **sizes,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        boxes = torch.tensor([[2.0, 3.0, 30.0, 40.0], [10.0, 8.0, 50.0, 60.0], [20.0, 1.0, 40.0, 30.0]])
+        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
+        return self.get_config(), inputs | {"proposals": boxes.expand(self.batch_size, -1, -1)} | self.texts()
+
+    def texts(self):
+        return {"class_embeddings": floats_tensor([self.num_labels, 24])}

@@ -165,11 +165,10 @@ class SceneMaker:
         """Scene number `index` (from 0)."""
         generator = np.random.default_rng([self.seed, index])
         width, height = self.size[int(generator.integers(len(self.size)))]
-        kind, draw = self._drawers[int(generator.integers(len(self._drawers)))]
-        canvas = draw((width, height), generator)
+        kind, canvas = self.draw_background((width, height), generator)
         instances, full, categories = np.zeros((height, width), np.uint8), [], []
         for category in self._draw_categories(generator):
-            picture = self._draw_object(category, min(width, height), generator)
+            picture = self.draw_object(category, min(width, height), generator)
             solid = np.asarray(picture.getchannel("A")) >= _OPAQUE
             place = self._find_place(solid, instances, full, generator)
             if place is None:
@@ -205,8 +204,13 @@ class SceneMaker:
             drawn.append(pool[int(generator.integers(len(pool)))])
         return drawn
 
-    def _draw_object(self, category: int, shorter: int, generator: np.random.Generator) -> Image.Image:
-        """RGBA, cropped to what is opaque."""
+    def draw_background(self, size: tuple[int, int], generator: np.random.Generator) -> tuple[str, Image.Image]:
+        """The kind of a background, and an RGB image of it; `size` is (width, height)."""
+        kind, draw = self._drawers[int(generator.integers(len(self._drawers)))]
+        return kind, draw(size, generator)
+
+    def draw_object(self, category: int, shorter: int, generator: np.random.Generator) -> Image.Image:
+        """RGBA, cropped to what is opaque; `shorter` is the scene's shorter side."""
         rows = self._rows[category]
         row = int(rows[int(generator.integers(len(rows)))])
         if row not in self._pictures:

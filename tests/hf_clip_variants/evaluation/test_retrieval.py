@@ -15,7 +15,7 @@ def test_pairs_with_equal_texts_are_right_answers_to_each_other():
     held_out = RetrievalSet("icons", type(pairs)(first, "image", ("name",)))
     model = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
     found = retrieval_of_pairs(model, AutoProcessor.from_pretrained(embedded_model()), held_out, 32)
-    metrics = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
+    metrics = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
     directions = ("text_to_image", "image_to_text")
     assert set(found) == {f"{direction}_{metric}" for direction in directions for metric in metrics}
     # Each text is there twice: were only the pair's own right, a tie would spoil every first rank.

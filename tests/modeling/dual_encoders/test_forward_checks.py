@@ -18,7 +18,8 @@ from hf_clip_variants.modeling.dual_encoders.forward_checks import why_not_finit
 from hf_clip_variants.modeling.dual_encoders.tracing import can_be_read
 
 
-_OF_ALL = ("pixel_values", "input_ids", "attention_mask", "input_features")  # not for training alone
+# Not for training alone.
+_OF_ALL = ("pixel_values", "pixel_values_videos", "input_ids", "attention_mask", "input_features")
 _TEXTS = {
     "input_ids": torch.tensor([[4036, 5, 4037], [4036, 6, 4037], [4036, 7, 4037]])
 }  # for models that have texts of their own

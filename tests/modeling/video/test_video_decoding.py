@@ -1,0 +1,306 @@
+"""Videos in every form: the right frames at the right times, and clear errors."""
+
+import io
+import resource
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import PIL.Image
+import pytest
+from videos import grey_frames, level_of, number_of, turn_clockwise, write_long_video, write_video
+
+from hf_clip_variants.modeling.video.frame_sampling import FrameSampling
+from hf_clip_variants.modeling.video.read_ahead import read_ahead
+from hf_clip_variants.modeling.video.video_decoding import open_video, read_video
+
+
+ALL = FrameSampling(rate=None, num_frames=None)
+
+
+def numbers(source, sampling=ALL, **options) -> list[int]:
+    return [number_of(frame) for frame in read_video(source, sampling, **options)[0]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="module")
+def mp4(folder):
+    return write_video(folder / "plain.mp4", grey_frames(60), fps=20)
+
+
+# ---- every form
+
+
+def forms(folder, frames):
+    images = [PIL.Image.fromarray(frame) for frame in frames]
+    for suffix in (".mp4", ".mkv", ".webm", ".avi"):
+        yield suffix, write_video(folder / f"form{suffix}", frames, fps=10)
+    for kind in ("GIF", "WEBP", "PNG"):
+        path = folder / f"form.{kind.lower()}"
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        images[0].save(path, kind, save_all=True, append_images=images[1:], duration=100, loop=0, **lossless)
+        yield kind, path
+    (folder / "frames").mkdir()
+    for number, image in enumerate(images, 1):
+        image.save(folder / "frames" / f"frame_{number}.png")
+    yield "folder", folder / "frames"
+    yield "images", images
+    yield "arrays", frames
+    yield "array", np.stack(frames)
+    yield "channels first", np.stack(frames).transpose(0, 3, 1, 2)
+
+
+def test_every_form_gives_the_same_frames(folder):
+    frames = grey_frames(23)
+    for form, source in forms(folder, frames):
+        assert numbers(source, fps=10) == list(range(23)), form
+        assert numbers(source, FrameSampling(rate=2), fps=10) == [0, 5, 10, 15, 20], form
+        assert numbers(source, FrameSampling("segments", 4), fps=10) == [2, 8, 13, 19], form
+        with open_video(source, fps=10) as video:
+            found, metadata = video.read(FrameSampling(rate=2, num_frames=3))
+            one_by_one = [(seconds, number_of(frame)) for seconds, frame in video.all_frames()]
+        assert [seconds for seconds, _ in one_by_one] == pytest.approx([0.1 * k for k in range(23)], abs=1e-3), form
+        assert [number for _, number in one_by_one] == list(range(23)), form
+        assert metadata.frames_indices == [0, 10, 20] and metadata.total_num_frames == 23, form
+        assert (metadata.width, metadata.height) == (48, 32) == found[0].size, form
+        assert metadata.duration == pytest.approx(2.3, abs=0.01) and metadata.fps == pytest.approx(10, abs=0.1), form
+
+
+def test_columns_of_datasets_and_files_in_memory(mp4):
+    import datasets
+
+    table = datasets.Dataset.from_dict({"video": [str(mp4)]}).cast_column("video", datasets.Video(decode=False))
+    content = mp4.read_bytes()
+    for source in (table[0]["video"], {"bytes": content, "path": None}, content, io.BytesIO(content)):
+        assert numbers(source, FrameSampling()) == [0, 20, 15]
+
+
+def test_what_torchcodec_decoded_is_read_through_its_own_interface():
+    class Decoder:  # as torchcodec.decoders.VideoDecoder
+        class metadata:
+            begin_stream_seconds, end_stream_seconds, duration_seconds = 0.5, 3.5, 3.0
+            average_fps, num_frames, width, height = 10.0, 30, 48, 32
+
+        def get_frame_played_at(self, seconds):
+            import torch
+
+            number = int((seconds - 0.5) * 10)
+            assert 0 <= number < 30
+
+            class frame:
+                data = torch.full((3, 32, 48), level_of(number), dtype=torch.uint8)
+
+            return frame
+
+    Decoder.get_frames_played_at = None
+    assert numbers(Decoder(), FrameSampling()) == [0, 10, 20]
+
+
+# ---- times
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize("fps", [24, Fraction(30000, 1001), 30])
+def test_frames_are_those_that_a_player_shows(folder, suffix, fps):
+    path = write_video(folder / f"rate{float(fps):.0f}{suffix}", grey_frames(75), fps=fps)
+    wanted = [0.0, 0.31, 0.53, 1.0, 1.72, 2.0, 2.2]
+    with open_video(path) as video:
+        shown = [number_of(frame) for frame in video.frames(wanted)]
+    assert shown == [int((t + 6e-4) * fps) % 25 for t in wanted]
+
+
+def test_variable_rates_are_followed_by_time(folder):
+    times = np.cumsum([0, *np.tile([0.02, 0.1, 0.04, 0.08], 12)])  # 12 frames in 0.72 s
+    path = write_video(folder / "variable.mp4", grey_frames(len(times)), times=times)
+    wanted = np.arange(3).astype(float)
+    expected = [int(np.searchsorted(times, t + 6e-4, side="right") - 1) % 25 for t in wanted]
+    assert numbers(path, FrameSampling()) == expected
+    assert expected != [0, 25 % 25, 50 % 25]
+
+
+def test_whole_seconds_equal_ffmpegs_own_filter(folder):
+    import av
+
+    for fps in (24, 25, Fraction(30000, 1001), 60):
+        path = write_video(folder / f"filter{float(fps):.0f}.mp4", grey_frames(40), fps=fps)
+        graph = av.filter.Graph()
+        with av.open(str(path)) as container:
+            source = graph.add_buffer(template=container.streams.video[0])
+            chain = (source, graph.add("fps", "30"), graph.add("buffersink"))
+            graph.link_nodes(*chain).configure()
+            for frame in container.decode(video=0):
+                graph.push(frame)
+            graph.push(None)
+        expected = []
+        while True:
+            try:
+                expected.append(number_of(graph.pull().to_ndarray(format="rgb24")))
+            except (av.error.EOFError, av.error.BlockingIOError):
+                break
+        sampling = FrameSampling("whole_seconds", None, rate=30)
+        with open_video(path) as video:
+            times = sampling.times(video.duration, video.fps, video.total)
+            found = [number_of(frame) for frame in video.frames(times)]
+        assert found == expected, fps
+        assert (len(found) + sampling.missing_frames(times)) % 30 == 0
+
+
+def test_a_part_of_a_video(mp4):
+    assert numbers(mp4, FrameSampling(start=1, end=2)) == [20, 40 % 25]
+    assert numbers(mp4, FrameSampling("segments", 2, start=1, end=2)) == [24, 34 % 25]
+    with pytest.raises(ValueError, match=r"start: 9 s, but the video ends at 3.000 s"):
+        read_video(mp4, FrameSampling(start=9))
+
+
+def test_transformers_loader_takes_the_rule(mp4):
+    from transformers.video_utils import load_video
+
+    frames, metadata = load_video(str(mp4), backend="pyav", sample_indices_fn=FrameSampling())
+    assert [number_of(frame) for frame in frames] == numbers(mp4, FrameSampling())
+    assert list(metadata.frames_indices) == [0, 20, 40]
+
+
+# ---- little work
+
+
+def test_ten_hours_are_jumped_through(folder):
+    path = write_long_video(folder / "long.mp4", hours=10)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with open_video(path) as video:
+        assert video.duration == pytest.approx(36_000) and video.total == 72_000
+        frames, metadata = video.read(FrameSampling())
+        assert video.decoded <= 12 * 2 * 25  # twice each group of key frames, not 72,000 frames
+    assert [number_of(frame) for frame in frames] == [number % 25 for number in metadata.frames_indices]
+    assert metadata.frames_indices[-1] == 2 * 35_999 and time.monotonic() - started < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def test_near_frames_are_decoded_once(mp4):
+    with open_video(mp4) as video:
+        assert len(list(video.frames(np.arange(60) / 20))) == 60
+        assert video.decoded <= 60 + 12
+
+
+def test_times_need_not_rise(mp4):
+    with open_video(mp4) as video:
+        assert [number_of(frame) for frame in video.frames([2.0, 0.0, 2.5, 1.0])] == [15, 0, 0, 20]
+
+
+def test_workers_read_ahead_in_order_and_not_too_far(mp4):
+    read, threads = [], set()
+
+    def one(number):
+        read.append(number)
+        threads.add(threading.current_thread().name)
+        return number, numbers(mp4, FrameSampling())
+
+    results = read_ahead(iter(range(9)), one, workers=2)
+    assert next(results) == (0, [0, 20, 15]) and len(read) <= 4
+    assert [number for number, _ in results] == list(range(1, 9)) and len(threads) == 2
+    with pytest.raises(ValueError, match="no such file: 'missing.mp4'"):
+        list(read_ahead(["missing.mp4"], read_video, workers=1))
+
+
+# ---- odd videos
+
+
+def test_rotation_is_applied(folder):
+    left_dark = [np.concatenate([np.zeros((32, 24, 3), np.uint8), np.full((32, 24, 3), 255, np.uint8)], 1)] * 3
+    path = turn_clockwise(write_video(folder / "turned.mp4", left_dark))
+    frames, metadata = read_video(path, ALL)
+    pixels = np.asarray(frames[0])
+    assert frames[0].size == (32, 48) == (metadata.width, metadata.height)
+    assert pixels[:16].mean() < 10 and pixels[-16:].mean() > 245  # what was left is above
+
+
+def test_silent_sound_changes_nothing(folder):
+    path = write_video(folder / "silent.mp4", grey_frames(30), silence=True)
+    assert numbers(path) == [k % 25 for k in range(30)]
+
+
+def test_one_frame(folder):
+    path = write_video(folder / "one.mp4", grey_frames(1))
+    for sampling in (FrameSampling(), ALL, FrameSampling("whole_seconds", None, rate=30)):
+        assert set(numbers(path, sampling)) == {0}
+    assert numbers(path, FrameSampling("segments", 4)) == [0, 0, 0, 0]
+    assert numbers([grey_frames(1)[0]], FrameSampling()) == [0]
+
+
+def test_a_file_that_is_cut_off_gives_its_beginning_and_a_warning(folder):
+    path = write_video(folder / "whole.mkv", grey_frames(100), fps=25)
+    content = path.read_bytes()
+    with pytest.warns(UserWarning, match=r"says that it lasts 4.00 s, .* 2 of 4 frames are used"):
+        assert numbers(content[: len(content) // 2], FrameSampling()) == [0, 0]
+
+
+def test_transparent_animations_are_put_on_white(folder):
+    frames = [PIL.Image.new("RGBA", (8, 8), (255, 0, 0, alpha)) for alpha in (255, 0)]
+    frames[0].save(folder / "clear.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    found, _ = read_video(folder / "clear.webp", ALL)
+    assert [frame.getpixel((0, 0)) for frame in found] == [(255, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (b"", "empty file"),
+        (b"not a video" * 100, "not a video that can be read, or cut off"),
+        (b"GIF89a", "truncated or corrupt animation"),
+        (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a video"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "not a video"),
+        ("missing.mp4", "no such file: 'missing.mp4'"),
+        ([], "video has no frames"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "video has no frames"),
+        (np.zeros((8, 8, 3), np.uint8), "shape \\(8, 8, 3\\), expected \\(T, H, W, 3\\)"),
+        ([np.zeros((8, 8, 3), np.uint8), b"broken"], "frame 1: not an image"),
+        (7, "got int, expected a path"),
+    ],
+)
+def test_what_is_no_video_is_said(source, message):
+    with pytest.raises(ValueError, match=message):
+        read_video(source, ALL)
+
+
+def test_files_without_pictures_are_said(folder, mp4):
+    import av
+
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        samples.sample_rate = 16000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"no video stream in .*sound.mp4', only audio"):
+        read_video(folder / "sound.mp4")
+    with pytest.raises(ValueError, match="not a video that can be read, or cut off"):  # its index is at its end
+        read_video(mp4.read_bytes()[:400])
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="no frames in folder"):
+        read_video(folder / "empty")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rule": "random"}, "rule: 'random', expected one of per_second"),
+        ({"rule": "segments", "num_frames": None}, "num_frames: None, expected the number of segments"),
+        ({"num_frames": 0}, "num_frames: 0"),
+        ({"rate": -1.0}, "rate: -1.0"),
+        ({"keep": "middle"}, "keep: 'middle'"),
+        ({"start": 3, "end": 2}, "start, end: 3, 2"),
+    ],
+)
+def test_wrong_rules_are_said(options, message):
+    with pytest.raises(ValueError, match=message):
+        FrameSampling(**options)
+
+
+def test_frames_without_times_need_a_rate_where_seconds_count():
+    with pytest.raises(ValueError, match="fps: got none for frames without times"):
+        read_video(grey_frames(3), FrameSampling("whole_seconds", None, rate=30))
+    assert numbers(grey_frames(9), FrameSampling(num_frames=3)) == [0, 4, 8]
