@@ -1,6 +1,6 @@
 """ViLD from nothing on scenes of emoji: ViLD-text, ViLD-image, ViLD and ViLD-ensemble, AP of base and novel classes.
 
-    python scripts/vild_on_scenes.py --out runs/vild                       # all variants, three divisions of classes
+    python scripts/vild_on_scenes.py --out scripts/results/vild            # all variants, three divisions of classes
     python scripts/vild_on_scenes.py --small --out /tmp/vild               # shows that everything runs
 
 Four stages, as in the paper; each is kept in OUT/seed-<seed>/ and done once:
