@@ -191,7 +191,7 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
-    elif _COUNTS.search(str(name)):
+    elif where and _COUNTS.search(str(name)):  # of encoders of others; our own fields have checks of their own
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, int | float) and one < 0:
                 raise ValueError(f"{full}: {_short(value)}, expected a number of at least 0")
