@@ -15,7 +15,8 @@ from ..registry import methods
 
 
 _PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor")
-_CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type", "tokenizer_class")
+_CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type")
+_CLASS_FIELDS += ("video_processor_type", "tokenizer_class")
 _BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
 SEGMENTATION_CLASS = "AutoModelForSemanticSegmentation"
 DETECTION_CLASS = "AutoModelForZeroShotObjectDetection"

@@ -259,6 +259,9 @@ def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[
     return sizes, lists
 
 
+_MAIN_SIZES = ("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "projection_dim")
+
+
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
     """The numbers of a configuration that may have made the shape of a tensor: those that are in it and not in the
     file's, or else all."""
@@ -280,7 +283,9 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     ]
     found = {k: v for k, v in sizes.items() if v in new}
     found = found or {k: v for k, v in _sizes_of(_all_parts(config))[0].items() if v in new} or sizes | lists
-    return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed)).items())
+    # Numbers of channels are often made of these by a factor.
+    main = {where + k: v for k, v in vars(part).items() if k in _MAIN_SIZES and v}
+    return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed) | main).items())
 
 
 __all__ = ["WeightsDoNotFit", "check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit"]

@@ -47,11 +47,17 @@ class FrameSampling:
 
     def __post_init__(self):
         for name, known in (("rule", RULES), ("keep", KEPT)):
-            if getattr(self, name) not in known:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("rate", "start", "end"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name}: {value!r}, expected a number or None")
+        if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
+            raise ValueError(f"seed: {self.seed!r}, expected a whole number >= 0 or None")
         if self.num_frames is None and self.rule == "segments":
             raise ValueError("num_frames: None, expected the number of segments")
-        if self.num_frames is not None and (not isinstance(self.num_frames, int) or self.num_frames < 1):
+        if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
             raise ValueError(f"num_frames: {self.num_frames!r}, expected a whole number > 0 or None")
         if self.rate is None and self.rule == "whole_seconds":
             raise ValueError("rate: None, expected frames a second")

@@ -39,6 +39,10 @@ _OF_IMAGES = (
 )
 
 
+# What a frame sampling calls a setting, where the processor has another name.
+_SETTING_OF = {"rule": "sampling_rule", "rate": "fps", "keep": "keep_frames", "seed": "sampling_seed"}
+
+
 class CLIPVideoProcessorKwargs(VideosKwargs, total=False):
     """Options beside those of every transformers video processor; see `CLIPVideoProcessor`."""
 
@@ -156,16 +160,20 @@ class CLIPVideoProcessor(BaseVideoProcessor):
     def _sampling(do_sample_frames=True, **options) -> FrameSampling:
         if not do_sample_frames:
             return FrameSampling(num_frames=None, rate=None)
-        return FrameSampling(
-            rule=options["sampling_rule"],
-            num_frames=options["num_frames"],
-            rate=options["fps"],
-            keep=options["keep_frames"],
-            start=options["start"],
-            end=options["end"],
-            frame_numbers=bool(options["frame_numbers"]),
-            seed=options["sampling_seed"],
-        )
+        try:
+            return FrameSampling(
+                rule=options["sampling_rule"],
+                num_frames=options["num_frames"],
+                rate=options["fps"],
+                keep=options["keep_frames"],
+                start=options["start"],
+                end=options["end"],
+                frame_numbers=bool(options["frame_numbers"]),
+                seed=options["sampling_seed"],
+            )
+        except ValueError as error:
+            field, colon, rest = str(error).partition(":")
+            raise ValueError(f"{_SETTING_OF.get(field, field)}{colon}{rest}") from error
 
     def sample_frames(self, metadata: VideoMetadata, **options) -> np.ndarray:
         """Numbers of the frames that the rule chooses of a video that is decoded elsewhere."""

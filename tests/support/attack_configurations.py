@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import adapter_contract
+import numpy as np
 import torch
 from adapter_models import tiny_classifier
 from attack_cases import WRONG, Case, waited_for_processor
@@ -220,7 +221,11 @@ def _processor_loader(name: str):
 
     def load(path: Path):
         images = [tiny_image(50, 40), tiny_image(70, 64)]
-        return _finite(pixel_values=load_one(path).image_processor(images, return_tensors="pt").pixel_values)
+        processor = load_one(path)
+        if hasattr(processor, "video_processor"):
+            video = np.stack([np.asarray(images[0].resize((40, 30)))] * 3)
+            return _finite(pixels=processor.video_processor([video], return_tensors="pt")["pixel_values_videos"])
+        return _finite(pixel_values=processor.image_processor(images, return_tensors="pt").pixel_values)
 
     return load
 

@@ -8,7 +8,13 @@ from tiny import tiny_tokenizer
 from transformers import ProcessorMixin
 from vild_runs import vild_processor
 
-from hf_clip_variants import AudioCLIPProcessor, CLIPClassifierImageProcessor, CLIPClassifierProcessor
+from hf_clip_variants import (
+    AudioCLIPProcessor,
+    CLIPClassifierImageProcessor,
+    CLIPClassifierProcessor,
+    CLIPVideoProcessor,
+    VideoTextProcessor,
+)
 from hf_clip_variants.modeling.dense.image_processing_dense import DenseImageProcessor
 from hf_clip_variants.modeling.dense.processing_dense import DenseProcessor
 from hf_clip_variants.modeling.loading_and_saving.processors import CheckedParts
@@ -20,6 +26,7 @@ PROCESSORS = {
     "dense": lambda: DenseProcessor(DenseImageProcessor(), tiny_tokenizer()),
     "detection": vild_processor,
     "grounding": glip_processor,
+    "video": lambda: VideoTextProcessor(CLIPVideoProcessor(), tiny_tokenizer()),
 }
 
 
@@ -37,8 +44,9 @@ def test_a_part_that_a_folder_lacks_is_named(kind, tmp_path):
     processor = PROCESSORS[kind]()
     processor.save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_processor": None}))
-    with pytest.raises(OSError, match="its processor cannot be loaded, image_processor or tokenizer.*: image_proc"):
+    part = "video_processor" if kind == "video" else "image_processor"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: None}))
+    with pytest.raises(OSError, match=f"its processor cannot be loaded, {part} or tokenizer.*: {part}"):
         type(processor).from_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert type(type(processor).from_pretrained(tmp_path)) is type(processor)
