@@ -292,7 +292,8 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
                 for objects, _ in targets
             ]
             losses = self._losses(logits, boxes, centerness, anchors, owners, targets, prompts[0][1])
-            losses |= self.further_losses(features, read[0], boxes, owners, targets, labels=labels, **kwargs)
+            given = {"phrase_map": phrase_map, "labels": labels} | kwargs
+            losses |= self.further_losses(features, read[0], boxes, owners, targets, **given)
             weights = self.loss_weights
             fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}

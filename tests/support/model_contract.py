@@ -13,6 +13,7 @@ import torch
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
+from glipv2_runs import GLIPV2_BAD_VALUES, glipv2_config, glipv2_inputs, glipv2_processor
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import lseg_config, lseg_inputs, open_statistics
@@ -256,6 +257,13 @@ def _groupvit_images(batch: int):
     return {"pixel_values": tiny_pixels(batch), "input_ids": ids, "labels": labels}
 
 
+_GLIP = {
+    "by_row": ("logits", "pred_boxes", "centerness"),
+    "loss_is_of_the_batch": True,
+    "prepare": glip_open_weights,
+    "collate": glip_collate,
+}
+
 CASES = {
     case.id: case
     for case in (
@@ -453,16 +461,9 @@ CASES = {
             collate=vild_collate,
             bad_values=VILD_BAD_VALUES,
         ),
+        ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
         ModelCase(
-            name="glip",
-            config=glip_config,
-            inputs=glip_inputs,
-            processor=glip_processor,
-            by_row=("logits", "pred_boxes", "centerness"),
-            loss_is_of_the_batch=True,
-            prepare=glip_open_weights,
-            collate=glip_collate,
-            bad_values=GLIP_BAD_VALUES,
+            "glipv2", glipv2_config, glipv2_inputs, processor=glipv2_processor, bad_values=GLIPV2_BAD_VALUES, **_GLIP
         ),
     )
 }
