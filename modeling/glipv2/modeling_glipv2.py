@@ -54,7 +54,6 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
 
     ```python
     >>> import torch
-    >>> from transformers import AutoModelForZeroShotObjectDetection
     >>> from hf_clip_variants import GLIPv2Config, GLIPv2ForZeroShotObjectDetection
 
     >>> model = GLIPv2ForZeroShotObjectDetection(GLIPv2Config.tiny()).eval()

@@ -4,8 +4,12 @@ from typing import Any
 
 import torch
 
-from ..glip.processing_glip import GLIPProcessor
+from ..glip.processing_glip import GLIPProcessor, GLIPProcessorKwargs
 from .image_processing_glipv2 import GLIPv2ImageProcessor
+
+
+class GLIPv2ProcessorKwargs(GLIPProcessorKwargs, total=False):
+    _defaults = GLIPProcessorKwargs._defaults
 
 
 class GLIPv2Processor(GLIPProcessor):
@@ -32,6 +36,8 @@ class GLIPv2Processor(GLIPProcessor):
     ```
     """
 
+    valid_processor_kwargs = GLIPv2ProcessorKwargs
+
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "is_caption"]
@@ -47,4 +53,4 @@ def glipv2_processor(tokenizer=None, **settings: Any) -> GLIPv2Processor | GLIPv
     return images if tokenizer is None else GLIPv2Processor(images, tokenizer)
 
 
-__all__ = ["GLIPv2Processor", "glipv2_processor"]
+__all__ = ["GLIPv2Processor", "GLIPv2ProcessorKwargs", "glipv2_processor"]

@@ -66,3 +66,24 @@ def glipv2_inputs(batch: int) -> dict:
     words[:, 1] = inputs["input_ids"][:, 1]
     inputs["input_ids"] = torch.where(words >= 0, MASK, inputs["input_ids"])
     return inputs | {"mlm_labels": words, "is_caption": torch.arange(batch) % 2 == 1}
+
+
+# Images of each of two ranks, and fields of the model's configuration.
+RANK_CASES = {
+    "even": ((2, 2), {}),
+    "uneven": ((3, 1), {}),
+    "official": ((2, 2), {"inter_image_gather": "official"}),
+}
+
+
+def glipv2_step(rows: slice, **fields) -> dict[str, torch.Tensor]:
+    """Losses and gradients in training, of some of four images. The last one has no object, one object has no mask."""
+    inputs = glipv2_inputs(4)
+    del inputs["labels"][1]["masks"]
+    inputs["labels"][3] = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+    inputs["is_caption"] = torch.tensor([False, False, True, False])
+    model = glipv2_model(**fields).train()
+    outputs = model(**{name: value[rows] for name, value in inputs.items()})
+    outputs.loss.backward()
+    found = {"loss": outputs.loss.detach()} | outputs.loss_dict
+    return found | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
