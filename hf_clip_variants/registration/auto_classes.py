@@ -19,6 +19,10 @@ TASKS = {
         "modeling.detection.zero_shot_object_detection.AllLabelsObjectDetectionPipeline",
         "AutoModelForZeroShotObjectDetection",
     ),
+    "grounded-question-answering": (
+        "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
+        "AutoModelForVisualQuestionAnswering",
+    ),
 }
 
 

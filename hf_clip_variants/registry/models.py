@@ -302,12 +302,15 @@ MODELS = (
         ),
         code=OfficialCode("microsoft/GLIP", "MIT"),
         task="zero-shot-object-detection",
-        summary="GLIP with masks, and with losses over the words of all images and over masked words.",
+        summary="GLIP with masks and answers to questions, trained with words of all images and hidden words, too.",
         config="modeling.glipv2.configuration_glipv2:GLIPv2Config",
         model=_GLIPV2 + "ForZeroShotObjectDetection",
         auto_classes={
             "AutoModel": _GLIPV2 + "ForZeroShotObjectDetection",
             "AutoModelForZeroShotObjectDetection": _GLIPV2 + "ForZeroShotObjectDetection",
+            "AutoModelForVisualQuestionAnswering": (
+                "modeling.glipv2.answering_glipv2:GLIPv2ForVisualQuestionAnswering"
+            ),
         },
         processor="modeling.glipv2.processing_glipv2:GLIPv2Processor",
         image_processors={"torchvision": "modeling.glipv2.image_processing_glipv2:GLIPv2ImageProcessor"},

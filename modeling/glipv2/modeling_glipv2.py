@@ -97,10 +97,12 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
     def from_glip(cls, glip: GLIPForZeroShotObjectDetection, **fields: Any) -> "GLIPv2ForZeroShotObjectDetection":
         """A GLIPv2 with the weights of a GLIP, whose detections it gives; what GLIP does not have is new. `fields` are
         of [`GLIPv2Config`]."""
-        values = {name: value for name, value in glip.config.to_dict().items() if name != "model_type"}
+        classes = ("num_labels", "id2label", "label2id")
+        replaced = classes if any(name in fields for name in classes) else ()
+        values = {n: v for n, v in glip.config.to_dict().items() if n not in ("model_type", *replaced)}
         model = cls(GLIPv2Config.from_dict(values | fields)).to(glip.dtype)
         missing, unexpected = model.load_state_dict(glip.state_dict(), strict=False)
-        own = ("contrast.", "word_predictions.", "mask_head.")
+        own = ("contrast.", "word_predictions.", "mask_head.", "answer_head.")
         wrong = [name for name in missing if not name.startswith(own)] + list(unexpected)
         if wrong:
             raise ValueError(f"glip: {wrong[0]} and {len(wrong) - 1} more weights do not fit; expected a GLIP")

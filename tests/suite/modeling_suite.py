@@ -10,7 +10,15 @@ import unittest
 from unittest.mock import patch
 
 import torch
-from suite_testers import SIZES, TEXT, VISION, CLIPClassifierTester
+from suite_testers import (
+    SIZES,
+    TEXT,
+    VISION,
+    CLIPClassifierTester,
+    GLIPTester,
+    GLIPv2AnsweringTester,
+    GLIPv2Tester,
+)
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
@@ -23,6 +31,8 @@ from hf_clip_variants import (
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
+    GLIPv2ForVisualQuestionAnswering,
+    GLIPv2ForZeroShotObjectDetection,
     GroupViTForSemanticSegmentation,
     GroupViTModel,
     GroupViTVisionConfig,
@@ -47,7 +57,7 @@ DESELECTED: dict[str, str] = {
     "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
-    "GLIP*ForZeroShotObjectDetectionSuite.test_reverse_loading_mapping": _OWN_NAMES,
+    "GLIP*Suite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
 }
@@ -548,45 +558,6 @@ class ViLDSuite(ImageEncoderSuite):
             self.assertIsNotNone(tensor.grad)
 
 
-class GLIPTester(CLIPClassifierTester):
-    """Where transformers' tests look for hidden states, they are the Swin transformer's maps."""
-
-    common_properties = ["hidden_size"]
-    config_fields = {"hidden_size": 16, "num_groups": 4, "use_fusion": False}
-    maps = [(8, 16, 16), (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
-    additions: dict = {}
-
-    def get_config(self):
-        swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
-        text = SIZES | {"vocab_size": 99, "max_position_embeddings": 16}
-        return self.config_class(
-            backbone_config=swin | {"drop_path_rate": 0.0},
-            text_config=text | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-            hidden_size=16,
-            head_num_layers=2,
-            fusion_hidden_size=24,
-            fusion_num_heads=2,
-            fusion_dropout=0.0,
-            num_groups=4,
-            drop_block_prob=0.0,
-            max_text_length=16,
-            anchor_sizes=[16, 32, 64, 128, 256],
-            **self.additions,
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        phrase_map = torch.zeros(self.batch_size, self.num_labels, 8)
-        for label in range(self.num_labels):
-            phrase_map[:, label, label + 1] = 1
-        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64]), "phrase_map": phrase_map}
-        return self.get_config(), inputs | self.text_inputs()
-
-
-class GLIPv2Tester(GLIPTester):
-    config_fields = {"hidden_size": 16, "num_groups": 4, "contrastive_dim": 8}
-    additions = {"contrastive_dim": 8, "mask_num_convs": 1, "mask_token_id": 4}
-
-
 class GLIPSuite(ImageEncoderSuite):
     _is_composite = True
     has_attentions = False
@@ -626,7 +597,10 @@ TESTERS = {
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],
-    "glipv2": [(GLIPv2Tester, GLIPSuite)],
+    "glipv2": [
+        (GLIPv2Tester, GLIPSuite, GLIPv2ForZeroShotObjectDetection),
+        (GLIPv2AnsweringTester, GLIPSuite, GLIPv2ForVisualQuestionAnswering),
+    ],
     "groupvit": [
         (GroupViTTester, GroupViTSuite, GroupViTModel),
         (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),

@@ -87,3 +87,63 @@ def glipv2_step(rows: slice, **fields) -> dict[str, torch.Tensor]:
     outputs.loss.backward()
     found = {"loss": outputs.loss.detach()} | outputs.loss_dict
     return found | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
+
+
+ANSWERS = ["yes", "no", "red"]
+QUESTIONS = ["a small cat", "the traffic light on the red car", "dog", "the bird"]
+
+
+def answering_config(**fields) -> GLIPv2Config:
+    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
+    return glipv2_config(**labels | fields)
+
+
+def answering_model(seed: int = 0, **fields):
+    def build():
+        from hf_clip_variants import GLIPv2ForVisualQuestionAnswering
+
+        torch.manual_seed(seed)
+        model = GLIPv2ForVisualQuestionAnswering(answering_config(**fields)).eval()
+        with_open_weights(model)
+        return model
+
+    return copy_of(f"glipv2 answering {seed} {sorted(fields.items())}", build)
+
+
+def answering_inputs(batch: int) -> dict:
+    """Questions, their answers, and the objects that the answers are about."""
+    prompts = glipv2_processor()(questions=[QUESTIONS[i % 4] for i in range(batch)])
+    objects = glipv2_labels(batch)
+    for one in objects:
+        one["class_labels"] = torch.zeros(2, dtype=torch.long)
+    inputs = {"pixel_values": glipv2_inputs(batch)["pixel_values"], **prompts}
+    return inputs | {"labels": torch.arange(batch) % 3, "object_labels": objects}
+
+
+def answering_collate(rows: list[dict]) -> dict:
+    """`object_labels` stay a list."""
+    return {
+        name: [row[name] for row in rows] if name == "object_labels" else torch.stack([row[name] for row in rows])
+        for name in rows[0]
+    }
+
+
+# Cases of the contract, beside what they share with GLIP's.
+GLIPV2 = {
+    "name": "glipv2",
+    "config": glipv2_config,
+    "inputs": glipv2_inputs,
+    "processor": glipv2_processor,
+    "bad_values": GLIPV2_BAD_VALUES,
+}
+GLIPV2_ANSWERING = {
+    "name": "glipv2",
+    "part": "AutoModelForVisualQuestionAnswering",
+    "auto_class": "AutoModelForVisualQuestionAnswering",
+    "config": answering_config,
+    "inputs": answering_inputs,
+    "processor": glipv2_processor,
+    "by_row": ("logits",),
+    "collate": answering_collate,
+    "only_in_training": ("object_labels",),
+}

@@ -13,7 +13,7 @@ import torch
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
-from glipv2_runs import GLIPV2_BAD_VALUES, glipv2_config, glipv2_inputs, glipv2_processor
+from glipv2_runs import GLIPV2, GLIPV2_ANSWERING
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import lseg_config, lseg_inputs, open_statistics
@@ -462,9 +462,8 @@ CASES = {
             bad_values=VILD_BAD_VALUES,
         ),
         ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
-        ModelCase(
-            "glipv2", glipv2_config, glipv2_inputs, processor=glipv2_processor, bad_values=GLIPV2_BAD_VALUES, **_GLIP
-        ),
+        ModelCase(**_GLIP | GLIPV2),
+        ModelCase(**_GLIP | GLIPV2_ANSWERING),
     )
 }
 
