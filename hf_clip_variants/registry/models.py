@@ -302,7 +302,7 @@ MODELS = (
         ),
         code=OfficialCode("microsoft/GLIP", "MIT"),
         task="zero-shot-object-detection",
-        summary="GLIP with masks and answers to questions, trained with words of all images and hidden words, too.",
+        summary="GLIP with masks, answers and captions; trained with the words of all images and hidden ones.",
         config="modeling.glipv2.configuration_glipv2:GLIPv2Config",
         model=_GLIPV2 + "ForZeroShotObjectDetection",
         auto_classes={
@@ -311,6 +311,7 @@ MODELS = (
             "AutoModelForVisualQuestionAnswering": (
                 "modeling.glipv2.answering_glipv2:GLIPv2ForVisualQuestionAnswering"
             ),
+            "AutoModelForImageTextToText": "modeling.glipv2.captioning_glipv2:GLIPv2ForImageTextToText",
         },
         processor="modeling.glipv2.processing_glipv2:GLIPv2Processor",
         image_processors={"torchvision": "modeling.glipv2.image_processing_glipv2:GLIPv2ImageProcessor"},

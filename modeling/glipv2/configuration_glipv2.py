@@ -30,6 +30,7 @@ class GLIPv2Config(GLIPConfig):
         mlm_probability (`float`, defaults to 0.15): share of the tokens that are.
         mlm_weight (`float`, defaults to 1): of this loss.
         mask_token_id (`int`, defaults to 103): the tokenizer's mask, BERT's by default.
+        end_token_id (`int`, defaults to 102): the tokenizer's end mark, where a caption ends; BERT's by default.
         use_mask_head (`bool`, defaults to `True`): the model predicts masks, by comparing pixels with words.
         mask_num_convs (`int`, defaults to 4): convolutions of the mask head.
         mask_weight (`float`, defaults to 1): of its loss.
@@ -57,6 +58,7 @@ class GLIPv2Config(GLIPConfig):
     mlm_probability: float | int = 0.15
     mlm_weight: float | int = 1.0
     mask_token_id: int = 103
+    end_token_id: int = 102
     use_mask_head: bool = True
     mask_num_convs: int = 4
     mask_weight: float | int = 1.0
@@ -73,10 +75,11 @@ class GLIPv2Config(GLIPConfig):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)}, expected a number >= 0")
         vocabulary = getattr(self.text_config, "vocab_size", None)
-        if self.use_mlm and vocabulary is not None and not 0 <= self.mask_token_id < vocabulary:
-            raise ValueError(
-                f"mask_token_id: {self.mask_token_id} is outside of the vocabulary, expected 0..{vocabulary - 1}"
-            )
+        for name in ("mask_token_id", "end_token_id") if self.use_mlm and vocabulary is not None else ():
+            if not 0 <= getattr(self, name) < vocabulary:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is outside of the vocabulary, expected 0..{vocabulary - 1}"
+                )
 
 
 __all__ = ["GLIPv2Config"]

@@ -292,7 +292,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             mlm_labels = self._hidden_words(given_ids, drawn, targets, is_caption, words.mask)
         if mlm_labels is not None:
             loss, count = masked_word_loss(self.word_predictions(words.fused), mlm_labels)
-            losses["loss_mlm"] = loss / _mean_count(loss, count)
+            losses["loss_mlm"] = loss / mean_count(loss, count)
         if self.mask_head is not None:
             losses["loss_mask"] = self._mask_loss(features, words, boxes, owners, targets, labels)
         return losses
@@ -326,7 +326,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         gather = self.config.inter_image_gather if self.training else "none"
         sums = inter_image_sums(*embeddings, self.contrast.log_scale, texts, gather)
         count = sum((own != NO_OBJECT).sum() for own in owners)
-        return sum(sums) / 2 / _mean_count(sums[0], count)
+        return sum(sums) / 2 / mean_count(sums[0], count)
 
     @staticmethod
     def _hidden_words(ids, drawn, targets, is_caption, mask) -> torch.Tensor:
@@ -355,10 +355,10 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         logits = self.mask_head(regions, torch.cat(vectors), torch.cat(biases))
         count = torch.tensor(len(logits), device=logits.device)
         loss = mask_loss(logits, torch.cat(wanted))
-        return loss / _mean_count(loss, count)
+        return loss / mean_count(loss, count)
 
 
-def _mean_count(like: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+def mean_count(like: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """What a sum is divided by: the processes' mean of `count`, at least 1."""
     return mean_over_ranks(torch.as_tensor(count, device=like.device).to(like.dtype)).clamp_min(1)
 
@@ -372,4 +372,4 @@ def _read_masks(label: Mapping[str, Any], image: int, count: int, device) -> tor
     return masks
 
 
-__all__ = ["GLIPv2ForZeroShotObjectDetection"]
+__all__ = ["GLIPv2ForZeroShotObjectDetection", "mean_count"]

@@ -20,6 +20,9 @@ class GLIPv2Processor(GLIPProcessor):
     GLIP's processor, which also says which prompts are sentences: `is_caption`, one for each prompt. In training the
     model takes class names for the same in all images, and phrases of a sentence not.
 
+    A `text` that is a single string, not a list of class names, is how a caption begins that
+    [`GLIPv2ForImageTextToText`] goes on with; `""` for nothing.
+
     `questions` are questions to images, for [`GLIPv2ForVisualQuestionAnswering`]: a mask stands behind each, which is
     the only phrase.
 
@@ -45,22 +48,43 @@ class GLIPv2Processor(GLIPProcessor):
     valid_processor_kwargs = GLIPv2ProcessorKwargs
 
     def __call__(
-        self, images=None, *args: Any, questions: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        images=None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        captions: str | Sequence[str] | None = None,
+        phrases: Sequence[Any] | None = None,
+        annotations=None,
+        names_per_prompt: int | None = None,
+        questions: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
+        if questions is None and not isinstance(text, str):
+            return super().__call__(images, text, captions, phrases, annotations, names_per_prompt, **kwargs)
+        first = "text" if questions is None else "questions"
+        for name, value in (("text", text), ("captions", captions), ("phrases", phrases)):
+            if name != first and value is not None:
+                raise ValueError(f"{first}, {name}: got both, expected one of them")
+        found = {} if images is None else dict(super().__call__(images, annotations=annotations, **kwargs))
+        count = self._count(found) if found else 1
         if questions is None:
-            return super().__call__(images, *args, **kwargs)
-        given = [name for name in ("text", "captions", "phrases") if kwargs.get(name) is not None]
-        if args or given:
-            raise ValueError(f"questions, {given[0] if given else 'text'}: got both, expected one of them")
-        kwargs = {name: value for name, value in kwargs.items() if name not in ("text", "captions", "phrases")}
-        found = self._encoded_questions([questions] if isinstance(questions, str) else questions)
-        if images is not None:
-            found = dict(super().__call__(images, **kwargs)) | found
-            if len(found["input_ids"]) not in (1, self._count(found)):
-                raise ValueError(
-                    f"questions: {len(found['input_ids'])} for {self._count(found)} images, expected one for each"
-                )
+            found |= self._encoded_beginning(text, count)
+        else:
+            found |= self._encoded_questions([questions] if isinstance(questions, str) else questions)
+        if images is not None and len(found["input_ids"]) not in (1, count):
+            raise ValueError(f"questions: {len(found['input_ids'])} for {count} images, expected one for each")
         return BatchFeature(found)
+
+    def _encoded_beginning(self, text: str, count: int) -> dict[str, torch.Tensor]:
+        """How the captions of `count` images begin: BERT's first mark and `text`, which may be empty."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if len(ids) + 2 > self.max_text_length:
+            raise ValueError(f"text: {len(ids)} tokens, expected at most {self.max_text_length - 2}")
+        ids = torch.tensor([[self.tokenizer.cls_token_id, *ids]] * count)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens: bool = True, **kwargs: Any):
+        """Token ids (B, T) of captions -> their texts."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _encoded_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids of the questions with a mask behind each, which `phrase_map` (B, 1, T) marks."""

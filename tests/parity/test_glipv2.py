@@ -119,6 +119,7 @@ def of_masks():
         text_config={"vocab_size": hyper["vocab"], "max_position_embeddings": 256},
         mask_num_convs=0,  # the fixture starts behind them
         mask_token_id=0,
+        end_token_id=0,
         use_inter_image_loss=False,
     )
     return fixture, config

@@ -13,7 +13,8 @@ from hf_clip_variants import (
 
 
 MASK = WORDS.index("[MASK]")
-GLIPV2_SIZES = SIZES | {"contrastive_dim": 10, "mask_num_convs": 2, "mask_token_id": MASK}
+GLIPV2_SIZES = SIZES | {"contrastive_dim": 10, "mask_num_convs": 2}
+GLIPV2_SIZES |= {"mask_token_id": MASK, "end_token_id": WORDS.index("[SEP]")}
 OFF = {"use_inter_image_loss": False, "use_mlm": False, "use_mask_head": False}
 # Arguments of a configuration that are wrong, and what the error says.
 GLIPV2_BAD_VALUES = (
@@ -25,6 +26,7 @@ GLIPV2_BAD_VALUES = (
     ({"mlm_probability": 1.5}, "mlm_probability: 1.5, expected a number from 0 to 1"),
     ({"mlm_weight": float("nan")}, "mlm_weight"),
     ({"mask_token_id": 500}, "mask_token_id: 500 is outside of the vocabulary, expected 0..28"),
+    ({"end_token_id": -1}, "end_token_id: -1 is outside of the vocabulary"),
     ({"mask_num_convs": -1}, "mask_num_convs: -1"),
     ({"use_mask_head": "yes"}, "use_mask_head"),
 )

@@ -80,7 +80,7 @@ class GLIPTester(CLIPClassifierTester):
 
 class GLIPv2Tester(GLIPTester):
     config_fields = {"hidden_size": 16, "num_groups": 4, "contrastive_dim": 8}
-    additions = {"contrastive_dim": 8, "mask_num_convs": 1, "mask_token_id": 4}
+    additions = {"contrastive_dim": 8, "mask_num_convs": 1, "mask_token_id": 4, "end_token_id": 3}
 
 
 class GLIPv2AnsweringTester(GLIPv2Tester):

@@ -36,7 +36,7 @@ def test_a_glips_weights_give_its_detections_to_the_last_bit(use_fusion, tmp_pat
     inputs = glip_processor()([noise(80, 50), noise(60, 70)], NAMES)
     expected = run(glip, **inputs)
     boxes = glip_processor().post_process_grounded_object_detection(expected)
-    model = GLIPv2ForZeroShotObjectDetection.from_glip(glip, mask_token_id=4)
+    model = GLIPv2ForZeroShotObjectDetection.from_glip(glip, mask_token_id=4, end_token_id=3)
     off = GLIPv2ForZeroShotObjectDetection.from_glip(glip, mask_token_id=4, **OFF)
     assert off.state_dict().keys() == glip.state_dict().keys()
     own = {name.split(".")[0] for name in model.state_dict().keys() - glip.state_dict().keys()}
