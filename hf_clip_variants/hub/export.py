@@ -106,6 +106,7 @@ def export_with_code(
     if pipelines := _pipelines_of(row):
         by_name[type(model).__module__] = [name.rpartition(".")[0] for name, _ in pipelines.values()]
     modules = {type(part).__module__ for part in parts if _is_travelling(part)}
+    modules |= {row.load(name).__module__ for name in row.auto_classes}  # the folder loads with each of them
     code = travelling_code(modules, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:
