@@ -213,7 +213,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         """Maps (B, C, h, w) and words (B, T, D), with mask (B, T) -> both behind the head's layers."""
         attention_mask = create_bidirectional_mask(self.config.text_config, words, mask)
         for layer in self.layers:
-            features, words = layer(features, words, mask, attention_mask)
+            words, *features = layer(words, mask, attention_mask, *features)
         return features, words
 
     def anchors_of(self, shapes: Sequence[Sequence[int]], device=None) -> list[torch.Tensor]:

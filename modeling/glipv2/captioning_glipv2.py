@@ -107,7 +107,7 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
             flat = torch.cat([one.flatten(2) for one in features], dim=2).transpose(1, 2)
             states.append(layer.fusion.image_norm(flat))
             if number < len(self.layers):
-                features, words = layer(features, words, mask, None)
+                words, *features = layer(words, mask, None, *features)
         return tuple(states)
 
     def _read_alone(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
