@@ -264,4 +264,4 @@ def test_arguments_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="target_sizes: 1 for 2 images"):
         glipv2_processor().post_process_grounded_object_detection(outputs, target_sizes=[(9, 9)])
     with pytest.raises(ValueError, match="glip: .* do not fit; expected a GLIP"):
-        GLIPv2ForZeroShotObjectDetection.from_glip(glip_model(), head_num_layers=1, mask_token_id=4)
+        GLIPv2ForZeroShotObjectDetection.from_glip(glip_model(), head_num_layers=1, mask_token_id=4, end_token_id=3)
