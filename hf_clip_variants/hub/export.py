@@ -105,8 +105,10 @@ def export_with_code(
         by_name[type(processor).__module__] = [clean_text.__module__]
     if pipelines := _pipelines_of(row):
         by_name[type(model).__module__] = [name.rpartition(".")[0] for name, _ in pipelines.values()]
+    others = {row.load(name).__module__ for name in row.auto_classes} - {type(model).__module__}
+    if others:  # the folder loads with each Auto class
+        by_name[type(model).__module__] = [*by_name.get(type(model).__module__, ()), *sorted(others)]
     modules = {type(part).__module__ for part in parts if _is_travelling(part)}
-    modules |= {row.load(name).__module__ for name in row.auto_classes}  # the folder loads with each of them
     code = travelling_code(modules, __version__, by_name)
     target = Path(folder)
     with staged_folder(target) as stage:
