@@ -41,6 +41,12 @@ from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig
 from .modeling.glip.image_processing_glip import GLIPImageProcessor as GLIPImageProcessor
 from .modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection as GLIPForZeroShotObjectDetection
 from .modeling.glip.processing_glip import GLIPProcessor as GLIPProcessor
+from .modeling.glipv2.answering_glipv2 import GLIPv2ForVisualQuestionAnswering as GLIPv2ForVisualQuestionAnswering
+from .modeling.glipv2.captioning_glipv2 import GLIPv2ForImageTextToText as GLIPv2ForImageTextToText
+from .modeling.glipv2.configuration_glipv2 import GLIPv2Config as GLIPv2Config
+from .modeling.glipv2.image_processing_glipv2 import GLIPv2ImageProcessor as GLIPv2ImageProcessor
+from .modeling.glipv2.modeling_glipv2 import GLIPv2ForZeroShotObjectDetection as GLIPv2ForZeroShotObjectDetection
+from .modeling.glipv2.processing_glipv2 import GLIPv2Processor as GLIPv2Processor
 from .modeling.groupvit.configuration_groupvit import GroupViTConfig as GroupViTConfig
 from .modeling.groupvit.configuration_groupvit import GroupViTVisionConfig as GroupViTVisionConfig
 from .modeling.groupvit.modeling_groupvit import GroupViTModel as GroupViTModel

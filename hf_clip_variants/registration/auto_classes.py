@@ -32,6 +32,10 @@ TASKS = {
         "AutoModel",
         "video_processor",
     ),
+    "grounded-question-answering": OwnTask(
+        "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
+        "AutoModelForVisualQuestionAnswering",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 _VILD = "modeling.vild.modeling_vild:ViLD"
 
 _GLIP = "modeling.glip.modeling_glip:GLIP"
+_GLIPV2 = "modeling.glipv2.modeling_glipv2:GLIPv2"
 
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 _GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
@@ -312,5 +313,32 @@ MODELS = (
                 (Option("fusion_heads", int, "of the fusion; no weights tell.", default="8"),),
             ),
         ),
+    ),
+    Method(
+        name="glipv2",
+        kind="model",
+        title="GLIPv2",
+        paper=Paper(
+            "GLIPv2: Unifying Localization and Vision-Language Understanding",
+            "2206.05836",
+            2022,
+            "Zhang, Haotian and Zhang, Pengchuan and Hu, Xiaowei and Chen, Yen-Chun and Li, Liunian Harold and Dai, "
+            "Xiyang and Wang, Lijuan and Yuan, Lu and Hwang, Jenq-Neng and Gao, Jianfeng",
+        ),
+        code=OfficialCode("microsoft/GLIP", "MIT"),
+        task="zero-shot-object-detection",
+        summary="GLIP with masks, answers and captions; trained with the words of all images and hidden ones.",
+        config="modeling.glipv2.configuration_glipv2:GLIPv2Config",
+        model=_GLIPV2 + "ForZeroShotObjectDetection",
+        auto_classes={
+            "AutoModel": _GLIPV2 + "ForZeroShotObjectDetection",
+            "AutoModelForZeroShotObjectDetection": _GLIPV2 + "ForZeroShotObjectDetection",
+            "AutoModelForVisualQuestionAnswering": (
+                "modeling.glipv2.answering_glipv2:GLIPv2ForVisualQuestionAnswering"
+            ),
+            "AutoModelForImageTextToText": "modeling.glipv2.captioning_glipv2:GLIPv2ForImageTextToText",
+        },
+        processor="modeling.glipv2.processing_glipv2:GLIPv2Processor",
+        image_processors={"torchvision": "modeling.glipv2.image_processing_glipv2:GLIPv2ImageProcessor"},
     ),
 )

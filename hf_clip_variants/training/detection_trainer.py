@@ -72,8 +72,10 @@ class TextDetectionCollator(DetectionCollator):
             captions.append(caption)
             phrases.append(spans)
             marked.append({**row, "annotations": marks})
-        prompts = self.processor(captions=captions, phrases=phrases, return_tensors="pt")
-        return super().__call__(marked) | dict(prompts)
+        prompts = dict(self.processor(captions=captions, phrases=phrases, return_tensors="pt"))
+        if "is_caption" in prompts:  # class names went in as sentences, too
+            prompts["is_caption"] = torch.tensor(["caption" in row for row in rows])
+        return super().__call__(marked) | prompts
 
     def _of_names(self, row: Mapping[str, Any]) -> tuple[str, list, list[dict]]:
         marks = row["annotations"]

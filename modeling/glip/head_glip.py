@@ -222,17 +222,14 @@ class GLIPHeadLayer(GradientCheckpointingLayer):
         self.convolution = GLIPDynamicConvolution(config)
 
     def forward(
-        self,
-        features: list[torch.Tensor],
-        words: torch.Tensor,
-        mask: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """`mask` (B, T), and the same as the text layer takes it."""
+        self, words: torch.Tensor, mask: torch.Tensor, attention_mask: torch.Tensor | None, *features: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Words (B, T, D), `mask` (B, T), the same as the text layer takes it, and the maps of all levels -> words and
+        maps. None is in a list: reentrant checkpoints would not see it, and its gradient would be missing."""
         if self.fusion is not None:
             features, words = self.fusion(features, words, mask)
             words = self.text_layer(words, attention_mask)
-        return self.convolution(features), words
+        return words, *self.convolution(features)
 
 
 class GLIPPredictions(nn.Module):

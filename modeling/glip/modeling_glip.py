@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +34,14 @@ from .outputs_glip import GLIPObjectDetectionOutput
 
 
 _IMAGE_MULTIPLE = 32  # officially images are padded to a multiple of this
+
+
+class PromptWords(NamedTuple):
+    """A prompt's words (B, T, D) before and behind the head's layers (without fusion the same), and mask (B, T)."""
+
+    plain: torch.Tensor
+    fused: torch.Tensor
+    mask: torch.Tensor
 
 
 class GLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -211,7 +219,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         """Maps (B, C, h, w) and words (B, T, D), with mask (B, T) -> both behind the head's layers."""
         attention_mask = create_bidirectional_mask(self.config.text_config, words, mask)
         for layer in self.layers:
-            features, words = layer(features, words, mask, attention_mask)
+            words, *features = layer(words, mask, attention_mask, *features)
         return features, words
 
     def anchors_of(self, shapes: Sequence[Sequence[int]], device=None) -> list[torch.Tensor]:
@@ -267,12 +275,13 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         features, hidden_states = self.feature_maps(pixel_values, output_hidden_states)
         shapes = [tuple(one.shape[-2:]) for one in features]
         anchors = torch.cat(self.anchors_of(shapes, pixel_values.device))
-        found, behind = [], None
+        found, read, behind = [], [], None
         for words, mask in prompts:
             words, mask = words.expand(batch, -1, -1), mask.expand(batch, -1)
             if behind is None or self.config.use_fusion:  # without fusion the head does not see the words
                 behind, fused = self.run_head(features, words, mask)
-            found.append(self.predictions(behind, fused if self.config.use_fusion else words))
+            read.append(PromptWords(words, fused if self.config.use_fusion else words, mask))
+            found.append(self.predictions(behind, read[-1].fused))
         logits, codes, centerness = (
             torch.stack(parts, dim=1) if several else parts[0] for parts in zip(*found, strict=True)
         )
@@ -284,14 +293,20 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         scale = image_sizes.flip(1).repeat(1, 2).view(batch, *(1,) * (boxes.dim() - 2), 4)
         fields: dict[str, Any] = {}
         if targets is not None:
-            losses = self._losses(logits, boxes, centerness, anchors, shapes, targets, prompts[0][1])
-            weights = {"loss_box": self.config.box_loss_weight}
+            owners = [
+                assign_anchors(objects, anchors, [h * w for h, w in shapes], self.config.num_candidates)
+                for objects, _ in targets
+            ]
+            losses = self._losses(logits, boxes, centerness, anchors, owners, targets, prompts[0][1])
+            given = {"phrase_map": phrase_map, "labels": labels} | kwargs
+            losses |= self.further_losses(features, read[0], boxes, owners, targets, **given)
+            weights = self.loss_weights
             fields["loss"] = sum(weights.get(name, 1.0) * value for name, value in losses.items())
             fields["loss_dict"] = {name: value.detach() for name, value in losses.items()}
             check_output(self, fields["loss"], "loss", **given)
         if output_hidden_states is not None and output_hidden_states is not False:
             fields["hidden_states"] = hidden_states
-        return GLIPObjectDetectionOutput(
+        outputs = GLIPObjectDetectionOutput(
             logits=logits,
             pred_boxes=corners_to_center_format(boxes / scale),  # float32: bfloat16 is too coarse for places
             centerness=centerness,
@@ -301,6 +316,26 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             input_ids=input_ids,
             **fields,
         )
+        return self.with_further_outputs(outputs, features, read, **kwargs)
+
+    # ---- what models add that are built on this one
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Of the losses whose weight is not 1."""
+        return {"loss_box": self.config.box_loss_weight}
+
+    def further_losses(
+        self, features, words: PromptWords, boxes, owners, targets, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Losses by name, of the pyramid's maps, the prompt's words, the predicted boxes (B, A, 4) in pixels, the
+        object of each anchor of each image, the objects and their tokens (`read_labels`), and what else `forward` was
+        given."""
+        return {}
+
+    def with_further_outputs(self, outputs, features, words: Sequence[PromptWords], **kwargs: Any):
+        """`outputs`, with what is not in GLIP's, of the pyramid's maps and the words of each prompt."""
+        return outputs
 
     def _prompts(self, input_ids, attention_mask, text_embeds, phrase_map, batch: int):
         """Words (B or 1, T, D) and mask (B or 1, T) of each prompt, and whether an image has several."""
@@ -344,16 +379,14 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         words = flat.unflatten(0, input_ids.shape[:-1]).unbind(1) if several else [flat]
         return list(zip(words, masks, strict=True)), several
 
-    def _losses(self, logits, boxes, centerness, anchors, shapes, targets, mask) -> dict[str, torch.Tensor]:
+    def _losses(self, logits, boxes, centerness, anchors, owners, targets, mask) -> dict[str, torch.Tensor]:
         config = self.config
-        level_sizes = [height * width for height, width in shapes]
         wanted_tokens, predicted, wanted, centres, places = [], [], [], [], []
-        for i, (objects, positive_map) in enumerate(targets):
-            owners = assign_anchors(objects, anchors, level_sizes, config.num_candidates)
-            wanted_tokens.append(token_targets(owners, positive_map))
-            (present,) = torch.where(owners != NO_OBJECT)
+        for i, ((objects, positive_map), own) in enumerate(zip(targets, owners, strict=True)):
+            wanted_tokens.append(token_targets(own, positive_map))
+            (present,) = torch.where(own != NO_OBJECT)
             predicted.append(boxes[i, present])
-            wanted.append(objects[owners[present]])
+            wanted.append(objects[own[present]])
             centres.append(centerness[i, present])
             places.append(anchors[present])
         predicted, wanted, centres, places = (torch.cat(one) for one in (predicted, wanted, centres, places))

@@ -1,4 +1,4 @@
-"""Boxes: anchors, features of regions, suppression of overlaps. Pure functions.
+"""Boxes: anchors, suppression of overlaps. Pure functions.
 
 Boxes are (…, 4) float: x1, y1, x2, y2 in pixels.
 """
@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torchvision.ops import boxes as box_ops
-from torchvision.ops import nms, roi_align
-
-
-_CANONICAL = 224  # side of a region that is read from level 4
+from torchvision.ops import nms
 
 
 def make_anchors(
@@ -29,44 +26,6 @@ def make_anchors(
     y, x = (start + stride * torch.arange(n, dtype=torch.float32, device=device) for n in shape)
     centres = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1).view(-1, 1, 2)
     return torch.cat([centres - halves, centres + halves], dim=-1).view(-1, 4)
-
-
-def region_features(
-    features: Sequence[torch.Tensor],
-    boxes: Sequence[torch.Tensor],
-    strides: Sequence[int],
-    resolution: int,
-    aligned: bool = False,
-) -> torch.Tensor:
-    """Features (K, C, resolution, resolution) of K boxes in all images, image by image.
-
-    Args:
-        features: of each level (B, C, h, w).
-        boxes: of each of B images, (K_b, 4).
-        strides: of the levels. A box of side s is read from level floor(log2(s / 224)) + 4, of those that there are
-            (2, 3, …).
-        aligned: False samples the middle of each bin and takes indices for coordinates, as the official code; True is
-            mmdetection's RoIAlign, adaptive and shifted by half a pixel.
-    """
-    joined = torch.cat(list(boxes)).float()
-    images = torch.cat([joined.new_full((len(one), 1), i) for i, one in enumerate(boxes)])
-    sides = (joined[:, 2:] - joined[:, :2]).clamp_min(0).prod(dim=1).sqrt()
-    level = (torch.log2(sides / _CANONICAL + 1e-6).floor() + 2).clamp(0, len(strides) - 1).long()
-    regions = torch.cat([images, joined], dim=1)
-    channels = features[0].shape[1]
-    result = features[0].new_zeros(len(joined), channels, resolution, resolution, dtype=torch.float32)
-    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        (chosen,) = torch.where(level == i)
-        pooled = roi_align(
-            feature.float(),  # there is no kernel for bfloat16
-            regions[chosen],
-            resolution,
-            spatial_scale=1 / stride,
-            sampling_ratio=0 if aligned else 1,
-            aligned=aligned,
-        )
-        result = result.index_put((chosen,), pooled)
-    return result.to(features[0].dtype)
 
 
 def keep_best(
@@ -150,4 +109,4 @@ def select_by_objectness(
     return values[:max_detections], labels[order], boxes[kept[order]], kept[order]
 
 
-__all__ = ["keep_best", "make_anchors", "region_features", "select_by_objectness", "select_detections"]
+__all__ = ["keep_best", "make_anchors", "select_by_objectness", "select_detections"]

@@ -15,10 +15,11 @@ from transformers.utils import can_return_tuple
 from ..dense.promptable_segmentation import ClassTexts, PromptableSegmentationMixin
 from ..detection.box_coding import clip_boxes, decode_boxes
 from ..detection.inputs_detection import ImageTargets, check_tensor, content_sizes, read_labels
+from ..detection.region_features import region_features
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from .boxes_vild import keep_best, make_anchors, region_features, select_detections
+from .boxes_vild import keep_best, make_anchors, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
 from .heads_vild import (
     MASK_SIZE,

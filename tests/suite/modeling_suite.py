@@ -17,6 +17,9 @@ from suite_testers import (
     CLIP4ClipClassificationTester,
     CLIP4ClipTester,
     CLIPClassifierTester,
+    GLIPTester,
+    GLIPv2AnsweringTester,
+    GLIPv2Tester,
     ViLDTester,
 )
 from tests.test_backbone_common import BackboneTesterMixin
@@ -33,6 +36,8 @@ from hf_clip_variants import (
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
+    GLIPv2ForVisualQuestionAnswering,
+    GLIPv2ForZeroShotObjectDetection,
     GroupViTForSemanticSegmentation,
     GroupViTModel,
     GroupViTVisionConfig,
@@ -57,7 +62,7 @@ DESELECTED: dict[str, str] = {
     "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
-    "GLIPForZeroShotObjectDetectionSuite.test_reverse_loading_mapping": _OWN_NAMES,
+    "GLIP*Suite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
     "CLIP4ClipForVideoClassificationSuite.test_training_gradient_checkpointing*": (
@@ -558,38 +563,6 @@ class CLIP4ClipClassificationSuite(ClassifierSuite):
     test_all_params_have_gradient = False  # the text encoder is not read
 
 
-class GLIPTester(CLIPClassifierTester):
-    """Where transformers' tests look for hidden states, they are the Swin transformer's maps."""
-
-    common_properties = ["hidden_size"]
-    config_fields = {"hidden_size": 16, "num_groups": 4, "use_fusion": False}
-    maps = [(8, 16, 16), (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
-
-    def get_config(self):
-        swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
-        text = SIZES | {"vocab_size": 99, "max_position_embeddings": 16}
-        return self.config_class(
-            backbone_config=swin | {"drop_path_rate": 0.0},
-            text_config=text | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-            hidden_size=16,
-            head_num_layers=2,
-            fusion_hidden_size=24,
-            fusion_num_heads=2,
-            fusion_dropout=0.0,
-            num_groups=4,
-            drop_block_prob=0.0,
-            max_text_length=16,
-            anchor_sizes=[16, 32, 64, 128, 256],
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        phrase_map = torch.zeros(self.batch_size, self.num_labels, 8)
-        for label in range(self.num_labels):
-            phrase_map[:, label, label + 1] = 1
-        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64]), "phrase_map": phrase_map}
-        return self.get_config(), inputs | self.text_inputs()
-
-
 class GLIPSuite(ImageEncoderSuite):
     _is_composite = True
     has_attentions = False
@@ -618,6 +591,16 @@ class GLIPSuite(ImageEncoderSuite):
             self.assertIsNotNone(tensor.grad)
 
 
+class GLIPv2AnsweringSuite(GLIPSuite):
+    test_all_params_have_gradient = False  # answers without boxes do not train what finds them
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        return inputs | (
+            {"labels": torch.zeros(self.model_tester.batch_size, dtype=torch.long)} if return_labels else {}
+        )
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "clip4clip": [
@@ -633,6 +616,10 @@ TESTERS = {
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],
+    "glipv2": [
+        (GLIPv2Tester, GLIPSuite, GLIPv2ForZeroShotObjectDetection),
+        (GLIPv2AnsweringTester, GLIPv2AnsweringSuite, GLIPv2ForVisualQuestionAnswering),
+    ],
     "groupvit": [
         (GroupViTTester, GroupViTSuite, GroupViTModel),
         (GroupViTSegmentationTester, GroupViTSegmentationSuite, GroupViTForSemanticSegmentation),

@@ -14,6 +14,7 @@ from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_conf
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
+from glipv2_runs import GLIPV2, GLIPV2_ANSWERING
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
@@ -263,6 +264,13 @@ def _groupvit_images(batch: int):
     return {"pixel_values": tiny_pixels(batch), "input_ids": ids, "labels": labels}
 
 
+_GLIP = {
+    "by_row": ("logits", "pred_boxes", "centerness"),
+    "loss_is_of_the_batch": True,
+    "prepare": glip_open_weights,
+    "collate": glip_collate,
+}
+
 CASES = {
     case.id: case
     for case in (
@@ -444,17 +452,9 @@ CASES = {
             collate=vild_collate,
             bad_values=VILD_BAD_VALUES,
         ),
-        ModelCase(
-            name="glip",
-            config=glip_config,
-            inputs=glip_inputs,
-            processor=glip_processor,
-            by_row=("logits", "pred_boxes", "centerness"),
-            loss_is_of_the_batch=True,
-            prepare=glip_open_weights,
-            collate=glip_collate,
-            bad_values=GLIP_BAD_VALUES,
-        ),
+        ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
+        ModelCase(**_GLIP | GLIPV2),
+        ModelCase(**_GLIP | GLIPV2_ANSWERING),
     )
 }
 

@@ -103,3 +103,50 @@ class ViLDTester(CLIPClassifierTester):
 
     def texts(self):
         return {"class_embeddings": floats_tensor([self.num_labels, 24])}
+
+
+class GLIPTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the Swin transformer's maps."""
+
+    common_properties = ["hidden_size"]
+    config_fields = {"hidden_size": 16, "num_groups": 4, "use_fusion": False}
+    maps = [(8, 16, 16), (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)]
+    additions: dict = {}
+
+    def get_config(self):
+        swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 3}
+        text = SIZES | {"vocab_size": 99, "max_position_embeddings": 16}
+        return self.config_class(
+            backbone_config=swin | {"drop_path_rate": 0.0},
+            text_config=text | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            hidden_size=16,
+            head_num_layers=2,
+            fusion_hidden_size=24,
+            fusion_num_heads=2,
+            fusion_dropout=0.0,
+            num_groups=4,
+            drop_block_prob=0.0,
+            max_text_length=16,
+            anchor_sizes=[16, 32, 64, 128, 256],
+            **self.additions,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        phrase_map = torch.zeros(self.batch_size, self.num_labels, 8)
+        for label in range(self.num_labels):
+            phrase_map[:, label, label + 1] = 1
+        inputs = {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64]), "phrase_map": phrase_map}
+        return self.get_config(), inputs | self.text_inputs()
+
+
+class GLIPv2Tester(GLIPTester):
+    config_fields = {"hidden_size": 16, "num_groups": 4, "contrastive_dim": 8}
+    additions = {"contrastive_dim": 8, "mask_num_convs": 1, "mask_token_id": 4, "end_token_id": 3}
+
+
+class GLIPv2AnsweringTester(GLIPv2Tester):
+    """One phrase for each image: the place of the answer."""
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        return config, inputs | {"phrase_map": inputs["phrase_map"][:, :1]}
