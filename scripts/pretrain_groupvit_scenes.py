@@ -1,6 +1,6 @@
 """GroupViT trained on the captions of scenes alone, and what its groups are: a table and pictures.
 
-    python scripts/pretrain_groupvit_scenes.py --out scripts/results/groupvit --part report --seeds 0 1 2
+    python scripts/pretrain_groupvit_scenes.py --out scripts/results/groupvit --part report --seeds 0 1
 
 Scenes are pasted emoji with exact masks (`data/scenes`); training sees images and captions, never a mask. Settings
 were chosen with `--part dev`; `--part report` has other classes and other styles. Rows of the table (`--variants`):
