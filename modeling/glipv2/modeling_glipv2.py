@@ -8,7 +8,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
+from ..detection.inputs_detection import check_tensor
 from ..detection.region_features import region_features
+from ..dual_encoders.forward_checks import check_pixels, check_token_ids
 from ..glip.configuration_glip import STRIDES
 from ..glip.image_processing_glip import GLIPImageProcessor
 from ..glip.losses_glip import NO_OBJECT, mean_over_ranks
@@ -155,7 +157,9 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             ValueError: names the argument, what came and what is wanted.
         """
         drawn, given = None, input_ids
-        self._check_additions(pixel_values, input_ids, text_embeds, phrase_map, labels, is_caption, mlm_labels)
+        self._check_additions(
+            pixel_values, input_ids, attention_mask, text_embeds, phrase_map, labels, is_caption, mlm_labels
+        )
         if output_masks and (self.mask_head is None or phrase_map is None):
             wrong = "the model has no mask head (use_mask_head)" if self.mask_head is None else "no phrase_map"
             raise ValueError(f"output_masks: True, but {wrong}")
@@ -193,18 +197,28 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         return fits and (attention_mask is None or attention_mask.shape == input_ids.shape)
 
     def _check_additions(
-        self, pixel_values, input_ids, text_embeds, phrase_map, labels, is_caption, mlm_labels
+        self, pixel_values, input_ids, attention_mask, text_embeds, phrase_map, labels, is_caption, mlm_labels
     ) -> None:
-        batch = len(pixel_values) if isinstance(pixel_values, torch.Tensor) and pixel_values.dim() else 0
+        config = self.config
+        check_pixels(pixel_values, config.backbone_config.num_channels)
+        batch = len(pixel_values)
+        if input_ids is not None:
+            several = isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
+            ids = input_ids.flatten(0, 1) if several else input_ids
+            check_token_ids(ids, config.text_config.vocab_size, config.max_text_length)
         if labels is not None and text_embeds is not None and (self.contrast is not None or self._asks_words):
             raise ValueError(
                 "text_embeds: given with labels, expected input_ids: losses of this model compare and hide words"
             )
         if is_caption is not None:
             is_tensor = isinstance(is_caption, torch.Tensor)
-            if not is_tensor or is_caption.dtype != torch.bool or len(is_caption) not in (1, batch):
+            if not is_tensor or is_caption.dtype != torch.bool or is_caption.shape not in ((1,), (batch,)):
                 got = f"{is_caption.dtype} {list(is_caption.shape)}" if is_tensor else type(is_caption).__name__
                 raise ValueError(f"is_caption: got {got}, expected true or false for each of {batch} images, or one")
+        if attention_mask is not None:
+            check_tensor("attention_mask", attention_mask)
+        if phrase_map is not None:
+            check_tensor("phrase_map", phrase_map)
         if mlm_labels is None:
             return
         if self.word_predictions is None:

@@ -80,6 +80,8 @@ def test_a_weight_without_number_is_named_by_every_model(name):
 def test_a_huge_pixel_gives_finite_numbers_or_is_named(name, value):
     case = CASES[name]
     inputs = case.inputs(2)
+    if "pixel_values" not in inputs:
+        pytest.skip("not an input")
     inputs["pixel_values"] = inputs["pixel_values"].clone()
     inputs["pixel_values"].view(-1)[5] = value
     model = copy.deepcopy(case.make()).eval()
