@@ -212,7 +212,12 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             )
         if is_caption is not None:
             is_tensor = isinstance(is_caption, torch.Tensor)
-            if not is_tensor or is_caption.dtype != torch.bool or is_caption.shape not in ((1,), (batch,)):
+            if (
+                not is_tensor
+                or is_caption.dtype != torch.bool
+                or not is_caption.dim()
+                or len(is_caption) not in (1, batch)
+            ):
                 got = f"{is_caption.dtype} {list(is_caption.shape)}" if is_tensor else type(is_caption).__name__
                 raise ValueError(f"is_caption: got {got}, expected true or false for each of {batch} images, or one")
         if attention_mask is not None:

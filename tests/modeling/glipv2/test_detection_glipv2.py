@@ -251,7 +251,7 @@ def test_arguments_that_do_not_fit_are_named():
             model(**inputs | change)
     labels = glipv2_labels(2)
     labels[1]["masks"] = torch.zeros(3, 64, 64)
-    with pytest.raises(ValueError, match=r"labels\[1\]\['masks'\]: got \[3, 64, 64\], expected \[2, height, width\]"):
+    with pytest.raises(ValueError, match=r"labels\[1\]\['masks'\]: \[3, 64, 64\], expected \[2, height, width\]"):
         model(**inputs | {"labels": labels})
     with pytest.raises(ValueError, match="text_embeds: given with labels, expected input_ids"):
         words = model.encode_prompts(inputs["input_ids"], inputs["attention_mask"])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from glip_runs import glip_processor
+from glipv2_runs import glipv2_processor
 from tiny import tiny_tokenizer
 from transformers import ProcessorMixin
 from vild_runs import vild_processor
@@ -26,6 +27,7 @@ PROCESSORS = {
     "dense": lambda: DenseProcessor(DenseImageProcessor(), tiny_tokenizer()),
     "detection": vild_processor,
     "grounding": glip_processor,
+    "grounding with captions": glipv2_processor,
     "video": lambda: VideoTextProcessor(CLIPVideoProcessor(), tiny_tokenizer()),
 }
 
