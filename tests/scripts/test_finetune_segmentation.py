@@ -21,7 +21,7 @@ def script(monkeypatch):
 @pytest.mark.slow  # two trainings
 def test_novel_concepts_are_segmented_by_their_texts_alone(script, tmp_path, monkeypatch):
     """Of another style, too. The image encoder is new: no pixel of a novel concept was ever seen."""
-    settings = replace(script.WORLDS["shapes"], scenes=320, held_out=40, epochs=3)
+    settings = replace(script.WORLDS["shapes"], size=32, decoder=32, scenes=320, held_out=40, epochs=3)
     monkeypatch.setitem(script.WORLDS, "shapes", settings)
     script.main(["--out", str(tmp_path), "--seeds", "5"])
     run = json.loads((tmp_path / "shapes-dev.json").read_text())["5"]
