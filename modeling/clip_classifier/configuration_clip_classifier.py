@@ -104,7 +104,7 @@ class CLIPClassifierConfig(CLIPConfig):
 
     @property
     def class_names(self) -> list[str]:
-        return [self.id2label[index] for index in range(self.num_labels)]
+        return [name for _, name in sorted(self.id2label.items())]  # read once: another thread may set it
 
     @property
     def prompt_counts(self) -> list[int]:

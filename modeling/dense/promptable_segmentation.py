@@ -214,7 +214,7 @@ class PromptableSegmentationMixin:
 
     def labels_with_texts(self) -> list[str]:
         """The names of the labels that have texts, in the order of their embeddings."""
-        names = [self.config.id2label[i] for i in range(len(self.config.id2label))]
+        names = [name for _, name in sorted(self.config.id2label.items())]
         if names and self.config.background_has_own_channel:
             del names[self.config.background_index]
         return names

@@ -242,7 +242,7 @@ class ViLDConfig(PromptableSegmentationFields, PreTrainedConfig):
     @property
     def novel_mask(self) -> list[bool]:
         """For each label, whether it is novel: not among `base_labels`."""
-        names = [self.id2label[i] for i in range(len(self.id2label))]
+        names = [name for _, name in sorted(self.id2label.items())]
         return [self.base_labels is not None and name not in self.base_labels for name in names]
 
     def validate_no_background(self):

@@ -1,6 +1,7 @@
 """Class names as an argument of a call: the logits of `set_classes`, and nothing of the model changes."""
 
 import copy
+import itertools
 import sys
 import threading
 
@@ -142,3 +143,14 @@ def test_threads_with_names_of_their_own_are_not_disturbed_by_set_classes():
             thread.join()
         sys.setswitchinterval(interval)
     assert faults == []
+
+
+def test_names_are_those_of_one_moment(monkeypatch):
+    """Another thread sets other classes between any two reads."""
+    config, turns = (
+        tiny_classifier().config,
+        itertools.cycle([{0: "sea", 1: "moon", 2: "tree"}, {0: "salt", 1: "sand"}]),
+    )
+    monkeypatch.setattr(type(config), "id2label", property(lambda self: next(turns)), raising=False)
+    for _ in range(4):
+        assert config.class_names in (["sea", "moon", "tree"], ["salt", "sand"])
