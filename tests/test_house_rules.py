@@ -4,6 +4,7 @@ tests/support/source_rules.py finds them.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from fnmatch import fnmatchcase
@@ -114,6 +115,17 @@ def test_no_code_is_run_from_files():
 def test_modeling_imports_third_party_and_relative_modules_only():
     """Annotations must be real, not strings: transformers' strict configurations read them."""
     assert_none({name_of(path): broken_imports(path, MODELING) for path in TRAVELLING})
+
+
+def test_no_line_of_modeling_imports_the_package():
+    """Not in an example either: readers copy those, and the code travels to where the package is not."""
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted(MODELING.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.match(r"\s*import hf_clip_variants", line)
+    ]
+    assert not lines, lines
 
 
 def test_files_are_short_silent_and_well_named():

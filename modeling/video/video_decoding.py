@@ -5,6 +5,7 @@ Pillow; a folder of frames, a list of images and an array are videos, too. A fra
 is shown then. The file is opened here, so FFmpeg opens neither URLs nor playlists that name other files.
 """
 
+import abc
 import contextlib
 import importlib
 import io
@@ -37,7 +38,7 @@ _MAX_DAMAGED = 1000  # packets in a row that cannot be decoded, before the rest 
 _DEFAULT_FRAME_SECONDS = 0.1  # of GIF frames without a time, as browsers show them
 
 
-class Video:
+class Video(abc.ABC):
     """
     An opened video. `open_video` makes one.
 
@@ -89,9 +90,9 @@ class Video:
             frames_indices=frames_indices,
         )
 
+    @abc.abstractmethod
     def frames(self, times: Sequence[float]) -> Iterator[PIL.Image.Image | None]:
         """The frame that is shown at each of the rising `times` (seconds); None behind what can be decoded."""
-        raise NotImplementedError
 
     def all_frames(self) -> Iterator[tuple[float, PIL.Image.Image]]:
         """(seconds, frame) of each frame; of a damaged file of those that can be decoded, with a warning."""

@@ -21,11 +21,10 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     For any model of this package that compares videos with texts. Labels are encoded once a call, all in one batch,
     whatever the number of videos. With `batch_size`, videos of as many frames go through the model together.
 
-    Example:
+    Example, after `import hf_clip_variants`, which makes the pipeline known:
 
     ```python
     from transformers import pipeline
-    import hf_clip_variants
 
     classify = pipeline("zero-shot-video-classification", model="folder-or-hub-id")
     classify("clip.mp4", candidate_labels=["a cat runs", "a dog sleeps"])
