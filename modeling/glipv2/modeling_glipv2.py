@@ -357,10 +357,10 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
     def _mask_loss(self, features, words, boxes, owners, targets, labels) -> torch.Tensor:
         places, wanted, vectors, biases = [], [], [], []
         for i, (own, (objects, positive_map)) in enumerate(zip(owners, targets, strict=True)):
-            masks = _read_masks(labels[i], i, len(objects), boxes.device)
-            if masks is None:
+            if (masks := labels[i].get("masks")) is None:
                 places.append(objects[:0])
                 continue
+            masks = torch.as_tensor(masks, device=boxes.device)  # `read_labels` has looked at them
             found, numbers = mask_regions(boxes[i], own, objects)
             vector, bias = self.mask_head.read(words.fused[i], positive_map)
             places.append(found)
@@ -380,15 +380,6 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
 def mean_count(like: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     """What a sum is divided by: the processes' mean of `count`, at least 1."""
     return mean_over_ranks(torch.as_tensor(count, device=like.device).to(like.dtype)).clamp_min(1)
-
-
-def _read_masks(label: Mapping[str, Any], image: int, count: int, device) -> torch.Tensor | None:
-    if label.get("masks") is None:
-        return None
-    masks = torch.as_tensor(label["masks"], device=device)
-    if masks.dim() != 3 or len(masks) != count:
-        raise ValueError(f"labels[{image}]['masks']: got {list(masks.shape)}, expected [{count}, height, width]")
-    return masks
 
 
 __all__ = ["GLIPv2ForZeroShotObjectDetection", "mean_count"]
