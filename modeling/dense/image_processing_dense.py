@@ -19,6 +19,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from ..decoding.image_decoding import MAX_PIXELS, DecodingRules, decode_image, list_images
+from ..decoding.one_pixel import resize_whole_numbers
 from ..decoding.opening import open_regular
 from ..loading_and_saving.configuration_checks import (
     check_image_settings,
@@ -213,7 +214,7 @@ class DenseImageProcessor(TorchvisionBackend):
     ) -> torch.Tensor:
         """A decoded image (3, H, W) -> (3, *target) float32."""
         if target != _size(image):
-            image = self.resize(image, SizeDict(height=target[0], width=target[1]), resample)
+            image = resize_whole_numbers(self.resize, image, SizeDict(height=target[0], width=target[1]), resample)
         image = self.rescale_and_normalize(
             image[None],
             do_rescale,

@@ -13,6 +13,7 @@ from transformers.image_utils import AnnotationFormat, SizeDict
 from transformers.models.detr.image_processing_detr import DetrImageProcessorKwargs
 
 from ..decoding.image_decoding import DecodingRules, decode_image, list_images
+from ..decoding.one_pixel import resize_whole_numbers
 from ..loading_and_saving.configuration_checks import check_image_settings, with_named_settings
 
 
@@ -119,7 +120,7 @@ class DetectionImageProcessor(DetrImageProcessor):
             edges = get_size_with_aspect_ratio(tuple(image.shape[-2:]), size.shortest_edge, size.longest_edge)
             height, width = (max(edge, 1) for edge in edges)
             size = SizeDict(height=height, width=width)
-        return super().resize(image, size, resample=resample, **kwargs)
+        return resize_whole_numbers(super().resize, image, size, resample=resample, **kwargs)
 
     def resize_annotation(self, annotation: dict, orig_size, target_size, threshold: float = 0.5, **kwargs) -> dict:
         """As DETR's, which fails for an image without objects."""

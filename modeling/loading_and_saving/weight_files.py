@@ -139,7 +139,10 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
     for place in sorted(layers.keys() & stored.keys()):
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
-            asked = " or ".join(f"{part}{name}: {value}" for name, value in _counts_behind(config, layers[place]))
+            found = _counts_behind(config, layers[place], part)
+            for where, one in () if found else _all_parts(model.config).items():  # of a part with another name
+                found += _counts_behind(one, layers[place], where)
+            asked = " or ".join(found) or f"num_hidden_layers: {layers[place]}"
             raise ValueError(f"{asked}, but the weights in {source} have {stored[place]} layers {place}")
     asked = sum(parameter.numel() for parameter in model.parameters())
     there = sum(math.prod(shape) for shape in found.values())
@@ -232,19 +235,19 @@ def _all_parts(config, where: str = "") -> dict[str, object]:
     return found
 
 
-def _counts_behind(config, count: int) -> list[tuple[str, object]]:
-    """The fields of a configuration that may have asked for so many layers: the field for layers if it has one with
-    this value, or else all of its numbers and lists with it."""
+def _counts_behind(config, count: int, where: str) -> list[str]:
+    """The fields of a configuration that may have asked for so many layers, with their values: the field for layers if
+    it has one with this value, or else all of its numbers and lists with it, or else the field for layers."""
     if hasattr(config, "depths"):
-        return [("depths", config.depths)]
+        return [f"{where}depths: {config.depths}"]
     values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     found = [
-        (name, value)
+        name
         for name, value in values.items()
         if (value == count and type(value) is int) or (isinstance(value, list | tuple) and len(value) == count)
     ]
-    usual = [one for one in found if one[0] == "num_hidden_layers"]
-    return usual or found or [("num_hidden_layers", values.get("num_hidden_layers"))]
+    layers = [name for name in values if name == "num_hidden_layers"]
+    return [f"{where}{name}: {values[name]}" for name in [name for name in layers if name in found] or found or layers]
 
 
 def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[int]]]:
@@ -278,7 +281,7 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
         and (
             (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
             or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
-            or (f.name in ("patch_size", "image_size") and re.search("patch|position", name))
+            or (f.name in ("patch_size", "image_size", "num_channels") and re.search("patch|position", name))
         )
     ]
     found = {k: v for k, v in sizes.items() if v in new}

@@ -353,3 +353,19 @@ def test_a_setting_of_none_is_used_or_refused_by_name(make):
                 assert attempt()["pixel_values"].isfinite().all()
             except ValueError as error:
                 assert name in str(error)
+
+
+@pytest.mark.parametrize(
+    "make", [DenseImageProcessor, GLIPImageProcessor, ViLDImageProcessor, CLIPClassifierImageProcessor]
+)
+@pytest.mark.parametrize("kind", ["PIL", "tensor", "float tensor"])
+def test_an_image_may_become_one_pixel(make, kind):
+    size = {"height": 1, "width": 1}
+    processor = make(size=size, crop_size=size) if make is CLIPClassifierImageProcessor else make(size=size)
+    array = np.full((50, 40, 3), 90, np.uint8)
+    image = PIL.Image.fromarray(array) if kind == "PIL" else torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    image = image.float() if kind == "float tensor" else image
+    options = {"do_normalize": False} | ({"do_pad": False} if hasattr(processor, "do_pad") else {})
+    pixels = processor(image, return_tensors="pt", **options).pixel_values
+    assert pixels.shape[-2:] == (1, 1)
+    assert pixels.flatten() * 255 == pytest.approx([90] * 3, abs=1)

@@ -13,6 +13,7 @@ from glip_runs import glip_model
 from model_contract import CASES
 from safetensors.torch import save_file
 from tiny import tiny_clip
+from tiny_families import tiny_dual_encoder
 from vild_runs import vild_config
 
 from hf_clip_variants import CLIPClassifier, GLIPForZeroShotObjectDetection, ViLDForZeroShotObjectDetection
@@ -159,12 +160,30 @@ def test_a_number_of_layers_that_the_file_has_not_is_named(tmp_path, field):
         ViLDForZeroShotObjectDetection.from_pretrained(tmp_path)
 
 
+def test_layers_of_a_part_whose_tensors_have_another_name_are_those_of_its_configuration(tmp_path):
+    case = CASES["clip4clip"]
+    case.make().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"head_config": None}))
+    with pytest.raises(ValueError, match=r"head_config.num_hidden_layers: 4.* have 2 layers temporal_layers.layers"):
+        case.row.load(case.part).from_pretrained(tmp_path)
+
+
 def test_a_factor_that_may_have_made_a_shape_is_named(tmp_path):
     glip_model().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"dynamic_relu_reduction": 3}))
     with pytest.raises(ValueError, match=r"look at .*dynamic_relu_reduction \(3\)"):
         GLIPForZeroShotObjectDetection.from_pretrained(tmp_path)
+
+
+def test_channels_behind_a_flat_patch_embedding_are_named(tmp_path):
+    tiny_dual_encoder("siglip2").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["num_channels"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"look at .*vision_config.num_channels \(1\)"):
+        CLIPClassifier.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("part, field", [("text_config", "vocab_size"), ("backbone_config", "embed_dim")])
