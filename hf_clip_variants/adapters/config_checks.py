@@ -49,7 +49,8 @@ def described_tensors(config: Any, origin: str) -> dict[str, tuple[int, ...]]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{origin}: target_modules {config.target_modules} and backbone_widths {config.backbone_widths} of its "
-            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error})"
+            f"configuration do not describe this kind of adapter ({type(error).__name__}: {error}); look at "
+            f"{shown_fields(config)}"
         ) from error
 
 
@@ -58,7 +59,7 @@ def shown_fields(config: Any) -> str:
     shared = {one.name for one in fields(type(config).__mro__[1])}
     shared -= {"backbone_widths", "modules_to_save", "target_modules"}
     values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in shared}
-    values |= {"class_names": len(config.class_names)} if config.class_names else {}
+    values |= {"class_names": len(config.class_names or ())}
     return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 

@@ -106,7 +106,7 @@ def _check_processor(path: Path, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {name}: {values[name]!r}, expected the name of a class")
     for name in _PARTS:
         part = values.get(name)
-        if isinstance(part, Mapping):
+        if part and isinstance(part, Mapping):
             _check_processor(path, part)
         elif part is not None:
             raise ValueError(f"{path}: {name}: {part!r}, expected an object with settings")

@@ -195,7 +195,8 @@ class CLIP4ClipConfig(CLIPConfig):
             return  # still a dict
         if head.hidden_size != self.projection_dim:
             raise ValueError(
-                f"head_config.hidden_size: {head.hidden_size}, expected {self.projection_dim}, the joint width"
+                f"head_config.hidden_size: {head.hidden_size}, expected {self.projection_dim}, the joint width "
+                "(projection_dim)"
             )
         needed = self.num_frames + (1 if self.similarity_head == "tightTransf" else 0)
         if self.similarity_head in ("seqTransf", "tightTransf") and head.max_position_embeddings < needed:

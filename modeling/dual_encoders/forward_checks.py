@@ -53,8 +53,9 @@ def check_features(image_features: torch.Tensor, width: int, name: str = "image_
         raise ValueError(f"{name}: expected at least one image, got {got}")
 
 
-def check_token_ids(input_ids: torch.Tensor, vocab_size: int, longest: int | None = None, name: str = "input_ids"):
-    """ValueError unless `input_ids` are whole numbers (N, L), neither 0, in 0..vocab_size - 1 and not too long."""
+def check_token_ids(input_ids, vocab_size: int, longest: int | None = None, name="input_ids", field="positions"):
+    """ValueError unless `input_ids` are whole numbers (N, L), neither 0, in 0..vocab_size - 1 and not too long;
+    `field` is what allows `longest` tokens."""
     is_tensor = isinstance(input_ids, torch.Tensor)
     got = list(input_ids.shape) if is_tensor else type(input_ids).__name__
     if not is_tensor or input_ids.dim() != 2:
@@ -66,7 +67,8 @@ def check_token_ids(input_ids: torch.Tensor, vocab_size: int, longest: int | Non
     if not input_ids.numel():
         raise ValueError(f"{name}: expected at least one text with tokens, got {got}")
     if longest is not None and input_ids.shape[1] > longest:
-        raise ValueError(f"{name}: {input_ids.shape[1]} tokens, the text encoder takes {longest}; truncate the texts")
+        got = f"{input_ids.shape[1]} tokens"
+        raise ValueError(f"{name}: {got}, the text encoder takes {longest} ({field}); truncate the texts")
     if can_be_read(input_ids):
         smallest, largest = int(input_ids.min()), int(input_ids.max())
         if smallest < 0 or largest >= vocab_size:

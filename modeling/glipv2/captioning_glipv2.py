@@ -76,7 +76,9 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         if (pixel_values is None) == (image_states is None):
             got = "neither" if pixel_values is None else "both"
             raise ValueError(f"pixel_values, image_states: got {got}, expected one of them")
-        check_token_ids(input_ids, self.config.text_config.vocab_size, self.config.max_text_length)
+        check_token_ids(
+            input_ids, self.config.text_config.vocab_size, self.config.max_text_length, field="max_text_length"
+        )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         for name, one in (("attention_mask", attention_mask), ("labels", labels)):
@@ -135,7 +137,7 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         padding = self.config.text_config.pad_token_id
         fixed = {"use_cache": False, "eos_token_id": self.config.end_token_id, "pad_token_id": padding or 0}
         ids = kwargs.get("input_ids", args[0] if args else None)
-        check_token_ids(ids, self.config.text_config.vocab_size, self.config.max_text_length)
+        check_token_ids(ids, self.config.text_config.vocab_size, self.config.max_text_length, field="max_text_length")
         room = self.config.max_text_length - ids.shape[1]
         wanted = kwargs.get("max_new_tokens") or getattr(kwargs.get("generation_config"), "max_new_tokens", None)
         fixed["max_new_tokens"] = min(room, wanted or 30)

@@ -78,7 +78,8 @@ class GLIPv2Config(GLIPConfig):
         for name in ("mask_token_id", "end_token_id") if self.use_mlm and vocabulary is not None else ():
             if not 0 <= getattr(self, name) < vocabulary:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} is outside of the vocabulary, expected 0..{vocabulary - 1}"
+                    f"{name}: {getattr(self, name)} is outside of the vocabulary, expected 0..{vocabulary - 1} "
+                    f"(text_config.vocab_size is {vocabulary})"
                 )
 
 

@@ -205,7 +205,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         if input_ids is not None:
             several = isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
             ids = input_ids.flatten(0, 1) if several else input_ids
-            check_token_ids(ids, config.text_config.vocab_size, config.max_text_length)
+            check_token_ids(ids, config.text_config.vocab_size, config.max_text_length, field="max_text_length")
         if labels is not None and text_embeds is not None and (self.contrast is not None or self._asks_words):
             raise ValueError(
                 "text_embeds: given with labels, expected input_ids: losses of this model compare and hide words"

@@ -22,6 +22,7 @@ from transformers.image_utils import SizeDict
 
 LARGEST = 1_000_000  # of a width or a number of pixels: more is a mistake, noticed before memory is asked for
 LARGEST_NUMBER = 10**12  # of whole numbers that mean something else
+LARGEST_FLOAT = 1e30  # a hundred million times more overflows in float32
 LARGEST_LAYERS = 256
 LARGEST_EDGE = 4096  # pixels of a processed image: 200 MB as floats
 # Which numbers make a size together; of a crop and of padding only the first.
@@ -172,6 +173,8 @@ def _is_taken(config_class: type, name: str) -> bool:
 def _check_finite(name: str, value: object, depth: int = 0) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}: {value}, expected a finite number")
+    if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+        raise ValueError(f"{name}: {value} is outside -{LARGEST_FLOAT:g}..{LARGEST_FLOAT:g}")
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
         raise ValueError(f"{name}: {_short(value)} is outside -{LARGEST_NUMBER}..{LARGEST_NUMBER}")
     if depth > 20:
@@ -199,6 +202,8 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:
         raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
+    if where and name == "return_dict" and value is not True:
+        raise ValueError(f"{full}: {_short(value)}, expected true: models read the outputs of their parts by name")
     if name == "num_labels":
         check_num_labels(value, where, fewest_labels)
     elif str(name).endswith("hidden_act") and isinstance(value, str) and value not in ACT2FN:

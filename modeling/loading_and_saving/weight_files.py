@@ -263,6 +263,8 @@ def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[
 
 
 _MAIN_SIZES = ("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "projection_dim")
+_SHAPES_BEHIND = dict.fromkeys(("patch_size", "image_size", "num_channels"), "patch|position")  # field -> tensors
+_SHAPES_BEHIND |= {"neck_hidden_sizes": "neck", "templates": "prompt"}
 
 
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
@@ -274,14 +276,14 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
     # Factors, and switches that are not as they are by default, may be behind any shape.
     changed = [
-        (prefix + f.name, getattr(one, f.name))
+        (prefix + f.name, str(getattr(one, f.name))[:60])
         for prefix, one in parts.items()
         for f in (fields(one) if is_dataclass(one) else ())
         if f.name in vars(type(one)).get("__annotations__", {})
         and (
             (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
             or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
-            or (f.name in ("patch_size", "image_size", "num_channels") and re.search("patch|position", name))
+            or (f.name in _SHAPES_BEHIND and re.search(_SHAPES_BEHIND[f.name], name))
         )
     ]
     found = {k: v for k, v in sizes.items() if v in new}

@@ -1,0 +1,43 @@
+"""Fields of configurations with which attacks once got no clear error: each is refused with its name, or right."""
+
+import json
+import math
+
+import pytest
+from attack_cases import GOOD, Case, attempt
+from attack_configurations import KIND, changed, targets, write_attacked
+
+
+FOUND = [
+    ("adapter coop", "class_names", None),
+    ("clip4clip", "head_config", None),
+    ("clip4clip", "projection_dim", 3),
+    ("clip_classifier", "templates", []),
+    ("glip", "box_loss_weight", 1e39),
+    ("glipv2", "backbone_config.return_dict", False),
+    ("glipv2", "max_text_length", 3),
+    ("glipv2", "text_config.vocab_size", 3),
+    ("glipv2-AutoModelForVisualQuestionAnswering", "max_text_length", 3),
+    ("lseg", "neck_hidden_sizes", None),
+    ("processor audioclip", "feature_extractor", {}),
+    ("siglip2", "vision_config.num_channels", 1),
+]
+
+
+@pytest.mark.parametrize("name, field, value", FOUND)
+def test_a_field_that_attacks_found_is_named_or_right(name, field, value, tmp_path):
+    make, file, load = targets()[name]
+    good, place = make(name, tmp_path), tuple(field.split("."))
+    values = changed(json.loads((good / file).read_text()), place, value)
+    path = write_attacked(good, tmp_path / "attacked", file, values)
+    outcome, detail = attempt(Case(KIND, field, lambda: load(path), place[-1:]), tmp_path)
+    assert outcome in GOOD, detail
+
+
+def test_a_number_that_overflows_in_float32_is_refused_and_a_large_one_is_not():
+    from hf_clip_variants import GLIPConfig
+
+    assert GLIPConfig(box_loss_weight=1e20).box_loss_weight == 1e20
+    for value in (1e39, -1e39, math.inf):
+        with pytest.raises(ValueError, match="box_loss_weight"):
+            GLIPConfig(box_loss_weight=value)
