@@ -81,7 +81,8 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         if path.is_file():
             _check_processor(path, read_json(path))
     named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
-    named = f"classes in its files: {named or 'none'}"
+    unnamed = ", ".join(name for name, part in _parts(source) if not any(field in part for field in _CLASS_FIELDS))
+    named = f"classes in its files: {named or 'none'}{f'; no class is named in {unnamed}' if unnamed else ''}"
     try:
         found = auto_class.from_pretrained(source, **options)
     except OSError as error:
@@ -119,12 +120,19 @@ def _check_processor(path: Path, values: Mapping[str, Any]) -> None:
 
 def _classes(source: str | os.PathLike) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for path in (Path(source) / f"{n}_config.json" for n in ("processor", "preprocessor", "tokenizer")):
-        values = read_json(path) if path.is_file() else {}
-        for part in (values, *(values.get(name) for name in _PARTS)):
-            if isinstance(part, Mapping):
-                found |= {name: part[name] for name in _CLASS_FIELDS if part.get(name) is not None}
+    for _, part in _parts(source):
+        found |= {name: part[name] for name in _CLASS_FIELDS if part.get(name) is not None}
     return found
+
+
+def _parts(source: str | os.PathLike) -> list[tuple[str, Mapping[str, Any]]]:
+    """The files of a processor and the objects in them, by name."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for path in (Path(source) / f"{n}_config.json" for n in ("processor", "preprocessor", "tokenizer")):
+        if path.is_file():
+            values = read_json(path)
+            found += [(path.name, values), *((name, values[name]) for name in _PARTS if name in values)]
+    return [(name, part) for name, part in found if isinstance(part, Mapping)]
 
 
 __all__ = [

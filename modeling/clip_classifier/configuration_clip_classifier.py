@@ -149,7 +149,7 @@ class CLIPClassifierConfig(CLIPConfig):
         value, size = getattr(self.text_config, name), self.text_config.vocab_size
         # A causal encoder only looks for it: 2 in the configurations of 2022, and more than there are in small ones.
         if not isinstance(value, int) or value < 0 or (not family.text_is_causal and value >= size):
-            raise ValueError(f"text_config.{name}: {value!r}, expected one of the {size} tokens")
+            raise ValueError(f"text_config.{name}: {value!r}, expected one of {size} tokens (vocab_size)")
 
     def validate_templates(self):
         if self.templates or isinstance(self.templates, dict):  # an empty mapping leaves every class without

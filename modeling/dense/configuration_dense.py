@@ -73,7 +73,8 @@ class PromptableSegmentationFields:
             raise ValueError(f"label_texts: {texts!r}, expected at least one text of each label")
         wanted = len(texts) + self.background_has_own_channel
         if len(self.id2label) != wanted:
-            raise ValueError(f"label_texts: for {len(texts)} labels, but id2label has {len(self.id2label)}")
+            extra = f" and the background ({self.background!r})" if self.background_has_own_channel else ""
+            raise ValueError(f"label_texts: for {len(texts)} labels{extra}, but id2label has {len(self.id2label)}")
 
     @property
     def background_has_own_channel(self) -> bool:

@@ -336,8 +336,8 @@ class PromptableSegmentationMixin:
     def _check_text_encoder(self, argument: str) -> None:
         if not self.has_text_encoder:
             raise ValueError(
-                f"{argument}: the text encoder was dropped, the model knows {len(self.config.id2label)} labels only; "
-                "load the checkpoint that still has it"
+                f"{argument}: the text encoder was dropped (text_encoder_dropped), the model knows "
+                f"{len(self.config.id2label)} labels only; load the checkpoint that still has it"
             )
 
     def sliding_window_logits(

@@ -42,7 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "mlp_ratio": (1e-3, 1000),
     **dict.fromkeys(("embed_dim", "num_heads", "window_size", "embedding_size", "hidden_sizes"), (1, 65_536)),
     "depths": (0, LARGEST_LAYERS),
-    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 1.0)),
+    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 0.1)),
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout_prob", "classifier_dropout"), (0, 1)),
     **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout", "drop_path_rate"), (0, 1)),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0, 1e6)),
@@ -55,7 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
 _COUNTS = re.compile(r"(?:^|_)(?:sizes?|dims?|depths|heads|layers|channels|convs|groups)$")
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
-_NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim")
+_NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim", "num_hidden_layers")
 _READ_AT_END = ("clip_text_model", "metaclip_2_text_model")  # a text's feature is that of its end token
 _PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # What a bad value may end in where no check foresaw it.
@@ -202,6 +202,8 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:
         raise ValueError(f"{full}: None, expected a number in {RANGES[name][0]}..{RANGES[name][1]}")
+    if where and name == "add_cross_attention" and value:
+        raise ValueError(f"{full}: {_short(value)}, expected false: encoders read one sequence")
     if where and name == "return_dict" and value is not True:
         raise ValueError(f"{full}: {_short(value)}, expected true: models read the outputs of their parts by name")
     if name == "num_labels":

@@ -7,10 +7,10 @@ import json
 import math
 import os
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 LARGEST_HEADER = 8 * 2**20  # bytes: a hundred times that of a ViT-G
@@ -140,8 +140,9 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
             found = _counts_behind(config, layers[place], part)
-            for where, one in () if found else _all_parts(model.config).items():  # of a part with another name
-                found += _counts_behind(one, layers[place], where)
+            if not part and not hasattr(config, "num_hidden_layers"):  # perhaps of a part with another name
+                inner = {where: one for where, one in _all_parts(config).items() if where}
+                found += [text for where, one in inner.items() for text in _counts_behind(one, layers[place], where)]
             asked = " or ".join(found) or f"num_hidden_layers: {layers[place]}"
             raise ValueError(f"{asked}, but the weights in {source} have {stored[place]} layers {place}")
     asked = sum(parameter.numel() for parameter in model.parameters())
@@ -176,14 +177,25 @@ def fields_behind_layers(config, names: list[str]) -> str:
     found = [
         f"{place}num_hidden_layers ({getattr(parts[place], 'num_hidden_layers', None)})" for place in sorted(parts)
     ]
+    parts = {"": config} | dict(_part_of(config, name) for name in names)
     own = [
-        f
-        for f in (fields(config) if is_dataclass(config) else ())
-        if f.name in vars(type(config)).get("__annotations__", {}) and isinstance(f.default, bool | int)
+        (
+            (getattr(one, f.name) == f.default, not isinstance(f.default, bool)),
+            f"{where}{f.name} ({getattr(one, f.name)})",
+        )
+        for where, one in parts.items()
+        for f in _own_fields(one)
+        if isinstance(f.default, bool | int)
     ]
-    own.sort(key=lambda f: getattr(config, f.name) == f.default)
-    found = found or [f"{f.name} ({getattr(config, f.name)})" for f in own[:12]]
+    own.sort(key=lambda found: found[0])
+    found = found or [text for _, text in own[:12]]
     return f"; look at {', '.join(found)}" if found else ""
+
+
+def _own_fields(config) -> list[Field]:
+    """The fields of a configuration, but not those that every configuration has."""
+    shared = {f.name for f in fields(PreTrainedConfig)}
+    return [f for f in (fields(config) if is_dataclass(config) else ()) if f.name not in shared]
 
 
 def unusual_fields(config) -> str:
@@ -241,6 +253,7 @@ def _counts_behind(config, count: int, where: str) -> list[str]:
     if hasattr(config, "depths"):
         return [f"{where}depths: {config.depths}"]
     values = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+    values.pop("architectures", None)
     found = [
         name
         for name, value in values.items()
@@ -265,6 +278,8 @@ def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[
 _MAIN_SIZES = ("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "projection_dim")
 _SHAPES_BEHIND = dict.fromkeys(("patch_size", "image_size", "num_channels"), "patch|position")  # field -> tensors
 _SHAPES_BEHIND |= {"neck_hidden_sizes": "neck", "templates": "prompt"}
+_SHAPES_BEHIND |= {"window_size": "relative_position"}
+_SHAPES_BEHIND |= dict.fromkeys(("anchor_ratios", "anchor_scales"), "objectness|proposal|anchor")
 
 
 def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> str:
@@ -278,16 +293,14 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     changed = [
         (prefix + f.name, str(getattr(one, f.name))[:60])
         for prefix, one in parts.items()
-        for f in (fields(one) if is_dataclass(one) else ())
-        if f.name in vars(type(one)).get("__annotations__", {})
-        and (
+        for f in _own_fields(one)
+        if (
             (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
             or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
             or (f.name in _SHAPES_BEHIND and re.search(_SHAPES_BEHIND[f.name], name))
         )
     ]
-    found = {k: v for k, v in sizes.items() if v in new}
-    found = found or {k: v for k, v in _sizes_of(_all_parts(config))[0].items() if v in new} or sizes | lists
+    found = {k: v for k, v in (sizes | _sizes_of(_all_parts(config))[0]).items() if v in new} or sizes | lists
     # Numbers of channels are often made of these by a factor.
     main = {where + k: v for k, v in vars(part).items() if k in _MAIN_SIZES and v}
     return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed) | main).items())

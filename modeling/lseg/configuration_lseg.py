@@ -252,7 +252,10 @@ class LSegConfig(PromptableSegmentationFields, PreTrainedConfig):
             raise ValueError(f"vision_config.patch_size: {patch} is larger than image_size ({vision.image_size})")
         indices = self.backbone_out_indices
         if indices is not None and (len(indices) != 4 or not all(0 <= index < layers for index in indices)):
-            raise ValueError(f"backbone_out_indices: {indices}, expected four layers in 0..{layers - 1}")
+            raise ValueError(
+                f"backbone_out_indices: {indices}, expected four layers in 0..{layers - 1} "
+                f"(vision_config.num_hidden_layers is {layers})"
+            )
 
 
 def _check_encoder(kind: object, values) -> None:
