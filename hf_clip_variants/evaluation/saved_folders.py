@@ -126,12 +126,12 @@ def _classes(source: str | os.PathLike) -> dict[str, Any]:
 
 
 def _parts(source: str | os.PathLike) -> list[tuple[str, Mapping[str, Any]]]:
-    """The files of a processor and the objects in them, by name."""
+    """The files of a processor and the objects in them, empty ones as well, by name."""
     found: list[tuple[str, Mapping[str, Any]]] = []
     for path in (Path(source) / f"{n}_config.json" for n in ("processor", "preprocessor", "tokenizer")):
         if path.is_file():
             values = read_json(path)
-            found += [(path.name, values), *((name, values[name]) for name in _PARTS if name in values)]
+            found += [(path.name, values), *((name, values[name] or {}) for name in _PARTS if name in values)]
     return [(name, part) for name, part in found if isinstance(part, Mapping)]
 
 

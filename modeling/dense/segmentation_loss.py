@@ -65,7 +65,8 @@ def checked_labels(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int
             image, row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"labels: labels[{image}, {row}, {column}] is {int(labels[image, row, column])}, expected "
-                f"0..{logits.shape[1] - 1} or {ignore_index} (ignored: semantic_loss_ignore_index)"
+                f"0..{logits.shape[1] - 1} or {ignore_index} (ignored: semantic_loss_ignore_index); a background "
+                "counts where it has a score of its own"
             )
     return labels
 

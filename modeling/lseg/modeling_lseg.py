@@ -202,7 +202,9 @@ class LSegModel(LSegPreTrainedModel):
 
     def _check_text_encoder(self):
         if self.text_model is None:
-            raise ValueError("input_ids: the text encoder was dropped (text_encoder_dropped); load the checkpoint that still has it")
+            raise ValueError(
+                "input_ids: the text encoder was dropped (text_encoder_dropped); load the checkpoint that still has it"
+            )
 
     @can_return_tuple
     def get_text_features(

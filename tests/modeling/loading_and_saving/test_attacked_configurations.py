@@ -33,6 +33,8 @@ FOUND = [
     ("glipv2", "text_config.vocab_size", 3),
     ("glipv2-AutoModelForVisualQuestionAnswering", "max_text_length", 3),
     ("lseg", "neck_hidden_sizes", None),
+    ("groupvit-AutoModelForSemanticSegmentation", "background", None),
+    ("processor audioclip", "feature_extractor", None),
     ("processor audioclip", "feature_extractor", {}),
     ("siglip2", "vision_config.num_channels", 1),
 ]
