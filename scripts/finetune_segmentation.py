@@ -8,8 +8,9 @@ maps of base concepts, with the epoch chosen on validation concepts that are not
 
 shapes   27 concepts, nine colours times three shapes ("blue heart"). The image encoder is new: nothing but the text
          encoder has ever met a novel concept. Each colour and each shape is also among the base concepts.
-emoji    190 concepts. The image encoder is that of the embedded CLIP, frozen, which has seen the concepts in other
-         styles: the closed head has it, too.
+emoji    190 concepts, one large emoji in a scene. The image encoder is that of the embedded CLIP, frozen, which has
+         seen the concepts in other styles: the closed head has it, too. What this CLIP knows is in its class token,
+         which the decoder reads; its patches are not near texts (--without-decoder), so that two things would mix.
 
 What is reported is measured in a style that was not trained on: `--part dev`, on which the settings were chosen, has
 another one than `--part report`.
@@ -128,13 +129,15 @@ WORLDS = {
         novel=14,
         validation=8,
         size=64,
-        scenes=3200,
+        scenes=2400,
         decoder=96,
         learning_rate=3e-3,
         head_factor=1.0,
         epochs=4,
         labels_at_once=24,
         held_out=100,
+        objects=(1, 1),
+        object_size=(0.7, 0.95),
     ),
 }
 

@@ -30,13 +30,14 @@ def unit_norm(x: torch.Tensor) -> torch.Tensor:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    if not norm.requires_grad:  # half the operations
+        return (wide / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(x.dtype)
     is_zero = norm == 0
     # The inner `where` keeps 1 / 0 out of the gradient, the outer one makes it zero.
     return torch.where(is_zero, 0, wide / torch.where(is_zero, 1, norm)).to(x.dtype)
 
 
-# How prompts with learned vectors are encoded, and many prompts fast. Only where the package is installed: code that
-# was exported with a model holds no adapters, and encodes plain prompts in whole rows.
+# Learned prompts, and many prompts fast. Where the package is not installed, prompts are encoded in whole rows.
 _prompt_encoding = optional_module(".prompt_encoding", __package__)
 _image_encoding = optional_module(".image_encoding", __package__)  # images on a CPU, faster; likewise
 
@@ -70,8 +71,7 @@ class CLIPFamily:
     vision_layers: str | None = "vision_model.encoder.layers"  # None: no transformer, no place for visual prompts
     patch_norm: str | None = "vision_model.pre_layrnorm"  # between the embeddings and the first layer
     visual_projection: str | None = "visual_projection"
-    # Names of the classes of the image encoder, its stack of layers, a layer, its attention and its MLP, where it is
-    # built as CLIP's and pools the class token (`image_encoding.py`). Empty: another kind of encoder.
+    # Classes of an image encoder that is built as CLIP's and pools the class token (`image_encoding.py`), or none.
     vision_classes: tuple[str, ...] = ("VisionModel", "Encoder", "EncoderLayer", "Attention", "MLP")
     vision_switches: tuple[str, ...] = ()  # of `vision_config`, without which there are no image features
 

@@ -124,7 +124,8 @@ def _files(rng: random.Random, folder: Path):
     content = {
         "list.json": lambda: json.dumps(names),
         "mapping.json": lambda: json.dumps({str(i): name for i, name in enumerate(names)}),
-        "names.txt": lambda: "\n".join(names) + "\n",
+        # A byte order mark at the start is the file's, one after it the name's.
+        "names.txt": lambda: "\ufeff" * (bool(names) and names[0][0] == "\ufeff") + "\n".join(names) + "\n",
         "odd.json": lambda: json.dumps(odd),
         "bytes.txt": lambda: "\ud800",
     }[kind]()
