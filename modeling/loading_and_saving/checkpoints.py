@@ -32,6 +32,7 @@ except ImportError:  # Windows: no locks, and abandoned folders stay
 
 
 _weight_files = optional_module(".weight_files", __package__)
+_checks = optional_module(".configuration_checks", __package__)
 
 
 # What a value that no check foresaw may end in.
@@ -90,11 +91,11 @@ class CheckedLoading:
         except SafetensorError as error:
             raise OSError(f"{source}: not a valid safetensors file ({error}). Re-download the checkpoint") from error
         except Exception as error:
-            if _weight_files is not None and (config := _configuration_of_building(cls, error)) is not None:
+            if _checks is not None and (config := _configuration_of_building(cls, error)) is not None:
                 cause = f"{type(error).__name__}: {error}"
                 raise ValueError(
                     f"{source}: no {cls.__name__} can be built from its configuration ({cause})"
-                    f"{_weight_files.unusual_fields(config)}"
+                    f"{_checks.unusual_fields(config.to_dict(), type(config))}"
                 ) from error
             refused = type(error).__name__ == "UnpicklingError"  # by name: nothing here unpickles
             pickled = _weight_files is not None and _weight_files.is_pickled(folder)

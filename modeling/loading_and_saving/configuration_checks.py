@@ -267,7 +267,7 @@ def checked(cls: type) -> type:
             check_values(values, type(self))
             build(self, *args, **values)
 
-        _in_plain_words(type(self), run)
+        _in_plain_words(type(self), run, values)
 
     def __setattr__(self, name, value):
         if name == "num_labels":
@@ -279,7 +279,7 @@ def checked(cls: type) -> type:
 
     @functools.wraps(validate)
     def validated(self):
-        _in_plain_words(type(self), lambda: validate(self))
+        _in_plain_words(type(self), lambda: validate(self), _fields_of(self))
 
     cls.__init__, cls.__setattr__, cls.validate = __init__, __setattr__, validated
     return cls
@@ -362,15 +362,43 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _in_plain_words(cls: type, run: Callable[[], object]) -> None:
+def _in_plain_words(cls: type, run: Callable[[], object], values: Mapping) -> None:
     try:
         run()
-    except StrictDataclassError as error:
-        raise ValueError(_sentence(error)) from error
-    except _BROKEN as error:
+    except (StrictDataclassError, *_BROKEN) as error:
+        cause = error.__cause__ or error
+        if isinstance(error, StrictDataclassError) and not isinstance(cause, _BROKEN):
+            raise ValueError(_sentence(error)) from error
         raise ValueError(
-            f"{cls.__name__}: values that do not fit each other ({type(error).__name__}: {error})"
+            f"{cls.__name__}: values that do not fit each other ({type(cause).__name__}: {cause})"
+            f"{unusual_fields(values, cls)}"
         ) from error
+
+
+def unusual_fields(values: Mapping, config_class: type) -> str:
+    """The end of a sentence about values that no check foresaw: those that are not as in `config_class()`, also in
+    nested configurations; first the ones of another type."""
+    try:
+        usual = config_class().to_dict()
+    except Exception:  # a class of others that has no defaults
+        usual = {}
+    found = _unusual(values, usual, "")
+    found.sort(key=lambda one: one[0])
+    return f"; look at {', '.join(text for _, text in found[:30])}" if found else ""
+
+
+def _unusual(values: Mapping, usual: Mapping, where: str) -> list[tuple[bool, str]]:
+    """(whether its type is usual, its name and value) of each field."""
+    found = []
+    for name, value in values.items():
+        value = value.to_dict() if isinstance(value, PreTrainedConfig) else value
+        given = usual.get(name)
+        if isinstance(value, Mapping) and str(name).endswith("_config"):
+            found += _unusual(value, given if isinstance(given, Mapping) else {}, f"{where}{name}.")
+        elif not str(name).startswith("_") and (name not in usual or value != given):
+            numbers = isinstance(value, list | tuple) and all(map(_is_number, value))
+            found.append((numbers or type(value) is type(given), f"{where}{name} ({_short(value)})"))
+    return found
 
 
 def _sentence(error: StrictDataclassError) -> str:

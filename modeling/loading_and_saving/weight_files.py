@@ -198,24 +198,6 @@ def _own_fields(config) -> list[Field]:
     return [f for f in (fields(config) if is_dataclass(config) else ()) if f.name not in shared]
 
 
-def unusual_fields(config) -> str:
-    """The end of a sentence about a configuration that makes no model: its fields whose type is not that of the
-    default, or else the numbers that differ from it."""
-    other_types, other_values = [], []
-    for where, part in _all_parts(config).items():
-        usual = vars(type(part)())
-        for name, value in vars(part).items():
-            if name.startswith("_") or name.endswith("_config") or name not in usual or value == usual[name]:
-                continue
-            shown = f"{where}{name} ({str(value)[:40]})"
-            if usual[name] is not None and type(value) is not type(usual[name]):
-                other_types.append(shown)
-            elif isinstance(value, int | float | list | tuple):
-                other_values.append(shown)
-    found = other_types or other_values
-    return f"; look at {', '.join(found)}" if found else ""
-
-
 def _numbered(shapes: Shapes) -> dict[str, int]:
     """`"vision_model.encoder.layers"` -> how many numbered modules it has."""
     found: dict[str, set[str]] = {}
@@ -307,4 +289,4 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
 
 
 __all__ = ["WeightsDoNotFit", "check_before_filling", "check_fit", "check_folder", "is_pickled", "misfit"]
-__all__ += ["fields_behind_layers", "pickle_advice", "read_header", "read_index", "unusual_fields"]
+__all__ += ["fields_behind_layers", "pickle_advice", "read_header", "read_index"]

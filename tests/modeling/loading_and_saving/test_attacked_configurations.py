@@ -25,6 +25,7 @@ FOUND = [
     ("processor audioclip", "feature_extractor", {"a": 1}),
     ("lseg", "text_encoder_dropped", True),
     ("vild", "background", 2.5),
+    ("vild", "backbone_config.out_indices", ["a"]),
     ("vild", "anchor_ratios", [1.0, 2.0, 0.5, 0.5]),
     ("vild", "dual_encoder_config.projection_dim", 2),
     ("glip", "box_loss_weight", 1e39),
