@@ -393,7 +393,7 @@ def _unusual(values: Mapping, usual: Mapping, where: str) -> list[tuple[bool, st
     for name, value in values.items():
         value = value.to_dict() if isinstance(value, PreTrainedConfig) else value
         given = usual.get(name)
-        if isinstance(value, Mapping) and str(name).endswith("_config"):
+        if value and isinstance(value, Mapping) and str(name).endswith("_config"):
             found += _unusual(value, given if isinstance(given, Mapping) else {}, f"{where}{name}.")
         elif not str(name).startswith("_") and (name not in usual or value != given):
             numbers = isinstance(value, list | tuple) and all(map(_is_number, value))

@@ -24,6 +24,7 @@ FOUND = [
     ("lseg", "vision_config.num_hidden_layers", None),
     ("processor audioclip", "feature_extractor", {"a": 1}),
     ("lseg", "text_encoder_dropped", True),
+    ("lseg", "vision_config.backbone_config", {}),
     ("vild", "background", 2.5),
     ("vild", "backbone_config.out_indices", ["a"]),
     ("vild", "anchor_ratios", [1.0, 2.0, 0.5, 0.5]),
