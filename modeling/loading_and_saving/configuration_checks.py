@@ -53,6 +53,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 # Of any other field whose name ends so; more is noticed when sizes are compared.
 _COUNTS = re.compile(r"(?:^|_)(?:sizes?|dims?|depths|heads|layers|channels|convs|groups)$")
+# Of a field that says how many modules are made one after the other, which takes time before it takes memory.
+_LAYERS = re.compile(r"(?:^|_)num_(?:\w+_)?(?:layers|convs|blocks)$|_depth$")
 # transformers' configurations allow it, and no layer of theirs takes it.
 _NEVER_NONE = ("layer_norm_eps", "attention_dropout", "image_size", "patch_size", "logit_scale_init_value")
 _NEVER_NONE += ("initializer_factor", "initializer_range", "projection_dim", "num_hidden_layers")
@@ -194,6 +196,8 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, bool) or (isinstance(one, int | float) and not low <= one <= high):
                 raise ValueError(f"{full}: {_short(value)} is outside {low}..{high}")
+    elif _LAYERS.search(str(name)) and _is_number(value) and value > LARGEST_LAYERS:
+        raise ValueError(f"{full}: {_short(value)} is more than {LARGEST_LAYERS}")
     elif where and _COUNTS.search(str(name)):  # of encoders of others; our own fields have checks of their own
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, int | float) and one < 0:

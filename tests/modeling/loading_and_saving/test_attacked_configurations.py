@@ -26,6 +26,8 @@ FOUND = [
     ("lseg", "text_encoder_dropped", True),
     ("lseg", "vision_config.backbone_config", {}),
     ("vild", "background", 2.5),
+    ("vild", "head_num_convs", 500_000),
+    ("glip", "head_num_layers", 99_999),
     ("vild", "backbone_config.out_indices", ["a"]),
     ("vild", "anchor_ratios", [1.0, 2.0, 0.5, 0.5]),
     ("vild", "dual_encoder_config.projection_dim", 2),
