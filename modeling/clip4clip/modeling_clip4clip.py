@@ -3,7 +3,6 @@
 Paper: "CLIP4Clip: An Empirical Study of CLIP for End to End Video Clip Retrieval", https://arxiv.org/abs/2104.08860.
 """
 
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -13,49 +12,23 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
-from ..video.video_dual_encoder import VideoDualEncoder
+from ..video.temporal_layers import TemporalLayers
+from ..video.video_dual_encoder import VideoDualEncoder, VideoTextOutput
 from ..video.video_inputs import check_videos, checked_mask
 from .configuration_clip4clip import FRAMES_SEEN, CLIP4ClipConfig
-from .heads_clip4clip import CLIP4ClipLayers, CLIP4ClipPairScorer, masked_mean, with_neighbours
+from .heads_clip4clip import CLIP4ClipPairScorer, unit_masked_mean, with_neighbours
 
 
 # B texts, L tokens, V videos, T frames, D joint width
 
 _STD = 0.02  # of new layers in heads
 _HEAD_PARTS = ("temporal_lstm", "temporal_layers", "pair_scorer")
-
-
-@dataclass
-class CLIP4ClipOutput(ModelOutput):
-    """
-    Args:
-        loss: (), with `return_loss`: the mean of the cross-entropies of texts over videos and of videos over texts.
-        logits_per_video: (V, B). Scaled cosine similarities; of tightTransf, the scores themselves.
-        logits_per_text: (B, V), its transpose.
-        text_embeds: (B, D), of unit norm; of tightTransf, the features.
-        video_embeds: (V, D), of unit norm; None for tightTransf.
-        frame_features: (V, T, D), of each frame before the head, not normalised; zeros for frames that are not there.
-        text_model_output, vision_model_output: outputs of the two encoders; rows of the latter are the frames that are
-            there, one video after the other.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_video: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    video_embeds: torch.FloatTensor | None = None
-    frame_features: torch.FloatTensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
 class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -65,7 +38,7 @@ class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_attention_backend = True
-    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "CLIP4ClipLayers"]
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "TemporalLayers"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -116,7 +89,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
         if head == "seqLSTM":
             self.temporal_lstm = nn.LSTM(width, width, batch_first=True)
         elif head == "seqTransf":
-            self.temporal_layers = CLIP4ClipLayers(config.head_config)
+            self.temporal_layers = TemporalLayers(config.head_config)
         elif head == "tightTransf":
             self.pair_scorer = CLIP4ClipPairScorer(config.head_config, config.head_dropout)
         self.post_init()
@@ -236,7 +209,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
         hidden = self.temporal_features(frames, mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=masked_mean(hidden, mask),
+            pooler_output=unit_masked_mean(hidden, mask),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -280,7 +253,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
         tightTransf, which has none, the texts' features and None."""
         if self.config.similarity_head == "tightTransf":
             return self.score_pairs(texts, frames, mask), texts, None
-        videos, texts = unit_norm(masked_mean(self.temporal_features(frames, mask), mask)), unit_norm(texts)
+        videos, texts = unit_norm(unit_masked_mean(self.temporal_features(frames, mask), mask)), unit_norm(texts)
         logits = self.family.logit_scale(self.clip) * texts @ videos.T.to(texts.dtype)
         bias = self.family.logit_bias(self.clip)
         return logits if bias is None else logits + bias, texts, videos
@@ -296,7 +269,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
         video_mask: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CLIP4ClipOutput:
+    ) -> VideoTextOutput:
         r"""
         Args:
             input_ids, attention_mask: (B, L), as the tokenizer gives them.
@@ -306,7 +279,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
                 pairs (in training), tightTransf's that of this process's, as in the official code.
 
         Returns:
-            [`CLIP4ClipOutput`].
+            [`VideoTextOutput`].
 
         Raises:
             ValueError: inputs of wrong shapes or types, texts that are too long, a video without frames, texts that
@@ -329,7 +302,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
             scale = self.family.logit_scale(self.clip).log()
             gather = "exact" if self.training else "none"
             loss = contrastive_loss(video_embeds, text_embeds, scale, gather=gather)
-        return CLIP4ClipOutput(
+        return VideoTextOutput(
             loss=loss,
             logits_per_video=logits.T,
             logits_per_text=logits,
@@ -361,4 +334,4 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-__all__ = ["CLIP4ClipModel", "CLIP4ClipOutput", "CLIP4ClipPreTrainedModel"]
+__all__ = ["CLIP4ClipModel", "CLIP4ClipPreTrainedModel"]

@@ -1,12 +1,13 @@
 """What video models share that are built on a dual encoder of images: its parts, its configuration, its features."""
 
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, find_family
 from ..dual_encoders.forward_checks import check_token_ids
@@ -78,6 +79,34 @@ class VideoDualEncoderFields:
         return values | {"backbone_model_type": config.model_type}
 
 
+@dataclass
+class VideoTextOutput(ModelOutput):
+    """
+    Args:
+        loss: (), the model's loss, where it was asked for.
+        logits_per_video: (V, B), scaled cosine similarities; of CLIP4Clip's tightTransf, the scores themselves.
+        logits_per_text: (B, V), its transpose.
+        text_embeds: (B, D), of unit norm; of tightTransf, the features.
+        video_embeds: (V, D), of unit norm; None for tightTransf.
+        frame_features: (V, T, D), of each frame before the head, not normalised; zeros for frames that are not there.
+            None where a video is encoded as one sequence.
+        text_model_output, vision_model_output: outputs of the two encoders; rows of the latter are the frames that are
+            there, one video after the other, unless the model says otherwise.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_video: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    video_embeds: torch.FloatTensor | None = None
+    frame_features: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
 class VideoDualEncoder:
     """Mixin before a `PreTrainedModel` that has a dual encoder `clip` and its `family`."""
 
@@ -131,4 +160,4 @@ class VideoDualEncoder:
         return frames.masked_scatter(mask.bool()[..., None], features), outputs
 
 
-__all__ = ["VideoDualEncoder", "VideoDualEncoderFields"]
+__all__ = ["VideoDualEncoder", "VideoDualEncoderFields", "VideoTextOutput"]
