@@ -100,21 +100,26 @@ class ActionCLIPConfig(VideoDualEncoderFields, CLIPConfig):
         super().__post_init__(**kwargs)
         self.logit_scale_init_value = float(self.logit_scale_init_value)
 
-    def fusion_config(self) -> CLIPTextConfig:
-        """The layers of Transf and Transf_cls, as CLIP's layers are described."""
+    def head_layers(self) -> CLIPTextConfig:
+        """The layers of Transf and Transf_cls, as CLIP's layers are described. (transformers takes an attribute
+        `fusion_config` for a table of kernels.)"""
         width, of_class_token = self.projection_dim, self.fusion_head == "Transf_cls"
-        heads = self.text_config.num_attention_heads
-        heads = 8 if of_class_token else heads if width % heads == 0 else max(1, width // 64)
         return CLIPTextConfig(
             hidden_size=width,
             intermediate_size=self.fusion_intermediate_size or (2048 if of_class_token else 4 * width),
             num_hidden_layers=self.num_fusion_layers,
-            num_attention_heads=self.num_fusion_heads or heads,
+            num_attention_heads=self._attention_heads(),
             max_position_embeddings=self.fusion_positions or self.text_config.max_position_embeddings,
             hidden_act="quick_gelu",
             layer_norm_eps=1e-12,  # of Transf, as in the official code
             attention_dropout=0.0,
         )
+
+    def _attention_heads(self) -> int:
+        if self.num_fusion_heads is not None or self.fusion_head == "Transf_cls":
+            return self.num_fusion_heads or 8
+        width, heads = self.projection_dim, self.text_config.num_attention_heads
+        return heads if width % heads == 0 else max(1, width // 64)
 
     def validate_choices(self):
         choices = (("visual_prompt", VISUAL_PROMPTS), ("fusion_head", FUSION_HEADS), ("conv1d_layout", CONV_LAYOUTS))
@@ -152,15 +157,14 @@ class ActionCLIPConfig(VideoDualEncoderFields, CLIPConfig):
     def validate_fusion(self):
         if not hasattr(self.text_config, "vocab_size") or self.fusion_head not in ("Transf", "Transf_cls"):
             return
-        layers = self.fusion_config()
-        if layers.hidden_size % layers.num_attention_heads:
+        if self.projection_dim % self._attention_heads():
             raise ValueError(
-                f"num_fusion_heads: {layers.num_attention_heads} does not divide {layers.hidden_size}, the joint width"
+                f"num_fusion_heads: {self._attention_heads()} does not divide {self.projection_dim}, the joint width"
             )
-        if self.fusion_head == "Transf" and layers.max_position_embeddings < self.num_frames:
+        positions = self.fusion_positions or self.text_config.max_position_embeddings
+        if self.fusion_head == "Transf" and positions < self.num_frames:
             raise ValueError(
-                f"fusion_positions: {layers.max_position_embeddings}, expected at least {self.num_frames} for "
-                f"num_frames={self.num_frames}"
+                f"fusion_positions: {positions}, expected at least {self.num_frames} for num_frames={self.num_frames}"
             )
 
     def validate_shift(self):

@@ -49,7 +49,7 @@ def label_contrastive_loss(
         >>> round(label_contrastive_loss(video, text, math.log(10.0), torch.tensor([0, 1, 1])).item(), 4)
         2.8699
 
-    Paper: "ActionCLIP: A New Paradigm for Video Action Recognition", https://arxiv.org/abs/2109.08472, equation 4.
+    Paper: "ActionCLIP: A New Paradigm for Video Action Recognition", https://arxiv.org/abs/2109.08472.
     """
     dtype = torch.promote_types(torch.promote_types(video_embeds.dtype, text_embeds.dtype), torch.float32)
     with torch.autocast(video_embeds.device.type, enabled=False):

@@ -113,7 +113,7 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
         elif config.visual_prompt == "joint":
             vision = self.clip.vision_model
             vision.embeddings = JointCLIPVisionEmbeddings(vision.config, config.num_frames)
-        layers = config.fusion_config()
+        layers = config.head_layers()
         layers._attn_implementation = config._attn_implementation
         self.fusion = ActionCLIPFusion(config, layers)
         self.post_init()
@@ -264,7 +264,7 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
         videos, _, _, outputs = self._encode_videos(pixel_values_videos, mask, **kwargs)
         videos, texts = unit_norm(videos), unit_norm(text_features).to(videos.dtype)
         texts = texts[None] if texts.dim() == 2 else texts
-        # Section 4 of the official evaluation: a softmax over classes for each prompt, then the mean of prompts.
+        # As in the official evaluation: a softmax over classes for each prompt, then the mean of prompts.
         cosines = torch.einsum("vd,pcd->vpc", videos, texts)
         shares = (self._score_scale() * cosines.float()).log_softmax(-1)
         shares = shares.unflatten(0, (-1, views)).flatten(1, 2)

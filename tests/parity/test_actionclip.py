@@ -142,7 +142,7 @@ def fusion_of(fixture) -> tuple[ActionCLIPConfig, ActionCLIPFusion, dict[str, to
         fusion_intermediate_size=None if first is None else len(first),
         fusion_positions=said["context_length"],
     )
-    fusion, table = ActionCLIPFusion(config, config.fusion_config()).eval(), fusion_names(config)
+    fusion, table = ActionCLIPFusion(config, config.head_layers()).eval(), fusion_names(config)
     expected = {"fusion." + name: tensor for name, tensor in fusion.state_dict().items()}
     used = {name: tensor for name, tensor in weights.items() if name not in unused_names(weights)}
     converted = rename_from_official(used, table, expected, of="ActionCLIP")
