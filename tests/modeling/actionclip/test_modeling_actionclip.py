@@ -244,11 +244,14 @@ def test_classes_are_set_and_learned():
 
 
 def test_a_video_may_have_several_labels(tmp_path):
-    model = actionclip_classifier(problem_type="multi_label_classification", frozen_encoders="both")
+    torch.manual_seed(0)
+    model = ActionCLIPForVideoClassification(
+        actionclip_config(problem_type="multi_label_classification", frozen_encoders="both", fusion_head="LSTM")
+    ).set_classes(LABELS, tiny_tokenizer())
     batch = classifier_batch() | {"labels": torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 1]])}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(100):
         optimizer.zero_grad()
         losses.append(model(**batch).loss)
         losses[-1].backward()
