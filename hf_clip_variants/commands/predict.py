@@ -190,7 +190,7 @@ def predict(
     use_precision(loaded.model, precision, say)
     several = loaded.several_labels
     top = top or (len(loaded.class_names) if several else 1)
-    paths = list(find_images(inputs)) if inputs else find_images(_lines())
+    paths = list(find_images(inputs, videos=True)) if inputs else find_images(_lines())
     broken, done = 0, 0
     as_json = json or (format or _format_of(out)) == "json"
     threshold = _threshold(loaded, threshold, reject)

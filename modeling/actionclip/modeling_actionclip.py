@@ -262,14 +262,19 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
         check_videos(pixel_values_videos)
         mask = checked_mask(video_mask, pixel_values_videos)
         videos, _, _, outputs = self._encode_videos(pixel_values_videos, mask, **kwargs)
-        videos, texts = unit_norm(videos), unit_norm(text_features).to(videos.dtype)
+        return self.class_logits(videos, text_features, views), unit_norm(videos), outputs
+
+    def class_logits(self, video_features: torch.Tensor, text_features: torch.Tensor, views: int = 1) -> torch.Tensor:
+        """`video_text_logits` of features that are there: (V * R, D), all R views of a video together, and (C, D) or
+        (P, C, D) -> (V, C)."""
+        videos, texts = unit_norm(video_features), unit_norm(text_features).to(video_features.dtype)
         texts = texts[None] if texts.dim() == 2 else texts
         # As in the official evaluation: a softmax over classes for each prompt, then the mean of prompts.
         cosines = torch.einsum("vd,pcd->vpc", videos, texts)
         shares = (self._score_scale() * cosines.float()).log_softmax(-1)
         shares = shares.unflatten(0, (-1, views)).flatten(1, 2)
         logits = shares.logsumexp(1) - torch.tensor(float(shares.shape[1])).log().to(shares.device)
-        return logits.to(videos.dtype), videos, outputs
+        return logits.to(videos.dtype)
 
     def _score_scale(self):
         scale = self.config.score_scale
