@@ -221,10 +221,10 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--heads", default=",".join(FUSION_HEADS))
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--drawn-clips", type=int, default=160, help="to train on, of each axis, each also backwards")
+    parser.add_argument("--drawn-clips", type=int, default=80, help="to train on, of each axis, each also backwards")
     parser.add_argument("--frames", type=int, default=6)
-    parser.add_argument("--layers", type=int, default=2, help="of Transf and Transf_cls")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--layers", type=int, default=1, help="of Transf and Transf_cls")
+    parser.add_argument("--steps", type=int, default=150)
     options = parser.parse_args(argv)
     for argument, known in (("heads", FUSION_HEADS), ("tasks", tuple(TASKS))):
         given = getattr(options, argument).split(",")
