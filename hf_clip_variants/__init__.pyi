@@ -17,6 +17,9 @@ from .evaluation.multi_label import calibrate_labels as calibrate_labels
 from .few_shot.adapt import adapt as adapt
 from .few_shot.fitting import fit_adapter as fit_adapter
 from .hub.export import export_with_code as export_with_code
+from .modeling.actionclip.classification_actionclip import ActionCLIPForVideoClassification as ActionCLIPForVideoClassification
+from .modeling.actionclip.configuration_actionclip import ActionCLIPConfig as ActionCLIPConfig
+from .modeling.actionclip.modeling_actionclip import ActionCLIPModel as ActionCLIPModel
 from .modeling.audioclip.configuration_audioclip import AudioCLIPAudioConfig as AudioCLIPAudioConfig
 from .modeling.audioclip.configuration_audioclip import AudioCLIPConfig as AudioCLIPConfig
 from .modeling.audioclip.feature_extraction_audioclip import AudioCLIPFeatureExtractor as AudioCLIPFeatureExtractor

@@ -15,6 +15,7 @@ from .detection import detect_files
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
+from .video_classification import classify_video_files, is_video_model
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -133,6 +134,9 @@ def predict(
     Detection writes a folder, too: pictures/, also of a video (clip.mp4, frame by frame; needs the extra "video"), and
     annotations.json. A line has an object's label, score and box in pixels.
 
+    A model of videos (ActionCLIP, CLIP4Clip) classifies videos; with --out, a folder, there is a picture of the frames
+    and the best classes of each. What adapt fitted on videos reads videos, too: it sees the mean of eight frames.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -146,6 +150,8 @@ def predict(
         --labels "car, sky, building;house"
       hf-clip-variants predict clip.mp4 --task detection --model detector \\
         --labels "cat, ball"
+      hf-clip-variants predict clip.mp4 --model actionclip \\
+        --classes "running, rowing" --out answers
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -179,6 +185,14 @@ def predict(
             return _exit(*detect_files(sources, model, labels, templates, threshold=threshold, **common))
         options_of_segments = {"background": background, "window": window, "threshold": threshold or 0.0}
         return _exit(*segment_files(sources, model, labels, templates, **options_of_segments, **common))
+    if model is not None and adapter is None and is_video_model(model):
+        if reject or threshold is not None:
+            raise ValueError(f"{'--reject' if reject else '--threshold'}: got it for videos; it is for images")
+        chosen_classes = options.classes_to_choose_from(classes)
+        common = {"out": out, "batch_size": batch_size, "device": device, "as_json": json or format == "json"}
+        return _exit(
+            *classify_video_files(inputs or _lines(), model, chosen_classes, templates, top=top, **common), "videos"
+        )
     if out is not None and os.path.isdir(out):
         raise IsADirectoryError(f"--out: {out} is a folder; want a file")
     prepare_libraries(watched=not json)
@@ -190,7 +204,7 @@ def predict(
     use_precision(loaded.model, precision, say)
     several = loaded.several_labels
     top = top or (len(loaded.class_names) if several else 1)
-    paths = list(find_images(inputs)) if inputs else find_images(_lines())
+    paths = list(find_images(inputs, videos=True)) if inputs else find_images(_lines())
     broken, done = 0, 0
     as_json = json or (format or _format_of(out)) == "json"
     threshold = _threshold(loaded, threshold, reject)
@@ -218,9 +232,9 @@ def predict(
     _exit(broken, done)
 
 
-def _exit(broken: int, done: int) -> None:
+def _exit(broken: int, done: int, what: str = "images") -> None:
     if broken:
-        say(f"{broken} of {done} images could not be read", style="red")
+        say(f"{broken} of {done} {what} could not be read", style="red")
         raise typer.Exit(UNREADABLE)
 
 

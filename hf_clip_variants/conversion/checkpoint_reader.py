@@ -61,6 +61,8 @@ _LEGACY_VERSION = 1001
 # The keys under which training scripts nest the weights, in the order in which they are tried.
 _NESTING = ("state_dict", "model_state_dict", "model")
 _MAX_NESTING = 4
+# Dictionaries of a second network beside those, whose names keep the dictionary's in front.
+_BESIDE = ("fusion_model_state_dict",)
 
 
 class UnsafeCheckpointError(OSError):
@@ -141,7 +143,9 @@ def unwrap_state_dict(
     """The state dict inside what a training script saved.
 
     Follows `"state_dict"`, `"model_state_dict"` and `"model"`, strips leading `module.` (DataParallel) and every
-    `_orig_mod.` (torch.compile), keeps the tensors and says in one log line what it dropped. `origin` names the file
+    `_orig_mod.` (torch.compile), keeps the tensors and says in one log line what it dropped. A second network's
+    dictionary beside these (`"fusion_model_state_dict"`, ActionCLIP's head) is kept under names that start with its
+    own. `origin` names the file
     in messages; `never_built` are names to list with the dropped.
 
     Raises:
@@ -162,15 +166,17 @@ def _unwrap(checkpoint: Any, origin: str) -> tuple[dict[str, Any], list]:
         kind = "a single tensor" if _is_tensor(checkpoint) else f"a {type(checkpoint).__name__}"
         raise ValueError(f"{origin}: expected a dictionary of named tensors, got {kind}: use read_checkpoint")
     dropped: list[str] = []
-    found = checkpoint
+    found, beside = checkpoint, {}
     for _ in range(_MAX_NESTING):
         inner = next((key for key in _NESTING if _leads_to_tensors(found.get(key), _MAX_NESTING - 1)), None)
         if inner is None:
             break
-        dropped += [key for key in found if key != inner]
+        seconds = [key for key in _BESIDE if _leads_to_tensors(found.get(key), 0)]
+        beside |= {f"{key}.{_without_wrappers(str(name))}": t for key in seconds for name, t in found[key].items()}
+        dropped += [key for key in found if key != inner and key not in seconds]
         found = found[inner]
     state_dict: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in [*found.items(), *beside.items()]:
         if not _is_tensor(value) or not isinstance(key, str):
             dropped.append(key)
             continue

@@ -109,11 +109,12 @@ def _video_outputs(model, inputs: Mapping[str, torch.Tensor], text: dict) -> dic
     found = {}
     if "input_ids" in text:
         found["text_features"] = model.get_text_features(**text).pooler_output
-    if "pixel_values_videos" in videos:
+    if "pixel_values_videos" in videos and "input_ids" in text:
+        output = model(**videos, **text)
+        names = ("frame_features", "logits_per_video", "logits_per_text")
+        found |= {name: output[name] for name in names if output.get(name) is not None}  # frames may have no features
+    elif "pixel_values_videos" in videos:
         found["frame_features"] = model.get_frame_features(**videos)
-        if "input_ids" in text:
-            output = model(**videos, **text)
-            found |= {name: output[name] for name in ("logits_per_video", "logits_per_text")}
     return found
 
 

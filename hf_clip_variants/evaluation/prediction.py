@@ -17,6 +17,7 @@ from ..data.images.folders import walk
 from ..data.images.heic import heic_is_readable
 from ..data.images.image_set import explain
 from ..data.images.names import count_left_out, is_image_name, left_out_suffix
+from ..data.images.video_frames import frames_of, is_video_name, read_video_frames, stacked
 from ..files.recommended_run import is_run_folder, recommended_run
 from ..modeling.clip_classifier.label_calibration import MULTI_LABEL
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
@@ -26,6 +27,7 @@ from .devices import choose_device
 from .finite_answers import check_answers
 from .multi_label import label_thresholds
 from .saved_folders import check_model_folder, configuration_of, load_saved_processor, read_json
+from .video_features import with_mean_of_frames
 
 
 logger = logging.getLogger(__name__)
@@ -198,8 +200,9 @@ def load_processor(source: str | os.PathLike) -> CLIPClassifierProcessor:
     return processor
 
 
-def find_images(inputs: Iterable[str]) -> Iterator[str]:
-    """Paths of files unchanged; for a folder, every image file below it, sorted; a warning counts its other files.
+def find_images(inputs: Iterable[str], videos: bool = False) -> Iterator[str]:
+    """Paths of files unchanged; for a folder, every image file (and with `videos` every video) below it, sorted; a
+    warning counts its other files.
 
     Links are followed as `load_images` does. A link that leads nowhere is among the paths if it has an image's name.
     """
@@ -208,8 +211,9 @@ def find_images(inputs: Iterable[str]) -> Iterator[str]:
             yield item
             continue
         files = sorted(Path(place, name) for place, names in walk(Path(item)) for name in names if name[0] != ".")
-        yield from (str(path) for path in files if is_image_name(path.name))
-        left_out = Counter(filter(None, (left_out_suffix(path.name) for path in files)))
+        found = [path for path in files if is_image_name(path.name) or (videos and is_video_name(path.name))]
+        yield from map(str, found)
+        left_out = Counter(filter(None, (left_out_suffix(path.name) for path in set(files).difference(found))))
         if left_out:
             logger.warning("%s: left out %s", item, count_left_out(left_out))
 
@@ -258,7 +262,11 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
 
     def read(path: str) -> torch.Tensor:
         check_readable_path(path)
-        return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
+        if not is_video_name(path):
+            return loaded.processor.image_processor([path], return_tensors="pt")["pixel_values"]
+        with_mean_of_frames(loaded.model)
+        frames = frames_of(read_video_frames(path))
+        return stacked(loaded.processor.image_processor(frames, return_tensors="pt")["pixel_values"])[None]
 
     def finish(waiting: list[tuple[str, Future]]) -> list[Prediction]:
         outcomes: dict[int, Prediction] = {}
@@ -268,12 +276,14 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
                 pixels.append((place, future.result()))
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
                 outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
-        if pixels:
-            batch = torch.cat([values for _, values in pixels]).to(device)
+        # Videos are of another size than images.
+        for shape in dict.fromkeys(values.shape for _, values in pixels):
+            alike = [(place, values) for place, values in pixels if values.shape == shape]
+            batch = torch.cat([values for _, values in alike]).to(device)
             logits = loaded.model(pixel_values=batch).logits.float()
             check_answers(logits, loaded.model, pixel_values=batch)
             best = scores_of(logits).topk(top, dim=1)
-            for (place, _), scores, classes in zip(pixels, best.values.tolist(), best.indices.tolist(), strict=True):
+            for (place, _), scores, classes in zip(alike, best.values.tolist(), best.indices.tolist(), strict=True):
                 named = tuple((loaded.class_names[c], score) for c, score in zip(classes, scores, strict=True))
                 if thresholds is not None:
                     named = tuple((name, score) for name, score in named if score > 0)

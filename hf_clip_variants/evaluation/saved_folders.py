@@ -74,8 +74,13 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProcessor, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use."""
+def load_saved_processor(
+    source: str | os.PathLike, auto_class: Any = AutoProcessor, of: str = "images", **options: Any
+) -> Any:
+    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use.
+
+    `of`: what a processor must read, "images" or "videos".
+    """
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = Path(source) / name
         if path.is_file():
@@ -96,8 +101,8 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
-        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
+    if auto_class is AutoProcessor and getattr(found, f"{of.removesuffix('s')}_processor", None) is None:
+        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without {of}; {named}")
     return found
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from ..data.augmentation.views import AugmentedViews
 from ..data.images.image_set import ImageSet
 from ..evaluation.devices import choose_device
 from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
+from ..evaluation.video_features import with_mean_of_frames
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
 from .drawn_views import DrawnViews, views_of_fit
 from .fitting import apply_overrides
@@ -71,6 +73,8 @@ def plan(
         for m in methods
         for k in shots
     }
+    if train.videos:
+        with_mean_of_frames(classifier)
     reduced = reduce_precision(classifier, precision)
     with nullcontext() if reduced is None else reduced.used():
         cost = _measure(classifier, load_processor(model), train.select(draws.rows[:TIMED]))
@@ -134,8 +138,8 @@ class _Cost:
 
 def _measure(classifier: CLIPClassifier, processor: Any, images: ImageSet) -> _Cost:
     device = next(classifier.parameters()).device
-    pixels = [images.image(row) for row in range(len(images))]
-    pixels = processor.image_processor(pixels, return_tensors="pt")["pixel_values"].to(device)
+    views = AugmentedViews(images, processor)
+    pixels = torch.cat([views[row] for row in range(len(views))]).to(device)
     prompts = classifier.prompt_ids[:TIMED, 0]
     kept = {p.data_ptr() for p in classifier.parameters()}
     image = _cost_of(lambda: classifier.get_image_features(pixels).pooler_output, len(pixels), kept)

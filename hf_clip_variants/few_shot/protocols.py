@@ -208,6 +208,11 @@ class Task:
     evaluations: tuple[Evaluation, ...]
     recipe_dataset: str | None = None
 
+    @property
+    def has_videos(self) -> bool:
+        sets = [self.train, self.validation, *(evaluation.images for evaluation in self.evaluations)]
+        return any(images.videos for images in sets if images is not None)
+
     def training_rows(self, shots: int, seed: int) -> list[int]:
         """Rows of `train` that a run learns from."""
         return self._trained(self.train, self.draws.splits[shots, seed].train)

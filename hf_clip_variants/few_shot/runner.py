@@ -29,6 +29,7 @@ from ..evaluation.finite_answers import check_answers
 from ..evaluation.image_prediction import class_logits, predict
 from ..evaluation.precision import reduce_precision
 from ..evaluation.prediction import load_processor
+from ..evaluation.video_features import with_mean_of_frames
 from ..files.json_files import digest
 from ..metrics.classification import accuracy
 from ..modeling.clip_classifier.modeling_clip_classifier import CLIPClassifier
@@ -130,6 +131,8 @@ class FewShotRunner:
         self.classifier = CLIPClassifier.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
         self.classifier.requires_grad_(False)
         self.classifier.faster_images = True
+        if any(task.has_videos for task in tasks):
+            with_mean_of_frames(self.classifier)
         self.processor = load_processor(model)
         self.profile = profile or default_profile(self.classifier)
         self.key = features_key(self.classifier.clip)  # of the weights, as they are for all runs
@@ -137,6 +140,8 @@ class FewShotRunner:
         self._say, self._pooled = say, self.classifier.pooled_image_features if reduced is None else reduced.encode
         if reduced is not None:  # other features
             self.key += f" {precision}"
+        if getattr(self.classifier.family, "takes_frames", False):
+            self.key += " mean of frames"
         self._tasks = tuple(tasks)  # kept alive, since sets are identified by their id()
         self._rows: dict[int, list[int]] = {}  # id() of a set -> all rows that tasks draw from it
         for task in tasks:

@@ -15,7 +15,7 @@ import numpy as np
 from ..data.few_shot_sampling import FewShotSplit, sample_few_shot
 from ..data.held_out import HELD_OUT, TEST_SHARE, hold_out
 from ..data.images.image_set import ImageSet
-from ..data.images.labelled_sets import align_classes, load_labelled
+from ..data.images.labelled_sets import WITH_VIDEOS, align_classes, load_labelled
 from ..data.images.sources import load_images
 from .named_sources import parse_test_data
 
@@ -40,7 +40,7 @@ def load_training(
     source: str | Sequence[str], reading: Mapping[str, Any] | None = None
 ) -> tuple[ImageSet, ImageSet | None]:
     """The images to draw from, and the validation split where the source has one. Nothing is decoded yet."""
-    train = load_images(source, verify=False, progress=False, **dict(reading or {}))
+    train = load_images(source, verify=False, progress=False, **WITH_VIDEOS | dict(reading or {}))
     if "validation" not in train.available_splits or train.split == "validation":
         return train, None
     return train, train.load_split(split="validation", empty_classes="warn")
@@ -266,7 +266,7 @@ def reload_test_set(results: Mapping[str, Any], name: str, run_folder: str | Pat
     from safetensors.numpy import load_file
 
     rows = load_file(Path(run_folder) / "predictions" / "zero_shot.safetensors")[f"{name}.rows"]
-    train = load_images(source, about.get("split"), verify=False, progress=False, **dict(reading or {}))
+    train = load_images(source, about.get("split"), verify=False, progress=False, **WITH_VIDEOS | dict(reading or {}))
     return align_classes(train.select(rows.tolist()), class_names, source)
 
 

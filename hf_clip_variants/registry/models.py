@@ -249,6 +249,33 @@ MODELS = (
         checkpoints=(CheckpointEntry("clip4clip", "CLIP4Clip", "modeling.clip4clip.convert_clip4clip:CHECKPOINTS"),),
     ),
     Method(
+        name="actionclip",
+        kind="model",
+        title="ActionCLIP",
+        paper=Paper(
+            "ActionCLIP: A New Paradigm for Video Action Recognition",
+            "2109.08472",
+            2021,
+            "Wang, Mengmeng and Xing, Jiazheng and Liu, Yong",
+        ),
+        code=OfficialCode("sallymmx/ActionCLIP", "MIT"),
+        task="video-classification",
+        summary="Actions in videos by class names: CLIP on frames that sees time, with sixteen prompts a class.",
+        config="modeling.actionclip.configuration_actionclip:ActionCLIPConfig",
+        model="modeling.actionclip.modeling_actionclip:ActionCLIPModel",
+        auto_classes={
+            "AutoModel": "modeling.actionclip.modeling_actionclip:ActionCLIPModel",
+            "AutoModelForVideoClassification": (
+                "modeling.actionclip.classification_actionclip:ActionCLIPForVideoClassification"
+            ),
+        },
+        processor="modeling.video.processing_video:VideoTextProcessor",
+        video_processor="modeling.video.video_processing:CLIPVideoProcessor",
+        checkpoints=(
+            CheckpointEntry("actionclip", "ActionCLIP", "modeling.actionclip.convert_actionclip:CHECKPOINTS"),
+        ),
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",

@@ -23,6 +23,7 @@ from transformers import CLIPConfig, CLIPModel
 from ..loading_and_saving.checkpoint_format import (
     LAYER_PROMPTS,
     LEARNED_CONTEXT,
+    TIME_IN_CLIP,
     BuiltModel,
     ModelFormat,
     OfficialFile,
@@ -432,7 +433,7 @@ CHECKPOINTS = ModelFormat(
     signature=Signature(
         every=(r"visual\.", r"(text\.)?(text_projection|token_embedding|transformer)"),
         # A ResNet, Chinese-CLIP's BERT, SLIP's projection, or an adapter's file that holds its CLIP.
-        none=(r"visual\.layer1\.", r"bert\.", r"image_projection$", LEARNED_CONTEXT, LAYER_PROMPTS),
+        none=(r"visual\.layer1\.", r"bert\.", r"image_projection$", LEARNED_CONTEXT, LAYER_PROMPTS, TIME_IN_CLIP),
     ),
     other_files=open_clip_files,
     build=lambda official: build_from_official(official, clip_from_official, infer_clip_config),

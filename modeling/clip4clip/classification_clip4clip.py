@@ -11,10 +11,10 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..clip_classifier.classification_loss import classification_loss
 from ..dual_encoders.forward_checks import check_output
-from ..dual_encoders.prompts import resolve_class_names, resolve_templates
-from ..video.class_texts import class_features
+from ..video.class_texts import encode_classes, set_labels
+from ..video.video_inputs import check_videos, checked_mask
 from .configuration_clip4clip import CLIP4ClipConfig
-from .modeling_clip4clip import CLIP4ClipModel, check_videos, checked_mask
+from .modeling_clip4clip import CLIP4ClipModel
 
 
 class CLIP4ClipForVideoClassification(CLIP4ClipModel):
@@ -54,7 +54,6 @@ class CLIP4ClipForVideoClassification(CLIP4ClipModel):
         if module is self and getattr(self, "class_features", None) is not None:
             init.zeros_(self.class_features)
 
-    @torch.no_grad()
     def set_classes(
         self, class_names: str | Sequence[str], processor, templates: str | Sequence[str] = "{}"
     ) -> "CLIP4ClipForVideoClassification":
@@ -68,17 +67,8 @@ class CLIP4ClipForVideoClassification(CLIP4ClipModel):
         Raises:
             ValueError: no, blank or repeated names, or a template without {}. The model is as it was then.
         """
-        names, templates = resolve_class_names(class_names), resolve_templates(templates)
-        tokenizer, training = getattr(processor, "tokenizer", processor), self.training
-        self.eval()
-        try:
-            features = class_features(self, tokenizer, names, templates, "class_names")
-        finally:
-            self.train(training)
-        self.class_features = features.to(self.dtype)
-        self.config.num_class_features = len(names)
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: label for label, name in enumerate(names)}
+        names, _, self.class_features = encode_classes(self, class_names, processor, templates)
+        set_labels(self.config, names)
         return self
 
     @can_return_tuple

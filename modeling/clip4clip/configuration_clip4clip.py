@@ -3,8 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
-from ..dual_encoders.backbones import family_of, find_family
-from ..loading_and_saving.configuration_checks import check_encoder_types, check_range, checked, without_kernels
+from ..loading_and_saving.configuration_checks import check_range, checked, without_kernels
+from ..video.video_dual_encoder import VideoDualEncoderFields
 
 
 HEADS = ("meanP", "seqLSTM", "seqTransf", "tightTransf")
@@ -48,7 +48,7 @@ class CLIP4ClipHeadConfig(PreTrainedConfig):
 
 @checked
 @strict
-class CLIP4ClipConfig(CLIPConfig):
+class CLIP4ClipConfig(VideoDualEncoderFields, CLIPConfig):
     r"""
     A `CLIPConfig` (every field sits where CLIP has it, so a plain CLIP checkpoint loads) and how videos are compared
     with texts. The defaults are the paper's with ViT-B/32 and the head that is best on MSR-VTT's 9k videos.
@@ -91,6 +91,8 @@ class CLIP4ClipConfig(CLIPConfig):
     """
 
     model_type = "clipv-clip4clip"
+    nested_types = {"head_config": (CLIP4ClipHeadConfig.model_type,)}
+    read_first = ("head_config", "similarity_head", "patch_embedding", "num_frames")
     sub_configs_defaults = CLIPConfig.sub_configs_defaults | {"head_config": CLIP4ClipHeadConfig}
     keys_to_ignore_at_inference = ["text_embeds", "video_embeds", "frame_features"]
     keys_to_ignore_at_inference += ["text_model_output", "vision_model_output"]
@@ -108,18 +110,9 @@ class CLIP4ClipConfig(CLIPConfig):
     num_class_features: int = 0
 
     def __post_init__(self, **kwargs):
-        family = family_of(self.backbone_model_type)
-        for part in ("text_config", "vision_config"):
-            values = getattr(self, part)
-            if not isinstance(values, PreTrainedConfig):
-                values = dict(values or {}) | dict(
-                    kwargs.pop(f"{part}_dict", None) or {}
-                )  # the latter: CLIP's of 2022
-                values = {k: v for k, v in values.items() if k != "model_type"}
-                setattr(self, part, family.sub_config_class(part)(**values))
+        self.make_encoder_configs(kwargs)
         if self.patch_embedding == "3d" and self.vision_config.num_channels == 3:
             self.vision_config.num_channels = 3 * FRAMES_SEEN
-        self.projection_dim = family.joint_width(self)
         if not isinstance(self.head_config, PreTrainedConfig):
             values = {k: v for k, v in (self.head_config or {}).items() if k != "model_type"}
             self.head_config = CLIP4ClipHeadConfig(**self._default_head() | values)
@@ -134,40 +127,6 @@ class CLIP4ClipConfig(CLIPConfig):
             "num_attention_heads": heads if width % heads == 0 else max(1, width // 64),
             "max_position_embeddings": self.text_config.max_position_embeddings,
         }
-
-    @classmethod
-    def part_classes(cls, values) -> dict[str, type]:
-        """The encoders' configurations, for `check_values`; none for a family that is unknown. The head's is not among
-        them: its defaults follow from the encoders'."""
-        family = find_family(values.get("backbone_model_type", "clip"))
-        return {part: family.sub_config_class(part) for part in ("text_config", "vision_config")} if family else {}
-
-    @classmethod
-    def from_dict(cls, config_dict, **kwargs):
-        """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
-        encoders are the family's."""
-        backbone = config_dict.get("backbone_model_type", "clip")
-        family = family_of(backbone)
-        parts = {
-            part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")
-        }
-        check_encoder_types(config_dict, parts | {"head_config": (CLIP4ClipHeadConfig.model_type,)})
-        values = without_kernels(config_dict)
-        # Others follow from these: they are set before the configuration is made, not after it.
-        for name in ("head_config", "similarity_head", "patch_embedding", "num_frames"):
-            if name in kwargs:
-                values[name] = kwargs.pop(name)
-        return super().from_dict(values, **kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; a plain dual encoder's configuration is one of ours with a new head."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            family_of(model_type)
-            config_dict = config_dict | {"model_type": cls.model_type, "backbone_model_type": model_type}
-        return config_dict, kwargs
 
     def validate_choices(self):
         for name, known in (("similarity_head", HEADS), ("patch_embedding", PATCHES)):

@@ -3,7 +3,6 @@
 Paper: "CLIP4Clip: An Empirical Study of CLIP for End to End Video Clip Retrieval", https://arxiv.org/abs/2104.08860.
 """
 
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -13,47 +12,23 @@ from torch.utils.checkpoint import checkpoint as checkpoint_activations
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
+from ..dual_encoders.forward_checks import check_output
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
+from ..video.temporal_layers import TemporalLayers
+from ..video.video_dual_encoder import VideoDualEncoder, VideoTextOutput
+from ..video.video_inputs import check_videos, checked_mask
 from .configuration_clip4clip import FRAMES_SEEN, CLIP4ClipConfig
-from .heads_clip4clip import CLIP4ClipLayers, CLIP4ClipPairScorer, masked_mean, with_neighbours
+from .heads_clip4clip import CLIP4ClipPairScorer, unit_masked_mean, with_neighbours
 
 
 # B texts, L tokens, V videos, T frames, D joint width
 
 _STD = 0.02  # of new layers in heads
 _HEAD_PARTS = ("temporal_lstm", "temporal_layers", "pair_scorer")
-
-
-@dataclass
-class CLIP4ClipOutput(ModelOutput):
-    """
-    Args:
-        loss: (), with `return_loss`: the mean of the cross-entropies of texts over videos and of videos over texts.
-        logits_per_video: (V, B). Scaled cosine similarities; of tightTransf, the scores themselves.
-        logits_per_text: (B, V), its transpose.
-        text_embeds: (B, D), of unit norm; of tightTransf, the features.
-        video_embeds: (V, D), of unit norm; None for tightTransf.
-        frame_features: (V, T, D), of each frame before the head, not normalised; zeros for frames that are not there.
-        text_model_output, vision_model_output: outputs of the two encoders; rows of the latter are the frames that are
-            there, one video after the other.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_video: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    video_embeds: torch.FloatTensor | None = None
-    frame_features: torch.FloatTensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
 
 
 class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
@@ -63,7 +38,7 @@ class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_attention_backend = True
-    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "CLIP4ClipLayers"]
+    _no_split_modules = ["CLIPEncoderLayer", "CLIPTextEmbeddings", "CLIPVisionEmbeddings", "TemporalLayers"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -80,7 +55,7 @@ class CLIP4ClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
+class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
     r"""
     CLIP4Clip (Luo et al. 2021): retrieval of videos by texts and of texts by videos.
 
@@ -114,7 +89,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         if head == "seqLSTM":
             self.temporal_lstm = nn.LSTM(width, width, batch_first=True)
         elif head == "seqTransf":
-            self.temporal_layers = CLIP4ClipLayers(config.head_config)
+            self.temporal_layers = TemporalLayers(config.head_config)
         elif head == "tightTransf":
             self.pair_scorer = CLIP4ClipPairScorer(config.head_config, config.head_dropout)
         self.post_init()
@@ -130,9 +105,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             clip: a `CLIPModel`, or for loose heads another one of `modeling/dual_encoders/backbones.py`.
             options: fields of [`CLIP4ClipConfig`], such as `similarity_head="meanP"` or `patch_embedding="3d"`.
         """
-        values = {k: v for k, v in clip.config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
-        values["backbone_model_type"] = clip.config.model_type
-        config = CLIP4ClipConfig(**values | options)
+        config = CLIP4ClipConfig(**CLIP4ClipConfig.values_from(clip.config) | options)
         model, weights = cls(config).to(clip.dtype), dict(clip.state_dict())
         if config.patch_embedding == "3d":
             name = "vision_model.embeddings.patch_embedding.weight"
@@ -195,58 +168,12 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
                 self.initialize_head()
         return missing
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.family.token_embedding_of(self.clip)
-
-    def set_input_embeddings(self, value: nn.Module):
-        parent, _, name = self.family.token_embedding.rpartition(".")
-        setattr(self.clip.get_submodule(parent), name, value)
-
-    @property
-    def logit_scale(self) -> nn.Parameter:
-        """CLIP's, for callbacks that limit it."""
-        return self.clip.logit_scale
-
     # ---- features
 
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPooling:
-        """As in `CLIPModel`: `pooler_output` (B, D), not normalised."""
-        return self._encode_texts(input_ids, attention_mask, **kwargs)
-
-    def _encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
-        text = self.config.text_config
-        check_token_ids(input_ids, text.vocab_size, longest=getattr(text, "max_position_embeddings", None))
-        kwargs["return_dict"] = True
-        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-    def get_frame_features(
-        self, pixel_values_videos: torch.FloatTensor, video_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """(V, T, 3, H, W) -> (V, T, D), each frame by itself, not normalised; zeros for frames that are not there,
-        which are not encoded.
-        """
-        check_videos(pixel_values_videos)
-        return self._encode_frames(pixel_values_videos, checked_mask(video_mask, pixel_values_videos))[0]
-
     def _encode_frames(self, pixel_values_videos: torch.Tensor, mask: torch.Tensor, **kwargs):
-        """(V, T, 3, H, W), (V, T) -> (V, T, D), and the image encoder's output for the frames that are there."""
         if self.config.patch_embedding == "3d":
             pixel_values_videos = with_neighbours(pixel_values_videos)
-        all_there = torch.compiler.is_compiling() or bool(mask.all())
-        pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
-        kwargs["return_dict"] = True
-        outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
-        features = outputs.pooler_output
-        if all_there:
-            return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs
-        frames = features.new_zeros(*mask.shape, features.shape[-1])
-        return frames.masked_scatter(mask.bool()[..., None], features), outputs
+        return super()._encode_frames(pixel_values_videos, mask, **kwargs)
 
     def temporal_features(self, frame_features: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
         """(V, T, D) -> (V, T, D): frames that know of each other, by a sequential head; else the same."""
@@ -282,7 +209,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         hidden = self.temporal_features(frames, mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden,
-            pooler_output=masked_mean(hidden, mask),
+            pooler_output=unit_masked_mean(hidden, mask),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -326,7 +253,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         tightTransf, which has none, the texts' features and None."""
         if self.config.similarity_head == "tightTransf":
             return self.score_pairs(texts, frames, mask), texts, None
-        videos, texts = unit_norm(masked_mean(self.temporal_features(frames, mask), mask)), unit_norm(texts)
+        videos, texts = unit_norm(unit_masked_mean(self.temporal_features(frames, mask), mask)), unit_norm(texts)
         logits = self.family.logit_scale(self.clip) * texts @ videos.T.to(texts.dtype)
         bias = self.family.logit_bias(self.clip)
         return logits if bias is None else logits + bias, texts, videos
@@ -342,7 +269,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         video_mask: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CLIP4ClipOutput:
+    ) -> VideoTextOutput:
         r"""
         Args:
             input_ids, attention_mask: (B, L), as the tokenizer gives them.
@@ -352,7 +279,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
                 pairs (in training), tightTransf's that of this process's, as in the official code.
 
         Returns:
-            [`CLIP4ClipOutput`].
+            [`VideoTextOutput`].
 
         Raises:
             ValueError: inputs of wrong shapes or types, texts that are too long, a video without frames, texts that
@@ -375,7 +302,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             scale = self.family.logit_scale(self.clip).log()
             gather = "exact" if self.training else "none"
             loss = contrastive_loss(video_embeds, text_embeds, scale, gather=gather)
-        return CLIP4ClipOutput(
+        return VideoTextOutput(
             loss=loss,
             logits_per_video=logits.T,
             logits_per_text=logits,
@@ -385,41 +312,6 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
             text_model_output=text_outputs,
             vision_model_output=frame_outputs,
         )
-
-
-# ---- what comes in
-
-
-def check_videos(pixel_values_videos: torch.Tensor) -> None:
-    """ValueError unless (V, T, 3, H, W) normalised frames."""
-    is_tensor = isinstance(pixel_values_videos, torch.Tensor)
-    if not is_tensor or pixel_values_videos.dim() != 5:
-        got = list(pixel_values_videos.shape) if is_tensor else type(pixel_values_videos).__name__
-        raise ValueError(f"pixel_values_videos: expected [videos, frames, 3, H, W], got {got}")
-    if not torch.compiler.is_compiling() and not pixel_values_videos.numel():
-        raise ValueError(
-            f"pixel_values_videos: expected at least one video with frames, got {list(pixel_values_videos.shape)}"
-        )
-    check_pixels(pixel_values_videos.flatten(0, 1), 3, "pixel_values_videos")
-
-
-def checked_mask(video_mask: torch.Tensor | None, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, or they are not first."""
-    shape = pixel_values_videos.shape[:2]
-    if video_mask is None:
-        return torch.ones(shape, dtype=torch.long, device=pixel_values_videos.device)
-    is_tensor = isinstance(video_mask, torch.Tensor)
-    if not is_tensor or video_mask.shape != shape:
-        got = f"shape {list(video_mask.shape)}" if is_tensor else type(video_mask).__name__
-        raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, frames)")
-    mask = video_mask.to(pixel_values_videos.device).bool().long()
-    if not torch.compiler.is_compiling():
-        empty = (mask.sum(1) == 0).nonzero()
-        if len(empty):
-            raise ValueError(f"video_mask: video {int(empty[0])} has no frames")
-        if (mask[:, 1:] > mask[:, :-1]).any():
-            raise ValueError("video_mask: a frame that is not there comes before one that is; want them at the end")
-    return mask
 
 
 def symmetric_cross_entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -442,4 +334,4 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-__all__ = ["CLIP4ClipModel", "CLIP4ClipOutput", "CLIP4ClipPreTrainedModel"]
+__all__ = ["CLIP4ClipModel", "CLIP4ClipPreTrainedModel"]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..dual_encoders.backbones import unit_norm
+from ..losses.gathered_rows import GatheredRows
 from ..losses.rank_exchange import Ranks, sync_batch_sizes
 
 
@@ -122,25 +123,12 @@ def _rows_loss(rows: torch.Tensor, columns: torch.Tensor, scale: torch.Tensor, f
     all ranks' rows.
     """
     positives, width = columns.shape[1:]
-    logits = scale * rows.flatten(0, 1) @ _GatherRows.apply(columns.flatten(1), ranks).view(-1, width).T
+    logits = scale * rows.flatten(0, 1) @ GatheredRows.apply(columns.flatten(1), ranks).view(-1, width).T
     log_probabilities = logits.log_softmax(-1).unflatten(1, (-1, positives)).unflatten(0, rows.shape[:2])
     image = torch.arange(len(rows), device=rows.device)
     own = log_probabilities[image, :, image + ranks.first]  # (B, K, M)
     own = own.mean(-1) if form == "mean_of_logs" else own.logsumexp(-1)
     return -own.sum() / (ranks.total * rows.shape[1])
-
-
-class _GatherRows(torch.autograd.Function):
-    """This rank's rows (B, D) -> all ranks' rows; the gradient of a row is the sum of all ranks' gradients of it."""
-
-    @staticmethod
-    def forward(ctx, x, ranks):
-        ctx.ranks = ranks
-        return ranks.gather(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.ranks.reduce_scatter(gradient.contiguous()), None
 
 
 class _MeanGradient(torch.autograd.Function):

@@ -20,6 +20,8 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTr
 # Names that the official code of prompt learners adds to CLIP's: files with these hold adapters.
 LEARNED_CONTEXT = r"(prompt_learner\.)?ctx$"
 LAYER_PROMPTS = r".*\.VPT(_shallow)?$"
+# Names beside a CLIP's, or in it, of a network that sees time: a head over frames, embeddings of time, wrapped blocks.
+TIME_IN_CLIP = r"fusion_model_state_dict\.|visual\.time_embedding$|visual\.transformer\.resblocks\.\d+\.net\."
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class ModelFormat(CheckpointFormat):
 __all__ = [
     "LAYER_PROMPTS",
     "LEARNED_CONTEXT",
+    "TIME_IN_CLIP",
     "BuiltModel",
     "CheckpointFormat",
     "ModelFormat",

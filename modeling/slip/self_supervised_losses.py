@@ -9,7 +9,7 @@ whole batch, so that after DDP's average every parameter has the gradient of one
 `gather="exact"` the losses are collective operations, forward and backward; `"none"` uses the rows of this process
 only. They are computed in float32 (float64 for float64 inputs), whatever the inputs' dtype and autocast.
 
-What makes them exact over ranks: `_GatheredRows` (SimCLR) sends the gradient of a gathered row back to the rank that
+What makes them exact over ranks: `GatheredRows` (SimCLR) sends the gradient of a gathered row back to the rank that
 owns it, and `_MeanOverRanks` (all four) averages the losses of all rows and multiplies the gradient by W.
 """
 
@@ -21,23 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..dual_encoders.backbones import unit_norm
+from ..losses.gathered_rows import GatheredRows
 from ..losses.rank_exchange import Ranks, sync_batch_sizes
-
-
-class _GatheredRows(torch.autograd.Function):
-    """This rank's rows (R, D) -> the rows of all ranks (B, D), with gradient: a row is a candidate on every rank, so
-    its gradient is the sum over ranks of their gradients for it.
-    """
-
-    @staticmethod
-    def forward(ctx, rows, ranks):
-        ctx.ranks = ranks
-        return ranks.gather(rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return ctx.ranks.reduce_scatter(grad), None
 
 
 class _MeanOverRanks(torch.autograd.Function):
@@ -98,7 +83,7 @@ def simclr_loss(
     with torch.autocast(view1.device.type, enabled=False):
         view1, view2 = unit_norm(view1), unit_norm(view2)
         # Both views of a row travel side by side, (R, 2D) -> (B, 2D): one exchange instead of two.
-        all1, all2 = _GatheredRows.apply(torch.cat([view1, view2], dim=1), ranks).chunk(2, dim=1)
+        all1, all2 = GatheredRows.apply(torch.cat([view1, view2], dim=1), ranks).chunk(2, dim=1)
         own = _own_rows(ranks, view1)
         is_same_row = F.one_hot(own, ranks.total).bool()
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 
 from ..dual_encoders.backbones import unit_norm
-from ..dual_encoders.prompts import encode_texts, format_prompts
+from ..dual_encoders.prompts import encode_texts, format_prompts, resolve_class_names, resolve_templates
 
 
 def class_features(model, tokenizer, names: Sequence[str], templates: Sequence[str], what: str) -> torch.Tensor:
-    """(C, D) text features of C classes in one batch; of several templates the mean of unit vectors.
+    """Text features of C classes in one batch: (C, D), of several templates the mean of unit vectors. Of a model that
+    `scores_each_template` (P, C, D), those of each of P templates.
 
     Args:
         model: with `get_text_features`.
@@ -21,9 +22,36 @@ def class_features(model, tokenizer, names: Sequence[str], templates: Sequence[s
         tokenizer, format_prompts(names, templates), what=what, padding=True, truncation=True, return_tensors="pt"
     )
     features = model.get_text_features(**tokens.to(model.device)).pooler_output
+    if getattr(model, "scores_each_template", False):
+        return features.view(len(names), len(templates), -1).transpose(0, 1).contiguous()
     if len(templates) == 1:
         return features
     return unit_norm(features).view(len(names), len(templates), -1).mean(1)
 
 
-__all__ = ["class_features"]
+@torch.no_grad()
+def encode_classes(
+    model, class_names: str | Sequence[str], processor, templates: str | Sequence[str]
+) -> tuple[list[str], list[str], torch.Tensor]:
+    """Names and templates as lists, and `class_features` in the model's dtype, computed in eval mode.
+
+    Raises ValueError for no, blank or repeated names, or a template without {}.
+    """
+    names, templates = resolve_class_names(class_names), resolve_templates(templates)
+    tokenizer, training = getattr(processor, "tokenizer", processor), model.training
+    model.eval()
+    try:
+        features = class_features(model, tokenizer, names, templates, "class_names")
+    finally:
+        model.train(training)
+    return names, templates, features.to(model.dtype)
+
+
+def set_labels(config, names: Sequence[str]) -> None:
+    """Makes these a configuration's labels, in order."""
+    config.num_class_features = len(names)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: label for label, name in enumerate(names)}
+
+
+__all__ = ["class_features", "encode_classes", "set_labels"]

@@ -33,7 +33,8 @@ class FrameSampling:
         start, end: seconds; the part of the video that is looked at. `per_second` includes `end`.
         frame_numbers: for `per_second`, count frames at the video's rate without its fraction, as the official code
             does: at 29.97 frames a second, second 100 is then frame 2900 instead of 2997.
-        seed: for segments, the frame of each part is drawn, as in training; None: its middle.
+        seed: for segments, the frame of each part is drawn, as in training; None: the one at `position`.
+        position: for segments, where in each part the frame is, 0..1. Several clips of a video have several.
     """
 
     rule: str = "per_second"
@@ -44,6 +45,7 @@ class FrameSampling:
     end: float | None = None
     frame_numbers: bool = False
     seed: int | None = None
+    position: float = 0.5
 
     def __post_init__(self):
         for name, known in (("rule", RULES), ("keep", KEPT)):
@@ -55,6 +57,8 @@ class FrameSampling:
                 raise ValueError(f"{name}: {value!r}, expected a number or None")
         if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
             raise ValueError(f"seed: {self.seed!r}, expected a whole number >= 0 or None")
+        if isinstance(self.position, bool) or not 0 <= self.position <= 1:
+            raise ValueError(f"position: {self.position!r}, expected a number in 0..1")
         if self.num_frames is None and self.rule == "segments":
             raise ValueError("num_frames: None, expected the number of segments")
         if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
@@ -151,16 +155,16 @@ class FrameSampling:
         return numbers[self.kept(len(numbers))]
 
     def segment_frames(self, total: int) -> np.ndarray:
-        """(num_frames,) numbers: the middle of each of as many equal parts of `total` frames; with `seed` a frame that
-        is drawn of each. Of fewer frames than parts, some are taken twice.
+        """(num_frames,) numbers: the middle (`position`) of each of as many equal parts of `total` frames; with `seed`
+        a frame that is drawn of each. Of fewer frames than parts, some are taken twice.
         """
         parts = self.num_frames
         if self.seed is not None:
             return drawn_segment_frames(total, parts, np.random.RandomState(self.seed))
-        if parts == 1:
+        if parts == 1 and self.position == 0.5:
             return np.array([min(total // 2, total - 1)])
-        middle = (total / parts - 1) / 2 if total > parts else 0
-        return np.array([int(part * total / parts + middle) for part in range(parts)])
+        within = (total / parts - 1) * self.position if total > parts else 0
+        return np.array([int(part * total / parts + within) for part in range(parts)])
 
     @staticmethod
     def _middle(numbers: np.ndarray, duration: float, total: int) -> np.ndarray:

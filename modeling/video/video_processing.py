@@ -17,7 +17,8 @@ from ..clip_classifier.image_processing_clip_classifier import CLIPClassifierIma
 from ..decoding.image_decoding import MAX_PIXELS
 from .frame_sampling import FrameSampling
 from .read_ahead import read_ahead
-from .video_decoding import read_video
+from .video_decoding import open_video
+from .video_views import checked_crops, clips_of, crops_along, views_together
 
 
 # Settings that the image processor has, too: it makes the frames.
@@ -50,6 +51,8 @@ class CLIPVideoProcessorKwargs(VideosKwargs, total=False):
     keep_frames: str | None
     frame_numbers: bool | None
     sampling_seed: int | None
+    num_clips: int | None
+    num_crops: int | None
     start: float | None
     end: float | None
     resample_backend: str | None
@@ -85,10 +88,14 @@ class CLIPVideoProcessor(BaseVideoProcessor):
         do_pad (`bool`, defaults to `True`):
             fill videos of fewer frames up with zeros, as the official loaders do; else videos of different lengths are
             refused where a tensor is asked for.
+        num_clips, num_crops (`int`, defaults to 1):
+            Views of each video: so many clips, whose frames lie between each other's (with `"segments"`), times so
+            many crops along the longer side, of frames that `size` makes larger than `crop_size`.
         workers (`int`, *optional*): threads that read videos; None: 4, or the processors there are.
 
     `processor(videos, video_metadata=None, return_tensors="pt")` gives `pixel_values_videos` (B, T, 3, H, W), float32,
-    and `video_mask` (B, T), int64, 1 for frames that are there. `video_metadata` (dictionaries with `fps`) says how
+    and `video_mask` (B, T), int64, 1 for frames that are there; of R > 1 views (B, R, T, 3, H, W) and (B, R, T), all
+    crops of a clip together. `video_metadata` (dictionaries with `fps`) says how
     fast frames in lists and arrays follow each other; without it they have no times, and at most `num_frames` of them
     are kept.
 
@@ -133,6 +140,8 @@ class CLIPVideoProcessor(BaseVideoProcessor):
     keep_frames = "uniform"
     frame_numbers = False
     sampling_seed = None
+    num_clips = 1
+    num_crops = 1
     start = None
     end = None
 
@@ -188,24 +197,36 @@ class CLIPVideoProcessor(BaseVideoProcessor):
         videos = list_videos(videos)
         rates = _rates(settings.pop("video_metadata", None), len(videos))
         sampling, return_tensors = self._sampling(**settings), settings.pop("return_tensors", None)
+        clips, crops = clips_of(sampling, settings["num_clips"]), checked_crops(settings)
         given = {name: settings[name] for name in ("device", "input_data_format")}
-        images = CLIPClassifierImageProcessor(**{name: _plain(settings[name]) for name in _OF_IMAGES})
+        of_images = {name: _plain(settings[name]) for name in _OF_IMAGES}
+        if crops > 1:
+            of_images["do_center_crop"] = False
+        images = CLIPClassifierImageProcessor(**of_images)
 
         def frame_pixels(frame) -> torch.Tensor:
-            return images.preprocess([frame], return_tensors="pt", **given)["pixel_values"][0]
+            pixels = images.preprocess([frame], return_tensors="pt", **given)["pixel_values"][0]
+            return pixels if crops == 1 else crops_along(pixels, settings["crop_size"], crops)
 
         def one(numbered):
             index, video = numbered
             try:
-                frames, metadata = read_video(video, sampling, rates[index], transform=frame_pixels)
-                missing = sampling.missing_frames(frames)
-                return torch.stack(frames + [torch.zeros_like(frames[0])] * missing), metadata
+                with open_video(video, rates[index]) as opened:
+                    read = [opened.read(clip, frame_pixels) for clip in clips]
+                found = []
+                for frames, _ in read:
+                    missing = sampling.missing_frames(frames)
+                    found.append(torch.stack(frames + [torch.zeros_like(frames[0])] * missing))
+                return found if crops == 1 else [view for clip in found for view in clip.unbind(1)], read[0][1]
             except (ValueError, OSError) as error:
                 raise ValueError(f"videos[{index}]: {str(error).replace('images[0]: ', '')}") from error
 
         workers = settings["workers"] if len(videos) > 1 else 0
         read = list(read_ahead(enumerate(videos), one, workers))
-        pixels, masks = _padded([frames for frames, _ in read], bool(settings["do_pad"]), return_tensors)
+        views = [view for found, _ in read for view in found]
+        pixels, masks = _padded(views, bool(settings["do_pad"]), return_tensors)
+        if len(clips) * crops > 1:
+            pixels, masks = (views_together(values, len(clips) * crops) for values in (pixels, masks))
         result = BatchFeature({"pixel_values_videos": pixels, "video_mask": masks}, tensor_type=return_tensors)
         if settings["return_metadata"]:
             result["video_metadata"] = [metadata for _, metadata in read]

@@ -11,7 +11,6 @@ from .class_texts import class_features
 
 
 TASK = "zero-shot-video-classification"
-_TEMPLATE = "{}"
 
 
 class ZeroShotVideoClassificationPipeline(Pipeline):
@@ -58,7 +57,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
             videos: what the video processor takes for one video: a path, URL or bytes, a folder or list of frames, an
                 array (T, H, W, 3); or a list of paths, of lists of frames or of arrays for several videos.
             candidate_labels (`str` or `list[str]`): a list; a string is divided at commas.
-            hypothesis_template (`str` or `list[str]`, defaults to `"{}"`): several are averaged.
+            hypothesis_template (`str` or `list[str]`): several are averaged, each model in its way. By default the
+                model's own `default_templates`, else `"{}"`.
             num_frames, fps, sampling_rule, ... (*optional*): of the video processor.
             top_k (`int`, *optional*): only the best labels.
             batch_size (`int`, defaults to 1).
@@ -98,7 +98,9 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         items = model_inputs["item"]
         single = isinstance(items, dict)
         items = [items] if single else items
-        texts = self._texts(_names(candidate_labels), resolve_templates(hypothesis_template or _TEMPLATE))
+        texts = self._texts(
+            _names(candidate_labels), resolve_templates(hypothesis_template or self._default_templates())
+        )
         together: dict[tuple, list[int]] = {}
         for place, item in enumerate(items):
             together.setdefault(tuple(item["pixel_values_videos"].shape), []).append(place)
@@ -117,8 +119,11 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
         order = scores.argsort(descending=True, stable=True).tolist()[:top_k]
         return [{"label": names[index], "score": float(scores[index])} for index in order]
 
+    def _default_templates(self) -> list[str]:
+        return list(getattr(self.model, "default_templates", ("{}",)))
+
     def _texts(self, names: list[str], templates: list[str]) -> torch.Tensor:
-        """(C, D) text features of the labels; of several templates the mean of unit vectors."""
+        """`class_features` of the labels."""
         key = tuple(names), tuple(templates)
         if key not in self._encoded:
             self._encoded[key] = class_features(self.model, self.tokenizer, names, templates, "candidate_labels")

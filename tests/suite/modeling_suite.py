@@ -14,6 +14,8 @@ from suite_testers import (
     SIZES,
     TEXT,
     VISION,
+    ActionCLIPClassificationTester,
+    ActionCLIPTester,
     CLIP4ClipClassificationTester,
     CLIP4ClipTester,
     CLIPClassifierTester,
@@ -29,6 +31,8 @@ from transformers.models.auto import modeling_auto
 from transformers.testing_utils import require_torch
 
 from hf_clip_variants import (
+    ActionCLIPForVideoClassification,
+    ActionCLIPModel,
     AudioCLIPAudioConfig,
     AudioCLIPAudioModel,
     CLIP4ClipForVideoClassification,
@@ -65,8 +69,8 @@ DESELECTED: dict[str, str] = {
     "GLIP*Suite.test_reverse_loading_mapping": _OWN_NAMES,
     "SLIPForPreTrainingSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "AudioCLIPModelSuite.test_get_audio_features_attentions": "the audio encoder has no attention",
-    "CLIP4ClipForVideoClassificationSuite.test_training_gradient_checkpointing*": (
-        "it looks at the first layer, the text encoder's, which does not run; CLIP4ClipModelSuite runs it"
+    "*ForVideoClassificationSuite.test_training_gradient_checkpointing*": (
+        "it looks at the first layer, the text encoder's, which does not run; those of the models run it"
     ),
 }
 
@@ -603,6 +607,10 @@ class GLIPv2AnsweringSuite(GLIPSuite):
 
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
+    "actionclip": [
+        (ActionCLIPTester, CLIP4ClipSuite, ActionCLIPModel),
+        (ActionCLIPClassificationTester, CLIP4ClipClassificationSuite, ActionCLIPForVideoClassification),
+    ],
     "clip4clip": [
         (CLIP4ClipTester, CLIP4ClipSuite, CLIP4ClipModel),
         (CLIP4ClipClassificationTester, CLIP4ClipClassificationSuite, CLIP4ClipForVideoClassification),

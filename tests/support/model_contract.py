@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
@@ -346,6 +347,8 @@ CASES = {
             loss_is_of_the_batch=True,
             bad_values=CLIP4CLIP_BAD_VALUES,
         ),
+        ModelCase(processor=_video_processor, **ACTIONCLIP),
+        ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},

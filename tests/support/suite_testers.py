@@ -79,6 +79,27 @@ class CLIP4ClipClassificationTester(CLIP4ClipTester):
         return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
 
 
+class ActionCLIPTester(CLIP4ClipTester):
+    config_fields = {"projection_dim": 24, "fusion_head": "LSTM", "num_frames": 3}
+    sizes = {"num_fusion_layers": 2, "num_fusion_heads": 4, "num_frames": 3, "score_scale": 1.0}
+
+    def get_config(self):
+        encoders = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 24}
+        # Half precision is compared with an absolute tolerance.
+        return self.config_class(**encoders, **self.sizes, logit_scale_init_value=0.5)
+
+
+class ActionCLIPClassificationTester(ActionCLIPTester):
+    """Classes are stored: no texts."""
+
+    num_labels, seq_length, encoder_seq_length, key_length = 5, 37, 37, 37
+    sizes = ActionCLIPTester.sizes | {"num_class_features": 5, "num_class_templates": 2}
+    sizes |= {"id2label": {label: f"class {label}" for label in range(5)}}
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
+
+
 class ViLDTester(CLIPClassifierTester):
     """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
 

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.transforms.v2.functional import InterpolationMode
 
 from ..images.image_set import ImageSet
+from ..images.video_frames import frames_of, stacked
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,16 @@ class AugmentedViews(torch.utils.data.Dataset):
         """The views `numbers` of image `index`, (len(numbers), 3, H, W): also ones beyond `num_views`."""
         image = self.image_set.image(index)
         try:
+            frames = frames_of(image)
             if self.augmentation is None:
-                pixels = self.processor(images=[image], return_tensors="pt")["pixel_values"]
+                pixels = stacked(torch.as_tensor(self.processor(images=frames, return_tensors="pt")["pixel_values"]))
                 return pixels.expand(len(numbers), -1, -1, -1)
-            rgb = self._to_rgb(image)
-            crops = torch.stack([self._crop(rgb, self._ids[index], number) for number in numbers])
-            return self._normalise(crops)
+            rgb = [self._to_rgb(frame) for frame in frames]
+            # All frames of a video are cut alike: what is drawn depends on the number and the name alone.
+            crops = [
+                stacked(torch.stack([self._crop(one, self._ids[index], number) for one in rgb])) for number in numbers
+            ]
+            return self._normalise(torch.stack(crops))
         except ValueError as error:
             reason = str(error).removeprefix("images[0]: ")
             raise ValueError(f"images[{index}] {self.image_set.ids[index]!r}: {reason}") from error

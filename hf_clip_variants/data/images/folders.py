@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...modeling.decoding.opening import open_regular
+from ..videos import is_video_name
 from .image_set import name_some
 from .names import SPLIT_ALIASES, count_left_out, is_image_name, left_out_suffix
 
@@ -55,8 +56,9 @@ class _Place:
 _Tree = dict[Parts, _Place]
 
 
-def read_class_folders(folder: Path) -> dict[str, FolderSplit]:
-    """The images of a folder by split and class; without splits the only key is "".
+def read_class_folders(folder: Path, videos: bool = False) -> dict[str, FolderSplit]:
+    """The images of a folder by split and class; without splits the only key is "". With `videos`, files of videos
+    are read as images are.
 
     - Folders named after two splits or more (`train`, `test`; `train2017`, `val2017`; `seg_train`, `seg_test` with the
       same sub-folders) are splits; a warning names other folders of images beside them. So is `train` alone, or beside
@@ -74,7 +76,7 @@ def read_class_folders(folder: Path) -> dict[str, FolderSplit]:
     if broken := [name for name in broken if not is_image_name(name)]:
         logger.warning("%s: links that lead nowhere are left out: %s", folder, name_some(broken))
     roots = _split_folders(folder)
-    trees = {split: _tree(root) for split, root in (roots or {"": folder}).items()}
+    trees = {split: _tree(root, videos) for split, root in (roots or {"": folder}).items()}
     if not any(place.images for tree in trees.values() for place in tree.values()):
         raise ValueError(f"{folder}: no images in class sub-folders{_why(folder, trees)}")
     for split, tree in list(trees.items()):
@@ -151,13 +153,13 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
 
 
-def _tree(root: Path) -> _Tree:
+def _tree(root: Path, videos: bool = False) -> _Tree:
     """Every folder below `root`, as its path below it."""
     tree = {}
     for top_folder in class_folders(root):
         for place, names in walk(top_folder):
-            images = [name for name in names if is_image_name(name)]
-            left_out = Counter(filter(None, map(left_out_suffix, names)))
+            images = [name for name in names if is_image_name(name) or (videos and is_video_name(name))]
+            left_out = Counter(filter(None, map(left_out_suffix, set(names).difference(images))))
             tree[top_folder.name, *Path(place).relative_to(top_folder).parts] = _Place(images, left_out)
     return tree
 

@@ -16,6 +16,7 @@ import numpy as np
 from ...modeling.decoding.opening import check_regular, read_regular
 from ...modeling.decoding.stored_images import DECODED_IMAGES, prepare
 from .heic import WHAT_IS_NEEDED, heic_is_readable, starts_as_heic
+from .video_frames import is_video_name, read_video_frames, still_video
 
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class ImageSet:
         available_splits (`tuple[str, ...]`): the splits of the source, under their canonical names.
         skipped (`tuple[tuple[str, str], ...]`): `(id, reason)` of each unreadable image that `on_error="skip"` left
             out.
+        videos (`bool`): there are files of videos in the source. They are read as pictures of some of their frames
+            (`video_frames.py`), and images among them as videos that stand still.
 
     Example:
 
@@ -61,6 +64,7 @@ class ImageSet:
     available_splits: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     load_split: Callable[..., ImageSet] | None = field(default=None, repr=False)
+    videos: bool = False
 
     def __post_init__(self):
         if len(self.ids) != len(self.dataset):
@@ -106,12 +110,14 @@ class ImageSet:
             row = self._encoded[int(index)]["image"]
             if row is not None and row["bytes"] is None and "://" not in row["path"]:
                 check_regular(row["path"])
+            if self.videos and row is not None and is_video_name(row["path"] or ""):
+                return read_video_frames(row["path"] if row["bytes"] is None else row["bytes"])
             image = self.dataset[int(index)]["image"]
         except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and more
             raise ValueError(f"images[{index}] {self.ids[index]!r}: {explain(error)}") from error
         if image is None:
             raise ValueError(f"images[{index}] {self.ids[index]!r}: no image in this row (null)")
-        return image
+        return still_video(image) if self.videos else image
 
     def select(self, indices: Sequence[int]) -> ImageSet:
         """The rows `indices`, in that order, repetitions allowed; the class list stays as it is."""
@@ -170,7 +176,10 @@ class ImageSet:
 
         def check(index: int) -> str | None:
             try:
-                decode_roughly(self.encoded_bytes(index))
+                if self.videos:
+                    self.image(index)
+                else:
+                    decode_roughly(self.encoded_bytes(index))
             except Exception as error:  # see image()
                 return explain(error)
             return None

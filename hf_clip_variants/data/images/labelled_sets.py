@@ -15,6 +15,9 @@ from .image_set import ImageSet, name_some
 from .sources import load_images
 
 
+WITH_VIDEOS = {"videos": True}  # of `load_images`, where models are fitted or tested that see their frames
+
+
 def absolute_source(source: str | Sequence[str]) -> str | list[str]:
     """An absolute path for a source that is a path; other sources unchanged. A list of sources: each of them."""
     if isinstance(source, list | tuple):
@@ -96,7 +99,8 @@ def _test_images(source: str, class_names: Sequence[str], split: str | None, opt
 def load_labelled(
     source: str, class_names: Sequence[str], split: str | None = None, reading: Mapping[str, Any] | None = None
 ) -> ImageSet:
-    """A validation or test set; images that cannot be read are left out and listed in `skipped`."""
+    """A validation or test set; images that cannot be read are left out and listed in `skipped`. Videos are read."""
+    reading = WITH_VIDEOS | dict(reading or {})
     return align_classes(read_labelled(source, class_names, split, reading), class_names, source)
 
 
@@ -112,6 +116,7 @@ def read_labelled(
 
 
 __all__ = [
+    "WITH_VIDEOS",
     "absolute_source",
     "align_classes",
     "load_labelled",

@@ -33,6 +33,7 @@ from .names import (
     tidy_class_name,
     usual_column,
 )
+from .video_frames import is_video_name
 
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Columns(NamedTuple):
     image: str | None
     label: str | None
     gather_labels: Callable[[datasets.Dataset], tuple[datasets.Dataset, Columns]] | None = None
+    videos: bool = False  # files of videos in folders are read, too
 
 
 class SeveralLabels(ValueError):
@@ -76,6 +78,7 @@ def load_images(
     revision: str | None = None,
     progress: bool = True,
     only_classes: Sequence[str] | None = None,
+    videos: bool = False,
 ) -> ImageSet:
     """Read labelled images from any of the usual sources.
 
@@ -115,6 +118,9 @@ def load_images(
     Returns:
         [`ImageSet`]; labels are the same in every split of one source.
 
+    videos: files of videos in folders and tables are samples, too, each a picture of some of its frames (see
+            `ImageSet.videos`); else they are left out.
+
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
         ValueError: no images, fewer than two classes, a class without images, a label out of range, integer labels
@@ -145,7 +151,7 @@ def load_images(
         if not class_names:
             raise ValueError("class_names is empty")
     what = os.fspath(source) if isinstance(source, str | os.PathLike) else type(source).__name__
-    columns = Columns(image_column, label_column)
+    columns = Columns(image_column, label_column, videos=videos)
     parts = digits_as_numbers(_read(source, columns, name, revision), class_names)
     chosen = _choose_split(parts, split, what)
     part = parts[chosen]
@@ -155,6 +161,8 @@ def load_images(
     dataset = part["dataset"].add_column("label", labels, feature=ClassLabel(names=list(names)))
     splits = tuple(n for n in parts if n)
     images = ImageSet(dataset, names, part["ids"], split=chosen or None, available_splits=splits)
+    if videos and any(is_video_name(path or "") for one in parts.values() for path in _paths(one["dataset"])):
+        images = replace(images, videos=True)
     if images.available_splits:
         arguments = {
             "image_column": image_column,
@@ -169,6 +177,7 @@ def load_images(
             "revision": revision,
             "progress": progress,
             "only_classes": only_classes,
+            "videos": videos,
         }
         images = replace(images, load_split=functools.partial(load_images, source, **arguments))
     if only_classes is not None:
@@ -245,6 +254,12 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
     return _from_hub(text, columns, name, revision)
 
 
+def _paths(dataset: datasets.Dataset) -> list[str | None]:
+    from datasets import Image
+
+    return _paths_of(dataset.cast_column("image", Image(decode=False)))
+
+
 def _from_emoji(text: str) -> dict[str, dict[str, Any]]:
     from .emoji import load_emoji
 
@@ -294,7 +309,7 @@ def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read(datasets.load_from_disk(str(folder)), columns, None, None)
     try:
-        found = read_class_folders(folder)
+        found = read_class_folders(folder, columns.videos)
     except ValueError:
         if parquet := sorted(folder.rglob("*.parquet")):
             return _from_parquet(parquet, columns, folder)
