@@ -17,9 +17,9 @@ class VideoAnomalyClipConfig(CLIPConfig):
 
     Args:
         normal_id (`int`, defaults to 0):
-            The class of videos and frames without an anomaly; written by `set_classes`.
+            The class of videos and frames without an anomaly; written by `set_anomalies`.
         prompt_length (`int`, defaults to 0):
-            Tokens of the classes' prompts; written by `set_classes`. 0: no classes are set.
+            Tokens of the classes' prompts; written by `set_anomalies`. 0: no classes are set.
         num_context_tokens (`int`, defaults to 8):
             Learned vectors before each class name, of each class its own.
         num_segments (`int`, defaults to 32), segment_length (`int`, defaults to 16):

@@ -80,7 +80,7 @@ def check_scale(features: torch.Tensor, mask: torch.Tensor, norm: torch.Tensor, 
     """
     if torch.compiler.is_compiling() or not can_be_read(features) or norm.is_meta:
         return
-    lengths = frame_lengths(features)[mask.bool().to(features.device)]
+    lengths = frame_lengths(features.detach())[mask.bool().to(features.device)]
     length, known = float(lengths.mean()), float(norm)
     least = known or float(frame_lengths(centroid))
     if length * _TIMES < least or (known and length > known * _TIMES):

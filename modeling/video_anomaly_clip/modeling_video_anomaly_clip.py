@@ -107,7 +107,8 @@ class VideoAnomalyClipPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedMo
             init.zeros_(module.bias)
         elif isinstance(module, VideoAnomalyClipModel):
             init.normal_(module.context, std=_STD)
-            module.reset_classes()
+            if module.prompt_ids is not None:
+                init.copy_(module.prompt_ids, _nameless_prompts(module.config))
             for name in ("normal_centroid", "normal_norm", "num_normal_frames"):
                 init.zeros_(getattr(module, name))
         elif isinstance(module, nn.Linear | nn.Conv2d):  # torch's own, as in the official code
@@ -126,7 +127,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
 
     Frames lie around `normal_centroid`, the mean of normal frames. A class is a direction from there to its text,
     whose prompt is learned; an axial transformer over the video makes the scores. Before anything runs, classes have
-    to be set (`set_classes`) and the centroid computed (`compute_normal_centroid`); both are saved with the model.
+    to be set (`set_anomalies`) and the centroid computed (`compute_normal_centroid`); both are saved with the model.
 
     Example:
 
@@ -140,7 +141,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
     >>> sizes = {"num_segments": 4, "segment_length": 2, "temporal_hidden_size": 16}
     >>> config = VideoAnomalyClipConfig(text_config=text, vision_config=vision, projection_dim=64, **sizes)
     >>> model = VideoAnomalyClipModel(config).eval()
-    >>> model = model.set_classes(["normal", "fighting", "fire"], official_tokenizer())
+    >>> model = model.set_anomalies(["fighting", "fire"], official_tokenizer())
     >>> model = model.compute_normal_centroid([{"video_features": torch.randn(3, 20, 64)}])
     >>> output = model(video_features=torch.randn(1, 30, 64))
     >>> output.scores.shape, output.class_probs.shape
@@ -157,8 +158,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         )
         self.selector_norm = RankBatchNorm1d(config.num_labels - 1, affine=False)
         self.scorer = AnomalyScorer(config)
-        shape = (config.num_labels, config.prompt_length)
-        self.register_buffer("prompt_ids", torch.zeros(shape, dtype=torch.int64) if config.prompt_length else None)
+        self.register_buffer("prompt_ids", _nameless_prompts(config) if config.prompt_length else None)
         self.register_buffer("normal_centroid", torch.zeros(width))
         self.register_buffer("normal_norm", torch.zeros(()))  # mean length of normal frames' features; 0: not known
         self.register_buffer("num_normal_frames", torch.zeros((), dtype=torch.int64))  # 0: no centroid; -1: not known
@@ -207,43 +207,29 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
 
     # ---- classes
 
-    def reset_classes(self) -> None:
-        """Prompts without names, so that a model made of a configuration alone can run."""
-        if self.prompt_ids is None:
-            return
-        text = self.config.text_config
-        # CLIP's of 2022 say 2 for an end token that is the largest id.
-        end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
-        ids = torch.full(self.prompt_ids.shape, end, dtype=torch.int64)
-        ids[:, : 1 + self.config.num_context_tokens] = text.bos_token_id if text.bos_token_id != end else 0
-        init.copy_(self.prompt_ids, ids)
-
     @torch.no_grad()
-    def set_classes(
-        self, class_names: str | Sequence[str], processor, normal: str | int = "normal"
+    def set_anomalies(
+        self, names: str | Sequence[str], processor, normal: str = "normal", normal_id: int = 0
     ) -> "VideoAnomalyClipModel":
-        """Makes these the model's classes, in label order, with new context vectors; returns the model.
+        """Makes these anomalies, and the normal class, the model's classes, with new context vectors; returns it.
 
-        Call it before training. The batch norm over classes starts anew, and with `concat_features` so do the layers
-        over time, whose input changes its width.
+        Call it before training. The batch norm over anomalies starts anew, and with `concat_features` so does the
+        first layer of those over time, whose input changes its width.
 
         Args:
-            class_names: texts, the normal class among them; as in `resolve_class_names`.
+            names: texts of the anomalies, in label order; as in `resolve_class_names`.
             processor: the model's processor or tokenizer.
-            normal: the class without an anomaly, by name or number.
+            normal: name of the class without an anomaly.
+            normal_id: its label; anomalies have the others in their order. With names sorted as in the official
+                configurations, where "normal" stands among them.
 
         Raises:
-            ValueError: no, blank or repeated names, no normal class among them, fewer than two, a name too long.
-                The model is as it was then.
+            ValueError: no, blank or repeated names, a name too long. The model is as it was then.
         """
-        names = resolve_class_names(class_names)
-        normal_id = names.index(normal) if normal in names else normal
-        if not isinstance(normal_id, int) or not 0 <= normal_id < len(names):
-            raise ValueError(
-                f"normal: {normal!r} is not among the class names {', '.join(names[:8])}; want one of them"
-            )
-        if len(names) < 2:
-            raise ValueError(f"class_names: {names}, expected the normal class and at least one anomaly")
+        names = resolve_class_names(names, "names")
+        if not 0 <= normal_id <= len(names):
+            raise ValueError(f"normal_id: {normal_id}, expected 0..{len(names)} for {len(names)} anomalies")
+        names = resolve_class_names([*names[:normal_id], normal, *names[normal_id:]], "names, normal")
         ids = self._prompts_of(names, getattr(processor, "tokenizer", processor))
         config = self.config
         config.normal_id, config.prompt_length = 0, ids.shape[1]
@@ -265,13 +251,13 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         """(N, length) ids: start, placeholders for the context, "name.", end; filled up with ends, which a causal
         encoder does not see."""
         texts = [f"{name.replace('_', ' ')}." for name in names]
-        encoded = encode_texts(tokenizer, texts, what="class_names", padding=True, return_tensors="pt")["input_ids"]
+        encoded = encode_texts(tokenizer, texts, what="names", padding=True, return_tensors="pt")["input_ids"]
         start, context = encoded[:, :1], self.config.num_context_tokens
         ids = torch.cat([start, start.expand(-1, context), encoded[:, 1:]], 1)
         longest = self.config.text_config.max_position_embeddings
         if ids.shape[1] > longest:
             raise ValueError(
-                f"class_names: the longest name and {context} context tokens make a prompt of {ids.shape[1]} tokens, "
+                f"names: the longest name and {context} context tokens make a prompt of {ids.shape[1]} tokens, "
                 f"the text encoder takes {longest}"
             )
         return ids
@@ -279,7 +265,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
     def get_class_features(self) -> torch.Tensor:
         """(N, D) features of the classes' prompts, not normalised, in label order; the normal class's is not used."""
         if self.prompt_ids is None:
-            raise ValueError("class_names: no classes are set; call set_classes([...], processor)")
+            raise ValueError("names: no anomalies are set; call set_anomalies([...], processor)")
         words = self.get_input_embeddings()(self.prompt_ids)
         count = self.context.shape[1]
         prompts = torch.cat([words[:, :1], self.context.to(words.dtype), words[:, 1 + count :]], 1)
@@ -575,6 +561,16 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
             "bottomk_abnormal": chosen.bottomk_abnormal,
             "topk_normal": chosen.topk_normal,
         }
+
+
+def _nameless_prompts(config: VideoAnomalyClipConfig) -> torch.Tensor:
+    """(N, length) ids of prompts without names, so that a model made of a configuration alone can run."""
+    text = config.text_config
+    # CLIP's of 2022 say 2 for an end token that is the largest id.
+    end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    ids = torch.full((config.num_labels, config.prompt_length), end, dtype=torch.int64)
+    ids[:, : 1 + config.num_context_tokens] = text.bos_token_id if text.bos_token_id != end else 0
+    return ids
 
 
 __all__ = ["VideoAnomalyClipModel", "VideoAnomalyClipOutput", "VideoAnomalyClipPreTrainedModel"]

@@ -22,7 +22,6 @@ VIDEO_ANOMALY_BAD_VALUES = (
     ({"temporal_hidden_size": 10**9}, "temporal_hidden_size: 1000000000"),
     ({"decision_threshold": 1.5}, "decision_threshold: 1.5"),
     ({"weight_smooth": -1.0}, "weight_smooth: -1.0, expected a number >= 0"),
-    ({"id2label": {0: "normal"}, "label2id": {"normal": 0}, "normal_id": 0}, "num_labels: 1, expected at least 2"),
     ({"text_config": {"model_type": "bert"}}, "text_config.model_type: 'bert'"),
     ({"vision_config": {"hidden_size": 10**9}}, "hidden_size: 1000000000"),
 )
@@ -89,6 +88,21 @@ def feature_batch(videos: int = 6, seed: int = 0, width: int = 24) -> dict[str, 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, NORMAL, 2, NORMAL, 3, NORMAL, 0, 0, NORMAL, 3])[:videos]
     return {"video_features": torch.randn(videos, FRAMES, width, generator=generator), "labels": labels}
+
+
+# For the contract of models (`model_contract.py`).
+VIDEO_ANOMALY_CASE = {
+    "name": "video_anomaly_clip",
+    "config": video_anomaly_config,
+    "inputs": video_anomaly_batch,
+    "output": "class_probs",
+    "by_row": ("logits", "scores", "class_probs"),
+    "loss_is_of_the_batch": True,  # batch normalisation
+    "prepare": ready,
+    "untrained": ("clip.logit_scale",),
+    "float32_output": True,
+    "bad_values": VIDEO_ANOMALY_BAD_VALUES,
+}
 
 
 # ---- official fixtures
