@@ -56,6 +56,8 @@ _PREFIX, _SUFFIX, _CONTEXT = (f"prompt_learner.{name}" for name in ("token_prefi
 _BUFFERS = ("prompt_ids", "normal_centroid", "normal_norm", "num_normal_frames")  # that no official name holds
 _AXIAL = "temporal_model.axial_attn."
 _POSITIONS = tuple(f"{_AXIAL}pos_emb.param_{i}" for i in (0, 1))
+_IN_CHANNELS = ".net.0."  # norms over channels: (1, E, 1, 1) there, (E,) here
+_TRANSPOSED = ("text_encoder.text_projection", "image_encoder.proj")
 _HEADS = 8
 _CLIP_VOCABULARY = 49408
 # CLIP's parts under OpenAI's names -> official names.
@@ -123,13 +125,11 @@ def convert_video_anomaly_clip_state_dict(
     with torch.device("meta"):
         expected = VideoAnomalyClipModel(config).state_dict()
     expected = {name: tensor for name, tensor in expected.items() if name not in _BUFFERS}
-    ids = prompt_ids_of(weights)
     table = _name_table(config)
-    native = {_native(name): tensor for name, tensor in weights.items() if name not in (_PREFIX, _SUFFIX)}
-    for name in (name for name in native if name.endswith((".norm.g", ".norm.b")) or ".net.0." in name):
-        native[name] = native[name].flatten()
-    converted = rename_from_official(native, table, expected, of=_OF)
-    return converted | {"prompt_ids": ids}
+    fail_if_any("missing", [name for name in (*table, _PREFIX, _SUFFIX) if name not in weights], _OF)
+    own = {name: _reshaped(name, tensor) for name, tensor in weights.items() if name not in (_PREFIX, _SUFFIX)}
+    converted = rename_from_official(own, table, expected, of=_OF)
+    return converted | {"prompt_ids": prompt_ids_of(weights)}
 
 
 def infer_video_anomaly_clip_config(
@@ -153,7 +153,8 @@ def infer_video_anomaly_clip_config(
     dims = dict.fromkeys((_CONTEXT, _PREFIX, _SUFFIX), 3) | dict.fromkeys((*_POSITIONS, f"{convolution}1.weight"), 4)
     shapes = shapes_of(weights, own, of=_OF, dims=dims)
     native = {_native(name): tensor for name, tensor in weights.items()}
-    shapes_of(native, [*TEXT_SHAPES, *VISION_SHAPES], of=_OF)
+    if not any(name.startswith("visual.layer1.") for name in native):  # a ResNet is told from them below
+        shapes_of(weights, [_official(name) for name in (*TEXT_SHAPES, *VISION_SHAPES)], of=_OF)
     clip = infer_clip_config(native, vision_heads=vision_heads, text_heads=text_heads)
     labels, context, _ = shapes[_CONTEXT]
     inner, width = shapes[f"{query}fn.fn.to_q.weight"]
@@ -210,12 +211,12 @@ def prompt_ids_of(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
     weights = _without_net(weights)
     names = (_PREFIX, _SUFFIX, "token_embedding.weight", _CONTEXT)
     fail_if_any("missing", [name for name in names if name not in weights], _OF)
+    infinite = [name for name in names[:3] if not (weights[name].is_meta or weights[name].isfinite().all())]
+    fail_if_any("not finite", infinite, _OF)
     table = weights["token_embedding.weight"].float()
     words = torch.cat([weights[_PREFIX], weights[_SUFFIX]], 1).float()
     if words.is_meta:
         return torch.zeros(len(words), weights[_CONTEXT].shape[1] + words.shape[1], dtype=torch.int64)
-    if words.shape[-1] != table.shape[-1] or not words.isfinite().all() or not table.isfinite().all():
-        raise ValueError(f"{_OF} state dict: {_PREFIX}, {_SUFFIX}: not embeddings of token_embedding.weight")
     distinct, places = words.flatten(0, 1).unique(dim=0, return_inverse=True)
     distances = torch.cdist(distinct, table, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distances.min(1)
@@ -232,11 +233,11 @@ def prompt_ids_of(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def to_official(state_dict: Mapping[str, torch.Tensor], config: VideoAnomalyClipConfig) -> dict[str, torch.Tensor]:
     """The inverse of the conversion, with `net.` before the names; the centroid is left out."""
     own = {name: tensor for name, tensor in state_dict.items() if name not in _BUFFERS}
-    native = rename_to_official(own, _name_table(config), of=_OF)
-    for name in (name for name in native if ".net.0." in name):
-        native[name] = native[name][None, :, None, None]
+    official = rename_to_official(own, _name_table(config), of=_OF)
+    for name in (name for name in official if _IN_CHANNELS in name):
+        official[name] = official[name][None, :, None, None]
+    official |= {name: official[name].t() for name in _TRANSPOSED}
     words = state_dict["clip.text_model.embeddings.token_embedding.weight"][state_dict["prompt_ids"]]
-    official = {_official(name): tensor for name, tensor in native.items()}
     official |= {_PREFIX: words[:, :1], _SUFFIX: words[:, 1 + config.num_context_tokens :]}
     return {_NET + name: tensor.contiguous() for name, tensor in official.items()}
 
@@ -246,6 +247,14 @@ def to_official(state_dict: Mapping[str, torch.Tensor], config: VideoAnomalyClip
 
 def _without_net(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(_NET): tensor for name, tensor in weights.items()}
+
+
+def _reshaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name in _TRANSPOSED and tensor.dim() == 2:
+        return tensor.t().contiguous()
+    if _IN_CHANNELS in name and tensor.dim() == 4 and tensor.shape[1] == tensor.numel():
+        return tensor.flatten()
+    return tensor
 
 
 def _native(name: str) -> str:
@@ -266,7 +275,7 @@ def _official(name: str) -> str:
 def _name_table(config: VideoAnomalyClipConfig) -> NameTable:
     clip = text_names(config.text_config.num_hidden_layers) | vision_names(config.vision_config.num_hidden_layers)
     table: NameTable = {
-        name: tuple(f"clip.{part}" for part in ours) if isinstance(ours, tuple) else f"clip.{ours}"
+        _official(name): tuple(f"clip.{part}" for part in ours) if isinstance(ours, tuple) else f"clip.{ours}"
         for name, ours in clip.items()
     }
     table[_CONTEXT] = "context"
@@ -320,7 +329,8 @@ def _names_in(weights: Mapping[str, torch.Tensor], official: OfficialFile) -> li
     """Class names from the token ids of a file with CLIP's vocabulary."""
     if weights["token_embedding.weight"].shape[0] != _CLIP_VOCABULARY:
         return None
-    tokenizer = clip_tokenizer(official.options.get("tokenizer"))
+    source = official.options.get("tokenizer")
+    tokenizer = clip_tokenizer(None if source == "none" else source)
     suffixes = prompt_ids_of(weights)[:, 1 + weights[_CONTEXT].shape[1] :].tolist()
     ends = (row[: row.index(tokenizer.eos_token_id)] for row in suffixes)
     names = [tokenizer.decode(row).strip().removesuffix(".").strip() for row in ends]
