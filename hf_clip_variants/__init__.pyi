@@ -63,6 +63,8 @@ from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTrainin
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel
 from .modeling.video.processing_video import VideoTextProcessor as VideoTextProcessor
 from .modeling.video.video_processing import CLIPVideoProcessor as CLIPVideoProcessor
+from .modeling.video_anomaly_clip.configuration_video_anomaly_clip import VideoAnomalyClipConfig as VideoAnomalyClipConfig
+from .modeling.video_anomaly_clip.modeling_video_anomaly_clip import VideoAnomalyClipModel as VideoAnomalyClipModel
 from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
 from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
 from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection

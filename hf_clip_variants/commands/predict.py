@@ -1,4 +1,4 @@
-"""`hf-clip-variants predict`: classes of images, one line per image."""
+"""`hf-clip-variants predict`: classes of images, one line per image; segments, objects, anomalies in videos."""
 
 import contextlib
 import os
@@ -16,6 +16,7 @@ from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
 from .video_classification import classify_video_files, is_video_model
+from .video_anomaly import VIDEO_ANOMALY, is_video_anomaly, score_files
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -48,8 +49,12 @@ def predict(
     templates: options.Templates = None,
     base: options.Base = None,
     task: Annotated[
-        Literal["classification", "segmentation", "detection"] | None,
-        typer.Option(metavar="NAME", help="classification, segmentation or detection.", show_default="by the model"),
+        Literal["classification", "segmentation", "detection", "video-anomaly"] | None,
+        typer.Option(
+            metavar="NAME",
+            help="classification, segmentation, detection or video-anomaly.",
+            show_default="by the model",
+        ),
     ] = None,
     labels: options.SegmentationLabels = None,
     top: Annotated[
@@ -65,7 +70,7 @@ def predict(
             max=1,
             metavar="P",
             help=f"Below this probability, the label is '{NONE_OF_THESE}', and a segment or object is left out.",
-            show_default="0.1 for detection",
+            show_default="0.1 for detection; the model's for video-anomaly",
         ),
     ] = None,
     reject: Annotated[
@@ -88,7 +93,7 @@ def predict(
         typer.Option(
             metavar="FILE",
             help="Write here, once all is done, instead of printing: .csv, .jsonl. For segmentation and "
-            "detection a folder of pictures, 'segments' or 'detections' by default.",
+            "detection a folder of pictures, 'segments' or 'detections' by default; for video-anomaly 'anomalies'.",
             show_default=False,
             rich_help_panel=RUNNING,
         ),
@@ -106,6 +111,16 @@ def predict(
             rich_help_panel=RUNNING,
         ),
     ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            metavar="N",
+            help="For video-anomaly: frames a second that are looked at; of features, how many there are.",
+            show_default="every frame",
+            rich_help_panel=RUNNING,
+        ),
+    ] = None,
     precision: options.Precision = "float32",
     device: options.Device = None,
     json: JsonOption = False,
@@ -113,7 +128,7 @@ def predict(
     """
     Classify images: one line per image with its path, the best class and its score. Or segment them: a line per
     label that is there, pictures with a legend, label maps and masks. Or find objects, also in videos: a line per
-    object, pictures with boxes.
+    object, pictures with boxes. Or find what is abnormal in videos: a line per segment, pictures of scores over time.
 
     \b
     [bold]Example[/bold]
@@ -137,6 +152,9 @@ def predict(
     A model of videos (ActionCLIP, CLIP4Clip) classifies videos; with --out, a folder, there is a picture of the frames
     and the best classes of each. What adapt fitted on videos reads videos, too: it sees the mean of eight frames.
 
+    Anomalies in videos write curves/ (a picture a video) and scores/ (csv, of all frames). A line has the start, end,
+    label and score of a segment. Features of frames in .npy files, (frames, width), are videos, too.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -152,6 +170,7 @@ def predict(
         --labels "cat, ball"
       hf-clip-variants predict clip.mp4 --model actionclip \\
         --classes "running, rowing" --out answers
+      hf-clip-variants predict camera.mp4 --task video-anomaly --model anomalies
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -159,7 +178,7 @@ def predict(
     elif (
         run is model is adapter is None
         and inputs
-        and (task in (SEGMENTATION, DETECTION) or is_model_folder(inputs[0]))
+        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY) or is_model_folder(inputs[0]))
     ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -176,6 +195,9 @@ def predict(
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}
+    if is_video_anomaly(task, model, others | ours | {"--templates": templates}, fps):
+        common = {"out": out, "batch_size": batch_size, "device": device, "as_json": json or format == "json"}
+        return _exit(*score_files(inputs or _lines(), model, threshold=threshold, fps=fps, **common), "videos")
     chosen = chosen_task(task, model, others, ours)
     if chosen != CLASSIFICATION:
         common = {"masks": masks or "polygons", "out": out, "batch_size": batch_size, "device": device}

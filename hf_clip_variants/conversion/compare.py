@@ -24,6 +24,7 @@ _INPUTS = {
     "audio": "input_features",
     "pixel_values_videos": "pixel_values_videos",
     "video_mask": "video_mask",
+    "video_features": "video_features",
 }
 
 
@@ -54,7 +55,7 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
 
 
 def _reads_videos(model) -> bool:
-    return hasattr(model, "video_text_logits")
+    return model.main_input_name == "pixel_values_videos" or hasattr(model, "video_text_logits")
 
 
 @torch.inference_mode()
@@ -105,8 +106,11 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def _video_outputs(model, inputs: Mapping[str, torch.Tensor], text: dict) -> dict[str, torch.Tensor]:
-    videos = {name: inputs[name] for name in ("pixel_values_videos", "video_mask") if name in inputs}
-    found = {}
+    names = ("pixel_values_videos", "video_mask", "video_features")
+    videos, found = {name: inputs[name] for name in names if name in inputs}, {}
+    if not hasattr(model, "video_text_logits"):  # its texts are inside of it
+        output = model(**videos)
+        return {name: output[name] for name in ("text_features", "logits", "scores", "class_probs")}
     if "input_ids" in text:
         found["text_features"] = model.get_text_features(**text).pooler_output
     if "pixel_values_videos" in videos and "input_ids" in text:

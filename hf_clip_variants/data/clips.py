@@ -47,14 +47,18 @@ class Step:
         start, end (`int`): its frames are start..end - 1.
         things (`tuple[tuple[int, str]]`): class and motion of each thing; all move at once.
         caption (`str`): a sentence.
-        is_anomaly (`bool`): its motions are those of `anomalies`.
+        anomaly (`str`): what in it does not belong in the clip, a motion or a thing, or "normal".
     """
 
     start: int
     end: int
     things: tuple[tuple[int, str], ...]
     caption: str
-    is_anomaly: bool = False
+    anomaly: str = NORMAL
+
+    @property
+    def is_anomaly(self) -> bool:
+        return self.anomaly != NORMAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +86,13 @@ class Clip:
 
     @property
     def anomaly(self) -> str:
-        """The motion that does not belong in the clip, or "normal"."""
-        return next((step.things[0][1] for step in self.steps if step.is_anomaly), NORMAL)
+        """The motion or thing that does not belong in the clip, or "normal"."""
+        return next((step.anomaly for step in self.steps if step.is_anomaly), NORMAL)
 
     @property
     def frame_labels(self) -> list[str]:
         """Of each frame: the anomaly if it shows one, or "normal"."""
-        return [s.things[0][1] if s.is_anomaly else NORMAL for s in self.steps for _ in range(s.start, s.end)]
+        return [step.anomaly for step in self.steps for _ in range(step.start, step.end)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,8 @@ class ClipMaker:
         num_frames, fps: of each step.
         things: fewest and most things that move at once, of different classes; several share the image.
         steps: fewest and most steps of a clip, one after the other before the same background.
-        anomalies: motions that are not among `motions`. A clip has one, in one of its steps, with the chance
-            `anomaly_rate`.
+        anomalies: motions that are not among `motions`, or names of `shown` classes, which then are among the things
+            of no other step. A clip has one anomaly, in one of its steps, with the chance `anomaly_rate`.
         reach: how far a thing moves, as a share of the way that is free, in 0..1.
         seed: any integer from 0.
         scene: settings of [`SceneMaker`]: styles, class_names, shown, size, object_size, ... Give training and
@@ -135,9 +139,6 @@ class ClipMaker:
         unknown = [motion for motion in self.motions if motion not in MOTIONS]
         if unknown or not self.motions:
             raise ValueError(f"motions: got {unknown or 'none'}; want some of {', '.join(MOTIONS)}")
-        allowed = [motion for motion in MOTIONS if motion not in self.motions]
-        if unknown := [motion for motion in self.anomalies if motion not in allowed]:
-            raise ValueError(f"anomalies: got {unknown}; want some of {', '.join(allowed) or 'none'}, not in motions")
         for name, smallest in (("num_frames", 2), ("seed", 0)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}: got {getattr(self, name)}; want {smallest} or more")
@@ -147,7 +148,15 @@ class ClipMaker:
             raise ValueError(f"anomaly_rate: got {self.anomaly_rate}; want 0..1")
         settings = {"object_size": (0.35, 0.5), "rotation": 0.0, "flip": False} | self.scene
         object.__setattr__(self, "_maker", SceneMaker(**settings))
-        for name, largest in (("things", min(4, len(self._maker.shown))), ("steps", 1000)):
+        allowed = [motion for motion in MOTIONS if motion not in self.motions]
+        if unknown := [name for name in self.anomalies if name not in (*allowed, *self._maker.shown)]:
+            raise ValueError(
+                f"anomalies: got {unknown}; want some of {', '.join(allowed) or 'none'}, not in motions, or classes "
+                "that are shown"
+            )
+        usual = [name for name in self._maker.shown if name not in self.anomalies]
+        object.__setattr__(self, "_usual", tuple(self.class_names.index(name) for name in usual))
+        for name, largest in (("things", min(4, len(self._usual))), ("steps", 1000)):
             fewest, most = getattr(self, name)
             if not 1 <= fewest <= most <= largest:
                 raise ValueError(f"{name}: got {fewest}, {most}; want fewest and most, in 1..{largest}")
@@ -163,13 +172,13 @@ class ClipMaker:
         strange = -1
         if self.anomalies and generator.random() < self.anomaly_rate:
             strange = int(generator.integers(count))
-        drawn = [self._draw_things(self.anomalies if k == strange else self.motions, generator) for k in range(count)]
+        drawn = [self._draw_step(k == strange, generator) for k in range(count)]
         sizes = self._maker.size
         size = sizes[int(generator.integers(len(sizes)))]
         _, background = self._maker.draw_background(size, generator)
         frames: list[Image.Image] = []
         steps: list[Step] = []
-        for number, things in enumerate(drawn):
+        for things, anomaly in drawn:
             moving = [
                 self._draw_moving(category, motion, region, generator)
                 for (category, motion), region in zip(things, _regions(size, len(things), generator), strict=True)
@@ -180,12 +189,25 @@ class ClipMaker:
                     one.draw(canvas, float(share))
                 frames.append(canvas)
             sentence = _sentence([" and ".join(self._clause(*one) for one in things)])
-            steps.append(Step(len(frames) - self.num_frames, len(frames), things, sentence, number == strange))
+            steps.append(Step(len(frames) - self.num_frames, len(frames), things, sentence, anomaly))
         caption = _sentence([" and ".join(self._clause(*one) for one in step.things) for step in steps])
         return Clip(tuple(frames), tuple(steps), caption)
 
+    def _draw_step(self, is_strange: bool, generator) -> tuple[tuple[tuple[int, str], ...], str]:
+        """Things with their motions, and the anomaly."""
+        if not is_strange:
+            return self._draw_things(self.motions, generator), NORMAL
+        if len(self._usual) == len(self._maker.shown):  # all anomalies are motions
+            things = self._draw_things(self.anomalies, generator)
+            return things, things[0][1]
+        anomaly = self.anomalies[int(generator.integers(len(self.anomalies)))]
+        if anomaly in MOTIONS:
+            return self._draw_things([anomaly], generator), anomaly
+        (_, motion), *others = self._draw_things(self.motions, generator)
+        return ((self.class_names.index(anomaly), motion), *others), anomaly
+
     def _draw_things(self, motions: Sequence[str], generator) -> tuple[tuple[int, str], ...]:
-        known = [self.class_names.index(name) for name in self._maker.shown]
+        known = list(self._usual)
         things = []
         for _ in range(_drawn_number(self.things, generator)):
             category = known.pop(int(generator.integers(len(known))))

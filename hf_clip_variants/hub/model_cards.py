@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files.printable import printable
 from ..metrics.intervals import gain_text, may_be_chance
-from ..registration.auto_classes import tasks_of
+from ..registration.auto_classes import TASKS, tasks_of
 from ..registry import Method, methods
 from .verification import weight_hashes
 
@@ -53,6 +53,14 @@ from transformers import pipeline
 {verb} = pipeline("{task}", model={repo_id}{arguments})
 video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
 print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"]))"""
+
+_VIDEO_PIPELINE = """\
+{imports}import numpy as np
+from transformers import pipeline
+
+{verb} = pipeline("{task}", model={repo_id}{arguments})
+video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
+print({verb}(video))"""
 
 _ADAPTER = """\
 import torch
@@ -233,6 +241,8 @@ def _snippet(
     if "AutoModelForZeroShotImageClassification" not in row.auto_classes:
         own = [*tasks_of(row)]
         task, verb = (own[0], "classify" if row.video_processor else "find") if own else (task, verb)
+        if own and TASKS[own[0]].is_named:
+            zero_shot, verb = _VIDEO_PIPELINE, "detect"
     return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=_literal(repo_id),
         imports=imports,

@@ -11,11 +11,13 @@ from .post_import import after_import
 
 class OwnTask(NamedTuple):
     """A pipeline that transformers lacks, or that differs for models of this package: its class, the Auto class that
-    loads its model, and the part of a row that its models have beside that."""
+    loads its model, the part of a row that its models have beside that, and whether they are only those whose row
+    names this task, which are then for no other one."""
 
     pipeline: str
     auto_class: str
     part: str = "model"
+    is_named: bool = False
 
 
 TASKS = {
@@ -32,6 +34,12 @@ TASKS = {
         "AutoModel",
         "video_processor",
     ),
+    "video-anomaly-detection": OwnTask(
+        "modeling.video_anomaly_clip.video_anomaly_detection.VideoAnomalyDetectionPipeline",
+        "AutoModel",
+        "video_processor",
+        is_named=True,
+    ),
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",
@@ -41,7 +49,10 @@ TASKS = {
 
 def tasks_of(row: Method) -> dict[str, OwnTask]:
     """The tasks of `TASKS` that run models of a row."""
-    fits = {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes}
+    named = TASKS.get(row.task)
+    if named is not None and named.is_named:
+        return {row.task: named}
+    fits = {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes and not task.is_named}
     return {name: task for name, task in fits.items() if getattr(row, task.part)}
 
 

@@ -27,6 +27,11 @@ _LSEG = "modeling.lseg.modeling_lseg:LSeg"
 _DENSE_PROCESSOR = "modeling.dense.processing_dense:DenseProcessor"
 _DENSE_IMAGE_PROCESSORS = {"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"}
 
+# Of several formats.
+_CLASSES_IN_FILE = Option("classes", str, "names of the classes in the file, with commas between them, or a file.")
+
+_VIDEO_ANOMALY_CLIP = "modeling.video_anomaly_clip.modeling_video_anomaly_clip:VideoAnomalyClipModel"
+
 _CLIP_OPTIONS = (
     Option(
         "activation",
@@ -276,6 +281,40 @@ MODELS = (
         ),
     ),
     Method(
+        name="video_anomaly_clip",
+        kind="model",
+        title="AnomalyCLIP (video)",
+        paper=Paper(
+            "Delving into CLIP latent space for Video Anomaly Recognition",
+            "2310.02835",
+            2023,
+            "Zanella, Luca and Liberatori, Benedetta and Menapace, Willi and Poiesi, Fabio and Wang, Yiming and "
+            "Ricci, Elisa",
+        ),
+        code=OfficialCode("lucazanella/AnomalyCLIP", None),
+        task="video-anomaly-detection",
+        summary="Which frames of a video are abnormal, and how; trained with labels of whole videos.",
+        config="modeling.video_anomaly_clip.configuration_video_anomaly_clip:VideoAnomalyClipConfig",
+        model=_VIDEO_ANOMALY_CLIP,
+        auto_classes={"AutoModel": _VIDEO_ANOMALY_CLIP},
+        processor="modeling.video.processing_video:VideoTextProcessor",
+        video_processor="modeling.video.video_processing:CLIPVideoProcessor",
+        checkpoints=(
+            CheckpointEntry(
+                "video_anomaly_clip",
+                "AnomalyCLIP (video)",
+                "modeling.video_anomaly_clip.convert_video_anomaly_clip:CHECKPOINTS",
+                (
+                    Option("centroid", str, "the mean of normal frames.", default="ncentroid.pt beside the file"),
+                    _CLASSES_IN_FILE,
+                    Option("normal_class", str, "the class without an anomaly.", default="begins with normal"),
+                    Option("temporal_heads", int, "attention heads of the layers over time.", default="8"),
+                ),
+                files="last.ckpt",
+            ),
+        ),
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",
@@ -304,7 +343,7 @@ MODELS = (
                 (
                     Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
                     Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
-                    Option("classes", str, "names of the classes in the file, with commas between them, or a file."),
+                    _CLASSES_IN_FILE,
                 ),
             ),
         ),

@@ -24,6 +24,7 @@ from suite_testers import (
     GLIPv2Tester,
     ViLDTester,
 )
+from suite_video_anomaly_clip import VideoAnomalyClipSuite, VideoAnomalyClipTester
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
@@ -622,6 +623,7 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
+    "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],
     "glipv2": [

@@ -35,6 +35,7 @@ DESELECTED: dict[str, str] = {
     "test_call_sample_frames": (
         "a video with fewer frames than num_frames is no error: all are taken, and the mask says how many"
     ),
+    "VideoAnomalyClipModelVideoProcessorSuite.test_call_sample_frames": "as for CLIP4Clip, whose processor it is",
     "GLIPv2ForZeroShotObjectDetectionImageProcessorSuite.test_post_process_test_mixin_inheritance": (
         "DETR's methods for segmentation are inherited and of no use here"
     ),

@@ -22,6 +22,7 @@ from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
+from video_anomaly_clip_runs import VIDEO_ANOMALY_CASE
 from vild_runs import VILD_BAD_VALUES, vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
 
 from hf_clip_variants.registry import Method, method
@@ -349,6 +350,7 @@ CASES = {
         ),
         ModelCase(processor=_video_processor, **ACTIONCLIP),
         ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
+        ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},

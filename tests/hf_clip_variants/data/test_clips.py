@@ -116,6 +116,22 @@ def test_anomalies_are_labelled_frame_by_frame():
             assert labels[3 * number] == (names.index(motion) if motion in names else 0)
 
 
+def test_things_may_be_the_anomalies():
+    settings = {"scene": SCENE, "steps": (3, 3), "things": (1, 2), "motions": ["left"], "num_frames": 2}
+    maker, seen = ClipMaker(anomalies=["octopus", "up"], **settings), set()
+    for index in range(30):
+        clip = maker.clip(index)
+        seen.add(clip.anomaly)
+        assert clip.frame_labels == [step.anomaly for step in clip.steps for _ in range(2)]
+        for step in clip.steps:
+            names = [maker.class_names[category] for category, _ in step.things]
+            assert ("octopus" in names) == (step.anomaly == "octopus") and names.count("octopus") <= 1
+            assert {motion for _, motion in step.things} == {"up" if step.anomaly == "up" else "left"}
+    assert seen == {NORMAL, "octopus", "up"}
+    rows = make_clips(3, anomalies=["octopus"], anomaly_rate=1.0, **settings)
+    assert rows.features["anomaly"].names == [NORMAL, "octopus"] and set(rows["anomaly"]) == {1}
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -125,6 +141,10 @@ def test_anomalies_are_labelled_frame_by_frame():
         ({"reach": 0}, "reach, fps: got 0"),
         ({"things": (2, 1)}, "things: got 2, 1; want fewest and most, in 1..3"),
         ({"steps": (0, 1)}, "steps: got 0, 1"),
+        (
+            {"motions": ["left"], "anomalies": ["a thing"]},
+            "anomalies: got \\['a thing'\\]; .* or classes that are shown",
+        ),
         ({"motions": ["left"], "anomalies": ["left"]}, "anomalies: got \\['left'\\]; want some of right"),
         ({"anomaly_rate": 2}, "anomaly_rate: got 2; want 0..1"),
     ],

@@ -1,0 +1,269 @@
+"""Abnormal frames found with labels of whole videos alone: VideoAnomalyClip beside CLIP's similarity to the names.
+
+    python scripts/video_anomaly_on_clips.py --out scripts/results/video_anomaly_clip
+    python scripts/video_anomaly_on_clips.py --out /tmp/anomalies --development   # other things, another style
+
+Videos are drawn: foods move about; in one part of an abnormal video, a thing that does not belong there is among them
+(a spider, a snake, ...). Training sees what is in a video, not where. Each video's frames are encoded once, by the
+embedded CLIP, which stays as it is but for its text projection. Test videos are drawn in a style that no training
+video has. All that is measured is of single frames, which no training label tells:
+
+- AUC, AP: of the score against "is this frame abnormal";
+- mAUC, mAP: the means over anomalies, of each one's probability.
+
+Beside it, on the same frames: CLIP's probability of the anomalies' names among all names, "food" with them; the
+highest similarity to an anomaly's name; the distance from the mean of normal frames, which does not read names. The
+score of "video labels repeated" is 1 for each frame of an abnormal video: what a perfect classifier of videos, which
+finds nothing in them, would reach.
+
+OUT/runs.jsonl gets a line for each method and seed; OUT/table.md has the means and standard deviations over seeds, in
+percent; OUT/curve.png is one test video of the first seed. What is in runs.jsonl is not run again. A seed takes about
+two minutes of one processor.
+"""
+
+import os
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor
+
+from hf_clip_variants import VideoAnomalyClipModel, VideoTextProcessor, embedded_model
+from hf_clip_variants.annotations.score_curves import draw_score_curve
+from hf_clip_variants.data.clips import NORMAL, ClipMaker
+from hf_clip_variants.metrics.video_anomaly import FrameAnomalyMetrics
+from hf_clip_variants.modeling.video_anomaly_clip.segments_video_anomaly_clip import anomaly_segments
+from hf_clip_variants.modeling.video_anomaly_clip.windows_video_anomaly_clip import sample_training_frames
+
+
+OURS = "VideoAnomalyClip"
+BASELINES = (
+    "CLIP, probability of the names",
+    "CLIP, highest similarity",
+    "distance from normal frames",
+    "video labels repeated",
+)
+NORMAL_TEXT = "food"
+ANOMALIES = ("spider", "snake", "rat", "kitchen knife")
+FOODS = ("taco", "pizza", "watermelon", "bread", "grapes", "doughnut", "sushi", "carrot", "cheese wedge", "egg")
+DEVELOPMENT_ANOMALIES = ("scorpion", "crocodile", "bat", "honeybee")
+DEVELOPMENT_FOODS = (
+    "burrito",
+    "hamburger",
+    "melon",
+    "croissant",
+    "cherries",
+    "cookie",
+    "rice ball",
+    "potato",
+    "bacon",
+)
+TRAIN, DEVELOPMENT_STYLE, TEST_STYLE = ("fluentflat", "notov1"), "emojione", "fluent3d"
+TEMPLATE = "an emoji of {}"
+METRICS = ("auc", "ap", "mauc", "map")
+SHORT = ("AUC", "AP", "mAUC", "mAP")
+FPS = 4.0
+
+
+@dataclass(frozen=True)
+class Videos:
+    """V videos: features of their frames (T_v, D) each, class of each, class of each frame (T_v,)."""
+
+    features: list[torch.Tensor]
+    labels: torch.Tensor
+    frame_labels: list[torch.Tensor]
+
+
+@torch.no_grad()
+def drawn_videos(clip, processor, count: int, seed: int, options, styles, anomalies, foods) -> Videos:
+    """Half of them are abnormal. Frames are encoded as CLIP gives them, not normalised."""
+    names = [NORMAL, *anomalies]
+    scene = {"styles": styles, "class_names": [*foods, *anomalies], "size": 64, "backgrounds": "plain"}
+    features, labels, frame_labels = [], [], []
+    for rate in (1.0, 0.0):
+        maker = ClipMaker(
+            motions=("left", "right", "up", "down"),
+            num_frames=8,
+            fps=FPS,
+            things=(1, 3),
+            steps=options.steps,
+            anomalies=anomalies,
+            anomaly_rate=rate,
+            seed=2 * seed + int(rate),
+            scene=scene | {"object_size": (0.5, 0.8)},
+        )
+        for index in range(count // 2):
+            made = maker.clip(index)
+            pixels = processor(videos=[list(made.frames)], do_sample_frames=False, return_tensors="pt")
+            parts = pixels["pixel_values_videos"][0].split(64)
+            features.append(torch.cat([clip.get_image_features(pixel_values=part).pooler_output for part in parts]))
+            frame_labels.append(torch.tensor([names.index(name) for name in made.frame_labels]))
+            labels.append(names.index(made.anomaly))
+    return Videos(features, torch.tensor(labels), frame_labels)
+
+
+def train(model: VideoAnomalyClipModel, videos: Videos, options: argparse.Namespace, seed: int) -> None:
+    """As the paper: half of each batch is abnormal, segments start at random places, a warm-up and a cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    kinds = [(videos.labels != 0).nonzero()[:, 0], (videos.labels == 0).nonzero()[:, 0]]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=options.training_steps, pct_start=0.1
+    )
+    grid = (config.num_segments, config.segment_length)
+    model.train()
+    for _ in range(options.training_steps):
+        chosen = torch.cat(
+            [kind[torch.randperm(len(kind), generator=generator)[: options.batch_size // 2]] for kind in kinds]
+        )
+        frames = [
+            videos.features[number][sample_training_frames(len(videos.features[number]), *grid, generator=generator)]
+            for number in chosen.tolist()
+        ]
+        model(video_features=torch.stack(frames), labels=videos.labels[chosen]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+
+
+def measured(videos: Videos, scores: list[torch.Tensor], class_probs: list[torch.Tensor] | None, classes: int) -> dict:
+    metrics = FrameAnomalyMetrics(classes)
+    for number, frame_labels in enumerate(videos.frame_labels):
+        metrics.update(scores[number], frame_labels, None if class_probs is None else class_probs[number])
+    found = metrics.compute()
+    return {name: round(found[name], 4) for name in METRICS if found.get(name) is not None}
+
+
+@torch.no_grad()
+def baselines(clip, processor, videos: Videos, centroid: torch.Tensor, anomalies) -> dict[str, dict]:
+    texts = [TEMPLATE.format(name) for name in (NORMAL_TEXT, *anomalies)]
+    texts = F.normalize(clip.get_text_features(**processor(texts, return_tensors="pt")).pooler_output, dim=-1)
+    similar = [F.normalize(frames, dim=-1) @ texts.T for frames in videos.features]
+    probs = [(clip.logit_scale.exp() * one).softmax(-1) for one in similar]
+    count = len(texts)
+    of_video = [
+        torch.full((len(frames),), float(label != 0))
+        for frames, label in zip(videos.features, videos.labels, strict=True)
+    ]
+    ways = {
+        BASELINES[0]: ([1 - one[:, 0] for one in probs], probs),
+        BASELINES[1]: ([one[:, 1:].amax(-1) for one in similar], similar),
+        BASELINES[2]: ([(frames - centroid).norm(dim=-1) for frames in videos.features], None),
+        BASELINES[3]: (of_video, None),
+    }
+    return {name: measured(videos, scores, class_probs, count) for name, (scores, class_probs) in ways.items()}
+
+
+def run(options: argparse.Namespace, seed: int) -> None:
+    start = time.process_time()
+    clip = AutoModel.from_pretrained(embedded_model(), dtype=torch.float32)
+    processor = VideoTextProcessor.from_clip(AutoProcessor.from_pretrained(embedded_model()))
+    anomalies, foods, style = ANOMALIES, FOODS, TEST_STYLE
+    if options.development:
+        anomalies, foods, style = DEVELOPMENT_ANOMALIES, DEVELOPMENT_FOODS, DEVELOPMENT_STYLE
+    draw = lambda *what: drawn_videos(clip, processor, *what, anomalies, foods)  # noqa: E731
+    known, unseen = draw(options.videos, seed, options, TRAIN), draw(options.test_videos, 1000 + seed, options, style)
+    torch.manual_seed(seed)
+    grid = {"num_segments": options.segments, "segment_length": 4, "num_topk": 3, "num_bottomk": 3}
+    model = VideoAnomalyClipModel.from_clip(clip, temporal_hidden_size=64, **grid)
+    model.set_anomalies(anomalies, processor, normal=NORMAL)
+    normal = [
+        {"video_features": frames[None]}
+        for frames, label in zip(known.features, known.labels, strict=True)
+        if not label
+    ]
+    model.compute_normal_centroid(normal)
+    found = baselines(clip, processor, unseen, model.normal_centroid, anomalies)
+    train(model, known, options, seed)
+    scores, class_probs = zip(*map(model.score_frames, unseen.features), strict=True)
+    found[OURS] = measured(unseen, list(scores), list(class_probs), len(anomalies) + 1)
+    frames = sum(map(len, unseen.features))
+    shares = float(sum((one > 0).sum() for one in unseen.frame_labels)) / frames
+    with (options.out / "runs.jsonl").open("a") as file:
+        for name, values in found.items():
+            line = {"method": name, "seed": seed, "frames": frames, "abnormal_share": round(shares, 3)} | values
+            line |= {"cpu_seconds": round(time.process_time() - start, 1)} if name == OURS else {}
+            file.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+    if not (options.out / "curve.png").exists():
+        draw_one(options.out / "curve.png", model, unseen, scores, class_probs)
+
+
+def draw_one(path: Path, model, videos: Videos, scores, class_probs) -> None:
+    """The first abnormal test video."""
+    number = int((videos.labels != 0).nonzero()[0])
+    times = torch.arange(len(scores[number])) / FPS
+    labels, config = model.config.id2label, model.config
+    segments = anomaly_segments(scores[number], class_probs[number], labels, config.normal_id, 0.5, times.numpy())
+    abnormal = (videos.frame_labels[number] != 0).nonzero()[:, 0] / FPS
+    truth = [(float(abnormal[0]), float(abnormal[-1]) + 1 / FPS)]
+    title = f"test video with a {labels[int(videos.labels[number])]}"
+    names = [labels[label] for label in config.anomaly_ids]
+    options = {"labels": names, "threshold": 0.5, "truth": truth, "title": title}
+    path.write_bytes(draw_score_curve(times.numpy(), scores[number].numpy(), segments, **options))
+
+
+def lines_of(out: Path) -> list[dict]:
+    path = out / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def table(lines: list[dict]) -> str:
+    """Means and standard deviations over seeds, in percent."""
+    text = f"| | {' | '.join(SHORT)} | seeds |\n{'|---' * (len(SHORT) + 2)}|\n"
+    for method in (*BASELINES, OURS):
+        rows = [line for line in lines if line["method"] == method]
+        cells = []
+        for name in METRICS:
+            values = [100 * row[name] for row in rows if name in row]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        text += f"| {method} | {' | '.join(cells)} | {len(rows)} |\n" if rows else ""
+    return text
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--development", action="store_true", help="other things, and a style that is not the test's")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--videos", type=int, default=96, help="to train, half of them abnormal")
+    parser.add_argument("--test-videos", type=int, default=60)
+    parser.add_argument("--steps", default="6,12", help="fewest and most parts of a video, of eight frames each")
+    parser.add_argument("--segments", type=int, default=16, help="of a training grid, of four frames each")
+    parser.add_argument("--training-steps", type=int, default=150)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    options = parser.parse_args(argv)
+    steps = options.steps.split(",")
+    if len(steps) != 2 or not all(one.isdecimal() for one in steps):
+        parser.error(f"--steps: {options.steps!r}; want two numbers, fewest and most")
+    options.steps = tuple(map(int, steps))
+    return options
+
+
+def main(argv=None) -> None:
+    options = parse(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for seed in map(int, options.seeds.split(",")):
+        if (OURS, seed) not in {(line["method"], line["seed"]) for line in lines_of(options.out)}:
+            run(options, seed)
+    written = table(lines_of(options.out))
+    (options.out / "table.md").write_text(written)
+    print(written)
+
+
+if __name__ == "__main__":
+    main()
