@@ -235,6 +235,15 @@ ADAPTERS = (
         layer="adapters.inter_view_adapter.layer:InterViewAdapterLayer",
         tuner="adapters.inter_view_adapter.model:InterViewAdapterModel",
         card_snippet="adapters.inter_view_adapter.card:SNIPPET",
+        checkpoints=(
+            CheckpointEntry(
+                "inter_view_adapter",
+                "Inter-view adapter",
+                "adapters.inter_view_adapter.convert:CHECKPOINTS",
+                (Option("ratio", float, "weight of the adapted feature.", default="0.6"),),
+                files="model-best.pth.tar",
+            ),
+        ),
     ),
     Method(
         name="language_prompt",

@@ -261,7 +261,7 @@ MODELS = (
         ),
         code=OfficialCode("yangyangyang127/PointCLIP_V2", "MIT"),
         task="zero-shot-point-cloud-classification",
-        summary="Point clouds and meshes classified by texts, and cut into parts: CLIP on depth maps of several views.",
+        summary="Point clouds and meshes classified by texts, and cut into parts: CLIP on depth maps of views.",
         config="modeling.pointclip.configuration_pointclip:PointCLIPConfig",
         model="modeling.pointclip.modeling_pointclip:PointCLIPModel",
         auto_classes={"AutoModel": "modeling.pointclip.modeling_pointclip:PointCLIPModel"},

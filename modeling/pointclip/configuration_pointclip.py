@@ -140,6 +140,19 @@ class PointCLIPConfig(CLIPConfig):
             sigma=(1.0, self.smoothing_sigma),
         )
 
+    @property
+    def pictures(self) -> str:
+        """In words, what pictures of a cloud depend on: features of other pictures mean something else."""
+        views = self.views if self.view_angles is None else f"view_angles {self.view_angles}"
+        if self.projection == "sparse":
+            said = f"sparse, {views}, {self.resolution} pixels from {self.camera_distance:g}"
+        else:
+            grid = self.grid
+            said = f"realistic, {views}, {grid.resolution} x {grid.depth} cells, {grid.object_ratio:g} of them, bias "
+            said += f"{grid.depth_bias:g}, pool {grid.pool[1]} - {grid.pool_padding[1]}, Gaussian {grid.kernel[1]} of "
+            said += f"{grid.sigma[1]:g}"
+        return said if self.image_mean is None else f"{said}, mean {self.image_mean}, std {self.image_std}"
+
     @classmethod
     def part_classes(cls, values) -> dict[str, type]:
         """The encoders' configurations, for `check_values`; none for a family that is unknown."""

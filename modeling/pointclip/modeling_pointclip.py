@@ -26,7 +26,7 @@ from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..video.class_texts import class_features
 from .configuration_pointclip import PointCLIPConfig
 from .projection_pointclip import realistic_depth_maps, resized, sparse_depth_maps
-from .segmentation_pointclip import cropped, part_logits, part_pictures, places_after_crop
+from .segmentation_pointclip import cropped, from_nearest, part_logits, part_pictures, places_after_crop
 
 
 # B clouds, N points, V views, T texts, L tokens, C joint width, S pixels of a side
@@ -158,14 +158,14 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
     def set_classes(
         self,
         class_names: str | Sequence[str],
-        processor,
+        tokenizer,
         templates: str | Path | Sequence[str] | Mapping[str, Sequence[str]] = "point cloud depth map of a {}.",
     ) -> "PointCLIPModel":
         """Makes these the model's classes, in label order, and returns it. They are saved with it and do not train.
 
         Args:
             class_names: names, in one list; a file of names as in `resolve_class_names`.
-            processor: the model's processor or tokenizer.
+            tokenizer: the model's, or its processor.
             templates: such as the default, PointCLIP's for zero-shot, or `"point cloud of a big {}."`, its for
                 few-shot. Several are averaged. A mapping, or a JSON file of one, has each class's own sentences, as
                 language models write them; PointCLIP V2's files are of this kind.
@@ -176,7 +176,7 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         """
         names = resolve_class_names(class_names)
         templates = resolve_templates(templates, names)
-        tokenizer, training = getattr(processor, "tokenizer", processor), self.training
+        tokenizer, training = getattr(tokenizer, "tokenizer", tokenizer), self.training
         self.eval()
         try:
             features = class_features(self, tokenizer, names, templates, "class_names")
@@ -355,13 +355,14 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         points_mask: torch.Tensor | None = None,
         transposed_reading: bool = False,
     ) -> torch.Tensor:
-        """Logits (B, N, K) of each point for K parts, by (K, C) text features, as `get_text_features` gives them; 0 for
-        a point that is seen in no view. `argmax` over the last axis is the part.
+        """Logits (B, N, K) of each point for K parts. `argmax` over the last axis is the part.
 
         PointCLIP V2, for any number of points; its ten views and pictures have settings of their own. View weights
-        apply where there are ten.
+        apply where there are ten. A point that is seen in no view has logits of 0 officially; here those of the
+        nearest one that is seen.
 
         Args:
+            text_features: (K, C), as `get_text_features` gives them.
             transposed_reading: as the official code; see `part_pictures`.
 
         Raises:
@@ -379,7 +380,9 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
             logits = part_logits(
                 patches, texts.to(patches), seen, places_after_crop(places), weights, float(self._scale())
             )
-            found[cloud, there] = logits.to(found)
+            found[cloud, there] = (
+                logits if transposed_reading else from_nearest(logits, seen, points[cloud][there])
+            ).to(found)
         return found
 
     def _patch_embeds(self, pictures: torch.Tensor) -> torch.Tensor:

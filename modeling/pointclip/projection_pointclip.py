@@ -3,9 +3,9 @@
 Papers: "PointCLIP: Point Cloud Understanding by CLIP", https://arxiv.org/abs/2112.02413, section 3.1; "PointCLIP V2:
 Prompting CLIP and GPT for Powerful 3D Open-world Learning", https://arxiv.org/abs/2211.11682, section 3.2.
 
-Both are plain arithmetic without weights, on any device, for all clouds and views of a batch, and differentiable in the
-points: in the depths that pixels get, not in which pixel a point falls into. `projection_reference_pointclip.py` has
-the plain way, a cloud and a view at a time.
+Both are plain arithmetic without weights, on any device, for all clouds and views of a batch, and differentiable in
+the points: in the depths that pixels get, not in which pixel a point falls into. The plain way, a cloud and a view at
+a time, is in `projection_reference_pointclip.py`.
 """
 
 import math
@@ -179,8 +179,8 @@ def densified(
 ) -> tuple[torch.Tensor, tuple[int, int]]:
     """Spreads and smooths: a max pooling, then a Gaussian. Input and output as of `filled_grid`.
 
-    The same as `max_pool3d` and `conv3d` on the whole grid, in which all else is 0; but along one axis after the other,
-    and the window of a maximum doubled in each step.
+    The same as `max_pool3d` and `conv3d` on the whole grid, in which all else is 0; but along one axis after the
+    other, and the window of a maximum doubled in each step.
     """
     (deep, wide), (pad_deep, pad_wide) = settings.pool, settings.pool_padding
     depth, depth_start = _spread_axis(grid, 1, start[0], settings.depth, deep, pad_deep)

@@ -30,6 +30,7 @@ PART_GRID = GridSettings(
 )
 CROP = (20, 204)  # of the picture's 224 pixels: what the encoder sees
 _SEEN = 0.1  # largest difference between a point's own value and its pixel's
+_POINTS_AT_ONCE = 2**24  # distances between points
 _WINDOW, _PATCHES = 6, 14  # averaged patches of a side, for pictures of so many
 
 
@@ -109,11 +110,24 @@ def part_logits(
     return total
 
 
+def from_nearest(logits: torch.Tensor, seen: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """(N, K) logits; a point that is seen in no view (V, N) gets those of the nearest (N, 3) that is seen."""
+    somewhere = seen.any(0)
+    if somewhere.all() or not somewhere.any():
+        return logits
+    known, logits = somewhere.nonzero()[:, 0], logits.clone()
+    for hidden in (~somewhere).nonzero()[:, 0].split(_POINTS_AT_ONCE // len(known) + 1):
+        nearest = torch.cdist(points[hidden].float(), points[known].float()).argmin(1)
+        logits[hidden] = logits[known[nearest]]
+    return logits
+
+
 __all__ = [
     "CROP",
     "PART_GRID",
     "PART_VIEWS",
     "cropped",
+    "from_nearest",
     "part_logits",
     "part_pictures",
     "places_after_crop",

@@ -1,7 +1,7 @@
 """Where PointCLIP looks at a cloud of points from: sets of views, and the view weights that its authors found.
 
-A view is a rotation of the cloud, or several one after the other. Angles are in units of pi. The cloud stands with +y up;
-x, y, z are right-handed.
+A view is a rotation of the cloud, or several one after the other. Angles are in units of pi. The cloud stands with +y
+up; x, y, z are right-handed.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""Clouds of points from arrays and files: .npy, .h5, and meshes (.ply, .off, .obj, .stl, .glb), with faces or without.
+"""Clouds of points from arrays and files: .npy, .h5, and meshes (.ply, .off, .obj, .stl, .glb), with faces or not.
 
-Meshes are read by trimesh, .h5 by h5py; both come with the extra `points` and are imported when they are needed. A file
-is read from its bytes alone: no file that it names (materials, textures, buffers) is opened.
+Meshes are read by trimesh, .h5 by h5py; both come with the extra `points` and are imported when they are needed. A
+file is read from its bytes alone: no file that it names (materials, textures, buffers) is opened.
 """
 
 import importlib

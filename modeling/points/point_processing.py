@@ -18,9 +18,9 @@ class PointCloudProcessor(FeatureExtractionMixin):
     r"""
     Reads clouds of points and meshes, turns them to +y up, puts them into the unit sphere and takes some points.
 
-    One object is an array or tensor (N, 3), whose further columns are left out, or a path: `.npy`, `.h5` (all clouds in
-    it), or a mesh (`.ply`, `.off`, `.obj`, `.stl`, `.glb`; needs the extra `points`). A list of these, or an array (B,
-    N, 3), is a batch. Meshes with faces are sampled by area; those without are clouds of their vertices.
+    One object is an array or tensor (N, 3), whose further columns are left out, or a path: `.npy`, `.h5` (all clouds
+    in it), or a mesh (`.ply`, `.off`, `.obj`, `.stl`, `.glb`; needs the extra `points`). A list of these, or an array
+    (B, N, 3), is a batch. Meshes with faces are sampled by area; those without are clouds of their vertices.
 
     Args:
         num_points (`int`, *optional*, defaults to 1024): Points of each object; None: all. Fewer are padded, with a

@@ -20,6 +20,7 @@ from suite_testers import (
     GLIPTester,
     GLIPv2AnsweringTester,
     GLIPv2Tester,
+    PointCLIPTester,
     ViLDTester,
 )
 from tests.test_backbone_common import BackboneTesterMixin
@@ -613,6 +614,7 @@ TESTERS = {
         (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
+    "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],

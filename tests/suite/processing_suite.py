@@ -133,7 +133,7 @@ def make_test_classes(row):
 
         @classmethod
         def _setup_feature_extractor(cls):
-            return row.load("feature_extractor")()
+            return row.load("point_processor" if row.point_processor else "feature_extractor")()
 
         @classmethod
         def _setup_tokenizer(cls):

@@ -97,3 +97,15 @@ def cube() -> tuple[np.ndarray, np.ndarray]:
     faces = [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1]]
     faces += [[2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
     return corners, np.array(faces)
+
+
+POINTCLIP = {
+    "name": "pointclip",
+    "config": classes_config,
+    "inputs": pointclip_batch,
+    "processor": point_processor,
+    "by_row": ("logits", "view_features"),
+    "bad_values": POINTCLIP_BAD_VALUES,
+    "prepare": with_classes,
+    "untrained": ("clip.text_model.", "clip.text_projection."),
+}

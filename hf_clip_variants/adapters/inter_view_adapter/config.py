@@ -34,6 +34,7 @@ class InterViewAdapterConfig(TunerConfig):
     """
 
     peft_type_name: ClassVar[str] = "CLIPV_INTER_VIEW_ADAPTER"
+    filled_fields: ClassVar[frozenset[str]] = frozenset({"pictures"})
     only_for_training: ClassVar[frozenset[str]] = frozenset({"allow_other_backbone", "dropout", "fusion_init"})
 
     ratio: float = field(
@@ -43,6 +44,10 @@ class InterViewAdapterConfig(TunerConfig):
     dropout: float = field(default=0.075, metadata={"help": "Dropout in training.", "range": (0, 0.99)})
     fusion_init: float = field(
         default=0.5, metadata={"help": "Initial weight of each view in the global feature.", "range": (-1e3, 1e3)}
+    )
+    pictures: str | None = field(
+        default=None,
+        metadata={"help": "The projection and views that the adapter was made for; others are refused."},
     )
     allow_other_backbone: bool = field(
         default=False, metadata={"help": "Load on a backbone with other weights. Not saved."}

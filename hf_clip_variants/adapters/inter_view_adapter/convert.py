@@ -1,9 +1,12 @@
 """The official inter-view adapter (`adapter/model-best.pth.tar` of ZrrSkywalker/PointCLIP) -> an adapter."""
 
+import re
 from collections.abc import Mapping
 
 import torch
+from transformers import AutoModel, PreTrainedModel
 
+from ..checkpoint_format import AdapterFormat, OfficialAdapterFile, Signature
 from .config import InterViewAdapterConfig
 
 
@@ -55,4 +58,43 @@ def convert_inter_view_adapter(
     return config, tensors
 
 
-__all__ = ["convert_inter_view_adapter"]
+def _load_base(source: str) -> PreTrainedModel:
+    """A model of many views; ValueError for another one, or for other views than the official ten."""
+    model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    if not hasattr(model, "fused_views"):
+        raise ValueError(
+            f"base: {source} is a {type(model).__name__}, and does not say the views; want a model of many views that "
+            "was saved with projection='sparse', views='sparse_10' and the CLIP that the adapter was trained on"
+        )
+    if model.config.projection != "sparse":
+        raise ValueError(f"base: {source} draws {model.config.pictures}; the official adapter knows sparse pictures")
+    return model
+
+
+def _example_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    generator, text = torch.Generator().manual_seed(0), model.config.text_config
+    ids = torch.randint(1, text.vocab_size - 2, (3, min(8, text.max_position_embeddings)), generator=generator)
+    ids[:, -1] = text.vocab_size - 1
+    points = torch.randn(2, 200, 3, generator=generator)
+    return {"points": points / points.norm(dim=-1).amax(1)[:, None, None], "input_ids": ids}
+
+
+def _convert(official: OfficialAdapterFile) -> tuple[InterViewAdapterConfig, dict[str, torch.Tensor]]:
+    kept = re.compile(r"(.*\.)?(" + "|".join(_TENSORS) + ")")
+    weights = {name: tensor for name, tensor in official.weights.items() if kept.fullmatch(name)}
+    given = {name: official.options[name] for name in ("ratio",) if name in official.options}
+    return convert_inter_view_adapter(weights, **given)
+
+
+_TENSORS = (r"fusion_ratio", r"global_f\.\d+\..*", r"view_f\.\d+\..*")
+CHECKPOINTS = AdapterFormat(
+    signature=Signature(every=(r"(.*\.)?fusion_ratio$", r"(.*\.)?global_f\.", r"(.*\.)?view_f\.")),
+    tensors=_TENSORS,
+    convert=_convert,
+    outputs=("view_features", "point_embeds", "text_features", "logits"),
+    load_base=_load_base,
+    base_inputs=_example_inputs,
+)
+
+
+__all__ = ["CHECKPOINTS", "convert_inter_view_adapter"]

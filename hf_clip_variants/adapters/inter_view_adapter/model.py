@@ -51,6 +51,16 @@ class InterViewAdapterModel(Tuner):
     def targets(cls, config: InterViewAdapterConfig, base: ManyViews) -> dict[str, nn.Module]:
         return {base.fused_views: base.family.image_modules(base.clip)[-1]}
 
+    @classmethod
+    def fill_config(cls, config: InterViewAdapterConfig, base: ManyViews) -> None:
+        pictures = base.model.config.pictures
+        if config.pictures is not None and config.pictures != pictures and not config.allow_other_backbone:
+            raise ValueError(
+                f"pictures: the adapter was made for {config.pictures}, this model draws {pictures}; load it with the "
+                "same projection and views, or pass allow_other_backbone=True"
+            )
+        config.pictures = config.pictures or pictures
+
     def _wrap(self, target: nn.Module, name: str, anchor: nn.Module) -> InterViewAdapterLayer:
         return InterViewAdapterLayer(target, anchor)
 
