@@ -240,7 +240,6 @@ ADAPTERS = (
                 "inter_view_adapter",
                 "Inter-view adapter",
                 "adapters.inter_view_adapter.convert:CHECKPOINTS",
-                (Option("ratio", float, "weight of the adapted feature.", default="0.6"),),
                 files="model-best.pth.tar",
             ),
         ),

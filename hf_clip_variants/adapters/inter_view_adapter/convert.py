@@ -45,7 +45,8 @@ def convert_inter_view_adapter(
     for name, tensor in given.items():
         module, _, part = name.rpartition(".")
         ours = f"{_NAMES[module]}.{part}" if module in _NAMES else _NAMES.get(name, name)
-        tensors[prefix + ours] = tensor if tensor.dtype == torch.int64 else tensor.detach().float().contiguous()
+        is_counter = name.endswith("num_batches_tracked")
+        tensors[prefix + ours] = tensor.long() if is_counter else tensor.detach().float().contiguous()
     missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or unexpected:
         raise ValueError(f"inter-view adapter: missing {missing[:5]}, unexpected {unexpected[:5]}")
@@ -82,8 +83,7 @@ def _example_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def _convert(official: OfficialAdapterFile) -> tuple[InterViewAdapterConfig, dict[str, torch.Tensor]]:
     kept = re.compile(r"(.*\.)?(" + "|".join(_TENSORS) + ")")
     weights = {name: tensor for name, tensor in official.weights.items() if kept.fullmatch(name)}
-    given = {name: official.options[name] for name in ("ratio",) if name in official.options}
-    return convert_inter_view_adapter(weights, **given)
+    return convert_inter_view_adapter(weights)
 
 
 _TENSORS = (r"fusion_ratio", r"global_f\.\d+\..*", r"view_f\.\d+\..*")

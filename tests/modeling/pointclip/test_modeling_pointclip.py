@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pointclip_runs import clouds, pointclip_config, pointclip_model, point_processor, set_model
+from pointclip_runs import clouds, point_processor, pointclip_config, pointclip_model, set_model
 from tiny import CLASS_NAMES, tiny_clip, tiny_tokenizer
 from tiny_families import tiny_dual_encoder, tiny_family_inputs
 from transformers import AutoModel

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from pointclip_runs import cube
+from pointclip_runs import clouds, cube, point_processor
+from transformers import AutoProcessor
 
 from hf_clip_variants import PointCloudProcessor
 from hf_clip_variants.modeling.points.point_decoding import MESH_FORMATS, read_shapes
@@ -230,3 +231,18 @@ def test_wrong_settings_are_said(settings, message):
         PointCloudProcessor()(np.zeros((4, 3)), **settings)
     with pytest.raises(TypeError, match="points_per_cloud: unknown"):
         PointCloudProcessor()(np.zeros((4, 3)), points_per_cloud=3)
+
+
+def test_the_processor_gives_what_it_names_and_refuses_nothing_at_all(tmp_path):
+    processor = point_processor()
+    inputs = processor(["a chair", "a lamp"], clouds(2), return_tensors="pt")
+    assert set(inputs) == set(processor.model_input_names)
+    assert inputs["points"].shape == (2, 50, 3) and inputs["input_ids"].shape[0] == 2
+    with pytest.raises(ValueError, match="text, points: got neither"):
+        processor()
+    sparse = processor(points=clouds(2), points_kwargs={"num_points": 9}, return_tensors="pt")
+    assert set(sparse) == {"points", "points_mask"} and sparse["points"].shape == (2, 9, 3)
+    point_processor(up_axis="z", seed=4).save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert (loaded.feature_extractor.up_axis, loaded.feature_extractor.seed) == ("z", 4)
+    assert loaded.to_dict() == point_processor(up_axis="z", seed=4).to_dict()
