@@ -74,8 +74,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProcessor, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use."""
+def load_saved_processor(
+    source: str | os.PathLike, auto_class: Any = AutoProcessor, part: str = "image_processor", **options: Any
+) -> Any:
+    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use, also
+    where the processor has no `part`."""
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = Path(source) / name
         if path.is_file():
@@ -96,8 +99,9 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
-        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
+    if auto_class is AutoProcessor and getattr(found, part, None) is None:
+        what = "images" if part == "image_processor" else f"a {part}"
+        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without {what}; {named}")
     return found
 
 

@@ -66,7 +66,7 @@ def test_set_classes_an_adapter_and_json(files, run):
         (["--model", "model", "--labels", "a, b", "--classes", "a, b"], "--labels, --classes: got both"),
         (["--model", "model", "--labels", "a, b", "--masks", "rle"], "--masks: got it for clouds of points"),
         (["--model", "model", "--labels", "a, a"], "'a' is given twice"),
-        (["--task", "points", "--labels", "a"], "--model: missing"),
+        (["--task", "points", "--labels", "a"], "cube.glb is a file; want a folder"),
     ],
 )
 def test_wrong_options_are_said(files, run, options, message):
