@@ -2,6 +2,7 @@
 from .adapters.clip_adapter.config import CLIPAdapterConfig as CLIPAdapterConfig
 from .adapters.cocoop.config import CoCoOpConfig as CoCoOpConfig
 from .adapters.coop.config import CoOpConfig as CoOpConfig
+from .adapters.inter_view_adapter.config import InterViewAdapterConfig as InterViewAdapterConfig
 from .adapters.ivlp.config import IVLPConfig as IVLPConfig
 from .adapters.language_prompt.config import LanguagePromptConfig as LanguagePromptConfig
 from .adapters.linear_head.config import LinearHeadConfig as LinearHeadConfig
@@ -58,6 +59,10 @@ from .modeling.groupvit.modeling_groupvit_segmentation import GroupViTForSemanti
 from .modeling.lseg.configuration_lseg import LSegConfig as LSegConfig
 from .modeling.lseg.modeling_lseg import LSegForSemanticSegmentation as LSegForSemanticSegmentation
 from .modeling.lseg.modeling_lseg import LSegModel as LSegModel
+from .modeling.pointclip.configuration_pointclip import PointCLIPConfig as PointCLIPConfig
+from .modeling.pointclip.modeling_pointclip import PointCLIPModel as PointCLIPModel
+from .modeling.points.point_processing import PointCloudProcessor as PointCloudProcessor
+from .modeling.points.processing_points import PointTextProcessor as PointTextProcessor
 from .modeling.slip.configuration_slip import SLIPConfig as SLIPConfig
 from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTraining
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel

@@ -7,6 +7,7 @@ from types import ModuleType
 EXTRAS = {  # importable name -> extra in pyproject.toml
     "av": "video",
     "ftfy": "text",
+    "h5py": "points",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
@@ -18,6 +19,7 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "soxr": "audio",
     "supervision": "supervision",
     "textblob": "nouns",
+    "trimesh": "points",
 }
 
 

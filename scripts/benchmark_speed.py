@@ -45,12 +45,15 @@ from speed_rows_adapters import ADAPTER_ROWS
 from speed_rows_dense import DENSE_ROWS
 from speed_rows_detection import DETECTION_ROWS
 from speed_rows_loss import LOSS_ROWS
+from speed_rows_points import POINT_ROWS
 from speed_rows_predict import PREDICT_ROWS
 from speed_rows_segmentation import SEGMENTATION_ROWS
 from torch import nn
 
 
-ROWS |= ADAPTER_ROWS | LOSS_ROWS | PREDICT_ROWS | ADAPT_ROWS | DENSE_ROWS | SEGMENTATION_ROWS | DETECTION_ROWS
+ROWS |= (
+    ADAPTER_ROWS | LOSS_ROWS | PREDICT_ROWS | ADAPT_ROWS | DENSE_ROWS | SEGMENTATION_ROWS | DETECTION_ROWS | POINT_ROWS
+)
 PEAK_ROUNDS = 3
 SLACK = 0.8  # of the target: medians move by some percent from run to run
 

@@ -49,6 +49,8 @@ class AdapterFormat(CheckpointFormat):
         tensors: patterns of the whole names of the adapter's tensors, behind any prefix. All else in a file is not
             needed.
         holds_clip: files may hold the frozen CLIP as well; it must then be the base, and there must be nothing else.
+        load_base: (folder or Hub id) -> the frozen model, where it is no classifier of images.
+        base_inputs: (that model) -> example inputs, for a comparison of outputs.
         keeps_initial_words: of the words that the training began with, those behind the learned ones stay in the
             prompts. They are in no file: the option `context_init` names them, and is asked for where a file shows
             that there were any.
@@ -58,6 +60,8 @@ class AdapterFormat(CheckpointFormat):
     tensors: tuple[str, ...]
     outputs: tuple[str, ...] = ("image_features", "text_features", "logits")
     holds_clip: bool = False
+    load_base: Callable[[str], Any] | None = None
+    base_inputs: Callable[[Any], dict[str, torch.Tensor]] | None = None
     keeps_initial_words: bool = False
 
 

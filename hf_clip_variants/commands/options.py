@@ -158,6 +158,24 @@ SegmentationLabels = Annotated[
         rich_help_panel=SEGMENTATION,
     ),
 ]
+Parts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|LIST",
+        help=f"Of clouds of points: parts to divide each into: {NAMES}.",
+        show_default=False,
+        rich_help_panel=SEGMENTATION,
+    ),
+]
+UpAxis = Annotated[
+    Literal["x", "y", "z"] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of clouds of points: the axis of the files that points up: x, y or z.",
+        show_default="the model's, y",
+        rich_help_panel=SEGMENTATION,
+    ),
+]
 Background = Annotated[
     str | None,
     typer.Option(

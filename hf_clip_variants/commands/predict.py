@@ -14,9 +14,10 @@ from .arguments import check_device, check_model, check_templates
 from .detection import detect_files
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
+from .point_clouds import POINTS, classify_files, has_point_model
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
-from .video_classification import classify_video_files, is_video_model
 from .video_anomaly import VIDEO_ANOMALY, is_video_anomaly, score_files
+from .video_classification import classify_video_files, is_video_model
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -49,10 +50,10 @@ def predict(
     templates: options.Templates = None,
     base: options.Base = None,
     task: Annotated[
-        Literal["classification", "segmentation", "detection", "video-anomaly"] | None,
+        Literal["classification", "segmentation", "detection", "video-anomaly", "points"] | None,
         typer.Option(
             metavar="NAME",
-            help="classification, segmentation, detection or video-anomaly.",
+            help="classification, segmentation, detection, video-anomaly or points.",
             show_default="by the model",
         ),
     ] = None,
@@ -101,6 +102,8 @@ def predict(
     background: options.Background = None,
     window: options.Window = None,
     masks: options.Masks = None,
+    parts: options.Parts = None,
+    up_axis: options.UpAxis = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -155,6 +158,9 @@ def predict(
     Anomalies in videos write curves/ (a picture a video) and scores/ (csv, of all frames). A line has the start, end,
     label and score of a segment. Features of frames in .npy files, (frames, width), are videos, too.
 
+    A model for clouds of points reads meshes and clouds (.ply, .off, .obj, .stl, .glb, .npy, .h5) instead of images.
+    It writes a folder, too: depth_maps/, which it looked at, and with --parts points in the colours of their parts.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -171,6 +177,8 @@ def predict(
       hf-clip-variants predict clip.mp4 --model actionclip \\
         --classes "running, rowing" --out answers
       hf-clip-variants predict camera.mp4 --task video-anomaly --model anomalies
+      hf-clip-variants predict chair.glb --model pointclip \\
+        --labels "chair, table" --parts "leg, seat, back"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -178,7 +186,7 @@ def predict(
     elif (
         run is model is adapter is None
         and inputs
-        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY) or is_model_folder(inputs[0]))
+        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS) or is_model_folder(inputs[0]))
     ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -192,6 +200,19 @@ def predict(
         raise ValueError(f"--reject: got it beside --threshold {threshold}; want one of them")
     if not inputs and sys.stdin.isatty():
         raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
+    if task == POINTS or (task is None and has_point_model(model)):
+        wrong = {"--run": run, "--base": base, "--reject": reject, "--background": background, "--window": window}
+        wrong |= {"--masks": masks, "--threshold": threshold, "--batch-size": batch_size}
+        wrong["--precision"] = None if precision == "float32" else precision
+        if given := [name for name, value in wrong.items() if value]:
+            raise ValueError(f"{given[0]}: got it for clouds of points; it is for images")
+        if labels and classes:
+            raise ValueError("--labels, --classes: got both, which say the same here; want one of them")
+        shown = {"parts": parts, "up_axis": up_axis, "top": top or 1, "as_json": json or format == "json"}
+        files = {"adapter": adapter, "out": out, "device": device}
+        return _exit(*classify_files(inputs or _lines(), model, labels or classes, templates, **files, **shown))
+    if given := [name for name, value in (("--parts", parts), ("--up-axis", up_axis)) if value]:
+        raise ValueError(f"{given[0]}: got it for images; it is for clouds of points (--task points)")
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}

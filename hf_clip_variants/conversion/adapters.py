@@ -52,7 +52,7 @@ def adapter_from_official(method: str, format: AdapterFormat, file: OfficialFile
             file's prompts, names or shapes that the method's files do not have.
         OSError: the base or a second file cannot be read.
     """
-    classifier, backbone = _load_base(method, file.options)
+    classifier, backbone = _load_base(method, file.options, format)
     context_ids = _context_ids(classifier, file.options.get("context_init"))
     official = OfficialAdapterFile(**vars(file), classifier=classifier, context_ids=context_ids)
     adapter_tensor = re.compile(rf"(.*\.)?({'|'.join(format.tensors)})")
@@ -67,8 +67,10 @@ def adapter_from_official(method: str, format: AdapterFormat, file: OfficialFile
     return ConvertedAdapter(put_adapter(classifier, config, tensors), classifier, unused)
 
 
-def _load_base(method: str, options: Mapping[str, Any]) -> tuple[CLIPClassifier, ModelFormat]:
-    """The frozen CLIP as a classifier, and the format of its own official files."""
+def _load_base(
+    method: str, options: Mapping[str, Any], format: AdapterFormat
+) -> tuple[CLIPClassifier, ModelFormat | None]:
+    """The frozen CLIP as a classifier, and the format of its own official files; or another base, and None."""
     base = options.get("base")
     if base is None:
         raise ValueError(
@@ -77,6 +79,10 @@ def _load_base(method: str, options: Mapping[str, Any]) -> tuple[CLIPClassifier,
         )
     names = options.get("class_names")
     names = None if names is None else resolve_class_names(names)
+    if format.load_base is not None:
+        if names is not None:
+            raise ValueError(f"class_names: given, but {method} knows no classes; its base has them")
+        return format.load_base(str(base)).eval().requires_grad_(False), None
     classifier = CLIPClassifier.from_pretrained(
         base, class_names=names, templates=options.get("templates"), dtype=torch.float32
     )

@@ -25,6 +25,8 @@ _INPUTS = {
     "pixel_values_videos": "pixel_values_videos",
     "video_mask": "video_mask",
     "video_features": "video_features",
+    "points": "points",
+    "points_mask": "points_mask",
 }
 
 
@@ -68,6 +70,8 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
     found = {}
     if _reads_videos(base):
         return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
+    if hasattr(base, "point_text_logits"):
+        return {name: tensor.float() for name, tensor in _point_outputs(model, base, inputs, text).items()}
     if audio is not None and hasattr(base, "get_audio_features"):
         found["audio_features"] = base.get_audio_features(input_features=audio).pooler_output
         if "input_ids" in text:
@@ -119,6 +123,19 @@ def _video_outputs(model, inputs: Mapping[str, torch.Tensor], text: dict) -> dic
         found |= {name: output[name] for name in names if output.get(name) is not None}  # frames may have no features
     elif "pixel_values_videos" in videos:
         found["frame_features"] = model.get_frame_features(**videos)
+    return found
+
+
+def _point_outputs(model, base, inputs: Mapping[str, torch.Tensor], text: dict) -> dict[str, torch.Tensor]:
+    given = {name: inputs[name] for name in ("points", "points_mask") if name in inputs}
+    found = {}
+    if "input_ids" in text:
+        found["text_features"] = base.get_text_features(**text).pooler_output
+    if "points" in given:
+        found["view_features"] = base.get_point_features(**given).pooler_output
+        if "input_ids" in text:
+            output = model(**given, **text)
+            found |= {"logits": output.logits, "point_embeds": output.point_embeds}
     return found
 
 

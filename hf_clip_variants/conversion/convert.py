@@ -343,8 +343,11 @@ def _convert_adapter(
     tensors = load_file(stage / "adapter_model.safetensors")
     difference = differences = None
     if compare or wanted:
-        images = random_images(classifier.family.image_size(classifier.config))
-        inputs, expected = wanted or ({"pixel_values": images}, {})
+        if format.base_inputs is not None:
+            examples = format.base_inputs(classifier)
+        else:
+            examples = {"pixel_values": random_images(classifier.family.image_size(classifier.config))}
+        inputs, expected = wanted or (examples, {})
         before = compute_outputs(model, inputs)
         differences = check_expected(before, expected, torch.float32) if wanted else None
         saved = {name: tensor for name, tensor in model.state_dict().items() if ".clipv_" in name}

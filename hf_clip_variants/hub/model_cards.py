@@ -62,6 +62,14 @@ from transformers import pipeline
 video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
 print({verb}(video))"""
 
+_ZERO_SHOT_POINTS_PIPELINE = """\
+{imports}import numpy as np
+from transformers import pipeline
+
+{verb} = pipeline("{task}", model={repo_id}{arguments})
+points = np.random.default_rng(0).normal(size=(2048, 3))  # yours, with +y up: an array, or the path of a mesh
+print({verb}(points, candidate_labels=["chair", "table"]))"""
+
 _ADAPTER = """\
 import torch
 from hf_clip_variants import load_adapter
@@ -237,10 +245,12 @@ def _snippet(
     is_audio = row.task == "zero-shot-audio-classification"
     zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
     zero_shot = _ZERO_SHOT_VIDEO_PIPELINE if row.video_processor else zero_shot
+    zero_shot = _ZERO_SHOT_POINTS_PIPELINE if row.point_processor else zero_shot
     task, verb = "zero-shot-image-classification", "classify"
     if "AutoModelForZeroShotImageClassification" not in row.auto_classes:
         own = [*tasks_of(row)]
-        task, verb = (own[0], "classify" if row.video_processor else "find") if own else (task, verb)
+        one_answer = row.video_processor or row.point_processor
+        task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
     return (_PIPELINE if names_its_classes else zero_shot).format(

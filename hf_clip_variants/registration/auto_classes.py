@@ -40,6 +40,11 @@ TASKS = {
         "video_processor",
         is_named=True,
     ),
+    "zero-shot-point-cloud-classification": OwnTask(
+        "modeling.points.zero_shot_point_cloud_classification.ZeroShotPointCloudClassificationPipeline",
+        "AutoModel",
+        "point_processor",
+    ),
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",
@@ -125,10 +130,11 @@ def _register_video_processors(module) -> None:
 
 def _register_feature_extractors(module) -> None:
     for row in methods("model"):
-        if row.feature_extractor:
-            _register_for_config(
-                module.FEATURE_EXTRACTOR_MAPPING, row.config, lambda row=row: row.load("feature_extractor")
-            )
+        for part in ("feature_extractor", "point_processor"):
+            if getattr(row, part):
+                _register_for_config(
+                    module.FEATURE_EXTRACTOR_MAPPING, row.config, lambda row=row, part=part: row.load(part)
+                )
 
 
 def _register_for_config(mapping, config: str, load_value) -> None:

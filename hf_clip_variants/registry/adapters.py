@@ -218,6 +218,33 @@ ADAPTERS = (
         checkpoints=(CheckpointEntry("ivlp", "IVLP", "adapters.ivlp.convert:CHECKPOINTS", (_CONTEXT_INIT,)),),
     ),
     Method(
+        name="inter_view_adapter",
+        kind="adapter",
+        title="Inter-view adapter",
+        paper=Paper(
+            "PointCLIP: Point Cloud Understanding by CLIP",
+            "2112.02413",
+            2021,
+            "Zhang, Renrui and Guo, Ziyu and Zhang, Wei and Li, Kunchang and Miao, Xupeng and Cui, Bin and Qiao, Yu "
+            "and Gao, Peng and Li, Hongsheng",
+        ),
+        code=OfficialCode("ZrrSkywalker/PointCLIP", None),
+        task="zero-shot-point-cloud-classification",
+        summary="Point clouds with 1 to 16 labelled objects per class: what all views of an object say together.",
+        config="adapters.inter_view_adapter.config:InterViewAdapterConfig",
+        layer="adapters.inter_view_adapter.layer:InterViewAdapterLayer",
+        tuner="adapters.inter_view_adapter.model:InterViewAdapterModel",
+        card_snippet="adapters.inter_view_adapter.card:SNIPPET",
+        checkpoints=(
+            CheckpointEntry(
+                "inter_view_adapter",
+                "Inter-view adapter",
+                "adapters.inter_view_adapter.convert:CHECKPOINTS",
+                files="model-best.pth.tar",
+            ),
+        ),
+    ),
+    Method(
         name="language_prompt",
         kind="adapter",
         title="Language prompt",

@@ -315,6 +315,26 @@ MODELS = (
         ),
     ),
     Method(
+        name="pointclip",
+        kind="model",
+        title="PointCLIP and PointCLIP V2",
+        paper=Paper(
+            "PointCLIP V2: Prompting CLIP and GPT for Powerful 3D Open-world Learning",
+            "2211.11682",
+            2022,
+            "Zhu, Xiangyang and Zhang, Renrui and He, Bowei and Guo, Ziyu and Zeng, Ziyao and Qin, Zipeng and Zhang, "
+            "Shanghang and Gao, Peng",
+        ),
+        code=OfficialCode("yangyangyang127/PointCLIP_V2", "MIT"),
+        task="zero-shot-point-cloud-classification",
+        summary="Point clouds and meshes classified by texts, and cut into parts: CLIP on depth maps of views.",
+        config="modeling.pointclip.configuration_pointclip:PointCLIPConfig",
+        model="modeling.pointclip.modeling_pointclip:PointCLIPModel",
+        auto_classes={"AutoModel": "modeling.pointclip.modeling_pointclip:PointCLIPModel"},
+        processor="modeling.points.processing_points:PointTextProcessor",
+        point_processor="modeling.points.point_processing:PointCloudProcessor",
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",

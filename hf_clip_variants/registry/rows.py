@@ -62,6 +62,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "image_processors",
                 "video_processor",
                 "feature_extractor",
+                "point_processor",
                 "submodels",
                 "checkpoints",
                 "pretraining",
@@ -176,6 +177,7 @@ class Method:
         model: models only, the class that `hf_clip_variants` exports; `auto_classes` says what each Auto class gives.
         processor, image_processors, video_processor, feature_extractor: models only. The keys of `image_processors`
             are transformers' names of back-ends; `feature_extractor` is for audio.
+        point_processor: models only, of clouds of points; transformers knows it as a feature extractor.
         submodels: models only, parts that are also registered with the Auto classes.
         layer, tuner: adapters only, a wrapping layer and the subclass of PEFT's `BaseTuner`.
         generator: synthesis only, the callable that returns the image.
@@ -200,6 +202,7 @@ class Method:
     image_processors: dict[str, str] = field(default_factory=dict, hash=False)
     video_processor: str | None = None
     feature_extractor: str | None = None
+    point_processor: str | None = None
     submodels: tuple[Submodel, ...] = ()
     layer: str | None = None
     tuner: str | None = None
@@ -228,7 +231,7 @@ class Method:
     def exports(self) -> dict[str, str]:
         """Public class name -> module, for all classes of this method that `hf_clip_variants` exports."""
         references = [self.config, self.model, self.processor, *self.image_processors.values(), self.feature_extractor]
-        references += [*self.auto_classes.values(), self.video_processor, self.generator]
+        references += [*self.auto_classes.values(), self.video_processor, self.point_processor, self.generator]
         for submodel in self.submodels:
             references += [submodel.config, *submodel.auto_classes.values()]
         return {name: module for module, name in (split_reference(reference) for reference in references if reference)}
@@ -266,6 +269,7 @@ _PARTS = (
     "processor",
     "video_processor",
     "feature_extractor",
+    "point_processor",
     "layer",
     "tuner",
     "generator",

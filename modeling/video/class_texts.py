@@ -1,32 +1,48 @@
-"""Features of classes' texts, for models that compare videos with texts."""
+"""Features of classes' texts, for models that compare videos, or other inputs without a classifier, with texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..dual_encoders.backbones import unit_norm
-from ..dual_encoders.prompts import encode_texts, format_prompts, resolve_class_names, resolve_templates
+from ..dual_encoders.prompts import (
+    encode_texts,
+    format_prompts,
+    prompt_counts,
+    resolve_class_names,
+    resolve_templates,
+)
 
 
-def class_features(model, tokenizer, names: Sequence[str], templates: Sequence[str], what: str) -> torch.Tensor:
+def class_features(
+    model,
+    tokenizer,
+    names: Sequence[str],
+    templates: Sequence[str] | Mapping[str, Sequence[str]],
+    what: str,
+) -> torch.Tensor:
     """Text features of C classes in one batch: (C, D), of several templates the mean of unit vectors. Of a model that
     `scores_each_template` (P, C, D), those of each of P templates.
 
     Args:
         model: with `get_text_features`.
         tokenizer: the model's.
-        names, templates: as `resolve_class_names` and `resolve_templates` give them.
+        names, templates: as `resolve_class_names` and `resolve_templates` give them; a mapping has each class's own
+            prompts.
         what: the argument that errors name.
     """
     tokens = encode_texts(
         tokenizer, format_prompts(names, templates), what=what, padding=True, truncation=True, return_tensors="pt"
     )
     features = model.get_text_features(**tokens.to(model.device)).pooler_output
+    counts = prompt_counts(names, templates)
     if getattr(model, "scores_each_template", False):
-        return features.view(len(names), len(templates), -1).transpose(0, 1).contiguous()
-    if len(templates) == 1:
+        if len(set(counts)) > 1:
+            raise ValueError("templates: got other numbers of prompts for some classes, expected as many for each")
+        return features.view(len(names), counts[0], -1).transpose(0, 1).contiguous()
+    if max(counts) == 1:
         return features
-    return unit_norm(features).view(len(names), len(templates), -1).mean(1)
+    return torch.stack([prompts.mean(0) for prompts in unit_norm(features).split(counts)])
 
 
 @torch.no_grad()

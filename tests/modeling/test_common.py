@@ -43,10 +43,13 @@ def export(case, folder) -> dict:
     if hasattr(processor, "video_processor"):
         expected["video"] = torch.randint(0, 256, (5, 40, 30, 3), dtype=torch.uint8)
         expected["processed"] = processor(videos=expected["video"].numpy(), return_tensors="pt").pixel_values_videos
+    elif case.row.point_processor:
+        expected["cloud"] = torch.randn(90, 3)
+        expected["processed"] = processor(points=expected["cloud"], return_tensors="pt").points
     elif processor is not None:
         expected["image"] = torch.randint(0, 256, (40, 30, 3), dtype=torch.uint8)
         expected["processed"] = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
-    if hasattr(processor, "feature_extractor"):
+    if case.row.feature_extractor:
         expected["audio"], rate = torch.randn(700) / 9, processor.feature_extractor.sampling_rate
         expected["input_features"] = processor(
             audio=expected["audio"], sampling_rate=rate, return_tensors="pt"

@@ -41,6 +41,9 @@ def check_export(name, home, folder, repo_id, auto_class, output):
             if "video" in expected:
                 assert "transformers_modules" in type(processor.video_processor).__module__
                 pixels = processor(videos=expected["video"].numpy(), return_tensors="pt").pixel_values_videos
+            elif "cloud" in expected:
+                assert "transformers_modules" in type(processor.feature_extractor).__module__
+                pixels = processor(points=expected["cloud"], return_tensors="pt").points
             else:
                 pixels = processor(images=expected["image"].numpy(), return_tensors="pt").pixel_values
             torch.testing.assert_close(pixels, expected["processed"], rtol=0, atol=1e-5)

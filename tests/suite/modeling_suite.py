@@ -22,6 +22,7 @@ from suite_testers import (
     GLIPTester,
     GLIPv2AnsweringTester,
     GLIPv2Tester,
+    PointCLIPTester,
     ViLDTester,
 )
 from suite_video_anomaly_clip import VideoAnomalyClipSuite, VideoAnomalyClipTester
@@ -622,6 +623,7 @@ TESTERS = {
         (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
+    "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],
     "vild": [(ViLDTester, ViLDSuite)],

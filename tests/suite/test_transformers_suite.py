@@ -103,6 +103,8 @@ def test_transformers_own_tests_pass(transformers_tests, tmp_path, record_proper
                 "test_image_processor": row.image_processors,
                 "test_video_processor": row.video_processor,
                 "test_call": row.image_processors or row.video_processor,
+                "test_model_input_names": not row.point_processor,
+                "test_processor_with_multiple_inputs": not row.point_processor,
             }
             left_out = tuple(beginning for beginning, part in parts.items() if not part)
             essential = [name for name in ESSENTIAL[suite] if not name.startswith(left_out)]

@@ -19,6 +19,7 @@ from glipv2_runs import GLIPV2, GLIPV2_ANSWERING
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
+from pointclip_runs import POINTCLIP
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
@@ -351,6 +352,7 @@ CASES = {
         ModelCase(processor=_video_processor, **ACTIONCLIP),
         ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
+        ModelCase(**POINTCLIP, backbone=tiny_clip),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},

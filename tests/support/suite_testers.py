@@ -100,6 +100,27 @@ class ActionCLIPClassificationTester(ActionCLIPTester):
         return self.get_config(), {"pixel_values_videos": floats_tensor([self.batch_size, 2, 3, 30, 30])}
 
 
+class PointCLIPTester(CLIP4ClipClassificationTester):
+    """Clouds of points seen from two sides, by classes whose texts are stored."""
+
+    config_fields = {"projection_dim": 24, "resolution": 20, "views_at_once": 7}
+
+    def get_config(self):
+        return self.config_class(
+            text_config=TEXT,
+            vision_config=VISION,
+            projection_dim=24,
+            view_angles=[[0, 0, 0.5], [0.5, 0, 0.5]],
+            resolution=30,
+            logit_scale_init_value=0.5,
+            id2label={label: f"class {label}" for label in range(self.num_labels)},
+            num_class_features=5,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"points": floats_tensor([self.batch_size, 50, 3])}
+
+
 class ViLDTester(CLIPClassifierTester):
     """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
 
