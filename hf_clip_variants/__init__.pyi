@@ -60,6 +60,8 @@ from .modeling.slip.modeling_slip import SLIPForPreTraining as SLIPForPreTrainin
 from .modeling.slip.modeling_slip import SLIPModel as SLIPModel
 from .modeling.video.processing_video import VideoTextProcessor as VideoTextProcessor
 from .modeling.video.video_processing import CLIPVideoProcessor as CLIPVideoProcessor
+from .modeling.videoclip.configuration_videoclip import VideoCLIPConfig as VideoCLIPConfig
+from .modeling.videoclip.modeling_videoclip import VideoCLIPModel as VideoCLIPModel
 from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
 from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
 from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection

@@ -20,7 +20,9 @@ from suite_testers import (
     GLIPTester,
     GLIPv2AnsweringTester,
     GLIPv2Tester,
+    VideoCLIPTester,
     ViLDTester,
+    videoclip_suite,
 )
 from tests.test_backbone_common import BackboneTesterMixin
 from tests.test_configuration_common import ConfigTester
@@ -614,6 +616,7 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
+    "videoclip": [(VideoCLIPTester, videoclip_suite(DualEncoderSuite))],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],
     "glipv2": [
