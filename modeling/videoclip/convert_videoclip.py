@@ -29,6 +29,7 @@ from .processing_videoclip import videoclip_processor
 
 _OF, _OF_S3D = "VideoCLIP", "S3D"
 _WRAPPER = "mmmodel."
+_LONGEST_TEXT = 63  # 61 tokens between [CLS] and [SEP]
 _VIDEO, _TEXT, _MLP = "video_encoder.bert.", "text_encoder.", "video_encoder.videomlp."
 _UNUSED = tuple(f"{bert}{name}" for bert in (_VIDEO, _TEXT) for name in ("pooler.", "embeddings.position_ids"))
 _UNUSED_S3D = ("text_module.",)
@@ -177,6 +178,7 @@ def infer_videoclip_config(state_dict: Mapping[str, torch.Tensor], *, text_heads
         "text_config": parts["text"],
         "video_config": parts["video"],
         "feature_size": shapes[projection][1],
+        "max_text_length": min(_LONGEST_TEXT, parts["text"]["max_position_embeddings"]),
         "use_s3d": False,
     }
 
@@ -239,12 +241,15 @@ def _s3d_file(path: Path, options: Mapping[str, Any]) -> list[Path]:
 
 def _build(official: OfficialFile) -> BuiltModel:
     s3d = official.read_weights(official.other_files[0]) if official.other_files else None
-    known = {name: official.options[name] for name in ("text_heads", "max_video_length") if name in official.options}
+    known = {name: official.options[name] for name in ("text_heads",) if name in official.options}
+    if seconds := official.options.get("max_video_length"):
+        known |= {"max_video_length": seconds, "window_stride": max(1, seconds // 2)}
     model = videoclip_from_official(official.weights, s3d=s3d, **known)
     if s3d is None:
         official.notes.append("without S3D: the model takes features of seconds, not frames (--s3d FILE adds it)")
     dropped = unused_names(official.weights)
-    return BuiltModel(model, dropped + [name for name in s3d or () if name.startswith(_UNUSED_S3D)])
+    dropped += [name for name in s3d or () if name.startswith(_UNUSED_S3D)]
+    return BuiltModel(model, dropped, {"seconds": model.config.max_video_length})
 
 
 def _load_tokenizer(source):
@@ -263,7 +268,7 @@ CHECKPOINTS = ModelFormat(
     elsewhere={r"mixed_3b\.conv_b0": "It is S3D, a part of VideoCLIP: convert checkpoint_best.pt with --s3d FILE."},
     load_tokenizer=_load_tokenizer,
     special_tokens=(),
-    max_text_length=63,
+    max_text_length=_LONGEST_TEXT,
     make_processor=_make_processor,
 )
 

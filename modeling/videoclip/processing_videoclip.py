@@ -25,7 +25,8 @@ def videoclip_processor(tokenizer=None, image_size: int = 224, seconds: int | No
     videos = videoclip_video_processor(image_size, seconds, **settings)
     if tokenizer is None:
         return videos
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # there is one segment
+    names = ["input_ids", "attention_mask"]  # there is one segment
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return VideoTextProcessor(videos, tokenizer)
 
 
