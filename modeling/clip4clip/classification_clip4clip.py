@@ -13,9 +13,8 @@ from ..clip_classifier.classification_loss import classification_loss
 from ..dual_encoders.forward_checks import check_output
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from ..video.class_texts import class_features
-from ..video.video_masks import checked_mask
 from .configuration_clip4clip import CLIP4ClipConfig
-from .modeling_clip4clip import CLIP4ClipModel, check_videos
+from .modeling_clip4clip import CLIP4ClipModel, check_videos, checked_mask
 
 
 class CLIP4ClipForVideoClassification(CLIP4ClipModel):

@@ -19,7 +19,6 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
-from ..video.video_masks import checked_mask
 from .configuration_clip4clip import FRAMES_SEEN, CLIP4ClipConfig
 from .heads_clip4clip import CLIP4ClipLayers, CLIP4ClipPairScorer, masked_mean, with_neighbours
 
@@ -402,6 +401,25 @@ def check_videos(pixel_values_videos: torch.Tensor) -> None:
             f"pixel_values_videos: expected at least one video with frames, got {list(pixel_values_videos.shape)}"
         )
     check_pixels(pixel_values_videos.flatten(0, 1), 3, "pixel_values_videos")
+
+
+def checked_mask(video_mask: torch.Tensor | None, pixel_values_videos: torch.Tensor) -> torch.Tensor:
+    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, or they are not first."""
+    shape = pixel_values_videos.shape[:2]
+    if video_mask is None:
+        return torch.ones(shape, dtype=torch.long, device=pixel_values_videos.device)
+    is_tensor = isinstance(video_mask, torch.Tensor)
+    if not is_tensor or video_mask.shape != shape:
+        got = f"shape {list(video_mask.shape)}" if is_tensor else type(video_mask).__name__
+        raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, frames)")
+    mask = video_mask.to(pixel_values_videos.device).bool().long()
+    if not torch.compiler.is_compiling():
+        empty = (mask.sum(1) == 0).nonzero()
+        if len(empty):
+            raise ValueError(f"video_mask: video {int(empty[0])} has no frames")
+        if (mask[:, 1:] > mask[:, :-1]).any():
+            raise ValueError("video_mask: a frame that is not there comes before one that is; want them at the end")
+    return mask
 
 
 def symmetric_cross_entropy(logits: torch.Tensor) -> torch.Tensor:

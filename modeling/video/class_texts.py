@@ -23,6 +23,8 @@ def class_features(model, tokenizer, names: Sequence[str], templates: Sequence[s
     features = model.get_text_features(**tokens.to(model.device)).pooler_output
     if len(templates) == 1:
         return features
+    if not getattr(model, "has_unit_embeddings", True):
+        return features.view(len(names), len(templates), -1).mean(1)
     return unit_norm(features).view(len(names), len(templates), -1).mean(1)
 
 

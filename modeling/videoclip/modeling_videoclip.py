@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
+from ..video.moments import mean_over_windows, window_starts
 from ..video.video_masks import checked_mask
 from .configuration_videoclip import VideoCLIPConfig
 from .s3d_videoclip import VideoCLIPS3D
@@ -72,6 +73,7 @@ class VideoCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     base_model_prefix = "videoclip"
     input_modalities = ("video", "text")
     supports_gradient_checkpointing = True
+    has_unit_embeddings = False  # texts of several templates are averaged as they are
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_attention_backend = True
     _no_split_modules = ["BertLayer", "BertEmbeddings", "VideoCLIPInception"]
@@ -181,7 +183,8 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
         there = seconds.flatten(0, 1) if torch.compiler.is_compiling() else seconds[mask.bool()]
         with torch.set_grad_enabled(trains):
             videos = there.transpose(1, 2).to(self.dtype)
-            found = torch.cat([self.s3d(some) for some in videos.split(_SECONDS_AT_ONCE)])
+            at_once = len(videos) if self.s3d.training else _SECONDS_AT_ONCE  # statistics are of all
+            found = torch.cat([self.s3d(some) for some in videos.split(at_once)])
         if len(found) == mask.numel():
             return found.unflatten(0, mask.shape) * mask[..., None].to(found.dtype)
         features = found.new_zeros(*mask.shape, found.shape[-1])
@@ -342,6 +345,47 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
         logits = videos @ text_features.T.to(videos.dtype)
         check_output(self, logits, "logits_per_video", pixel_values_videos=pixel_values_videos)
         return logits
+
+    @torch.no_grad()
+    def get_second_logits(
+        self, video_features: torch.Tensor, text_embeds: torch.Tensor, windows_at_once: int = 16
+    ) -> torch.Tensor:
+        """(T, F) features of one video of any length, (K, D) texts -> (T, K) dot products of each second with each
+        text, in float32.
+
+        The video encoder sees windows of `config.max_video_length` seconds, `config.window_stride` apart; a second in
+        several windows gets the mean. As in the official code, no second looks at [CLS] here.
+
+        Args:
+            video_features: on any device; they go to the model's, `windows_at_once` windows at a time.
+            text_embeds: as `get_text_features(...).pooler_output` gives them.
+
+        Raises:
+            ValueError: wrong shapes, or no seconds.
+        """
+        size, width = self.config.max_video_length, self.config.hidden_size
+        if not isinstance(video_features, torch.Tensor) or video_features.dim() != 2 or not len(video_features):
+            got = list(getattr(video_features, "shape", [])) or type(video_features).__name__
+            raise ValueError(f"video_features: got {got}, expected [seconds, {self.config.feature_size}] of one video")
+        if text_embeds.dim() != 2 or text_embeds.shape[1] != width:
+            raise ValueError(f"text_embeds: got {list(text_embeds.shape)}, expected [texts, {width}]")
+        if windows_at_once < 1:
+            raise ValueError(f"windows_at_once: {windows_at_once}, expected a number > 0")
+        starts = list(window_starts(len(video_features), size, self.config.window_stride))
+        texts = text_embeds.to(self.device, torch.float32)
+
+        def windows():
+            for first in range(0, len(starts), windows_at_once):
+                some = starts[first : first + windows_at_once]
+                cut = [video_features[start : start + size] for start in some]
+                masks = [torch.ones(len(one), dtype=torch.long) for one in cut]
+                features, mask = (nn.utils.rnn.pad_sequence(x, batch_first=True).to(self.device) for x in (cut, masks))
+                outputs = self.get_video_features(
+                    video_features=features, video_mask=mask, attend_to_start=False, return_dict=True
+                )
+                yield from zip(some, outputs.last_hidden_state.float() @ texts.T, strict=True)
+
+        return mean_over_windows(windows(), len(video_features))
 
     # ---- forward
 

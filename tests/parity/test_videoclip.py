@@ -6,6 +6,11 @@ from parity_fixtures import assert_close, load_fixture
 from torch import nn
 
 from hf_clip_variants.modeling.clip.convert_clip import rename_from_official
+from hf_clip_variants.modeling.video.moments import (
+    background_threshold,
+    labelled_seconds,
+    merged_windows,
+)
 from hf_clip_variants.modeling.videoclip import s3d_videoclip as s3d
 from hf_clip_variants.modeling.videoclip.convert_videoclip import (
     convolution_names,
@@ -17,11 +22,6 @@ from hf_clip_variants.modeling.videoclip.convert_videoclip import (
     videoclip_from_official,
 )
 from hf_clip_variants.modeling.videoclip.modeling_videoclip import VideoCLIPModel
-from hf_clip_variants.modeling.videoclip.moments_videoclip import (
-    background_threshold,
-    labelled_seconds,
-    merged_windows,
-)
 
 
 pytestmark = pytest.mark.parity

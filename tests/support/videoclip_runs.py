@@ -150,3 +150,40 @@ VIDEOCLIP = {
     "untrained": ("s3d.",),
     "bad_values": VIDEOCLIP_BAD_VALUES,
 }
+
+
+# ---- synthetic videos: features of a class and noise, captions that name the class
+
+TOY_CLASSES = ("cat", "dog", "taco", "pizza", "owl", "crab", "step", "thing")
+
+
+def toy_videos(
+    count: int = 64, seconds: int = 14, noise: float = 0.5, seed: int = 0, prototypes: int = 9
+) -> list[dict]:
+    """Videos of one class each; `classes` of `toy_classes`. Others of the same `prototypes` have the same classes."""
+    kinds = torch.randn(len(TOY_CLASSES), 10, generator=torch.Generator().manual_seed(prototypes))
+    generator, videos = torch.Generator().manual_seed(seed), []
+    for number in range(count):
+        kind = number % len(TOY_CLASSES)
+        features = kinds[kind] + noise * torch.randn(seconds, 10, generator=generator)
+        said = ("the {} moves", "a {} turns to the left", "a {} grows")
+        captions = [
+            {"start": 4.0 * place, "end": 4.0 * place + 3, "text": text.format(TOY_CLASSES[kind])}
+            for place, text in enumerate(said)
+        ]
+        videos.append({"features": features, "captions": captions, "kind": kind})
+    return videos
+
+
+def toy_pairs(videos=None, pairs: int = 2, **options):
+    from hf_clip_variants.modeling.videoclip.pretraining_videoclip import PairSampling, VideoCLIPPairs
+
+    sampling = options.pop("sampling", None) or PairSampling(text_length=(2, 8), video_length=(2, 8))
+    return VideoCLIPPairs(
+        toy_videos() if videos is None else videos,
+        videoclip_tokenizer(),
+        pairs,
+        max_text_length=12,
+        sampling=sampling,
+        **options,
+    )

@@ -4,13 +4,13 @@ Everything here works on scores (T, K) of T seconds and K texts. They take K num
 video of ten hours and 20 texts has 3 MB of them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 
-# T seconds, K texts, N windows of W seconds, F width of features, D width of the encoders
+# T seconds, K texts, N windows of W seconds, D width of texts
 
 
 def window_starts(length: int, size: int, stride: int) -> range:
@@ -28,65 +28,22 @@ def merged_windows(windows: torch.Tensor, length: int, stride: int) -> torch.Ten
     Raises:
         ValueError: not as many windows as `length` seconds have.
     """
-    size, starts = windows.shape[1], window_starts(length, windows.shape[1], stride)
+    starts = window_starts(length, windows.shape[1], stride)
     if len(starts) != len(windows):
         raise ValueError(f"windows: got {len(windows)}, expected {len(starts)} for {length} seconds")
-    return _merged(zip(starts, windows, strict=True), length, size, windows.shape[-1])
+    return mean_over_windows(zip(starts, windows, strict=True), length)
 
 
-def _merged(numbered: Iterable[tuple[int, torch.Tensor]], length: int, size: int, width: int) -> torch.Tensor:
+def mean_over_windows(numbered: Iterable[tuple[int, torch.Tensor]], length: int) -> torch.Tensor:
+    """(first second, scores (W, K)) of each window, one after the other -> (T, K), as `merged_windows`."""
     total, count = None, torch.zeros(length, 1)
     for start, scores in numbered:
         if total is None:
-            total, count = scores.new_zeros(length, width), count.to(scores.device)
-        seen = min(size, length - start)
+            total, count = scores.new_zeros(length, scores.shape[-1]), count.to(scores.device)
+        seen = min(len(scores), length - start)
         total[start : start + seen] += scores[:seen]
         count[start : start + seen] += 1
     return total / count.to(total.dtype)
-
-
-@torch.inference_mode()
-def second_logits(
-    model, video_features: torch.Tensor, text_embeds: torch.Tensor, windows_at_once: int = 16
-) -> torch.Tensor:
-    """(T, F) features of a video of any length, (K, D) texts -> (T, K) dot products of each second with each text.
-
-    The video encoder sees windows of `config.max_video_length` seconds, `config.window_stride` apart, as many at once
-    as `windows_at_once`; a second in several windows gets the mean. As in the official code, no second looks at [CLS].
-
-    Args:
-        model: a [`VideoCLIPModel`], in eval mode.
-        video_features: of one video, on any device; they go to the model's, window by window.
-        text_embeds: as `get_text_features(...).pooler_output` gives them.
-
-    Raises:
-        ValueError: wrong shapes.
-    """
-    size, stride = model.config.max_video_length, model.config.window_stride
-    if video_features.dim() != 2 or not len(video_features):
-        raise ValueError(f"video_features: got {list(video_features.shape)}, expected [seconds, width] of one video")
-    if text_embeds.dim() != 2 or text_embeds.shape[1] != model.config.hidden_size:
-        raise ValueError(f"text_embeds: got {list(text_embeds.shape)}, expected [texts, {model.config.hidden_size}]")
-    if windows_at_once < 1:
-        raise ValueError(f"windows_at_once: {windows_at_once}, expected a number > 0")
-    length, starts = len(video_features), list(window_starts(len(video_features), size, stride))
-    texts = text_embeds.to(model.device)
-
-    def windows() -> Iterator[tuple[int, torch.Tensor]]:
-        for first in range(0, len(starts), windows_at_once):
-            some = starts[first : first + windows_at_once]
-            cut = [video_features[start : start + size] for start in some]
-            mask = torch.zeros(len(cut), max(map(len, cut)), dtype=torch.long)
-            for row, one in zip(mask, cut, strict=True):
-                row[: len(one)] = 1
-            batch = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True).to(model.device)
-            outputs = model.get_video_features(
-                video_features=batch, video_mask=mask.to(model.device), attend_to_start=False
-            )
-            scores = outputs.last_hidden_state @ texts.T.to(outputs.last_hidden_state.dtype)
-            yield from zip(some, scores.float(), strict=True)
-
-    return _merged(windows(), length, size, len(texts))
 
 
 # ---- zero-shot segmentation
@@ -144,7 +101,8 @@ def segments_of(labels: torch.Tensor, logits: torch.Tensor) -> list[Segment]:
 def ordered_steps(logits: torch.Tensor) -> torch.Tensor:
     """(T, K) scores of a task's K steps, which happen in their order, once each -> (K,), rising seconds.
 
-    They maximise the sum of log-softmax scores over steps, by dynamic programming. O(T K) time and memory.
+    They maximise the sum of log-softmax scores over steps (of a single step, of its scores), by dynamic programming.
+    O(T K) time and memory.
 
     Raises:
         ValueError: fewer seconds than steps.
@@ -152,7 +110,7 @@ def ordered_steps(logits: torch.Tensor) -> torch.Tensor:
     length, steps = logits.shape
     if not 0 < steps <= length:
         raise ValueError(f"logits: {length} seconds and {steps} steps, expected at least a second for each step")
-    scores = logits.double().log_softmax(1).T
+    scores = _step_scores(logits).T
     best = torch.full((length,), 0.0, dtype=torch.double, device=scores.device)
     came_from = []
     for step, row in enumerate(scores):
@@ -172,7 +130,12 @@ def ordered_steps(logits: torch.Tensor) -> torch.Tensor:
 
 def best_seconds(logits: torch.Tensor) -> torch.Tensor:
     """(T, K) -> (K,): of each step, without an order, the second with the largest log-softmax score over steps."""
-    return logits.double().log_softmax(1).argmax(0)
+    return _step_scores(logits).argmax(0)
+
+
+def _step_scores(logits: torch.Tensor) -> torch.Tensor:
+    # Over a single step, each log-softmax would be 0.
+    return logits.double().log_softmax(1) if logits.shape[1] > 1 else logits.double()
 
 
 # ---- moment retrieval
@@ -210,10 +173,10 @@ __all__ = [
     "best_seconds",
     "candidate_moments",
     "labelled_seconds",
+    "mean_over_windows",
     "merged_windows",
     "moment_scores",
     "ordered_steps",
-    "second_logits",
     "segments_of",
     "window_starts",
 ]
