@@ -15,6 +15,7 @@ from .detection import detect_files
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
+from .video_moments import VIDEO_TASKS, check_video_task, find_in_videos
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -47,8 +48,23 @@ def predict(
     templates: options.Templates = None,
     base: options.Base = None,
     task: Annotated[
-        Literal["classification", "segmentation", "detection"] | None,
-        typer.Option(metavar="NAME", help="classification, segmentation or detection.", show_default="by the model"),
+        Literal[
+            "classification",
+            "segmentation",
+            "detection",
+            "video-retrieval",
+            "video-question-answering",
+            "video-steps",
+            "video-segmentation",
+            "video-moments",
+        ]
+        | None,
+        typer.Option(
+            metavar="NAME",
+            help="classification, segmentation, detection; of videos: video-retrieval, video-question-answering, "
+            "video-steps, video-segmentation, video-moments.",
+            show_default="by the model",
+        ),
     ] = None,
     labels: options.SegmentationLabels = None,
     top: Annotated[
@@ -133,6 +149,12 @@ def predict(
     Detection writes a folder, too: pictures/, also of a video (clip.mp4, frame by frame; needs the extra "video"), and
     annotations.json. A line has an object's label, score and box in pixels.
 
+    Of videos, or of features of their seconds (.npy), --labels are texts: which video fits (video-retrieval), which
+    answer fits (video-question-answering), when each step of a task happens, in their order (video-steps), what
+    happens in each second (video-segmentation; --background is the score that a label must exceed), the moment of a
+    text (video-moments). Scores are the model's own numbers. Pictures with a time line go to --out, 'moments' by
+    default.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -146,6 +168,8 @@ def predict(
         --labels "car, sky, building;house"
       hf-clip-variants predict clip.mp4 --task detection --model detector \\
         --labels "cat, ball"
+      hf-clip-variants predict clip.mp4 --task video-moments --model videos \\
+        --labels "pour water, stir"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -153,7 +177,7 @@ def predict(
     elif (
         run is model is adapter is None
         and inputs
-        and (task in (SEGMENTATION, DETECTION) or is_model_folder(inputs[0]))
+        and (task in (SEGMENTATION, DETECTION, *VIDEO_TASKS) or is_model_folder(inputs[0]))
     ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -167,6 +191,13 @@ def predict(
         raise ValueError(f"--reject: got it beside --threshold {threshold}; want one of them")
     if not inputs and sys.stdin.isatty():
         raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
+    if task in VIDEO_TASKS:
+        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
+        wrong |= {"--threshold": threshold, "--window": window, "--masks": masks}
+        check_video_task(task, model, labels, wrong)
+        common = {"background": background, "top": top, "out": out, "batch_size": batch_size, "device": device}
+        as_json = json or format == "json"
+        return _exit(*find_in_videos(task, inputs or _lines(), model, labels, templates, **common, as_json=as_json))
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}

@@ -95,7 +95,8 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
+    looks = [getattr(found, part, None) for part in ("image_processor", "video_processor")]
+    if auto_class is AutoProcessor and looks == [None, None]:
         raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
     return found
 

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from ..clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
 from .frame_sampling import FrameSampling
 from .video_decoding import Video, open_video
-from .video_processing import _OF_IMAGES, CLIPVideoProcessor, _plain
+from .video_processing import CLIPVideoProcessor
 
 
 def seconds_of(
@@ -33,7 +32,7 @@ def seconds_of(
     if processor.sampling_rule != "whole_seconds":
         raise ValueError(f"processor: its sampling_rule is {processor.sampling_rule!r}, expected 'whole_seconds'")
     sampling = FrameSampling("whole_seconds", num_frames=None, rate=processor.fps, start=start, end=end)
-    images = CLIPClassifierImageProcessor(**{name: _plain(getattr(processor, name)) for name in _OF_IMAGES})
+    images = processor.frame_processor()
     with open_video(source, fps) as video:
         second: list[torch.Tensor] = []
         last, pixels = None, None
