@@ -100,7 +100,7 @@ class MomentMetrics(_Counts):
         """A text's moments (start, end), best first, and its right one."""
         if not len(moments):
             raise ValueError("moments: got none, expected at least one")
-        place = next((place for place, one in enumerate(moments) if tuple(one) == tuple(right)), len(moments))
+        place = next((place for place, one in enumerate(moments) if tuple(one) == tuple(right)), float("inf"))
         self._add(1, temporal_iou(moments[0], right), *(place < k for k in self.ks))
 
     def compute(self) -> dict[str, float]:
