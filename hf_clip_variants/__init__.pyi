@@ -70,6 +70,8 @@ from .modeling.video.processing_video import VideoTextProcessor as VideoTextProc
 from .modeling.video.video_processing import CLIPVideoProcessor as CLIPVideoProcessor
 from .modeling.video_anomaly_clip.configuration_video_anomaly_clip import VideoAnomalyClipConfig as VideoAnomalyClipConfig
 from .modeling.video_anomaly_clip.modeling_video_anomaly_clip import VideoAnomalyClipModel as VideoAnomalyClipModel
+from .modeling.videoclip.configuration_videoclip import VideoCLIPConfig as VideoCLIPConfig
+from .modeling.videoclip.modeling_videoclip import VideoCLIPModel as VideoCLIPModel
 from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
 from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
 from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection

@@ -18,6 +18,7 @@ from .point_clouds import POINTS, classify_files, has_point_model
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
 from .video_anomaly import VIDEO_ANOMALY, is_video_anomaly, score_files
 from .video_classification import classify_video_files, is_video_model
+from .video_moments import VIDEO_TASKS, check_video_task, find_in_videos
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -50,10 +51,23 @@ def predict(
     templates: options.Templates = None,
     base: options.Base = None,
     task: Annotated[
-        Literal["classification", "segmentation", "detection", "video-anomaly", "points"] | None,
+        Literal[
+            "classification",
+            "segmentation",
+            "detection",
+            "video-anomaly",
+            "video-retrieval",
+            "video-question-answering",
+            "video-steps",
+            "video-segmentation",
+            "video-moments",
+            "points",
+        ]
+        | None,
         typer.Option(
             metavar="NAME",
-            help="classification, segmentation, detection, video-anomaly or points.",
+            help="classification, segmentation, detection or points; of videos: video-anomaly, video-retrieval, "
+            "video-question-answering, video-steps, video-segmentation, video-moments.",
             show_default="by the model",
         ),
     ] = None,
@@ -161,6 +175,12 @@ def predict(
     A model for clouds of points reads meshes and clouds (.ply, .off, .obj, .stl, .glb, .npy, .h5) instead of images.
     It writes a folder, too: depth_maps/, which it looked at, and with --parts points in the colours of their parts.
 
+    Of videos, or of features of their seconds (.npy), --labels are texts: which video fits (video-retrieval), which
+    answer fits (video-question-answering), when each step of a task happens, in their order (video-steps), what
+    happens in each second (video-segmentation; --background is the score that a label must exceed), the moment of a
+    text (video-moments). Scores are the model's own numbers. Pictures with a time line go to --out, 'moments' by
+    default.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -179,6 +199,8 @@ def predict(
       hf-clip-variants predict camera.mp4 --task video-anomaly --model anomalies
       hf-clip-variants predict chair.glb --model pointclip \\
         --labels "chair, table" --parts "leg, seat, back"
+      hf-clip-variants predict clip.mp4 --task video-moments --model videos \\
+        --labels "pour water, stir"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -186,7 +208,7 @@ def predict(
     elif (
         run is model is adapter is None
         and inputs
-        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS) or is_model_folder(inputs[0]))
+        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, *VIDEO_TASKS) or is_model_folder(inputs[0]))
     ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -213,6 +235,13 @@ def predict(
         return _exit(*classify_files(inputs or _lines(), model, labels or classes, templates, **files, **shown))
     if given := [name for name, value in (("--parts", parts), ("--up-axis", up_axis)) if value]:
         raise ValueError(f"{given[0]}: got it for images; it is for clouds of points (--task points)")
+    if task in VIDEO_TASKS:
+        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
+        wrong |= {"--threshold": threshold, "--window": window, "--masks": masks}
+        check_video_task(task, model, labels, wrong)
+        common = {"background": background, "top": top, "out": out, "batch_size": batch_size, "device": device}
+        as_json = json or format == "json"
+        return _exit(*find_in_videos(task, inputs or _lines(), model, labels, templates, **common, as_json=as_json))
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}

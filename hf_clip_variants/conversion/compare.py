@@ -23,8 +23,8 @@ _INPUTS = {
     "input_features": "input_features",
     "audio": "input_features",
     "pixel_values_videos": "pixel_values_videos",
-    "video_mask": "video_mask",
     "video_features": "video_features",
+    "video_mask": "video_mask",
     "points": "points",
     "points_mask": "points_mask",
 }
@@ -45,19 +45,33 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
         noise = torch.randint(256, (*frames, size, 2 * size, 3), dtype=torch.uint8, generator=generator)
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
         media = {"videos" if of_videos else "images": noise.numpy()}
+        media = {} if _width_of_features(model) else media
         inputs = processor(text=list(format.prompts), **media, **options)
-        inputs = {name: inputs[name] for name in _INPUTS if name in inputs}
+        inputs = {name: inputs[name] for name in _INPUTS if name in inputs} | _example_features(model)
     else:
         ids = torch.randint(1, text.vocab_size - 2, (3, min(8, text.max_position_embeddings)), generator=generator)
         ids[:, -1] = text.vocab_size - 1  # CLIP pools at the end token
         images = random_images(size)
         pixels = {"pixel_values_videos": images[None]} if of_videos else {"pixel_values": images}
+        pixels = _example_features(model) or pixels
         inputs = pixels | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return format.example_inputs() | inputs
 
 
 def _reads_videos(model) -> bool:
     return model.main_input_name == "pixel_values_videos" or hasattr(model, "video_text_logits")
+
+
+def _width_of_features(model) -> int | None:
+    """Of a model that reads features of each second of video."""
+    return getattr(model.config, "feature_size", None)
+
+
+def _example_features(model) -> dict[str, torch.Tensor]:
+    """Two videos of three seconds, of noise; nothing for models that do not read features."""
+    width = _width_of_features(model)
+    generator = torch.Generator().manual_seed(0)
+    return {} if width is None else {"video_features": torch.randn(2, 3, width, generator=generator)}
 
 
 @torch.inference_mode()
@@ -133,6 +147,16 @@ def _point_outputs(model, base, inputs: Mapping[str, torch.Tensor], text: dict) 
         found["text_features"] = base.get_text_features(**text).pooler_output
     if "points" in given:
         found["view_features"] = base.get_point_features(**given).pooler_output
+    names = ("pixel_values_videos", "video_features", "video_mask")
+    videos = {name: inputs[name] for name in names if name in inputs}
+    found = {}
+    if "input_ids" in text:
+        found["text_features"] = model.get_text_features(**text).pooler_output
+    if videos.keys() - {"video_mask"}:
+        if hasattr(model, "get_frame_features"):
+            found["frame_features"] = model.get_frame_features(**videos)
+        else:
+            found["video_embeds"] = model.get_video_features(**videos).pooler_output
         if "input_ids" in text:
             output = model(**given, **text)
             found |= {"logits": output.logits, "point_embeds": output.point_embeds}

@@ -15,6 +15,7 @@ from ..registry import methods
 
 
 _PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor")
+_READS = {"images": "image_processor", "videos": "video_processor", "points": "feature_extractor"}
 _CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type")
 _CLASS_FIELDS += ("video_processor_type", "tokenizer_class")
 _BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
@@ -79,7 +80,7 @@ def load_saved_processor(
 ) -> Any:
     """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use.
 
-    `of`: what a processor must read, "images" or "videos".
+    `of`: what a processor must read, "images", "videos" or "points".
     """
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = Path(source) / name
@@ -101,7 +102,7 @@ def load_saved_processor(
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, f"{of.removesuffix('s')}_processor", None) is None:
+    if auto_class is AutoProcessor and getattr(found, _READS[of], None) is None:
         raise ValueError(f"{source}: its processor is a {type(found).__name__}, without {of}; {named}")
     return found
 

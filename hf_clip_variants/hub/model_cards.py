@@ -52,7 +52,7 @@ from transformers import pipeline
 
 {verb} = pipeline("{task}", model={repo_id}{arguments})
 video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
-print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"]))"""
+print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"], video_metadata=[{{"fps": 8}}]))"""
 
 _VIDEO_PIPELINE = """\
 {imports}import numpy as np

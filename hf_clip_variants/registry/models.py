@@ -281,6 +281,37 @@ MODELS = (
         ),
     ),
     Method(
+        name="videoclip",
+        kind="model",
+        title="VideoCLIP",
+        paper=Paper(
+            "VideoCLIP: Contrastive Pre-training for Zero-shot Video-Text Understanding",
+            "2109.14084",
+            2021,
+            "Xu, Hu and Ghosh, Gargi and Huang, Po-Yao and Okhonko, Dmytro and Aghajanyan, Armen and Metze, Florian "
+            "and Zettlemoyer, Luke and Feichtenhofer, Christoph",
+        ),
+        code=OfficialCode("facebookresearch/fairseq", "CC-BY-NC"),
+        task="feature-extraction",
+        summary="What happens when in a video: each second compared with texts; retrieval, steps, moments, questions.",
+        config="modeling.videoclip.configuration_videoclip:VideoCLIPConfig",
+        model="modeling.videoclip.modeling_videoclip:VideoCLIPModel",
+        auto_classes={"AutoModel": "modeling.videoclip.modeling_videoclip:VideoCLIPModel"},
+        processor="modeling.video.processing_video:VideoTextProcessor",
+        video_processor="modeling.video.video_processing:CLIPVideoProcessor",
+        checkpoints=(
+            CheckpointEntry(
+                "videoclip",
+                "VideoCLIP",
+                "modeling.videoclip.convert_videoclip:CHECKPOINTS",
+                (
+                    Option("s3d", str, "weights of HowTo100M's S3D; without them the model takes features only."),
+                    Option("max_video_length", int, "seconds that the video encoder sees.", default="32"),
+                ),
+            ),
+        ),
+    ),
+    Method(
         name="video_anomaly_clip",
         kind="model",
         title="AnomalyCLIP (video)",

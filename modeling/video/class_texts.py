@@ -42,6 +42,8 @@ def class_features(
         return features.view(len(names), counts[0], -1).transpose(0, 1).contiguous()
     if max(counts) == 1:
         return features
+    if not getattr(model, "has_unit_embeddings", True):
+        return torch.stack([prompts.mean(0) for prompts in features.split(counts)])
     return torch.stack([prompts.mean(0) for prompts in unit_norm(features).split(counts)])
 
 

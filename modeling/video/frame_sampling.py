@@ -176,7 +176,8 @@ class FrameSampling:
         count = max(1, math.floor((end - start) * self.rate + 0.5 - 1e-6))
         if self.num_frames is not None:
             count = min(count, self.num_frames)
-        return start + (np.arange(count) + 0.5) / self.rate - 2 * ROUNDING
+        times = start + (np.arange(count) + 0.5) / self.rate - 2 * ROUNDING
+        return np.minimum(times, max(end - 2 * ROUNDING, start))  # of a video that is shorter than one interval
 
 
 def drawn_segment_frames(total: int, parts: int, random: np.random.RandomState) -> np.ndarray:

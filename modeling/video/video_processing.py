@@ -184,6 +184,10 @@ class CLIPVideoProcessor(BaseVideoProcessor):
             field, colon, rest = str(error).partition(":")
             raise ValueError(f"{_SETTING_OF.get(field, field)}{colon}{rest}") from error
 
+    def frame_processor(self) -> CLIPClassifierImageProcessor:
+        """What makes pixels of a frame, with the settings of this processor."""
+        return CLIPClassifierImageProcessor(**{name: _plain(getattr(self, name)) for name in _OF_IMAGES})
+
     def sample_frames(self, metadata: VideoMetadata, **options) -> np.ndarray:
         """Numbers of the frames that the rule chooses of a video that is decoded elsewhere."""
         settings = {name: getattr(self, name) for name in self._valid_kwargs_names}

@@ -23,7 +23,9 @@ from suite_testers import (
     GLIPv2AnsweringTester,
     GLIPv2Tester,
     PointCLIPTester,
+    VideoCLIPTester,
     ViLDTester,
+    videoclip_suite,
 )
 from suite_video_anomaly_clip import VideoAnomalyClipSuite, VideoAnomalyClipTester
 from tests.test_backbone_common import BackboneTesterMixin
@@ -626,6 +628,7 @@ TESTERS = {
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],
+    "videoclip": [(VideoCLIPTester, videoclip_suite(DualEncoderSuite))],
     "vild": [(ViLDTester, ViLDSuite)],
     "glip": [(GLIPTester, GLIPSuite)],
     "glipv2": [

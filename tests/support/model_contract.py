@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
 from tiny import CLASS_NAMES, copy_of, tiny_clip, tiny_clip_config, tiny_pixels, tiny_tokenizer
 from video_anomaly_clip_runs import VIDEO_ANOMALY_CASE
+from videoclip_runs import VIDEOCLIP
 from vild_runs import VILD_BAD_VALUES, vild_collate, vild_config, vild_inputs, vild_processor, with_open_weights
 
 from hf_clip_variants.registry import Method, method
@@ -460,6 +461,7 @@ CASES = {
             bad_values=VILD_BAD_VALUES,
         ),
         ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
+        ModelCase(**VIDEOCLIP),
         ModelCase(**_GLIP | GLIPV2),
         ModelCase(**_GLIP | GLIPV2_ANSWERING),
     )

@@ -121,6 +121,63 @@ class PointCLIPTester(CLIP4ClipClassificationTester):
         return self.get_config(), {"points": floats_tensor([self.batch_size, 50, 3])}
 
 
+class VideoCLIPTester(CLIPClassifierTester):
+    """Features of four seconds, and texts. Where transformers' tests look at one encoder, it is the text encoder."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"feature_size": 9, "use_s3d": False, "max_video_length": 20}
+    common_properties = ["hidden_size"]
+
+    def get_config(self):
+        bert = SIZES | {"vocab_size": 120, "max_position_embeddings": 64, "type_vocab_size": 2}
+        bert |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        sizes = {"feature_size": 10, "max_video_length": 6, "max_text_length": 12, "window_stride": 3}
+        ends = {"cls_token_id": TEXT["bos_token_id"], "sep_token_id": TEXT["eos_token_id"]}
+        return self.config_class(text_config=bert, video_config=bert, use_s3d=False, **sizes, **ends)
+
+    def prepare_config_and_inputs_for_common(self):
+        videos = {"video_features": floats_tensor([self.batch_size, 4, 10])}
+        return self.get_config(), videos | self.text_inputs() | {"return_loss": True}
+
+
+def videoclip_suite(dual_encoder_suite: type) -> type:
+    class VideoCLIPSuite(dual_encoder_suite):
+        additional_model_inputs = ["video_features"]
+        skip_test_video_features_output_shape = True  # of seconds; its hidden states also have both ends
+
+        def _run(self, by_config, **options):
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            for part in (config.text_config, config.video_config) if by_config else ():
+                for name, value in options.items():
+                    setattr(part, name, value)
+            model = self.all_model_classes[0]._from_config(config, attn_implementation="eager")
+            return model(**inputs, **({} if by_config else options))
+
+        def test_hidden_states_output(self):
+            for by_config in (False, True):
+                outputs = self._run(by_config, output_hidden_states=True)
+                self.assertEqual([one.shape for one in outputs.video_model_output.hidden_states], 3 * [(3, 6, 32)])
+                self.assertEqual([one.shape for one in outputs.text_model_output.hidden_states], 3 * [(3, 8, 32)])
+
+        def test_attention_outputs(self):
+            for by_config in (False, True):
+                outputs = self._run(by_config, output_attentions=True)
+                self.assertEqual([one.shape for one in outputs.video_model_output.attentions], 2 * [(3, 4, 6, 6)])
+                self.assertEqual([one.shape for one in outputs.text_model_output.attentions], 2 * [(3, 4, 8, 8)])
+
+        def test_retain_grad_hidden_states_attentions(self):
+            outputs = self._run(False, output_hidden_states=True, output_attentions=True)
+            encoders = (outputs.video_model_output, outputs.text_model_output)
+            kept = [tensor for encoder in encoders for tensor in (*encoder.hidden_states, *encoder.attentions)]
+            for tensor in kept:
+                tensor.retain_grad()
+            outputs.loss.backward()
+            for tensor in kept:
+                self.assertIsNotNone(tensor.grad)
+
+    return VideoCLIPSuite
+
+
 class ViLDTester(CLIPClassifierTester):
     """Where transformers' tests look for hidden states, they are the ResNet's maps; there is no attention in them."""
 
