@@ -74,8 +74,16 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return values
 
 
-def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProcessor, **options: Any) -> Any:
-    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use."""
+def load_saved_processor(
+    source: str | os.PathLike,
+    auto_class: Any = AutoProcessor,
+    parts: tuple[str, ...] = ("image_processor",),
+    **options: Any,
+) -> Any:
+    """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use.
+
+    `parts`: what a processor must have one of.
+    """
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = Path(source) / name
         if path.is_file():
@@ -95,7 +103,7 @@ def load_saved_processor(source: str | os.PathLike, auto_class: Any = AutoProces
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, "image_processor", None) is None:
+    if auto_class is AutoProcessor and all(getattr(found, part, None) is None for part in parts):
         raise ValueError(f"{source}: its processor is a {type(found).__name__}, without images; {named}")
     return found
 
