@@ -22,7 +22,7 @@ from ..files.index_folders import MANIFEST
 from ..files.json_files import write_json
 from ..optional_dependencies import require
 from .encoder import Encoder, load_encoder
-from .index import FORMAT_VERSION, Index, open_index
+from .index import FORMAT_VERSION, Index, open_index, without_bars
 from .reading import Read, Reader, VideoSettings
 from .sources import Entry, Source, digest_of, open_source
 
@@ -127,7 +127,9 @@ def build_index(
         if started and torch.distributed.is_initialized():
             state.destroy_process_group()
             PartialState._reset_state()
-    return open_index(out, encoder)
+    made = open_index(out, encoder)
+    made.source = opened
+    return made
 
 
 def _run(build: _Build, state: Any, progress: Callable[[int, int], None] | None, faiss: str | None) -> None:
@@ -355,7 +357,8 @@ def save_rows(table: pa.Table, rows: np.ndarray, about: str, folder: Path) -> No
     dataset = datasets.Dataset(table, datasets.DatasetInfo(features=features(_width(table)))).select(rows)
     contents = table.column("content").combine_chunks().take(pa.array(rows)).to_pylist()
     dataset._fingerprint = digest_of([about, *contents])  # it would be another one each time
-    dataset.save_to_disk(str(folder))
+    with without_bars():
+        dataset.save_to_disk(str(folder))
 
 
 def features(width: int):

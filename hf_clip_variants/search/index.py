@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 FAISS, FAISS_ABOUT = "faiss.index", "faiss.json"
 _ROWS = 2048  # compared at once: as float32, they stay in the processor's cache
 _SCORES = 1 << 20  # kept at once for each query
+_SPARE = 32  # more hits than are wanted, in case that some scores differ in their last bits only
 _PROBED = 16  # lists of an inverted file that FAISS looks into, at least
 _TRAINED_ON = 40  # vectors for each list, as FAISS asks for
 
@@ -86,6 +88,20 @@ def open_index(
     return Index(folder, manifest, model, device)
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """`datasets` shows none of its own."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
 class Index:
     """
     Made by `open_index` and `build_index`.
@@ -112,7 +128,8 @@ class Index:
         self._device = device
         self._model = model
         try:
-            self.dataset: datasets.Dataset = datasets.load_from_disk(str(folder))
+            with without_bars():
+                self.dataset: datasets.Dataset = datasets.load_from_disk(str(folder))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise OSError(
                 f"{folder}: its vectors cannot be read ({error}); remove the folder and make it anew"
@@ -292,6 +309,19 @@ class Index:
                 first += count
 
     def _exact(self, queries, top, wanted, every_moment) -> list[tuple[np.ndarray, np.ndarray]]:
+        best = self._by_matrix_products(queries, top + _SPARE, wanted, every_moment)
+        # The last bits of a product depend on where a row stands. Once more, so that equal vectors have equal scores.
+        return [
+            self._best(rows, self._scores_of(query, rows), top, every_moment)
+            for query, (rows, _) in zip(queries, best, strict=True)
+        ]
+
+    def _scores_of(self, query: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        found = self.table.column("features").take(pa.array(rows, pa.int64())).combine_chunks().flatten()
+        vectors = found.to_numpy(zero_copy_only=False).reshape(-1, self.manifest["width"])
+        return np.array([np.dot(vector, query.numpy().astype(np.float64)) for vector in vectors.astype(np.float64)])
+
+    def _by_matrix_products(self, queries, top, wanted, every_moment) -> list[tuple[np.ndarray, np.ndarray]]:
         best: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         scores = torch.empty(len(queries), min(max(_SCORES // len(queries), _ROWS), len(self)))
         begin = filled = 0
@@ -380,7 +410,8 @@ class Index:
         if inverted is not None:
             inverted.nprobe = min(probed, lists)
         dataset = self.dataset.select_columns(["features"]).with_format("numpy")
-        dataset.add_faiss_index("features", custom_index=made)
+        with without_bars():
+            dataset.add_faiss_index("features", custom_index=made)
         (self.folder / FAISS_ABOUT).unlink(missing_ok=True)
         with replacing(self.folder / FAISS) as aside:
             dataset.save_faiss_index("features", str(aside))
@@ -419,6 +450,8 @@ class Index:
                 if len(best[0]) >= top or asked < count:
                     break
                 count *= 4
+            if len(best[0]) < top and asked < len(self):  # a graph does not reach all vectors
+                best = self._exact(torch.from_numpy(query)[None], top, wanted, every_moment)[0]
             found.append(best)
         return found
 
@@ -448,4 +481,4 @@ def _pixels(encoder: Encoder, image: Any) -> torch.Tensor:
         raise ValueError(f"image: {str(error).removeprefix('images[0]: ')}") from error
 
 
-__all__ = ["FORMAT_VERSION", "Hit", "Index", "open_index"]
+__all__ = ["FORMAT_VERSION", "Hit", "Index", "open_index", "without_bars"]
