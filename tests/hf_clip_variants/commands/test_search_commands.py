@@ -89,28 +89,40 @@ def test_a_name_of_other_bytes_is_reported(run, clip, folder, tmp_path):
     ("arguments", "message"),
     [
         (["index", "nowhere"], "SOURCE: no such file or folder nowhere"),
-        (["index", "FILES", "--model", "nowhere/x/y"], "--model: no such folder nowhere/x/y"),
-        (["index", "FILES", "--device", "fast"], "--device: got 'fast'"),
-        (["index", "FILES"], "--model: missing, and OUT is no index that has one; want a folder or Hub id"),
-        (["index", "FILES", "--model", "CLIP", "--fps", "0"], "--fps: got 0.0; want a number above 0"),
+        (["index", "<FILES>", "--model", "nowhere/x/y"], "--model: no such folder nowhere/x/y"),
+        (["index", "<FILES>", "--model", "<CLIP>", "--device", "fast"], "--device: got 'fast'"),
+        (["index", "<FILES>"], "--model: missing, and <OUT> is no index that has one; want a folder or Hub id"),
+        (["index", "<FILES>", "--model", "<CLIP>", "--fps", "0"], "--fps: got 0.0; want a number above 0"),
         (
-            ["index", "FILES", "--model", "CLIP", "--column", "a"],
-            "--column: FILES is a folder of files, which has none",
+            ["index", "<FILES>", "--model", "<CLIP>", "--column", "a"],
+            "--column: <FILES> is a folder of files, which has none",
         ),
-        (["search", "FILES", "a cat"], "INDEX: no index in FILES"),
-        (["search", "INDEX"], "TEXT: missing; want a text, --image or --sound"),
-        (["search", "INDEX", "a", "--csv", "--json"], "--json: got it beside --csv; want one of them"),
-        (["search", "INDEX", "a", "--out", "a.txt"], "--out: a.txt has no form"),
-        (["search", "INDEX", "a", "--kinds", "picture"], "--kinds: got ['picture']; want some of image, video, audio"),
-        (["search", "INDEX", "a", "--image", "no.png"], "--image: no such file no.png"),
-        (["search", "INDEX", "a", "--templates", "photo of"], "--templates: 'photo of' has no {}"),
-        (["search", "INDEX", "--sound", "SOUND"], "--sound: CLIP encodes image and video only"),
-        (["search", "INDEX", "a", "--model", "OTHER"], "--model: INDEX was made with CLIP (CLIPModel); got OTHER"),
+        (["search", "<FILES>", "a cat"], "INDEX: no index in <FILES>"),
+        (["search", "<INDEX>"], "TEXT: missing; want a text, --image or --sound"),
+        (["search", "<INDEX>", "a", "--csv", "--json"], "--json: got it beside --csv; want one of them"),
+        (["search", "<INDEX>", "a", "--out", "a.txt"], "--out: a.txt has no form"),
+        (
+            ["search", "<INDEX>", "a", "--kinds", "picture"],
+            "--kinds: got ['picture']; want some of image, video, audio",
+        ),
+        (["search", "<INDEX>", "a", "--image", "no.png"], "--image: no such file no.png"),
+        (["search", "<INDEX>", "a", "--templates", "photo of"], "--templates: 'photo of' has no {}"),
+        (["search", "<INDEX>", "--sound", "<SOUND>"], "--sound: <CLIP> encodes image and video only"),
+        (
+            ["search", "<INDEX>", "a", "--model", "<OTHER>"],
+            "--model: <INDEX> was made with <CLIP> (CLIPModel); got <OTHER>",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run, made, clip, folder, tmp_path, arguments, message):
-    places = {"FILES": folder, "INDEX": made, "CLIP": clip, "OUT": tmp_path / "none", "OTHER": embedded_model()}
-    places["SOUND"] = folder / NAMES[0]
+    places = {
+        "<FILES>": folder,
+        "<INDEX>": made,
+        "<CLIP>": clip,
+        "<OUT>": tmp_path / "none",
+        "<OTHER>": embedded_model(),
+    }
+    places["<SOUND>"] = folder / NAMES[0]
     for name, place in places.items():
         message = message.replace(name, str(place))
     arguments = [str(places.get(word, word)) for word in arguments]

@@ -243,7 +243,7 @@ def test_killed_at_any_write_and_run_again_the_index_is_the_same(encoder, tmp_pa
     expected = folder_content(out)
     assert writes > 20 and not any(".building" in name for name in expected)
     kept = 0
-    for nth in random.Random(0).sample(range(2, writes + 1), 12):
+    for nth in random.Random(0).sample(range(2, writes + 1), 9):
         shutil.rmtree(tmp_path / "place")
         assert run_and_kill(build, tmp_path / "place", nth) == -signal.SIGKILL
         kept += len(list(out.glob(".building/part-*.arrow")))
@@ -267,7 +267,7 @@ def test_an_update_that_is_killed_leaves_the_old_index_or_the_new_one(folder, en
 
     writes = run_and_kill(build, tmp_path / "place")
     after = folder_content(out)
-    for nth in range(1, writes + 1, 3):
+    for nth in range(1, writes + 1, 4):
         shutil.rmtree(tmp_path / "place")
         shutil.copytree(old, tmp_path / "place")
         assert run_and_kill(build, tmp_path / "place", nth) == -signal.SIGKILL
