@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -120,8 +121,6 @@ def index(
     use_all_cores()
     import torch
 
-    from ..search.building import build_index
-
     with contextlib.ExitStack() as stack:
         advance = None
 
@@ -133,7 +132,7 @@ def index(
                 advance(done)
 
         emit = stack.enter_context(machine_output()) if json else None
-        made = build_index(
+        made = _build(
             source,
             model,
             out,
@@ -155,6 +154,18 @@ def index(
             unreadable = [{"path": path, "error": why} for path, why in made.unreadable]
             emit({"index": out, "files": made.counts(), "vectors": len(made), "unreadable": unreadable})
     _say_what_is_there(made, out, quiet=json)
+
+
+def _build(source: str, model: str, out: str, **settings):
+    """`build_index`; an interruption says what is kept."""
+    from ..search.building import WORK, build_index
+
+    try:
+        return build_index(source, model, out, **settings)
+    except KeyboardInterrupt:
+        parts = len(list(Path(out, WORK).glob("part-*.arrow")))
+        kept = f"{parts} parts are kept in {out}" if parts else "Nothing is kept yet"
+        raise KeyboardInterrupt(f"Interrupted. {kept}; the same command goes on from there.") from None
 
 
 def _model(model: str | None, out: str) -> str:

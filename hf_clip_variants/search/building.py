@@ -97,7 +97,7 @@ def build_index(
     >>> for name in ("cat", "pizza", "octopus"):
     ...     icons.image(icons.class_names.index(name)).save(f"{folder}/{name}.png")
     >>> index = build_index(folder, embedded_model(), f"{folder}/index")
-    >>> [hit.path for hit in index.search("something to eat", top=1)]
+    >>> [hit.path for hit in index.search("an emoji of a pizza", top=1)]
     ['pizza.png']
     ```
     """
@@ -113,21 +113,24 @@ def build_index(
     device = choose_device(model.device if isinstance(model, Encoder) else device)
     started = not torch.distributed.is_initialized()
     state = PartialState(cpu=device.type == "cpu")
-    try:
-        if isinstance(model, Encoder):
-            encoder = model
-        else:
-            encoder = load_encoder(model, device if state.num_processes == 1 else state.device, dtype)
-        opened = open_source(source, column, split, revision)
+
+    def prepared() -> tuple[Source, _Build]:
+        place = device if state.num_processes == 1 else state.device
+        encoder = model if isinstance(model, Encoder) else load_encoder(model, place, dtype)
+        found = open_source(source, column, split, revision)
         settings = {"mode": videos, "fps": fps, "clip_seconds": clip_seconds}
-        build = _on_all_ranks(state, lambda: _Build(opened, encoder, out, settings, batch_size, workers))
-        with build.lock() if state.is_main_process else contextlib.nullcontext():
+        return found, _Build(found, encoder, out, settings, batch_size, workers)
+
+    try:
+        opened, build = _on_all_ranks(state, prepared)
+        with contextlib.ExitStack() as stack:
+            _on_all_ranks(state, lambda: stack.enter_context(build.lock()) if state.is_main_process else None)
             _run(build, state, progress, faiss)
     finally:
         if started and torch.distributed.is_initialized():
             state.destroy_process_group()
             PartialState._reset_state()
-    made = open_index(out, encoder)
+    made = open_index(out, build.encoder)
     made.source = opened
     return made
 
@@ -160,7 +163,7 @@ def _on_all_ranks(state: Any, work: Callable[[], Any]) -> Any:
         raise failure
     for rank, message in enumerate(said):
         if message is not None:
-            raise RuntimeError(f"process {rank} failed: {message}")
+            raise ValueError(f"process {rank} failed: {message}")
     return found
 
 

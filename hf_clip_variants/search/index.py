@@ -173,7 +173,8 @@ class Index:
     def stamps(self) -> dict[str, tuple[int, int, str]]:
         """Path -> size, time and hash of each file, as they were."""
         rows = self.table.select(["path", "size", "modified", "content"]).take(pa.array(self._files[0]))
-        return {row.pop("path"): tuple(row.values()) for row in rows.to_pylist()}
+        path, *stamps = (column.to_pylist() for column in rows.columns)
+        return dict(zip(path, zip(*stamps, strict=True), strict=True))
 
     @cached_property
     def source(self) -> Source:
