@@ -113,9 +113,9 @@ def index(
     """
     check_data("SOURCE", [source])
     check_out("--out", out)
-    model = _model(model, out)
-    check_model("--model", model)
     check_device(device)
+    check_model("--model", model)
+    model = _model(model, out)
     first = os.environ.get("RANK", "0") == "0"
     prepare_libraries(watched=first and not json)
     use_all_cores()

@@ -56,6 +56,7 @@ def write_clips(path, style: str):
     return path
 
 
+@pytest.mark.slow
 def test_chinese_names_find_clips_of_what_stills_showed(script, tmp_path, capsys):
     stills = [write_stills(tmp_path / f"{style}.parquet", style) for style in ("fluentflat", "emojione")]
     clips = write_clips(tmp_path / "clips.parquet", "notov1")
