@@ -111,13 +111,12 @@ class Index:
         manifest (`dict`): what `index.json` says: source, model, settings of videos, files that were not readable.
         faiss (`str`, *optional*): how its approximate index was made; None if it has none.
 
-    Example:
+    `build_index` has an example that runs. With an index on the disk:
 
     ```python
-    >>> index = open_index("pets-index")  # doctest: +SKIP
-    >>> for hit in index.search("a sleeping cat", top=3):  # doctest: +SKIP
-    ...     print(f"{hit.score:.3f} {hit.path} {hit.start}")
-    0.312 sofa.jpg None
+    index = open_index("pets-index")
+    for hit in index.search("a sleeping cat", top=3):
+        print(f"{hit.score:.3f} {hit.path} {hit.start}")  # 0.312 sofa.jpg None
     ```
     """
 
