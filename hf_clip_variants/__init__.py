@@ -21,6 +21,7 @@ _FUNCTIONS = {
     "ExactContrastiveLoss": "hf_clip_variants.training.exact_contrastive_loss",
     "PretrainingCallback": "hf_clip_variants.training.callbacks",
     "adapt": "hf_clip_variants.few_shot.adapt",
+    "build_index": "hf_clip_variants.search.building",
     "calibrate_labels": "hf_clip_variants.evaluation.multi_label",
     "convert_checkpoint": "hf_clip_variants.conversion.convert",
     "embedded_model": "hf_clip_variants.data.images.emoji",
@@ -29,6 +30,7 @@ _FUNCTIONS = {
     "load_adapter": "hf_clip_variants.adapters.loading",
     "load_images": "hf_clip_variants.data.images.sources",
     "load_multi_label_images": "hf_clip_variants.data.images.multi_label",
+    "open_index": "hf_clip_variants.search.index",
 }
 _SOURCES = _FUNCTIONS | {name: module for row in methods() for name, module in row.exports.items()}
 __all__ = sorted([*_SOURCES, "method", "methods"], key=lambda name: (name[0].islower(), name))

@@ -78,6 +78,8 @@ from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDF
 from .modeling.vild.processing_vild import ViLDProcessor as ViLDProcessor
 from .registry import method as method
 from .registry import methods as methods
+from .search.building import build_index as build_index
+from .search.index import open_index as open_index
 from .training.callbacks import PretrainingCallback as PretrainingCallback
 from .training.exact_contrastive_loss import ExactContrastiveLoss as ExactContrastiveLoss
 

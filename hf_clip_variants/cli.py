@@ -30,6 +30,8 @@ COMMANDS = {
     "linear-probe": "Measure image features with a linear classifier.",
     "knn": "Measure image features with nearest neighbours.",
     "predict": "Classify or segment files and folders; CSV or JSON lines.",
+    "index": "Make an index of pictures, videos and sounds.",
+    "search": "Find pictures, moments and sounds in an index.",
     "convert": "Turn an official checkpoint into a folder to load.",
     "push": "Put an adapter or a model on the Hub, with its results.",
     "export": "Write a model folder that loads without this package.",

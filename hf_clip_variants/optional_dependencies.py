@@ -6,6 +6,7 @@ from types import ModuleType
 
 EXTRAS = {  # importable name -> extra in pyproject.toml
     "av": "video",
+    "faiss": "search",
     "ftfy": "text",
     "h5py": "points",
     "onnx": "onnx",

@@ -143,8 +143,10 @@ class _KillingHub(FakeHub):
 def _command_line(*arguments: object) -> None:
     from hf_clip_variants import cli
     from hf_clip_variants.few_shot import training_loop
+    from hf_clip_variants.search import building
 
     training_loop.SAVE_EVERY_SECONDS = 0.0  # every epoch is kept, so kills fall into trainings, too
+    building.PART_SIZE = 2  # and every second file of an index
     _succeed(partial(cli.main, list(map(str, arguments))))
 
 
@@ -175,7 +177,9 @@ def commands(place: Path, hub: _KillingHub) -> list[Command]:
     official = plain(weights, place / "official.pt")
     letters = letters_tokenizer(len(weights["token_embedding.weight"]), place / "letters")
     fast = ["--methods", "tip_adapter_f,coop", "--shots", "1", "--profile", "tiny", "--set", "epochs=2"]
-    out = {name: place / "out" / name for name in ("adapt", "pretrain", "benchmark", "push", "convert", "export")}
+    out = {
+        name: place / "out" / name for name in ("adapt", "pretrain", "benchmark", "push", "convert", "export", "index")
+    }
     smoke = ["--smoke", "--steps", "4", "--batch-size", "8", "--save-every", "1", "--workers", "0"]
 
     def push():
@@ -214,6 +218,11 @@ def commands(place: Path, hub: _KillingHub) -> list[Command]:
             "export",
             out["export"],
             partial(_command_line, "export", clip, out["export"] / "run", "--classes", "cat, dog, owl"),
+        ),
+        Command(
+            "index",
+            out["index"],
+            partial(_command_line, "index", data, "--model", clip, "--out", out["index"] / "run", "--batch-size", 2),
         ),
     ]
 

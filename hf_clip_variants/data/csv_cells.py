@@ -13,8 +13,12 @@ from typing import Any
 
 
 _FORMULA = re.compile(r"'*\s*[=+\-@\t\r]")
-# Columns of what `predict` and `adapt` write; others may stand between.
-_OURS = ({"path", "label", "score", "probability", "error"}, {"test_set", "image", "class", "zero_shot", "adapted"})
+# Columns of what `predict`, `adapt` and `search` write; others may stand between.
+_OURS = (
+    {"path", "label", "score", "probability", "error"},
+    {"test_set", "image", "class", "zero_shot", "adapted"},
+    {"path", "kind", "score", "start", "end"},
+)
 
 
 def escape_cell(value: Any) -> Any:

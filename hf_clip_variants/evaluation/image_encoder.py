@@ -133,7 +133,7 @@ def load_image_encoder(
         family, model = model.family, model.clip
     model = model.to(device, dtype).eval().requires_grad_(False)
     pooling = "class token" if random_pooling else "own"
-    pool = _pooling(model, family, features, class_token=bool(random_pooling))
+    pool = image_pooling(model, family, features, class_token=bool(random_pooling))
     if family is not None:
         processor = load_processor(source).image_processor
     else:
@@ -150,10 +150,10 @@ def load_image_encoder(
     return ImageEncoder(encode, processor, make_key, device, pooling)
 
 
-def _pooling(
-    model: torch.nn.Module, family: type[CLIPFamily] | None, features: str, class_token: bool
+def image_pooling(
+    model: torch.nn.Module, family: type[CLIPFamily] | None, features: str, class_token: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`pixel_values` (B, 3, H, W) -> (B, D)."""
+    """`pixel_values` (B, 3, H, W) -> (B, D), not normalised; see `load_image_encoder`."""
     name = type(model).__name__
     if family is not None and (features == "projected" or family.visual_projection is None):
         return lambda pixels: family.pooled_image_features(model, pixels)
@@ -240,4 +240,4 @@ def load_probe_images(
     return images, tested
 
 
-__all__ = ["ImageEncoder", "load_image_encoder", "load_probe_images"]
+__all__ = ["ImageEncoder", "image_pooling", "load_image_encoder", "load_probe_images"]

@@ -104,7 +104,7 @@ def load_point_classifier(
         from ..adapters.loading import load_adapter
 
         loaded = load_adapter(adapter, loaded).get_base_model().eval()
-    processor = load_saved_processor(model, of="points")
+    processor = load_saved_processor(model, of=("points",))
 
     def encoded(names: list[str], chosen, argument: str) -> torch.Tensor:
         with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ..registry import methods
 
 
 _PARTS = ("image_processor", "feature_extractor", "tokenizer", "video_processor")
-_READS = {"images": "image_processor", "videos": "video_processor", "points": "feature_extractor"}
+_READS = {"images": "image_processor", "videos": "video_processor"}
+_READS |= dict.fromkeys(("sounds", "points"), "feature_extractor")
 _CLASS_FIELDS = ("processor_class", "image_processor_type", "feature_extractor_type")
 _CLASS_FIELDS += ("video_processor_type", "tokenizer_class")
 _BROKEN = (AttributeError, AssertionError, KeyError, IndexError, TypeError, ImportError, RecursionError)
@@ -76,11 +77,11 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_saved_processor(
-    source: str | os.PathLike, auto_class: Any = AutoProcessor, of: str = "images", **options: Any
+    source: str | os.PathLike, auto_class: Any = AutoProcessor, of: Sequence[str] = ("images",), **options: Any
 ) -> Any:
     """`AutoProcessor.from_pretrained`; ValueError or OSError that names the file or field that it cannot use.
 
-    `of`: what a processor must read, "images", "videos" or "points".
+    `of`: what a processor must read, at least one of "images", "videos", "sounds" and "points".
     """
     for name in ("processor_config.json", "preprocessor_config.json"):
         path = Path(source) / name
@@ -102,8 +103,8 @@ def load_saved_processor(
         raise ValueError(
             f"{source}: its processor cannot be loaded ({type(error).__name__}: {str(error)[:200]}); {named}"
         ) from error
-    if auto_class is AutoProcessor and getattr(found, _READS[of], None) is None:
-        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without {of}; {named}")
+    if auto_class is AutoProcessor and all(getattr(found, _READS[kind], None) is None for kind in of):
+        raise ValueError(f"{source}: its processor is a {type(found).__name__}, without {' or '.join(of)}; {named}")
     return found
 
 

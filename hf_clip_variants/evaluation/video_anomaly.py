@@ -56,7 +56,7 @@ def load_video_scorer(
         raise ValueError(f"model: {model} is a {kind}, which does not score frames; want {' or '.join(known)}")
     device = choose_device(device)
     loaded = AutoModel.from_pretrained(model, dtype=torch.float32 if device.type == "cpu" else "auto")
-    processor = load_saved_processor(model, of="videos")
+    processor = load_saved_processor(model, of=("videos",))
     return VideoAnomalyDetectionPipeline(
         model=loaded.eval().requires_grad_(False), processor=processor, task=TASK, device=device
     )

@@ -71,7 +71,7 @@ def load_video_classifier(
     device = choose_device(device)
     auto = AutoModelForVideoClassification if class_names is None else AutoModel
     loaded = auto.from_pretrained(model, dtype=torch.float32 if device.type == "cpu" else "auto")
-    loaded, processor = loaded.to(device).eval().requires_grad_(False), load_saved_processor(model, of="videos")
+    loaded, processor = loaded.to(device).eval().requires_grad_(False), load_saved_processor(model, of=("videos",))
     if class_names is None:
         names = [name for _, name in sorted(loaded.config.id2label.items())]
         return VideoClassifier(loaded, processor, names, None)

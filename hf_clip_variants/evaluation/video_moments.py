@@ -86,7 +86,7 @@ def load_seconds_model(source: str | os.PathLike, device: str | torch.device | N
         )
     device = choose_device(device)
     model = AutoModel.from_pretrained(source, dtype=torch.float32 if device.type == "cpu" else "auto")
-    return SecondsModel(model.eval().requires_grad_(False).to(device), load_saved_processor(source, of="videos"))
+    return SecondsModel(model.eval().requires_grad_(False).to(device), load_saved_processor(source, of=("videos",)))
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ Reads `results.json` and the predictions of a run folder; images come from the t
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.images.thumbnails import thumbnail
 from ..files.atomic_writes import write_atomically
 from ..metrics.intervals import gain_text, may_be_chance
 from .csv_files import predictions_csv, results_csv
@@ -125,19 +125,6 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _thumbnail(image) -> str:
-    from PIL import Image
-
-    image = image.convert("RGBA")
-    background = Image.new("RGBA", image.size, "white")
-    background.alpha_composite(image)
-    background = background.convert("RGB")
-    background.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    background.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def image_groups(images, class_names: Sequence[str], before, after) -> list[dict[str, Any]]:
     """A few images each, spread evenly over the set: fixed by adapting, broken by it, wrong both times, right both
     times.
@@ -161,7 +148,7 @@ def image_groups(images, class_names: Sequence[str], before, after) -> list[dict
         shown = found[:: max(1, len(found) // IMAGES_PER_GROUP)][:IMAGES_PER_GROUP]
         group = [
             {
-                "source": _thumbnail(images.image(index)),
+                "source": thumbnail(images.image(index), THUMBNAIL),
                 "truth": class_names[truth[index]],
                 "before": class_names[before[index]],
                 "after": class_names[after[index]],

@@ -16,4 +16,11 @@ def hash_of_files(files: Sequence[Path], block: int = 1 << 22) -> str:
     return digest.hexdigest()[:32]
 
 
-__all__ = ["hash_of_files"]
+def hash_of_bytes(content: bytes) -> str:
+    """That of one file with this content."""
+    digest = hashlib.sha256(f"{len(content)}\n".encode())
+    digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+__all__ = ["hash_of_bytes", "hash_of_files"]

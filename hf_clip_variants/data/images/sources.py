@@ -377,10 +377,6 @@ def _splits_of_table(table: Table) -> dict[str, datasets.Dataset]:
 
 
 def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> dict[str, dict[str, Any]]:
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
     if not files:
         raise ValueError("source: got an empty list; want Parquet files")
     grouped: dict[str, list[Path]] = {}
@@ -401,20 +397,28 @@ def _from_parquet(files: Sequence[Path], columns, root: Path | None = None) -> d
         )
     parts = {}
     for split, members in grouped.items():
-        try:
-            for file in members:
-                _check_rows(file, pyarrow.parquet.read_metadata(file).num_rows)
-            if sum(f.stat().st_size for f in members) <= IN_MEMORY_PARQUET_BYTES:
-                tables = [pyarrow.parquet.read_table(f) for f in members]
-                dataset = datasets.Dataset(pyarrow.concat_tables(tables, promote_options="default"))
-            else:
-                # `datasets` tells files apart by their names and times, and would give the contents of earlier ones.
-                cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{hash_of_files(members)}"
-                dataset = datasets.Dataset.from_parquet([str(f) for f in members], cache_dir=str(cache))
-        except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError) as error:
-            raise ValueError(f"{name_some(map(str, members))}: not readable as Parquet: {error}") from error
+        dataset = read_parquet(members)
         parts[split] = _from_dataset(dataset, columns, split or members[0].stem, members[0].parent)
     return parts
+
+
+def read_parquet(files: Sequence[Path]) -> datasets.Dataset:
+    """The rows of Parquet files, all columns. ValueError that names them where they cannot be read."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for file in files:
+            _check_rows(file, pyarrow.parquet.read_metadata(file).num_rows)
+        if sum(f.stat().st_size for f in files) <= IN_MEMORY_PARQUET_BYTES:
+            tables = [pyarrow.parquet.read_table(f) for f in files]
+            return datasets.Dataset(pyarrow.concat_tables(tables, promote_options="default"))
+        # `datasets` tells files apart by their names and times, and would give the contents of earlier ones.
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{hash_of_files(files)}"
+        return datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=str(cache))
+    except (pyarrow.ArrowException, datasets.exceptions.DatasetGenerationError, OSError) as error:
+        raise ValueError(f"{name_some(map(str, files))}: not readable as Parquet: {error}") from error
 
 
 def _check_rows(file: Path, rows: int) -> None:
@@ -466,15 +470,19 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
         raise ValueError(f"image_column: {image!r} holds {held}; want images, bytes or paths ({shown})")
     if not isinstance(features[image], Image) or not features[image].decode:
         images = images.cast_column("image", Image())
-    paths = _paths_of(images.cast_column("image", Image(decode=False)))
-    return {"dataset": images, "labels": labels, "names": names, "ids": _unique_ids(paths, id_prefix)}
+    ids = names_of_rows(images.cast_column("image", Image(decode=False)), "image", id_prefix)
+    return {"dataset": images, "labels": labels, "names": names, "ids": ids}
 
 
-def _paths_of(encoded) -> list[str | None]:
-    """The `path` written beside each image, without touching the bytes."""
+def names_of_rows(encoded: datasets.Dataset, column: str, prefix: str) -> tuple[str, ...]:
+    """The `path` written beside each undecoded image, without touching the bytes; `prefix/row` where not all have one
+    of their own."""
     import pyarrow.compute
 
-    return pyarrow.compute.struct_field(encoded.data.column("image"), "path").to_pylist()
+    values = encoded.data.column(column)
+    has_paths = pyarrow.types.is_struct(values.type)
+    paths = pyarrow.compute.struct_field(values, "path").to_pylist() if has_paths else [None] * len(encoded)
+    return _unique_ids(paths, prefix)
 
 
 def _unique_ids(paths: Sequence[str | None], prefix: str) -> tuple[str, ...]:

@@ -107,6 +107,7 @@ COMMANDS = {
     "knn": ["CLIP", "--train", "DATA", "--cache", "OUT", "--k", "3"],
     "linear-probe": ["CLIP", "--train", "DATA", "--cache", "OUT"],
     "export": ["CLIP", "OUT"],
+    "index": ["DATA", "--model", "CLIP", "--out", "OUT"],
 }
 
 
