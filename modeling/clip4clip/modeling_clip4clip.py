@@ -241,7 +241,10 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
         kwargs["return_dict"] = True
-        outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
+        try:
+            outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
+        except ValueError as error:  # the encoder's own, of frames of another size
+            raise ValueError(f"pixel_values_videos: {error}") from error
         features = outputs.pooler_output
         if all_there:
             return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs
@@ -359,6 +362,7 @@ class CLIP4ClipModel(CLIP4ClipPreTrainedModel):
                 are not as many as videos; on a CPU, in eval mode, NaN in the answer, with its cause.
         """
         check_videos(pixel_values_videos)
+        check_token_ids(input_ids, self.config.text_config.vocab_size)
         if return_loss and len(input_ids) != len(pixel_values_videos):
             raise ValueError(
                 f"return_loss: {len(input_ids)} texts for {len(pixel_values_videos)} videos, expected a text of each"

@@ -4,6 +4,7 @@ The paper says no more than that; the official repository has no code for it. Ho
 words is this package's choice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import can_return_tuple
 
+from ..detection.inputs_detection import check_tensor
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from .configuration_glipv2 import GLIPv2Config
-from .losses_glipv2 import masked_word_loss
+from .losses_glipv2 import check_word_labels, masked_word_loss
 from .modeling_glipv2 import GLIPv2ForZeroShotObjectDetection, mean_count
 
 
@@ -81,17 +83,16 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         check_token_ids(input_ids, self.config.text_config.vocab_size, self.config.max_text_length)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        for name, one in (("attention_mask", attention_mask), ("labels", labels)):
-            if one is not None and one.shape != input_ids.shape:
-                raise ValueError(f"{name}: got {list(one.shape)}, expected {list(input_ids.shape)}, as input_ids")
+        _check_mask(attention_mask, input_ids)
+        if labels is not None:
+            check_word_labels("labels", labels, input_ids.shape, self.config.text_config.vocab_size)
         if image_states is None:
             image_states = self.encode_images(pixel_values, input_ids[:, :1])
-        if len(image_states[0]) != len(input_ids):
-            count = len(image_states[0])
-            raise ValueError(f"input_ids: {len(input_ids)} captions for {count} images, expected one each")
+        self._check_states(image_states, len(input_ids))
         words = self._read(input_ids, attention_mask, image_states)
         logits = self.word_predictions(words[-1])
-        check_output(self, logits, "logits", pixel_values=pixel_values)
+        given = {f"image_states[{i}]": one for i, one in enumerate(image_states)} if pixel_values is None else {}
+        check_output(self, logits, "logits", pixel_values=pixel_values, **given)
         loss = None
         if labels is not None:
             wanted = labels[:, 1:]
@@ -100,6 +101,24 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return CausalLMOutput(loss=loss, logits=logits, hidden_states=words if output_hidden_states else None)
+
+    def _check_states(self, states: object, count: int | None) -> None:
+        """ValueError unless they are of `encode_images`, of `count` images."""
+        layers, width = len(self.layers), self.config.hidden_size
+        tensors = states if isinstance(states, Sequence) else ()
+        fits = len(tensors) == layers and all(
+            isinstance(one, torch.Tensor) and one.is_floating_point() and one.dim() == 3 and one.shape[2] == width
+            for one in tensors
+        )
+        if not fits or not all(one.numel() and one.shape == tensors[0].shape for one in tensors):
+            got = [list(getattr(one, "shape", [])) for one in tensors] or type(states).__name__
+            raise ValueError(
+                f"image_states: got {got}, expected {layers} of [batch, regions, {width}], of encode_images"
+            )
+        if count is not None and len(tensors[0]) != count:
+            raise ValueError(
+                f"input_ids, image_states: {count} captions for {len(tensors[0])} images, expected one each"
+            )
 
     def encode_images(self, pixel_values: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Images (B, 3, H, W) and the first token (B, 1) -> what words see of them in each layer, (B, N, C)."""
@@ -148,7 +167,16 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         padding = self.config.text_config.pad_token_id
         fixed = {"use_cache": False, "eos_token_id": self.config.end_token_id, "pad_token_id": padding or 0}
         ids = kwargs.get("input_ids", args[0] if args else None)
+        pixels = kwargs.pop("pixel_values", None)
+        if (pixels is None) == (kwargs.get("image_states") is None):
+            got = "neither" if pixels is None else "both"
+            raise ValueError(f"pixel_values, image_states: got {got}, expected one of them")
         check_token_ids(ids, self.config.text_config.vocab_size, self.config.max_text_length)
+        _check_mask(kwargs.get("attention_mask"), ids)
+        for name in ("max_new_tokens", "max_length"):
+            count = kwargs.get(name)
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+                raise ValueError(f"{name}: {count!r}, expected a whole number")
         room = self.config.max_text_length - ids.shape[1]
         given = (kwargs.get("generation_config"), self.generation_config)
         wanted = [kwargs.get("max_new_tokens"), *(getattr(one, "max_new_tokens", None) for one in given)]
@@ -161,12 +189,15 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
         if fixed["max_new_tokens"] < 1:
             name = "max_new_tokens" if longest is None else "max_length"
             raise ValueError(f"{name}: {fixed['max_new_tokens']} words behind input_ids, expected at least 1")
-        pixels = kwargs.pop("pixel_values", None)
         for name in ("pixel_mask", "is_caption", "phrase_map"):  # of the processor: nothing here reads them
             kwargs.pop(name, None)
-        if kwargs.get("image_states") is None and pixels is not None:
+        if pixels is None:
+            self._check_states(kwargs["image_states"], len(ids))
+        else:
             with torch.no_grad():
-                kwargs["image_states"] = self.encode_images(pixels, ids[:, :1])
+                states = kwargs["image_states"] = self.encode_images(pixels, ids[:, :1])
+            for one in states:
+                check_output(self, one, "image_states", pixel_values=pixels)
         return super().generate(*args, **kwargs | fixed)
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, image_states=None, **kwargs):
@@ -174,6 +205,16 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
             times = len(input_ids) // len(image_states[0])
             image_states = tuple(one.repeat_interleave(times, dim=0) for one in image_states)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "image_states": image_states}
+
+
+def _check_mask(attention_mask: object, ids: torch.Tensor) -> None:
+    """ValueError unless numbers, one for each of `ids`, or None."""
+    if attention_mask is None:
+        return
+    check_tensor("attention_mask", attention_mask)
+    if attention_mask.shape != ids.shape:
+        got = list(attention_mask.shape)
+        raise ValueError(f"attention_mask: got {got}, expected {list(ids.shape)}, as input_ids")
 
 
 __all__ = ["GLIPv2ForImageTextToText"]
