@@ -166,7 +166,10 @@ def test_inputs_that_do_not_fit_are_named():
     for change, message in (
         ({}, "pixel_values, image_states: got neither"),
         ({"pixel_values": pixels[:1]}, "input_ids: 2 captions for 1 images, expected one each"),
-        ({"pixel_values": pixels, "labels": inputs["labels"][:, 1:]}, r"labels: got .*, expected whole numbers \[2, 8\]"),
+        (
+            {"pixel_values": pixels, "labels": inputs["labels"][:, 1:]},
+            r"labels: got .*, expected whole .* \[2, 8\]",
+        ),
         ({"pixel_values": pixels, "input_ids": inputs["input_ids"] + 99}, "input_ids: token"),
     ):
         with pytest.raises(ValueError, match=message):
