@@ -50,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
     add("--eval-data", help="the same for the evaluation; default: none")
     add("--eval-images", help="as --images")
     add("--eval-split", help="as --split")
+    add(
+        "--eval-grounding",
+        metavar="JSON",
+        help="test images with captions, as --grounding: at the end, R@1, R@5 and R@10 of their phrases",
+    )
+    add("--eval-grounding-images", help="as --images")
     add("--novel", help="classes without boxes in training, with commas between them, or a .json file of a list")
     add(
         "--other-names",
@@ -135,6 +141,7 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
 
     from hf_clip_variants.data.crops.detection_rows import DetectionRows
     from hf_clip_variants.data.detection_sets import DetectionSet, join_sets, load_detection_set, load_grounding_set
+    from hf_clip_variants.evaluation.grounding_recall import measure_grounding_recall
     from hf_clip_variants.evaluation.saved_folders import load_saved_processor
     from hf_clip_variants.files.atomic_writes import last_complete_checkpoint
     from hf_clip_variants.training.detection_trainer import DetectionTrainer, TextDetectionCollator
@@ -154,6 +161,9 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
         test = load_detection_set(options.eval_data, options.eval_images, options.eval_split)
         names = list(dict.fromkeys([*data.class_names, *test.class_names]))
         data, test = data.with_classes(names), test.with_classes(names)
+    phrases = None
+    if options.eval_grounding is not None:
+        phrases = load_grounding_set(options.eval_grounding, options.eval_grounding_images)
     groups = data.groups(novel)
     data = data.without(novel)
     if options.data is not None and not any(data.annotations):
@@ -165,8 +175,9 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     model = AutoModelForZeroShotObjectDetection.from_pretrained(options.model, **fields)
     texts = None
     if hasattr(model, "set_labels"):
-        if grounding is not None:
-            raise ValueError(f"grounding: {options.grounding}, but {type(model).__name__} reads no captions")
+        for name, given in (("grounding", grounding), ("eval_grounding", phrases)):
+            if given is not None:
+                raise ValueError(f"{name}: {getattr(options, name)}, but {type(model).__name__} reads no captions")
         model.set_labels(data.class_names, processor)
         if hasattr(model.config, "base_labels"):
             model.config.base_labels = [name for name in data.class_names if name not in novel] if novel else None
@@ -210,6 +221,8 @@ def finetune(options: argparse.Namespace, command: str) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(options.out) is not None)
     seconds = time.monotonic() - started
     metrics = trainer.evaluate() if test is not None else {}
+    if phrases is not None and is_first:
+        metrics |= measure_grounding_recall(trainer.model.eval(), processor, phrases)
     trainer.save_model(str(options.out / "model"))
     run = {"command": command, "steps": steps, "seconds": round(seconds, 1)}
     run |= {"class_names": data.class_names, "novel": novel}

@@ -173,8 +173,8 @@ class _Joined(Sequence):
 
 
 def join_sets(detection: DetectionSet, grounding: DetectionSet) -> DetectionSet:
-    """Images of both, with the class names of the first; captions of the second."""
-    texts = [None] * len(detection), grounding.captions or [None] * len(grounding)
+    """Images of both with their captions, and the class names of the first."""
+    texts = [one.captions or [None] * len(one) for one in (detection, grounding)]
     return replace(
         detection,
         images=_Joined(detection.images, grounding.images),

@@ -153,6 +153,36 @@ def average_recall(
     return metrics.compute()["AR"]
 
 
+def phrase_recall(found: Sequence[Any], objects: Sequence[Any], count: int = 1, threshold: float = 0.5) -> float:
+    """R@count of grounding: the share of phrases of which one of the `count` best boxes overlaps one of the objects.
+
+    Args:
+        found: of each phrase its boxes (R, 4), x1, y1, x2, y2, best first.
+        objects: of each phrase (G, 4), what it speaks of; a phrase of several objects is found with any of them.
+        count: boxes of a phrase that count, at least 1.
+        threshold: the smallest overlap (IoU).
+
+    Returns:
+        in 0..1; NaN without phrases.
+
+    >>> phrase_recall([[[0, 0, 10, 10]], [[50, 50, 60, 60], [20, 20, 30, 29]]], [[[0, 0, 10, 8]], [[20, 20, 30, 30]]])
+    0.5
+    """
+    if len(found) != len(objects):
+        raise ValueError(f"found: of {len(found)} phrases, objects of {len(objects)}")
+    if count < 1:
+        raise ValueError(f"count: {count}, expected a number >= 1")
+    hits = []
+    for boxes, wanted in zip(found, objects, strict=True):
+        boxes, wanted = (np.asarray(one, dtype=np.float64).reshape(-1, 4) for one in (boxes, wanted))
+        left, right = boxes[:count, None], wanted[None]
+        sides = np.minimum(left[..., 2:], right[..., 2:]) - np.maximum(left[..., :2], right[..., :2])
+        shared = sides.clip(0).prod(axis=-1)
+        whole = sum((one[..., 2:] - one[..., :2]).prod(axis=-1) for one in (left, right))
+        hits.append(bool((shared >= threshold * (whole - shared)).any() and shared.any()))
+    return float(np.mean(hits)) if hits else float("nan")
+
+
 def _summary(prefix: str, precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     def mean(values: np.ndarray) -> float:
         known = values[values > -1]
@@ -190,4 +220,4 @@ def _evaluate(images, kind: str, num_labels: int, max_detections: int) -> tuple[
     return evaluation.eval["precision"][:, :, :, 0, 0], evaluation.eval["recall"][:, :, 0, 0]
 
 
-__all__ = ["DetectionMetrics", "average_recall"]
+__all__ = ["DetectionMetrics", "average_recall", "phrase_recall"]

@@ -181,7 +181,7 @@ def _image_processor(processor: Any) -> Any:
 def _settings(processor: Any) -> dict[str, dict[str, Any]]:
     """What each part of a processor does to pixels, samples and texts, as JSON holds it."""
     found = {}
-    for part in _PARTS:
+    for part in ("image_processor", "feature_extractor", "video_processor"):
         if getattr(processor, part, None) is not None:
             values = json.loads(getattr(processor, part).to_json_string())
             found[part] = {name: value for name, value in values.items() if name not in _OF_NAMES}

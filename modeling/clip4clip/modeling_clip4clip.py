@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_output
+from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
 from ..video.temporal_layers import TemporalLayers
@@ -286,6 +286,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
                 are not as many as videos; on a CPU, in eval mode, NaN in the answer, with its cause.
         """
         check_videos(pixel_values_videos)
+        check_token_ids(input_ids, self.config.text_config.vocab_size)
         if return_loss and len(input_ids) != len(pixel_values_videos):
             raise ValueError(
                 f"return_loss: {len(input_ids)} texts for {len(pixel_values_videos)} videos, expected a text of each"

@@ -289,6 +289,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
         for name, values in (("logits", logits), ("pred_boxes", codes), ("centerness", centerness)):
             check_output(self, values, name, **given)
         boxes = decode_boxes(codes.float(), anchors)
+        check_output(self, boxes, "pred_boxes", **given)
         image_sizes = torch.tensor(sizes, device=boxes.device)
         scale = image_sizes.flip(1).repeat(1, 2).view(batch, *(1,) * (boxes.dim() - 2), 4)
         fields: dict[str, Any] = {}

@@ -12,6 +12,8 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from transformers.utils import ModelOutput, can_return_tuple
 
+from ..detection.inputs_detection import check_tensor
+from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from .configuration_glipv2 import GLIPv2Config
 from .losses_glipv2 import NO_WORD
 from .modeling_glipv2 import GLIPv2ForZeroShotObjectDetection
@@ -110,7 +112,10 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2ForZeroShotObjectDetection):
         if phrase_map is None or input_ids is None:
             missing = "phrase_map" if phrase_map is None else "input_ids"
             raise ValueError(f"{missing}: missing, expected questions and the place of their mask")
-        if not isinstance(input_ids, torch.Tensor) or input_ids.dim() != 2 or phrase_map.shape[-2] != 1:
+        check_pixels(pixel_values, self.config.backbone_config.num_channels)
+        check_token_ids(input_ids, self.config.text_config.vocab_size, self.config.max_text_length)
+        check_tensor("phrase_map", phrase_map)
+        if phrase_map.dim() != 3 or phrase_map.shape[1] != 1:
             shape = list(phrase_map.shape)
             raise ValueError(f"phrase_map: got {shape}, expected [batch, 1, tokens], for one question an image")
         targets = None if labels is None else self._targets(labels, len(pixel_values))
@@ -118,22 +123,28 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2ForZeroShotObjectDetection):
             is_caption = torch.ones(1, dtype=torch.bool, device=input_ids.device)
         if object_labels is not None and self.word_predictions is not None:  # no word but the answer is hidden
             rows = (len(pixel_values), input_ids.shape[1])
-            kwargs["mlm_labels"] = input_ids.new_full(rows, NO_WORD)
+            kwargs["mlm_labels"] = torch.full(rows, NO_WORD, device=input_ids.device)
         heard: list[torch.Tensor] = []
-        outputs = super().forward(
-            pixel_values,
-            input_ids,
-            attention_mask,
-            phrase_map,
-            pixel_mask,
-            labels=object_labels,
-            is_caption=is_caption,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            heard=heard,
-            **kwargs,
-        )
+        try:
+            outputs = super().forward(
+                pixel_values,
+                input_ids,
+                attention_mask,
+                phrase_map,
+                pixel_mask,
+                labels=object_labels,
+                is_caption=is_caption,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+                heard=heard,
+                **kwargs,
+            )
+        except ValueError as error:
+            if not str(error).startswith("labels"):  # of the detector; here they have another name
+                raise
+            raise ValueError(f"object_{error}") from None
         fields = {"logits": heard[0], "detection": outputs, "hidden_states": outputs.hidden_states}
+        check_output(self, heard[0], "logits", pixel_values=pixel_values)
         losses = dict(outputs.loss_dict or {})
         if targets is not None:
             answers = nn.functional.binary_cross_entropy_with_logits(heard[0].float(), targets, reduction="none")

@@ -20,6 +20,7 @@ from .heads_glipv2 import GLIPv2Contrast, GLIPv2MaskHead, GLIPv2WordPredictions
 from .losses_glipv2 import (
     NO_WORD,
     ContrastTexts,
+    check_word_labels,
     crop_masks,
     inter_image_sums,
     mask_loss,
@@ -215,7 +216,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             if (
                 not is_tensor
                 or is_caption.dtype != torch.bool
-                or not is_caption.dim()
+                or is_caption.dim() != 1
                 or len(is_caption) not in (1, batch)
             ):
                 got = f"{is_caption.dtype} {list(is_caption.shape)}" if is_tensor else type(is_caption).__name__
@@ -228,17 +229,8 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             return
         if self.word_predictions is None:
             raise ValueError("mlm_labels: given, but the model predicts no words (use_mlm)")
-        fits = isinstance(mlm_labels, torch.Tensor) and mlm_labels.dtype == torch.int64
-        length = (phrase_map if input_ids is None else input_ids).shape[-1] if fits else 0
-        if not fits or mlm_labels.dim() != 2 or len(mlm_labels) != batch or mlm_labels.shape[1] != length:
-            got = f"{mlm_labels.dtype} {list(mlm_labels.shape)}" if fits else type(mlm_labels).__name__
-            raise ValueError(f"mlm_labels: got {got}, expected whole numbers [{batch}, tokens]")
-        known = mlm_labels[mlm_labels != NO_WORD]
-        size = self.config.text_config.vocab_size
-        if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < size:
-            raise ValueError(
-                f"mlm_labels: {int(known.min())}..{int(known.max())}, expected {NO_WORD} or tokens, 0..{size - 1}"
-            )
+        length = (phrase_map if input_ids is None else input_ids).shape[-1]
+        check_word_labels("mlm_labels", mlm_labels, (batch, length), config.text_config.vocab_size)
 
     @property
     def _asks_words(self) -> bool:

@@ -152,7 +152,10 @@ class VideoDualEncoder:
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
         kwargs["return_dict"] = True
-        outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
+        try:
+            outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
+        except ValueError as error:  # the encoder's own, of frames of another size
+            raise ValueError(f"pixel_values_videos: {error}") from error
         features = outputs.pooler_output
         if all_there:
             return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs

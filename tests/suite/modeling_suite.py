@@ -21,6 +21,7 @@ from suite_testers import (
     CLIPClassifierTester,
     GLIPTester,
     GLIPv2AnsweringTester,
+    GLIPv2CaptioningTester,
     GLIPv2Tester,
     PointCLIPTester,
     VideoCLIPTester,
@@ -44,6 +45,7 @@ from hf_clip_variants import (
     CLIPResNetBackbone,
     CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
+    GLIPv2ForImageTextToText,
     GLIPv2ForVisualQuestionAnswering,
     GLIPv2ForZeroShotObjectDetection,
     GroupViTForSemanticSegmentation,
@@ -572,6 +574,7 @@ class CLIP4ClipClassificationSuite(ClassifierSuite):
 
 
 class GLIPSuite(ImageEncoderSuite):
+    first_used = 2  # a Swin transformer gives copies of its maps, of which the pyramid reads three
     _is_composite = True
     has_attentions = False
     test_resize_embeddings = False  # prompts are made with the tokenizer of the text encoder
@@ -591,7 +594,7 @@ class GLIPSuite(ImageEncoderSuite):
     def test_retain_grad_hidden_states_attentions(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True)
-        used = outputs.hidden_states[2:]  # a Swin transformer gives copies, of which the pyramid reads three
+        used = outputs.hidden_states[self.first_used :]
         for tensor in used:
             tensor.retain_grad()
         outputs.logits.sum().backward()
@@ -607,6 +610,15 @@ class GLIPv2AnsweringSuite(GLIPSuite):
         return inputs | (
             {"labels": torch.zeros(self.model_tester.batch_size, dtype=torch.long)} if return_labels else {}
         )
+
+
+class GLIPv2CaptioningSuite(GLIPv2AnsweringSuite):
+    first_used = 0
+    test_hidden_states_output = ModelTesterMixin.test_hidden_states_output
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels=False)
+        return inputs | ({"labels": inputs["input_ids"]} if return_labels else {})
 
 
 # For each row: the tester, the tests, the tested classes and their configuration.
@@ -634,6 +646,7 @@ TESTERS = {
     "glipv2": [
         (GLIPv2Tester, GLIPSuite, GLIPv2ForZeroShotObjectDetection),
         (GLIPv2AnsweringTester, GLIPv2AnsweringSuite, GLIPv2ForVisualQuestionAnswering),
+        (GLIPv2CaptioningTester, GLIPv2CaptioningSuite, GLIPv2ForImageTextToText),
     ],
     "groupvit": [
         (GroupViTTester, GroupViTSuite, GroupViTModel),

@@ -149,3 +149,35 @@ GLIPV2_ANSWERING = {
     "collate": answering_collate,
     "only_in_training": ("object_labels",),
 }
+
+
+def captioning_inputs(batch: int) -> dict:
+    """Captions, of which every other one is shorter, and images."""
+    ids = torch.randint(5, len(WORDS), (batch, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[1::2, 5:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    return {
+        "pixel_values": glipv2_inputs(batch)["pixel_values"],
+        "input_ids": ids.masked_fill(mask == 0, 0),
+        "attention_mask": mask,
+        "labels": labels,
+    }
+
+
+_LAST = f"layers.{GLIPV2_SIZES['head_num_layers'] - 1}"
+GLIPV2_CAPTIONING = {
+    "name": "glipv2",
+    "part": "AutoModelForImageTextToText",
+    "auto_class": "AutoModelForImageTextToText",
+    "config": glipv2_config,
+    "inputs": captioning_inputs,
+    "processor": glipv2_processor,
+    "by_row": ("logits",),
+    "collate": None,
+    # What finds boxes and masks, and what regions learn of words in the last layer.
+    "untrained": (
+        *("predictions.", "contrast.", "mask_head.", f"{_LAST}.convolution."),
+        *(f"{_LAST}.fusion.{name}" for name in ("image_out", "image_scale", "text_value")),
+    ),
+}

@@ -15,7 +15,7 @@ from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_conf
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
-from glipv2_runs import GLIPV2, GLIPV2_ANSWERING
+from glipv2_runs import GLIPV2, GLIPV2_ANSWERING, GLIPV2_CAPTIONING
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
@@ -464,6 +464,7 @@ CASES = {
         ModelCase(**VIDEOCLIP),
         ModelCase(**_GLIP | GLIPV2),
         ModelCase(**_GLIP | GLIPV2_ANSWERING),
+        ModelCase(**_GLIP | GLIPV2_CAPTIONING),
     )
 }
 

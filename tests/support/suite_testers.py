@@ -249,3 +249,14 @@ class GLIPv2AnsweringTester(GLIPv2Tester):
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
         return config, inputs | {"phrase_map": inputs["phrase_map"][:, :1]}
+
+
+class GLIPv2CaptioningTester(GLIPv2Tester):
+    """Images and the beginnings of captions. Hidden states are the words'."""
+
+    seq_length = encoder_seq_length = key_length = 8
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        del inputs["phrase_map"]
+        return config, inputs

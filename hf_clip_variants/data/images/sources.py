@@ -114,12 +114,11 @@ def load_images(
             validation or test split.
         progress (`bool`): show a bar while a large set is verified.
         only_classes: leave out images of other classes, and those classes. Names that the source lacks do not matter.
+        videos: files of videos in folders and tables are samples, too, each a picture of some of its frames (see
+            `ImageSet.videos`); else they are left out.
 
     Returns:
         [`ImageSet`]; labels are the same in every split of one source.
-
-    videos: files of videos in folders and tables are samples, too, each a picture of some of its frames (see
-            `ImageSet.videos`); else they are left out.
 
     Raises:
         FileNotFoundError: no such file, folder or Hub data set.
@@ -257,7 +256,7 @@ def _read(source, columns, name, revision) -> dict[str, dict[str, Any]]:
 def _paths(dataset: datasets.Dataset) -> list[str | None]:
     from datasets import Image
 
-    return _paths_of(dataset.cast_column("image", Image(decode=False)))
+    return _paths_of(dataset.cast_column("image", Image(decode=False)), "image")
 
 
 def _from_emoji(text: str) -> dict[str, dict[str, Any]]:
@@ -475,14 +474,17 @@ def _from_dataset(dataset, columns, id_prefix: str, folder: Path | None = None) 
 
 
 def names_of_rows(encoded: datasets.Dataset, column: str, prefix: str) -> tuple[str, ...]:
-    """The `path` written beside each undecoded image, without touching the bytes; `prefix/row` where not all have one
-    of their own."""
+    """The `path` written beside each undecoded image; `prefix/row` where not all have one of their own."""
+    return _unique_ids(_paths_of(encoded, column), prefix)
+
+
+def _paths_of(encoded: datasets.Dataset, column: str) -> list[str | None]:
+    """The `path` written beside each undecoded image, without touching the bytes."""
     import pyarrow.compute
 
     values = encoded.data.column(column)
     has_paths = pyarrow.types.is_struct(values.type)
-    paths = pyarrow.compute.struct_field(values, "path").to_pylist() if has_paths else [None] * len(encoded)
-    return _unique_ids(paths, prefix)
+    return pyarrow.compute.struct_field(values, "path").to_pylist() if has_paths else [None] * len(encoded)
 
 
 def _unique_ids(paths: Sequence[str | None], prefix: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from paths import TESTS
 from processes import run_on_ranks
 
-from hf_clip_variants.metrics.detection import DetectionMetrics, average_recall
+from hf_clip_variants.metrics.detection import DetectionMetrics, average_recall, phrase_recall
 
 
 GROUPS = {"base": [0, 1], "novel": [2]}
@@ -97,3 +97,19 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     expected = metrics.compute()
     assert [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)] == [expected, expected]
     assert 0 < expected["AP"] < 1 and all(map(math.isfinite, expected.values()))
+
+
+def test_a_phrase_is_found_if_one_of_its_best_boxes_overlaps_one_of_its_objects():
+    objects = [[[0, 0, 10, 10], [20, 20, 40, 40]], [[0, 0, 10, 10]], [[5, 5, 9, 9]], [[0, 0, 4, 4]]]
+    found = [
+        [[20, 20, 40, 30.01]],  # overlaps the second object by a little more than half
+        [[0, 0, 10, 4.9], [0, 0, 10, 5]],  # the second box by exactly half
+        [],  # nothing found
+        [[0, 0, 0, 0], [50, 50, 60, 60]],  # boxes without area, or elsewhere
+    ]
+    assert phrase_recall(found, objects) == 0.25 and phrase_recall(found, objects, 2) == 0.5
+    assert phrase_recall(found, objects, 2, threshold=0.51) == 0.0
+    assert math.isnan(phrase_recall([], []))
+    for arguments, message in (((found, objects[:1]), "found: of 4 phrases"), ((found, objects, 0), "count: 0")):
+        with pytest.raises(ValueError, match=message):
+            phrase_recall(*arguments)

@@ -8,7 +8,11 @@ from PIL import Image
 from tiny import tiny_pixels
 
 from hf_clip_variants.modeling.glip.boxes_glip import label_scores, select_detections
-from hf_clip_variants.modeling.glip.head_glip import GLIPDeformableConvolution
+from hf_clip_variants.modeling.glip.head_glip import (
+    GLIPDeformableConvolution,
+    deform_conv2d_by_sampling,
+    deform_conv2d_of_torchvision,
+)
 from hf_clip_variants.modeling.glip.losses_glip import NO_OBJECT, assign_anchors, token_loss, token_targets
 from hf_clip_variants.modeling.glip.prompts_glip import noun_phrases, split_names
 
@@ -284,6 +288,25 @@ def test_deformable_convolution_without_shifts_is_a_convolution():
     found = layer(x, torch.zeros(2, 18, 3, 5), torch.ones(2, 9, 3, 5))
     expected = layer.normalization(torch.nn.functional.conv2d(x, layer.weight, layer.bias, 2, 1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride"), [((7, 9), 1), ((1, 1), 1), ((1, 5), 1), ((8, 6), 2), ((7, 3), 2)])
+def test_deformable_convolution_by_sampling_is_torchvisions(size, stride):
+    """Values and gradients, also of maps of one row, and of places outside of the map."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = ((length - 1) // stride + 1 for length in size)
+    shapes = ((2, 4, *size), (2, 18, height, width), (5, 4, 3, 3), (5,), (2, 9, height, width))
+    inputs = [torch.randn(one, generator=generator, dtype=torch.float64) for one in shapes]
+    inputs[1] *= 4
+    inputs = [one.requires_grad_() for one in inputs]
+    found = [
+        (out := convolve(*inputs, stride), *torch.autograd.grad(out.square().sum(), inputs))
+        for convolve in (deform_conv2d_by_sampling, deform_conv2d_of_torchvision)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(deform_conv2d_by_sampling(*inputs, stride), found[1][0])
 
 
 # ---- losses

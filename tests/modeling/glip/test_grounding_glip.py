@@ -156,8 +156,10 @@ def test_detection_and_grounding_data_are_trained_on_together(place, monkeypatch
         assert code == 0 and "6 boxes in 8 images" in err
         run = json.loads((place / "both" / "run.json").read_text())
         assert run["class_names"] == ["cat", "traffic light", "pizza"] and "eval_AP" in run["metrics"]
-        code, err = train("alone", "--grounding", pairs, "--steps", "1")
+        code, err = train("alone", "--grounding", pairs, "--steps", "1", "--eval-grounding", pairs)
         assert code == 0 and "3 boxes in 4 images" in err
+        run = json.loads((place / "alone" / "run.json").read_text())
+        assert 0 <= run["metrics"]["R@1"] <= run["metrics"]["R@10"] <= 1 and "eval_AP" not in run["metrics"]
         for more, message in (
             ([], "--data: got none; want --data, --grounding or both"),
             (["--grounding", pairs, "--tuning", "prompt"], "--tuning: prompt, whose prompt is always the same"),
