@@ -16,9 +16,12 @@ from suite_testers import (
     VISION,
     ActionCLIPClassificationTester,
     ActionCLIPTester,
+    AudioCLIPAudioTester,
     CLIP4ClipClassificationTester,
     CLIP4ClipTester,
     CLIPClassifierTester,
+    CLIPResNetTester,
+    CLIPResNetVisionTester,
     GLIPTester,
     GLIPv2AnsweringTester,
     GLIPv2CaptioningTester,
@@ -43,7 +46,6 @@ from hf_clip_variants import (
     CLIP4ClipForVideoClassification,
     CLIP4ClipModel,
     CLIPResNetBackbone,
-    CLIPResNetVisionConfig,
     CLIPResNetVisionModel,
     GLIPv2ForImageTextToText,
     GLIPv2ForVisualQuestionAnswering,
@@ -88,33 +90,6 @@ class ClassifierSuite(ModelTesterMixin):
 
     def _text_features_prepare_config_and_inputs(self):
         return self.model_tester.get_config(), self.model_tester.text_inputs()
-
-
-class CLIPResNetVisionTester:
-    """Outputs are the feature maps of four stages and one attention with a single query."""
-
-    batch_size, is_training, num_attention_heads, hidden_size = (
-        3,
-        True,
-        4,
-        256,
-    )  # no num_hidden_layers: four stages are too many for the test
-    config_fields = {"hidden_size": 64, "num_attention_heads": 1}
-    maps = [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
-
-    def __init__(self, parent, config_class):
-        self.parent, self.config_class = parent, config_class
-
-    def get_config(self):
-        sizes = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 4, "projection_dim": 24}
-        return self.config_class(**sizes, image_size=64, out_features=["stage2", "stage4"])
-
-    def prepare_config_and_inputs(self):
-        return self.get_config(), floats_tensor([self.batch_size, 3, 64, 64])
-
-    def prepare_config_and_inputs_for_common(self):
-        config, pixel_values = self.prepare_config_and_inputs()
-        return config, {"pixel_values": pixel_values}
 
 
 class ImageEncoderSuite(ModelTesterMixin):
@@ -169,26 +144,6 @@ class BackboneSuite(BackboneTesterMixin, ImageEncoderSuite):
     test_attention_outputs = ModelTesterMixin.test_attention_outputs  # asserts that there are none
 
 
-class CLIPResNetTester(CLIPClassifierTester):
-    """Two encoders. Where transformers' tests look at one, it is the text encoder."""
-
-    seq_length = encoder_seq_length = key_length = 8
-    config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24}
-
-    def __init__(self, parent, config_class):
-        super().__init__(parent, config_class)
-        self.vision_model_tester = CLIPResNetVisionTester(parent, CLIPResNetVisionConfig)
-
-    def get_config(self):
-        return self.config_class(
-            text_config=TEXT, vision_config=self.vision_model_tester.get_config(), projection_dim=24
-        )
-
-    def prepare_config_and_inputs_for_common(self):
-        _, pixel_values = self.vision_model_tester.prepare_config_and_inputs()
-        return self.get_config(), {"pixel_values": pixel_values} | self.text_inputs() | {"return_loss": True}
-
-
 class DualEncoderSuite(ModelTesterMixin):
     _is_composite = True
     has_attentions = True
@@ -231,26 +186,6 @@ class DualEncoderSuite(ModelTesterMixin):
 
     def _image_features_get_expected_num_hidden_states(self, model_tester=None):
         return 5
-
-
-class AudioCLIPAudioTester:
-    """Hidden states are feature maps of the stem and four stages, for each of two channels."""
-
-    batch_size, is_training, hidden_size = 3, True, 96
-    common_properties = ["hidden_size", "num_hidden_layers"]
-    config_fields = {"hidden_size": 192, "n_fft": 512, "win_length": 400, "width_per_group": 64}
-    maps = [(2, 3, 3, 11), (2, 12, 3, 11), (2, 24, 2, 6), (2, 48, 1, 3), (2, 96, 1, 2)]
-
-    def __init__(self, parent, config_class):
-        self.parent, self.config_class = parent, config_class
-
-    def get_config(self):
-        spectrogram = {"n_fft": 64, "win_length": 50, "hop_length": 20}
-        sizes = {"hidden_size": 96, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48, "projection_dim": 24}
-        return self.config_class(**spectrogram, **sizes)
-
-    def prepare_config_and_inputs_for_common(self):
-        return self.get_config(), {"input_features": 5000 * floats_tensor([self.batch_size, 2, 900])}
 
 
 class AudioEncoderSuite(ImageEncoderSuite):

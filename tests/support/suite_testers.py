@@ -6,6 +6,8 @@ For a process in which `tests` is transformers' package.
 import torch
 from tests.test_modeling_common import floats_tensor
 
+from hf_clip_variants import CLIPResNetVisionConfig
+
 
 SIZES = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = SIZES | {"vocab_size": 99, "max_position_embeddings": 16, "projection_dim": 24}
@@ -42,6 +44,73 @@ class CLIPClassifierTester:
         return config, {"pixel_values": pixel_values}
 
     config_fields = {"projection_dim": 24, "templates": ["a {}."], "prompt_length": 6}
+
+
+class CLIPResNetVisionTester:
+    """Outputs are the feature maps of four stages and one attention with a single query."""
+
+    batch_size, is_training, num_attention_heads, hidden_size = (
+        3,
+        True,
+        4,
+        256,
+    )  # no num_hidden_layers: four stages are too many for the test
+    config_fields = {"hidden_size": 64, "num_attention_heads": 1}
+    maps = [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+
+    def __init__(self, parent, config_class):
+        self.parent, self.config_class = parent, config_class
+
+    def get_config(self):
+        sizes = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 4, "projection_dim": 24}
+        return self.config_class(**sizes, image_size=64, out_features=["stage2", "stage4"])
+
+    def prepare_config_and_inputs(self):
+        return self.get_config(), floats_tensor([self.batch_size, 3, 64, 64])
+
+    def prepare_config_and_inputs_for_common(self):
+        config, pixel_values = self.prepare_config_and_inputs()
+        return config, {"pixel_values": pixel_values}
+
+
+class CLIPResNetTester(CLIPClassifierTester):
+    """Two encoders. Where transformers' tests look at one, it is the text encoder."""
+
+    seq_length = encoder_seq_length = key_length = 8
+    config_fields = {"logit_scale_init_value": 2.0, "projection_dim": 24}
+
+    def __init__(self, parent, config_class):
+        super().__init__(parent, config_class)
+        self.vision_model_tester = CLIPResNetVisionTester(parent, CLIPResNetVisionConfig)
+
+    def get_config(self):
+        return self.config_class(
+            text_config=TEXT, vision_config=self.vision_model_tester.get_config(), projection_dim=24
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        _, pixel_values = self.vision_model_tester.prepare_config_and_inputs()
+        return self.get_config(), {"pixel_values": pixel_values} | self.text_inputs() | {"return_loss": True}
+
+
+class AudioCLIPAudioTester:
+    """Hidden states are feature maps of the stem and four stages, for each of two channels."""
+
+    batch_size, is_training, hidden_size = 3, True, 96
+    common_properties = ["hidden_size", "num_hidden_layers"]
+    config_fields = {"hidden_size": 192, "n_fft": 512, "win_length": 400, "width_per_group": 64}
+    maps = [(2, 3, 3, 11), (2, 12, 3, 11), (2, 24, 2, 6), (2, 48, 1, 3), (2, 96, 1, 2)]
+
+    def __init__(self, parent, config_class):
+        self.parent, self.config_class = parent, config_class
+
+    def get_config(self):
+        spectrogram = {"n_fft": 64, "win_length": 50, "hop_length": 20}
+        sizes = {"hidden_size": 96, "depths": [1, 2, 1, 1], "groups": 2, "width_per_group": 48, "projection_dim": 24}
+        return self.config_class(**spectrogram, **sizes)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"input_features": 5000 * floats_tensor([self.batch_size, 2, 900])}
 
 
 class CLIP4ClipTester(CLIPClassifierTester):
