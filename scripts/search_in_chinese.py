@@ -46,6 +46,7 @@ from hf_clip_variants.search.index import Index
 
 
 KS = (1, 5, 10)
+SETTINGS = ("names known", "names new")
 TEXT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
 TEXT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 52}
 
@@ -155,6 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--limit", type=int, help="of clips")
     parser.add_argument("--show", type=str, nargs="*", default=[], help="Chinese queries whose first hits are printed")
     options = parser.parse_args(arguments)
@@ -172,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         index = build_index(place / "clips", embedded_model(), place / "english", device="cpu", fps=2)
         table.append(("embedded CLIP, Chinese names, which it never learned", [recalls(index, rows["name_zh"][:])]))
         table.append(("embedded CLIP, English names", [recalls(index, rows["name"][:], "an emoji of {}")]))
-        for title, left_out in (("names known", set()), ("names new", set(rows["name_zh"]))):
+        print(table, flush=True)
+        for title in options.settings:
+            left_out = set(rows["name_zh"]) if title == "names new" else set()
             kept = [number for number, name in enumerate(names) if name not in left_out]
             if len({names[number] for number in kept}) < 2:
                 continue  # all names are those of clips

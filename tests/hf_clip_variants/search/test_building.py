@@ -232,6 +232,7 @@ def test_rows_without_a_picture_are_named(encoder, tmp_path):
 # ---- kills, a full disk, another process, ranks
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_and_run_again_the_index_is_the_same(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "PART_SIZE", 2)
     folder, out = save_media(tmp_path / "files"), tmp_path / "place" / "index"
@@ -319,6 +320,7 @@ def test_a_second_process_that_builds_the_same_index_is_refused(folder, encoder,
             build_index(folder, encoder, tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_index_that_one_makes(folder, model, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "PART_SIZE", 2)
     build_index(folder, encoder, tmp_path / "one")
