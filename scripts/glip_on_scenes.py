@@ -40,6 +40,7 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import avg_pool2d
 from transformers import BertTokenizerFast, CLIPVisionModel, set_seed
@@ -228,10 +229,10 @@ class Run:
         return torch.cat(found)
 
     def train(self, variant: str) -> GLIPForZeroShotObjectDetection:
-        options, path = self.options, self.folder / f"{variant}.pt"
+        options, path = self.options, self.folder / f"{variant}.safetensors"
         model = self.new_model()
         if path.is_file():
-            model.load_state_dict(torch.load(path, weights_only=True), strict=False)
+            model.load_state_dict(load_file(path), strict=False)
             return model.eval()
         data = self.training_set(variant)
         maps, captions = self.maps(data), data.captions or [None] * len(data)
@@ -261,8 +262,8 @@ class Run:
                 print(f"seed {self.seed} {variant} step {step + 1}: {curve[-1]}", flush=True)
         model.backbone.stored = None
         (self.folder / f"{variant}.curve.json").write_text(json.dumps(curve))
-        kept = {name: value for name, value in model.state_dict().items() if not name.startswith("backbone.")}
-        torch.save(kept, path)
+        state = model.state_dict()
+        save_file({n: t.contiguous() for n, t in state.items() if not n.startswith("backbone.")}, path)
         return model.eval()
 
     def label(self) -> dict[str, int]:

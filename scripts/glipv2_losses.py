@@ -12,8 +12,8 @@ regions    share of regions whose nearest word in another image's prompt is thei
 masks      overlap (IoU) of the best detection's mask with the ellipse
 boxes      overlap of the best detection's box with the ellipse's, of GLIP's own losses, which all variants have
 
-Seed 0 was for development. OUT/runs.jsonl has a line for each variant and seed, OUT/table.md means and standard
-deviations, OUT/measures.png the same as bars.
+The settings are those of tests/modeling/glipv2/test_effects_glipv2.py. OUT/runs.jsonl has a line for each variant and
+seed, OUT/table.md means and standard deviations, OUT/measures.png the same as bars.
 """
 
 import os

@@ -11,7 +11,7 @@ from glip_runs import NAMES, glip_model, glip_processor, noise, save_glip_data
 from paths import SCRIPTS
 
 from hf_clip_variants.data.crops.detection_rows import DetectionRows
-from hf_clip_variants.data.detection_sets import load_detection_set, load_grounding_set
+from hf_clip_variants.data.detection_sets import join_sets, load_detection_set, load_grounding_set
 from hf_clip_variants.training.detection_trainer import TextDetectionCollator
 
 
@@ -173,6 +173,13 @@ def test_detection_and_grounding_data_are_trained_on_together(place, monkeypatch
     finally:
         torch.set_num_threads(threads)
         sys.modules.pop("finetune_detection", None)
+
+
+def test_sets_that_are_joined_keep_their_captions(place):
+    pairs, data = load_grounding_set(save_pairs(place)), load_detection_set(place / "train.json")
+    joined = join_sets(join_sets(data, pairs), pairs)
+    assert joined.captions == [None] * len(data) + 2 * pairs.captions and len(joined) == len(data) + 2 * len(pairs)
+    assert joined.class_names == data.class_names and joined.images[-1].size == pairs.images[-1].size
 
 
 @pytest.mark.parametrize("spans", [[[0, 99]], [[5, 5]], [[-1, 4]], [], None, [[1, 2, 3]], [["a", 2]]])
