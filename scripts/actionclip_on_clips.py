@@ -19,8 +19,8 @@ linear layers train that all heads have, so that the mean can learn, too. Featur
 clip4clip_on_drawn_clips.py. An answer is the class with the highest mean score over the sixteen templates.
 
 --clips is a Parquet file with the columns clip (bytes of an animation, or a path), name and split. Clips of the test
-split, and drawn clips in a style and of things that no training clip has, are tested on. --development takes other
-things and another style, and names of the training split. OUT/runs.jsonl gets a line for each task, head and seed, and
+split, and drawn clips in a style that no training clip has, are tested on. --development takes other things and
+another style, and names of the training split. OUT/runs.jsonl gets a line for each task, head and seed, and
 what is in it is not run again; OUT/table.md has the means and standard deviations over seeds in percent.
 """
 

@@ -52,6 +52,7 @@ PATTERNS = method_patterns(row for row in methods() if row.name != "clip_classif
 BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
     "modeling/glipv2/": ({"glip"}, "GLIPv2 is a GLIP with more losses and heads"),
+    "modeling/dual_encoders/template_sets.py": ({"actionclip"}, "its sixteen prompts are a named set of templates"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),
     "hf_clip_variants/adapters/maple/": ({"vpt"}, "`vpt_deep` is a way to place prompts"),
     "hf_clip_variants/adapters/ivlp/": (

@@ -157,6 +157,9 @@ def adapt(
     `predict --adapter`, `PeftModel.from_pretrained` and `push`. Nothing is chosen on test images. When a
     method fails the others go on, and the exit code is 1.
 
+    A folder may hold videos in place of images (clip.mp4; needs the extra "video"): a video is then the mean of eight
+    frames' features.
+
     \b
     [bold]More examples[/bold]
       hf-clip-variants adapt pets/ --model openai/clip-vit-base-patch32 --dry-run

@@ -47,8 +47,9 @@ def classify_video_files(
     loaded = load_video_classifier(model, classes, templates, device)
     top, taken = min(top or 1, len(loaded.class_names)), set()
     broken, done = 0, 0
-    with machine_output(sys.stdout) as emit:
-        write = emit if as_json else _csv_writer(sys.stdout, top, out is not None)
+    stream = sys.stdout
+    with machine_output(stream) as emit:
+        write = emit if as_json else _csv_writer(stream, top, out is not None)
         for found in classify_videos(loaded, find_images(inputs, videos=True), max(top, 5), batch_size or BATCH):
             done += 1
             if found.error is not None:
