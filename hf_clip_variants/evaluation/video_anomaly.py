@@ -12,7 +12,7 @@ import torch
 
 from ..data.images.folders import walk
 from ..data.videos import is_video_name
-from ..modeling.video_anomaly_clip.video_anomaly_detection import TASK, VideoAnomalyDetectionPipeline
+from ..modeling.video.video_anomaly_detection import TASK, VideoAnomalyDetectionPipeline
 from ..registry import methods
 from .devices import choose_device
 from .saved_folders import check_model_folder, configuration_of, load_saved_processor

@@ -165,8 +165,8 @@ def roc_auc(scores: torch.Tensor, positive: torch.Tensor) -> tuple[float | None,
     Returns:
         (None, None) where all are positive or none is.
 
-    >>> roc_auc(torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([False, False, True, True]))
-    (0.875, 0.4000000059604645)
+    >>> roc_auc(torch.tensor([0.25, 0.5, 0.5, 0.75]), torch.tensor([False, False, True, True]))
+    (0.875, 0.75)
     """
     total, positives = len(scores), int(positive.sum())
     if positives in (0, total):

@@ -35,7 +35,7 @@ TASKS = {
         "video_processor",
     ),
     "video-anomaly-detection": OwnTask(
-        "modeling.video_anomaly_clip.video_anomaly_detection.VideoAnomalyDetectionPipeline",
+        "modeling.video.video_anomaly_detection.VideoAnomalyDetectionPipeline",
         "AutoModel",
         "video_processor",
         is_named=True,

@@ -264,8 +264,6 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
 
     def get_class_features(self) -> torch.Tensor:
         """(N, D) features of the classes' prompts, not normalised, in label order; the normal class's is not used."""
-        if self.prompt_ids is None:
-            raise ValueError("names: no anomalies are set; call set_anomalies([...], processor)")
         words = self.get_input_embeddings()(self.prompt_ids)
         count = self.context.shape[1]
         prompts = torch.cat([words[:, :1], self.context.to(words.dtype), words[:, 1 + count :]], 1)
@@ -328,7 +326,10 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         self.normal_norm.fill_(norm)
         return self
 
-    def _check_ready(self) -> None:
+    def check_ready(self) -> None:
+        """ValueError unless anomalies and a centroid are set."""
+        if self.prompt_ids is None:
+            raise ValueError("names: no anomalies are set; call set_anomalies([...], processor)")
         if torch.compiler.is_compiling() or self.config.allow_zero_centroid or self.num_normal_frames.is_meta:
             return
         if not int(self.num_normal_frames):
@@ -420,7 +421,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
                 centroid, a video without frames, labels of no class; on a CPU, in eval mode, NaN in the answer, with
                 its cause.
         """
-        self._check_ready()
+        self.check_ready()
         features, mask, outputs = self._frame_features(video_features, pixel_values_videos, video_mask, **kwargs)
         check_scale(features, mask, self.normal_norm, self.normal_centroid)
         texts = self.get_class_features()
@@ -507,7 +508,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         Raises:
             ValueError: as `forward`.
         """
-        self._check_ready()
+        self.check_ready()
         config, features = self.config, video_features
         shape = tuple(getattr(features, "shape", ()))
         if len(shape) != 2 or not shape[0] or shape[1] != config.projection_dim:

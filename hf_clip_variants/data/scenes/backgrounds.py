@@ -49,6 +49,10 @@ def _plain(size, generator) -> Image.Image:
     return Image.new("RGB", size, tuple(int(c) for c in _colour(generator)))
 
 
+def _white(size, generator) -> Image.Image:
+    return Image.new("RGB", size, "white")
+
+
 def _gradient(size, generator) -> Image.Image:
     corners = generator.integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
@@ -70,7 +74,7 @@ def _checks(size, generator) -> Image.Image:
     return Image.fromarray(colours[(rows + columns) % 2])
 
 
-_DRAWN: dict[str, Draw] = {"plain": _plain, "gradient": _gradient, "noise": _noise, "checks": _checks}
+_DRAWN: dict[str, Draw] = {"plain": _plain, "gradient": _gradient, "noise": _noise, "checks": _checks, "white": _white}
 
 
 class _Pictures:

@@ -82,9 +82,10 @@ class SceneMaker:
         size: side, or (width, height), or a list of (width, height), of which one is drawn for each scene.
         objects: fewest and most objects in a scene. An object for which no place is left is not pasted.
         object_size: shortest and longest longer side of an object, as a share of the scene's shorter side.
-        backgrounds: kinds, drawn with equal chance: "plain", "gradient", "noise", "checks", and "cover:<file.parquet>"
-            (one picture enlarged) or "scatter:<file.parquet>" (many small pictures) with a column image. Pictures
-            whose title, caption, name or tags have a word in common with a class name are left out.
+        backgrounds: kinds, drawn with equal chance: "plain", "gradient", "noise", "checks", "white", and
+            "cover:<file.parquet>" (one picture enlarged) or "scatter:<file.parquet>" (many small pictures) with a
+            column image. Pictures whose title, caption, name or tags have a word in common with a class name are left
+            out.
         repeat: chance that an object is of the same class as an earlier one.
         min_visible: no object is covered by more than 1 minus this share. 1: objects do not touch.
         rotation: most degrees by which an object is turned, either way.

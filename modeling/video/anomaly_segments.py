@@ -40,7 +40,7 @@ def anomaly_segments(
 
     ```python
     >>> import numpy as np
-    >>> from hf_clip_variants.modeling.video_anomaly_clip.segments_video_anomaly_clip import anomaly_segments
+    >>> from hf_clip_variants.modeling.video.anomaly_segments import anomaly_segments
 
     >>> chances = np.array([[0.9, 0.1], [0.2, 0.8], [0.25, 0.75], [0.9, 0.1]])
     >>> anomaly_segments(1 - chances[:, 0], chances, {0: "normal", 1: "fire"}, normal_id=0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .segments_video_anomaly_clip import anomaly_segments, check_threshold
+from .anomaly_segments import anomaly_segments, check_threshold
 
 
 TASK = "video-anomaly-detection"
@@ -19,7 +19,7 @@ _FRAMES_PER_PASS = 32
 
 class VideoAnomalyDetectionPipeline(Pipeline):
     """
-    Finds what is abnormal in videos, for a trained [`VideoAnomalyClipModel`].
+    Finds what is abnormal in videos, for a trained model that scores frames: [`VideoAnomalyClipModel`].
 
     A video is read once, some frames at a time, whatever its length: frames' features go to a temporary file. It takes
     features of somebody's own extractor, too, if it is this model's image encoder.
@@ -49,8 +49,8 @@ class VideoAnomalyDetectionPipeline(Pipeline):
         super().__init__(**kwargs)
         if not hasattr(self.model, "score_frames"):
             raise ValueError(
-                f"model: {type(self.model).__name__} does not score frames; want a VideoAnomalyClipModel of "
-                "hf_clip_variants for this task"
+                f"model: {type(self.model).__name__} does not score frames; want a model of hf_clip_variants for this "
+                "task"
             )
 
     def __call__(self, videos=None, batch_size: int | None = None, **kwargs: Any):
@@ -73,7 +73,7 @@ class VideoAnomalyDetectionPipeline(Pipeline):
         Raises:
             ValueError: a video that cannot be read, features that do not fit, options out of range.
         """
-        from ..video.video_processing import list_videos
+        from .video_processing import list_videos
 
         if videos is None:
             raise ValueError("videos: got None, expected a video or a list of them")
@@ -130,7 +130,7 @@ class VideoAnomalyDetectionPipeline(Pipeline):
             times, end = np.arange(len(scores)) / (fps or 1.0), len(scores) / (fps or 1.0)
             seconds = fps is not None
         else:
-            self.model._check_ready()  # before a long video is read
+            self.model.check_ready()  # before a long video is read
             with tempfile.TemporaryFile() as file:
                 times, end, seconds = self._encoded(
                     video, file, fps, frame_stride or self.model.config.frame_stride, sample_fps, frames_per_pass
@@ -166,7 +166,7 @@ class VideoAnomalyDetectionPipeline(Pipeline):
     def _encoded(self, video, file, fps, stride, sample_fps, frames_per_pass) -> tuple[array, float, bool]:
         """Writes features (T, D) of a video's frames to a file: when frames begin, when the last one ends, and whether
         that is in seconds."""
-        from ..video.video_decoding import open_video
+        from .video_decoding import open_video
 
         times = array("d")
         with open_video(video, fps) as opened:
