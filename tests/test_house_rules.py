@@ -73,6 +73,7 @@ BUILDS_ON = {
     ),
     "hf_clip_variants/adapters/clip_adapter/": ({"coop"}, "its authors train with CoOp's trainer"),
     "hf_clip_variants/adapters/cocoop/": ({"coop"}, "same authors and trainer"),
+    "hf_clip_variants/adapters/inter_view_adapter/": ({"coop"}, "its authors train with CoOp's trainer"),
     "hf_clip_variants/adapters/linear_head/": ({"coop"}, "the name of a rule that picks shots"),
     "hf_clip_variants/adapters/prompts/few_shot.py": ({"coop"}, "MaPLe's repository is based on CoOp's"),
     "hf_clip_variants/adapters/prompts/official_layouts.py": ({"vpt"}, "names of tensors in files of several methods"),

@@ -38,8 +38,8 @@ def draw_depth_maps(pictures: np.ndarray, entries: Sequence[Entry] = (), title: 
 def draw_parts(points: np.ndarray, parts: np.ndarray, names: Sequence[str], title: str = "") -> Image.Image:
     """A cloud (N, 3), +y up, from four sides, each point in the colour of its part (N,), with a legend.
 
-    >>> draw_parts(np.random.rand(50, 3), np.zeros(50, int), ["leg"]).height
-    224
+    >>> draw_parts(np.random.rand(50, 3), np.zeros(50, int), ["leg"]).width
+    908
     """
     points, parts = np.asarray(points, dtype=np.float64), np.asarray(parts)
     if points.ndim != 2 or points.shape[1] != 3 or parts.shape != (len(points),) or not len(points):

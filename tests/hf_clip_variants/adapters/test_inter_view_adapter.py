@@ -180,8 +180,9 @@ def shapes(count: int, seed: int) -> list[dict]:
 
 
 def test_the_recipe_with_trainer_learns_shapes_that_zero_shot_does_not_know(tmp_path):
-    base = pointclip_model(projection="sparse", resolution=48, logit_scale_value=50.0)
+    base = pointclip_model(logit_scale_value=50.0)
     base.set_classes(["sphere", "cube", "cylinder", "ring"], tiny_tokenizer(), "point cloud of a big {}.")
+    torch.manual_seed(3)
     with_classes(base)  # random texts are almost equal
     processor, data = point_processor(num_points=None), shapes(32, 0)
     plain = PointCloudCollator(processor)
@@ -193,23 +194,23 @@ def test_the_recipe_with_trainer_learns_shapes_that_zero_shot_does_not_know(tmp_
     zero_shot, model = accuracy(base, shapes(40, 1)), tuned(base)
     arguments = TrainingArguments(
         str(tmp_path),
-        max_steps=60,
+        max_steps=100,
         per_device_train_batch_size=16,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        save_steps=40,
+        save_steps=90,
     )
-    recipe = published_recipe(epochs=30)
+    recipe = published_recipe(epochs=50)
     collate = PointCloudCollator(processor, augment=True)
     trainer = Trainer(model, arguments, collate, data, optimizers=optimizers(model, 2, recipe))
     trainer.train()
     learned = accuracy(model, shapes(40, 1))
-    assert learned > 0.9 and learned > zero_shot + 0.2, (learned, zero_shot)
-    assert (tmp_path / "checkpoint-40" / "adapter_model.safetensors").is_file()
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-40"))
+    assert learned > 0.8 and learned > zero_shot + 0.3, (learned, zero_shot)
+    assert (tmp_path / "checkpoint-90" / "adapter_model.safetensors").is_file()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-90"))
 
 
 def test_the_schedule_is_the_official_one():

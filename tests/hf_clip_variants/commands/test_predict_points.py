@@ -54,7 +54,9 @@ def test_set_classes_an_adapter_and_json(files, run):
     code, out, _ = run("predict", "set", "meshes/cube.glb", "--json", "--out", "written")
     (plain,) = (json.loads(line) for line in out.splitlines())
     assert code == 0 and plain["label"] in CLASS_NAMES and plain["picture"].startswith("written")
-    code, out, _ = run("predict", "set", "meshes/cube.glb", "--json", "--adapter", "adapter", "--up-axis", "z")
+    code, out, _ = run(
+        "predict", "meshes/cube.glb", "--model", "set", "--json", "--adapter", "adapter", "--up-axis", "z"
+    )
     (adapted,) = (json.loads(line) for line in out.splitlines())
     assert code == 0 and adapted["score"] != plain["score"]
 
