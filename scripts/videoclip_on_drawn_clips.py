@@ -146,12 +146,12 @@ def trained(videos, tokenizer, sampling: str, steps: int, seed: int) -> VideoCLI
 
 
 @torch.no_grad()
-def measured(model, tokenizer, drawn: Drawn, videos, things, style: str, seed: int) -> dict[str, float]:
+def measured(model, tokenizer, drawn: Drawn, videos, things, style: str, seed: int, rounds: int) -> dict[str, float]:
     captions = all_captions(things)
     texts = model.get_text_features(**tokenizer(captions, padding=True, return_tensors="pt")).pooler_output
     # Retrieval: rounds of one segment for each caption.
     found = []
-    for number in range(5):
+    for number in range(rounds):
         clips = [
             drawn.features(drawn.segment((things[label // 2],), style, 6, seed + number, label, MOTIONS[label % 2])[0])
             for label in range(len(captions))
@@ -230,6 +230,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--videos", type=int, default=120, help="to train on")
     parser.add_argument("--test-videos", type=int, default=40)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5, help="of retrieval, each with one segment for a caption")
     options = parser.parse_args(argv)
     options.samplings = options.samplings.split(",")
     if unknown := [one for one in options.samplings if one not in SAMPLINGS]:
@@ -254,7 +255,7 @@ def main(argv=None) -> None:
         for sampling in wanted:
             start = time.process_time()
             model = trained(videos, tokenizer, sampling, options.steps, seed)
-            found = measured(model, tokenizer, drawn, tests, things, style, 10 * seed + 2)
+            found = measured(model, tokenizer, drawn, tests, things, style, 10 * seed + 2, options.rounds)
             line = {"sampling": sampling, "seed": seed} | {name: round(value, 4) for name, value in found.items()}
             line["cpu_seconds"] = round(time.process_time() - start, 1)
             with (options.out / "runs.jsonl").open("a") as file:

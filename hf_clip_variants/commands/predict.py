@@ -241,7 +241,8 @@ def predict(
         check_video_task(task, model, labels, wrong)
         common = {"background": background, "top": top, "out": out, "batch_size": batch_size, "device": device}
         as_json = json or format == "json"
-        return _exit(*find_in_videos(task, inputs or _lines(), model, labels, templates, **common, as_json=as_json))
+        found = find_in_videos(task, inputs or _lines(), model, labels, templates, **common, as_json=as_json)
+        return _exit(*found, "videos")
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}

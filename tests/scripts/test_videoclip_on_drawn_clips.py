@@ -18,7 +18,7 @@ def script():
 
 @pytest.mark.slow
 def test_videos_and_steps_are_found_in_another_style(script, tmp_path):
-    sizes = ["--videos", "32", "--test-videos", "12", "--steps", "100"]
+    sizes = ["--videos", "24", "--test-videos", "6", "--steps", "100", "--rounds", "2"]
     options = ["--out", str(tmp_path), "--development", "--seeds", "0", "--samplings", "overlapped", *sizes]
     script.main(options)
     (found,) = script.lines_of(tmp_path)
