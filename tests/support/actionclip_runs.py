@@ -95,5 +95,6 @@ ACTIONCLIP_CLASSIFIER = {
     "config": classifier_config,
     "inputs": classifier_batch,
     "prepare": with_classes,
+    "exported": False,
     "untrained": ("clip.text_model.", "clip.text_projection.", "clip.logit_scale"),
 }

@@ -55,6 +55,7 @@ class ModelCase:
     rounding: float = 0.0
     only_in_training: tuple[str, ...] = ()  # inputs that are nothing without labels
     collate: Callable[[list[dict]], dict] | None = None  # of rows for `Trainer`; default: transformers'
+    exported: bool = True  # runs with code from the Hub; False: its card's example is the main class's
 
     @property
     def row(self) -> Method:
