@@ -236,7 +236,7 @@ def gaussian(width: int, sigma: float) -> list[float]:
     """Weights of a Gaussian that add up to 1; the outer product of three is the official kernel.
 
     >>> [round(weight, 4) for weight in gaussian(3, 3.0)]
-    [0.3269, 0.3462, 0.3269]
+    [0.3271, 0.3458, 0.3271]
     """
     raw = [math.exp(-((i - width // 2) ** 2) / (2 * sigma**2)) for i in range(width)]
     return [value / sum(raw) for value in raw]
