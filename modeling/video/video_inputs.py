@@ -18,22 +18,28 @@ def check_videos(pixel_values_videos: torch.Tensor) -> None:
     check_pixels(pixel_values_videos.flatten(0, 1), 3, "pixel_values_videos")
 
 
-def checked_mask(video_mask: torch.Tensor | None, pixel_values_videos: torch.Tensor) -> torch.Tensor:
-    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, or they are not first."""
-    shape = pixel_values_videos.shape[:2]
+def checked_mask(video_mask: torch.Tensor | None, videos: torch.Tensor, what: str = "frame") -> torch.Tensor:
+    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, or they are not first.
+
+    Args:
+        video_mask: (V, T); None: all are there.
+        videos: (V, T, ...), pixels or features.
+        what: one entry of T is called, in errors.
+    """
+    shape = videos.shape[:2]
     if video_mask is None:
-        return torch.ones(shape, dtype=torch.long, device=pixel_values_videos.device)
+        return torch.ones(shape, dtype=torch.long, device=videos.device)
     is_tensor = isinstance(video_mask, torch.Tensor)
     if not is_tensor or video_mask.shape != shape:
         got = f"shape {list(video_mask.shape)}" if is_tensor else type(video_mask).__name__
-        raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, frames)")
-    mask = video_mask.to(pixel_values_videos.device).bool().long()
+        raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, {what}s)")
+    mask = video_mask.to(videos.device).bool().long()
     if not torch.compiler.is_compiling():
         empty = (mask.sum(1) == 0).nonzero()
         if len(empty):
-            raise ValueError(f"video_mask: video {int(empty[0])} has no frames")
+            raise ValueError(f"video_mask: video {int(empty[0])} has no {what}s")
         if (mask[:, 1:] > mask[:, :-1]).any():
-            raise ValueError("video_mask: a frame that is not there comes before one that is; want them at the end")
+            raise ValueError(f"video_mask: a {what} that is not there comes before one that is; want them at the end")
     return mask
 
 

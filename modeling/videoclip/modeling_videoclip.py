@@ -17,7 +17,7 @@ from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_loss
 from ..video.moments import mean_over_windows, window_starts
-from ..video.video_masks import checked_mask
+from ..video.video_inputs import checked_mask
 from .configuration_videoclip import VideoCLIPConfig
 from .s3d_videoclip import VideoCLIPS3D
 
