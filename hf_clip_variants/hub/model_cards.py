@@ -54,6 +54,19 @@ from transformers import pipeline
 video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
 print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"], video_metadata=[{{"fps": 8}}]))"""
 
+_VIDEO_CLASSIFIER = """\
+{imports}import numpy as np
+import torch
+from transformers import AutoModelForVideoClassification, AutoProcessor
+
+model = AutoModelForVideoClassification.from_pretrained({repo_id}{arguments}).eval()
+processor = AutoProcessor.from_pretrained({repo_id}{arguments})
+video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
+inputs = processor(videos=[video], video_metadata=[{{"fps": 8}}], return_tensors="pt")
+with torch.no_grad():
+    best = int(model(**inputs).logits[0].argmax())
+print(model.config.id2label[best])"""
+
 _VIDEO_PIPELINE = """\
 {imports}import numpy as np
 from transformers import pipeline
@@ -253,6 +266,9 @@ def _snippet(
         task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
+    names = values.get("architectures") or ()
+    if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
+        zero_shot = _VIDEO_CLASSIFIER
     return (_PIPELINE if names_its_classes else zero_shot).format(
         repo_id=_literal(repo_id),
         imports=imports,

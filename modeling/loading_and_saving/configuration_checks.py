@@ -42,7 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "mlp_ratio": (1e-3, 1000),
     **dict.fromkeys(("embed_dim", "num_heads", "window_size", "embedding_size", "hidden_sizes"), (1, 65_536)),
     "depths": (0, LARGEST_LAYERS),
-    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 0.1)),
+    **dict.fromkeys(("layer_norm_eps", "batch_norm_eps", "rms_norm_eps"), (1e-30, 1.0)),
     **dict.fromkeys(("attention_dropout", "dropout", "hidden_dropout_prob", "classifier_dropout"), (0, 1)),
     **dict.fromkeys(("attention_probs_dropout_prob", "hidden_dropout", "drop_path_rate"), (0, 1)),
     **dict.fromkeys(("initializer_range", "initializer_factor"), (0, 1e6)),

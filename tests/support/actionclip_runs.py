@@ -95,6 +95,5 @@ ACTIONCLIP_CLASSIFIER = {
     "config": classifier_config,
     "inputs": classifier_batch,
     "prepare": with_classes,
-    "exported": False,
     "untrained": ("clip.text_model.", "clip.text_projection.", "clip.logit_scale"),
 }

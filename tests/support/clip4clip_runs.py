@@ -59,3 +59,25 @@ def clip4clip_batch(batch: int = 4, frames: int = FRAMES, seed: int = 0) -> dict
         "pixel_values_videos": tiny_pixels(batch * frames, seed).unflatten(0, (batch, frames)),
         "video_mask": mask,
     }
+
+
+def _classifier_config(**options) -> CLIP4ClipConfig:
+    names = {label: f"class {label}" for label in range(3)}
+    return clip4clip_config(**{"num_class_features": 3, "id2label": names} | options)
+
+
+def _classifier_batch(batch: int = 4) -> dict[str, torch.Tensor]:
+    videos = clip4clip_batch(batch)
+    del videos["input_ids"]
+    return videos | {"labels": torch.arange(batch) % 3}
+
+
+CLIP4CLIP_CLASSIFIER = {
+    "name": "clip4clip",
+    "part": "AutoModelForVideoClassification",
+    "auto_class": "AutoModelForVideoClassification",
+    "config": _classifier_config,
+    "inputs": _classifier_batch,
+    "prepare": lambda model: torch.nn.init.normal_(model.class_features),
+    "untrained": ("clip.text_model.", "clip.text_projection."),
+}

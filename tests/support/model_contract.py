@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
-from clip4clip_runs import CLIP4CLIP_BAD_VALUES, clip4clip_batch, clip4clip_config
+from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
@@ -55,7 +55,6 @@ class ModelCase:
     rounding: float = 0.0
     only_in_training: tuple[str, ...] = ()  # inputs that are nothing without labels
     collate: Callable[[list[dict]], dict] | None = None  # of rows for `Trainer`; default: transformers'
-    exported: bool = True  # runs with code from the Hub; False: its card's example is the main class's
 
     @property
     def row(self) -> Method:
@@ -351,6 +350,7 @@ CASES = {
             loss_is_of_the_batch=True,
             bad_values=CLIP4CLIP_BAD_VALUES,
         ),
+        ModelCase(processor=_video_processor, **CLIP4CLIP_CLASSIFIER),
         ModelCase(processor=_video_processor, **ACTIONCLIP),
         ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),

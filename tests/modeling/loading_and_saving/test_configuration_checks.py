@@ -128,7 +128,7 @@ def test_what_every_configuration_has_is_checked_at_any_depth(config_class, plac
         st.lists(st.integers(), max_size=2),
         st.integers(max_value=0),
         st.integers(min_value=10**7),
-        st.floats(allow_nan=True).filter(lambda x: not 0 < x < 0.1),
+        st.floats(allow_nan=True).filter(lambda x: not 0 < x <= 1),
     ),
 )
 def test_a_wrong_value_of_an_encoder_is_a_value_error_with_its_name(part, name, value):
