@@ -6,8 +6,8 @@ PointCLIP on furniture, household things, plants and vehicles: zero-shot, few-sh
 `shapes.parquet` has columns `points` (N, 3), with +y up and in the unit sphere, `class`, `split` (train or test) and
 names in several languages. The model is the embedded CLIP, or `--clip`. All settings are the published ones: nothing
 was chosen on these clouds, so all test clouds of the 20 classes with four objects to learn from are reported.
-Few-shot figures are means over seeds, which draw the shots, with their standard deviation; training has fewer epochs
-than published (60, not 250), on one augmented copy of each object beside the plain one.
+Few-shot figures are means over seeds, which draw the shots, with their standard deviation; training uses
+one augmented copy of each object beside the plain one.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--clip", default=None, help="folder or Hub id; default: the embedded one")
     parser.add_argument("--points", type=int, default=1024)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=250)
     parser.add_argument("--pool", type=int, default=5, help="objects of a class that shots are drawn from")
     parser.add_argument("--copies", type=int, default=1, help="augmented copies of each shot that are encoded")
     parser.add_argument("--seeds", type=int, default=3)
