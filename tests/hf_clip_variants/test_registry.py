@@ -82,9 +82,10 @@ def test_classes_of_a_row_are_in_its_folder(row):
     folder = ROOT.parent / package if package == "modeling" else ROOT / package
     assert (folder / row.name / "__init__.py").is_file()
     references = [row.config, row.model, row.feature_extractor, row.layer, row.tuner, *row.auto_classes.values()]
-    # Methods for label maps share their processors, and so do those for videos.
+    # Methods for label maps share their processors, and so do those for videos and for clouds of points.
+    shared = ("modeling.dense.", "modeling.video.", "modeling.points.")
     processors = [row.processor, *row.image_processors.values()]
-    references += [one for one in processors if one and not one.startswith(("modeling.dense.", "modeling.video."))]
+    references += [one for one in processors if one and not one.startswith(shared)]
     references += [part for submodel in row.submodels for part in (submodel.config, *submodel.auto_classes.values())]
     for reference in filter(None, references):
         module, class_name = registry.split_reference(reference)
@@ -157,7 +158,7 @@ def test_missing_optional_dependency_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ImportError, match=r'^Text cleaning needs ftfy: pip install "hf-clip-variants\[text\]"$'):
         optional_dependencies.require("ftfy", "Text cleaning")
-    with pytest.raises(ValueError, match="module: 'torch' is not an optional dependency; known: av, ftfy, onnx"):
+    with pytest.raises(ValueError, match="module: 'torch' is not an optional dependency; known: av, faiss, ftfy, h5py"):
         optional_dependencies.require("torch", "This")
 
     def fail(module):
