@@ -222,6 +222,8 @@ def _processor_loader(name: str):
     def load(path: Path):
         images = [tiny_image(50, 40), tiny_image(70, 64)]
         processor = load_one(path)
+        if case is not None and case.row.point_processor:
+            return _finite(points=processor(points=np.linspace(0, 1, 90).reshape(30, 3), return_tensors="pt").points)
         if hasattr(processor, "video_processor"):
             video = np.stack([np.asarray(images[0].resize((40, 30)))] * 3)
             return _finite(pixels=processor.video_processor([video], return_tensors="pt")["pixel_values_videos"])
