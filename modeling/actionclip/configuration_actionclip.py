@@ -159,7 +159,8 @@ class ActionCLIPConfig(VideoDualEncoderFields, CLIPConfig):
             return
         if self.projection_dim % self._attention_heads():
             raise ValueError(
-                f"num_fusion_heads: {self._attention_heads()} does not divide {self.projection_dim}, the joint width (projection_dim)"
+                f"num_fusion_heads: {self._attention_heads()} does not divide {self.projection_dim}, the joint width "
+                "(projection_dim)"
             )
         positions = self.fusion_positions or self.text_config.max_position_embeddings
         if self.fusion_head == "Transf" and positions < self.num_frames:

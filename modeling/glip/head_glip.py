@@ -179,7 +179,9 @@ def deform_conv2d_by_sampling(x, shifts, kernel, bias, weights, stride: int = 1)
     found = found.view(batch, channels, 9, -1)
     weights = weights.flatten(2)[:, None]
     found = found * weights if found.requires_grad or weights.requires_grad else found.mul_(weights)
-    return (kernel.flatten(1) @ found.flatten(1, 2) + bias[:, None]).unflatten(2, size)
+    # Not `@`: what that computes first, and so the last bits, would depend on what wants a gradient.
+    kernel = kernel.flatten(1).expand(batch, -1, -1)
+    return torch.baddbmm(bias[:, None], kernel, found.flatten(1, 2)).unflatten(2, size)
 
 
 def _reread(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

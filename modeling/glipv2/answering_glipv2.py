@@ -113,7 +113,9 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2ForZeroShotObjectDetection):
             missing = "phrase_map" if phrase_map is None else "input_ids"
             raise ValueError(f"{missing}: missing, expected questions and the place of their mask")
         check_pixels(pixel_values, self.config.backbone_config.num_channels)
-        check_token_ids(input_ids, self.config.text_config.vocab_size, self.config.max_text_length)
+        check_token_ids(
+            input_ids, self.config.text_config.vocab_size, self.config.max_text_length, field="max_text_length"
+        )
         check_tensor("phrase_map", phrase_map)
         if phrase_map.dim() != 3 or phrase_map.shape[1] != 1:
             shape = list(phrase_map.shape)

@@ -216,7 +216,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             if (
                 not is_tensor
                 or is_caption.dtype != torch.bool
-                or is_caption.dim() != 1
+                or is_caption.dim() not in (1, 2)  # of each prompt of an image, if it has several
                 or len(is_caption) not in (1, batch)
             ):
                 got = f"{is_caption.dtype} {list(is_caption.shape)}" if is_tensor else type(is_caption).__name__

@@ -8,6 +8,9 @@ import torch
 from .frame_sampling import FrameSampling
 
 
+MOST_VIEWS = 100  # officially 10 clips and 3 crops; more is a mistake, noticed before memory is asked for
+
+
 def clips_of(sampling: FrameSampling, count: int) -> list[FrameSampling]:
     """`count` samplings, of which clip c of C takes the frame at (c + 1/2) / C of each part.
 
@@ -16,6 +19,8 @@ def clips_of(sampling: FrameSampling, count: int) -> list[FrameSampling]:
     """
     if type(count) is not int or count < 1:
         raise ValueError(f"num_clips: {count!r}, expected a whole number > 0")
+    if count > MOST_VIEWS:
+        raise ValueError(f"num_clips: {count} is more than {MOST_VIEWS}")
     if count > 1 and (sampling.rule != "segments" or sampling.seed is not None):
         raise ValueError(
             f"num_clips: {count} with sampling_rule {sampling.rule!r}, expected 1, or the rule 'segments' without a "
@@ -29,6 +34,8 @@ def checked_crops(settings: Mapping) -> int:
     count = settings["num_crops"]
     if type(count) is not int or count < 1:
         raise ValueError(f"num_crops: {count!r}, expected a whole number > 0")
+    if count > MOST_VIEWS:
+        raise ValueError(f"num_crops: {count} is more than {MOST_VIEWS}")
     if count > 1 and (not settings["do_center_crop"] or settings["crop_size"] is None):
         raise ValueError(f"num_crops: {count} without do_center_crop and crop_size, expected both, or 1 crop")
     return count

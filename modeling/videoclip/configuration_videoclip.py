@@ -237,7 +237,8 @@ class VideoCLIPConfig(PreTrainedConfig):
                 raise ValueError("text_config, video_config: got a decoder, expected encoders (is_decoder=False)")
         if text.hidden_size != video.hidden_size:
             raise ValueError(
-                f"video_config.hidden_size: {video.hidden_size}, expected {text.hidden_size}, the text encoder's (text_config.hidden_size)"
+                f"video_config.hidden_size: {video.hidden_size}, expected {text.hidden_size}, the text "
+                "encoder's (text_config.hidden_size)"
             )
         if video.max_position_embeddings < self.max_video_length + 2:
             raise ValueError(

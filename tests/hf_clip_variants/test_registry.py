@@ -158,7 +158,9 @@ def test_missing_optional_dependency_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ImportError, match=r'^Text cleaning needs ftfy: pip install "hf-clip-variants\[text\]"$'):
         optional_dependencies.require("ftfy", "Text cleaning")
-    with pytest.raises(ValueError, match="module: 'torch' is not an optional dependency; known: av, faiss, ftfy, h5py"):
+    with pytest.raises(
+        ValueError, match="module: 'torch' is not an optional dependency; known: av, faiss, ftfy, h5py"
+    ):
         optional_dependencies.require("torch", "This")
 
     def fail(module):

@@ -5,6 +5,7 @@ import json
 import pytest
 from glip_runs import glip_processor
 from glipv2_runs import glipv2_processor
+from pointclip_runs import point_processor
 from tiny import tiny_tokenizer
 from transformers import ProcessorMixin
 from vild_runs import vild_processor
@@ -28,6 +29,7 @@ PROCESSORS = {
     "detection": vild_processor,
     "grounding": glip_processor,
     "grounding with captions": glipv2_processor,
+    "points": point_processor,
     "video": lambda: VideoTextProcessor(CLIPVideoProcessor(), tiny_tokenizer()),
 }
 
@@ -46,7 +48,7 @@ def test_a_part_that_a_folder_lacks_is_named(kind, tmp_path):
     processor = PROCESSORS[kind]()
     processor.save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"
-    part = "video_processor" if kind == "video" else "image_processor"
+    part = {"video": "video_processor", "points": "feature_extractor"}.get(kind, "image_processor")
     path.write_text(json.dumps(json.loads(path.read_text()) | {part: None}))
     with pytest.raises(OSError, match=f"its processor cannot be loaded, {part} or tokenizer.*: {part}"):
         type(processor).from_pretrained(tmp_path)
