@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files.atomic_writes import replacing
 from ..optional_dependencies import require
 
 
@@ -68,6 +67,8 @@ class VideoWriter:
         self._last = -1
 
     def __enter__(self) -> VideoWriter:
+        from ..files.atomic_writes import replacing  # brings torch, which names of files do not need
+
         self._replacing = replacing(self.path)
         self._container = self._av.open(str(self._replacing.__enter__()), "w", format="mp4")
         return self
