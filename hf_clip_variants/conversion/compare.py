@@ -124,19 +124,23 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 
 def _video_outputs(model, inputs: Mapping[str, torch.Tensor], text: dict) -> dict[str, torch.Tensor]:
-    names = ("pixel_values_videos", "video_mask", "video_features")
+    names = ("pixel_values_videos", "video_features", "video_mask")
     videos, found = {name: inputs[name] for name in names if name in inputs}, {}
     if not hasattr(model, "video_text_logits"):  # its texts are inside of it
         output = model(**videos)
         return {name: output[name] for name in ("text_features", "logits", "scores", "class_probs")}
     if "input_ids" in text:
         found["text_features"] = model.get_text_features(**text).pooler_output
-    if "pixel_values_videos" in videos and "input_ids" in text:
+    if videos.keys() <= {"video_mask"}:
+        return found
+    if "input_ids" in text:
         output = model(**videos, **text)
         names = ("frame_features", "logits_per_video", "logits_per_text")
         found |= {name: output[name] for name in names if output.get(name) is not None}  # frames may have no features
-    elif "pixel_values_videos" in videos:
+    elif hasattr(model, "get_frame_features"):
         found["frame_features"] = model.get_frame_features(**videos)
+    if not hasattr(model, "get_frame_features"):
+        found["video_embeds"] = model.get_video_features(**videos).pooler_output
     return found
 
 
@@ -147,16 +151,6 @@ def _point_outputs(model, base, inputs: Mapping[str, torch.Tensor], text: dict) 
         found["text_features"] = base.get_text_features(**text).pooler_output
     if "points" in given:
         found["view_features"] = base.get_point_features(**given).pooler_output
-    names = ("pixel_values_videos", "video_features", "video_mask")
-    videos = {name: inputs[name] for name in names if name in inputs}
-    found = {}
-    if "input_ids" in text:
-        found["text_features"] = model.get_text_features(**text).pooler_output
-    if videos.keys() - {"video_mask"}:
-        if hasattr(model, "get_frame_features"):
-            found["frame_features"] = model.get_frame_features(**videos)
-        else:
-            found["video_embeds"] = model.get_video_features(**videos).pooler_output
         if "input_ids" in text:
             output = model(**given, **text)
             found |= {"logits": output.logits, "point_embeds": output.point_embeds}
