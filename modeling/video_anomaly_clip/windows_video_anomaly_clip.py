@@ -47,7 +47,7 @@ def sample_training_frames(
         ValueError: a video without frames, numbers below 1.
 
     >>> sample_training_frames(12, num_segments=2, segment_length=3, generator=torch.Generator().manual_seed(0))
-    tensor([0, 1, 2, 8, 9, 10])
+    tensor([ 0,  1,  2,  8,  9, 10])
     """
     for name, value in (("num_frames", num_frames), ("num_segments", num_segments), ("stride", stride)):
         if value < 1:
