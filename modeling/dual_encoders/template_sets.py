@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
-from ..actionclip.templates_actionclip import ACTION_TEMPLATES
 from ..decoding.opening import read_regular
+from ..loading_and_saving.optional_modules import optional_module
 
+
+# The package works without any one of its methods.
+_actions = optional_module("..actionclip.templates_actionclip", __package__)
 
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
@@ -37,7 +40,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
     "textures": ("a photo of a {} texture.", "a {} surface.", "a close-up of a {} pattern."),
     "satellite": ("a satellite photo of {}.", "an aerial view of {}.", "{} seen from above."),
     "actions": ("a photo of a person doing {}.", "a frame of a video of someone doing {}.", "an example of {}."),
-    "actionclip": ACTION_TEMPLATES,
+    **({} if _actions is None else {"actionclip": _actions.ACTION_TEMPLATES}),
     "scenes": ("a photo of a {}.", "a photo taken in a {}.", "a wide view of a {}."),
     "digits": ("a photo of the number {}.", "the handwritten digit {}.", "a sign showing the number {}."),
     "chinese": ("一张{}的照片。", "{}的照片", "一张{}的图片", "一张{}的特写照片", "一张模糊的{}的照片", "一幅{}的画"),
