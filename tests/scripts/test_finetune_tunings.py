@@ -106,8 +106,12 @@ def test_full_tuning_goes_on_from_a_checkpoint_with_accumulation(train, tmp_path
 @pytest.mark.slow  # two new processes
 @pytest.mark.parametrize("tuning", ["full", "prompt"])
 def test_two_processes_equal_one_with_the_doubled_batch(tuning, train, place, tmp_path):
-    """Sums are divided by the ranks' mean number of anchors that have an object, at least 1, as officially."""
-    options = ["--tuning", tuning, "--steps", "2", "--lr", "1e-3", "--eval-data", place / "all.json"]
+    """Sums are divided by the ranks' mean number of anchors that have an object, at least 1, as officially.
+
+    Plain gradient descent: Adam would make a step of full size of a gradient that is rounding noise.
+    """
+    options = ["--tuning", tuning, "--steps", "2", "--lr", "1e-1", "--eval-data", place / "all.json"]
+    options += ["--trainer", "optim=sgd"]
     code, one = train(tmp_path / "one", *options, data="all.json")
     arguments = ["--model", place / "model", "--data", place / "all.json", "--log-every", "1", "--no-flip", *options]
     out = ["--out", tmp_path / "two", "--batch-size", "1"]
@@ -117,6 +121,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(tuning, train, place, tm
     file = "adapter_model.safetensors" if tuning == "prompt" else "model.safetensors"
     found, expected = (load_file(tmp_path / name / "model" / file) for name in ("two", "one"))
     assert found.keys() == expected.keys()
+    start = load_file(place / "model" / "model.safetensors")
+    moved = [float((expected[name] - start[name]).abs().max()) for name in expected if name in start]
+    assert tuning == "prompt" or max(moved) > 1e-3
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
     assert one["metrics"]["eval_AP"] == pytest.approx(two["metrics"]["eval_AP"], abs=1e-3)
