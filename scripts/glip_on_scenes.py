@@ -97,6 +97,10 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--object-size", default="0.35,0.55", help="smallest and largest, as a share of the side")
     parser.add_argument("--backgrounds", default="plain")
     parser.add_argument("--threshold", type=float, default=0.45, help="smallest score of a pseudo-label")
+    parser.add_argument("--phrase-nms", type=float, metavar="IOU", help="of pseudo-labels: a thing has one name")
+    parser.add_argument(
+        "--every-phrase", action="store_true", help="only captions whose phrases all have a pseudo-label"
+    )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--more-steps", type=int, default=1000, help="of a model that is trained on")
     parser.add_argument("--batch", type=int, default=8)
@@ -280,7 +284,8 @@ class Run:
             paths = [f"pairs/images/{number:06}.png" for number in range(len(data))]
             csv.writer(file).writerows([("image", "caption"), *zip(paths, data.captions, strict=True)])
         pairs = open_pairs(table)
-        options = {"threshold": self.options.threshold, "batch_size": 16, "part_size": 1000}
+        options = {name: getattr(self.options, name) for name in ("threshold", "phrase_nms", "every_phrase")}
+        options |= {"batch_size": 16, "part_size": 1000}
         found = label_pairs(self.train("mixed"), self.processor, pairs, self.folder / "labels", **options)
         return {"labelled_images": found.images, "labels": found.boxes}
 

@@ -31,6 +31,13 @@ def parser() -> argparse.ArgumentParser:
     add("--text-column", action="append", help="may be repeated; default: by the usual names")
     add("--out", type=Path, required=True, help="folder; the same one to continue after an interruption")
     add("--threshold", type=float, default=0.5, help="smallest score of a box; default: %(default)s")
+    add(
+        "--phrase-nms",
+        type=float,
+        metavar="IOU",
+        help="of boxes that overlap more than this, whatever their phrases, keep the best only: a thing has one name",
+    )
+    add("--every-phrase", action="store_true", help="leave out captions in which some phrase has no box")
     add("--batch-size", type=int, default=4, help="images in one pass; default: %(default)s")
     add("--part-size", type=int, default=100, help="pairs after which the work is saved; default: %(default)s")
     add("--most-pairs", type=int, help="the first ones only")
@@ -54,6 +61,8 @@ def label(options: argparse.Namespace) -> None:
         pairs,
         options.out,
         threshold=options.threshold,
+        phrase_nms=options.phrase_nms,
+        every_phrase=options.every_phrase,
         batch_size=options.batch_size,
         part_size=options.part_size,
         most_pairs=options.most_pairs,

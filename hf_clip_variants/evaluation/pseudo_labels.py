@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.ops import nms
 
 from ..data.pairs.sources import Pairs
 from ..data.tables import located
@@ -49,6 +50,8 @@ def label_pairs(
     folder: str | os.PathLike,
     *,
     threshold: float = 0.5,
+    phrase_nms: float | None = None,
+    every_phrase: bool = False,
     batch_size: int = 4,
     part_size: int = 100,
     most_pairs: int | None = None,
@@ -66,6 +69,12 @@ def label_pairs(
         processor: its processor, with `phrases_of`.
         pairs: from `open_pairs`.
         threshold: the smallest score of a box.
+        phrase_nms: of boxes that overlap with a greater intersection over union than this, whatever their phrases,
+            only the one with the highest score is kept: a thing has one name. It helps where the teacher knows some
+            words of a caption and not others; leave it out where phrases of one caption speak of the same thing.
+            Default: each phrase for itself, as GLIP's authors do.
+        every_phrase: leave out pairs in which some phrase of the caption has no box. Else the student learns that
+            there is nothing of that name.
         batch_size: images in one pass, which are padded to one size.
         part_size: pairs of a part.
         most_pairs: the first ones only.
@@ -82,6 +91,8 @@ def label_pairs(
             raise ValueError(f"{name}: {value}, expected a number >= 1")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: {threshold}, expected 0..1")
+    if phrase_nms is not None and not 0 <= phrase_nms <= 1:
+        raise ValueError(f"phrase_nms: {phrase_nms}, expected 0..1 or None")
     folder = Path(folder)
     settings = {
         "teacher": fingerprint(model),
@@ -91,6 +102,10 @@ def label_pairs(
         "batch_size": batch_size,
         "part_size": part_size,
     }
+    # Older folders have no such settings.
+    settings |= {} if phrase_nms is None else {"phrase_nms": phrase_nms}
+    settings |= {"every_phrase": True} if every_phrase else {}
+    rules = threshold, phrase_nms, every_phrase
     _same_settings(folder / SETTINGS, settings)
     number = 0
     while (folder / PARTS / f"{number:06}.json").is_file():
@@ -98,7 +113,7 @@ def label_pairs(
     done = number * part_size
     rows = _rows(pairs, done, most_pairs)
     while some := list(islice(rows, part_size)):
-        part = _label_part(model, processor, pairs, some, done, folder, threshold, batch_size)
+        part = _label_part(model, processor, pairs, some, done, folder, rules, batch_size)
         write_json(folder / PARTS / f"{number:06}.json", part)
         number, done = number + 1, done + len(some)
         if progress is not None:
@@ -111,11 +126,12 @@ def _same_settings(path: Path, settings: Mapping[str, Any]) -> None:
         write_json(path, settings)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in settings.items():
-        if before.get(name) != value:
+    for name in {**settings, **before}:
+        if before.get(name) != settings.get(name):
             raise ValueError(
                 f"{'out' if name in ('teacher', 'texts') else name}: {path.parent} has labels that were made with "
-                f"another {name} ({before.get(name)!r}, now {value!r}); want a new folder, or the same settings"
+                f"another {name} ({before.get(name)!r}, now {settings.get(name)!r}); want a new folder, or the same "
+                "settings"
             )
 
 
@@ -130,15 +146,16 @@ def _rows(pairs: Pairs, first: int, most: int | None) -> Iterator[Mapping[str, A
         yield pairs.dataset[number]
 
 
-def _label_part(model, processor, pairs, rows, first, folder, threshold, batch_size) -> dict[str, Any]:
+def _label_part(model, processor, pairs, rows, first, folder, rules, batch_size) -> dict[str, Any]:
     """Images with captions and boxes, and why others were left out."""
     found, left_out, waiting = [], Counter(), []
     longest = processor.max_text_length
 
     def flush() -> None:
-        for item, objects in zip(waiting, _boxes(model, processor, waiting, threshold), strict=True):
-            if not objects:
-                left_out["no box"] += 1
+        for item, objects in zip(waiting, _boxes(model, processor, waiting, *rules[:2]), strict=True):
+            named = {json.dumps(one["tokens_positive"]) for one in objects}
+            if not objects or (rules[2] and len(named) < len(item["phrases"])):
+                left_out["a phrase without box" if objects else "no box"] += 1
                 continue
             name = _file_name(pairs, item["row"], item["number"], folder)
             image = item["image"]
@@ -176,7 +193,7 @@ def _label_part(model, processor, pairs, rows, first, folder, threshold, batch_s
 
 
 @torch.inference_mode()
-def _boxes(model, processor, items, threshold: float) -> list[list[dict[str, Any]]]:
+def _boxes(model, processor, items, threshold: float, phrase_nms: float | None) -> list[list[dict[str, Any]]]:
     images = [item["image"] for item in items]
     captions, phrases = [item["caption"] for item in items], [item["phrases"] for item in items]
     inputs = processor(images, captions=captions, phrases=phrases, return_tensors="pt").to(model.device)
@@ -186,6 +203,9 @@ def _boxes(model, processor, items, threshold: float) -> list[list[dict[str, Any
     rows = []
     for one, spans in zip(found, phrases, strict=True):
         objects = []
+        if phrase_nms is not None:
+            kept = nms(one["boxes"], one["scores"], phrase_nms)
+            one = {name: one[name][kept] for name in ("scores", "labels", "boxes")}
         numbers = zip(one["scores"].tolist(), one["labels"].tolist(), one["boxes"].tolist(), strict=True)
         for score, label, (left, top, right, bottom) in numbers:
             box = [round(edge, 2) for edge in (left, top, right - left, bottom - top)]

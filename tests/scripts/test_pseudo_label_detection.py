@@ -9,6 +9,7 @@ import torch
 from glip_runs import glip_model, glip_processor, noise
 from killing import run_and_kill
 from paths import SCRIPTS
+from torchvision.ops import box_iou
 
 from hf_clip_variants.data.detection_sets import load_grounding_set
 from hf_clip_variants.data.pairs.sources import open_pairs
@@ -74,6 +75,34 @@ def test_labels_are_what_the_teacher_finds_for_the_phrases(table, tmp_path):
     assert scores == pytest.approx(one["scores"].tolist(), abs=1e-4) and min(scores) > 0.3
 
 
+def test_a_thing_has_one_name_and_every_phrase_a_box(table, tmp_path):
+    """With phrase_nms, of overlapping boxes the best is kept, whatever its phrase; each phrase for itself without."""
+    plain = load_grounding_set(labelled(table, tmp_path / "plain").file)
+    single = labelled(table, tmp_path / "single", phrase_nms=0.5)
+    names = {}
+    for kind, data in (("plain", plain), ("single", load_grounding_set(single.file))):
+        for caption, marks in zip(data.captions, data.annotations, strict=True):
+            corners = torch.tensor([mark["bbox"] for mark in marks])
+            corners[:, 2:] += corners[:, :2]
+            close = box_iou(corners, corners) > 0.5
+            spans = [mark["tokens_positive"] for mark in marks]
+            shared = any(close[i, j] and spans[i] != spans[j] for i in range(len(marks)) for j in range(i))
+            names.setdefault(kind, {})[caption] = len({str(span) for span in spans}), shared
+    assert any(shared for _, shared in names["plain"].values())
+    assert not any(shared for _, shared in names["single"].values())
+    # Captions of which a phrase lost all its boxes.
+    wanted = {caption: len(glip_processor().phrases_of(caption)) for caption in names["single"]}
+    whole = [caption for caption, (count, _) in names["single"].items() if count == wanted[caption]]
+    found = labelled(table, tmp_path / "whole", phrase_nms=0.9, every_phrase=True, threshold=0.5)
+    some = labelled(table, tmp_path / "some", phrase_nms=0.9, threshold=0.5)
+    assert found.left_out.get("a phrase without box", 0) == some.images - found.images
+    assert (
+        load_grounding_set(labelled(table, tmp_path / "c", phrase_nms=0.5, every_phrase=True).file).captions == whole
+    )
+    with pytest.raises(ValueError, match="phrase_nms: .* another phrase_nms \\(0.5, now None\\)"):
+        labelled(table, tmp_path / "single")
+
+
 def test_a_kill_at_any_write_loses_at_most_a_part(table, tmp_path):
     labelled(table, tmp_path / "whole")
     expected = files_of(tmp_path / "whole")
@@ -108,7 +137,11 @@ def test_images_that_are_no_files_are_written_and_other_settings_refused(table, 
         label_pairs(
             glip_model(1), glip_processor(), open_pairs(tmp_path / "pairs.parquet"), tmp_path / "out", **OPTIONS
         )
-    for changes, message in (({"threshold": 2.0}, "threshold: 2.0"), ({"batch_size": 0}, "batch_size: 0")):
+    for changes, message in (
+        ({"threshold": 2.0}, "threshold: 2.0"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"phrase_nms": -1}, "phrase_nms: -1"),
+    ):
         with pytest.raises(ValueError, match=message):
             labelled(table, tmp_path / "none", **changes)
     nothing = labelled(table, tmp_path / "nothing", threshold=1.0)
