@@ -88,7 +88,7 @@ def load_saved_processor(
         if path.is_file():
             _check_processor(path, read_json(path))
     named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
-    unnamed = ", ".join(name for name, part in _parts(source) if not any(field in part for field in _CLASS_FIELDS))
+    unnamed = ", ".join(name for name, part in _parts(source) if not _names_its_class(name, part))
     named = f"classes in its files: {named or 'none'}{f'; no class is named in {unnamed}' if unnamed else ''}"
     try:
         found = auto_class.from_pretrained(source, **options)
@@ -130,6 +130,11 @@ def _classes(source: str | os.PathLike) -> dict[str, Any]:
     for _, part in _parts(source):
         found |= {name: part[name] for name in _CLASS_FIELDS if part.get(name) is not None}
     return found
+
+
+def _names_its_class(name: str, part: Mapping[str, Any]) -> bool:
+    """Whether a file or a part in it says what it is; `processor_class` in a part is the whole processor's."""
+    return any(part.get(field) for field in _CLASS_FIELDS if field != "processor_class" or name not in _PARTS)
 
 
 def _parts(source: str | os.PathLike) -> list[tuple[str, Mapping[str, Any]]]:

@@ -166,6 +166,7 @@ class ActionCLIPConfig(VideoDualEncoderFields, CLIPConfig):
         if self.fusion_head == "Transf" and positions < self.num_frames:
             raise ValueError(
                 f"fusion_positions: {positions}, expected at least {self.num_frames} for num_frames={self.num_frames}"
+                + ("" if self.fusion_positions else "; it is text_config.max_position_embeddings where not given")
             )
 
     def validate_shift(self):

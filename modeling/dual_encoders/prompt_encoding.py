@@ -161,7 +161,7 @@ def _eos_positions(ids: np.ndarray, eos_token_id: int | None) -> np.ndarray:
     missing = np.flatnonzero(~is_eos.any(axis=1))
     if len(missing):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ValueError(f"input_ids: row {missing[0]} has no EOS token ({eos_token_id}){more}")
+        raise ValueError(f"input_ids: row {missing[0]} has no EOS token (eos_token_id {eos_token_id}){more}")
     return is_eos.argmax(axis=1)
 
 

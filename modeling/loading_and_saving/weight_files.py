@@ -271,14 +271,14 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     parts = {where: part, "": config} if name else _all_parts(config)
     sizes, lists = _sizes_of(parts)
     new = {size for size, old in zip(shape, other, strict=False) if size != old} if len(shape) == len(other) else ()
-    # Factors, and switches that are not as they are by default, may be behind any shape.
+    # Factors and switches may be behind any shape; of nested configurations, switches that are not as by default.
     changed = [
         (prefix + f.name, str(getattr(one, f.name))[:60])
         for prefix, one in parts.items()
         for f in _own_fields(one)
         if (
-            (isinstance(f.default, bool) and getattr(one, f.name, f.default) != f.default)
-            or re.search(r"(reduction|ratio|factor|groups?)$", f.name)
+            (isinstance(f.default, bool) and (not prefix or getattr(one, f.name, f.default) != f.default))
+            or re.search(r"(reduction|ratio|factor|groups?|head_dim)$", f.name)
             or (f.name in _SHAPES_BEHIND and re.search(_SHAPES_BEHIND[f.name], name))
         )
     ]

@@ -294,7 +294,10 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         if (points is None) == (view_features is None):
             raise ValueError("points, view_features: give exactly one of them")
         if input_ids is None and self.class_features is None:
-            raise ValueError("class_names: no classes are set; call set_classes([...], processor), or give input_ids")
+            raise ValueError(
+                "class_names: no classes are set (num_class_features is 0); call set_classes([...], processor), or "
+                "give input_ids"
+            )
         outputs = None
         if view_features is None:
             view_features, outputs = self._encode_points(points, points_mask, **kwargs)

@@ -155,7 +155,8 @@ class VideoDualEncoder:
         try:
             outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
         except ValueError as error:  # the encoder's own, of frames of another size
-            raise ValueError(f"pixel_values_videos: {error}") from error
+            size = f"vision_config.image_size is {getattr(self.config.vision_config, 'image_size', 'unknown')}"
+            raise ValueError(f"pixel_values_videos: {error} {size}") from error
         features = outputs.pooler_output
         if all_there:
             return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs

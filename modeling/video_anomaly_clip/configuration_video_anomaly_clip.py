@@ -134,11 +134,15 @@ class VideoAnomalyClipConfig(CLIPConfig):
         if self.prompt_length and self.prompt_length < self.num_context_tokens + 3:
             raise ValueError(
                 f"prompt_length: {self.prompt_length}, expected 0 (no classes) or at least "
-                f"{self.num_context_tokens + 3}: start, {self.num_context_tokens} context tokens, a name, end"
+                f"{self.num_context_tokens + 3}: start, {self.num_context_tokens} context tokens "
+                "(num_context_tokens), a name, end"
             )
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is not None and self.prompt_length > positions:
-            raise ValueError(f"prompt_length: {self.prompt_length}, the text encoder takes {positions} tokens")
+            raise ValueError(
+                f"prompt_length: {self.prompt_length}, the text encoder takes {positions} tokens "
+                "(text_config.max_position_embeddings)"
+            )
 
     def validate_numbers(self):
         names = ("num_context_tokens", "num_segments", "segment_length", "num_topk", "num_bottomk", "frame_stride")

@@ -329,7 +329,8 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
     def check_ready(self) -> None:
         """ValueError unless anomalies and a centroid are set."""
         if self.prompt_ids is None:
-            raise ValueError("names: no anomalies are set; call set_anomalies([...], processor)")
+            length = f"prompt_length is {self.config.prompt_length}"
+            raise ValueError(f"names: no anomalies are set ({length}); call set_anomalies([...], processor)")
         if torch.compiler.is_compiling() or self.config.allow_zero_centroid or self.num_normal_frames.is_meta:
             return
         if not int(self.num_normal_frames):
@@ -363,7 +364,11 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         mask = checked_mask(video_mask, pixel_values_videos, "pixel_values_videos").to(self.device)
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
-        outputs = self.get_image_features(pixels, **kwargs)
+        try:
+            outputs = self.get_image_features(pixels, **kwargs)
+        except ValueError as error:  # the encoder's own, of frames of another size
+            size = f"vision_config.image_size is {self.config.vision_config.image_size}"
+            raise ValueError(f"pixel_values_videos: {error} {size}") from error
         found = outputs.pooler_output
         if all_there:
             return found.unflatten(0, mask.shape), mask, outputs

@@ -424,7 +424,7 @@ def test_zero_features_give_finite_scores(classifier):
         ({"image_features": torch.zeros(2, 7)}, r"expected \[batch, 24\], got \[2, 7\]"),
         (
             {"pixel_values": tiny_pixels(), "input_ids": torch.tensor([[4036, 5, 6]])},
-            r"row 0 has no EOS token \(4037\)",
+            r"row 0 has no EOS token \(eos_token_id 4037\)",
         ),
     ],
 )

@@ -436,7 +436,7 @@ def test_compiles_to_one_graph(text_model):
         (torch.zeros(0, 5, dtype=torch.long), r"at least one prompt, got torch.int64 \(0, 5\)"),
         (torch.zeros(5, dtype=torch.long), r"expected integer ids of shape \(prompts, tokens\)"),
         (torch.zeros(2, 5), "got torch.float32"),
-        (torch.tensor([[SOS, EOS], [SOS, EOS], [SOS, EOS], [SOS, 5]]), r"row 3 has no EOS token \(98\)"),
+        (torch.tensor([[SOS, EOS], [SOS, EOS], [SOS, EOS], [SOS, 5]]), r"row 3 has no EOS token \(eos_token_id 98\)"),
         (
             torch.full((2, 90), 5).index_fill_(1, torch.tensor([85]), EOS),
             "row 0 has 86 tokens, the text encoder takes 77",

@@ -9,6 +9,17 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("actionclip", "vision_config.image_size", 25),
+    ("actionclip", "text_config.max_position_embeddings", 2),
+    ("pointclip", "num_class_features", 0),
+    ("processor pointclip", "feature_extractor.feature_extractor_type", None),
+    ("video_anomaly_clip", "concat_features", False),
+    ("video_anomaly_clip", "num_context_tokens", 10**9),
+    ("video_anomaly_clip", "prompt_length", 0),
+    ("video_anomaly_clip", "temporal_head_dim", 1),
+    ("video_anomaly_clip", "text_config.eos_token_id", 3),
+    ("video_anomaly_clip", "text_config.max_position_embeddings", 2),
+    ("video_anomaly_clip", "vision_config.image_size", 25),
     ("adapter coop", "class_names", None),
     ("clip4clip", "head_config", None),
     ("clip4clip", "projection_dim", 3),

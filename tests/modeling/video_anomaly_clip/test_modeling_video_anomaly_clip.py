@@ -261,7 +261,7 @@ def test_statistics_move_in_training_only():
 
 def test_anomalies_are_set_with_a_tokenizer():
     model = VideoAnomalyClipModel.from_clip(tiny_clip(), concat_features=True, num_context_tokens=3)
-    with pytest.raises(ValueError, match="no anomalies are set; call set_anomalies"):
+    with pytest.raises(ValueError, match="no anomalies are set .prompt_length is 0.; call set_anomalies"):
         model.set_normal_centroid(torch.zeros(24))(video_features=features(1, 6))
     names = ["a_cat", "sports car", "forest"]
     assert model.set_anomalies(names, tiny_tokenizer(), normal="nothing", normal_id=1) is model
