@@ -88,7 +88,11 @@ def load_saved_processor(
         if path.is_file():
             _check_processor(path, read_json(path))
     named = ", ".join(f"{field}: {value!r}" for field, value in _classes(source).items())
-    unnamed = ", ".join(name for name, part in _parts(source) if not _names_its_class(name, part))
+    unnamed = ", ".join(
+        f"{name} ({name}_type)" if name in _PARTS else name
+        for name, part in _parts(source)
+        if not _names_its_class(name, part)
+    )
     named = f"classes in its files: {named or 'none'}{f'; no class is named in {unnamed}' if unnamed else ''}"
     try:
         found = auto_class.from_pretrained(source, **options)

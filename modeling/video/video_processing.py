@@ -167,6 +167,8 @@ class CLIPVideoProcessor(BaseVideoProcessor):
 
     @staticmethod
     def _sampling(do_sample_frames=True, **options) -> FrameSampling:
+        if not isinstance(do_sample_frames, bool):
+            raise ValueError(f"do_sample_frames: got {do_sample_frames!r}, expected True or False")
         if not do_sample_frames:
             return FrameSampling(num_frames=None, rate=None)
         try:

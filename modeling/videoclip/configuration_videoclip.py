@@ -252,7 +252,9 @@ class VideoCLIPConfig(PreTrainedConfig):
             )
         for name in ("cls_token_id", "sep_token_id"):
             if not 0 <= getattr(self, name) < video.vocab_size:
-                raise ValueError(f"{name}: {getattr(self, name)}, expected 0..{video.vocab_size - 1}, a token")
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}, expected 0..{video.vocab_size - 1} (video_config.vocab_size)"
+                )
         if self.use_s3d and vision.projection_dim != self.feature_size:
             raise ValueError(
                 f"vision_config.projection_dim: {vision.projection_dim}, expected {self.feature_size} (feature_size)"

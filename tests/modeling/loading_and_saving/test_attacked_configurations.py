@@ -9,6 +9,8 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("processor videoclip", "video_processor.do_sample_frames", 3),
+    ("videoclip", "video_config.vocab_size", 1),
     ("actionclip", "vision_config.image_size", 25),
     ("actionclip", "text_config.max_position_embeddings", 2),
     ("pointclip", "num_class_features", 0),
