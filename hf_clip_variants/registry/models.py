@@ -15,6 +15,8 @@ _CLIP_PAPER = Paper(
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
+_FND_CLIP = "modeling.fnd_clip.modeling_fnd_clip:FNDCLIPForSequenceClassification"
+
 _VILD = "modeling.vild.modeling_vild:ViLD"
 
 _GLIP = "modeling.glip.modeling_glip:GLIP"
@@ -364,6 +366,41 @@ MODELS = (
         auto_classes={"AutoModel": "modeling.pointclip.modeling_pointclip:PointCLIPModel"},
         processor="modeling.points.processing_points:PointTextProcessor",
         point_processor="modeling.points.point_processing:PointCloudProcessor",
+    ),
+    Method(
+        name="fnd_clip",
+        kind="model",
+        title="FND-CLIP",
+        paper=Paper(
+            "Multimodal Fake News Detection via CLIP-Guided Learning",
+            "2205.14304",
+            2022,
+            "Zhou, Yangming and Ying, Qichao and Qian, Zhenxing and Li, Sheng and Zhang, Xinpeng",
+        ),
+        code=OfficialCode("zhouyangming/FND-CLIP-Fake-News-Detection", None),
+        task="text-and-image-classification",
+        summary="Posts of a text and an image sorted into classes such as rumour or not, with the reasons.",
+        config="modeling.fnd_clip.configuration_fnd_clip:FNDCLIPConfig",
+        model=_FND_CLIP,
+        auto_classes={"AutoModel": _FND_CLIP, "AutoModelForSequenceClassification": _FND_CLIP},
+        processor="modeling.fnd_clip.processing_fnd_clip:FNDCLIPProcessor",
+        checkpoints=(
+            CheckpointEntry(
+                "fnd_clip",
+                "FND-CLIP",
+                "modeling.fnd_clip.convert_fnd_clip:CHECKPOINTS",
+                (
+                    Option("bert", str, "the BERT that it was trained with, folder or Hub id.", default="bert-base-chinese"),
+                    Option(
+                        "dual_encoder",
+                        str,
+                        "the CLIP that it was trained with, folder or Hub id.",
+                        default="openai/clip-vit-base-patch32",
+                    ),
+                    _CLASSES_IN_FILE,
+                ),
+            ),
+        ),
     ),
     Method(
         name="vild",
