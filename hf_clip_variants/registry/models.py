@@ -30,6 +30,7 @@ _DENSE_PROCESSOR = "modeling.dense.processing_dense:DenseProcessor"
 _DENSE_IMAGE_PROCESSORS = {"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"}
 
 # Of several formats.
+_DUAL_ENCODER = Option("dual_encoder", str, "the CLIP that it was trained with, folder or Hub id.")
 _CLASSES_IN_FILE = Option("classes", str, "names of the classes in the file, with commas between them, or a file.")
 
 _VIDEO_ANOMALY_CLIP = "modeling.video_anomaly_clip.modeling_video_anomaly_clip:VideoAnomalyClipModel"
@@ -390,13 +391,13 @@ MODELS = (
                 "FND-CLIP",
                 "modeling.fnd_clip.convert_fnd_clip:CHECKPOINTS",
                 (
-                    Option("bert", str, "the BERT that it was trained with, folder or Hub id.", default="bert-base-chinese"),
                     Option(
-                        "dual_encoder",
+                        "bert",
                         str,
-                        "the CLIP that it was trained with, folder or Hub id.",
-                        default="openai/clip-vit-base-patch32",
+                        "the BERT that it was trained with, folder or Hub id.",
+                        default="bert-base-chinese",
                     ),
+                    _DUAL_ENCODER,
                     _CLASSES_IN_FILE,
                 ),
             ),
@@ -430,7 +431,7 @@ MODELS = (
                 "modeling.vild.convert_vild:CHECKPOINTS",
                 (
                     Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
-                    Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
+                    _DUAL_ENCODER,
                     _CLASSES_IN_FILE,
                 ),
             ),

@@ -172,7 +172,7 @@ def infer_fnd_clip_config(
             f"text_model: {layers} layers, the file weighs {shapes[_LAYER_WEIGHTS][0] - 1} and the embeddings"
         )
     if _has_resnet(state_dict):
-        backbone = infer_resnet_config(state_dict, _RESNET)
+        backbone = infer_resnet_config(state_dict, _RESNET, _OF)
     elif image_model is not None:
         backbone = image_model.config.to_dict()
     else:
@@ -192,12 +192,14 @@ def infer_fnd_clip_config(
     }
 
 
-def infer_resnet_config(state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> dict[str, Any]:
+def infer_resnet_config(
+    state_dict: Mapping[str, torch.Tensor], prefix: str = "", of: str = _OF_RESNET
+) -> dict[str, Any]:
     """The keyword arguments of `ResNetConfig` that fit a torchvision ResNet (18 to 152 layers; no Wide ResNet and no
     ResNeXt)."""
     first, last = f"{prefix}conv1.weight", f"{prefix}fc.weight"
     convolutions = [f"{prefix}layer{stage}.0.conv1.weight" for stage in range(1, 5)]
-    shapes = shapes_of(state_dict, [first, last, *convolutions], of=_OF_RESNET)
+    shapes = shapes_of(state_dict, [first, last, *convolutions], of=of)
     is_bottleneck = f"{prefix}layer1.0.conv3.weight" in state_dict
     wider = 4 if is_bottleneck else 1
     return {

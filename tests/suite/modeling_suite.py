@@ -10,6 +10,7 @@ import unittest
 from unittest.mock import patch
 
 import torch
+from suite_fnd_clip import FNDCLIPSuite, FNDCLIPTester
 from suite_testers import (
     SIZES,
     TEXT,
@@ -586,6 +587,7 @@ TESTERS = {
         (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
+    "fnd_clip": [(FNDCLIPTester, FNDCLIPSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],
