@@ -99,7 +99,10 @@ class FNDCLIPConfig(PreTrainedConfig):
         kind = dual.get("model_type") if isinstance(dual, dict) else None
         if kind is not None and find_family(kind) is None:
             raise ValueError(f"dual_encoder_config.model_type: {kind!r}, expected a dual encoder such as 'clip'")
-        return super().from_dict(without_kernels(config_dict), **kwargs)
+        values, labels = without_kernels(config_dict), kwargs.get("num_labels")
+        if labels is not None and "id2label" not in kwargs and len(values.get("id2label") or ()) != labels:
+            values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
+        return super().from_dict(values, **kwargs)
 
     @classmethod
     def part_classes(cls, values) -> dict[str, type]:

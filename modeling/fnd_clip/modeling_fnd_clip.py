@@ -4,7 +4,7 @@ Paper: "Multimodal Fake News Detection via CLIP-Guided Learning", https://arxiv.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -270,7 +270,7 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             output_hidden_states = config.output_hidden_states or config.text_config.output_hidden_states
         return {
             "text_states": torch.stack([state[:, 0] for state in outputs.hidden_states], 1),
-            "hidden_states": outputs.hidden_states if output_hidden_states else None,
+            "hidden_states": _chosen(outputs.hidden_states, output_hidden_states),
             "attentions": outputs.attentions,
         }
 
@@ -390,6 +390,14 @@ _EXPLANATION = ("logits", "similarity", "modality_weights", "layer_attention")
 _EXPLANATION += ("text_embeds", "image_embeds", "cross_embeds")
 _INPUT_OF = {"clip_text_features": "clip_input_ids", "clip_image_features": "pixel_values"}
 _INPUT_OF |= {"image_logits": "pixel_values"}
+
+
+def _chosen(states: tuple[torch.Tensor, ...], wanted: bool | int | Sequence[int] | None) -> tuple | None:
+    """The states that transformers' `output_hidden_states` asks for: all, or some, with None in the others' place."""
+    if wanted is None or isinstance(wanted, bool):
+        return states if wanted else None
+    some = {int(one) % len(states) for one in ([wanted] if isinstance(wanted, int) else wanted)}
+    return tuple(state if place in some else None for place, state in enumerate(states))
 
 
 def _needed(argument: str, value, feature: str):

@@ -77,8 +77,8 @@ class FNDCLIPProcessor(CheckedParts):
 
     @property
     def model_input_names(self) -> list[str]:
-        names = ["input_ids", "token_type_ids", "attention_mask", "clip_input_ids", "clip_attention_mask"]
-        return [*names, "pixel_values", "image_mask"]
+        of_clip = ["clip_input_ids", "clip_attention_mask"]
+        return [*self.tokenizer.model_input_names, *of_clip, "pixel_values", "image_mask"]
 
     def __call__(
         self,

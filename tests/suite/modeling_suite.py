@@ -73,6 +73,9 @@ DESELECTED: dict[str, str] = {
     "SLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "AudioCLIP*Suite.test_bc_torch_dtype": _OLD_DTYPE,
     "GroupViT*Suite.test_bc_torch_dtype": _OLD_DTYPE,
+    "FNDCLIPForSequenceClassificationSuite.test_load_with_mismatched_shapes": (
+        "its end gives texts without images; test_modeling_fnd_clip.py loads with another number of classes"
+    ),
     "GroupViTVisionModelSuite.test_num_layers_is_small": "three stages of one layer each",
     "SLIPModelSuite.test_reverse_loading_mapping": _OWN_NAMES,
     "GLIP*Suite.test_reverse_loading_mapping": _OWN_NAMES,

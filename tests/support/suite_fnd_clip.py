@@ -3,7 +3,6 @@
 For a process in which `tests` is transformers' package.
 """
 
-import torch
 from suite_testers import SIZES, TEXT, VISION, CLIPClassifierTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor
 
@@ -11,6 +10,7 @@ from tests.test_modeling_common import ModelTesterMixin, floats_tensor
 class FNDCLIPTester(CLIPClassifierTester):
     """Where transformers' tests look at one encoder, it is BERT."""
 
+    batch_size = 7  # as many as transformers' tests want: they would fill up with texts without an end
     num_labels, seq_length, encoder_seq_length, key_length = 3, 8, 8, 8
     common_properties = ["hidden_size"]
     config_fields = {"shared_dim": 20, "feature_dim": 9, "batch_layer_attention": True}
@@ -40,10 +40,7 @@ class FNDCLIPTester(CLIPClassifierTester):
 
 class FNDCLIPSuite(ModelTesterMixin):
     _is_composite = True
+    additional_model_inputs = ["clip_input_ids", "clip_attention_mask", "pixel_values"]
     has_attentions = True
     test_resize_embeddings = False  # the vocabulary belongs to BERT
     test_all_params_have_gradient = False  # the dual encoder's logit scale is not read
-
-    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
-        return inputs | ({"labels": torch.tensor([0, 1, 2])} if return_labels else {})
