@@ -335,6 +335,12 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
         """
         given = dict(zip(FEATURES, (text_states, clip_text_features, clip_image_features, image_logits), strict=True))
         features = {name: value for name, value in given.items() if value is not None}
+        texts = input_ids if text_states is None else text_states
+        if self.training and isinstance(texts, torch.Tensor) and texts.dim() and len(texts) == 1:
+            raise ValueError(
+                "input_ids: one post in training mode, whose batch has no statistics; want at least two "
+                "(dataloader_drop_last=True leaves a last batch of one out)"
+            )
         if text_states is None:
             texts = _needed("input_ids", input_ids, "text_states")
             features |= self._text_states(texts, attention_mask, token_type_ids, **kwargs)
@@ -379,11 +385,6 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             if not is_tensor or tuple(image_mask.shape) != (posts,):
                 got = list(image_mask.shape) if is_tensor else type(image_mask).__name__
                 raise ValueError(f"image_mask: got {got}, expected [{posts}], 1 for each post with an image")
-        if self.training and posts == 1:
-            raise ValueError(
-                "input_ids: one post in training mode, whose batch has no statistics; want at least two "
-                "(dataloader_drop_last=True leaves a last batch of one out)"
-            )
 
 
 _EXPLANATION = ("logits", "similarity", "modality_weights", "layer_attention")
