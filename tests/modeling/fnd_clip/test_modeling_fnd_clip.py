@@ -173,7 +173,7 @@ def test_another_number_of_classes_makes_a_new_last_layer(tmp_path):
 def test_it_learns_whether_text_and_image_fit():
     """The label is the sign of a cosine: no modality alone knows it."""
     torch.manual_seed(0)
-    model = fnd_clip_model(dropout=0.1, shared_dim=64, feature_dim=16, freeze_backbone=True).train()
+    model = fnd_clip_model(dropout=0.0, shared_dim=64, feature_dim=16, freeze_backbone=True).train()
     generator = torch.Generator().manual_seed(0)
     texts, images = torch.randn(2, 256, 24, generator=generator)
     texts = texts + images * torch.where(torch.rand(256, 1, generator=generator) < 0.5, 1.0, -1.0)
@@ -181,8 +181,8 @@ def test_it_learns_whether_text_and_image_fit():
     states = torch.randn(256, 4, 24, generator=generator)
     given = {"text_states": states, "clip_text_features": texts, "clip_image_features": images}
     given |= {"image_logits": torch.randn(256, 11, generator=generator)}
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(200):
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(120):
         rows = torch.randint(256, (64,), generator=generator)
         loss = model(**rows_of(given, rows), labels=labels[rows]).loss
         optimizer.zero_grad()
