@@ -41,6 +41,9 @@ from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPRe
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
+from .modeling.fnd_clip.configuration_fnd_clip import FNDCLIPConfig as FNDCLIPConfig
+from .modeling.fnd_clip.modeling_fnd_clip import FNDCLIPForSequenceClassification as FNDCLIPForSequenceClassification
+from .modeling.fnd_clip.processing_fnd_clip import FNDCLIPProcessor as FNDCLIPProcessor
 from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig
 from .modeling.glip.image_processing_glip import GLIPImageProcessor as GLIPImageProcessor
 from .modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection as GLIPForZeroShotObjectDetection

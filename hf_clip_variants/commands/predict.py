@@ -12,6 +12,7 @@ from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_r
 from . import options
 from .arguments import check_device, check_model, check_templates
 from .detection import detect_files
+from .news import NEWS, classify_post_files, has_post_model
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
 from .point_clouds import POINTS, classify_files, has_point_model
@@ -62,11 +63,12 @@ def predict(
             "video-segmentation",
             "video-moments",
             "points",
+            "news",
         ]
         | None,
         typer.Option(
             metavar="NAME",
-            help="classification, segmentation, detection or points; of videos: video-anomaly, video-retrieval, "
+            help="classification, segmentation, detection, points or news; of videos: video-anomaly, video-retrieval, "
             "video-question-answering, video-steps, video-segmentation, video-moments.",
             show_default="by the model",
         ),
@@ -175,6 +177,10 @@ def predict(
     A model for clouds of points reads meshes and clouds (.ply, .off, .obj, .stl, .glb, .npy, .h5) instead of images.
     It writes a folder, too: depth_maps/, which it looked at, and with --parts points in the colours of their parts.
 
+    A model for posts (FND-CLIP) reads tables of texts and images (.csv, .jsonl), or images with a .txt of the same
+    name, and says what counted: similarity of text and image, weights of the two and of both. Pictures go to --out,
+    'posts' by default.
+
     Of videos, or of features of their seconds (.npy), --labels are texts: which video fits (video-retrieval), which
     answer fits (video-question-answering), when each step of a task happens, in their order (video-steps), what
     happens in each second (video-segmentation; --background is the score that a label must exceed), the moment of a
@@ -199,6 +205,7 @@ def predict(
       hf-clip-variants predict camera.mp4 --task video-anomaly --model anomalies
       hf-clip-variants predict chair.glb --model pointclip \\
         --labels "chair, table" --parts "leg, seat, back"
+      hf-clip-variants predict posts.csv --task news --model rumours
       hf-clip-variants predict clip.mp4 --task video-moments --model videos \\
         --labels "pour water, stir"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
@@ -208,7 +215,9 @@ def predict(
     elif (
         run is model is adapter is None
         and inputs
-        and (task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, *VIDEO_TASKS) or is_model_folder(inputs[0]))
+        and (
+            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, NEWS, *VIDEO_TASKS) or is_model_folder(inputs[0])
+        )
     ):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -235,6 +244,15 @@ def predict(
         return _exit(*classify_files(inputs or _lines(), model, labels or classes, templates, **files, **shown))
     if given := [name for name, value in (("--parts", parts), ("--up-axis", up_axis)) if value]:
         raise ValueError(f"{given[0]}: got it for images; it is for clouds of points (--task points)")
+    if task == NEWS or (task is None and has_post_model(model)):
+        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--labels": labels}
+        wrong |= {"--templates": templates, "--reject": reject, "--threshold": threshold, "--background": background}
+        wrong |= {"--window": window, "--masks": masks, "--fps": fps}
+        if given := [name for name, value in wrong.items() if value]:
+            raise ValueError(f"{given[0]}: got it for posts, whose classes are the model's")
+        common = {"top": top or 1, "out": out, "batch_size": batch_size, "device": device}
+        as_json = json or format == "json"
+        return _exit(*classify_post_files(inputs or _lines(), model, as_json=as_json, **common), "posts")
     if task in VIDEO_TASKS:
         wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
         wrong |= {"--threshold": threshold, "--window": window, "--masks": masks}

@@ -20,6 +20,10 @@ _INPUTS = {
     "input_ids": "input_ids",
     "text": "input_ids",
     "attention_mask": "attention_mask",
+    "token_type_ids": "token_type_ids",
+    "clip_input_ids": "clip_input_ids",
+    "clip_attention_mask": "clip_attention_mask",
+    "image_mask": "image_mask",
     "input_features": "input_features",
     "audio": "input_features",
     "pixel_values_videos": "pixel_values_videos",
@@ -38,6 +42,8 @@ def random_images(size: int) -> torch.Tensor:
 def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str, torch.Tensor]:
     """The same noise image or video each time, the format's prompts (random tokens without a tokenizer) and its own
     inputs."""
+    if _reads_posts(model):
+        return format.example_inputs() | _example_posts(model)
     size, text = model.config.vision_config.image_size, model.config.text_config
     generator, of_videos = torch.Generator().manual_seed(0), _reads_videos(model)
     if tokenizer is not None:
@@ -56,6 +62,22 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
         pixels = _example_features(model) or pixels
         inputs = pixels | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return format.example_inputs() | inputs
+
+
+def _reads_posts(model) -> bool:
+    """Two texts, one of them for a dual encoder inside of it, and an image each."""
+    return hasattr(model, "dual_encoder")
+
+
+def _example_posts(model) -> dict[str, torch.Tensor]:
+    """Two posts of random tokens and noise."""
+    generator, dual = torch.Generator().manual_seed(0), model.config.dual_encoder_config
+    end = model.family.padding_id(dual)
+    ids = torch.randint(1, model.config.text_config.vocab_size, (2, 3), generator=generator)
+    clip_ids = torch.randint(1, min(end, dual.text_config.vocab_size) or 2, (2, 5), generator=generator)
+    clip_ids[:, -1] = end
+    images = random_images(model.family.image_size(dual))
+    return {"input_ids": ids, "clip_input_ids": clip_ids, "pixel_values": images}
 
 
 def _reads_videos(model) -> bool:
@@ -82,6 +104,10 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
     pixels, audio = inputs.get("pixel_values"), inputs.get("input_features")
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     found = {}
+    if _reads_posts(base):
+        output = model(**inputs)
+        names = ("logits", "similarity", "modality_weights", "layer_attention")
+        return {name: output[name].float() for name in names}
     if _reads_videos(base):
         return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
     if hasattr(base, "point_text_logits"):

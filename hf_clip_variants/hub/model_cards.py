@@ -83,6 +83,14 @@ from transformers import pipeline
 points = np.random.default_rng(0).normal(size=(2048, 3))  # yours, with +y up: an array, or the path of a mesh
 print({verb}(points, candidate_labels=["chair", "table"]))"""
 
+_POSTS_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+{verb} = pipeline("{task}", model={repo_id}{arguments})
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print({verb}("a fire in the town", image))"""
+
 _ADAPTER = """\
 import torch
 from hf_clip_variants import load_adapter
@@ -266,6 +274,8 @@ def _snippet(
         task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
+    if "AutoModelForSequenceClassification" in row.auto_classes:
+        zero_shot, verb = _POSTS_PIPELINE, "classify"
     names = values.get("architectures") or ()
     if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
         zero_shot = _VIDEO_CLASSIFIER

@@ -45,6 +45,10 @@ TASKS = {
         "AutoModel",
         "point_processor",
     ),
+    "text-and-image-classification": OwnTask(
+        "modeling.fnd_clip.text_and_image_classification.TextAndImageClassificationPipeline",
+        "AutoModelForSequenceClassification",
+    ),
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",

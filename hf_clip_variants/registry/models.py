@@ -15,6 +15,8 @@ _CLIP_PAPER = Paper(
 _CLIP_RESNET = "modeling.clip_resnet.modeling_clip_resnet:CLIPResNet"
 _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
+_FND_CLIP = "modeling.fnd_clip.modeling_fnd_clip:FNDCLIPForSequenceClassification"
+
 _VILD = "modeling.vild.modeling_vild:ViLD"
 
 _GLIP = "modeling.glip.modeling_glip:GLIP"
@@ -28,6 +30,7 @@ _DENSE_PROCESSOR = "modeling.dense.processing_dense:DenseProcessor"
 _DENSE_IMAGE_PROCESSORS = {"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"}
 
 # Of several formats.
+_DUAL_ENCODER = Option("dual_encoder", str, "the CLIP that it was trained with, folder or Hub id.")
 _CLASSES_IN_FILE = Option("classes", str, "names of the classes in the file, with commas between them, or a file.")
 
 _VIDEO_ANOMALY_CLIP = "modeling.video_anomaly_clip.modeling_video_anomaly_clip:VideoAnomalyClipModel"
@@ -366,6 +369,41 @@ MODELS = (
         point_processor="modeling.points.point_processing:PointCloudProcessor",
     ),
     Method(
+        name="fnd_clip",
+        kind="model",
+        title="FND-CLIP",
+        paper=Paper(
+            "Multimodal Fake News Detection via CLIP-Guided Learning",
+            "2205.14304",
+            2022,
+            "Zhou, Yangming and Ying, Qichao and Qian, Zhenxing and Li, Sheng and Zhang, Xinpeng",
+        ),
+        code=OfficialCode("zhouyangming/FND-CLIP-Fake-News-Detection", None),
+        task="text-and-image-classification",
+        summary="Posts of a text and an image sorted into classes such as rumour or not, with the reasons.",
+        config="modeling.fnd_clip.configuration_fnd_clip:FNDCLIPConfig",
+        model=_FND_CLIP,
+        auto_classes={"AutoModel": _FND_CLIP, "AutoModelForSequenceClassification": _FND_CLIP},
+        processor="modeling.fnd_clip.processing_fnd_clip:FNDCLIPProcessor",
+        checkpoints=(
+            CheckpointEntry(
+                "fnd_clip",
+                "FND-CLIP",
+                "modeling.fnd_clip.convert_fnd_clip:CHECKPOINTS",
+                (
+                    Option(
+                        "bert",
+                        str,
+                        "the BERT that it was trained with, folder or Hub id.",
+                        default="bert-base-chinese",
+                    ),
+                    _DUAL_ENCODER,
+                    _CLASSES_IN_FILE,
+                ),
+            ),
+        ),
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",
@@ -393,7 +431,7 @@ MODELS = (
                 "modeling.vild.convert_vild:CHECKPOINTS",
                 (
                     Option("variant", ("text", "vild"), "of a file with one branch.", default="vild"),
-                    Option("dual_encoder", str, "the CLIP whose text encoder it was trained with, folder or Hub id."),
+                    _DUAL_ENCODER,
                     _CLASSES_IN_FILE,
                 ),
             ),

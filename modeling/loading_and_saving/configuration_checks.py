@@ -202,6 +202,8 @@ def _check_named(where: str, name: str, value: object, fewest_labels: int = 1) -
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, int | float) and one < 0:
                 raise ValueError(f"{full}: {_short(value)}, expected a number of at least 0")
+    if name in ("output_hidden_states", "output_attentions") and isinstance(value, str | float | Mapping):
+        raise ValueError(f"{full}: {_short(value)}, expected true or false")
     if name in ("image_size", "patch_size") and isinstance(value, list | tuple) and len(value) != 2:
         raise ValueError(f"{full}: {_short(value)}, expected a number of pixels, or two: height and width")
     if value is None and name in _NEVER_NONE:

@@ -3,17 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from transformers import Pipeline
-
-from ..dual_encoders.prompts import resolve_class_names, resolve_templates
-from .class_texts import class_features
+from .zero_shot_media_classification import ZeroShotMediaClassificationPipeline, check_labels_given
 
 
 TASK = "zero-shot-video-classification"
 
 
-class ZeroShotVideoClassificationPipeline(Pipeline):
+class ZeroShotVideoClassificationPipeline(ZeroShotMediaClassificationPipeline):
     """
     Scores labels that are named when it is called.
 
@@ -37,19 +33,8 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = None
 
-    def __init__(self, **kwargs):
-        for part in ("video_processor", "tokenizer"):  # before transformers looks at the options of a call
-            if kwargs.get(part) is None:
-                kwargs[part] = getattr(kwargs.get("processor"), part, None)
-            if kwargs[part] is None:
-                raise ValueError(f"{part}: none; pass one, or a processor, to pipeline(...)")
-        super().__init__(**kwargs)
-        if not hasattr(self.model, "video_text_logits"):
-            raise ValueError(
-                f"model: {type(self.model).__name__} does not compare videos with texts; want a model of "
-                "hf_clip_variants for this task"
-            )
-        self._encoded: dict[tuple, torch.Tensor] = {}
+    reader, compares, media = "video_processor", "video_text_logits", "videos"
+    tensors = ("pixel_values_videos", "video_mask")
 
     def __call__(self, videos=None, candidate_labels=None, **kwargs: Any):
         """
@@ -73,67 +58,17 @@ class ZeroShotVideoClassificationPipeline(Pipeline):
 
         if videos is None:
             raise ValueError("videos: got None, expected a video or a list of them")
-        if candidate_labels is None:
-            raise ValueError("candidate_labels: missing, expected a list of labels, or a string with commas")
-        self._encoded = {}  # weights may have changed since
+        check_labels_given(candidate_labels)
         found = list_videos(videos)
         is_one = len(found) == 1 and found[0] is videos
-        inputs = [{"video": video} for video in found]
-        kwargs["candidate_labels"] = candidate_labels
-        return super().__call__(inputs[0] if is_one else inputs, **kwargs)
+        return self.classify([{"video": video} for video in found], is_one, candidate_labels, **kwargs)
 
-    def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None, **video_options):
-        unknown = sorted(set(video_options) - set(self.video_processor.valid_kwargs.__annotations__))
-        if unknown:
-            raise TypeError(f"{', '.join(unknown)}: unknown, expected an option of the video processor or batch_size")
-        text = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
-        text = {name: value for name, value in text.items() if value is not None}
-        return {"video_options": video_options} if video_options else {}, text, text | {"top_k": top_k}
+    def known_options(self):
+        return self.video_processor.valid_kwargs.__annotations__
 
-    def preprocess(self, inputs, video_options: Mapping | None = None):
-        pixels = self.video_processor([inputs["video"]], return_tensors="pt", **(video_options or {}))
-        return {"item": {name: pixels[name] for name in ("pixel_values_videos", "video_mask")}}
-
-    def _forward(self, model_inputs, candidate_labels=None, hypothesis_template=None):
-        items = model_inputs["item"]
-        single = isinstance(items, dict)
-        items = [items] if single else items
-        texts = self._texts(
-            _names(candidate_labels), resolve_templates(hypothesis_template or self._default_templates())
-        )
-        together: dict[tuple, list[int]] = {}
-        for place, item in enumerate(items):
-            together.setdefault(tuple(item["pixel_values_videos"].shape), []).append(place)
-        found: list = [None] * len(items)
-        for places in together.values():
-            pixels, mask = (
-                torch.cat([items[place][name] for place in places]) for name in ("pixel_values_videos", "video_mask")
-            )
-            logits = self.model.video_text_logits(pixels.to(self.device), texts, mask.to(self.device))
-            for place, row in zip(places, logits.float().softmax(-1).cpu(), strict=True):
-                found[place] = row
-        return {"scores": found[0] if single else found}
-
-    def postprocess(self, model_outputs, candidate_labels=None, hypothesis_template=None, top_k=None):
-        names, scores = _names(candidate_labels), model_outputs["scores"].flatten()  # (1, C) of a batch
-        order = scores.argsort(descending=True, stable=True).tolist()[:top_k]
-        return [{"label": names[index], "score": float(scores[index])} for index in order]
-
-    def _default_templates(self) -> list[str]:
-        return list(getattr(self.model, "default_templates", ("{}",)))
-
-    def _texts(self, names: list[str], templates: list[str]) -> torch.Tensor:
-        """`class_features` of the labels."""
-        key = tuple(names), tuple(templates)
-        if key not in self._encoded:
-            self._encoded[key] = class_features(self.model, self.tokenizer, names, templates, "candidate_labels")
-        return self._encoded[key]
-
-
-def _names(labels) -> list[str]:
-    if isinstance(labels, str):
-        labels = [label.strip() for label in labels.split(",") if label.strip()]
-    return resolve_class_names(labels)
+    def preprocess(self, inputs, reading: Mapping | None = None):
+        pixels = self.video_processor([inputs["video"]], return_tensors="pt", **(reading or {}))
+        return {"item": {name: pixels[name] for name in self.tensors}}
 
 
 __all__ = ["TASK", "ZeroShotVideoClassificationPipeline"]

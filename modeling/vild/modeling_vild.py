@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ResNetModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.image_transforms import corners_to_center_format
 from transformers.utils import can_return_tuple
@@ -18,6 +18,7 @@ from ..detection.inputs_detection import ImageTargets, check_tensor, content_siz
 from ..detection.region_features import region_features
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
+from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_vild import keep_best, make_anchors, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
@@ -82,12 +83,6 @@ class ViLDPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
                 init.normal_(module.background, std=self.config.initializer_range)
 
 
-class ViLDResNet(ResNetModel):
-    """transformers' ResNet, which has no attention and so takes any implementation of it."""
-
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-
-
 class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrainedModel):
     r"""
     ViLD (Gu et al. 2022): finds objects of classes that are texts, also of classes without any training box.
@@ -125,7 +120,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         super().__init__(config)
         self.family = family_of(config.dual_encoder_config.model_type)
         self.text_encoder = self._make_text_encoder() if self.has_text_encoder else None
-        self.backbone = ViLDResNet._from_config(config.backbone_config)
+        self.backbone = AnyAttentionResNet._from_config(config.backbone_config)
         self.pyramid = ViLDPyramid(config)
         self.proposal_head = ViLDRegionProposalHead(config)
         self.region_head = ViLDRegionHead(config)

@@ -147,6 +147,10 @@ def make_test_classes(row):
             tiny_tokenizer().save_pretrained(folder)
             return type(tiny_tokenizer()).from_pretrained(folder)  # a copy: tests change it
 
+        @classmethod
+        def _setup_clip_tokenizer(cls):
+            return cls._setup_tokenizer()
+
         def prepare_text_inputs(self, batch_size=None, modalities=None):
             """Labels are always a list where each image is compared with all of them."""
             found = super().prepare_text_inputs(batch_size, modalities)

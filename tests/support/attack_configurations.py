@@ -12,6 +12,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -257,7 +258,7 @@ def write_attacked(good: Path, target: Path, file: str, values: object) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for path in good.iterdir():
         if path.name != file and not (target / path.name).exists():
-            os.link(path, target / path.name)
+            (shutil.copytree if path.is_dir() else os.link)(path, target / path.name)
     (target / file).unlink(missing_ok=True)
     (target / file).write_text(json.dumps(values), encoding="utf-8")
     return target

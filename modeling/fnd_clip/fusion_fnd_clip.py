@@ -1,0 +1,142 @@
+"""FND-CLIP's own layers: which layer of BERT is read, three branches, and what each is worth for one post."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..dual_encoders.backbones import unit_norm
+from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
+
+
+# B posts, L states of BERT, H width of BERT, D joint width, R logits of the ResNet, E width of features
+
+
+def layer_attention(states: torch.Tensor, weights: torch.Tensor, over_batch: bool = False) -> torch.Tensor:
+    """(B, L, H) states of [CLS] and (L,) weights -> (B, L), which add up to 1: a softmax over the layers of weight
+    times sum of the state's numbers.
+
+    `over_batch`: the sum also runs over all posts, as in the published code, where a post's answer so depends on its
+    neighbours. That is not in the paper.
+    """
+    sums = states.float().sum(-1)
+    if over_batch:
+        sums = sums.sum(0, keepdim=True).expand_as(sums)
+    return (weights.float() * sums).softmax(-1)
+
+
+def cosine(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """(B, D), (B, D) -> (B,); 0 where one of them is zero."""
+    return (unit_norm(texts) * unit_norm(images)).sum(-1)
+
+
+class FNDCLIPBranch(nn.Module):
+    """(B, C) -> (B, E), not negative."""
+
+    def __init__(self, width: int, config: FNDCLIPConfig):
+        super().__init__()
+        self.input_layer = nn.Linear(width, config.shared_dim)
+        self.input_norm = nn.BatchNorm1d(config.shared_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output_layer = nn.Linear(config.shared_dim, config.feature_dim)
+        self.output_norm = nn.BatchNorm1d(config.feature_dim)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(F.relu(self.input_norm(self.input_layer(features))))
+        return F.relu(self.output_norm(self.output_layer(hidden)))
+
+
+class FNDCLIPModalityAttention(nn.Module):
+    """(B, 3, E) features of text, image and both -> (B, 3) weights in 0..1, from their means and largest numbers."""
+
+    def __init__(self):
+        super().__init__()
+        count = len(MODALITIES)
+        self.input_layer = nn.Linear(count, count)
+        self.output_layer = nn.Linear(count, count)
+
+    def scores(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.output_layer(F.gelu(self.input_layer(pooled)))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return (self.scores(rows.mean(-1)) + self.scores(rows.max(-1).values)).sigmoid()
+
+
+class FNDCLIPClassifier(nn.Module):
+    def __init__(self, config: FNDCLIPConfig):
+        super().__init__()
+        self.input_layer = nn.Linear(config.feature_dim, config.hidden_dim)
+        self.input_norm = nn.BatchNorm1d(config.hidden_dim)
+        self.hidden_layer = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.hidden_norm = nn.BatchNorm1d(config.hidden_dim)
+        self.output_layer = nn.Linear(config.hidden_dim, config.num_labels)
+
+    def forward(self, fused: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(self.input_norm(self.input_layer(fused)))
+        return self.output_layer(F.relu(self.hidden_norm(self.hidden_layer(hidden))))
+
+
+class FNDCLIPFusion(nn.Module):
+    """Everything behind the encoders: features of posts -> logits, and why (section 3 of the paper).
+
+    The paper standardises the similarity and puts it through a sigmoid; the published code, and this, learn a factor
+    and a summand, neither of which is limited.
+    """
+
+    def __init__(self, config: FNDCLIPConfig):
+        super().__init__()
+        self.config = config
+        joint = config.projection_dim
+        self.layer_weights = nn.Parameter(torch.rand(config.num_text_states))
+        self.similarity_factor = nn.Parameter(torch.rand(1))
+        self.similarity_summand = nn.Parameter(torch.rand(1))
+        self.text_branch = FNDCLIPBranch(config.hidden_size + joint, config)
+        self.image_branch = FNDCLIPBranch(config.backbone_config.num_labels + joint, config)
+        self.cross_branch = FNDCLIPBranch(2 * joint, config)
+        self.modality_attention = FNDCLIPModalityAttention()
+        self.classifier = FNDCLIPClassifier(config)
+
+    def forward(
+        self,
+        text_states: torch.Tensor,
+        clip_text_features: torch.Tensor,
+        clip_image_features: torch.Tensor,
+        image_logits: torch.Tensor,
+        image_mask: torch.Tensor | None = None,
+    ) -> Mapping[str, torch.Tensor]:
+        """Features, see `FNDCLIPForSequenceClassification.get_features`, -> `logits` (B, K), `similarity` (B,),
+        `modality_weights` (B, 3), `layer_attention` (B, L), `text_embeds`, `image_embeds`, `cross_embeds`,
+        `fused_embeds` (B, E) and `text_features` (B, H + D)."""
+        dtype = self.classifier.output_layer.weight.dtype
+        layers = layer_attention(text_states, self.layer_weights, self.config.batch_layer_attention)
+        read = (layers[..., None] * text_states.float()).sum(1).to(dtype)
+        texts, images, logits = (one.to(dtype) for one in (clip_text_features, clip_image_features, image_logits))
+        text_features = torch.cat([read, texts], -1)
+        text = self.text_branch(text_features)
+        image = self.image_branch(torch.cat([logits, images], -1))
+        similarity = cosine(texts, images)
+        cross = self.cross_branch(torch.cat([texts, images], -1))
+        cross = cross * (self.similarity_factor * similarity + self.similarity_summand)[:, None]
+        if image_mask is not None:  # without an image, the text alone is left
+            there = image_mask.to(dtype)
+            image, cross, similarity = image * there[:, None], cross * there[:, None], similarity * there
+        rows = torch.stack([text, image, cross], 1)
+        weights = self.modality_attention(rows)
+        if image_mask is not None:
+            weights = torch.cat([weights[:, :1], weights[:, 1:] * image_mask.to(dtype)[:, None]], 1)
+        fused = (weights[..., None] * rows).sum(1)
+        return {
+            "logits": self.classifier(fused),
+            "similarity": similarity,
+            "modality_weights": weights,
+            "layer_attention": layers.to(dtype),
+            "text_embeds": text,
+            "image_embeds": image,
+            "cross_embeds": cross,
+            "fused_embeds": fused,
+            "text_features": text_features,
+        }
+
+
+__all__ = ["FNDCLIPFusion", "cosine", "layer_attention"]
