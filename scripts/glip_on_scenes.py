@@ -1,6 +1,6 @@
 """GLIP on scenes of emoji: detection data alone, with grounding data, and with a teacher's labels of captions.
 
-    python scripts/glip_on_scenes.py --out scripts/results/glip            # all variants, seeds 1, 2, 3: half an hour
+    python scripts/glip_on_scenes.py --out scripts/results/glip            # all variants, seeds 1, 2, 3: an hour
     python scripts/glip_on_scenes.py --small --out /tmp/glip               # shows that everything runs
 
 Three kinds of classes. "Detection" classes have boxes with class names; "sentence" classes only occur in captions
@@ -10,17 +10,18 @@ detection   boxes with class names
 mixed       and captions whose phrases have boxes
 longer      the mixed model, trained on with the same data
 student     the mixed model, trained on with the same data and with captions without boxes, whose noun phrases it has
-            found itself (`label_pairs`)
+            found itself (`label_pairs`); their images have the styles of those with boxes, and a third one
+adapted     the same, but the images of captions have the third style and the test's: nobody drew boxes there
 
-The first two start from the same random weights and see the same number of images (--steps), and so do the last two
+The first two start from the same random weights and see the same number of images (--steps), and so do the others
 (--more-steps, at a third of the rate); each is kept in OUT/seed-<seed>/. Pyramid, BERT, fusion, head, losses and
 prompts are GLIP's. In the place of its Swin transformer, which is trained on ImageNet before, is the embedded CLIP's
 image encoder, frozen, whose maps are computed once: from nothing, a Swin transformer learns nothing in a minute. BERT
 starts from nothing: it knows no word that it was not shown.
 
-Test scenes have another emoji style. Seed s chooses the classes, which are distinct for seeds 0 to 4, the scenes and
-the weights. Seed 0 is for development, with another test style; tables are made of the seeds that --seeds names
-(default 1, 2, 3).
+Test scenes have another emoji style than all images with boxes. Seed s chooses the classes, which are distinct for
+seeds 0 to 4, the scenes and the weights. Seed 0 is for development, with another test style; tables are made of the
+seeds that --seeds names (default 1, 2, 3).
 
 OUT/runs.jsonl gets a line for each variant and seed: AP of each kind of classes with all class names in the prompt,
 and R@1 of the phrases of test captions. OUT/table.md has means and standard deviations, OUT/curves.png the losses of
@@ -74,8 +75,10 @@ VARIANTS = {
     "mixed": "detection and grounding data (the teacher)",
     "longer": "the teacher, trained on",
     "student": "the teacher, trained on with its own labels of captions, too",
+    "adapted": "the same, with captions of images in the test's style",
 }
 KINDS = ("detection", "sentence", "pairs")
+CAPTIONS = {"student": "pairs", "adapted": "pairs-test-style"}  # the data that a variant labels itself
 STYLES = ("notov1", "fluentflat")  # of data with boxes
 PAIR_STYLE, TEST_STYLE = "emojione", "fluent3d"  # another one of captions alone, and of the test; seed 0: exchanged
 SHOWN = 4  # test scenes on the picture
@@ -90,16 +93,21 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--scenes", type=int, default=800, help="with boxes of class names")
     parser.add_argument("--captions", type=int, default=800, help="scenes with captions whose phrases have boxes")
-    parser.add_argument("--pairs", type=int, default=800, help="scenes with captions and no box")
-    parser.add_argument("--test-scenes", type=int, default=120)
+    parser.add_argument("--pairs", type=int, default=4000, help="scenes with captions and no box")
+    parser.add_argument("--test-scenes", type=int, default=400)
     parser.add_argument("--classes", type=int, default=9)
     parser.add_argument("--objects", default="1,3", help="fewest and most in a scene")
     parser.add_argument("--object-size", default="0.35,0.55", help="smallest and largest, as a share of the side")
     parser.add_argument("--backgrounds", default="plain")
-    parser.add_argument("--threshold", type=float, default=0.45, help="smallest score of a pseudo-label")
-    parser.add_argument("--phrase-nms", type=float, metavar="IOU", help="of pseudo-labels: a thing has one name")
+    parser.add_argument("--threshold", type=float, default=0.3, help="smallest score of a pseudo-label")
     parser.add_argument(
-        "--every-phrase", action="store_true", help="only captions whose phrases all have a pseudo-label"
+        "--phrase-nms", type=float, default=0.5, metavar="IOU", help="of pseudo-labels: a thing has one name"
+    )
+    parser.add_argument(
+        "--every-phrase",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="only captions whose phrases all have a pseudo-label",
     )
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--more-steps", type=int, default=1000, help="of a model that is trained on")
@@ -110,6 +118,7 @@ def parse(argv=None) -> argparse.Namespace:
     if options.small:
         options.scenes = options.captions = options.pairs = options.test_scenes = 8
         options.steps, options.more_steps, options.threshold, options.seeds = 2, 2, 0.001, "0"
+        options.every_phrase = False
     return options
 
 
@@ -195,6 +204,7 @@ class Run:
                 ("grounding", options.captions, STYLES, gold),
                 ("pairs", options.pairs, (*STYLES, other), self.names),
                 ("test", options.test_scenes, (test,), self.names),
+                ("pairs-test-style", options.pairs, (other, test), self.names),
             )
         ):
             if not (place / name).is_dir():
@@ -225,8 +235,8 @@ class Run:
         data = DetectionSet(data.images, marks, names)
         if variant != "detection":
             data = join_sets(data, load_grounding_set(self.folder / "data" / "grounding" / "annotations.json"))
-        if variant == "student":
-            data = join_sets(data, load_grounding_set(self.folder / "labels" / "grounding.json"))
+        if variant in CAPTIONS:
+            data = join_sets(data, load_grounding_set(self.labels(variant) / "grounding.json"))
         return data
 
     def maps(self, data: DetectionSet) -> torch.Tensor:
@@ -243,7 +253,7 @@ class Run:
         if path.is_file():
             model.load_state_dict(load_file(path), strict=False)
             return model.eval()
-        goes_on = variant in ("longer", "student")
+        goes_on = variant == "longer" or variant in CAPTIONS
         model = self.train("mixed") if goes_on else model
         steps, rate = (options.more_steps, options.lr / 3) if goes_on else (options.steps, options.lr)
         data = self.training_set(variant)
@@ -277,16 +287,21 @@ class Run:
         save_file({n: t.contiguous() for n, t in state.items() if not n.startswith("backbone.")}, path)
         return model.eval()
 
-    def label(self) -> dict[str, int]:
+    def labels(self, variant: str) -> Path:
+        """The folder of the teacher's boxes."""
+        return self.folder / ("labels" if variant == "student" else f"labels-{variant}")
+
+    def label(self, variant: str) -> dict[str, int]:
         """The teacher's boxes of what captions name."""
-        table, data = self.folder / "data" / "pairs.csv", self.load("pairs")
+        name = CAPTIONS[variant]
+        table, data = self.folder / "data" / f"{name}.csv", self.load(name)
         with table.open("w", newline="", encoding="utf-8") as file:
-            paths = [f"pairs/images/{number:06}.png" for number in range(len(data))]
+            paths = [f"{name}/images/{number:06}.png" for number in range(len(data))]
             csv.writer(file).writerows([("image", "caption"), *zip(paths, data.captions, strict=True)])
         pairs = open_pairs(table)
         options = {name: getattr(self.options, name) for name in ("threshold", "phrase_nms", "every_phrase")}
         options |= {"batch_size": 16, "part_size": 1000}
-        found = label_pairs(self.train("mixed"), self.processor, pairs, self.folder / "labels", **options)
+        found = label_pairs(self.train("mixed"), self.processor, pairs, self.labels(variant), **options)
         return {"labelled_images": found.images, "labels": found.boxes}
 
     # ---- numbers and pictures
@@ -339,8 +354,8 @@ class Run:
             if (variant, self.seed) in done:
                 continue
             start, line = time.process_time(), {"variant": variant, "seed": self.seed}
-            if variant == "student":
-                line |= self.label()
+            if variant in CAPTIONS:
+                line |= self.label(variant)
             model = self.train(variant)
             line |= {"cpu_seconds": round(time.process_time() - start, 1)}
             line |= {name: round(value, 4) for name, value in self.evaluate(model, variant).items()}
@@ -371,7 +386,8 @@ def table(out: Path) -> str:
         text += "\n"
     for row in lines:
         if "labels" in row:
-            text += f"Seed {row['seed']}: {row['labels']} boxes in {row['labelled_images']} images by the teacher.\n"
+            found = f"{row['labels']} boxes in {row['labelled_images']} images by the teacher"
+            text += f"Seed {row['seed']}, {row['variant']}: {found}.\n"
     return text
 
 

@@ -118,7 +118,7 @@ class FrameSampling:
         if fps is None:
             raise ValueError(
                 "fps: got none for frames without times, expected frames a second: rule whole_seconds, start and end "
-                "count in seconds"
+                "count in seconds; do_sample_frames=False takes all frames"
             )
         if self.rule == "per_second" and self.frame_numbers:
             return self.numbered_frames(total, fps)

@@ -20,11 +20,11 @@ def test_a_stopped_run_goes_on_and_the_table_is_of_its_lines(script, tmp_path):
     options = ["--small", "--out", str(tmp_path), "--variants"]
     script.main([*options, "mixed"])
     first = (tmp_path / "runs.jsonl").read_text().splitlines()
-    script.main([*options, "detection,mixed,longer,student"])
+    script.main([*options, "detection,mixed,longer,student,adapted"])
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert lines[: len(first)] == first  # what is done is not done again
     runs = {run["variant"]: run for run in map(json.loads, lines)}
-    assert set(runs) == set(script.VARIANTS) and len(lines) == 4
+    assert set(runs) == set(script.VARIANTS) and len(lines) == 5
     assert all(0 <= run[name] <= 1 for run in runs.values() for name in ("AP", "detection/AP50", "R@1"))
     table = (tmp_path / "table.md").read_text()
     for variant, run in runs.items():

@@ -10,6 +10,7 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 FOUND = [
     ("processor videoclip", "video_processor.do_sample_frames", 3),
+    ("processor videoclip", "video_processor.do_sample_frames", True),
     ("videoclip", "video_config.vocab_size", 1),
     ("actionclip", "vision_config.image_size", 25),
     ("actionclip", "text_config.max_position_embeddings", 2),
