@@ -41,6 +41,9 @@ from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPRe
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
+from .modeling.depthclip.configuration_depthclip import DepthCLIPConfig as DepthCLIPConfig
+from .modeling.depthclip.image_processing_depthclip import DepthCLIPImageProcessor as DepthCLIPImageProcessor
+from .modeling.depthclip.modeling_depthclip import DepthCLIPForDepthEstimation as DepthCLIPForDepthEstimation
 from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig
 from .modeling.glip.image_processing_glip import GLIPImageProcessor as GLIPImageProcessor
 from .modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection as GLIPForZeroShotObjectDetection

@@ -232,7 +232,7 @@ class DenseImageProcessor(TorchvisionBackend):
         if label_map.shape != original:
             height, width = label_map.shape
             raise ValueError(f"{what}: {width} x {height} pixels, its image has {original[1]} x {original[0]}")
-        rows, columns = (_nearest(*edges) for edges in zip(original, target, strict=True))
+        rows, columns = (nearest_pixels(*edges) for edges in zip(original, target, strict=True))
         label_map = torch.from_numpy(label_map[rows[:, None], columns].astype(np.int64))
         if do_reduce_labels:
             ignored = (label_map == 0) | (label_map == ignore_index)
@@ -299,7 +299,7 @@ def _as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
     return image.contiguous()
 
 
-def _nearest(length: int, target: int) -> np.ndarray:
+def nearest_pixels(length: int, target: int) -> np.ndarray:
     """(target,) the pixel of an edge of `length` at each pixel's centre, as torch's "nearest-exact"."""
     return np.minimum(((np.arange(target) + 0.5) * (length / target)).astype(np.int64), length - 1)
 
@@ -353,4 +353,4 @@ def _check_own(settings: dict) -> None:
         raise ValueError(f"ignore_index: {settings['ignore_index']!r}, expected a whole number")
 
 
-__all__ = ["DenseImageProcessor", "DenseImageProcessorKwargs"]
+__all__ = ["DenseImageProcessor", "DenseImageProcessorKwargs", "nearest_pixels"]
