@@ -3,8 +3,9 @@
 import math
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPConfig, PreTrainedConfig
+from transformers import CLIPConfig, CLIPTextConfig, PreTrainedConfig
 
+from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..dual_encoders.configuration_over_backbone import OverBackbone
 from ..loading_and_saving.configuration_checks import checked
 
@@ -79,6 +80,8 @@ class DepthCLIPConfig(OverBackbone, CLIPConfig):
     """
 
     model_type = "clipv-depthclip"
+    # Of the default backbone; `make_encoder_configs` makes those of the other one.
+    sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPResNetVisionConfig}
     keys_to_ignore_at_inference = ["word_logits", "hidden_states", "attentions"]
 
     text_config: dict | PreTrainedConfig | None = None

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.backbone_utils import filter_output_hidden_states
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dense.sliding_window import pad_to_multiple
@@ -37,7 +39,7 @@ class DepthCLIPOutput(ModelOutput):
         word_logits: (B, K, h, w), float32: how near each location is to each word, over the temperature; a softmax
             over K gives the shares of the words. Of the image itself, not of its mirror image; where H and W are no
             multiples of the stride, with the locations of the padding.
-        hidden_states, attentions: of the image encoder, with the rows of the mirror images behind those of the images.
+        hidden_states, attentions: of the image encoder, of the images and not of their mirror images.
     """
 
     loss: torch.FloatTensor | None = None
@@ -67,6 +69,11 @@ def text_weights(features: torch.Tensor) -> torch.Tensor:
 def expected_depth(word_logits: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
     """(B, K, h, w) and (K,) -> (B, h, w): the mean of the depths, weighted by the softmax over words."""
     return (word_logits.float().softmax(1) * bins.float().view(-1, 1, 1)).sum(1)
+
+
+def _first(tensors: tuple[torch.Tensor, ...] | None, count: int) -> tuple[torch.Tensor, ...] | None:
+    """The first `count` rows of each; the tensors themselves where they have no others, for gradients."""
+    return tensors and tuple(one if len(one) == count else one[:count] for one in tensors)
 
 
 # ---- model
@@ -215,7 +222,7 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
         training = self.training
         self.eval()
         try:
-            features = self.get_text_features(**tokens)
+            features = self.get_text_features(**tokens).pooler_output
         finally:
             self.train(training)
         self._store(wanted, text_weights(features.unflatten(0, (len(texts), -1))), texts)
@@ -266,14 +273,19 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
         for name in filter(None, ("text_model", self.family.text_projection)):
             setattr(self.clip, name, None)
 
+    @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """(N, L) token ids -> (N, C), not normalised. ValueError without a text encoder."""
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """As in `CLIPModel`: `pooler_output` (N, C), not normalised. ValueError without a text encoder."""
         self._check_text_encoder()
         text = self.config.text_config
         check_token_ids(input_ids, text.vocab_size, longest=text.max_position_embeddings)
-        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        kwargs["return_dict"] = True
+        return self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _check_text_encoder(self) -> None:
         if self.config.text_encoder_dropped:
@@ -379,6 +391,7 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
         return min(_AROUND // stride or 1, width // stride) * stride if self.config.panorama else 0
 
     @can_return_tuple
+    @filter_output_hidden_states
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -430,8 +443,8 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
             loss=loss,
             predicted_depth=full,
             word_logits=logits[:count, :, :, start : start + seen],
-            hidden_states=recorded.get("hidden_states"),
-            attentions=recorded.get("attentions"),
+            hidden_states=_first(recorded.get("hidden_states"), count),
+            attentions=_first(recorded.get("attentions"), count),
         )
 
     def _loss(self, depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

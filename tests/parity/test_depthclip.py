@@ -41,7 +41,7 @@ def whole():
 
 
 def with_words(fixture, model):
-    features = model.get_text_features(fixture.inputs["text_ids"])
+    features = model.get_text_features(fixture.inputs["text_ids"]).pooler_output
     return model.set_depth_embeddings(text_weights(features.unflatten(0, (len(model.config.depth_words), -1))))
 
 
