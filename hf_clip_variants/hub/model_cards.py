@@ -83,6 +83,14 @@ from transformers import pipeline
 points = np.random.default_rng(0).normal(size=(2048, 3))  # yours, with +y up: an array, or the path of a mesh
 print({verb}(points, candidate_labels=["chair", "table"]))"""
 
+_DEPTH_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+estimate = pipeline("depth-estimation", model={repo_id}{arguments})
+image = Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL
+print(estimate(image)["predicted_depth"])"""
+
 _ADAPTER = """\
 import torch
 from hf_clip_variants import load_adapter
@@ -266,6 +274,8 @@ def _snippet(
         task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
+    if row.task == "depth-estimation":
+        zero_shot = _DEPTH_PIPELINE
     names = values.get("architectures") or ()
     if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
         zero_shot = _VIDEO_CLASSIFIER

@@ -16,7 +16,7 @@ TEMPLATE = "This {object} is {distance}"
 PROJECTIONS = ("official", "attnpool_value")
 LEARNABLE_PARTS = ("bins", "words", "temperature")
 _RESNET = "clipv-clip_resnet"
-_BACKBONES = (_RESNET, "clip")
+BACKBONES = (_RESNET, "clip")  # families whose feature maps are read
 _MOST_WORDS, _MOST_TEMPLATES, _LONGEST_TEXT = 1024, 256, 10_000
 _LARGEST_DEPTH = 1e6
 
@@ -80,6 +80,7 @@ class DepthCLIPConfig(OverBackbone, CLIPConfig):
     """
 
     model_type = "clipv-depthclip"
+    backbones = BACKBONES
     # Of the default backbone; `make_encoder_configs` makes those of the other one.
     sub_configs_defaults = {"text_config": CLIPTextConfig, "vision_config": CLIPResNetVisionConfig}
     keys_to_ignore_at_inference = ["word_logits", "hidden_states", "attentions"]
@@ -139,9 +140,9 @@ class DepthCLIPConfig(OverBackbone, CLIPConfig):
         ]
 
     def validate_backbone(self):
-        if self.backbone_model_type not in _BACKBONES:
+        if self.backbone_model_type not in BACKBONES:
             raise ValueError(
-                f"backbone_model_type: {self.backbone_model_type!r}, expected one of {', '.join(_BACKBONES)}: depth "
+                f"backbone_model_type: {self.backbone_model_type!r}, expected one of {', '.join(BACKBONES)}: depth "
                 "is read from the locations of their feature maps"
             )
         if self.feature_projection not in PROJECTIONS:
@@ -209,4 +210,4 @@ class DepthCLIPConfig(OverBackbone, CLIPConfig):
             raise ValueError(f"learnable_parts: {parts}, expected each once")
 
 
-__all__ = ["BIN_CENTERS", "DEPTH_WORDS", "LEARNABLE_PARTS", "PROJECTIONS", "TEMPLATE", "DepthCLIPConfig"]
+__all__ = ["BACKBONES", "BIN_CENTERS", "DEPTH_WORDS", "LEARNABLE_PARTS", "PROJECTIONS", "TEMPLATE", "DepthCLIPConfig"]
