@@ -50,7 +50,7 @@ def draw_depth(
         title: above the legend.
 
     >>> draw_depth(Image.new("RGB", (60, 40)), np.full((40, 60), 2.0), [("near", 1.0, 0.5), ("far", 3.0, 0.5)]).height
-    52
+    40
     """
     depth = np.asarray(depth, dtype=np.float64)
     if depth.shape != image.size[::-1]:

@@ -63,7 +63,9 @@ def estimate_files(
 ) -> tuple[int, int]:
     """Estimates depth, prints it, writes pictures and depth maps: (images that are broken, images)."""
     if model is None:
-        raise ValueError("--model: missing; want a DepthCLIP, or a CLIP to make one of: folder or Hub id")
+        raise ValueError(
+            "--model: missing; want a model that reads depth by words, or a CLIP to make one of: folder or Hub id"
+        )
     out = OUT if out is None else out
     check_out("--out", out)
     words = None if labels is None else words_with_depths(labels)
