@@ -35,7 +35,6 @@ from hf_clip_variants.annotations.depth_pictures import draw_depth
 from hf_clip_variants.data.scenes.depth_scenes import DepthSceneMaker
 from hf_clip_variants.data.scenes.scenes import SceneMaker
 from hf_clip_variants.metrics.depth import kitti_depth_metrics, order_accuracy
-from hf_clip_variants.modeling.dense.sliding_window import pad_to_multiple
 from hf_clip_variants.modeling.depthclip.configuration_depthclip import DEPTH_WORDS
 
 
@@ -82,13 +81,29 @@ def random_like(clip, seed: int):
     return type(clip)(clip.config).eval()
 
 
+_KEPT: dict[tuple, torch.Tensor] = {}
+
+
+def remember_features(model, clip) -> None:
+    """The image encoder is frozen: features of the same images are computed once, for all models of this CLIP."""
+    compute = model.get_patch_features
+
+    def kept(images, **options):
+        key = id(clip), model.config.feature_projection, hash(images.numpy().tobytes())
+        if key not in _KEPT:
+            with torch.no_grad():
+                _KEPT[key] = torch.cat([compute(one)[0] for one in images.split(8)])
+        return _KEPT[key], {}
+
+    model.get_patch_features = kept
+
+
 @torch.no_grad()
 def predict(model, processor, images: list[Image.Image]) -> np.ndarray:
-    found = []
-    for image in images:
-        outputs = model.eval()(**processor(image, return_tensors="pt"))
-        found.append(processor.post_process_depth_estimation(outputs, [image.size[::-1]])[0]["predicted_depth"])
-    return torch.stack(found).numpy()
+    """(B, H, W) of images of one size."""
+    outputs = model.eval()(**processor(images, return_tensors="pt"))
+    found = processor.post_process_depth_estimation(outputs, [image.size[::-1] for image in images])
+    return torch.stack([one["predicted_depth"] for one in found]).numpy()
 
 
 def calibrated(clip, tokenizer, processor, images, depth, bins, parts: list[str], **options):
@@ -97,10 +112,7 @@ def calibrated(clip, tokenizer, processor, images, depth, bins, parts: list[str]
         clip, tokenizer, bin_centers=bins, learnable_parts=parts, align_corners=False, temperature=1.0, **options
     )
     batch = processor(images, list(depth), return_tensors="pt")
-    with torch.no_grad():
-        whole = pad_to_multiple(torch.cat([batch.pixel_values, batch.pixel_values.flip(-1)]), model.config.stride)
-        kept = torch.cat([model.get_patch_features(one)[0] for one in whole.split(8)])
-    model.get_patch_features = lambda *_, **__: (kept, {})  # frozen: computed once
+    remember_features(model, clip)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=RATE)
     model.train()
     for _ in range(STEPS):
@@ -108,7 +120,6 @@ def calibrated(clip, tokenizer, processor, images, depth, bins, parts: list[str]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    del model.get_patch_features
     return model.eval()
 
 
@@ -181,6 +192,7 @@ def read_zero_shot(clip, tokenizer, images, depth, processor, seed: int) -> dict
     ):
         options = {"feature_projection": projection, "logit_scale": scale, "temperature": 1.0, "align_corners": False}
         reader = DepthCLIPForDepthEstimation.from_clip(model, tokenizer, bin_centers=bins, **options)
+        remember_features(reader, model)
         found[name] = scores(predict(reader, processor, images), depth)
     return found
 
@@ -226,6 +238,7 @@ def few_shot(clip, tokenizer, processor, labelled, test, bins, seed: int) -> dic
     spread = float(np.sqrt(bins[0] * bins[-1]))
     found["constant, the middle of the bins"] = scores(np.full_like(test_depths, spread), test_depths)
     plain = DepthCLIPForDepthEstimation.from_clip(clip, tokenizer, bin_centers=bins, align_corners=False)
+    remember_features(plain, clip)
     found["zero-shot"] = scores(predict(plain, processor, test_images), test_depths)
     other = random_like(clip, seed)
     for shots in SHOTS:
@@ -334,6 +347,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(title, *[f"\n  {name}: {values}" for name, values in found.items()], flush=True)
 
     for seed in seeds:
+        _KEPT.clear()
         test = scenes("test", TEST_SCENES, seed)
         if "captions" in given.parts:
             trained = train_on_captions(tokenizer, seed)
