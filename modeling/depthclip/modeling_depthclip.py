@@ -300,8 +300,8 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
             raise ValueError("depth_words: not encoded yet; call set_depth_words(tokenizer)")
         if self.config.encoded_texts != self.config.texts:
             raise ValueError(
-                f"depth_words, templates: {str(self.config.depth_words)[:80]} are not those whose embeddings are "
-                "stored; call set_depth_words(tokenizer)"
+                f"depth_words, templates, object_word: {str(self.config.texts)[:80]} are not the texts whose "
+                "embeddings are stored; call set_depth_words(tokenizer)"
             )
         return self.depth_embeddings
 

@@ -83,7 +83,9 @@ def test_words_bins_and_templates_are_data_that_is_saved_and_checked(tmp_path):
     scaled = AutoModelForDepthEstimation.from_pretrained(tmp_path, bin_centers=[2.0, 18.0])
     torch.testing.assert_close(depth_of(scaled, images), 2 * depth_of(model, images))
     other = AutoModelForDepthEstimation.from_pretrained(tmp_path, depth_words=["close", "remote"])
-    with pytest.raises(ValueError, match="depth_words, templates: .*are not those whose embeddings are stored"):
+    with pytest.raises(
+        ValueError, match="depth_words, templates, object_word: .*are not the texts whose embeddings are"
+    ):
         other(images)
     assert other.set_depth_words(tiny_tokenizer())(images).predicted_depth.isfinite().all()
 
