@@ -1,4 +1,4 @@
-"""scripts/depthclip_on_scenes.py at small sizes: calibration sees depth, its baselines do not; the table is written."""
+"""scripts/depthclip_on_scenes.py at small sizes: calibration sees depth, its baselines do not; the table."""
 
 import json
 import sys
