@@ -3,13 +3,14 @@
 import math
 
 import numpy as np
-import PIL.Image
 import torch
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
 
-from ..decoding.opening import open_regular
-from ..dense.image_processing_dense import DenseImageProcessor, nearest_pixels
+from ..dense.image_processing_dense import DenseImageProcessor, decoded_map, nearest_pixels
+
+
+_MODES = ("L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # of PIL images with a depth a pixel
 
 
 class DepthCLIPImageProcessor(DenseImageProcessor):
@@ -61,7 +62,9 @@ class DepthCLIPImageProcessor(DenseImageProcessor):
     def _label_map(self, given, index, original, target, max_pixels, **unused) -> torch.Tensor:
         """(*target) float32: the nearest pixel's depth; 0 where it is not known."""
         what = f"depth_maps[{index}]"
-        depth = _decoded_depth(given, what, max_pixels)
+        depth = decoded_map(given, what, max_pixels, _MODES, "iuf", "depths").astype(np.float64)
+        if (depth < 0).any():
+            raise ValueError(f"{what}: negative depths, expected 0 where the depth is not known")
         if depth.shape != original:
             height, width = depth.shape
             raise ValueError(f"{what}: {width} x {height} pixels, its image has {original[1]} x {original[0]}")
@@ -93,34 +96,6 @@ class DepthCLIPImageProcessor(DenseImageProcessor):
                 one = F.interpolate(one, size=size, mode="bilinear", align_corners=False)
             found.append({"predicted_depth": one[0, 0]})
         return found
-
-
-def _decoded_depth(given, what: str, max_pixels: int) -> np.ndarray:
-    """(H, W) float64 of a PIL image, an array, a tensor, or a file."""
-    try:
-        if isinstance(given, str):
-            with open_regular(given) as file, PIL.Image.open(file) as image:
-                return _decoded_depth(image, what, max_pixels)
-        if isinstance(given, PIL.Image.Image):
-            if math.prod(given.size) > max_pixels:
-                raise ValueError(f"{given.width} x {given.height} pixels, more than max_pixels={max_pixels}")
-            if given.mode not in ("L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"):
-                raise ValueError(f"mode {given.mode}, expected one number a pixel (L, P, I, I;16 or F)")
-        depth = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-        if depth.dtype.kind not in "iuf":
-            raise ValueError(f"numbers of type {depth.dtype}, expected depths")
-        if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[-1]):
-            depth = depth[0] if depth.shape[0] == 1 else depth[..., 0]
-        if depth.ndim != 2 or not depth.size:
-            raise ValueError(f"shape {list(depth.shape)}, expected [height, width]")
-        depth = depth.astype(np.float64)
-        if (depth < 0).any():
-            raise ValueError("negative depths, expected 0 where the depth is not known")
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's are of many kinds
-        raise ValueError(f"{what}: {error}") from error
-    return depth
 
 
 __all__ = ["DepthCLIPImageProcessor"]
