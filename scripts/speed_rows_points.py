@@ -37,8 +37,7 @@ def realistic_depth_maps(small: bool):
 
 
 def sparse_depth_maps(small: bool):
-    """Clouds to single points in perspective from ten views. The loop's arithmetic is that of all points at once, too:
-    what is left to gain is little."""
+    """Clouds to single points in perspective from ten views: one buffer for all maps, and only pixels with points."""
     from speed_rows import OURS, Row
 
     from hf_clip_variants.modeling.pointclip import projection_pointclip, projection_reference_pointclip
@@ -52,7 +51,7 @@ def sparse_depth_maps(small: bool):
             OURS: lambda: projection_pointclip.sparse_depth_maps(clouds, None, views, 224, 1.4),
             PLAIN: lambda: reference(clouds, views, 224, 1.4),
         },
-        {PLAIN: 1.0},
+        {PLAIN: 10.0},
         error=lambda ours, peer: (ours - peer).abs().max().item(),
         tolerance=1e-5,
     )

@@ -51,6 +51,7 @@ PATTERNS = method_patterns(row for row in methods() if row.name != "clip_classif
 # File or folder of a method -> other methods that it may name, and why.
 BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
+    "modeling/depthclip/": ({"clip_resnet"}, "its image encoder is a CLIP-ResNet, as in the paper"),
     "modeling/glipv2/": ({"glip"}, "GLIPv2 is a GLIP with more losses and heads"),
     "modeling/dual_encoders/template_sets.py": ({"actionclip"}, "its sixteen prompts are a named set of templates"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),

@@ -11,6 +11,7 @@ import typer
 from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_run
 from . import options
 from .arguments import check_device, check_model, check_templates
+from .depth import DEPTH, estimate_files, has_depth_model
 from .detection import detect_files
 from .news import NEWS, classify_post_files, has_post_model
 from .options import FLAG, RUNNING
@@ -24,6 +25,7 @@ from .video_moments import VIDEO_TASKS, check_video_task, find_in_videos
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
 BATCH = 32  # images in one pass
+_WITH_MODEL_FIRST = (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, *VIDEO_TASKS)
 UNREADABLE = 1  # exit code when an image could not be read
 
 
@@ -64,12 +66,13 @@ def predict(
             "video-moments",
             "points",
             "news",
+            "depth",
         ]
         | None,
         typer.Option(
             metavar="NAME",
-            help="classification, segmentation, detection, points or news; of videos: video-anomaly, video-retrieval, "
-            "video-question-answering, video-steps, video-segmentation, video-moments.",
+            help="classification, segmentation, detection, depth, points or news; of videos: video-anomaly, "
+            "video-retrieval, video-question-answering, video-steps, video-segmentation, video-moments.",
             show_default="by the model",
         ),
     ] = None,
@@ -110,7 +113,8 @@ def predict(
         typer.Option(
             metavar="FILE",
             help="Write here, once all is done, instead of printing: .csv, .jsonl. For segmentation and "
-            "detection a folder of pictures, 'segments' or 'detections' by default; for video-anomaly 'anomalies'.",
+            "detection a folder of pictures, 'segments' or 'detections' by default; for video-anomaly 'anomalies', "
+            "for depth 'depth'.",
             show_default=False,
             rich_help_panel=RUNNING,
         ),
@@ -181,6 +185,10 @@ def predict(
     name, and says what counted: similarity of text and image, weights of the two and of both. Pictures go to --out,
     'posts' by default.
 
+    Depth of images is read by words (DepthCLIP), such as --labels "close=1, far=3"; the model's own by default. It
+    writes pictures/ with colours and depth_maps/ with 16 bits a pixel. A line has the nearest, median and farthest
+    depth, and the word that fits best. Depth Anything, in transformers, does it far better.
+
     Of videos, or of features of their seconds (.npy), --labels are texts: which video fits (video-retrieval), which
     answer fits (video-question-answering), when each step of a task happens, in their order (video-steps), what
     happens in each second (video-segmentation; --background is the score that a label must exceed), the moment of a
@@ -206,6 +214,7 @@ def predict(
       hf-clip-variants predict chair.glb --model pointclip \\
         --labels "chair, table" --parts "leg, seat, back"
       hf-clip-variants predict posts.csv --task news --model rumours
+      hf-clip-variants predict room.jpg --task depth --model depthclip
       hf-clip-variants predict clip.mp4 --task video-moments --model videos \\
         --labels "pour water, stir"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
@@ -216,7 +225,8 @@ def predict(
         run is model is adapter is None
         and inputs
         and (
-            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, NEWS, *VIDEO_TASKS) or is_model_folder(inputs[0])
+            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, NEWS, *VIDEO_TASKS)
+            or is_model_folder(inputs[0])
         )
     ):
         model, inputs = inputs[0], inputs[1:]
@@ -242,6 +252,15 @@ def predict(
         shown = {"parts": parts, "up_axis": up_axis, "top": top or 1, "as_json": json or format == "json"}
         files = {"adapter": adapter, "out": out, "device": device}
         return _exit(*classify_files(inputs or _lines(), model, labels or classes, templates, **files, **shown))
+    if task == DEPTH or (task is None and has_depth_model(model)):
+        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
+        wrong |= {"--reject": reject, "--threshold": threshold, "--background": background, "--window": window}
+        wrong |= {"--masks": masks, "--parts": parts, "--up-axis": up_axis, "--batch-size": batch_size, "--fps": fps}
+        wrong["--precision"] = None if precision == "float32" else precision
+        if given := [name for name, value in wrong.items() if value]:
+            raise ValueError(f"{given[0]}: got it for depth, which has no such option")
+        common = {"out": out, "device": device, "as_json": json or format == "json"}
+        return _exit(*estimate_files(inputs or _lines(), model, labels, templates, **common))
     if given := [name for name, value in (("--parts", parts), ("--up-axis", up_axis)) if value]:
         raise ValueError(f"{given[0]}: got it for images; it is for clouds of points (--task points)")
     if task == NEWS or (task is None and has_post_model(model)):

@@ -148,7 +148,11 @@ def _name_processor_classes(processor: Any, folder: Path) -> None:
             if _is_travelling(part) and name in values:
                 values[name]["auto_map"] = {auto_class: _reference(part)}
 
-    _edit_json(folder / "processor_config.json", add)
+    if (folder / "processor_config.json").is_file():
+        _edit_json(folder / "processor_config.json", add)
+    elif _is_travelling(processor):  # an image processor alone
+        entry = {"AutoImageProcessor": _reference(processor)}
+        _edit_json(folder / "preprocessor_config.json", lambda values: values.update(auto_map=entry))
     tokenizer = getattr(processor, "tokenizer", None)
     if _is_travelling(tokenizer):
         entry = {"AutoTokenizer": [None, _reference(tokenizer)]}

@@ -90,6 +90,13 @@ from transformers import pipeline
 {verb} = pipeline("{task}", model={repo_id}{arguments})
 image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print({verb}("a fire in the town", image))"""
+_DEPTH_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+estimate = pipeline("depth-estimation", model={repo_id}{arguments})
+image = Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL
+print(estimate(image)["predicted_depth"])"""
 
 _ADAPTER = """\
 import torch
@@ -276,6 +283,8 @@ def _snippet(
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
     if "AutoModelForSequenceClassification" in row.auto_classes:
         zero_shot, verb = _POSTS_PIPELINE, "classify"
+    if row.task == "depth-estimation":
+        zero_shot = _DEPTH_PIPELINE
     names = values.get("architectures") or ()
     if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
         zero_shot = _VIDEO_CLASSIFIER

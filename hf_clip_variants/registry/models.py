@@ -17,6 +17,7 @@ _AUDIOCLIP = "modeling.audioclip.modeling_audioclip:AudioCLIP"
 
 _FND_CLIP = "modeling.fnd_clip.modeling_fnd_clip:FNDCLIPForSequenceClassification"
 
+_DEPTHCLIP = "modeling.depthclip.modeling_depthclip:DepthCLIPForDepthEstimation"
 _VILD = "modeling.vild.modeling_vild:ViLD"
 
 _GLIP = "modeling.glip.modeling_glip:GLIP"
@@ -402,6 +403,24 @@ MODELS = (
                 ),
             ),
         ),
+    ),
+    Method(
+        name="depthclip",
+        kind="model",
+        title="DepthCLIP",
+        paper=Paper(
+            "Can Language Understand Depth?",
+            "2207.01077",
+            2022,
+            "Zhang, Renrui and Zeng, Ziyao and Guo, Ziyu and Li, Yafeng",
+        ),
+        code=OfficialCode("Adonis-galaxy/DepthCLIP", None),
+        task="depth-estimation",
+        summary="Depth of an image by sentences such as 'this object is far', without training: what CLIP knows.",
+        config="modeling.depthclip.configuration_depthclip:DepthCLIPConfig",
+        model=_DEPTHCLIP,
+        auto_classes={"AutoModel": _DEPTHCLIP, "AutoModelForDepthEstimation": _DEPTHCLIP},
+        image_processors={"torchvision": "modeling.depthclip.image_processing_depthclip:DepthCLIPImageProcessor"},
     ),
     Method(
         name="vild",

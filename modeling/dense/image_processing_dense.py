@@ -228,11 +228,11 @@ class DenseImageProcessor(TorchvisionBackend):
     def _label_map(self, given, index, original, target, ignore_index, do_reduce_labels, max_pixels, **unused):
         """(*target) int64: the nearest pixel's label, reduced if asked."""
         what = f"segmentation_maps[{index}]"
-        label_map = _decoded_map(given, what, max_pixels)
+        label_map = decoded_map(given, what, max_pixels)
         if label_map.shape != original:
             height, width = label_map.shape
             raise ValueError(f"{what}: {width} x {height} pixels, its image has {original[1]} x {original[0]}")
-        rows, columns = (_nearest(*edges) for edges in zip(original, target, strict=True))
+        rows, columns = (nearest_pixels(*edges) for edges in zip(original, target, strict=True))
         label_map = torch.from_numpy(label_map[rows[:, None], columns].astype(np.int64))
         if do_reduce_labels:
             ignored = (label_map == 0) | (label_map == ignore_index)
@@ -299,7 +299,7 @@ def _as_tensor(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
     return image.contiguous()
 
 
-def _nearest(length: int, target: int) -> np.ndarray:
+def nearest_pixels(length: int, target: int) -> np.ndarray:
     """(target,) the pixel of an edge of `length` at each pixel's centre, as torch's "nearest-exact"."""
     return np.minimum(((np.arange(target) + 0.5) * (length / target)).astype(np.int64), length - 1)
 
@@ -313,20 +313,32 @@ def _list_maps(maps, count: int) -> list:
     return maps
 
 
-def _decoded_map(given, what: str, max_pixels: int) -> np.ndarray:
-    """(H, W) whole numbers of a PIL image (of a palette, its indices), an array, a tensor, or a file."""
+def decoded_map(
+    given,
+    what: str,
+    max_pixels: int,
+    modes: Sequence[str] = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"),
+    kinds: str = "iub",
+    wanted: str = "whole numbers",
+) -> np.ndarray:
+    """(H, W) numbers of a PIL image (of a palette, its indices), an array, a tensor, or a file.
+
+    Args:
+        what: what errors name.
+        modes: of PIL images; kinds: of numpy's types; wanted: what these are.
+    """
     try:
         if isinstance(given, str):
             with open_regular(given) as file, PIL.Image.open(file) as image:
-                return _decoded_map(image, what, max_pixels)
+                return decoded_map(image, what, max_pixels, modes, kinds, wanted)
         if isinstance(given, PIL.Image.Image):
             if math.prod(given.size) > max_pixels:
                 raise ValueError(f"{given.width} x {given.height} pixels, more than max_pixels={max_pixels}")
-            if given.mode not in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"):
+            if given.mode not in modes:
                 raise ValueError(f"mode {given.mode}, expected one number a pixel (L, P, I or I;16)")
         values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-        if values.dtype.kind not in "iub":
-            raise ValueError(f"numbers of type {values.dtype}, expected whole numbers")
+        if values.dtype.kind not in kinds:
+            raise ValueError(f"numbers of type {values.dtype}, expected {wanted}")
         if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
             values = values[0] if values.shape[0] == 1 else values[..., 0]
         if values.ndim != 2 or not values.size:
@@ -353,4 +365,4 @@ def _check_own(settings: dict) -> None:
         raise ValueError(f"ignore_index: {settings['ignore_index']!r}, expected a whole number")
 
 
-__all__ = ["DenseImageProcessor", "DenseImageProcessorKwargs"]
+__all__ = ["DenseImageProcessor", "DenseImageProcessorKwargs", "decoded_map", "nearest_pixels"]

@@ -3,8 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
-from ..dual_encoders.backbones import family_of, find_family
-from ..loading_and_saving.configuration_checks import check_encoder_types, checked, without_kernels
+from ..dual_encoders.configuration_over_backbone import OverBackbone
+from ..loading_and_saving.configuration_checks import checked
 from .projection_pointclip import GridSettings
 from .views_pointclip import VIEW_SETS, ViewSet
 
@@ -17,7 +17,7 @@ _LARGEST_SIDE, _LARGEST_DEPTH = 2048, 256
 
 @checked
 @strict
-class PointCLIPConfig(CLIPConfig):
+class PointCLIPConfig(OverBackbone, CLIPConfig):
     r"""
     A `CLIPConfig` (every field sits where CLIP has it, so a plain CLIP checkpoint loads) and how clouds of points
     become pictures. The defaults are those of PointCLIP V2's classification, with uniform view weights.
@@ -96,15 +96,7 @@ class PointCLIPConfig(CLIPConfig):
     num_class_features: int = 0
 
     def __post_init__(self, **kwargs):
-        family = family_of(self.backbone_model_type)
-        for part in ("text_config", "vision_config"):
-            values = getattr(self, part)
-            if not isinstance(values, PreTrainedConfig):
-                # The latter: CLIP's of 2022.
-                values = dict(values or {}) | dict(kwargs.pop(f"{part}_dict", None) or {})
-                values = {k: v for k, v in values.items() if k != "model_type"}
-                setattr(self, part, family.sub_config_class(part)(**values))
-        self.projection_dim = family.joint_width(self)
+        self.make_encoder_configs(kwargs)
         if self.views is None:
             self.views = "sparse_6" if self.projection == "sparse" else "realistic_10"
         resolution, distance = _SPARSE.get(self.views, _SPARSE["sparse_10"])
@@ -154,22 +146,10 @@ class PointCLIPConfig(CLIPConfig):
         return said if self.image_mean is None else f"{said}, mean {self.image_mean}, std {self.image_std}"
 
     @classmethod
-    def part_classes(cls, values) -> dict[str, type]:
-        """The encoders' configurations, for `check_values`; none for a family that is unknown."""
-        family = find_family(values.get("backbone_model_type", "clip"))
-        return {part: family.sub_config_class(part) for part in ("text_config", "vision_config")} if family else {}
-
-    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As in transformers, but a file does not choose what code runs: attention kernels come from the caller only,
         encoders are the family's."""
-        backbone = config_dict.get("backbone_model_type", "clip")
-        family = family_of(backbone)
-        check_encoder_types(
-            config_dict,
-            {part: (family.sub_config_class(part).model_type, backbone) for part in ("text_config", "vision_config")},
-        )
-        values = without_kernels(config_dict)
+        values = dict(config_dict)
         if "projection" in kwargs or "views" in kwargs or "view_angles" in kwargs:
             # What follows from these is chosen anew, unless it is given, too.
             for name in ("views", "view_angles", "view_weights", "resolution", "camera_distance"):
@@ -177,16 +157,6 @@ class PointCLIPConfig(CLIPConfig):
         for name in [name for name in kwargs if name in _PICTURES]:
             values[name] = kwargs.pop(name)
         return super().from_dict(values, **kwargs)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; a plain dual encoder's configuration is one of ours."""
-        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            family_of(model_type)
-            config_dict = config_dict | {"model_type": cls.model_type, "backbone_model_type": model_type}
-        return config_dict, kwargs
 
     def validate_choices(self):
         if self.projection not in PROJECTIONS:

@@ -12,8 +12,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
+
+from ..dual_encoders.tracing import can_be_read
 
 
 # B clouds, N points, V views, P pairs of a cloud and a view, R pixels of a side, D cells of depth
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 _EPS = 1e-12
 _CELLS_AT_ONCE = 2**19  # floats of a grid: what fits into a processor's cache
 _POINTS_AT_ONCE = 2**21
+_PIXELS_AT_ONCE = 2**21  # of maps that are written to at random places, three times
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def sparse_depth_maps(
         mask: (B, N) bool, the points that are there; None: all.
         distance: of the camera from 0.
     """
+    if can_be_read(points) and not (torch.is_grad_enabled() and points.requires_grad):
+        return _sparse_depth_maps_in_place(points, mask, rotations, resolution, distance)
 
     def draw(points, mask, view):
         x, y, z = torch.bmm(points, rotations[view]).unbind(-1)
@@ -109,6 +115,44 @@ def sparse_depth_maps(
         return empty.scatter_add(1, pixel, share * z).unflatten(1, (resolution, resolution))
 
     return for_pairs(points, mask, len(rotations), resolution**2, draw)
+
+
+def _sparse_depth_maps_in_place(
+    points: torch.Tensor, mask: torch.Tensor | None, rotations: torch.Tensor, resolution: int, distance: float
+) -> torch.Tensor:
+    """`sparse_depth_maps` on a CPU without gradient: one buffer for all maps, of which only pixels with points are
+    touched. The last point of a pixel stands for it: its number is in the pixel, and the others add to its sums.
+    """
+    (clouds, count, _), views, area = points.shape, len(rotations), resolution**2
+    # numpy asks for memory that is zero already, in large pages: three times as fast as to write zeros. The last pixel
+    # takes what falls outside. It holds numbers of points first, then their depths.
+    buffer = torch.from_numpy(np.zeros(clouds * views * area + 1, dtype=np.float32))
+    numbers, turns = buffer.view(torch.int32), rotations.transpose(1, 2).reshape(-1, 3).to(points)
+    at_once = max(1, min(_POINTS_AT_ONCE // count, _PIXELS_AT_ONCE // area) // views)
+    for first in range(0, clouds, at_once):
+        part = points[first : first + at_once]
+        x, y, z = (turns @ part.transpose(1, 2)).unflatten(1, (views, 3)).unbind(2)
+        z = z + distance
+        depth = z + _EPS
+        row, column = ((side / depth).add_(1).mul_(resolution / 2).sub_(0.5).ceil_() for side in (x, y))
+        # One comparison, as each takes as long as three sums: how far from the middle, and far for what is behind.
+        middle = (resolution - 1) / 2
+        away = torch.maximum((row - middle).abs_(), (column - middle).abs_()).maximum(z * -1e30)
+        outside = away > middle
+        if mask is not None:
+            outside |= ~mask[first : first + at_once, None]
+        begin = torch.arange(first * views, (first + len(part)) * views).mul_(area).view(-1, views, 1)
+        pixel = row.mul_(resolution).add_(column).long().add_(begin).masked_fill_(outside, len(buffer) - 1).flatten()
+        own = torch.arange(len(pixel), dtype=torch.int32)
+        last = numbers.index_copy_(0, pixel, own).index_select(0, pixel)
+        others = torch.from_numpy(np.flatnonzero((last != own).numpy()))
+        weights, points_in = depth.reciprocal_().flatten(), torch.ones(len(pixel))
+        sums, of = weights.clone(), last.index_select(0, others)
+        sums.index_add_(0, of, weights.index_select(0, others))
+        points_in.index_add_(0, of, points_in.new_ones(len(others)))
+        # The harmonic mean: the number of points, which is that of weights times depths, over the weights.
+        buffer.index_copy_(0, pixel, points_in.div_(sums).index_select(0, last))
+    return buffer[:-1].view(clouds, views, resolution, resolution)
 
 
 # ---- PointCLIP V2

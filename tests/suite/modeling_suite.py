@@ -23,6 +23,7 @@ from suite_testers import (
     CLIPClassifierTester,
     CLIPResNetTester,
     CLIPResNetVisionTester,
+    DepthCLIPTester,
     GLIPTester,
     GLIPv2AnsweringTester,
     GLIPv2CaptioningTester,
@@ -555,6 +556,30 @@ class GLIPSuite(ImageEncoderSuite):
             self.assertIsNotNone(tensor.grad)
 
 
+class DepthCLIPSuite(ImageEncoderSuite):
+    _is_composite = True
+    has_attentions = False
+    test_all_params_have_gradient = False  # the text encoder and the attention pooling's queries are not read
+    test_attention_outputs = GLIPSuite.test_attention_outputs
+    _text_features_prepare_config_and_inputs = ClassifierSuite._text_features_prepare_config_and_inputs
+    test_model_get_set_embeddings = ModelTesterMixin.test_model_get_set_embeddings
+
+    def test_retain_grad_hidden_states_attentions(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        outputs = self.all_model_classes[0](config)(**inputs, output_hidden_states=True)
+        for tensor in outputs.hidden_states:
+            tensor.retain_grad()
+        outputs.predicted_depth.sum().backward()
+        for tensor in outputs.hidden_states:
+            self.assertIsNotNone(tensor.grad)
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=False)
+        if return_labels:
+            inputs["labels"] = torch.ones(self.model_tester.batch_size, 64, 64)
+        return inputs
+
+
 class GLIPv2AnsweringSuite(GLIPSuite):
     test_all_params_have_gradient = False  # answers without boxes do not train what finds them
 
@@ -591,6 +616,7 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "fnd_clip": [(FNDCLIPTester, FNDCLIPSuite)],
+    "depthclip": [(DepthCLIPTester, DepthCLIPSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],

@@ -12,6 +12,7 @@ import pytest
 import torch
 from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
+from depthclip_runs import DEPTHCLIP
 from fake_hub import hub_in_this_process
 from fnd_clip_runs import FND_CLIP
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
@@ -356,6 +357,7 @@ CASES = {
         ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
         ModelCase(**POINTCLIP, backbone=tiny_clip),
+        ModelCase(**DEPTHCLIP),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},

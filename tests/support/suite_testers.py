@@ -190,6 +190,32 @@ class PointCLIPTester(CLIP4ClipClassificationTester):
         return self.get_config(), {"points": floats_tensor([self.batch_size, 50, 3])}
 
 
+class DepthCLIPTester(CLIPClassifierTester):
+    """Where transformers' tests look for hidden states, they are the ResNet's maps."""
+
+    common_properties = ["projection_dim"]
+    config_fields = {"projection_dim": 24, "temperature": 0.5, "panorama": True}
+    maps = [(8, 16, 16), (32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+
+    def get_config(self):
+        vision = {"hidden_size": 256, "depths": [1, 2, 1, 1], "num_attention_heads": 4, "image_size": 64}
+        return self.config_class(
+            text_config=TEXT,
+            vision_config=vision,
+            projection_dim=24,
+            depth_words=["near", "far"],
+            bin_centers=[1.0, 3.0],
+            temperature=5.0,
+            encoded_texts=[["This object is near"], ["This object is far"]],
+            learnable_parts=["bins", "words", "temperature"],
+            freeze_image_encoder=False,
+            flip_average=False,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"pixel_values": floats_tensor([self.batch_size, 3, 64, 64])}
+
+
 class VideoCLIPTester(CLIPClassifierTester):
     """Features of four seconds, and texts. Where transformers' tests look at one encoder, it is the text encoder."""
 

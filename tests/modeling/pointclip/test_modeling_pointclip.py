@@ -11,6 +11,7 @@ from tiny_families import tiny_dual_encoder, tiny_family_inputs
 from transformers import AutoModel
 
 from hf_clip_variants import PointCLIPConfig, PointCLIPModel
+from hf_clip_variants.modeling.pointclip import projection_pointclip
 from hf_clip_variants.modeling.pointclip.modeling_pointclip import ensemble_logits, smoothed_loss
 from hf_clip_variants.modeling.pointclip.projection_pointclip import (
     GridSettings,
@@ -58,6 +59,20 @@ def test_both_projections_equal_the_plain_way():
         assert found.shape == plain.shape
         # A point on the border of two cells may be in either.
         assert ((found - plain).abs() > 1e-5).float().mean() < 2e-3, settings
+
+
+def test_the_sparse_projection_is_the_same_with_and_without_gradient(monkeypatch):
+    """With points outside, behind the camera, missing and in one pixel; in parts, as large batches go."""
+    points = torch.cat([clouds(3, 200), 3 * clouds(3, 60, seed=1), clouds(3, 40).repeat(1, 3, 1)], 1)
+    mask = torch.rand(3, points.shape[1], generator=torch.Generator().manual_seed(2)) < 0.8
+    monkeypatch.setattr(projection_pointclip, "_PIXELS_AT_ONCE", 48**2)
+    for there in (None, mask):
+        expected = sparse(points.clone().requires_grad_(), there).detach()
+        torch.testing.assert_close(sparse(points, there), expected, rtol=0, atol=2e-6)
+        assert 0 < (expected > 0).float().mean() < 0.5
+    with torch.no_grad():
+        found = sparse(points.clone().requires_grad_(), mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
 @PROJECTIONS
