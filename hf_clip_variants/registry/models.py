@@ -468,8 +468,8 @@ MODELS = (
             "How Much Can CLIP Benefit Vision-and-Language Tasks?",
             "2107.06383",
             2021,
-            "Shen, Sheng and Li, Liunian Harold and Tan, Hao and Bansal, Mohit and Rohrbach, Anna and Chang, Kai-Wei and "
-            "Yao, Zhewei and Keutzer, Kurt",
+            "Shen, Sheng and Li, Liunian Harold and Tan, Hao and Bansal, Mohit and Rohrbach, Anna and Chang, Kai-Wei "
+            "and Yao, Zhewei and Keutzer, Kurt",
         ),
         code=OfficialCode("clip-vil/CLIP-ViL", "MIT"),
         task="visual-question-answering",

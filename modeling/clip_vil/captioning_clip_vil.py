@@ -1,5 +1,6 @@
 """CLIP-ViL's captions: a Transformer that reads the grid and writes words."""
 
+import copy
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from .modeling_clip_vil import ClipViLModel, ClipViLPreTrainedModel
 
 class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
     r"""
-    A captioner on CLIP's grid (Shen et al. 2022, section 3.2): a linear layer with ReLU brings the grid to the width of
-    an encoder and a decoder, which are transformers' MBart (pre-norm, as the official Transformer).
+    A captioner on CLIP's grid (Shen et al. 2022, section 3.2): a linear layer with ReLU brings the grid to the width
+    of an encoder and a decoder, which are transformers' MBart (pre-norm, as the official Transformer).
 
     Captions are BERT's tokens, from [CLS] on (`config.cls_token_id`) to [SEP] (`config.sep_token_id`). `generate` is
     transformers', with a cache, beams and sampling.
@@ -52,6 +53,8 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         self.grid_dense = nn.Linear(config.visual_width, config.decoder_config.d_model)
         self.writer = MBartForConditionalGeneration._from_config(config.decoder_config)
         self.post_init()
+        # transformers adds up what parts may lack; files of this model lack nothing.
+        self._keys_to_ignore_on_load_missing = set()
 
     @classmethod
     def from_clip(cls, clip, **options) -> "ClipViLForImageCaptioning":
@@ -181,33 +184,36 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         check_token_ids(ids, config.vocab_size, limit, field="decoder_config.max_position_embeddings")
         if len(ids) != len(grid):
             raise ValueError(f"input_ids: {len(ids)} captions for {len(grid)} images, expected one each")
-        kwargs.pop("attention_mask", None)  # of the beginning, which has no padding
-        kwargs["max_new_tokens"] = self._room(kwargs, ids.shape[1], limit)
-        kwargs.pop("max_length", None)
-        padding = config.text_config.pad_token_id
-        fixed = {"eos_token_id": config.sep_token_id, "pad_token_id": padding or 0}
+        mask = kwargs.pop("attention_mask", None)
+        if mask is not None and not bool((mask > 0).all()):
+            raise ValueError("attention_mask: padding in the beginnings of captions, expected beginnings of one length")
+        if ids.shape[1] > 1 and bool((ids[:, -1] == config.sep_token_id).all()):
+            ids = ids[:, :-1]  # of a tokenizer; captions go on
+        settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
+        fixed = {"max_new_tokens": self._room(kwargs, settings, ids.shape[1], limit), "max_length": None}
+        fixed |= {"eos_token_id": config.sep_token_id, "pad_token_id": config.text_config.pad_token_id or 0}
         fixed |= {"decoder_start_token_id": config.cls_token_id, "forced_eos_token_id": None}
-        kwargs.setdefault("generation_config", self.generation_config)
+        others = settings.update(**kwargs | fixed)
         encoded = self.writer.get_encoder()(inputs_embeds=grid, attention_mask=seen, return_dict=True)
         check_output(self, encoded.last_hidden_state, "grid", pixel_values=pixels, grid_features=features)
         return self.writer.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state.detach()),
             attention_mask=torch.ones(grid.shape[:2], dtype=torch.long, device=grid.device) if seen is None else seen,
             decoder_input_ids=ids,
-            **kwargs | fixed,
+            generation_config=settings,
+            **others,
         )
 
-    def _room(self, kwargs: dict, length: int, limit: int) -> int:
+    @staticmethod
+    def _room(kwargs: dict, settings, length: int, limit: int) -> int:
         """How many new tokens there will be at most."""
         for name in ("max_new_tokens", "max_length"):
             count = kwargs.get(name)
             if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
                 raise ValueError(f"{name}: {count!r}, expected a whole number")
-        given = (kwargs.get("generation_config"), self.generation_config)
-        wanted = [kwargs.get("max_new_tokens")]
         longest = kwargs.get("max_length")
-        wanted += [None if longest is None else longest - length]
-        wanted += [getattr(one, "max_new_tokens", None) for one in given]
+        wanted = [kwargs.get("max_new_tokens"), None if longest is None else longest - length]
+        wanted.append(settings.max_new_tokens)
         count = min(limit - length, next((one for one in wanted if one is not None), 30))
         if limit - length < 1:
             raise ValueError(f"input_ids: {length} tokens, expected less than {limit}, to go on with")

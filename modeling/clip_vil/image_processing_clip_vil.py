@@ -27,8 +27,8 @@ class ClipViLImageProcessor(CLIPClassifierImageProcessor):
     most 640; then black around the image, in its centre (an odd pixel goes to the left and the top), to 640 x 384, or
     for portraits and squares to 384 x 640; then CLIP's mean and standard deviation. So the padding is not 0 but black.
 
-    A batch of both orientations is filled up with zeros at the right and the bottom to 640 x 640, as officially: slower,
-    and not the numbers of an image alone. `GroupedBatches` keeps orientations apart.
+    A batch of both orientations is filled up with zeros at the right and the bottom to 640 x 640, as officially:
+    slower, and not the numbers of an image alone. `GroupedBatches` keeps orientations apart.
 
     Images of all kinds are read as by [`CLIPClassifierImageProcessor`]; `resample_backend="pil"` gives the official
     pixels bit by bit.
@@ -42,7 +42,7 @@ class ClipViLImageProcessor(CLIPClassifierImageProcessor):
         resample (defaults to bilinear), resample_backend, do_rescale, rescale_factor, do_normalize, image_mean,
             image_std, do_convert_rgb, background, max_pixels: as in [`CLIPClassifierImageProcessor`].
 
-    `preprocess(images, return_tensors="pt")` gives `pixel_values` (B, 3, H, W) float32 and `pixel_mask` (B, H, W) int64.
+    `preprocess(images, return_tensors="pt")` gives `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) int64.
 
     Raises:
         ValueError: as in [`CLIPClassifierImageProcessor`]: names the image; with `do_pad=False`, several sizes.

@@ -1,6 +1,6 @@
 """CLIP-ViL: one BERT over the words of a text and the grid of an image, as CLIP's image encoder sees it.
 
-Paper: "How Much Can CLIP Benefit Vision-and-Language Tasks?", https://arxiv.org/abs/2107.06383, section 4 (CLIP-ViL_p).
+Paper: "How Much Can CLIP Benefit Vision-and-Language Tasks?", https://arxiv.org/abs/2107.06383, section 4.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from typing import Unpack
 import torch
 from torch import nn
 from transformers import BertModel, PreTrainedModel
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.models.bert.modeling_bert import BertLayer, BertSelfAttention
+from transformers.models.bert.modeling_bert import BertLayer, BertLMPredictionHead, BertSelfAttention
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -70,6 +71,8 @@ class ClipViLPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         initialise_grid(module, self.config.initializer_range)
+        if isinstance(module, BertLMPredictionHead):
+            init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):

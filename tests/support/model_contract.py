@@ -12,6 +12,7 @@ import pytest
 import torch
 from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
+from clip_vil_runs import CLIP_VIL_CASES
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
@@ -463,6 +464,7 @@ CASES = {
         ),
         ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
         ModelCase(**VIDEOCLIP),
+        *(ModelCase(**one) for one in CLIP_VIL_CASES),
         ModelCase(**_GLIP | GLIPV2),
         ModelCase(**_GLIP | GLIPV2_ANSWERING),
         ModelCase(**_GLIP | GLIPV2_CAPTIONING),
