@@ -186,7 +186,9 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
             raise ValueError(f"input_ids: {len(ids)} captions for {len(grid)} images, expected one each")
         mask = kwargs.pop("attention_mask", None)
         if mask is not None and not bool((mask > 0).all()):
-            raise ValueError("attention_mask: padding in the beginnings of captions, expected beginnings of one length")
+            raise ValueError(
+                "attention_mask: padding in the beginnings of captions, expected beginnings of one length"
+            )
         if ids.shape[1] > 1 and bool((ids[:, -1] == config.sep_token_id).all()):
             ids = ids[:, :-1]  # of a tokenizer; captions go on
         settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)

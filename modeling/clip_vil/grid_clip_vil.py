@@ -116,7 +116,7 @@ class ClipViLGrid(nn.Module):
         return torch.cat([table[:1], grid[0].flatten(1).t().to(table.dtype)])
 
     def cells_with_image(self, pixel_mask: torch.Tensor) -> torch.Tensor:
-        """(B, H, W), 1 where an image is -> (B, N), whether a token's cell holds a part of it; the class token does."""
+        """(B, H, W), 1 where an image is -> (B, N), whether its cell holds a part of one; a class token does."""
         stride = self.config.grid_stride
         size = [side // stride for side in pixel_mask.shape[-2:]]
         cells = F.adaptive_max_pool2d(pixel_mask[:, None].float(), size).flatten(1) > 0

@@ -124,14 +124,13 @@ class ClipViLImageProcessor(CLIPClassifierImageProcessor):
 
 
 def _edges(size: SizeDict, resizes: bool) -> tuple[int, int] | None:
-    """Short and long side; None where images have a fixed size, or keep theirs."""
-    if not resizes or (size.height and size.width):
+    """Short and long side; None where images have a fixed size, keep theirs, or have no longest side: without padding
+    to one size."""
+    if not resizes or not (size.shortest_edge and size.longest_edge):
         return None
-    if size.shortest_edge and size.longest_edge and size.shortest_edge <= size.longest_edge:
-        return size.shortest_edge, size.longest_edge
-    raise ValueError(
-        f"size: {dict(size)}, expected shortest_edge and a longest_edge not below it, or height and width"
-    )
+    if size.shortest_edge > size.longest_edge:
+        raise ValueError(f"size: {dict(size)}, expected a longest_edge not below shortest_edge")
+    return size.shortest_edge, size.longest_edge
 
 
 def resized_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
