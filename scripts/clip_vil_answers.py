@@ -55,7 +55,9 @@ TRAIN, DEVELOPMENT_STYLE, TEST_STYLE = ("fluentflat", "notov1"), "emojione", "fl
 SIDE, BATCH, LR = 64, 64, 2e-3
 BERT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 BERT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 40}
+BERT |= {"initializer_range": 0.1}  # of BERT's 0.02, a narrow one looks at everything alike for long
 DECODER = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 2, "dropout": 0.0, "max_position_embeddings": 80}
+DECODER |= {"init_std": 0.1}
 DECODER |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
 
 
@@ -167,6 +169,7 @@ def configured(towers: Towers, tokenizer, labels: list[str]) -> ClipViLConfig:
         vision_config=towers.values,
         decoder_config=DECODER,
         freeze_vision=True,
+        initializer_range=0.1,
         num_visual_tokens_train=40,
         max_text_length=32,
         cls_token_id=tokenizer.cls_token_id,
