@@ -7,6 +7,7 @@ encoder, its attention pooling or projection, and the layers for boxes, which no
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..clip.convert_clip import (
     shapes_of,
     vision_names,
 )
+from ..dual_encoders.prompts import resolve_class_names
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 from .answering_clip_vil import ClipViLForPreTraining, ClipViLForVisualQuestionAnswering
 from .configuration_clip_vil import ClipViLConfig
@@ -101,10 +103,12 @@ def _names(model: torch.nn.Module) -> NameTable:
         name: tuple(prefix + one for one in ours) if isinstance(ours, tuple) else prefix + ours
         for name, ours in inner.items()
     }
+    if base is model:
+        return table
     if isinstance(model, ClipViLForPreTraining):
-        table |= {name: name for name in sorted(_PRETRAINING_HEADS)} | {"cls.predictions.bias": "cls.predictions.bias"}
-        return table | _head_names("answer_head.logit_fc")
-    return table | (_head_names("logit_fc") if base is not model else {})
+        words = {name: name for name in [*sorted(_PRETRAINING_HEADS), "cls.predictions.bias"]}
+        return words | _head_names("answer_head.logit_fc") | table
+    return _head_names("logit_fc") | table
 
 
 def _without_wrappers(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -290,12 +294,26 @@ def to_official(state_dict: Mapping[str, torch.Tensor], config: ClipViLConfig) -
 # ---- for `convert`
 
 
+def _answers(source: str, count: int | None) -> dict[str, Any]:
+    """`id2label` and `label2id` of a list of answers in the order of the file's head."""
+    names = resolve_class_names(source, "answers")
+    if len(names) != count:
+        raise ValueError(f"answers: {len(names)} in {Path(source).name}, the file has {count or 'no head for any'}")
+    return {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+
+
 def _build(official: OfficialFile) -> BuiltModel:
-    model = clip_vil_from_official(official.weights, **official.heads)
+    fields: dict[str, Any] = dict(official.heads)
+    if "answers" in official.options:
+        count = infer_clip_vil_config(official.weights, **official.heads).get("num_labels")
+        fields |= {"num_labels": count} | _answers(official.options["answers"], count)
+    model = clip_vil_from_official(official.weights, **fields)
     if not model.config.is_resnet and model.config.vit_positions == "flat":
         official.notes.append("positions of the grid are read in the tokens' order, as this file was trained with")
-    if type(model) is not ClipViLModel:
-        official.notes.append("the answers have no names in the file: id2label has LABEL_0, …")
+    if type(model) is not ClipViLModel and "answers" not in official.options:
+        official.notes.append(
+            "the answers have no names in the file: id2label has LABEL_0, … (--answers FILE names them)"
+        )
     return BuiltModel(model, unused_names(official.weights), {})
 
 
