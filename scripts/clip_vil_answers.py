@@ -14,7 +14,7 @@ The image encoder is that of the embedded CLIP, frozen; its grids of 8 x 8 cells
 - captions: written for such scenes; right names are those of things that are there.
 
 Test scenes are drawn in a style that no training scene has. Towers: `clip`; `random`, the same image encoder with new
-weights, frozen, too; `none`: a single zero instead of a grid, so that words alone are read.
+weights, frozen, too, for both kinds of questions; `none`: a single zero instead of a grid, so that words alone are read.
 
 OUT/runs.jsonl gets a line for each task, tower and seed, OUT/table.md means and standard deviations over seeds; what
 is in runs.jsonl is not run again. OUT/scenes.png shows test scenes with what the models with CLIP's grid say.
@@ -48,6 +48,7 @@ from hf_clip_variants.data.scenes.scenes import SceneMaker
 
 
 TASKS, TOWERS = ("easy-vqa", "questions", "entailment", "captions"), ("clip", "random", "none")
+ANSWERED = ("easy-vqa", "questions")  # the tasks of the random tower
 THINGS = ("cat", "taco", "cactus", "octopus", "banana", "pizza")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 COLOURS = {"red": (214, 48, 49), "green": (46, 160, 67), "blue": (52, 101, 214), "yellow": (240, 205, 60)}
@@ -419,6 +420,7 @@ def main(argv=None) -> None:
     for seed in map(int, options.seeds.split(",")):
         done = {(line["task"], line["tower"], line["seed"]) for line in lines_of(options.out)}
         pairs = [(task, tower) for task in options.tasks for tower in options.towers]
+        pairs = [(task, tower) for task, tower in pairs if tower != "random" or task in ANSWERED]
         wanted = [pair for pair in pairs if (*pair, seed) not in done]
         if not wanted:
             continue

@@ -53,6 +53,7 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         self.grid_dense = nn.Linear(config.visual_width, config.decoder_config.d_model)
         self.writer = MBartForConditionalGeneration._from_config(config.decoder_config)
         self.post_init()
+        self.writer.generation_config.forced_eos_token_id = None  # transformers takes it where ours says None
         # transformers adds up what parts may lack; files of this model lack nothing.
         self._keys_to_ignore_on_load_missing = set()
 

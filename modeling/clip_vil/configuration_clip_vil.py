@@ -24,6 +24,7 @@ _KINDS = {"text_config": ("bert",), "vision_config": (_RESNET, _VIT), "decoder_c
 _DECODER = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "max_position_embeddings": 512}
 _DECODER |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "activation_function": "relu"}
 _DECODER |= {"encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "dropout": 0.1}
+_DECODER |= {"forced_eos_token_id": None}  # MBart's 2 would be written at the longest length
 
 
 @checked

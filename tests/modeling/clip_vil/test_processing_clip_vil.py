@@ -150,7 +150,7 @@ def test_the_pipeline_answers_from_a_saved_folder(tmp_path):
     assert sum(one["score"] for one in answer(images[0], questions[0])) == pytest.approx(1, abs=1e-5)
     for arguments, message in (
         ((images[0], "  "), "question: got '  ', expected a text"),
-        ((None, "a ?"), "image: missing for the question 'a ?'"),
+        ((None, "a ?"), "image: missing for the question 'a"),
         ((images, ["a"]), "question: 1 for 2 images"),
     ):
         with pytest.raises(ValueError, match=message):
