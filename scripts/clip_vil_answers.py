@@ -14,7 +14,7 @@ The image encoder is that of the embedded CLIP, frozen; its grids of 8 x 8 cells
 - captions: written for such scenes; right names are those of things that are there.
 
 Test scenes are drawn in a style that no training scene has. Towers: `clip`; `random`, the same image encoder with new
-weights, frozen, too, for both kinds of questions; `none`: a single zero instead of a grid, so that words alone are read.
+weights, frozen, too, for both kinds of questions; `none`: a single zero instead of a grid, so words alone are read.
 
 OUT/runs.jsonl gets a line for each task, tower and seed, OUT/table.md means and standard deviations over seeds; what
 is in runs.jsonl is not run again. OUT/scenes.png shows test scenes with what the models with CLIP's grid say.

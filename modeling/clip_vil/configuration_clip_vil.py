@@ -4,11 +4,13 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, BertConfig, CLIPVisionConfig, MBartConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..loading_and_saving.configuration_checks import (
     LARGEST,
+    LARGEST_LAYERS,
     check_encoder_types,
     check_range,
     checked,
@@ -223,6 +225,33 @@ class ClipViLConfig(PreTrainedConfig):
                 f"decoder_config.max_position_embeddings: {decoder.max_position_embeddings}, expected at least "
                 f"{self.max_text_length} (max_text_length)"
             )
+        self._check_decoder(decoder)
+        for name in ("image_size", "patch_size"):
+            if not self.is_resnet and not isinstance(getattr(vision, name), int):
+                raise ValueError(f"vision_config.{name}: {getattr(vision, name)}, expected a whole number of pixels")
+
+    @staticmethod
+    def _check_decoder(decoder: PreTrainedConfig) -> None:
+        """ValueError for sizes that no captioner has: its layers are built one by one, and none is refused."""
+        most = {"d_model": 65_536, "max_position_embeddings": LARGEST}
+        for part in ("encoder", "decoder"):
+            most |= {f"{part}_layers": LARGEST_LAYERS, f"{part}_ffn_dim": LARGEST}
+            most |= {f"{part}_attention_heads": 65_536}
+        for name, largest in most.items():
+            value = getattr(decoder, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+                raise ValueError(f"decoder_config.{name}: {value!r}, expected a whole number in 1..{largest}")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop"):
+            value = getattr(decoder, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"decoder_config.{name}: {value!r}, expected a number in 0..1")
+        if not isinstance(decoder.activation_function, str) or decoder.activation_function not in ACT2FN:
+            raise ValueError(f"decoder_config.activation_function: {decoder.activation_function!r} is unknown")
+        if not isinstance(decoder.init_std, int | float) or not 0 <= decoder.init_std <= 1e6:
+            raise ValueError(f"decoder_config.init_std: {decoder.init_std!r}, expected a number >= 0")
+        padding = decoder.pad_token_id
+        if padding is not None and not 0 <= padding < decoder.vocab_size:
+            raise ValueError(f"decoder_config.pad_token_id: {padding}, expected 0..{decoder.vocab_size - 1}, or null")
         for part in ("encoder", "decoder"):
             heads = getattr(decoder, f"{part}_attention_heads")
             if heads < 1 or decoder.d_model % heads:
