@@ -39,6 +39,14 @@ from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetVisionConf
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone as CLIPResNetBackbone
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPResNetModel
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
+from .modeling.clip_vil.answering_clip_vil import ClipViLForPreTraining as ClipViLForPreTraining
+from .modeling.clip_vil.answering_clip_vil import ClipViLForVisualEntailment as ClipViLForVisualEntailment
+from .modeling.clip_vil.answering_clip_vil import ClipViLForVisualQuestionAnswering as ClipViLForVisualQuestionAnswering
+from .modeling.clip_vil.captioning_clip_vil import ClipViLForImageCaptioning as ClipViLForImageCaptioning
+from .modeling.clip_vil.configuration_clip_vil import ClipViLConfig as ClipViLConfig
+from .modeling.clip_vil.image_processing_clip_vil import ClipViLImageProcessor as ClipViLImageProcessor
+from .modeling.clip_vil.modeling_clip_vil import ClipViLModel as ClipViLModel
+from .modeling.clip_vil.processing_clip_vil import ClipViLProcessor as ClipViLProcessor
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
 from .modeling.fnd_clip.configuration_fnd_clip import FNDCLIPConfig as FNDCLIPConfig

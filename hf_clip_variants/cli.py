@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "Measure a model or an adapter on labelled images.",
     "linear-probe": "Measure image features with a linear classifier.",
     "knn": "Measure image features with nearest neighbours.",
+    "grid-features": "Store what an image encoder sees in each cell of images.",
     "predict": "Classify or segment files and folders; CSV or JSON lines.",
     "index": "Make an index of pictures, videos and sounds.",
     "search": "Find pictures, moments and sounds in an index.",

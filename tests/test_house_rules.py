@@ -41,7 +41,17 @@ LOOSE_FILES = {
 }
 ROOMS = {
     PACKAGE: {room for room in LAYER_OF if room not in ("cli", "optional_dependencies", "modeling")} | {"assets"},
-    MODELING: {"dense", "detection", "dual_encoders", "losses", "decoding", "loading_and_saving", "points", "video"}
+    MODELING: {
+        "dense",
+        "detection",
+        "dual_encoders",
+        "losses",
+        "decoding",
+        "loading_and_saving",
+        "points",
+        "questions",
+        "video",
+    }
     | {row.name for row in methods("model")}
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
 }
@@ -52,6 +62,7 @@ PATTERNS = method_patterns(row for row in methods() if row.name != "clip_classif
 BUILDS_ON = {
     "modeling/audioclip/": ({"clip_resnet"}, "AudioCLIP is a CLIP-ResNet with a third encoder"),
     "modeling/depthclip/": ({"clip_resnet"}, "its image encoder is a CLIP-ResNet, as in the paper"),
+    "modeling/clip_vil/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),
     "modeling/glipv2/": ({"glip"}, "GLIPv2 is a GLIP with more losses and heads"),
     "modeling/dual_encoders/template_sets.py": ({"actionclip"}, "its sixteen prompts are a named set of templates"),
     "modeling/slip/": ({"clip_resnet"}, "its image encoder may be a CLIP-ResNet"),

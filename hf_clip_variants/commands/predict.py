@@ -21,6 +21,7 @@ from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, 
 from .video_anomaly import VIDEO_ANOMALY, is_video_anomaly, score_files
 from .video_classification import classify_video_files, is_video_model
 from .video_moments import VIDEO_TASKS, check_video_task, find_in_videos
+from .visual_questions import CAPTIONS, QUESTIONS, answer_files, chosen_language_task
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
@@ -67,16 +68,23 @@ def predict(
             "points",
             "news",
             "depth",
+            "visual-question-answering",
+            "captioning",
         ]
         | None,
         typer.Option(
             metavar="NAME",
-            help="classification, segmentation, detection, depth, points or news; of videos: video-anomaly, "
-            "video-retrieval, video-question-answering, video-steps, video-segmentation, video-moments.",
+            help="classification, segmentation, detection, depth, points, news, visual-question-answering or "
+            "captioning; of videos: video-anomaly, video-retrieval, video-question-answering, video-steps, "
+            "video-segmentation, video-moments.",
             show_default="by the model",
         ),
     ] = None,
     labels: options.SegmentationLabels = None,
+    question: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="For visual-question-answering: what is asked about each image."),
+    ] = None,
     top: Annotated[
         int | None,
         typer.Option(
@@ -195,6 +203,9 @@ def predict(
     text (video-moments). Scores are the model's own numbers. Pictures with a time line go to --out, 'moments' by
     default.
 
+    A model that answers questions about images gives the best of its own answers to --question; one that
+    writes captions needs none. Pictures with the answers go to --out, 'answers' by default.
+
     For an image that cannot be read, the error is in its line and on standard error. The others are classified, and
     the exit code is 1.
 
@@ -217,6 +228,8 @@ def predict(
       hf-clip-variants predict room.jpg --task depth --model depthclip
       hf-clip-variants predict clip.mp4 --task video-moments --model videos \\
         --labels "pour water, stir"
+      hf-clip-variants predict photo.jpg --model answers \\
+        --question "what colour is the car?"
       find . -name '*.png' | hf-clip-variants predict --model pets --out all.csv
     """
     if run is None and inputs and is_run_folder(inputs[0]):
@@ -225,7 +238,7 @@ def predict(
         run is model is adapter is None
         and inputs
         and (
-            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, NEWS, *VIDEO_TASKS)
+            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, NEWS, QUESTIONS, CAPTIONS, *VIDEO_TASKS)
             or is_model_folder(inputs[0])
         )
     ):
@@ -272,6 +285,18 @@ def predict(
         common = {"top": top or 1, "out": out, "batch_size": batch_size, "device": device}
         as_json = json or format == "json"
         return _exit(*classify_post_files(inputs or _lines(), model, as_json=as_json, **common), "posts")
+    others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
+    language = chosen_language_task(
+        task, model if adapter is run is base is classes is labels is None else None, question
+    )
+    if language is not None:
+        wrong = others | {"--labels": labels, "--templates": templates, "--threshold": threshold, "--window": window}
+        wrong |= {"--background": background, "--masks": masks, "--fps": fps, "--batch-size": batch_size}
+        wrong["--precision"] = None if precision == "float32" else precision
+        if given := [name for name, value in wrong.items() if value]:
+            raise ValueError(f"{given[0]}: got it for {language}; it is for other tasks")
+        shown = {"top": top or 1, "out": out, "device": device, "as_json": json or format == "json"}
+        return _exit(*answer_files(language, inputs or _lines(), model, question, **shown))
     if task in VIDEO_TASKS:
         wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
         wrong |= {"--threshold": threshold, "--window": window, "--masks": masks}

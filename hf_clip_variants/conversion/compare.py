@@ -52,6 +52,8 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
         media = {"videos" if of_videos else "images": noise.numpy()}
         media = {} if _width_of_features(model) else media
+        if _reads_pairs(model):
+            media = {"images": [noise.numpy()] * len(format.prompts)}
         inputs = processor(text=list(format.prompts), **media, **options)
         inputs = {name: inputs[name] for name in _INPUTS if name in inputs} | _example_features(model)
     else:
@@ -84,6 +86,11 @@ def _reads_videos(model) -> bool:
     return model.main_input_name == "pixel_values_videos" or hasattr(model, "video_text_logits")
 
 
+def _reads_pairs(model) -> bool:
+    """Whether it reads an image with each text."""
+    return hasattr(model, "get_grid_features")
+
+
 def _width_of_features(model) -> int | None:
     """Of a model that reads features of each second of video."""
     return getattr(model.config, "feature_size", None)
@@ -110,6 +117,13 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
         return {name: output[name].float() for name in names}
     if _reads_videos(base):
         return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
+    if _reads_pairs(base):
+        if not text or pixels is None:
+            return found
+        count = len(text["input_ids"]) if len(pixels) == 1 else min(len(pixels), len(text["input_ids"]))
+        given = {name: tensor[:count] for name, tensor in text.items()}
+        output = base(pixel_values=pixels.expand(count, -1, -1, -1) if len(pixels) == 1 else pixels[:count], **given)
+        return {name: tensor.float() for name, tensor in output.items() if isinstance(tensor, torch.Tensor)}
     if hasattr(base, "point_text_logits"):
         return {name: tensor.float() for name, tensor in _point_outputs(model, base, inputs, text).items()}
     if audio is not None and hasattr(base, "get_audio_features"):

@@ -90,6 +90,7 @@ from transformers import pipeline
 {verb} = pipeline("{task}", model={repo_id}{arguments})
 image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
 print({verb}("a fire in the town", image))"""
+
 _DEPTH_PIPELINE = """\
 {imports}from PIL import Image
 from transformers import pipeline
@@ -97,6 +98,40 @@ from transformers import pipeline
 estimate = pipeline("depth-estimation", model={repo_id}{arguments})
 image = Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL
 print(estimate(image)["predicted_depth"])"""
+
+_QUESTIONS_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+answer = pipeline("image-question-answering", model={repo_id}{arguments})
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(answer(image, "what colour is it?", top_k=3))"""
+
+_CAPTION_PIPELINE = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+write = pipeline("image-text-to-text", model={repo_id}{arguments})
+image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
+print(write(image, text="", max_new_tokens=20))"""
+
+_IMAGE_WITH_TEXT = """\
+{imports}import torch
+from PIL import Image
+from transformers import {auto_class}, AutoProcessor
+
+model = {auto_class}.from_pretrained({repo_id}{arguments}).eval()
+processor = AutoProcessor.from_pretrained({repo_id}{arguments})
+image = Image.new("RGB", (224, 224), "orange")  # yours
+with torch.no_grad():
+    outputs = model(**processor(image, "what is it?", return_tensors="pt"))
+print({{name: getattr(value, "shape", "") for name, value in outputs.items()}})"""
+
+# Of models that read an image and a text: Auto class -> template.
+_QUESTION_SNIPPETS = {
+    "AutoModelForVisualQuestionAnswering": _QUESTIONS_PIPELINE,
+    "AutoModelForImageTextToText": _CAPTION_PIPELINE,
+}
 
 _ADAPTER = """\
 import torch
@@ -281,14 +316,20 @@ def _snippet(
         task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
             zero_shot, verb = _VIDEO_PIPELINE, "detect"
-    if "AutoModelForSequenceClassification" in row.auto_classes:
+    if row.task == "text-and-image-classification":
         zero_shot, verb = _POSTS_PIPELINE, "classify"
     if row.task == "depth-estimation":
         zero_shot = _DEPTH_PIPELINE
     names = values.get("architectures") or ()
     if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
         zero_shot = _VIDEO_CLASSIFIER
+    auto_class = "AutoModel"
+    if row.task == "visual-question-answering":
+        loads = {reference.rpartition(":")[2]: auto for auto, reference in row.auto_classes.items()}
+        auto_class = next((loads[name] for name in names if name in loads), auto_class)
+        zero_shot = _QUESTION_SNIPPETS.get(auto_class, _IMAGE_WITH_TEXT)
     return (_PIPELINE if names_its_classes else zero_shot).format(
+        auto_class=auto_class,
         repo_id=_literal(repo_id),
         imports=imports,
         arguments=", trust_remote_code=True" if with_code else "",

@@ -11,13 +11,14 @@ from .post_import import after_import
 
 class OwnTask(NamedTuple):
     """A pipeline that transformers lacks, or that differs for models of this package: its class, the Auto class that
-    loads its model, the part of a row that its models have beside that, and whether they are only those whose row
-    names this task, which are then for no other one."""
+    loads its model, the part of a row that its models have beside that, whether they are only those whose row names
+    this task, which are then for no other one, and another Auto class that its models have."""
 
     pipeline: str
     auto_class: str
     part: str = "model"
     is_named: bool = False
+    beside: str = "AutoModel"
 
 
 TASKS = {
@@ -52,6 +53,11 @@ TASKS = {
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",
+        beside="AutoModelForZeroShotObjectDetection",
+    ),
+    "image-question-answering": OwnTask(
+        "modeling.questions.image_question_answering.ImageQuestionAnsweringPipeline",
+        "AutoModelForVisualQuestionAnswering",
     ),
 }
 
@@ -62,7 +68,7 @@ def tasks_of(row: Method) -> dict[str, OwnTask]:
     if named is not None and named.is_named:
         return {row.task: named}
     fits = {name: task for name, task in TASKS.items() if task.auto_class in row.auto_classes and not task.is_named}
-    return {name: task for name, task in fits.items() if getattr(row, task.part)}
+    return {name: task for name, task in fits.items() if getattr(row, task.part) and task.beside in row.auto_classes}
 
 
 def register() -> None:

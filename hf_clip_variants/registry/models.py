@@ -26,6 +26,8 @@ _GLIPV2 = "modeling.glipv2.modeling_glipv2:GLIPv2"
 _SLIP = "modeling.slip.modeling_slip:SLIP"
 _GROUPVIT = "modeling.groupvit.modeling_groupvit:GroupViT"
 
+_CLIP_VIL = "modeling.clip_vil.answering_clip_vil:ClipViLFor"
+
 _LSEG = "modeling.lseg.modeling_lseg:LSeg"
 _DENSE_PROCESSOR = "modeling.dense.processing_dense:DenseProcessor"
 _DENSE_IMAGE_PROCESSORS = {"torchvision": "modeling.dense.image_processing_dense:DenseImageProcessor"}
@@ -514,5 +516,39 @@ MODELS = (
         },
         processor="modeling.glipv2.processing_glipv2:GLIPv2Processor",
         image_processors={"torchvision": "modeling.glipv2.image_processing_glipv2:GLIPv2ImageProcessor"},
+    ),
+    Method(
+        name="clip_vil",
+        kind="model",
+        title="CLIP-ViL",
+        paper=Paper(
+            "How Much Can CLIP Benefit Vision-and-Language Tasks?",
+            "2107.06383",
+            2021,
+            "Shen, Sheng and Li, Liunian Harold and Tan, Hao and Bansal, Mohit and Rohrbach, Anna and Chang, Kai-Wei "
+            "and Yao, Zhewei and Keutzer, Kurt",
+        ),
+        code=OfficialCode("clip-vil/CLIP-ViL", "MIT"),
+        task="visual-question-answering",
+        summary="Questions about images, entailment and captions: CLIP's grid and words in one BERT.",
+        config="modeling.clip_vil.configuration_clip_vil:ClipViLConfig",
+        model="modeling.clip_vil.modeling_clip_vil:ClipViLModel",
+        auto_classes={
+            "AutoModel": "modeling.clip_vil.modeling_clip_vil:ClipViLModel",
+            "AutoModelForPreTraining": _CLIP_VIL + "PreTraining",
+            "AutoModelForVisualQuestionAnswering": _CLIP_VIL + "VisualQuestionAnswering",
+            "AutoModelForSequenceClassification": _CLIP_VIL + "VisualEntailment",
+            "AutoModelForImageTextToText": "modeling.clip_vil.captioning_clip_vil:ClipViLForImageCaptioning",
+        },
+        processor="modeling.clip_vil.processing_clip_vil:ClipViLProcessor",
+        image_processors={"torchvision": "modeling.clip_vil.image_processing_clip_vil:ClipViLImageProcessor"},
+        checkpoints=(
+            CheckpointEntry(
+                "clip_vil",
+                "CLIP-ViL",
+                "modeling.clip_vil.convert_clip_vil:CHECKPOINTS",
+                (Option("answers", str, "the list of answers, in the file's order: .json or .txt."),),
+            ),
+        ),
     ),
 )

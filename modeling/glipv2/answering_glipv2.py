@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..detection.inputs_detection import check_tensor
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
+from ..questions.answer_labels import check_answer_labels
 from .configuration_glipv2 import GLIPv2Config
 from .losses_glipv2 import NO_WORD
 from .modeling_glipv2 import GLIPv2ForZeroShotObjectDetection
@@ -165,17 +166,8 @@ class GLIPv2ForVisualQuestionAnswering(GLIPv2ForZeroShotObjectDetection):
 
     def _targets(self, labels: torch.Tensor, batch: int) -> torch.Tensor:
         count = self.config.num_labels
-        is_tensor = isinstance(labels, torch.Tensor)
-        if is_tensor and labels.dtype == torch.int64 and labels.shape == (batch,):
-            if not 0 <= int(labels.min()) <= int(labels.max()) < count:
-                raise ValueError(f"labels: {int(labels.min())}..{int(labels.max())}, expected answers, 0..{count - 1}")
-            return nn.functional.one_hot(labels, count).float()
-        if is_tensor and labels.is_floating_point() and labels.shape == (batch, count):
-            if not bool(((labels >= 0) & (labels <= 1)).all()):
-                raise ValueError("labels: numbers outside of 0..1, expected how right each answer is")
-            return labels.float()
-        got = f"{labels.dtype} {list(labels.shape)}" if is_tensor else type(labels).__name__
-        raise ValueError(f"labels: got {got}, expected whole numbers [{batch}], or floats [{batch}, {count}]")
+        labels = check_answer_labels(labels, batch, count)
+        return labels if labels.is_floating_point() else nn.functional.one_hot(labels, count).float()
 
 
 __all__ = ["GLIPv2AnswerHead", "GLIPv2AnsweringOutput", "GLIPv2ForVisualQuestionAnswering"]

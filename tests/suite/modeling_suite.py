@@ -10,6 +10,7 @@ import unittest
 from unittest.mock import patch
 
 import torch
+from suite_clip_vil import CLIP_VIL_DESELECTED, CLIP_VIL_TESTERS
 from suite_fnd_clip import FNDCLIPSuite, FNDCLIPTester
 from suite_testers import (
     SIZES,
@@ -68,6 +69,7 @@ _OLD_DTYPE = "an old name of an argument that `from_pretrained` reads before our
 _OWN_NAMES = "saved with its own parameter names: a resumed Trainer does not find those of transformers 4"
 _RESNET = "its attentions are CLIPResNetModelSuite's; the audio encoder has none"
 DESELECTED: dict[str, str] = {
+    **CLIP_VIL_DESELECTED,
     "AudioCLIPModelSuite.test_eager_matches_sdpa_inference_*": _RESNET,
     "SLIPForPreTrainingSuite.test_eager_matches_sdpa_inference_*": "its attentions are SLIPModelSuite's",
     "CLIPResNet*Suite.test_bc_torch_dtype": _OLD_DTYPE,
@@ -610,6 +612,7 @@ TESTERS = {
         (CLIP4ClipClassificationTester, CLIP4ClipClassificationSuite, CLIP4ClipForVideoClassification),
     ],
     "clip_classifier": [(CLIPClassifierTester, ClassifierSuite)],
+    "clip_vil": CLIP_VIL_TESTERS,
     "clip_resnet": [
         (CLIPResNetTester, DualEncoderSuite),
         (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),

@@ -49,7 +49,10 @@ DESELECTED: dict[str, str] = {
 
 class Tester(ImageProcessingTester):
     def __init__(self, parent, **kwargs):
-        crops = all(hasattr(one, "crop_size") for one in map(load_reference, parent.row.image_processors.values()))
+        classes = [load_reference(reference) for reference in parent.row.image_processors.values()]
+        crops = all(getattr(one, "do_center_crop", False) for one in classes)
+        if all(hasattr(one, "return_pixel_mask") for one in classes):  # images get one of two sizes, if not this one
+            kwargs.setdefault("size", {"height": 18, "width": 18})
         kwargs.setdefault("size", {"shortest_edge": 20} if crops else {"shortest_edge": 18, "longest_edge": 333})
         if crops:
             kwargs.setdefault("crop_size", {"height": 18, "width": 18})

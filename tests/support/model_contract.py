@@ -12,6 +12,7 @@ import pytest
 import torch
 from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
+from clip_vil_runs import CLIP_VIL_CASES
 from depthclip_runs import DEPTHCLIP
 from fake_hub import hub_in_this_process
 from fnd_clip_runs import FND_CLIP
@@ -467,6 +468,7 @@ CASES = {
         ModelCase("glip", glip_config, glip_inputs, processor=glip_processor, bad_values=GLIP_BAD_VALUES, **_GLIP),
         ModelCase(**VIDEOCLIP),
         ModelCase(**FND_CLIP),
+        *(ModelCase(**one) for one in CLIP_VIL_CASES),
         ModelCase(**_GLIP | GLIPV2),
         ModelCase(**_GLIP | GLIPV2_ANSWERING),
         ModelCase(**_GLIP | GLIPV2_CAPTIONING),
