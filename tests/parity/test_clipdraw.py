@@ -4,6 +4,7 @@ import pytest
 import torch
 from parity_fixtures import assert_close, fixtures_like, load_fixture
 
+from hf_clip_variants.modeling.clipdraw.modeling_clipdraw import clipdraw_loss
 from hf_clip_variants.modeling.strokes.stroke_rasterizer import render_strokes, stroke_coverage
 from hf_clip_variants.modeling.strokes.stroke_rasterizer_reference import curve_distances
 
@@ -78,3 +79,13 @@ def test_ink_is_length_times_width(fixture):
     for radius, exact in zip(fixture.inputs["thin_radius"], fixture.outputs["thin_ink_exact"], strict=True):
         image = render_strokes(shapes[1][None, None], radius.view(1, 1), black, height=height, width=width, **CLOSE)
         assert (1 - image[0, 0]).sum().item() == pytest.approx(exact.item(), rel=0.05)
+
+
+def test_losses_equal_the_formula(fixture):
+    inputs = fixture.inputs
+    loss = clipdraw_loss(inputs["image_features"], inputs["text_features"])
+    assert_close(loss.view(1), fixture.outputs["clip_loss"].view(1), "loss")
+    with_negatives = clipdraw_loss(
+        inputs["image_features"], inputs["text_features"], inputs["negative1"], inputs["negative2"]
+    )
+    assert_close(with_negatives.view(1), fixture.outputs["clip_loss_negative"].view(1), "loss with negatives")
