@@ -39,6 +39,10 @@ from .modeling.clip_resnet.configuration_clip_resnet import CLIPResNetVisionConf
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetBackbone as CLIPResNetBackbone
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetModel as CLIPResNetModel
 from .modeling.clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel as CLIPResNetVisionModel
+from .modeling.clipasso.configuration_clipasso import CLIPassoConfig as CLIPassoConfig
+from .modeling.clipasso.modeling_clipasso import CLIPassoForImageSynthesis as CLIPassoForImageSynthesis
+from .modeling.clipdraw.configuration_clipdraw import CLIPDrawConfig as CLIPDrawConfig
+from .modeling.clipdraw.modeling_clipdraw import CLIPDrawForImageSynthesis as CLIPDrawForImageSynthesis
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
 from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig

@@ -45,6 +45,12 @@ TASKS = {
         "AutoModel",
         "point_processor",
     ),
+    "text-to-drawing": OwnTask(
+        "modeling.synthesis.drawing_pipelines.TextToDrawingPipeline", "AutoModel", is_named=True
+    ),
+    "image-to-drawing": OwnTask(
+        "modeling.synthesis.drawing_pipelines.ImageToDrawingPipeline", "AutoModel", is_named=True
+    ),
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",

@@ -10,6 +10,7 @@ import unittest
 from unittest.mock import patch
 
 import torch
+from suite_drawing import CLIPassoTester, CLIPDrawTester
 from suite_testers import (
     SIZES,
     TEXT,
@@ -570,6 +571,14 @@ class GLIPv2CaptioningSuite(GLIPv2AnsweringSuite):
         return inputs | ({"labels": inputs["input_ids"]} if return_labels else {})
 
 
+class DrawingSuite(SLIPSuite):
+    additional_model_inputs = ["points", "radii", "colors", "num_segments"]
+
+
+class SketchSuite(ClassifierSuite):
+    test_all_params_have_gradient = False  # the text encoder is there, and does nothing
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "actionclip": [
@@ -586,6 +595,8 @@ TESTERS = {
         (CLIPResNetVisionTester, ImageEncoderSuite, CLIPResNetVisionModel),
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
+    "clipdraw": [(CLIPDrawTester, DrawingSuite)],
+    "clipasso": [(CLIPassoTester, SketchSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],

@@ -12,6 +12,7 @@ import pytest
 import torch
 from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
+from drawing_runs import CLIPASSO, CLIPDRAW
 from fake_hub import hub_in_this_process
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
 from glip_runs import with_open_weights as glip_open_weights
@@ -355,6 +356,8 @@ CASES = {
         ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
         ModelCase(**POINTCLIP, backbone=tiny_clip),
+        ModelCase(**CLIPDRAW, processor=_classifier_processor),
+        ModelCase(**CLIPASSO, processor=_classifier_processor),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},
