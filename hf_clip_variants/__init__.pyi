@@ -47,6 +47,10 @@ from .modeling.clip_vil.configuration_clip_vil import ClipViLConfig as ClipViLCo
 from .modeling.clip_vil.image_processing_clip_vil import ClipViLImageProcessor as ClipViLImageProcessor
 from .modeling.clip_vil.modeling_clip_vil import ClipViLModel as ClipViLModel
 from .modeling.clip_vil.processing_clip_vil import ClipViLProcessor as ClipViLProcessor
+from .modeling.clipasso.configuration_clipasso import CLIPassoConfig as CLIPassoConfig
+from .modeling.clipasso.modeling_clipasso import CLIPassoForImageSynthesis as CLIPassoForImageSynthesis
+from .modeling.clipdraw.configuration_clipdraw import CLIPDrawConfig as CLIPDrawConfig
+from .modeling.clipdraw.modeling_clipdraw import CLIPDrawForImageSynthesis as CLIPDrawForImageSynthesis
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
 from .modeling.fnd_clip.configuration_fnd_clip import FNDCLIPConfig as FNDCLIPConfig

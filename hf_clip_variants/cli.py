@@ -33,6 +33,8 @@ COMMANDS = {
     "predict": "Classify or segment files and folders; CSV or JSON lines.",
     "index": "Make an index of pictures, videos and sounds.",
     "search": "Find pictures, moments and sounds in an index.",
+    "draw": "Draw a text with coloured strokes: SVG and a page.",
+    "sketch": "Sketch photographs with few strokes: SVG and a page.",
     "convert": "Turn an official checkpoint into a folder to load.",
     "push": "Put an adapter or a model on the Hub, with its results.",
     "export": "Write a model folder that loads without this package.",

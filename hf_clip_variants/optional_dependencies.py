@@ -19,6 +19,7 @@ EXTRAS = {  # importable name -> extra in pyproject.toml
     "soundfile": "audio",
     "soxr": "audio",
     "supervision": "supervision",
+    "svgelements": "synthesis",
     "textblob": "nouns",
     "trimesh": "points",
 }

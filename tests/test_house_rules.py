@@ -41,17 +41,8 @@ LOOSE_FILES = {
 }
 ROOMS = {
     PACKAGE: {room for room in LAYER_OF if room not in ("cli", "optional_dependencies", "modeling")} | {"assets"},
-    MODELING: {
-        "dense",
-        "detection",
-        "dual_encoders",
-        "losses",
-        "decoding",
-        "loading_and_saving",
-        "points",
-        "questions",
-        "video",
-    }
+    MODELING: {"dense", "detection", "dual_encoders", "losses", "decoding", "loading_and_saving", "points", "video"}
+    | {"questions", "strokes", "synthesis"}
     | {row.name for row in methods("model")}
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
 }
@@ -102,6 +93,8 @@ BUILDS_ON = {
     "hf_clip_variants/data/images/coop_layout.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/data/images/sources.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
+    "hf_clip_variants/commands/draw.py": ({"clipdraw"}, "its command"),
+    "hf_clip_variants/commands/sketch.py": ({"clipasso"}, "its command"),
     "modeling/clip/": ({"clip_resnet"}, "its converter names a CLIP-ResNet"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),
     "modeling/losses/contrastive_loss.py": ({"slip"}, "its gradient over ranks is an argument"),

@@ -50,6 +50,12 @@ TASKS = {
         "modeling.fnd_clip.text_and_image_classification.TextAndImageClassificationPipeline",
         "AutoModelForSequenceClassification",
     ),
+    "text-to-drawing": OwnTask(
+        "modeling.synthesis.drawing_pipelines.TextToDrawingPipeline", "AutoModel", is_named=True
+    ),
+    "image-to-drawing": OwnTask(
+        "modeling.synthesis.drawing_pipelines.ImageToDrawingPipeline", "AutoModel", is_named=True
+    ),
     "grounded-question-answering": OwnTask(
         "modeling.detection.grounded_question_answering.GroundedQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",

@@ -425,6 +425,49 @@ MODELS = (
         image_processors={"torchvision": "modeling.depthclip.image_processing_depthclip:DepthCLIPImageProcessor"},
     ),
     Method(
+        name="clipdraw",
+        kind="model",
+        title="CLIPDraw",
+        paper=Paper(
+            "CLIPDraw: Exploring Text-to-Drawing Synthesis through Language-Image Encoders",
+            "2106.14843",
+            2021,
+            "Frans, Kevin and Soros, Lisa B. and Witkowski, Olaf",
+        ),
+        code=OfficialCode("kvfrans/clipdraw", "Apache-2.0"),
+        task="text-to-drawing",
+        summary="A text becomes a vector drawing of coloured strokes. No training: any dual encoder guides.",
+        config="modeling.clipdraw.configuration_clipdraw:CLIPDrawConfig",
+        model="modeling.clipdraw.modeling_clipdraw:CLIPDrawForImageSynthesis",
+        auto_classes={"AutoModel": "modeling.clipdraw.modeling_clipdraw:CLIPDrawForImageSynthesis"},
+        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
+        image_processors={
+            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
+        },
+    ),
+    Method(
+        name="clipasso",
+        kind="model",
+        title="CLIPasso",
+        paper=Paper(
+            "CLIPasso: Semantically-Aware Object Sketching",
+            "2202.05822",
+            2022,
+            "Vinker, Yael and Pajouheshgar, Ehsan and Bo, Jessica Y. and Bachmann, Roman Christian and Bermano, Amit "
+            "Haim and Cohen-Or, Daniel and Zamir, Amir and Shamir, Ariel",
+        ),
+        code=OfficialCode("yael-vinker/CLIPasso", "CC-BY-NC-SA-4.0"),
+        task="image-to-drawing",
+        summary="A photograph becomes a sketch of few strokes, whose number is the level of abstraction.",
+        config="modeling.clipasso.configuration_clipasso:CLIPassoConfig",
+        model="modeling.clipasso.modeling_clipasso:CLIPassoForImageSynthesis",
+        auto_classes={"AutoModel": "modeling.clipasso.modeling_clipasso:CLIPassoForImageSynthesis"},
+        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
+        image_processors={
+            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
+        },
+    ),
+    Method(
         name="vild",
         kind="model",
         title="ViLD",

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from suite_clip_vil import CLIP_VIL_DESELECTED, CLIP_VIL_TESTERS
+from suite_drawing import CLIPassoTester, CLIPDrawTester
 from suite_fnd_clip import FNDCLIPSuite, FNDCLIPTester
 from suite_testers import (
     SIZES,
@@ -601,6 +602,14 @@ class GLIPv2CaptioningSuite(GLIPv2AnsweringSuite):
         return inputs | ({"labels": inputs["input_ids"]} if return_labels else {})
 
 
+class DrawingSuite(SLIPSuite):
+    additional_model_inputs = ["points", "radii", "colors", "num_segments"]
+
+
+class SketchSuite(ClassifierSuite):
+    test_all_params_have_gradient = False  # the text encoder is there, and does nothing
+
+
 # For each row: the tester, the tests, the tested classes and their configuration.
 TESTERS = {
     "actionclip": [
@@ -620,6 +629,8 @@ TESTERS = {
     ],
     "fnd_clip": [(FNDCLIPTester, FNDCLIPSuite)],
     "depthclip": [(DepthCLIPTester, DepthCLIPSuite)],
+    "clipdraw": [(CLIPDrawTester, DrawingSuite)],
+    "clipasso": [(CLIPassoTester, SketchSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
     "video_anomaly_clip": [(VideoAnomalyClipTester, VideoAnomalyClipSuite)],

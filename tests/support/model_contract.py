@@ -14,6 +14,7 @@ from actionclip_runs import ACTIONCLIP, ACTIONCLIP_CLASSIFIER
 from clip4clip_runs import CLIP4CLIP_BAD_VALUES, CLIP4CLIP_CLASSIFIER, clip4clip_batch, clip4clip_config
 from clip_vil_runs import CLIP_VIL_CASES
 from depthclip_runs import DEPTHCLIP
+from drawing_runs import CLIPASSO, CLIPDRAW
 from fake_hub import hub_in_this_process
 from fnd_clip_runs import FND_CLIP
 from glip_runs import GLIP_BAD_VALUES, glip_collate, glip_config, glip_inputs, glip_processor
@@ -359,6 +360,8 @@ CASES = {
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
         ModelCase(**POINTCLIP, backbone=tiny_clip),
         ModelCase(**DEPTHCLIP),
+        ModelCase(**CLIPDRAW, processor=_classifier_processor),
+        ModelCase(**CLIPASSO, processor=_classifier_processor),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},

@@ -33,7 +33,7 @@ FORBIDDEN_ARGUMENTS = {"allow_pickle": True, "shell": True, "weights_only": Fals
 # From the top down. A folder imports folders of its own line and of the lines below.
 LAYERS = (
     ("commands", "cli"),
-    ("few_shot", "training", "conversion", "search"),
+    ("few_shot", "training", "conversion", "search", "synthesis"),
     ("evaluation", "hub"),
     ("adapters",),
     ("annotations", "data", "metrics", "files", "pipelines", "registration", "registry", "optional_dependencies"),

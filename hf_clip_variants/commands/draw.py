@@ -1,0 +1,169 @@
+"""`hf-clip-variants draw`: texts become vector drawings of coloured strokes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .arguments import check_device, check_model, check_out
+from .drawing import (
+    Canvas,
+    Guide,
+    Preview,
+    Row,
+    Seeds,
+    best_of_each,
+    chosen_seeds,
+    file_stem,
+    load_guided,
+    run_with_progress,
+    write_results,
+)
+from .options import MODEL, RUNNING
+from .output import JsonOption, machine_output, prepare_libraries, say, screen, title_and_rows, use_all_cores
+
+
+METHOD = "clipdraw"
+
+
+def draw(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT...", help="What to draw; each text becomes drawings.", show_default=False),
+    ],
+    strokes: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Strokes of a drawing.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps; more is better, and slower.")] = 250,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=100,
+            metavar="X",
+            help="The published learning rates times this. Few steps need faster ones.",
+            show_default="1000 / steps, 1 to 4",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    seeds: Seeds = "1",
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What drawings should not look like. May be repeated.", show_default=False),
+    ] = None,
+    image_prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A picture that drawings should look like, too.", show_default=False),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="An SVG or safetensors drawing to begin with.", show_default=False),
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="What is written.", rich_help_panel=RUNNING)] = "drawing",
+    guide: Guide = None,
+    canvas: Canvas = None,
+    max_width: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            metavar="PIXELS",
+            help="Widest line, on a picture of 224 pixels.",
+            show_default="100",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    preview: Preview = False,
+    device: options.Device = None,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Draw a text with coloured strokes: a picture, an SVG file, and a page that plays the strokes.
+
+    \b
+    [bold]Example[/bold]
+      hf-clip-variants draw "a red apple"
+
+    Nothing is trained and nothing is downloaded: the embedded tiny CLIP guides the strokes, which knows things that
+    have an emoji. A larger CLIP (--guide openai/clip-vit-base-patch32) knows more and takes longer. The same command
+    goes on where it was stopped, and ends with the same drawings.
+
+    In a text, | stands between prompts of one drawing, and :0.5 behind one is its weight.
+
+    \b
+    [bold]More examples[/bold]
+      hf-clip-variants draw "a red apple" "a blue fish" --seeds 3 --out drawings
+      hf-clip-variants draw "a cat | watercolour:0.3" --negative "text" --strokes 256 --steps 1000
+      hf-clip-variants draw "a sunflower" --start logo.svg
+    """
+    if not prompts or any(not text.strip() for text in prompts):
+        raise ValueError("TEXT: empty; want what to draw, in words")
+    chosen = chosen_seeds(seeds)
+    check_out("--out", out)
+    check_model("--guide", guide)
+    check_device(device)
+    for option, files in (("--image-prompt", image_prompt or []), ("--start", [start] if start else [])):
+        for file in files:
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"{option}: no such file {file}")
+    prepare_libraries(watched=not as_json)
+    use_all_cores()
+    from ..modeling.strokes.stroke_drawing import StrokeDrawing
+    from ..synthesis.runs import SynthesisRun
+
+    with machine_output() as emit:
+        radius = None if max_width is None else max_width / 2
+        smallest = None if radius is None else min(1.0, radius)
+        factor = min(4.0, max(1.0, 1000 / steps)) if speed is None else speed
+        model, tokenizer, name = load_guided(
+            METHOD, guide, device, canvas_size=canvas, max_radius=radius, min_radius=smallest
+        )
+        config = model.config
+        for rate in ("points_lr", "radii_lr", "colors_lr"):
+            setattr(config, rate, getattr(config, rate) * factor)
+        settings = {
+            "method": METHOD, "prompts": prompts, "strokes": strokes, "steps": steps, "seeds": chosen,
+            "negative": negative or [], "image_prompt": image_prompt or [], "start": start, "guide": name,
+            "canvas": config.canvas, "max_width": max_width, "speed": factor,
+        }  # fmt: skip
+        with model.frozen():
+            loop = model.make_loop(
+                prompts,
+                tokenizer,
+                negative_prompts=negative,
+                image_prompts=image_prompt,
+                seeds=chosen,
+                num_strokes=strokes,
+                num_steps=steps,
+                start=None if start is None else StrokeDrawing.load(start),
+                evaluate_every=max(1, steps // 20),
+            )
+            run = SynthesisRun(out, loop, settings)
+            run_with_progress(run, Path(out), preview)
+            results = model.results(loop)
+        taken: set[str] = set()
+        rows = [
+            Row(
+                file_stem(f"{result.prompt}-{result.seed}" if len(chosen) > 1 else result.prompt, taken), result.prompt
+            )
+            for result in results
+        ]
+        best = best_of_each(results, lambda number: number // len(chosen))
+        about = {"settings": settings, "guide": name}
+        found = write_results(run, results, rows, best, Path(out), ", ".join(prompts), about)
+        if as_json:
+            for row in found:
+                emit(row)
+    if not as_json:
+        cells = [
+            (
+                row["caption"] + (" (best)" if row["best"] else ""),
+                str(row["seed"]),
+                f"{row['similarity']:.3f}",
+                row["svg"],
+            )
+            for row in found
+        ]
+        screen().print(title_and_rows(f"Drawings in {out}", ("text", "seed", "similarity", "file"), cells))
+        say(f"{run.spent:.0f} s of drawing. Open {Path(out) / 'index.html'} in a browser: it plays the strokes.")
+
+
+__all__ = ["draw"]

@@ -1,0 +1,240 @@
+"""What the commands share that make drawings: the guide, seeds, progress, and the files of a run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .arguments import numbers
+from .options import FLAG, RUNNING
+from .output import console, say
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..modeling.synthesis.stroke_samples import SynthesizedDrawing
+    from ..synthesis.runs import SynthesisRun
+
+SIDE = 512  # pixels of the pictures that are written
+_FRAME_SIDE = 256  # of the animation
+_MOST_SEEDS = 64
+
+Seeds = Annotated[
+    str,
+    typer.Option(
+        metavar="N|LIST", help="How many drawings of each, from seed 0 on; or seeds with commas, such as 3, or 7,8."
+    ),
+]
+Guide = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The dual encoder that guides: folder or Hub id.",
+        show_default="the embedded tiny CLIP",
+    ),
+]
+Canvas = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        max=2048,
+        metavar="PIXELS",
+        help="Side of the canvas that is optimised. The drawing is a vector graphic of any size.",
+        show_default="what the guide takes",
+        rich_help_panel=RUNNING,
+    ),
+]
+Preview = Annotated[
+    bool,
+    typer.Option("--preview", help="Keep preview.png in the folder up to date.", rich_help_panel=RUNNING, **FLAG),
+]
+
+
+def chosen_seeds(text: str) -> list[int]:
+    """`"3"`: 0, 1, 2. `"7,8"`: these. A single seed is `"7,"`."""
+    found = numbers("--seeds", text.rstrip(", "), least=0)
+    if "," not in text:
+        if not 1 <= found[0] <= _MOST_SEEDS:
+            raise ValueError(f"--seeds: {found[0]}, want 1..{_MOST_SEEDS} drawings, or seeds with commas")
+        return list(range(found[0]))
+    if len(set(found)) != len(found) or len(found) > _MOST_SEEDS:
+        raise ValueError(f"--seeds: {text}; want at most {_MOST_SEEDS} different ones")
+    return found
+
+
+def load_guided(method: str, guide: str | None, device: str | None, **settings):
+    """A model of a row with a dual encoder's weights, float32 on a CPU and bfloat16 on a GPU; its tokenizer and name.
+
+    Raises:
+        OSError, ValueError: the guide is none, or settings do not fit.
+    """
+    import torch
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from ..data.images.emoji import embedded_model
+    from ..evaluation.devices import choose_device
+    from ..registry import method as row_of
+
+    source = str(embedded_model()) if guide is None else guide
+    chosen = choose_device(device)
+    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    given = {name: value for name, value in settings.items() if value is not None}
+    model = row_of(method).load("model").from_pretrained(source, dtype=dtype, **given).to(chosen).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+        model.config.image_mean, model.config.image_std = list(processor.image_mean), list(processor.image_std)
+    except (OSError, ValueError, AttributeError):
+        say("The guide has no image processor beside it: pictures are normalised as CLIP's.")
+    return model, tokenizer, Path(source).name if guide is None else guide
+
+
+@dataclass
+class Row:
+    """What one drawing is called, and what it shows."""
+
+    name: str
+    caption: str
+    photo: Image.Image | None = None
+
+
+def run_with_progress(run: SynthesisRun, out: Path, preview: bool) -> float:
+    """Runs to the end with a bar that tells the loss; seconds of this part."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ..files.atomic_writes import write_atomically
+    from ..modeling.strokes.stroke_drawing import image_of
+    from ..synthesis.progress_pictures import sheet
+    from .segmentation import png_of
+
+    loop, started, shown = run.loop, time.monotonic(), 0.0
+    if run.resumed_at:
+        say(f"{out} goes on at step {run.resumed_at} of {loop.num_steps}.")
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console(), transient=True) as bars:
+        bar = bars.add_task("Drawing", total=loop.num_steps, completed=loop.step, loss="…")
+
+        def after_step(run: SynthesisRun) -> None:
+            nonlocal shown
+            values = [sample.losses[-1] for sample in run.loop.samples if sample.losses]
+            bars.update(bar, completed=run.loop.step, loss=f"{sum(values) / len(values):.4f}")
+            if preview and time.monotonic() - shown > 2:
+                shown = time.monotonic()
+                write_atomically(out / "preview.png", png_of(sheet([[image_of(p) for p in run.loop.images()]])))
+
+        run.run(after_step)
+    return time.monotonic() - started
+
+
+def write_results(
+    run: SynthesisRun,
+    results: Sequence[SynthesizedDrawing],
+    rows: Sequence[Row],
+    best: set[int],
+    out: Path,
+    title: str,
+    about: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """SVG, picture, exact strokes, animation and strip of each drawing; the page; results.json, whose rows return."""
+    from ..files.atomic_writes import write_atomically
+    from ..files.json_files import write_json
+    from ..modeling.synthesis.stroke_samples import drawing_of
+    from ..synthesis.progress_pictures import animation, sheet, strip
+    from ..synthesis.stroke_page import PageEntry, stroke_page
+    from .segmentation import png_of
+
+    entries, found, finals = [], [], []
+    for number, (result, row) in enumerate(zip(results, rows, strict=True)):
+        drawing, sample = result.drawing, run.loop.samples[number]
+        frames = []
+        for frame in run.frames[number]:
+            for name, tensor in frame["tensors"].items():
+                sample.tensors[name].data.copy_(tensor)
+            frames.append(drawing_of(sample, drawing.height))
+        scale = _FRAME_SIDE / drawing.height
+        pictures = [frame.to_image(scale) for frame in (*frames, drawing)]
+        write_atomically(out / f"{row.name}.svg", drawing.to_svg())
+        write_atomically(out / f"{row.name}.safetensors", drawing.to_bytes())
+        write_atomically(out / f"{row.name}.png", png_of(drawing.to_image(SIDE / drawing.height)))
+        write_atomically(out / f"{row.name}.gif", animation(pictures))
+        write_atomically(out / f"{row.name}_strip.png", png_of(strip(pictures)))
+        finals.append(pictures[-1])
+        notes = [
+            ("seed", str(result.seed)),
+            ("similarity", f"{result.similarity:.3f}"),
+            ("loss", f"{result.loss:.4f}"),
+        ]
+        notes += [("strokes", str(len(drawing))), ("steps", str(len(result.losses)))]
+        entries.append(
+            PageEntry(drawing, row.caption, notes, frames[:-1], row.photo, f"{row.name}.svg", number in best)
+        )
+        found.append(
+            {
+                "name": row.name,
+                "caption": row.caption,
+                "seed": result.seed,
+                "similarity": round(result.similarity, 4),
+                "loss": round(result.loss, 6),
+                "steps": len(result.losses),
+                "strokes": len(drawing),
+                "best": number in best,
+                "svg": f"{row.name}.svg",
+            }
+        )
+    columns = min(len(finals), 6)
+    write_atomically(
+        out / "sheet.png", png_of(sheet([finals[i : i + columns] for i in range(0, len(finals), columns)]))
+    )
+    write_atomically(out / "index.html", stroke_page(title, entries))
+    write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "drawings": found})
+    (out / "preview.png").unlink(missing_ok=True)
+    return found
+
+
+def file_stem(text: str, taken: set[str]) -> str:
+    """Letters, digits and dashes of a text, at most 40, numbered if it is taken.
+
+    >>> taken = set()
+    >>> [file_stem(text, taken) for text in ("A red apple!", "a red/apple", "苹果", "…")]
+    ['a-red-apple', 'a-red-apple-2', '苹果', 'drawing']
+    """
+    stem = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:40].strip("-_") or "drawing"
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name
+
+
+def best_of_each(results: Sequence[SynthesizedDrawing], group_of: Callable[[int], Any]) -> set[int]:
+    """Numbers of the drawings with the lowest loss of their group, where a group has several."""
+    groups: dict[Any, list[int]] = {}
+    for number in range(len(results)):
+        groups.setdefault(group_of(number), []).append(number)
+    return {min(group, key=lambda number: results[number].loss) for group in groups.values() if len(group) > 1}
+
+
+__all__ = [
+    "Canvas",
+    "Guide",
+    "Preview",
+    "Row",
+    "Seeds",
+    "best_of_each",
+    "chosen_seeds",
+    "file_stem",
+    "load_guided",
+    "run_with_progress",
+    "write_results",
+]

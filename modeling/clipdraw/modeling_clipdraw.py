@@ -1,0 +1,356 @@
+"""CLIPDraw: drawings from texts. Strokes are optimised until a dual encoder finds that they show the text.
+
+Paper: "CLIPDraw: Exploring Text-to-Drawing Synthesis through Language-Image Encoders",
+https://arxiv.org/abs/2106.14843.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from ..dual_encoders.backbones import unit_norm
+from ..dual_encoders.forward_checks import check_output
+from ..strokes.stroke_drawing import StrokeDrawing
+from ..strokes.stroke_rasterizer import render_strokes
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
+from ..synthesis.guiding_prompts import Goal, Prompt, parse_prompts, prompt_losses
+from ..synthesis.stroke_samples import (
+    SynthesizedDrawing,
+    checked_count,
+    drawings_of,
+    random_walks,
+    render_samples,
+)
+from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
+from ..synthesis.view_augmentation import augmented_views
+from .configuration_clipdraw import CLIPDrawConfig
+
+
+# B drawings, N strokes, P points of each, T texts, L tokens, D joint width, V views
+
+NEGATIVE_PROMPTS = ("A badly drawn sketch.", "Many ugly, messy drawings.")  # the authors'; off by default
+_REACH = 0.1  # of a new point from the one before, in canvases
+
+
+@dataclass
+class CLIPDrawOutput(ModelOutput):
+    """
+    Args:
+        loss: (), with `return_loss`: minus the mean cosine of each drawing and its text.
+        logits_per_image: (B, T), scaled cosines of drawings and texts.
+        logits_per_text: (T, B), its transpose.
+        images: (B, 3, S, S), the drawings in 0..1.
+        image_embeds, text_embeds: (B, D), (T, D), of unit norm.
+        text_model_output, vision_model_output: of the two encoders.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    images: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+class CLIPDrawPreTrainedModel(GuidedPreTrainedModel):
+    config: CLIPDrawConfig
+
+
+class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
+    r"""
+    CLIPDraw (Frans et al. 2022): a text becomes a drawing of coloured strokes. Nothing is trained: the strokes'
+    points, widths and colours are optimised, through a differentiable rasteriser, for the cosine between the drawing
+    and the text in a dual encoder. Any of `modeling/dual_encoders/backbones.py` guides; its checkpoint loads as it is.
+
+    `generate` draws. `forward` scores drawings that exist. For a sketch of a photograph instead of a text, there is a
+    model of sketches.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import CLIPDrawConfig, CLIPDrawForImageSynthesis
+
+    >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
+    >>> vision = text | {"image_size": 32, "patch_size": 16}
+    >>> config = CLIPDrawConfig(text_config=text, vision_config=vision, projection_dim=64, num_strokes=8)
+    >>> model = CLIPDrawForImageSynthesis(config).eval()
+    >>> found = model.generate(prompt_embeds=torch.randn(1, 64), seeds=[0, 1], num_steps=3)
+    >>> len(found), len(found[0].drawing), found[0].drawing.to_image(scale=4).size
+    (2, 8, (128, 128))
+    ```
+    """
+
+    def __init__(self, config: CLIPDrawConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        points: torch.FloatTensor,
+        radii: torch.FloatTensor | None = None,
+        colors: torch.FloatTensor | None = None,
+        num_segments: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CLIPDrawOutput:
+        r"""
+        How well drawings show texts; differentiable in the strokes.
+
+        Args:
+            points: (B, N, P, 2), in pixels of the canvas.
+            radii: (B, N), half of the lines' widths. None: `config.min_radius`.
+            colors: (B, N, 4) in 0..1, with opacity. None: black.
+            num_segments: (B, N); None: all.
+            input_ids, attention_mask: (T, L), texts.
+            return_loss: needs a text for each drawing.
+
+        Returns:
+            [`CLIPDrawOutput`].
+
+        Raises:
+            ValueError: as `render_strokes`; no texts; for the loss, other numbers of texts and drawings.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids: None, expected the texts that drawings are compared with")
+        config = self.config
+        if isinstance(points, torch.Tensor) and points.dim() == 4:
+            if radii is None:
+                radii = points.new_full(points.shape[:2], config.min_radius * config.unit)
+            if colors is None:
+                colors = points.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*points.shape[:2], 4)
+        images = render_strokes(points, radii, colors, num_segments, height=config.canvas, width=config.canvas)
+        kwargs["return_dict"] = True
+        vision = self.family.image_features(
+            self.clip, pixel_values=self.as_guide_sees(images, config.normalize), **kwargs
+        )
+        text = self._encode_texts(input_ids, attention_mask, **kwargs)
+        image_embeds, text_embeds = unit_norm(vision.pooler_output), unit_norm(text.pooler_output)
+        cosines = image_embeds @ text_embeds.T
+        logits = cosines * self.family.logit_scale(self.clip)
+        check_output(self, logits, "logits_per_image", points=points)
+        loss = None
+        if return_loss:
+            if cosines.shape[0] != cosines.shape[1]:
+                raise ValueError(
+                    f"input_ids: {cosines.shape[1]} texts, expected one for each of {len(cosines)} drawings"
+                )
+            loss = -cosines.diagonal().float().mean()
+        return CLIPDrawOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            images=images,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+    # ---- drawing
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        tokenizer=None,
+        *,
+        callback: Callable[[SynthesisLoop], object] | None = None,
+        **options,
+    ) -> list[SynthesizedDrawing]:
+        """
+        Draws each prompt with each seed.
+
+        Args:
+            prompts: a text, or several, of which each becomes a drawing. In one text, `|` stands between prompts of
+                the same drawing, and `:` before a weight and a stop (`parse_prompts`).
+            tokenizer: the guide's, or its processor.
+            callback: called with the loop after each step; `False` ends it there.
+            options: see `make_loop`.
+
+        Returns:
+            For each prompt, each seed, in this order.
+        """
+        with self.frozen():
+            loop = self.make_loop(prompts, tokenizer, **options)
+            loop.run(callback)
+            return self.results(loop)
+
+    def make_loop(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        tokenizer=None,
+        *,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompts: str | Sequence[str] | None = None,
+        image_prompts: Sequence | None = None,
+        seeds: int | Sequence[int] = 0,
+        num_strokes: int | None = None,
+        num_steps: int | None = None,
+        start: StrokeDrawing | None = None,
+        samples_at_once: int | None = None,
+        evaluate_every: int = 50,
+    ) -> SynthesisLoop:
+        """
+        The loop that `generate` runs, for those who stop, save and resume it. Run it inside of `frozen()`.
+
+        Args:
+            prompts, tokenizer: as for `generate`.
+            prompt_embeds: (T, D), instead of prompts.
+            negative_prompts: what drawings should not look like, with `config.negative_weight`.
+            image_prompts: pictures that all drawings should look like, too; anything that `decode_image` takes.
+            seeds: of each prompt's drawings.
+            num_strokes, num_steps: instead of the configuration's.
+            start: a drawing to begin with, instead of random strokes. Its lines are optimised; areas are refused.
+            samples_at_once: drawings in one pass of the guide. Default: 1 on a CPU, where a drawing is then the same
+                whatever else is drawn; all on a GPU.
+            evaluate_every: steps between evaluations without augmentation.
+
+        Raises:
+            ValueError: no prompt, a blank one, a bad weight, numbers out of range, equal seeds.
+        """
+        config, seeds = self.config, checked_seeds(seeds)
+        count = checked_count("num_strokes", config.num_strokes if num_strokes is None else num_strokes)
+        goals = self._goals(prompts, tokenizer, prompt_embeds, negative_prompts, image_prompts)
+        samples = []
+        for text, goal in goals:
+            for seed in seeds:
+                sample = self._sample(seed, count) if start is None else self._sample_of(seed, start)
+                sample.goal = (text, goal)
+                samples.append(sample)
+        at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
+        steps = config.num_steps if num_steps is None else num_steps
+        return SynthesisLoop(DrawingTask(self), samples, steps, at_once, evaluate_every)
+
+    def results(self, loop: SynthesisLoop) -> list[SynthesizedDrawing]:
+        """Drawings of a loop as they are, with their similarity to their first prompt."""
+        found = drawings_of(loop, self.config.canvas)
+        with torch.no_grad():
+            for result, sample in zip(found, loop.finish(), strict=True):
+                result.prompt, goal = sample.goal
+                embeds = self.embed_images(loop.task.images([sample]), self.config.normalize)
+                result.similarity = float(unit_norm(embeds)[0] @ unit_norm(goal.embeds)[0])
+        return found
+
+    # ---- parts
+
+    def _goals(self, prompts, tokenizer, prompt_embeds, negative_prompts, image_prompts) -> list[tuple]:
+        """(text or None, `Goal`) of each drawing."""
+        if (prompts is None) == (prompt_embeds is None):
+            raise ValueError("prompts, prompt_embeds: give exactly one of them")
+        extra_embeds, extra = [], []
+        if negative_prompts:
+            texts = [negative_prompts] if isinstance(negative_prompts, str) else list(negative_prompts)
+            extra_embeds.append(self.encode_prompts(texts, tokenizer, "negative_prompts"))
+            extra += [Prompt(text, -self.config.negative_weight) for text in texts if self.config.negative_weight]
+            extra_embeds = extra_embeds if self.config.negative_weight else []
+        if image_prompts:
+            pixels = torch.stack([picture_tensor(image, self.config.guide_size) for image in image_prompts])
+            with torch.no_grad():
+                extra_embeds.append(self.embed_images(pixels.to(self.device), self.config.normalize))
+            extra += [Prompt("image") for _ in image_prompts]
+        found = []
+        if prompts is not None:
+            texts = [prompts] if isinstance(prompts, str) else list(prompts)
+            if not texts:
+                raise ValueError("prompts: none, expected at least one text")
+            for number, text in enumerate(texts):
+                parts = parse_prompts(text, "prompts" if isinstance(prompts, str) else f"prompts[{number}]")
+                embeds = self.encode_prompts([part.text for part in parts], tokenizer)
+                found.append((text, parts, embeds))
+        else:
+            if prompt_embeds.dim() != 2 or prompt_embeds.shape[1] != self.config.projection_dim:
+                raise ValueError(
+                    f"prompt_embeds: got {list(prompt_embeds.shape)}, expected [prompts, {self.config.projection_dim}]"
+                )
+            found = [(None, [Prompt("embedding")], row[None].to(self.device).float()) for row in prompt_embeds]
+        return [(text, Goal.of(torch.cat([embeds, *extra_embeds]), [*parts, *extra])) for text, parts, embeds in found]
+
+    def _sample(self, seed: int, count: int) -> SynthesisSample:
+        """Random strokes, as the authors begin: short walks in any colour."""
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        segments = torch.randint(1, config.max_segments + 1, (count,), generator=generator)
+        starts = torch.rand(count, 2, generator=generator)
+        points = random_walks(starts, 3 * config.max_segments, _REACH, config.canvas, generator)
+        colors = torch.rand(count, 4, generator=generator)
+        radii = torch.full((count,), config.min_radius * config.unit)
+        return self._sample_with(seed, generator, points, radii, colors, segments)
+
+    def _sample_of(self, seed: int, start: StrokeDrawing) -> SynthesisSample:
+        if start.filled is not None and start.filled.any():
+            raise ValueError("start: it has filled areas, expected lines only")
+        scaled = start.scaled(self.config.canvas / max(start.height, start.width))
+        generator = torch.Generator().manual_seed(seed)
+        parts = (scaled.points.float(), scaled.radii.float(), scaled.colors.float(), scaled.num_segments.long())
+        return self._sample_with(seed, generator, *(part.clone() for part in parts))
+
+    def _sample_with(self, seed, generator, points, radii, colors, segments) -> SynthesisSample:
+        config, device = self.config, self.device
+        tensors = {"points": points, "radii": radii, "colors": colors}
+        tensors = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
+        # Steps of points and widths are in pixels of the authors' canvas.
+        rates = (config.points_lr * config.unit, config.radii_lr * config.unit, config.colors_lr)
+        groups = [{"params": [tensor], "lr": lr} for tensor, lr in zip(tensors.values(), rates, strict=True)]
+        optimizer = torch.optim.Adam(groups)
+        return SynthesisSample(seed, generator, tensors, optimizer, {"num_segments": segments.to(device)})
+
+
+class DrawingTask:
+    """What [`CLIPDrawForImageSynthesis`] says to a `SynthesisLoop`."""
+
+    def __init__(self, model: CLIPDrawForImageSynthesis):
+        self.model, self.config = model, model.config
+
+    def images(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
+        return render_samples(samples, self.config.canvas)
+
+    def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
+        """Minus the sum of the cosines of all views, plus the weighted ones of negative prompts."""
+        config, count = self.config, self.config.num_augmentations
+        generators = [sample.generator for sample in samples]
+        # Views are white where nothing is, and are normalised after that.
+        views = augmented_views(self.images(samples), count, generators, config.guide_size, fill=1.0)
+        embeds = self.model.embed_images(views.flatten(0, 1), config.normalize)
+        return prompt_losses(embeds.unflatten(0, (len(samples), count)), [sample.goal[1] for sample in samples])
+
+    def evaluate(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
+        embeds = self.model.embed_images(self.images(samples), self.config.normalize)
+        return prompt_losses(embeds[:, None], [sample.goal[1] for sample in samples])
+
+    def after_step(self, sample: SynthesisSample, step: int, num_steps: int) -> None:
+        """Ranges of widths and colours; the points' learning rate."""
+        config, unit = self.config, self.config.unit
+        sample.tensors["radii"].clamp_(config.min_radius * unit, config.max_radius * unit)
+        sample.tensors["colors"].clamp_(0, 1)
+        share = (step + 1) / max(1, num_steps)
+        factor = 1.0 if share < 0.5 else 0.4 if share < 0.75 else 0.1
+        sample.optimizer.param_groups[0]["lr"] = config.points_lr * unit * factor
+
+
+def clipdraw_loss(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, *negative_embeds: torch.Tensor
+) -> torch.Tensor:
+    """() the authors' loss of (V, D) views and (1, D) texts: minus the sum of the cosines, plus 0.3 times those of
+    each negative text."""
+    prompts = [Prompt("text"), *(Prompt("negative", -0.3) for _ in negative_embeds)]
+    return prompt_losses(image_embeds[None], [Goal.of(torch.cat([text_embeds, *negative_embeds]), prompts)])[0]
+
+
+__all__ = [
+    "NEGATIVE_PROMPTS",
+    "CLIPDrawForImageSynthesis",
+    "CLIPDrawOutput",
+    "CLIPDrawPreTrainedModel",
+    "clipdraw_loss",
+]

@@ -1,0 +1,92 @@
+"""`draw` and `sketch`: files, pages, JSON, going on, and what is wrong."""
+
+import json
+
+import pytest
+from PIL import Image, ImageDraw
+from tiny import tiny_clip, tiny_tokenizer
+
+from hf_clip_variants.commands.drawing import chosen_seeds, file_stem
+from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_clip().save_pretrained(tmp_path / "guide")
+    tiny_tokenizer().save_pretrained(tmp_path / "guide")
+    picture = Image.new("RGB", (40, 30), "white")
+    ImageDraw.Draw(picture).ellipse((8, 6, 30, 24), fill="red")
+    picture.save("disc.png")
+    Image.new("L", (40, 30), 255).save("mask.png")
+    return "guide"
+
+
+def test_texts_in_drawings_and_a_page_out(guide, run):
+    options = ("--strokes", 4, "--steps", 3, "--seeds", 2, "--out", "out", "--guide", guide, "--preview")
+    code, out, err = run("draw", "a cat", "a dog | a pig:0.5", *options)
+    assert code == 0, err
+    assert "similarity" in out and out.count("(best)") == 2 and "index.html" in err
+    rows = json.loads(open("out/results.json", encoding="utf-8").read())["drawings"]
+    assert [row["name"] for row in rows] == ["a-cat-0", "a-cat-1", "a-dog-a-pig-0-5-0", "a-dog-a-pig-0-5-1"]
+    for row in rows:
+        svg, exact = (StrokeDrawing.load(f"out/{row['name']}.{kind}") for kind in ("svg", "safetensors"))
+        assert len(svg) == 4 and svg.to_svg() == exact.to_svg()
+        assert Image.open(f"out/{row['name']}.png").size == (512, 512)
+        assert Image.open(f"out/{row['name']}.gif").n_frames >= 4
+    page = open("out/index.html", encoding="utf-8").read()
+    assert page.count('class="card') == 4 and page.count('class="card best"') == 2
+    code, again, err = run("draw", "a cat", "a dog | a pig:0.5", *options)  # nothing is left to do
+    assert code == 0 and again == out
+    code, _, err = run("draw", "a bird", *options)
+    assert code == 1 and "another prompts" in err
+
+
+def test_photos_in_sketches_out(guide, run):
+    options = ("--strokes", "4,2", "--steps", 3, "--guide", guide, "--json")
+    code, out, err = run("sketch", "disc.png", *options, "--mask", "mask.png", "--out", "out")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["name"], row["strokes"]) for row in rows] == [("disc-4", 4), ("disc-2", 2)]
+    assert open("out/disc-2.svg").read().count("<path") == 2 and 'class="photo"' in open("out/index.html").read()
+    code, out, _ = run("sketch", "disc.png", *options, "--color", "--squash", "--out", "colours")
+    assert code == 0 and json.loads(out.splitlines()[0])["loss"] != rows[0]["loss"]
+
+
+def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("draw", "a red apple", "--steps", 2, "--strokes", 4)
+    assert code == 0 and "a-red-apple.svg" in out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("draw", " "), "TEXT: empty"),
+        (("draw", "a cat:0"), "expected text:weight:stop"),
+        (("draw", "a cat", "--strokes", 0), "strokes"),
+        (("draw", "a cat", "--seeds", "x"), "--seeds"),
+        (("draw", "a cat", "--seeds", "1,1"), "--seeds"),
+        (("draw", "a cat", "--start", "none.svg"), "--start: no such file"),
+        (("draw", "a cat", "--image-prompt", "none.png"), "--image-prompt: no such file"),
+        (("draw", "a cat", "--out", "disc.png"), "--out: disc.png is a file"),
+        (("draw", "a cat", "--guide", "disc.png"), "--guide: disc.png is a file"),
+        (("sketch", "none.png"), "PHOTO: no such file"),
+        (("sketch", "disc.png", "--strokes", "0"), "--strokes"),
+        (("sketch", "disc.png", "--strokes", "4,4"), "--strokes"),
+        (("sketch", "disc.png", "--mask", "mask.png", "--mask", "mask.png"), "--mask: 2 masks"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, said, guide, run):
+    code, _, err = run(*arguments, *(() if "--guide" in arguments else ("--guide", guide)))
+    assert code in (1, 2) and said in err and "Traceback" not in err
+
+
+def test_seeds_are_a_number_or_a_list():
+    assert chosen_seeds("3") == [0, 1, 2] and chosen_seeds("7,") == [7] and chosen_seeds("5, 2") == [5, 2]
+    for text in ("0", "-1", "1,1", "", "1000"):
+        with pytest.raises(ValueError, match="--seeds"):
+            chosen_seeds(text)
+    taken = set()
+    assert [file_stem(text, taken) for text in ("../../x", "CON", "a/b", "x" * 300)][0] == "x"
+    assert all(len(name) <= 42 and "/" not in name for name in taken)

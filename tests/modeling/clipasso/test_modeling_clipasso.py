@@ -1,0 +1,151 @@
+"""CLIPasso: where strokes begin, what the loss does, best of seeds, masks, odd pictures."""
+
+import pytest
+import torch
+from drawing_runs import sketch_model
+from PIL import Image
+from tiny import tiny_tokenizer
+from transformers import pipeline
+
+from hf_clip_variants import CLIPassoForImageSynthesis, CLIPResNetConfig, CLIPResNetModel
+from hf_clip_variants.modeling.clipasso.losses_clipasso import perceptual_losses
+from hf_clip_variants.modeling.clipasso.modeling_clipasso import prepared_pictures
+from hf_clip_variants.modeling.clipasso.saliency_clipasso import drawn_starts, edge_map, start_probabilities
+from hf_clip_variants.modeling.strokes.stroke_rasterizer import render_strokes
+from hf_clip_variants.modeling.synthesis.stroke_samples import best_of
+
+
+def disc(size: int = 48) -> torch.Tensor:
+    """A red disc on white."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    inside = (x - 20) ** 2 + (y - 26) ** 2 < 144
+    return torch.where(inside, torch.tensor([0.8, 0.1, 0.1])[:, None, None], 1.0)
+
+
+def resnet_model(**options) -> CLIPassoForImageSynthesis:
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 20,
+    }
+    vision = {"hidden_size": 256, "depths": [1, 1, 1, 1], "num_attention_heads": 8, "image_size": 32}
+    config = CLIPResNetConfig(text_config=text, vision_config=vision, projection_dim=20)
+    return CLIPassoForImageSynthesis.from_clip(CLIPResNetModel(config).eval(), num_strokes=4, **options)
+
+
+def test_equal_pictures_have_no_loss_and_layers_without_weight_no_term():
+    model = sketch_model()
+    image = torch.rand(1, 3, 24, 24, requires_grad=True)
+    layers, features, _ = model.image_layers(model.as_guide_sees(image))
+    pairs = [one[None] for one in layers], [one[None].detach() for one in layers]
+    terms = perceptual_losses(*pairs, features[None], features[None].detach(), [0.0, 1.0, 0.5], 0.1)
+    assert list(terms) == ["layer1", "layer2", "features"]
+    total = sum(terms.values())
+    total.sum().backward()
+    assert total.item() == pytest.approx(0, abs=1e-6) and image.grad.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("make", [sketch_model, resnet_model])
+def test_sketches_come_near_to_a_drawing(make):
+    """The target is a drawing of four strokes."""
+    model = make(points_lr=5.0, min_delta=0.0)
+    size = model.config.canvas
+    points = size * torch.rand(1, 4, 4, 2, generator=torch.Generator().manual_seed(5))
+    colors = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(1, 4, 4)
+    target = render_strokes(points, torch.full((1, 4), 1.0), colors, height=size, width=size)[0]
+    found = model.generate(target, seeds=[0, 1], num_steps=40)
+    for result in found:
+        values = [value for _, value in result.evaluations]
+        assert result.loss == min(values) < 0.95 * values[0]
+        assert len(result.drawing) == 4 and (result.drawing.colors[:, :3] == 0).all()
+    assert best_of(found).loss == min(result.loss for result in found)
+
+
+def test_strokes_begin_at_salient_edges():
+    model, picture = sketch_model(), disc(224)
+    saliency = torch.zeros(224, 224)
+    saliency[:, :20] = 1
+    chances = model.start_probabilities(picture, saliency)
+    assert chances.sum().item() == pytest.approx(1, abs=1e-3) and (chances[:, 21:] == 0).all()
+    starts = drawn_starts(chances, 8, torch.Generator().manual_seed(0))
+    assert (starts[:, 0] * 224 < 21).all() and len(starts.unique(dim=0)) == 8
+    own = model.saliency_map(picture)
+    assert own.shape == (224, 224) and own.min() == 0 and own.max() == 1
+
+
+def test_encoders_without_class_token_are_asked_by_occlusion():
+    model = resnet_model()
+    found = model.saliency_map(disc())
+    assert found.shape == (224, 224) and found.min() == 0 and found.max() == 1
+
+
+def test_black_pictures_and_few_possible_pixels_have_starts():
+    black = torch.zeros(3, 30, 30)
+    model = sketch_model()
+    result = model.generate(black, seeds=0, num_steps=2)[0]
+    assert len(result.drawing) == 4 and result.drawing.points.isfinite().all()
+    assert (edge_map(torch.zeros(3, 40, 40)) == 1).all()
+    chances = torch.zeros(10, 10)
+    chances[2, 3] = 1.0
+    starts = drawn_starts(chances, 5, torch.Generator().manual_seed(0))
+    assert len(starts.unique(dim=0)) == 5 and [0.3, 0.2] in [[round(v, 2) for v in row] for row in starts.tolist()]
+    nothing = start_probabilities(torch.zeros(6, 6), None, 0.3)
+    assert (nothing == 1 / 36).all()
+    with pytest.raises(ValueError, match="num_strokes: 101, expected at most 100"):
+        drawn_starts(chances, 101, torch.Generator())
+
+
+def test_masks_make_the_rest_white_and_pictures_of_any_kind_are_taken(tmp_path):
+    picture = disc()
+    mask = picture[1] < 0.5
+    prepared = prepared_pictures(torch.cat([picture[:2], picture[2:]]), mask)[0]
+    assert torch.equal(prepared, picture)
+    half = torch.zeros(48, 48, dtype=torch.bool)
+    half[:24] = True
+    assert (prepared_pictures(picture, half)[0][:, 24:] == 1).all()
+    pil_mask = Image.fromarray((half.numpy() * 255).astype("uint8"))
+    assert torch.equal(prepared_pictures(picture, pil_mask)[0], prepared_pictures(picture, half)[0])
+    clear = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
+    assert (prepared_pictures(clear)[0] == 1).all()
+    assert prepared_pictures(Image.new("L", (40, 20)), pad=True)[0].shape == (3, 48, 48)
+    with pytest.raises(ValueError, match="masks\\[0\\]: no pixel is inside"):
+        prepared_pictures(picture, torch.zeros(48, 48))
+    with pytest.raises(ValueError, match="masks: 1, expected one for each of 2"):
+        prepared_pictures([picture, picture], [half])
+    with pytest.raises(ValueError, match="images: none"):
+        prepared_pictures([])
+    with pytest.raises(ValueError, match="saliency: 1 maps, expected one for each of 2"):
+        sketch_model().generate([picture, picture], saliency=torch.rand(9, 9), num_steps=1)
+
+
+def test_opacity_and_colours_change_only_if_they_are_asked_for():
+    for options, changed in (
+        ({}, (False, False)),
+        ({"optimize_opacity": True}, (False, True)),
+        ({"optimize_colors": True}, (True, False)),
+    ):
+        # Of a white picture, strokes are best when they are not seen.
+        model = sketch_model(colors_lr=0.1, min_delta=0.0, **options)
+        drawing = model.generate(torch.ones(3, 24, 24), seeds=0, num_steps=10)[0].drawing
+        assert bool((drawing.colors[:, :3] != 0).any()) == changed[0]
+        assert bool((drawing.colors[:, 3] != 1).any()) == changed[1]
+        assert drawing.colors.min() >= 0 and drawing.colors.max() <= 1
+
+
+def test_a_sketch_is_the_same_alone_and_among_others():
+    model = sketch_model()
+    together = model.generate([disc(), 1 - disc()], seeds=[3, 4], num_steps=3)
+    alone = model.generate(1 - disc(), seeds=4, num_steps=3)[0]
+    assert torch.equal(alone.drawing.points, together[3].drawing.points) and alone.losses == together[3].losses
+
+
+def test_the_pipeline_sketches_files(tmp_path):
+    picture = Image.fromarray((disc() * 255).byte().permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "disc.png")
+    sketch = pipeline("image-to-drawing", model=sketch_model(), tokenizer=tiny_tokenizer())
+    found = sketch(str(tmp_path / "disc.png"), seeds=[0, 1], num_steps=2)
+    assert found["image"].size == (512, 512) and found["svg"].count("<path") == 4
+    assert sketch(picture, seeds=[0, 1], num_steps=2)["svg"] == found["svg"]
