@@ -21,10 +21,8 @@ OUT = "depth"  # the folder that is written
 _HEADER = ("path", "width", "height", "nearest", "median", "farthest", "word", "share", "picture", "depth_map", "step")
 
 
-def has_depth_model(model: str | None) -> bool:
-    """Whether a folder holds a model that reads depth; Hub ids are not asked for."""
-    if model is None or not Path(model, "config.json").is_file():
-        return False
+def has_depth_model(model: str) -> bool:
+    """Whether a folder holds a model that reads depth."""
     from ..evaluation.depth import is_depth_model
 
     return is_depth_model(model)

@@ -21,10 +21,8 @@ BATCH = 8  # posts in one pass
 _HEADER = ("path", "label", "score", "similarity", "text", "image", "cross", "layer", "error")
 
 
-def has_post_model(model: str | None) -> bool:
-    """Whether a folder holds a model that reads a text and an image in one; Hub ids are not asked for."""
-    if model is None or not Path(model, "config.json").is_file():
-        return False
+def has_post_model(model: str) -> bool:
+    """Whether a folder holds a model that reads a text and an image in one."""
     from ..evaluation.posts import is_post_model
 
     return is_post_model(model)

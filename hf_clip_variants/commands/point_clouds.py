@@ -21,10 +21,8 @@ _SHOWN = 5  # classes in a picture's legend
 _INK = (60, 60, 60)
 
 
-def has_point_model(model: str | None) -> bool:
-    """Whether a folder holds a model for clouds of points; Hub ids are not asked for."""
-    if model is None or not Path(model, "config.json").is_file():
-        return False
+def has_point_model(model: str) -> bool:
+    """Whether a folder holds a model for clouds of points."""
     from ..evaluation.point_clouds import is_point_model
 
     return is_point_model(model)

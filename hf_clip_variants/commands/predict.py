@@ -11,22 +11,18 @@ import typer
 from ..files.recommended_run import RecommendedRun, is_run_folder, recommended_run
 from . import options
 from .arguments import check_device, check_model, check_templates
-from .depth import DEPTH, estimate_files, has_depth_model
 from .detection import detect_files
-from .news import NEWS, classify_post_files, has_post_model
 from .options import FLAG, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, progress_bar, say, use_all_cores
-from .point_clouds import POINTS, classify_files, has_point_model
+from .prediction_tasks import PREDICTION_TASKS, check_options
 from .segmentation import CLASSIFICATION, DETECTION, SEGMENTATION, chosen_task, is_model_folder, segment_files
 from .video_anomaly import VIDEO_ANOMALY, is_video_anomaly, score_files
 from .video_classification import classify_video_files, is_video_model
-from .video_moments import VIDEO_TASKS, check_video_task, find_in_videos
-from .visual_questions import CAPTIONS, QUESTIONS, answer_files, chosen_language_task
 
 
 NONE_OF_THESE = "none of these"  # the label of rejected images
 BATCH = 32  # images in one pass
-_WITH_MODEL_FIRST = (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, *VIDEO_TASKS)
+_WITH_MODEL_FIRST = {SEGMENTATION, DETECTION, VIDEO_ANOMALY} | {name for row in PREDICTION_TASKS for name in row.names}
 UNREADABLE = 1  # exit code when an image could not be read
 
 
@@ -234,14 +230,7 @@ def predict(
     """
     if run is None and inputs and is_run_folder(inputs[0]):
         run, inputs = inputs[0], inputs[1:]
-    elif (
-        run is model is adapter is None
-        and inputs
-        and (
-            task in (SEGMENTATION, DETECTION, VIDEO_ANOMALY, POINTS, DEPTH, NEWS, QUESTIONS, CAPTIONS, *VIDEO_TASKS)
-            or is_model_folder(inputs[0])
-        )
-    ):
+    elif run is model is adapter is None and inputs and (task in _WITH_MODEL_FIRST or is_model_folder(inputs[0])):
         model, inputs = inputs[0], inputs[1:]
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
         check_model(option, source)
@@ -254,57 +243,18 @@ def predict(
         raise ValueError(f"--reject: got it beside --threshold {threshold}; want one of them")
     if not inputs and sys.stdin.isatty():
         raise ValueError("IMAGES: name files or folders, or pipe paths in, a line each")
-    if task == POINTS or (task is None and has_point_model(model)):
-        wrong = {"--run": run, "--base": base, "--reject": reject, "--background": background, "--window": window}
-        wrong |= {"--masks": masks, "--threshold": threshold, "--batch-size": batch_size}
-        wrong["--precision"] = None if precision == "float32" else precision
-        if given := [name for name, value in wrong.items() if value]:
-            raise ValueError(f"{given[0]}: got it for clouds of points; it is for images")
-        if labels and classes:
-            raise ValueError("--labels, --classes: got both, which say the same here; want one of them")
-        shown = {"parts": parts, "up_axis": up_axis, "top": top or 1, "as_json": json or format == "json"}
-        files = {"adapter": adapter, "out": out, "device": device}
-        return _exit(*classify_files(inputs or _lines(), model, labels or classes, templates, **files, **shown))
-    if task == DEPTH or (task is None and has_depth_model(model)):
-        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
-        wrong |= {"--reject": reject, "--threshold": threshold, "--background": background, "--window": window}
-        wrong |= {"--masks": masks, "--parts": parts, "--up-axis": up_axis, "--batch-size": batch_size, "--fps": fps}
-        wrong["--precision"] = None if precision == "float32" else precision
-        if given := [name for name, value in wrong.items() if value]:
-            raise ValueError(f"{given[0]}: got it for depth, which has no such option")
-        common = {"out": out, "device": device, "as_json": json or format == "json"}
-        return _exit(*estimate_files(inputs or _lines(), model, labels, templates, **common))
-    if given := [name for name, value in (("--parts", parts), ("--up-axis", up_axis)) if value]:
-        raise ValueError(f"{given[0]}: got it for images; it is for clouds of points (--task points)")
-    if task == NEWS or (task is None and has_post_model(model)):
-        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--labels": labels}
-        wrong |= {"--templates": templates, "--reject": reject, "--threshold": threshold, "--background": background}
-        wrong |= {"--window": window, "--masks": masks, "--fps": fps}
-        if given := [name for name, value in wrong.items() if value]:
-            raise ValueError(f"{given[0]}: got it for posts, whose classes are the model's")
-        common = {"top": top or 1, "out": out, "batch_size": batch_size, "device": device}
-        as_json = json or format == "json"
-        return _exit(*classify_post_files(inputs or _lines(), model, as_json=as_json, **common), "posts")
-    others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
-    language = chosen_language_task(
-        task, model if adapter is run is base is classes is labels is None else None, question
-    )
-    if language is not None:
-        wrong = others | {"--labels": labels, "--templates": templates, "--threshold": threshold, "--window": window}
-        wrong |= {"--background": background, "--masks": masks, "--fps": fps, "--batch-size": batch_size}
-        wrong["--precision"] = None if precision == "float32" else precision
-        if given := [name for name, value in wrong.items() if value]:
-            raise ValueError(f"{given[0]}: got it for {language}; it is for other tasks")
-        shown = {"top": top or 1, "out": out, "device": device, "as_json": json or format == "json"}
-        return _exit(*answer_files(language, inputs or _lines(), model, question, **shown))
-    if task in VIDEO_TASKS:
-        wrong = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--reject": reject}
-        wrong |= {"--threshold": threshold, "--window": window, "--masks": masks}
-        check_video_task(task, model, labels, wrong)
-        common = {"background": background, "top": top, "out": out, "batch_size": batch_size, "device": device}
-        as_json = json or format == "json"
-        found = find_in_videos(task, inputs or _lines(), model, labels, templates, **common, as_json=as_json)
-        return _exit(*found, "videos")
+    given: dict[str, Any] = {"--task": task, "--run": run, "--adapter": adapter, "--model": model, "--base": base}
+    given |= {"--classes": classes, "--labels": labels, "--templates": templates, "--question": question}
+    given |= {"--top": top, "--threshold": threshold, "--reject": reject, "--background": background}
+    given |= {"--window": window, "--masks": masks, "--parts": parts, "--up-axis": up_axis, "--fps": fps}
+    given |= {"--precision": None if precision == "float32" else precision, "--batch-size": batch_size}
+    given |= {"--out": out, "--device": device, "--json": json or format == "json"}
+    for row in PREDICTION_TASKS:
+        if name := row.chosen(given):
+            check_options(row, name, given)
+            return _exit(*row.run(name, inputs or _lines(), given), row.what)
+    if option := next((name for name in ("--parts", "--up-axis") if given[name]), None):
+        raise ValueError(f"{option}: got it for images; it is for clouds of points (--task points)")
     others = {"--adapter": adapter, "--run": run, "--base": base, "--classes": classes, "--top": top}
     others |= {"--reject": reject, "--precision": None if precision == "float32" else precision}
     ours = {"--labels": labels, "--background": background, "--window": window, "--masks": masks}

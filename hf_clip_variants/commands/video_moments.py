@@ -25,10 +25,8 @@ BATCH = 8  # videos in one pass
 FRAMES = 8  # of a video in its picture
 
 
-def check_video_task(task: str, model: str | None, labels: str | None, others: dict[str, Any]) -> None:
-    """ValueError for options that are missing, or of another task."""
-    if wrong := [name for name, value in others.items() if value]:
-        raise ValueError(f"{wrong[0]}: got it for {task}; it is for classes of images")
+def check_video_task(task: str, model: str | None, labels: str | None) -> None:
+    """ValueError for options that are missing."""
     if model is None:
         raise ValueError("--model: missing; want a model that compares seconds of videos with texts: folder or Hub id")
     if labels is None:
