@@ -43,6 +43,7 @@ from hf_clip_variants.data.posts import Post, split_posts
 from hf_clip_variants.modeling.fnd_clip.processing_fnd_clip import fnd_clip_processor
 
 
+CLIPART = "clipart"
 FORGERIES = ("caption swapped", "one word altered", "image of the same kind")
 STYLES = ("noto", "openmoji", "twemoji", "emojione")
 SMALL_WORDS = set("a an the of in on at and or is are it its for to with from by that this he she they".split())
@@ -196,9 +197,15 @@ class Stamps:
         return batch | {name: tensor[rows] for name, tensor in self.images.items()}
 
 
-def read_stamps(data: Path, model, processor) -> Stamps:
+def read_stamps(data: Path, model, processor, clipart: int = 0) -> Stamps:
+    """Stamps, and behind them so many clip arts with their titles, which are only learned from."""
     rows = [row for row in table(data, "stamps") if row["caption"] and not row["path"].startswith("symbols")]
     kinds = ["/".join(row["path"].split("/")[:2]) for row in rows]
+    if clipart:
+        more = [row for row in table(data, "clipart") if content_words(row["title"] or "")]
+        more = random.Random(0).sample(more, min(clipart, len(more)))
+        kinds += [f"{CLIPART}/{row['folder']}" for row in more]
+        rows += [{"image": row["image"], "caption": f"{row['title']}."} for row in more]
     with torch.no_grad():
         pixels = pixels_of(rows, processor)
         parts = [model.get_features(pixel_values=some) for some in pixels.split(128)]
@@ -219,6 +226,7 @@ def forge(stamps: Stamps, row: int, kind: str, among: list[int], draw: random.Ra
     words = content_words(caption)
     if not words:
         return None
+    draw = random.Random(f"{row}/{draw.randrange(2)}")  # two of each caption, which are encoded once
     old = draw.choice(words)
     for _ in range(20):
         new = content_words(stamps.captions[draw.choice(others)])
@@ -322,10 +330,16 @@ def best_threshold(scores: np.ndarray, posts) -> float:
     return max(np.unique(scores), key=lambda threshold: measure(scores, posts, threshold)["accuracy"])
 
 
-def run_seed(stamps: Stamps, folder: Path, seed: int, epochs: int) -> list[dict]:
-    all_posts = [Post(str(row), caption) for row, caption in enumerate(stamps.captions)]
-    split = split_posts(all_posts, {"train": 1 - TEST_SHARE, "test": TEST_SHARE}, seed=seed)
+def divided(stamps: Stamps, seed: int) -> tuple[list[int], list[int]]:
+    """Rows to learn from, clip art among them, and stamps to test on; equal captions stay together."""
+    posts = [Post(str(row), caption) for row, caption in enumerate(stamps.captions)]
+    split = split_posts(posts, {"train": 1 - TEST_SHARE, "test": TEST_SHARE}, seed=seed)
     learn, test = ([int(post.id) for post in split[name]] for name in ("train", "test"))
+    return learn, [row for row in test if not stamps.kinds[row].startswith(CLIPART)]
+
+
+def run_seed(stamps: Stamps, folder: Path, seed: int, epochs: int) -> list[dict]:
+    learn, test = divided(stamps, seed)
     tested = make_posts(stamps, test, random.Random(1000 + seed), each=True)
     learned = make_posts(stamps, learn, random.Random(2000 + seed), each=True)
     found = []
@@ -372,7 +386,7 @@ def summary(rows: list[dict]) -> str:
 
 def draw(data: Path, folder: Path, out: Path, seed: int) -> None:
     """Answers to two clip arts of the public domain, each with its own title and with the other's."""
-    from hf_clip_variants.modeling.fnd_clip.text_and_image_classification import TextAndImageClassificationPipeline
+    from hf_clip_variants.modeling.posts.text_and_image_classification import TextAndImageClassificationPipeline
 
     model, processor = make_model(folder)
     model = type(model).from_pretrained(folder / f"model-{seed}").eval()

@@ -51,7 +51,7 @@ def load_post_classifier(model: str | os.PathLike, device: str | torch.device | 
     """
     from transformers import AutoModelForSequenceClassification
 
-    from ..modeling.fnd_clip.text_and_image_classification import TextAndImageClassificationPipeline
+    from ..modeling.posts.text_and_image_classification import TextAndImageClassificationPipeline
 
     check_model_folder(model)
     if not is_post_model(model):

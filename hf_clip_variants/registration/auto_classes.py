@@ -47,7 +47,7 @@ TASKS = {
         "point_processor",
     ),
     "text-and-image-classification": OwnTask(
-        "modeling.fnd_clip.text_and_image_classification.TextAndImageClassificationPipeline",
+        "modeling.posts.text_and_image_classification.TextAndImageClassificationPipeline",
         "AutoModelForSequenceClassification",
     ),
     "text-to-drawing": OwnTask(

@@ -20,7 +20,7 @@ from ..dual_encoders.backbones import family_of
 from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from .configuration_fnd_clip import FNDCLIPConfig
+from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
 from .fusion_fnd_clip import FNDCLIPFusion
 
 
@@ -141,6 +141,8 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
     (torch.Size([1, 2]), torch.Size([1, 3]), torch.Size([1, 3]))
     ```
     """
+
+    modalities = MODALITIES  # in the pipeline
 
     def __init__(self, config: FNDCLIPConfig):
         super().__init__(config)

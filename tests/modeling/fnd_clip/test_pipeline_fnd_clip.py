@@ -6,7 +6,7 @@ from fnd_clip_runs import fnd_clip_model, news_processor
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 
-from hf_clip_variants.modeling.fnd_clip.text_and_image_classification import TASK
+from hf_clip_variants.modeling.posts.text_and_image_classification import TASK
 
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 30), "blue")

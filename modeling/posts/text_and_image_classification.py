@@ -7,7 +7,6 @@ import torch
 from transformers import Pipeline
 
 from ..clip_classifier.classification_loss import MULTI_LABEL
-from .configuration_fnd_clip import MODALITIES
 
 
 TASK = "text-and-image-classification"
@@ -19,7 +18,7 @@ class TextAndImageClassificationPipeline(Pipeline):
     """
     Sorts posts of a text and an image into the model's classes, such as rumour or not, and says what counted.
 
-    For models of this package that read both in one: [`FNDCLIPForSequenceClassification`].
+    For models of this package that read both in one and name what they weigh (`modalities`).
 
     Example, after `import hf_clip_variants`, which makes the pipeline known:
 
@@ -38,7 +37,7 @@ class TextAndImageClassificationPipeline(Pipeline):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if not hasattr(self.model, "fusion") or getattr(self.processor, "clip_tokenizer", None) is None:
+        if not hasattr(self.model, "modalities") or getattr(self.processor, "clip_tokenizer", None) is None:
             raise ValueError(
                 f"model: {type(self.model).__name__} does not read a text and an image in one, or its processor lacks "
                 "a part; want a model of hf_clip_variants for this task, with its processor"
@@ -157,7 +156,7 @@ class TextAndImageClassificationPipeline(Pipeline):
             "score": scores[best],
             "scores": scores,
             "similarity": float(answer["similarity"]) if answer["there"] else None,
-            "weights": dict(zip(MODALITIES, answer["weights"].tolist(), strict=True)),
+            "weights": dict(zip(self.model.modalities, answer["weights"].tolist(), strict=True)),
             "layers": answer["layers"].tolist(),
         }
 
