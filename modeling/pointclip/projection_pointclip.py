@@ -24,7 +24,7 @@ from ..dual_encoders.tracing import can_be_read
 _EPS = 1e-12
 _CELLS_AT_ONCE = 2**19  # floats of a grid: what fits into a processor's cache
 _POINTS_AT_ONCE = 2**21
-_PIXELS_AT_ONCE = 2**21  # of maps that are written to at random places, three times
+_PIXELS_AT_ONCE = 2**22  # of maps that are written to at random places, three times
 
 
 @dataclass(frozen=True)
