@@ -85,7 +85,8 @@ class ClipViLConfig(PreTrainedConfig):
     model_type = "clipv-clip_vil"
     sub_configs_defaults = {
         "text_config": SubConfigSpec(AutoConfig, model_type="bert"),
-        "vision_config": SubConfigSpec(AutoConfig, model_type=_RESNET),
+        # A type that transformers knows by itself, as exported code wants; the default below is a ResNet.
+        "vision_config": SubConfigSpec(AutoConfig, model_type=_VIT),
         "decoder_config": SubConfigSpec(AutoConfig, model_type="mbart", init_kwargs=_DECODER),
     }
     keys_to_ignore_at_inference = ["vision_output", "language_output", "pooler_output"]
