@@ -229,7 +229,8 @@ def draw(arguments, judge: Judge, guide: Judge):
                 ranks[kind][place].append(by.rank(one, name))
         pictures.append(drawing.to_image(SIDE / drawing.height))
     named = [("random strokes", *ranks["start"]), (f"drawings, {arguments.strokes} strokes", *ranks["drawing"])]
-    text = f"{arguments.steps} steps, {arguments.strokes} strokes, seed {arguments.seed}, rates x {arguments.speed:g}, the embedded CLIP guides."
+    text = f"{arguments.steps} steps, {arguments.strokes} strokes, seed {arguments.seed}, "
+    text += f"rates x {arguments.speed:g}, the embedded CLIP guides."
     rows = [pictures[i : i + 5] for i in range(0, len(pictures), 5)]
     write(arguments.out, table(text, named), rows, ranks, seconds)
 

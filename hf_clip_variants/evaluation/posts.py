@@ -14,11 +14,12 @@ import torch
 from ..data.images.image_set import explain
 from ..data.images.names import is_image_name
 from ..data.posts import Post, read_posts
+from ..registry import methods
 from .devices import choose_device
-from .saved_folders import check_model_folder, configuration_of, is_of_auto_class, load_saved_processor
+from .saved_folders import check_model_folder, configuration_of, load_saved_processor
 
 
-AUTO_CLASS = "AutoModelForSequenceClassification"
+TASK = "text-and-image-classification"
 TABLES = (".csv", ".tsv", ".jsonl")
 
 
@@ -40,7 +41,8 @@ class ClassifiedPost:
 
 def is_post_model(source: str | os.PathLike) -> bool:
     """Whether the folder or Hub id holds a model of this package that reads a text and an image in one."""
-    return is_of_auto_class(source, AUTO_CLASS)
+    kinds = {row.model_type for row in methods("model") if row.task == TASK}
+    return configuration_of(source).get("model_type") in kinds
 
 
 def load_post_classifier(model: str | os.PathLike, device: str | torch.device | None = None) -> Any:

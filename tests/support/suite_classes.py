@@ -521,8 +521,11 @@ class GLIPv2CaptioningSuite(GLIPv2AnsweringSuite):
 
 
 class DrawingSuite(SLIPSuite):
-    additional_model_inputs = ["points", "radii", "colors", "num_segments"]
+    additional_model_inputs = ["radii", "input_ids", "attention_mask"]
+    test_mismatched_shapes = False  # there is no head
 
 
 class SketchSuite(ClassifierSuite):
+    additional_model_inputs = ["radii", "pixel_values"]
+    test_mismatched_shapes = False  # there is no head
     test_all_params_have_gradient = False  # the text encoder is there, and does nothing
