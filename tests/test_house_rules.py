@@ -42,7 +42,7 @@ LOOSE_FILES = {
 ROOMS = {
     PACKAGE: {room for room in LAYER_OF if room not in ("cli", "optional_dependencies", "modeling")} | {"assets"},
     MODELING: {"dense", "detection", "dual_encoders", "losses", "decoding", "loading_and_saving", "points", "video"}
-    | {"questions", "strokes", "synthesis"}
+    | {"posts", "questions", "strokes", "synthesis"}
     | {row.name for row in methods("model")}
     | {"clip", "chinese_clip"},  # converters to transformers' own classes
 }
