@@ -20,6 +20,7 @@ from ..clip.convert_clip import (
 )
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 from .configuration_fnd_clip import FNDCLIPConfig
+from .fusion_fnd_clip import FNDCLIPFusion
 from .modeling_fnd_clip import FNDCLIPForSequenceClassification, FNDCLIPResNet
 from .processing_fnd_clip import fnd_clip_processor
 
@@ -141,7 +142,8 @@ def convert_fnd_clip_state_dict(
             and how many.
     """
     with torch.device("meta"):
-        expected = _without_encoders(FNDCLIPForSequenceClassification(config).state_dict())
+        parts = {"fusion.": FNDCLIPFusion(config), _OURS: FNDCLIPResNet(config.backbone_config)}
+    expected = {f"{prefix}{name}": t for prefix, part in parts.items() for name, t in part.state_dict().items()}
     table = fusion_names()
     if _has_resnet(state_dict):
         table |= resnet_names(config.backbone_config, _RESNET, _OURS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from converter_contract import ConverterContract
-from fnd_clip_runs import BACKBONE, bert_tokenizer, fnd_clip_batch, fnd_clip_model, official_model
+from fnd_clip_runs import BACKBONE, bert_tokenizer, fixture_parts, fnd_clip_batch, fnd_clip_model
 from official_files import from_a_training
 from parity_fixtures import load_fixture
 from safetensors.torch import save_file
@@ -108,9 +108,12 @@ def test_the_published_resnet_has_the_sizes_of_the_default_configuration():
 
 def test_a_file_without_a_resnet_needs_an_image_model():
     fixture = load_fixture("fndclip")
+    text_model, dual_encoder, image_model = fixture_parts(fixture.meta["hyper"])
+    parts = {"text_model": text_model, "dual_encoder": dual_encoder}
     with pytest.raises(ValueError, match="no resnet101.… in it, and no image_model"):
-        converted(fixture.state_dict)
-    assert official_model(fixture).config.backbone_config.num_labels == fixture.meta["hyper"]["res"]
+        fnd_clip_from_official(fixture.state_dict, **parts)
+    model = fnd_clip_from_official(fixture.state_dict, **parts, image_model=image_model)
+    assert model.config.backbone_config.num_labels == fixture.meta["hyper"]["res"]
 
 
 def test_a_file_becomes_a_folder_that_meets_expected_outputs(tmp_path):

@@ -99,9 +99,9 @@ def test_wrong_posts_are_named(classify, arguments, options, message):
 
 def test_the_processor_cuts_and_refuses():
     processor = news_processor()
-    inputs = processor(
-        images=[RED, [BLUE, RED]], text=["a cat " * 30, "a dog"], clip_text=["x", "y"], return_tensors="pt"
-    )
+    texts, clip_texts = ["a cat " * 30, "a dog"], ["x", "y"]
+    with pytest.warns(UserWarning, match="longer than 16 tokens and was cut"):
+        inputs = processor(images=[RED, [BLUE, RED]], text=texts, clip_text=clip_texts, return_tensors="pt")
     assert inputs["input_ids"].shape == (2, 16) and inputs["clip_input_ids"].shape[1] < 8
     assert inputs["pixel_values"].shape == (2, 3, 24, 24) and inputs["image_mask"].tolist() == [1, 1]
     assert set(inputs) <= set(processor.model_input_names)
