@@ -259,7 +259,7 @@ def scenes(kind: str, count: int, seed: int):
     return [one.image for one in found], np.stack([one.depth for one in found])
 
 
-def stereo(folder: Path, clip, tokenizer, seed: int, out: Path | None) -> dict[str, dict[str, float]]:
+def stereo(folder: Path, clip, tokenizer, seed: int) -> dict[str, dict[str, float]]:
     """Order of depth in the right half of a photograph, calibrated on its left half or on scenes; disparity is known
     there, whose reciprocal is depth but for scale and offset."""
     image = Image.open(folder / "aloeL.jpg").convert("RGB")
@@ -287,8 +287,6 @@ def stereo(folder: Path, clip, tokenizer, seed: int, out: Path | None) -> dict[s
     }
     for name, model in models.items():
         found[name] = predict(model, processor, [right])[0]
-        if out is not None and name == "calibrated on its left half":
-            draw_depth(right, found[name], title="aloe, right half").save(out / "aloe_right_half.png")
     return {name: {"order": order_accuracy(one, target, target > 0)} for name, one in found.items()}
 
 
@@ -315,10 +313,14 @@ def write_table(runs: dict[str, list], path: Path, seeds: list[int]) -> None:
 
 
 def pictures(reader, processor, images, depth, out: Path, name: str) -> None:
+    """Of each image what was read, above what is true; the shares of the words are those of what was read."""
     predicted = predict(reader, processor, images)
-    words = [(word, at, share) for word, at, share in zip(DEPTH_WORDS, reader.bins().tolist(), [0.0] * 7, strict=True)]
+    with torch.no_grad():
+        logits = reader(**processor(images, return_tensors="pt")).word_logits
+    shares = logits.softmax(1).mean((2, 3)).tolist()
     for number, (image, one, true) in enumerate(zip(images, predicted, depth, strict=True)):
-        rows = [draw_depth(image, shown.clip(0.1), [(w, a, s) for w, a, s in words]) for shown in (one, true)]
+        words = list(zip(DEPTH_WORDS, reader.bins().tolist(), shares[number], strict=True))
+        rows = [draw_depth(image, shown, words) for shown in (one, true)]
         sheet = Image.new("RGB", (rows[0].width, rows[0].height + rows[1].height), "white")
         for place, row in enumerate(rows):
             sheet.paste(row, (0, place * rows[0].height))
@@ -376,7 +378,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "aloe" in given.parts and given.aloe:
             add(
                 "A photograph (aloe), order of depth in its right half",
-                stereo(given.aloe, clip, tokenizer, seed, given.out if seed == seeds[0] else None),
+                stereo(given.aloe, clip, tokenizer, seed),
             )
 
 

@@ -191,9 +191,9 @@ def _as_tensor(name: str, values: Any) -> torch.Tensor:
     if isinstance(values, Mapping | str | bytes):
         raise ValueError(f"{name}: got a {type(values).__name__}, expected numbers")
     try:
-        return (
-            torch.as_tensor(np.asarray(values) if isinstance(values, list | tuple) else values).detach().cpu().double()
-        )
+        if isinstance(values, torch.Tensor):
+            return values.detach().cpu().double()
+        return torch.from_numpy(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}, expected numbers") from error
 

@@ -58,6 +58,7 @@ FOUND = [
     ("processor audioclip", "feature_extractor", None),
     ("processor audioclip", "feature_extractor", {}),
     ("siglip2", "vision_config.num_channels", 1),
+    ("depthclip", "object_word", "gelu"),
 ]
 
 
