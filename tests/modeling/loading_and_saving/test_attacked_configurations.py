@@ -11,6 +11,8 @@ from attack_configurations import KIND, changed, targets, write_attacked
 FOUND = [
     ("adapter coop", "class_names", None),
     ("clip4clip", "head_config", None),
+    ("clip_vil-AutoModelForImageTextToText", "decoder_config.encoder_layers", 1),
+    ("clip_vil-AutoModelForVisualQuestionAnswering", "decoder_config.d_model", 10**9),
     ("clip4clip", "projection_dim", 3),
     ("actionclip-AutoModelForVideoClassification", "projection_dim", 2),
     ("altclip", "text_config.vocab_size", 1),
