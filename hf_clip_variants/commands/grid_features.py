@@ -43,7 +43,7 @@ def grid_features(
 
     \b
     [bold]Example[/bold]
-      hf-clip-variants grid-features openai/clip-vit-base-patch32 photos/ --out grids
+      hf-clip-variants grid-features clip-vit-b32 photos/ --out grids
 
     A ResNet gives its last map, a cell for 32 x 32 pixels; a Vision Transformer its tokens, normalised, not projected,
     and its class token in a column of its own. Positions are resized to the grid of each image.
@@ -55,7 +55,7 @@ def grid_features(
     \b
     [bold]More examples[/bold]
       hf-clip-variants grid-features rn50 photos/ --size 448 --out grids
-      hf-clip-variants grid-features rn50 a.jpg b.jpg --size 600-1000 --out grids
+      hf-clip-variants grid-features rn50 a.jpg --size 600-1000 --out grids
     """
     check_model("MODEL", model)
     check_device(device)

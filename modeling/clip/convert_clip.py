@@ -201,6 +201,27 @@ def layer_names(official: str, ours: str, num_layers: int, one_layer: NameTable 
     return table
 
 
+_BERT_LAYER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+_BERT_LAYER += ("attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
+
+
+def weight_and_bias(official: str, ours: str) -> NameTable:
+    """The table of one linear layer or normalisation."""
+    return {f"{official}.{part}": f"{ours}.{part}" for part in ("weight", "bias")}
+
+
+def bert_names(official: str, ours: str, layers: int) -> NameTable:
+    """Official names of a BERT without its pooler -> those of `BertModel`; the two prefixes end with a dot."""
+    table = weight_and_bias(f"{official}embeddings.LayerNorm", f"{ours}embeddings.LayerNorm")
+    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        table[f"{official}embeddings.{part}.weight"] = f"{ours}embeddings.{part}.weight"
+    for number in range(layers):
+        layer = f"encoder.layer.{number}."
+        for part in _BERT_LAYER:
+            table |= weight_and_bias(f"{official}{layer}{part}", f"{ours}{layer}{part}")
+    return table
+
+
 def rename_from_official(
     weights: Mapping[str, torch.Tensor],
     table: NameTable,

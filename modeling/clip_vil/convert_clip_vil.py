@@ -16,11 +16,13 @@ from transformers import AutoTokenizer
 from ..clip.convert_clip import (
     NameTable,
     attention_heads,
+    bert_names,
     count_layers,
     rename_from_official,
     rename_to_official,
     shapes_of,
     vision_names,
+    weight_and_bias,
 )
 from ..dual_encoders.prompts import resolve_class_names
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
@@ -41,8 +43,6 @@ _UNUSED += tuple(f"{_CLIP}{name}" for name in ("transformer.", "token_embedding.
 _UNUSED += tuple(f"{_CLIP}{name}" for name in ("logit_scale", "positional_embedding"))
 _COUNTER = ".num_batches_tracked"
 _STAGES = [f"{_VISUAL}layer{number}." for number in (1, 2, 3, 4)]
-_BERT_LAYER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-_BERT_LAYER += ("attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
 _HEAD = {"0": "dense", "2": "normalization", "3": "answers"}
 _PRETRAINING_HEADS = {f"cls.{part}.{kind}" for part in ("seq_relationship",) for kind in ("weight", "bias")}
 _PRETRAINING_HEADS |= {
@@ -51,20 +51,6 @@ _PRETRAINING_HEADS |= {
 
 
 # ---- names
-
-
-def _layer(official: str, ours: str) -> NameTable:
-    return {f"{official}.{part}": f"{ours}.{part}" for part in ("weight", "bias")}
-
-
-def _bert_names(layers: int) -> NameTable:
-    table = _layer("bert.embeddings.LayerNorm", "text_model.embeddings.LayerNorm")
-    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        table[f"bert.embeddings.{part}.weight"] = f"text_model.embeddings.{part}.weight"
-    for number in range(layers):
-        for part in _BERT_LAYER:
-            table |= _layer(f"{_LAYERS}{number}.{part}", f"text_model.encoder.layer.{number}.{part}")
-    return table | _layer("bert.pooler.dense", "pooler")
 
 
 def _grid_names(config: ClipViLConfig, expected: Mapping[str, torch.Tensor]) -> NameTable:
@@ -82,8 +68,8 @@ def _grid_names(config: ClipViLConfig, expected: Mapping[str, torch.Tensor]) -> 
                 table[_CLIP + name] = tuple(f"grid.{one}" for one in ours) if many else f"grid.{ours}"
         if config.vit_positions == "flat":
             table[f"{_VISUAL}positional_embedding"] = "grid.flat_positions.table"
-    table |= _layer(f"{_PROJECTION}visn_fc", "grid_projection.dense")
-    return table | _layer(f"{_PROJECTION}visn_layer_norm", "grid_projection.normalization")
+    table |= weight_and_bias(f"{_PROJECTION}visn_fc", "grid_projection.dense")
+    return table | weight_and_bias(f"{_PROJECTION}visn_layer_norm", "grid_projection.normalization")
 
 
 def _head_names(official: str) -> NameTable:
@@ -97,7 +83,8 @@ def _head_names(official: str) -> NameTable:
 def _names(model: torch.nn.Module) -> NameTable:
     """Official names of a model's weights, without what is tied."""
     base = getattr(model, "clip_vil", model)
-    inner = _bert_names(model.config.num_hidden_layers) | _grid_names(model.config, base.state_dict())
+    inner = bert_names("bert.", "text_model.", model.config.num_hidden_layers)
+    inner |= weight_and_bias("bert.pooler.dense", "pooler") | _grid_names(model.config, base.state_dict())
     prefix = "" if base is model else "clip_vil."
     table: NameTable = {
         name: tuple(prefix + one for one in ours) if isinstance(ours, tuple) else prefix + ours

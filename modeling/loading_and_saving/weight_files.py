@@ -140,7 +140,7 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
             found = _counts_behind(config, layers[place], part)
-            if not part and not hasattr(config, "num_hidden_layers"):  # perhaps of a part with another name
+            if not part and not found:  # perhaps of a part with another name
                 inner = {where: one for where, one in _all_parts(config).items() if where}
                 found += [text for where, one in inner.items() for text in _counts_behind(one, layers[place], where)]
             asked = " or ".join(found) or f"num_hidden_layers: {layers[place]}"

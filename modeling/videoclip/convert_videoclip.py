@@ -16,10 +16,12 @@ from transformers import AutoTokenizer
 from ..clip.convert_clip import (
     NameTable,
     attention_heads,
+    bert_names,
     count_layers,
     rename_from_official,
     rename_to_official,
     shapes_of,
+    weight_and_bias,
 )
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
 from .configuration_videoclip import NUM_BLOCKS, VideoCLIPConfig
@@ -34,34 +36,18 @@ _VIDEO, _TEXT, _MLP = "video_encoder.bert.", "text_encoder.", "video_encoder.vid
 _UNUSED = tuple(f"{bert}{name}" for bert in (_VIDEO, _TEXT) for name in ("pooler.", "embeddings.position_ids"))
 _UNUSED_S3D = ("text_module.",)
 _BLOCKS = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
-_BERT_LAYER = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
-_BERT_LAYER += ("attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")
 _NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 # ---- names
 
 
-def _layer(official: str, ours: str) -> NameTable:
-    return {f"{official}.{part}": f"{ours}.{part}" for part in ("weight", "bias")}
-
-
-def _bert_names(official: str, ours: str, layers: int) -> NameTable:
-    table = _layer(f"{official}embeddings.LayerNorm", f"{ours}embeddings.LayerNorm")
-    for part in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        table[f"{official}embeddings.{part}.weight"] = f"{ours}embeddings.{part}.weight"
-    for number in range(layers):
-        for part in _BERT_LAYER:
-            table |= _layer(f"{official}encoder.layer.{number}.{part}", f"{ours}encoder.layer.{number}.{part}")
-    return table
-
-
 def _encoder_names(config: VideoCLIPConfig) -> NameTable:
-    table = _layer(f"{_MLP}linear1", "feature_projection.input_layer")
-    table |= _layer(f"{_MLP}LayerNorm", "feature_projection.normalization")
-    table |= _layer(f"{_MLP}linear2", "feature_projection.output_layer")
-    table |= _bert_names(_VIDEO, "video_model.", config.video_config.num_hidden_layers)
-    return table | _bert_names(_TEXT, "text_model.", config.text_config.num_hidden_layers)
+    table = weight_and_bias(f"{_MLP}linear1", "feature_projection.input_layer")
+    table |= weight_and_bias(f"{_MLP}LayerNorm", "feature_projection.normalization")
+    table |= weight_and_bias(f"{_MLP}linear2", "feature_projection.output_layer")
+    table |= bert_names(_VIDEO, "video_model.", config.video_config.num_hidden_layers)
+    return table | bert_names(_TEXT, "text_model.", config.text_config.num_hidden_layers)
 
 
 def convolution_names(official: str, ours: str, number: int = 1) -> NameTable:
@@ -75,7 +61,7 @@ def separable_names(official: str, ours: str) -> NameTable:
 
 
 def gate_names(official: str, ours: str) -> NameTable:
-    return _layer(f"{official}.fc", f"{ours}.projection")
+    return weight_and_bias(f"{official}.fc", f"{ours}.projection")
 
 
 def inception_names(official: str, ours: str) -> NameTable:
@@ -94,7 +80,7 @@ def s3d_names() -> NameTable:
     table |= separable_names("conv_2c", "separable") | gate_names("gating", "gate")
     for number, block in enumerate(_BLOCKS):
         table |= inception_names(f"mixed_{block}", f"blocks.{number}")
-    return table | _layer("fc", "projection")
+    return table | weight_and_bias("fc", "projection")
 
 
 # ---- both ways

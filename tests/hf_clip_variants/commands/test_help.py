@@ -77,7 +77,7 @@ def completions(*line: str) -> list[str]:
         (["evaluate", "--data", "emoji:n"], ["emoji:notov1"]),
         (["adapt", "x", "--test-data", "far=emoji:fluent3d,e"], ["far=emoji:fluent3d,emojione"]),
         (["adapt", "pe"], []),  # the shell's file names
-        (["convert", "--method", "clip_"], ["clip_resnet", "clip_adapter"]),
+        (["convert", "--method", "clip_"], ["clip_resnet", "clip_vil", "clip_adapter"]),
         (["knn", "x", "--dtype", "b"], ["bfloat16"]),
         (["methods", "tip"], ["tip_adapter", "tip_adapter_f"]),
     ],

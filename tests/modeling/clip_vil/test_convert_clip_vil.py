@@ -90,6 +90,7 @@ class TestAnswers(_Contract):
 
 
 class TestPretraining(_Contract):
+    test_non_finite_values_are_reported = None  # by the code that TestAnswers runs
     output, one_name = "prediction_logits", "cls.seq_relationship.bias"
     indirect = (*_TABLES, _FIRST, "bert.encoder.visual_pos.x_position_embedding.weight")
     indirect += (f"{_VISUAL}visual.layer1.0.conv1.weight", "answer_head.logit_fc.3.weight")
@@ -103,6 +104,7 @@ class TestPretraining(_Contract):
 
 
 class TestVisionTransformer(_Contract):
+    test_non_finite_values_are_reported = None  # as above
     output, one_name = "pooler_output", "pooler.bias"
     strays = {n: t for n, t in STRAYS.items() if "attnpool" not in n} | {
         f"{_VISUAL}visual.proj": torch.ones(40, 20),

@@ -25,6 +25,8 @@ FOUND = [
     ("video_anomaly_clip", "vision_config.image_size", 25),
     ("adapter coop", "class_names", None),
     ("clip4clip", "head_config", None),
+    ("clip_vil-AutoModelForImageTextToText", "decoder_config.encoder_layers", 1),
+    ("clip_vil-AutoModelForVisualQuestionAnswering", "decoder_config.d_model", 10**9),
     ("clip4clip", "projection_dim", 3),
     ("actionclip-AutoModelForVideoClassification", "projection_dim", 2),
     ("altclip", "text_config.vocab_size", 1),
