@@ -126,27 +126,25 @@ class Judge:
         return int((scores > scores[self.names.index(name)]).sum())
 
 
-def cells(ranks: list[int]) -> tuple[str, str, str]:
-    """Top-1 and top-5 in per cent with their standard errors, and the median rank."""
+def cells(ranks: list[int], names: int = 190) -> tuple[str, ...]:
+    """Top-1 and top-5 in per cent, the median rank, and the mean share of the other names that are farther away, with
+    standard errors."""
     found = []
     for top in (1, 5):
         share = sum(rank < top for rank in ranks) / len(ranks)
         found.append(f"{100 * share:.0f} ± {100 * (share * (1 - share) / len(ranks)) ** 0.5:.0f}")
-    return *found, f"{1 + sorted(ranks)[len(ranks) // 2]}"
+    beaten = torch.tensor([100 * (1 - rank / (names - 1)) for rank in ranks])
+    error = float(beaten.std()) / len(ranks) ** 0.5
+    return *found, f"{1 + sorted(ranks)[len(ranks) // 2]}", f"{float(beaten.mean()):.0f} ± {error:.0f}"
 
 
 def table(title: str, rows: list[tuple[str, list[int], list[int]]]) -> str:
-    lines = [
-        title,
-        "",
-        "| | judge top-1 % | top-5 % | median rank | the guide itself: top-1 % |",
-        "|---|---|---|---|---|",
-    ]
+    head = "| | judge: top-1 % | top-5 % | median rank | names beaten % | the guide itself: top-1 % |"
+    lines = [title, "", head, "|---|---|---|---|---|---|"]
     for name, judged, guided in rows:
         lines.append(f"| {name} | {' | '.join(cells(judged))} | {cells(guided)[0]} |")
-    return "\n".join(
-        [*lines, "", f"{len(rows[0][1])} pictures a row; 190 names, so that chance is 0.5 % and rank 95.", ""]
-    )
+    about = f"{len(rows[0][1])} pictures a row, ± standard error; 190 names: chance is 0.5 %, rank 95, 50 % beaten."
+    return "\n".join([*lines, "", about, ""])
 
 
 # ---- the two tables

@@ -90,8 +90,8 @@ def draw(
 
     \b
     [bold]More examples[/bold]
-      hf-clip-variants draw "a red apple" "a blue fish" --seeds 3 --out drawings
-      hf-clip-variants draw "a cat | watercolour:0.3" --negative "text" --strokes 256 --steps 1000
+      hf-clip-variants draw "a red apple" "a blue fish" --seeds 3
+      hf-clip-variants draw "a cat | watercolour:0.3" --strokes 256 --steps 1000
       hf-clip-variants draw "a sunflower" --start logo.svg
     """
     if not prompts or any(not text.strip() for text in prompts):

@@ -440,10 +440,6 @@ MODELS = (
         config="modeling.clipdraw.configuration_clipdraw:CLIPDrawConfig",
         model="modeling.clipdraw.modeling_clipdraw:CLIPDrawForImageSynthesis",
         auto_classes={"AutoModel": "modeling.clipdraw.modeling_clipdraw:CLIPDrawForImageSynthesis"},
-        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
-        image_processors={
-            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
-        },
     ),
     Method(
         name="clipasso",
@@ -462,10 +458,6 @@ MODELS = (
         config="modeling.clipasso.configuration_clipasso:CLIPassoConfig",
         model="modeling.clipasso.modeling_clipasso:CLIPassoForImageSynthesis",
         auto_classes={"AutoModel": "modeling.clipasso.modeling_clipasso:CLIPassoForImageSynthesis"},
-        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
-        image_processors={
-            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
-        },
     ),
     Method(
         name="vild",
