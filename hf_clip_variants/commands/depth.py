@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from .answer_lines import rows_of, write_rows
 from .arguments import check_out
-from .output import machine_output, prepare_libraries, say, use_all_cores
+from .output import prepare_libraries, use_all_cores
 from .segmentation import file_name, list_of_labels, png_of
 
 
@@ -78,24 +78,15 @@ def estimate_files(
     estimator = load_depth_estimator(model, words, chosen, device)
     depths = dict(zip(estimator.model.config.depth_words, estimator.model.bins().tolist(), strict=True))
     taken: set[str] = set()
-    broken = done = 0
-    stream = sys.stdout
-    with machine_output(stream) as emit:
-        write = emit if as_json else _csv_writer(stream)
-        for found in estimate_depth(estimator, find_images(inputs)):
-            done += 1
-            if found.error is not None:
-                broken += 1
-                say(f"{found.path}: {found.error}", style="red")
-                write({"path": found.path, "error": found.error})
-                continue
-            write(_saved(found, depths, Path(out), taken))
-        if not done:
-            where = ", ".join(inputs) if isinstance(inputs, list) else "standard input"
-            raise ValueError(f"IMAGES: no image files in {where}")
-        if done > broken:
-            say(f"{out} holds pictures/ and depth_maps/ (PNG, 16 bits; times step is the depth)")
-    return broken, done
+    return write_rows(
+        rows_of(estimate_depth(estimator, find_images(inputs)), lambda one: _saved(one, depths, Path(out), taken)),
+        list(_HEADER),
+        lambda row: row,
+        inputs,
+        as_json=as_json,
+        wanted="image files",
+        note=f"{out} holds pictures/ and depth_maps/ (PNG, 16 bits; times step is the depth)",
+    )
 
 
 def _saved(found: EstimatedDepth, depths: dict[str, float], out: Path, taken: set[str]) -> dict[str, Any]:
@@ -118,18 +109,6 @@ def _saved(found: EstimatedDepth, depths: dict[str, float], out: Path, taken: se
     row |= {key: round(float(n), 6) for key, n in zip(("nearest", "median", "farthest"), numbers, strict=True)}
     row |= {"word": word, "share": round(share, 6), "picture": str(picture), "depth_map": str(depth_map), "step": step}
     return row | {"words": {text: round(value, 6) for text, value in found.words}}
-
-
-def _csv_writer(stream: TextIO) -> Callable[[dict], None]:
-    from ..data.csv_cells import csv_line
-
-    stream.write(csv_line([*_HEADER, "error"]))
-
-    def write(row: dict) -> None:
-        stream.write(csv_line([*(row.get(name, "") for name in _HEADER), row.get("error", "")]))
-        stream.flush()
-
-    return write
 
 
 __all__ = ["DEPTH", "OUT", "estimate_files", "has_depth_model", "words_with_depths"]

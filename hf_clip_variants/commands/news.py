@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from .answer_lines import rows_of, write_rows
 from .arguments import check_out
-from .output import machine_output, prepare_libraries, say, use_all_cores
+from .output import prepare_libraries, use_all_cores
 from .segmentation import file_name, png_of
 
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NEWS = "news"
 OUT = "posts"  # the folder that is written
 BATCH = 8  # posts in one pass
-_HEADER = ("path", "label", "score", "similarity", "text", "image", "cross", "layer", "error")
+_HEADER = ("path", "label", "score", "similarity", "text", "image", "cross", "layer")
 
 
 def has_post_model(model: str) -> bool:
@@ -49,24 +49,16 @@ def classify_post_files(
 
     loaded = load_post_classifier(model, device)
     taken: set[str] = set()
-    broken = done = 0
-    stream = sys.stdout
-    with machine_output(stream) as emit:
-        write = emit if as_json else _csv_writer(stream)
-        for found in classify_posts(loaded, find_posts(inputs), batch_size=batch_size or BATCH):
-            done += 1
-            if found.error is not None:
-                broken += 1
-                say(f"{found.name}: {found.error}", style="red")
-                write({"path": found.name, "error": found.error})
-                continue
-            write(_row(found, top) | {"picture": _saved(found, Path(out), taken)})
-        if not done:
-            where = ", ".join(inputs) if isinstance(inputs, list) else "standard input"
-            raise ValueError(f"IMAGES: no posts in {where}; want a table (.csv, .jsonl) or images with .txt files")
-        if done > broken:
-            say(f"{out} holds a picture of each post")
-    return broken, done
+    found = classify_posts(loaded, find_posts(inputs), batch_size=batch_size or BATCH)
+    return write_rows(
+        rows_of(found, lambda one: _row(one, top) | {"picture": _saved(one, Path(out), taken)}, "name"),
+        list(_HEADER),
+        _cells,
+        inputs,
+        as_json=as_json,
+        wanted="posts (tables: .csv, .jsonl; or images with .txt files)",
+        note=f"{out} holds a picture of each post",
+    )
 
 
 def _row(found: ClassifiedPost, top: int) -> dict[str, Any]:
@@ -103,23 +95,9 @@ def _saved(found: ClassifiedPost, out: Path, taken: set[str]) -> str:
     return str(write_atomically(out / file_name(name, taken), png_of(picture)))
 
 
-def _csv_writer(stream: TextIO) -> Callable[[dict], None]:
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
     """`layer` is the one of BERT's states that counts most, 0 the embeddings."""
-    from ..data.csv_cells import csv_line
-
-    stream.write(csv_line(_HEADER))
-
-    def write(row: dict) -> None:
-        if "error" in row:
-            cells = [row["path"], *[""] * (len(_HEADER) - 2), row["error"]]
-        else:
-            layers = row["layers"]
-            cells = [row["path"], row["label"], row["score"], row["similarity"], *row["weights"].values()]
-            cells += [layers.index(max(layers)), ""]
-        stream.write(csv_line(cells))
-        stream.flush()
-
-    return write
+    return row | row["weights"] | {"layer": row["layers"].index(max(row["layers"]))}
 
 
 __all__ = ["NEWS", "OUT", "classify_post_files", "has_post_model"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from .answer_lines import best_cells, best_columns, best_of, rows_of, write_rows
 from .arguments import check_out
-from .output import machine_output, prepare_libraries, say, use_all_cores
+from .output import prepare_libraries, use_all_cores
 from .segmentation import file_name, list_of_labels, png_of
 
 
@@ -58,24 +58,16 @@ def classify_files(
         options["num_points"] = None  # each point that is there, or was drawn from the surface
     loaded = load_point_classifier(model, names, templates, part_names, device, adapter, **options)
     taken: set[str] = set()
-    broken = done = 0
-    stream = sys.stdout
-    with machine_output(stream) as emit:
-        write = emit if as_json else _csv_writer(stream, top)
-        for found in classify_clouds(loaded, find_clouds(inputs), max(top, _SHOWN)):
-            done += 1
-            if found.error is not None:
-                broken += 1
-                say(f"{found.path}: {found.error}", style="red")
-                write({"path": found.path, "error": found.error})
-                continue
-            write(_saved(found, part_names, Path(out), taken, top))
-        if not done:
-            where = ", ".join(inputs) if isinstance(inputs, list) else "standard input"
-            raise ValueError(f"IMAGES: no files of clouds or meshes in {where}")
-        if done > broken:
-            say(f"{out} holds depth_maps/{'' if part_names is None else ' and parts/'}")
-    return broken, done
+    found = classify_clouds(loaded, find_clouds(inputs), max(top, _SHOWN))
+    return write_rows(
+        rows_of(found, lambda one: _saved(one, part_names, Path(out), taken, top)),
+        ["path", *best_columns(top)],
+        lambda row: {"path": row["path"]} | best_cells(row),
+        inputs,
+        as_json=as_json,
+        wanted="files of clouds or meshes",
+        note=f"{out} holds depth_maps/{'' if part_names is None else ' and parts/'}",
+    )
 
 
 def _saved(
@@ -90,8 +82,7 @@ def _saved(
     name, title = file_name(found.path, taken), Path(found.path).name
     entries = [Entry(_INK, label, f"{100 * score:.1f} %", i) for i, (label, score) in enumerate(found.top)]
     picture = write_atomically(out / "depth_maps" / name, png_of(draw_depth_maps(found.pictures, entries, title)))
-    best = [{"label": label, "score": round(score, 6)} for label, score in found.top[:top]]
-    row = {"path": found.path, **best[0], "picture": str(picture)} | ({"top": best} if top > 1 else {})
+    row = {"path": found.path, "picture": str(picture)} | best_of(found.top, top)
     if part_names is None:
         return row
     drawn = draw_parts(found.points, found.parts, part_names, title)
@@ -103,26 +94,6 @@ def _saved(
     row["parts_table"] = str(write_atomically(table, "".join(lines).encode("utf-8")))
     counts = {label: int((found.parts == number).sum()) for number, label in enumerate(part_names)}
     return row | {"parts": {label: round(count / len(found.parts), 6) for label, count in counts.items()}}
-
-
-def _csv_writer(stream: TextIO, top: int) -> Callable[[dict], None]:
-    from ..data.csv_cells import csv_line
-
-    more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")]
-    header = ["path", "label", "score", *more, "error"]
-    stream.write(csv_line(header))
-
-    def write(row: dict) -> None:
-        if "error" in row:
-            cells = [row["path"], *[""] * (len(header) - 2), row["error"]]
-        else:
-            others = [cell for one in row.get("top", ())[1:] for cell in (one["label"], one["score"])]
-            cells = [row["path"], row["label"], row["score"], *others]
-            cells += [""] * (len(header) - len(cells))
-        stream.write(csv_line(cells))
-        stream.flush()
-
-    return write
 
 
 __all__ = ["OUT", "POINTS", "classify_files", "has_point_model"]

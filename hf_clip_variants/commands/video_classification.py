@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from .answer_lines import best_cells, best_columns, best_of, rows_of, write_rows
 from .arguments import check_out
-from .output import machine_output, prepare_libraries, say, use_all_cores
+from .output import prepare_libraries, use_all_cores
 from .segmentation import file_name, png_of
 
 
@@ -46,25 +46,20 @@ def classify_video_files(
 
     loaded = load_video_classifier(model, classes, templates, device)
     top, taken = min(top or 1, len(loaded.class_names)), set()
-    broken, done = 0, 0
-    stream = sys.stdout
-    with machine_output(stream) as emit:
-        write = emit if as_json else _csv_writer(stream, top, out is not None)
-        for found in classify_videos(loaded, find_images(inputs, videos=True), max(top, 5), batch_size or BATCH):
-            done += 1
-            if found.error is not None:
-                broken += 1
-                say(f"{found.path}: {found.error}", style="red")
-                write({"path": found.path, "error": found.error})
-                continue
-            best = [{"label": label, "score": round(score, 6)} for label, score in found.top[:top]]
-            row = {"path": found.path, **best[0], **({"top": best} if top > 1 else {})}
-            if out is not None:
-                row["picture"] = str(_picture(found.path, found.top, Path(out), taken))
-            write(row)
-    if not done:
-        raise ValueError(f"IMAGES: no videos in {', '.join(inputs) if isinstance(inputs, list) else 'standard input'}")
-    return broken, done
+    pictures = [] if out is None else ["picture"]
+
+    def row_of(found: Any) -> dict[str, Any]:
+        row = {"path": found.path} | best_of(found.top, top)
+        return row | {name: str(_picture(found.path, found.top, Path(out), taken)) for name in pictures}
+
+    return write_rows(
+        rows_of(classify_videos(loaded, find_images(inputs, videos=True), max(top, 5), batch_size or BATCH), row_of),
+        ["path", *best_columns(top), *pictures],
+        lambda row: row | best_cells(row),
+        inputs,
+        as_json=as_json,
+        wanted="videos",
+    )
 
 
 def _picture(path: str, top: Any, out: Path, taken: set[str]) -> Path:
@@ -82,25 +77,6 @@ def _picture(path: str, top: Any, out: Path, taken: set[str]) -> Path:
     ]
     picture = with_legend(strip, entries, Path(path).name)
     return write_atomically(out / "pictures" / file_name(path, taken), png_of(picture))
-
-
-def _csv_writer(stream: TextIO, top: int, pictures: bool) -> Callable[[dict], None]:
-    from ..data.csv_cells import csv_line
-
-    more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("label", "score")]
-    header = ["path", "label", "score", *more, *(["picture"] if pictures else []), "error"]
-    stream.write(csv_line(header))
-
-    def write(row: dict) -> None:
-        best = row.get("top") or ([row] if "label" in row else [])
-        cells = {"path": row["path"], "error": row.get("error", ""), "picture": row.get("picture", "")}
-        for place, one in enumerate(best):
-            ending = f"_{place + 1}" if place else ""
-            cells |= {f"label{ending}": one["label"], f"score{ending}": one["score"]}
-        stream.write(csv_line([cells.get(name, "") for name in header]))
-        stream.flush()
-
-    return write
 
 
 __all__ = ["BATCH", "classify_video_files", "is_video_model"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from .answer_lines import best_cells, best_columns, best_of, rows_of, write_rows
 from .arguments import check_out
-from .output import machine_output, prepare_libraries, say, use_all_cores
+from .output import prepare_libraries, use_all_cores
 from .segmentation import file_name, png_of
 
 
@@ -68,24 +68,16 @@ def answer_files(
 
     reader = load_image_reader(model, task == CAPTIONS, device)
     taken: set[str] = set()
-    broken = done = 0
-    stream = sys.stdout
-    with machine_output(stream) as emit:
-        write = emit if as_json else _csv_writer(stream, task, top)
-        for found in read_images(reader, find_images(inputs), question, max(top, _SHOWN)):
-            done += 1
-            if found.error is not None:
-                broken += 1
-                say(f"{found.path}: {found.error}", style="red")
-                write({"path": found.path, "error": found.error})
-                continue
-            write(_saved(found, question, Path(out), taken, top))
-        if not done:
-            where = ", ".join(inputs) if isinstance(inputs, list) else "standard input"
-            raise ValueError(f"IMAGES: no image files in {where}")
-        if done > broken:
-            say(f"{out} holds pictures/")
-    return broken, done
+    found = read_images(reader, find_images(inputs), question, max(top, _SHOWN))
+    return write_rows(
+        rows_of(found, lambda one: _saved(one, question, Path(out), taken, top)),
+        ["path", "caption"] if task == CAPTIONS else ["path", *best_columns(top, "answer")],
+        lambda row: row if task == CAPTIONS else {"path": row["path"]} | best_cells(row, "answer"),
+        inputs,
+        as_json=as_json,
+        wanted="image files",
+        note=f"{out} holds pictures/",
+    )
 
 
 def _saved(found: AnsweredImage, question: str | None, out: Path, taken: set[str], top: int) -> dict[str, Any]:
@@ -102,31 +94,13 @@ def _saved(found: AnsweredImage, question: str | None, out: Path, taken: set[str
     row: dict[str, Any] = {"path": found.path}
     if found.caption is not None:
         return row | {"caption": found.caption, "picture": str(written)}
-    best = [{"answer": answer, "score": round(score, 6)} for answer, score in found.answers[:top]]
-    return row | {"question": question, **best[0], "picture": str(written)} | ({"top": best} if top > 1 else {})
+    return row | {"question": question, "picture": str(written)} | best_of(found.answers, top, "answer")
 
 
 def _in_lines(text: str, longest: int = 30) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, longest) or ["(no words)"]
-
-
-def _csv_writer(stream: TextIO, task: str, top: int) -> Callable[[dict], None]:
-    from ..data.csv_cells import csv_line
-
-    more = [f"{name}_{place}" for place in range(2, top + 1) for name in ("answer", "score")]
-    header = ["path", "caption"] if task == CAPTIONS else ["path", "answer", "score", *more]
-    stream.write(csv_line([*header, "error"]))
-
-    def write(row: dict) -> None:
-        cells = {name: row.get(name, "") for name in ("path", "caption", "answer", "score", "error")}
-        for place, one in enumerate(row.get("top", ())[1:], 2):
-            cells |= {f"answer_{place}": one["answer"], f"score_{place}": one["score"]}
-        stream.write(csv_line([cells.get(name, "") for name in (*header, "error")]))
-        stream.flush()
-
-    return write
 
 
 __all__ = ["CAPTIONS", "OUT", "QUESTIONS", "answer_files", "chosen_language_task"]
