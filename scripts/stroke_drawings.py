@@ -151,11 +151,14 @@ def table(title: str, rows: list[tuple[str, list[int], list[int]]]) -> str:
 
 
 def sketch(arguments, judge: Judge, guide: Judge):
-    model = CLIPassoForImageSynthesis.from_pretrained(embedded_model(), dtype=torch.float32)
+    model = CLIPassoForImageSynthesis.from_pretrained(
+        embedded_model(), dtype=torch.float32, points_lr=float(arguments.speed)
+    )
+    counts = [int(word) for word in arguments.counts.split(",")]
     kept = Path(arguments.out) / "drawings"
     kept.mkdir(parents=True, exist_ok=True)
     names = PICTURES[: arguments.pictures]
-    ranks = {kind: ([], []) for kind in ("picture", *((k, n) for n in COUNTS for k in ("start", "edges", "sketch")))}
+    ranks = {kind: ([], []) for kind in ("picture", *((k, n) for n in counts for k in ("start", "edges", "sketch")))}
     rows, seconds = [], []
 
     def add(kind, drawing, name):
@@ -167,7 +170,7 @@ def sketch(arguments, judge: Judge, guide: Judge):
         add("picture", pixels, name)
         pictures = [Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy()).resize((SIDE, SIDE))]
         lines = []
-        for count in COUNTS:
+        for count in counts:
             file = kept / f"{name.replace(' ', '-')}-{count}.safetensors"
             with model.frozen():
                 loop = model.make_loop(pixels, seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps)
@@ -190,8 +193,8 @@ def sketch(arguments, judge: Judge, guide: Judge):
         ("edges", "{} longest edges"),
         ("sketch", "sketch, {} strokes"),
     ):
-        named += [(words.format(count), *ranks[kind, count]) for count in COUNTS]
-    text = f"{arguments.steps} steps, seed {arguments.seed}, the embedded CLIP guides."
+        named += [(words.format(count), *ranks[kind, count]) for count in counts]
+    text = f"{arguments.steps} steps, rate x {arguments.speed:g}, seed {arguments.seed}, the embedded CLIP guides."
     write(arguments.out, table(text, named), rows, ranks, seconds)
 
 
@@ -254,7 +257,8 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--strokes", type=int, default=64)
-    parser.add_argument("--speed", type=float, default=4.0, help="of draw: learning rates, times the published ones")
+    parser.add_argument("--speed", type=float, default=4.0, help="learning rates, times the published ones")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="strokes of sketches")
     parser.add_argument("--pictures", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -36,7 +36,7 @@ def inside_of(curve: torch.Tensor, height: int, width: int, even_odd: bool = Fal
 
 
 def render_strokes_reference(
-    points, radii, colors, num_segments, *, height, width, filled=None, even_odd=False, softness=SOFTNESS
+    points, radii, colors, num_segments, *, height, width, filled=None, even_odd=False, softness=SOFTNESS, samples=512
 ) -> torch.Tensor:
     """(N, P, 2), (N,), (N, 4), (N,) -> (3, H, W) on white. Outlines of areas must not overlap themselves unless
     `even_odd`."""
@@ -47,11 +47,11 @@ def render_strokes_reference(
             end, start = curve_points[3 * count], curve_points[0]
             back = torch.stack([end + (start - end) * share for share in (1 / 3, 2 / 3, 1)])
             curve_points = torch.cat([curve_points[: 3 * count + 1], back])
-            distance, curve = curve_distances(curve_points, count + 1, height, width)
+            distance, curve = curve_distances(curve_points, count + 1, height, width, samples)
             side = torch.where(inside_of(curve, height, width, even_odd), 1.0, -1.0)
             coverage = smooth_step(side * distance, softness)
         else:
-            distance, _ = curve_distances(curve_points, count, height, width)
+            distance, _ = curve_distances(curve_points, count, height, width, samples)
             coverage = stroke_coverage(distance, radii[stroke], softness)
         alpha = coverage * colors[stroke, 3]
         canvas = canvas * (1 - alpha) + alpha * colors[stroke, :3, None, None]
