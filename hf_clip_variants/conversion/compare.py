@@ -38,6 +38,8 @@ def random_images(size: int) -> torch.Tensor:
 def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str, torch.Tensor]:
     """The same noise image or video each time, the format's prompts (random tokens without a tokenizer) and its own
     inputs."""
+    if format.make_processor is None:
+        return {"pixel_values": random_images(2 * model.config.factor).clamp(-1, 1)}
     size, text = model.config.vision_config.image_size, model.config.text_config
     generator, of_videos = torch.Generator().manual_seed(0), _reads_videos(model)
     if tokenizer is not None:
@@ -82,6 +84,9 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
     pixels, audio = inputs.get("pixel_values"), inputs.get("input_features")
     text = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
     found = {}
+    if hasattr(base, "decode_codes"):
+        output = model(pixel_values=pixels)
+        return {name: output[name].float() for name in ("latents", "reconstruction")}
     if _reads_videos(base):
         return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
     if hasattr(base, "point_text_logits"):
