@@ -27,6 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_clip_variants import VQGANConfig, VQGANModel
 from hf_clip_variants.data.images.emoji import embedded_model
+from hf_clip_variants.modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANOutput
 
 
 # file -> how often its pictures come; Apache-2.0, Apache-2.0, MIT, MIT, public domain
@@ -34,7 +35,7 @@ SOURCES = {"emoji-noto": 3, "emoji-notov1": 2, "emoji-fluent3d": 2, "emoji-fluen
 HELD_OUT = 40  # every 40th row of a file is never trained on, and measured at the end
 TINY = {
     "base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 64, "embed_dim": 8,
-    "num_embeddings": 512,
+    "num_embeddings": 512, "norm_groups": 8,
 }  # fmt: skip
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -92,8 +93,18 @@ class PatchDiscriminator(nn.Sequential):
 class VQGANTrainer(Trainer):
     """`Trainer` with the loss of the head of this file. Codes that nobody uses are put where pictures are."""
 
-    def __init__(self, *args, perceptual: float, every: int, adversarial: float, adversarial_from: int, **kwargs):
+    def __init__(
+        self,
+        *args,
+        perceptual: float,
+        every: int,
+        adversarial: float,
+        adversarial_from: int,
+        quantize_from: int,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.quantize_from = quantize_from
         self.perceptual, self.every = perceptual, every
         self.adversarial, self.adversarial_from = adversarial, adversarial_from
         self.clip = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32).eval().requires_grad_(False)
@@ -112,11 +123,17 @@ class VQGANTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         pixels, step = inputs["pixel_values"], self.state.global_step
-        if step == 0 and not bool(self.used.any()):
-            self.place_codes(model, pixels, torch.ones_like(self.used, dtype=torch.bool))
-        output = model(pixel_values=pixels, return_loss=True)
-        loss = output.loss
-        self.used += torch.bincount(output.codes.flatten(), minlength=len(self.used))
+        if step < self.quantize_from:  # an autoencoder first: codes then begin where pictures are
+            latents = model.encode(pixels)
+            reconstruction = model.decode(latents)
+            output = VQGANOutput(reconstruction=reconstruction, latents=latents)
+            loss = (reconstruction - pixels).abs().mean() + 0.01 * latents.square().mean()
+        else:
+            if step == self.quantize_from:
+                self.place_codes(model, pixels, torch.ones_like(self.used, dtype=torch.bool))
+            output = model(pixel_values=pixels, return_loss=True)
+            loss = output.loss
+            self.used += torch.bincount(output.codes.flatten(), minlength=len(self.used))
         self.parts = {"absolute": float((output.reconstruction - pixels).detach().abs().mean())}
         if self.perceptual and step % self.every == 0:
             part = slice(0, max(1, len(pixels) // 2))
@@ -131,7 +148,7 @@ class VQGANTrainer(Trainer):
         if step and step % 50 == 0:
             self.parts["codes"] = int((self.used > 0).sum())
             self.log(dict(self.parts))
-            if step < 0.8 * self.args.max_steps:
+            if self.quantize_from < step < 0.8 * self.args.max_steps:
                 self.place_codes(model, pixels, self.used == 0)
             self.used.zero_()
         return (loss, output) if return_outputs else loss
@@ -205,12 +222,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="folder of the Parquet files")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--crop", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--perceptual", type=float, default=0.1)
     parser.add_argument("--perceptual-every", type=int, default=4)
+    parser.add_argument("--quantize-from", type=int, default=150, help="steps as a plain autoencoder before")
     parser.add_argument("--adversarial", type=float, default=0.02)
     parser.add_argument("--discriminator-from", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
@@ -231,7 +249,7 @@ def main():
     trainer = VQGANTrainer(
         model, settings, train_dataset=Pictures(arguments.data, arguments.crop, arguments.seed + done),
         perceptual=arguments.perceptual, every=arguments.perceptual_every, adversarial=arguments.adversarial,
-        adversarial_from=arguments.discriminator_from,
+        adversarial_from=arguments.discriminator_from, quantize_from=arguments.quantize_from,
     )  # fmt: skip
     if last is not None and (Path(last) / "discriminator.safetensors").is_file():
         trainer.discriminator.load_state_dict(load_file(Path(last) / "discriminator.safetensors"))

@@ -1,5 +1,5 @@
-"""VQGAN: pictures as grids of codes. The encoder and the decoder are transformers' (of Janus), which equal the official
-ones; codes, any size, straight-through gradients and both quantisers are here.
+"""VQGAN: pictures as grids of codes. Encoder and decoder are transformers' (of Janus), which equal the official ones;
+codes, any size, straight-through gradients and both quantisers are here.
 
 Paper: "Taming Transformers for High-Resolution Image Synthesis", https://arxiv.org/abs/2012.09841.
 """
@@ -12,12 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.janus.modeling_janus import (
-    JanusVQVAEAttnBlock,
-    JanusVQVAEDecoder,
-    JanusVQVAEEncoder,
-    JanusVQVAEResnetBlock,
-)
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
@@ -144,8 +139,8 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = False
+    _supports_sdpa = _supports_attention_backend = True  # of a guide; attention over pixels is as it is
     _no_split_modules = ["JanusVQVAEAttnBlock", "JanusVQVAEResnetBlock", "VQGANQuantizer"]
-    _can_record_outputs = {"hidden_states": JanusVQVAEResnetBlock, "attentions": JanusVQVAEAttnBlock}
 
     def __init__(self, config: VQGANConfig):
         super().__init__(config)
@@ -155,6 +150,9 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         self.quantize = VQGANQuantizer(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):  # transformers' parts have the official number
+                module.num_groups = config.norm_groups
         self.post_init()
 
     @torch.no_grad()

@@ -59,6 +59,9 @@ class VQGANConfig(PreTrainedConfig):
             Of a Gumbel quantiser's training.
         dropout (`float`, defaults to 0.0):
             In the residual blocks.
+        norm_groups (`int`, defaults to 32):
+            Of each group normalisation. 32 is official; with 32 `base_channels`, fewer are needed: where a group is a
+            single channel, the decoder cannot say how bright a picture is.
 
     Example:
 
@@ -85,6 +88,7 @@ class VQGANConfig(PreTrainedConfig):
     gumbel_temperature: float | int = 1.0
     kl_weight: float | int = 5e-4
     dropout: float | int = 0.0
+    norm_groups: int = 32
 
     def __post_init__(self, **kwargs):
         self.channel_multiplier = list(self.channel_multiplier)
@@ -139,6 +143,8 @@ class VQGANConfig(PreTrainedConfig):
                     f"channel_multiplier: {level} x base_channels ({self.base_channels}) is not a multiple of "
                     f"{_NORM_GROUPS} of at most 4096"
                 )
+        if self.norm_groups < 1 or _NORM_GROUPS % self.norm_groups:
+            raise ValueError(f"norm_groups: {self.norm_groups}, expected a divisor of {_NORM_GROUPS}")
         if self.num_embeddings * max(self.embed_dim, self.latent_channels) > _MOST_NUMBERS:
             raise ValueError(
                 f"num_embeddings: {self.num_embeddings} codes of {self.embed_dim} numbers, expected at most "
@@ -158,8 +164,8 @@ class VQGANCLIPConfig(GuidedFields, CLIPConfig):
         backbone_model_type (`str`, defaults to `"clip"`):
             The family of the dual encoder that guides, one of `modeling/dual_encoders/backbones.py`.
         canvas_size (`int`, *optional*):
-            Pixels of a side of pictures. Default: what the guide takes. `generate(size=...)` takes others, and pictures
-            that are not square.
+            Pixels of a side of pictures. Default: what the guide takes. `generate(size=...)` takes others, also of
+            pictures that are not square.
         num_steps (`int`, defaults to 500):
             Steps of a picture.
         optimizer (`str`, defaults to `"Adam"`), learning_rate (`float`, defaults to 0.1):

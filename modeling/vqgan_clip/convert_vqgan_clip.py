@@ -48,8 +48,8 @@ def vqgan_from_official(state_dict: Mapping[str, torch.Tensor]) -> VQGANModel:
 
 
 def convert_vqgan_state_dict(state_dict: Mapping[str, torch.Tensor], config: VQGANConfig) -> dict[str, torch.Tensor]:
-    """An official state dict under `VQGANModel`'s names, in float32. Strict: every weight of `VQGANModel(config)` once,
-    and no other but `unused_names`.
+    """An official state dict under `VQGANModel`'s names, in float32. Strict: every weight of `VQGANModel(config)`
+    once, and no other but `unused_names`.
 
     Raises:
         ValueError: missing or unexpected names, shapes other than `config`'s, NaN or infinite weights: the first five
@@ -132,7 +132,7 @@ def check_yaml(path: Path, config: VQGANConfig) -> None:
         value = list(value) if isinstance(value, list | tuple) else value
         if value is not None and value != getattr(config, name):
             raise ValueError(
-                f"{path}: {name} is {str(value)[:60]}, but {getattr(config, name)} in the weights; is it of another file?"
+                f"{path}: {name} is {str(value)[:60]}, but {getattr(config, name)} in the weights; is it another file's?"
             )
 
 

@@ -32,7 +32,7 @@ def lanczos_kernel(ratio: float) -> torch.Tensor:
 
 
 def resample(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, *size): Lanczos' filter along each axis that shrinks, then bicubic with aligned corners."""
+    """(B, C, H, W) -> (B, C, *size): Lanczos' filter along an axis that shrinks, then bicubic with aligned corners."""
     flat = images.flatten(0, 1)[:, None]
     for axis, (wanted, given) in enumerate(zip(size, images.shape[2:], strict=True)):
         if wanted < given:

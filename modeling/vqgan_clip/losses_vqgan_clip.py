@@ -1,4 +1,4 @@
-"""What VQGAN-CLIP adds to the loss of prompts: a clamp that lets gradients back in, and terms on latents and pictures."""
+"""What VQGAN-CLIP adds to the loss of prompts: a clamp that lets gradients back in, terms on latents and pictures."""
 
 import torch
 from torch.nn import functional as F
@@ -28,8 +28,8 @@ def clamp_with_grad(values: torch.Tensor, low: float = 0.0, high: float = 1.0) -
 
 
 def start_loss(latents: torch.Tensor, weight: float, step: int, start: torch.Tensor | None = None) -> torch.Tensor:
-    """() mean squared distance of latents from `start`, times weight / (2 (2 step + 1)). `start` None: from zero, which
-    is what the code computes."""
+    """() mean squared distance of latents from `start`, times weight / (2 (2 step + 1)). `start` None: from zero, as
+    the code computes it."""
     apart = latents if start is None else latents - start
     return apart.square().mean() * (weight / (2 * (2 * step + 1)))
 

@@ -22,7 +22,7 @@ from ..dual_encoders.forward_checks import check_output
 from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
 from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, parse_prompts, prompt_losses, spherical_distance
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
-from .autoencoder_vqgan_clip import VQGANModel
+from .autoencoder_vqgan_clip import VQGANModel, nearest_codes
 from .configuration_vqgan_clip import VQGANCLIPConfig
 from .cuts_vqgan_clip import cuts_of
 from .losses_vqgan_clip import clamp_with_grad, start_loss, total_variation
@@ -321,8 +321,6 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
     # ---- parts
 
     def _codes_of(self, latents: torch.Tensor) -> torch.Tensor:
-        from .autoencoder_vqgan_clip import nearest_codes
-
         return nearest_codes(latents[None], self.vqgan.codebook)[0]
 
     def _stories(self, prompts, tokenizer, prompt_embeds) -> list[tuple]:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from suite_drawing import CLIPassoTester, CLIPDrawTester
+from suite_painting import VQGANCLIPTester
 from suite_testers import (
     SIZES,
     TEXT,
@@ -575,6 +576,11 @@ class DrawingSuite(SLIPSuite):
     additional_model_inputs = ["points", "radii", "colors", "num_segments"]
 
 
+class PaintingSuite(DrawingSuite):
+    additional_model_inputs = ["latents"]
+    test_all_params_have_gradient = False  # the encoder of the VQGAN and its codebook are there, and do nothing
+
+
 class SketchSuite(ClassifierSuite):
     test_all_params_have_gradient = False  # the text encoder is there, and does nothing
 
@@ -596,6 +602,7 @@ TESTERS = {
         (CLIPResNetVisionTester, BackboneSuite, CLIPResNetBackbone),
     ],
     "clipdraw": [(CLIPDrawTester, DrawingSuite)],
+    "vqgan_clip": [(VQGANCLIPTester, PaintingSuite)],
     "clipasso": [(CLIPassoTester, SketchSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],
