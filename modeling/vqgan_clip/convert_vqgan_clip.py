@@ -132,7 +132,7 @@ def check_yaml(path: Path, config: VQGANConfig) -> None:
         value = list(value) if isinstance(value, list | tuple) else value
         if value is not None and value != getattr(config, name):
             raise ValueError(
-                f"{path}: {name} is {str(value)[:60]}, but {getattr(config, name)} in the weights; is it another file's?"
+                f"{path}: {name} is {str(value)[:60]}, but {getattr(config, name)} in the weights: of another file?"
             )
 
 

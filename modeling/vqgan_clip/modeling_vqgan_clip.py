@@ -306,8 +306,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
                 found.append(
                     SynthesizedImage(
                         pixels=images[0].float().cpu(),
-                        latents=latents.float().cpu().clone(),
-                        codes=self._codes_of(latents).cpu(),
+                        latents=latents.float().cpu().clone(memory_format=torch.contiguous_format),
+                        codes=self._codes_of(latents).cpu().contiguous(),
                         seed=sample.seed,
                         loss=loop.value_of(sample),
                         losses=list(sample.losses),

@@ -577,7 +577,8 @@ class DrawingSuite(SLIPSuite):
 
 
 class PaintingSuite(DrawingSuite):
-    additional_model_inputs = ["latents"]
+    additional_model_inputs = ["input_ids", "attention_mask"]
+    test_mismatched_shapes = False  # there is no head
     test_all_params_have_gradient = False  # the encoder of the VQGAN and its codebook are there, and do nothing
 
 

@@ -23,7 +23,20 @@ def parts(tmp_path, monkeypatch):
 
 
 def test_texts_in_pictures_and_a_page_out(parts, run):
-    options = ("--steps", 3, "--seeds", 2, "--size", "32x24", "--out", "out", "--preview", *parts)
+    options = (
+        "--learning-rate",
+        2,
+        "--steps",
+        3,
+        "--seeds",
+        2,
+        "--size",
+        "32x24",
+        "--out",
+        "out",
+        "--preview",
+        *parts,
+    )
     code, out, err = run("paint", "a cat", "a dog | a pig:-0.5 ^ a cow", *options)
     assert code == 0, err
     assert "similarity" in out and out.count("(best)") == 2 and "index.html" in err

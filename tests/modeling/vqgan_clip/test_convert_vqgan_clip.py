@@ -40,7 +40,7 @@ class TestConverter(ConverterContract):
         ("decoder.up.0.block.0.nin_shortcut.bias", (7,), r"\(7,\), expected \(32,\)"),
         ("quantize.embedding.weight", (32, 6), r"expected"),
     )
-    wrong_heads = ()
+    wrong_heads, options = (), {}
     other_models = (("visual.proj", "1 unexpected: visual.proj"),)
     nothing_found = "VQGAN state dict: 5 missing"
 
