@@ -382,10 +382,6 @@ MODELS = (
         config="modeling.vqgan_clip.configuration_vqgan_clip:VQGANCLIPConfig",
         model="modeling.vqgan_clip.modeling_vqgan_clip:VQGANCLIPForImageSynthesis",
         auto_classes={"AutoModel": "modeling.vqgan_clip.modeling_vqgan_clip:VQGANCLIPForImageSynthesis"},
-        processor="modeling.clip_classifier.processing_clip_classifier:CLIPClassifierProcessor",
-        image_processors={
-            "torchvision": "modeling.clip_classifier.image_processing_clip_classifier:CLIPClassifierImageProcessor"
-        },
         submodels=(
             Submodel(
                 name="autoencoder",

@@ -38,8 +38,8 @@ class Painter:
 
 
 def load_painter(guide: str | None, vqgan: str | None, device: str | None, **settings) -> Painter:
-    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. float32 on a CPU, bfloat16 on a GPU.
-    A whole model may be the guide, too; then `vqgan` is not needed.
+    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In float32, on a GPU bfloat16. A
+    whole model may be the guide, too; then `vqgan` is not needed.
 
     Raises:
         OSError, ValueError: one of them cannot be loaded, or settings do not fit.
