@@ -94,6 +94,10 @@ from .modeling.vild.configuration_vild import ViLDConfig as ViLDConfig
 from .modeling.vild.image_processing_vild import ViLDImageProcessor as ViLDImageProcessor
 from .modeling.vild.modeling_vild import ViLDForZeroShotObjectDetection as ViLDForZeroShotObjectDetection
 from .modeling.vild.processing_vild import ViLDProcessor as ViLDProcessor
+from .modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANModel as VQGANModel
+from .modeling.vqgan_clip.configuration_vqgan_clip import VQGANCLIPConfig as VQGANCLIPConfig
+from .modeling.vqgan_clip.configuration_vqgan_clip import VQGANConfig as VQGANConfig
+from .modeling.vqgan_clip.modeling_vqgan_clip import VQGANCLIPForImageSynthesis as VQGANCLIPForImageSynthesis
 from .registry import method as method
 from .registry import methods as methods
 from .search.building import build_index as build_index

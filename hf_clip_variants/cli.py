@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "Classify or segment files and folders; CSV or JSON lines.",
     "index": "Make an index of pictures, videos and sounds.",
     "search": "Find pictures, moments and sounds in an index.",
+    "paint": "Paint a text, or change a picture by one.",
     "draw": "Draw a text with coloured strokes: SVG and a page.",
     "sketch": "Sketch photographs with few strokes: SVG and a page.",
     "convert": "Turn an official checkpoint into a folder to load.",

@@ -44,6 +44,8 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
     inputs."""
     if _reads_posts(model):
         return format.example_inputs() | _example_posts(model)
+    if format.make_processor is None:
+        return {"pixel_values": random_images(2 * model.config.factor).clamp(-1, 1)}
     size, text = model.config.vision_config.image_size, model.config.text_config
     generator, of_videos = torch.Generator().manual_seed(0), _reads_videos(model)
     if tokenizer is not None:
@@ -115,6 +117,9 @@ def compute_outputs(model, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
         output = model(**inputs)
         names = ("logits", "similarity", "modality_weights", "layer_attention")
         return {name: output[name].float() for name in names}
+    if hasattr(base, "decode_codes"):
+        output = model(pixel_values=pixels)
+        return {name: output[name].float() for name in ("latents", "reconstruction")}
     if _reads_videos(base):
         return {name: tensor.float() for name, tensor in _video_outputs(base, inputs, text).items()}
     if _reads_pairs(base):

@@ -222,14 +222,19 @@ def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, com
         raise ValueError(
             f"dtype: {len(lost)} weights are too large for {_dtype_name(dtype)}: {lost[:5]}; take bfloat16 or float32"
         )
-    tokenizer = _tokenizer(format, model.config, options.get("tokenizer"))
-    processor = format.make_processor(model.config.vision_config.image_size, tokenizer, built.image_settings)
-    if tokenizer is None:
+    tokenizer = processor = None
+    if format.make_processor is not None:
+        tokenizer = _tokenizer(format, model.config, options.get("tokenizer"))
+        processor = format.make_processor(model.config.vision_config.image_size, tokenizer, built.image_settings)
+    elif options.get("tokenizer") not in (None, _NO_TOKENIZER):
+        raise ValueError("tokenizer: given, but this model reads no texts")
+    if tokenizer is None and processor is not None:
         kinds = {FeatureExtractionMixin: "AutoFeatureExtractor", BaseVideoProcessor: "AutoVideoProcessor"}
         auto = next((name for kind, name in kinds.items() if isinstance(processor, kind)), "AutoImageProcessor")
         notes.append(f"without a tokenizer: load what was written with {auto}, not with AutoProcessor")
     model.save_pretrained(stage)
-    processor.save_pretrained(stage)
+    if processor is not None:
+        processor.save_pretrained(stage)
     row = _row_of(model)
     if row is not None:
         from ..hub.model_cards import model_card

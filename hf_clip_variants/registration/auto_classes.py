@@ -53,6 +53,7 @@ TASKS = {
     "text-to-drawing": OwnTask(
         "modeling.synthesis.drawing_pipelines.TextToDrawingPipeline", "AutoModel", is_named=True
     ),
+    "text-to-image": OwnTask("modeling.synthesis.painting_pipelines.TextToImagePipeline", "AutoModel", is_named=True),
     "image-to-drawing": OwnTask(
         "modeling.synthesis.drawing_pipelines.ImageToDrawingPipeline", "AutoModel", is_named=True
     ),

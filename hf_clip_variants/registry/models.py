@@ -425,6 +425,32 @@ MODELS = (
         image_processors={"torchvision": "modeling.depthclip.image_processing_depthclip:DepthCLIPImageProcessor"},
     ),
     Method(
+        name="vqgan_clip",
+        kind="model",
+        title="VQGAN-CLIP",
+        paper=Paper(
+            "VQGAN-CLIP: Open Domain Image Generation and Editing with Natural Language Guidance",
+            "2204.08583",
+            2022,
+            "Crowson, Katherine and Biderman, Stella and Kornis, Daniel and Stander, Dashiell and Hallahan, Eric and "
+            "Castricato, Louis and Raff, Edward",
+        ),
+        code=OfficialCode("nerdyrodent/VQGAN-CLIP", "MIT"),
+        task="text-to-image",
+        summary="A text becomes a picture, or changes one: the codes of a VQGAN are optimised for any dual encoder.",
+        config="modeling.vqgan_clip.configuration_vqgan_clip:VQGANCLIPConfig",
+        model="modeling.vqgan_clip.modeling_vqgan_clip:VQGANCLIPForImageSynthesis",
+        auto_classes={"AutoModel": "modeling.vqgan_clip.modeling_vqgan_clip:VQGANCLIPForImageSynthesis"},
+        submodels=(
+            Submodel(
+                name="autoencoder",
+                config="modeling.vqgan_clip.configuration_vqgan_clip:VQGANConfig",
+                auto_classes={"AutoModel": "modeling.vqgan_clip.autoencoder_vqgan_clip:VQGANModel"},
+            ),
+        ),
+        checkpoints=(CheckpointEntry("vqgan", "VQGAN", "modeling.vqgan_clip.convert_vqgan_clip:CHECKPOINTS"),),
+    ),
+    Method(
         name="clipdraw",
         kind="model",
         title="CLIPDraw",

@@ -134,7 +134,8 @@ class ModelFormat(CheckpointFormat):
         load_tokenizer: from the user's file, folder or Hub id; None means the official one.
         special_tokens: ids that tokenizer and text configuration must have in common.
         max_text_length: the longest text in training, in tokens, if the model has more positions.
-        make_processor: (image size, tokenizer or None, image settings) -> the processor to save with the model.
+        make_processor: (image size, tokenizer or None, image settings) -> the processor to save with the model; None
+            for a model that reads pixels in -1..1 and no texts.
         prompts: example texts for a comparison of outputs.
         example_inputs: further example inputs, besides an image and texts.
         before_comparing: applied to the model in memory and to the one read back before their weights are compared.
@@ -147,7 +148,7 @@ class ModelFormat(CheckpointFormat):
     load_tokenizer: Callable[[str | Path | None], Any] = clip_tokenizer
     special_tokens: tuple[str, ...] = ("bos_token_id", "eos_token_id")
     max_text_length: int | None = None
-    make_processor: Callable[[int, Any, Mapping[str, Any]], Any] = clip_processor
+    make_processor: Callable[[int, Any, Mapping[str, Any]], Any] | None = clip_processor
     prompts: tuple[str, ...] = ("a photo of a cat", "a diagram", "two dogs on a beach")
     example_inputs: Callable[[], dict[str, torch.Tensor]] = dict
     before_comparing: Callable[[PreTrainedModel], None] | None = None

@@ -33,6 +33,7 @@ from suite_classes import (
     ImageEncoderSuite,
     LSegSuite,
     LSegTester,
+    PaintingSuite,
     SketchSuite,
     SLIPPreTrainingTester,
     SLIPSuite,
@@ -42,6 +43,7 @@ from suite_classes import (
 from suite_clip_vil import CLIP_VIL_DESELECTED, CLIP_VIL_TESTERS
 from suite_drawing import CLIPassoTester, CLIPDrawTester
 from suite_fnd_clip import FNDCLIPSuite, FNDCLIPTester
+from suite_painting import VQGANCLIPTester
 from suite_testers import (
     ActionCLIPClassificationTester,
     ActionCLIPTester,
@@ -147,6 +149,7 @@ TESTERS = {
     "fnd_clip": [(FNDCLIPTester, FNDCLIPSuite)],
     "depthclip": [(DepthCLIPTester, DepthCLIPSuite)],
     "clipdraw": [(CLIPDrawTester, DrawingSuite)],
+    "vqgan_clip": [(VQGANCLIPTester, PaintingSuite)],
     "clipasso": [(CLIPassoTester, SketchSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],

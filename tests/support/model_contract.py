@@ -23,6 +23,7 @@ from glipv2_runs import GLIPV2, GLIPV2_ANSWERING, GLIPV2_CAPTIONING
 from groupvit_runs import groupvit_batch, groupvit_config, segmentation_processor, with_statistics
 from huggingface_hub.errors import StrictDataclassError
 from lseg_runs import LSEG_BAD_VALUES, lseg_config, lseg_inputs, open_statistics
+from painting_runs import VQGAN_CLIP
 from pointclip_runs import POINTCLIP
 from safetensors.torch import save_file
 from slip_runs import slip_batch, slip_config
@@ -361,6 +362,7 @@ CASES = {
         ModelCase(**POINTCLIP, backbone=tiny_clip),
         ModelCase(**DEPTHCLIP),
         ModelCase(**CLIPDRAW, processor=_classifier_processor),
+        ModelCase(**VQGAN_CLIP, processor=_classifier_processor),
         ModelCase(**CLIPASSO, processor=_classifier_processor),
         ModelCase(
             **_SLIP,

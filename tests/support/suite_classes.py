@@ -525,6 +525,12 @@ class DrawingSuite(SLIPSuite):
     test_mismatched_shapes = False  # there is no head
 
 
+class PaintingSuite(DrawingSuite):
+    additional_model_inputs = ["input_ids", "attention_mask"]
+    test_mismatched_shapes = False  # there is no head
+    test_all_params_have_gradient = False  # the encoder of the VQGAN and its codebook are there, and do nothing
+
+
 class SketchSuite(ClassifierSuite):
     additional_model_inputs = ["radii", "pixel_values"]
     test_mismatched_shapes = False  # there is no head

@@ -27,6 +27,17 @@ def embedded_model() -> Path:
     return _ASSETS / "emoji-clip-tiny"
 
 
+def embedded_vqgan() -> Path:
+    """The folder of vqgan-tiny, a VQGAN in the package that paints emoji and clip art, for demos and tests.
+
+    Its weights are float16: load them with `dtype=torch.float32` on a CPU.
+
+    >>> (embedded_vqgan() / "config.json").is_file()
+    True
+    """
+    return _ASSETS / "vqgan-tiny"
+
+
 def emoji_styles() -> list[str]:
     """The styles that `load_emoji` knows, sorted.
 

@@ -1,0 +1,157 @@
+"""The models of a painting run, and the files that it leaves: pictures, codes, animations, and a page of all."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ..data.images.emoji import embedded_model, embedded_vqgan
+from ..evaluation.devices import choose_device
+from ..files.atomic_writes import write_atomically
+from ..files.json_files import write_json
+from ..modeling.vqgan_clip.modeling_vqgan_clip import SynthesizedImage, VQGANCLIPForImageSynthesis
+from .progress_pictures import animation, sheet, strip
+from .runs import SynthesisRun
+
+
+SIDE = 512  # pixels of the longer side of the pictures that are written, if they are smaller
+_FRAME_SIDE = 256
+_TEMPLATE = Path(__file__).with_name("painting_page.html")
+
+
+@dataclass
+class Painter:
+    """A model that paints, the guide's tokenizer, and what the two are called."""
+
+    model: VQGANCLIPForImageSynthesis
+    tokenizer: Any
+    guide: str
+    vqgan: str
+
+
+def load_painter(guide: str | None, vqgan: str | None, device: str | None, **settings) -> Painter:
+    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In float32, on a GPU bfloat16. A
+    whole model may be the guide, too; then `vqgan` is not needed.
+
+    Raises:
+        OSError, ValueError: one of them cannot be loaded, or settings do not fit.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+    from ..modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANModel
+
+    source = str(embedded_model()) if guide is None else guide
+    chosen = choose_device(device)
+    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    if AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type:
+        model = VQGANCLIPForImageSynthesis.from_pretrained(source, dtype=dtype, **settings)
+        painted_by = "of the guide's folder" if vqgan is None else vqgan
+        if vqgan is not None:
+            other = VQGANModel.from_pretrained(vqgan, dtype=dtype)
+            model = VQGANCLIPForImageSynthesis.from_parts(model.clip, other, **settings)
+    else:
+        clip = AutoModel.from_pretrained(source, dtype=dtype)
+        decoder = VQGANModel.from_pretrained(str(embedded_vqgan()) if vqgan is None else vqgan, dtype=dtype)
+        model = VQGANCLIPForImageSynthesis.from_parts(clip, decoder, **settings)
+        painted_by = embedded_vqgan().name if vqgan is None else vqgan
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+        model.config.image_mean, model.config.image_std = list(processor.image_mean), list(processor.image_std)
+    except (OSError, ValueError, AttributeError):
+        pass  # CLIP's, which the configuration's None means
+    return Painter(model.to(chosen).eval(), tokenizer, Path(source).name if guide is None else guide, painted_by)
+
+
+def write_paintings(
+    run: SynthesisRun,
+    results: Sequence[SynthesizedImage],
+    names: Sequence[str],
+    best: set[int],
+    out: Path,
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Picture, latents, animation and strip of each; a sheet, the page, and results.json, whose rows return."""
+    found, cards, finals = [], [], []
+    for number, (result, name) in enumerate(zip(results, names, strict=True)):
+        sample = run.loop.samples[number]
+        frames = []
+        for frame in run.frames[number]:
+            sample.tensors["latents"].data.copy_(frame["tensors"]["latents"])
+            frames.append(_enlarged(to_pil_image(run.loop.images([sample])[0].float().cpu()), _FRAME_SIDE))
+        sample.tensors["latents"].data.copy_(result.latents)
+        picture = _enlarged(result.to_image(), SIDE)
+        last = _enlarged(result.to_image(), _FRAME_SIDE)
+        write_atomically(out / f"{name}.png", _png(picture))
+        write_atomically(out / f"{name}.safetensors", save({"latents": result.latents, "codes": result.codes}))
+        write_atomically(out / f"{name}.gif", animation([*frames, last]))
+        write_atomically(out / f"{name}_strip.png", _png(strip([*frames, last])))
+        finals.append(last)
+        row = {
+            "name": name,
+            "caption": result.prompt,
+            "seed": result.seed,
+            "similarity": round(result.similarity, 4),
+            "loss": round(result.loss, 6),
+            "steps": len(result.losses),
+            "size": list(reversed(result.pixels.shape[1:])),
+            "best": number in best,
+            "picture": f"{name}.png",
+        }
+        found.append(row)
+        cards.append(_card(row, [*frames, last]))
+    columns = min(len(finals), 6)
+    rows = [finals[place : place + columns] for place in range(0, len(finals), columns)]
+    write_atomically(out / "sheet.png", _png(sheet(rows)))
+    title = html.escape(", ".join(settings["prompts"]))
+    page = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title).replace("{{cards}}", "\n".join(cards))
+    write_atomically(out / "index.html", page)
+    about = {"settings": settings, "guide": settings["guide"], "vqgan": settings["vqgan"]}
+    write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "pictures": found})
+    (out / "preview.png").unlink(missing_ok=True)
+    return found
+
+
+def _card(row: dict[str, Any], frames: Sequence[Image.Image]) -> str:
+    """A card of the page: all frames are in it, and a slider chooses one."""
+    pictures = "".join(f'<img alt="" src="{_data_url(frame)}">' for frame in frames)
+    notes = {"seed": row["seed"], "similarity": f"{row['similarity']:.3f}", "steps": row["steps"]}
+    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in notes.items())
+    link = html.escape(row["picture"], quote=True)
+    return (
+        f'<article class="card{" best" if row["best"] else ""}"><h2>{html.escape(row["caption"] or "")}</h2>'
+        f'<div class="frames">{pictures}</div><div class="controls"><button>Play</button>'
+        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="progress">'
+        f'<a href="{link}">PNG</a></div><dl>{listed}</dl></article>'
+    )
+
+
+def _enlarged(picture: Image.Image, side: int) -> Image.Image:
+    longer = max(picture.size)
+    if longer >= side:
+        return picture
+    size = tuple(max(1, round(edge * side / longer)) for edge in picture.size)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+def _data_url(picture: Image.Image) -> str:
+    content = io.BytesIO()
+    picture.convert("RGB").save(content, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+__all__ = ["SIDE", "Painter", "load_painter", "write_paintings"]

@@ -1,0 +1,539 @@
+"""VQGAN-CLIP: pictures from texts, and changed by texts. The codes of a VQGAN are optimised until a dual encoder finds
+that the picture shows the text.
+
+Paper: "VQGAN-CLIP: Open Domain Image Generation and Editing with Natural Language Guidance",
+https://arxiv.org/abs/2204.08583.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from ..dual_encoders.backbones import unit_norm
+from ..dual_encoders.forward_checks import check_output
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
+from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, parse_prompts, prompt_losses, spherical_distance
+from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
+from .autoencoder_vqgan_clip import VQGANModel, nearest_codes
+from .configuration_vqgan_clip import VQGANCLIPConfig
+from .cuts_vqgan_clip import cuts_of
+from .losses_vqgan_clip import clamp_with_grad, start_loss, total_variation
+
+
+# B pictures, D width of a code, h x w grid, H x W pixels, T texts, L tokens, S pixels that the guide takes
+
+STARTS = ("codes", "pixels", "gradient")
+_MOST_CHAPTERS = 64
+
+
+@dataclass
+class VQGANCLIPOutput(ModelOutput):
+    """
+    Args:
+        loss: (), with `return_loss`: mean spherical distance of each picture and its text.
+        logits_per_image: (B, T), scaled cosines of pictures and texts.
+        logits_per_text: (T, B), its transpose.
+        images: (B, 3, H, W), in 0..1.
+        image_embeds, text_embeds: (B, joint width), (T, joint width), of unit norm.
+        text_model_output, vision_model_output: of the two encoders.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    images: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+
+
+@dataclass
+class SynthesizedImage:
+    """
+    Args:
+        pixels: (3, H, W) in 0..1, float32, on the CPU.
+        latents: (D, h, w), from which another picture can begin.
+        codes: (h, w).
+        seed: of its random numbers.
+        loss: of the picture without augmentation.
+        losses: of each step.
+        evaluations: (step, loss without augmentation).
+        prompt: what it shows, if that was told in words.
+        similarity: cosine between the picture and the first of its last prompts.
+    """
+
+    pixels: torch.Tensor
+    latents: torch.Tensor
+    codes: torch.Tensor
+    seed: int
+    loss: float
+    losses: list[float]
+    evaluations: list[tuple[int, float]]
+    prompt: str | None = None
+    similarity: float | None = None
+
+    def to_image(self, scale: float = 1.0) -> Image.Image:
+        """The picture; `scale` times as large, if that is not 1."""
+        image = to_pil_image(self.pixels.clamp(0, 1))
+        if scale == 1.0:
+            return image
+        size = tuple(max(1, round(scale * side)) for side in image.size)
+        return image.resize(size, Image.Resampling.BICUBIC)
+
+
+class VQGANCLIPPreTrainedModel(GuidedPreTrainedModel):
+    config: VQGANCLIPConfig
+    main_input_name = "latents"
+    _no_split_modules = [*GuidedPreTrainedModel._no_split_modules, *VQGANModel._no_split_modules]
+
+
+class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
+    r"""
+    VQGAN-CLIP (Crowson et al. 2022): a text becomes a picture, without any training. The grid of latents of a frozen
+    VQGAN is optimised so that augmented views of the decoded picture come close to the text in a frozen dual encoder,
+    any of `modeling/dual_encoders/backbones.py`. Beginning from the codes of a picture changes that picture.
+
+    `generate` paints. `forward` scores latents that exist. For vector drawings of strokes, see CLIPDraw.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from hf_clip_variants import VQGANCLIPConfig, VQGANCLIPForImageSynthesis
+
+    >>> text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 128}
+    >>> vision = text | {"image_size": 32, "patch_size": 16}
+    >>> vqgan = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 8,
+    ...          "embed_dim": 4, "num_embeddings": 16}
+    >>> config = VQGANCLIPConfig(text_config=text, vision_config=vision, projection_dim=64, vqgan_config=vqgan,
+    ...                          num_cuts=2)
+    >>> model = VQGANCLIPForImageSynthesis(config).eval()
+    >>> found = model.generate(prompt_embeds=torch.randn(1, 64), size=(24, 32), num_steps=2)
+    >>> found[0].to_image().size, found[0].codes.shape
+    ((32, 24), torch.Size([12, 16]))
+    ```
+    """
+
+    def __init__(self, config: VQGANCLIPConfig):
+        super().__init__(config)
+        self.vqgan = VQGANModel._from_config(config.vqgan_config)
+        self.post_init()
+
+    @classmethod
+    def from_parts(cls, clip: PreTrainedModel, vqgan: VQGANModel, **options):
+        """A model with the weights of a dual encoder and a VQGAN.
+
+        Args:
+            clip: a `CLIPModel`, or another one of `modeling/dual_encoders/backbones.py`.
+            vqgan: decodes; it takes `clip`'s dtype.
+            options: fields of the configuration.
+        """
+        values = cls.config_class.values_from(clip.config) | {"vqgan_config": vqgan.config.to_dict()}
+        model = cls(cls.config_class(**values | options)).to(clip.dtype)
+        model.clip.load_state_dict(clip.state_dict())
+        model.vqgan.load_state_dict(vqgan.state_dict())
+        return model.eval()
+
+    @classmethod
+    def from_clip(cls, clip: PreTrainedModel, **options):
+        """ValueError: pictures need a VQGAN, too."""
+        raise ValueError("vqgan: missing, expected a VQGAN beside the dual encoder: use from_parts(clip, vqgan)")
+
+    def synthesize(self, latents: torch.Tensor) -> torch.Tensor:
+        """(B, D, h, w) -> pictures (B, 3, H, W) in 0..1 of the nearest codes, whose gradient goes to `latents`."""
+        return clamp_with_grad((self.vqgan.decode(self.vqgan.quantized(latents)).float() + 1) / 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        latents: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> VQGANCLIPOutput:
+        r"""
+        How well the pictures of latents show texts; differentiable in the latents.
+
+        Args:
+            latents: (B, D, h, w).
+            input_ids, attention_mask: (T, L), texts.
+            return_loss: needs a text for each picture.
+
+        Returns:
+            [`VQGANCLIPOutput`].
+
+        Raises:
+            ValueError: another shape of latents; no texts; for the loss, other numbers of texts and pictures.
+        """
+        if input_ids is None:
+            raise ValueError("input_ids: None, expected the texts that pictures are compared with")
+        images = self.synthesize(latents)
+        kwargs["return_dict"] = True
+        vision = self.family.image_features(self.clip, pixel_values=self.as_guide_sees(images), **kwargs)
+        text = self._encode_texts(input_ids, attention_mask, **kwargs)
+        image_embeds, text_embeds = unit_norm(vision.pooler_output), unit_norm(text.pooler_output)
+        logits = (image_embeds @ text_embeds.T) * self.family.logit_scale(self.clip)
+        check_output(self, logits, "logits_per_image", latents=latents)
+        loss = None
+        if return_loss:
+            if len(image_embeds) != len(text_embeds):
+                raise ValueError(
+                    f"input_ids: {len(text_embeds)} texts, expected one for each of {len(image_embeds)} pictures"
+                )
+            loss = spherical_distance(image_embeds.float(), text_embeds.float()).diagonal().mean()
+        return VQGANCLIPOutput(
+            loss=loss,
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            images=images,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+    # ---- painting
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        tokenizer=None,
+        *,
+        callback: Callable[[SynthesisLoop], object] | None = None,
+        **options,
+    ) -> list[SynthesizedImage]:
+        """
+        Paints each prompt with each seed.
+
+        Args:
+            prompts: a text, or several, of which each becomes a picture. In one text, `|` stands between prompts of
+                the same picture, `:` before a weight and a stop (`parse_prompts`), and `^` between chapters of a
+                story, which are painted one over the other in equal parts of the steps.
+            tokenizer: the guide's, or its processor.
+            callback: called with the loop after each step; `False` ends it there.
+            options: see `make_loop`.
+
+        Returns:
+            For each prompt, each seed, in this order.
+        """
+        with self.frozen():
+            loop = self.make_loop(prompts, tokenizer, **options)
+            loop.run(callback)
+            return self.results(loop)
+
+    def make_loop(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        tokenizer=None,
+        *,
+        prompt_embeds: torch.Tensor | None = None,
+        image_prompts: Sequence | None = None,
+        noise_prompts: Sequence[int] | None = None,
+        seeds: int | Sequence[int] = 0,
+        size: int | tuple[int, int] | None = None,
+        num_steps: int | None = None,
+        start="codes",
+        mask=None,
+        samples_at_once: int | None = None,
+        evaluate_every: int = 50,
+    ) -> SynthesisLoop:
+        """
+        The loop that `generate` runs, for those who stop, save and resume it. Run it inside of `frozen()`.
+
+        Args:
+            prompts, tokenizer: as for `generate`.
+            prompt_embeds: (T, joint width), instead of prompts.
+            image_prompts: pictures that all pictures should look like, too; anything that `decode_image` takes. The
+                goal is all of their cuts.
+            noise_prompts: seeds of random directions that pictures should have, too.
+            seeds: of each prompt's pictures.
+            size: pixels of a side, or height and width, rounded down to multiples of the VQGAN's factor. Default: of
+                the start picture's sides if there is one, else `config.canvas`.
+            num_steps: instead of the configuration's.
+            start: `"codes"` (random ones), `"pixels"` (noise), `"gradient"` (from one random colour to another), or a
+                picture to change, or latents (D, h, w) of an earlier result.
+            mask: with a picture as start, a picture that is white where it may change. The rest stays as it is.
+            samples_at_once: pictures in one pass of the VQGAN. Default: 1 on a CPU, where a picture is then the same
+                whatever else is painted; all on a GPU.
+            evaluate_every: steps between evaluations without augmentation.
+
+        Raises:
+            ValueError: no prompt, a blank one, a bad weight, numbers out of range, equal seeds, a mask without a
+                picture.
+        """
+        seeds = checked_seeds(seeds)
+        stories = self._stories(prompts, tokenizer, prompt_embeds)
+        picture, grid = self._start_picture(start, size)
+        if mask is not None and picture is None:
+            raise ValueError("mask: given without a start picture, expected one to change")
+        if len(noise_prompts or ()) + len(image_prompts or ()) > MOST_PROMPTS:
+            raise ValueError(f"image_prompts, noise_prompts: more than {MOST_PROMPTS}")
+        noise = [] if noise_prompts is None else checked_seeds(noise_prompts)
+        images = [picture_tensor(image) for image in image_prompts or ()]
+        samples = []
+        for text, chapters in stories:
+            for seed in seeds:
+                sample = self._sample(seed, start, picture, grid, mask)
+                extra = self._extra_goals(sample.generator, images, noise)
+                sample.goal = (text, [_joined(chapter, extra) for chapter in chapters])
+                samples.append(sample)
+        at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
+        steps = self.config.num_steps if num_steps is None else num_steps
+        return SynthesisLoop(PaintingTask(self, steps), samples, steps, at_once, evaluate_every)
+
+    def results(self, loop: SynthesisLoop) -> list[SynthesizedImage]:
+        """Pictures of a loop as they are, with their similarity to the first of their last prompts."""
+        found = []
+        with torch.no_grad():
+            for sample in loop.finish():
+                text, goals = sample.goal
+                images = loop.task.images([sample])
+                latents = sample.tensors["latents"].detach()
+                embeds = self.embed_images(images)
+                found.append(
+                    SynthesizedImage(
+                        pixels=images[0].float().cpu(),
+                        latents=latents.float().cpu().clone(memory_format=torch.contiguous_format),
+                        codes=self._codes_of(latents).cpu().contiguous(),
+                        seed=sample.seed,
+                        loss=loop.value_of(sample),
+                        losses=list(sample.losses),
+                        evaluations=list(sample.evaluations),
+                        prompt=text,
+                        similarity=float(unit_norm(embeds)[0] @ unit_norm(goals[-1].embeds)[0]),
+                    )
+                )
+        return found
+
+    # ---- parts
+
+    def _codes_of(self, latents: torch.Tensor) -> torch.Tensor:
+        return nearest_codes(latents[None], self.vqgan.codebook)[0]
+
+    def _stories(self, prompts, tokenizer, prompt_embeds) -> list[tuple]:
+        """(text or None, `Goal` of each chapter) of each picture."""
+        if (prompts is None) == (prompt_embeds is None):
+            raise ValueError("prompts, prompt_embeds: give exactly one of them")
+        if prompts is None:
+            width = self.config.projection_dim
+            if prompt_embeds.dim() != 2 or prompt_embeds.shape[1] != width:
+                raise ValueError(f"prompt_embeds: got {list(prompt_embeds.shape)}, expected [prompts, {width}]")
+            rows = prompt_embeds.to(self.device).float()
+            return [(None, [Goal.of(row[None], [Prompt("embedding")])]) for row in rows]
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            raise ValueError("prompts: none, expected at least one text")
+        found = []
+        for number, text in enumerate(texts):
+            what = "prompts" if isinstance(prompts, str) else f"prompts[{number}]"
+            chapters = []
+            for part in parse_story(text, what):
+                embeds = self.encode_prompts([prompt.text for prompt in part], tokenizer)
+                chapters.append(Goal.of(embeds, part))
+            found.append((text, chapters))
+        return found
+
+    def _start_picture(self, start, size) -> tuple[torch.Tensor | None, tuple[int, int]]:
+        """(3, H, W) in 0..1 or None, and the grid."""
+        factor, width = self.config.vqgan_config.factor, self.config.vqgan_config.embed_dim
+        if isinstance(start, str) and start in STARTS:
+            return None, self.config.grid(size)
+        if isinstance(start, torch.Tensor) and start.dim() == 3 and start.shape[0] == width and width != 3:
+            grid = tuple(start.shape[1:])
+            if not start.isfinite().all() or size not in (None, (grid[0] * factor, grid[1] * factor)):
+                raise ValueError("start: latents are finite and have the size of their grid; leave `size` out")
+            return None, grid
+        picture = picture_tensor(start)
+        grid = self.config.grid(_fitting(picture.shape[1:], factor) if size is None else size)
+        wanted = (grid[0] * factor, grid[1] * factor)
+        # Lanczos, as the official code resizes.
+        picture = picture if picture.shape[1:] == wanted else _resized(picture, wanted)
+        return picture, grid
+
+    @torch.no_grad()
+    def _sample(self, seed: int, start, picture, grid: tuple[int, int], mask) -> SynthesisSample:
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        height, width = (side * config.vqgan_config.factor for side in grid)
+        fixed: dict[str, torch.Tensor] = {}
+        if picture is None and isinstance(start, torch.Tensor):
+            latents = start.clone().to(self.device)
+        elif picture is None and start == "codes":
+            codes = torch.randint(config.vqgan_config.num_embeddings, (1, *grid), generator=generator)
+            latents = self.vqgan.look_up(codes.to(self.device))[0]
+        else:
+            if start is not None and isinstance(start, str) and start in ("pixels", "gradient"):
+                picture = (
+                    _noise(height, width, generator) if start == "pixels" else _gradient(height, width, generator)
+                )
+            pixels = (picture[None] * 2 - 1).to(self.device)
+            latents = self.vqgan.quantized(self.vqgan.encode(pixels))[0]
+            if mask is not None:
+                area = _resized(picture_tensor(mask).mean(0, keepdim=True), (height, width))
+                fixed = {"picture": picture.to(self.device), "mask": area.to(self.device)}
+        latents = latents.detach().float()
+        if config.init_weight and config.init_target == "start":
+            fixed["start"] = latents.clone()
+        with torch.enable_grad():
+            tensors = {"latents": latents.clone().requires_grad_()}
+        optimizer = getattr(torch.optim, config.optimizer)(tensors.values(), lr=config.learning_rate)
+        return SynthesisSample(seed, generator, tensors, optimizer, fixed)
+
+    @torch.no_grad()
+    def _extra_goals(self, generator, images, noise) -> list[tuple[torch.Tensor, list[Prompt]]]:
+        found = []
+        for image in images:
+            cuts = self._cuts(image.to(self.device), generator)
+            # The mean over all cuts of an image counts as much as one text.
+            found.append((self.embed_images(cuts), [Prompt("image", 1 / len(cuts))] * len(cuts)))
+        for seed in noise:
+            numbers = torch.randn(1, self.config.projection_dim, generator=torch.Generator().manual_seed(seed))
+            found.append((numbers.to(self.device), [Prompt("noise")]))
+        return found
+
+    def _cuts(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        config = self.config
+        return cuts_of(
+            image,
+            config.num_cuts,
+            config.guide_size,
+            generator,
+            method=config.cut_method,
+            power=config.cut_power,
+            noise_factor=config.noise_factor,
+            augmentations=config.augmentations,
+        )
+
+
+class PaintingTask:
+    """What [`VQGANCLIPForImageSynthesis`] says to a `SynthesisLoop`."""
+
+    def __init__(self, model: VQGANCLIPForImageSynthesis, num_steps: int):
+        self.model, self.config, self.num_steps = model, model.config, num_steps
+        self.bounds = model.vqgan.latent_bounds()
+
+    def images(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
+        """(n, 3, H, W); of those with a mask, the picture where it is black."""
+        made = self.model.synthesize(torch.stack([sample.tensors["latents"] for sample in samples]))
+        if not any("mask" in sample.fixed for sample in samples):
+            return made
+        return torch.stack(
+            [
+                image
+                if "mask" not in sample.fixed
+                else image * sample.fixed["mask"] + sample.fixed["picture"] * (1 - sample.fixed["mask"])
+                for image, sample in zip(made, samples, strict=True)
+            ]
+        )
+
+    def _goals(self, samples: Sequence[SynthesisSample]) -> list[Goal]:
+        """Of the chapter that each is in."""
+        found = []
+        for sample in samples:
+            chapters = sample.goal[1]
+            place = len(sample.losses) * len(chapters) // max(1, self.num_steps)
+            found.append(chapters[min(place, len(chapters) - 1)])
+        return found
+
+    def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
+        """Mean spherical distance of all cuts, and the terms on latents and pictures."""
+        config, model = self.config, self.model
+        images = self.images(samples)
+        cuts = [model._cuts(image, sample.generator) for image, sample in zip(images, samples, strict=True)]
+        embeds = model.embed_images(torch.cat(cuts)).unflatten(0, (len(samples), config.num_cuts))
+        losses = prompt_losses(embeds, self._goals(samples), spherical_distance, "mean")
+        if config.tv_weight:
+            losses = losses + config.tv_weight * total_variation(images)
+        if config.init_weight:
+            kept = [
+                start_loss(sample.tensors["latents"], config.init_weight, step, sample.fixed.get("start"))
+                for sample in samples
+            ]
+            losses = losses + torch.stack(kept)
+        return losses
+
+    def evaluate(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
+        embeds = self.model.embed_images(self.images(samples))
+        return prompt_losses(embeds[:, None], self._goals(samples), spherical_distance, "mean")
+
+    def after_step(self, sample: SynthesisSample, step: int, num_steps: int) -> None:
+        """Each channel stays within the codebook's numbers."""
+        sample.tensors["latents"].clamp_(*(bound.float() for bound in self.bounds))
+
+
+def parse_story(text: str, what: str = "prompt") -> list[list[Prompt]]:
+    """`"a | b ^ c"` -> prompts of each chapter.
+
+    Raises:
+        ValueError: as `parse_prompts`; too many chapters.
+
+    >>> [[prompt.text for prompt in chapter] for chapter in parse_story("a | b ^ c")]
+    [['a', 'b'], ['c']]
+    """
+    parts = text.split("^") if isinstance(text, str) else [text]
+    if len(parts) > _MOST_CHAPTERS:
+        raise ValueError(f"{what}: {len(parts)} chapters, expected at most {_MOST_CHAPTERS}")
+    return [parse_prompts(part, what) for part in parts]
+
+
+def _joined(goal: Goal, extra: Sequence[tuple[torch.Tensor, list[Prompt]]]) -> Goal:
+    if not extra:
+        return goal
+    more = [Goal.of(embeds, prompts) for embeds, prompts in extra]
+    return Goal(*(torch.cat([getattr(one, name) for one in (goal, *more)]) for name in ("embeds", "weights", "stops")))
+
+
+def _fitting(sides: Sequence[int], factor: int) -> tuple[int, int]:
+    """Height and width of a picture, at least one code and at most 512 pixels along the longer side."""
+    shrink = min(1.0, 512 / max(sides))
+    height, width = (max(factor, round(side * shrink)) for side in sides)
+    return height, width
+
+
+def _resized(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(C, H, W) in 0..1, by Lanczos' filter if it has three channels, as Pillow does."""
+    if len(picture) == 3:
+        height, width = size
+        image = to_pil_image(picture).resize((width, height), Image.Resampling.LANCZOS)
+        return (
+            torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            .view(height, width, 3)
+            .movedim(-1, 0)
+            .float()
+            .div(255)
+        )
+    return F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _noise(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(3, height, width, generator=generator)
+
+
+def _gradient(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Each colour channel grows or falls from one random number to another, along one of the axes."""
+    low, high = torch.rand(2, 3, 1, 1, generator=generator)
+    along = torch.rand(3, 1, 1, generator=generator) < 0.5
+    down, right = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)[None]
+    place = torch.where(along, down.expand(height, width), right.expand(height, width))
+    return low + (high - low) * place
+
+
+__all__ = [
+    "SynthesizedImage",
+    "VQGANCLIPForImageSynthesis",
+    "VQGANCLIPOutput",
+    "VQGANCLIPPreTrainedModel",
+    "parse_story",
+]
