@@ -53,12 +53,12 @@ from .modeling.clipdraw.configuration_clipdraw import CLIPDrawConfig as CLIPDraw
 from .modeling.clipdraw.modeling_clipdraw import CLIPDrawForImageSynthesis as CLIPDrawForImageSynthesis
 from .modeling.dense.image_processing_dense import DenseImageProcessor as DenseImageProcessor
 from .modeling.dense.processing_dense import DenseProcessor as DenseProcessor
-from .modeling.fnd_clip.configuration_fnd_clip import FNDCLIPConfig as FNDCLIPConfig
-from .modeling.fnd_clip.modeling_fnd_clip import FNDCLIPForSequenceClassification as FNDCLIPForSequenceClassification
-from .modeling.fnd_clip.processing_fnd_clip import FNDCLIPProcessor as FNDCLIPProcessor
 from .modeling.depthclip.configuration_depthclip import DepthCLIPConfig as DepthCLIPConfig
 from .modeling.depthclip.image_processing_depthclip import DepthCLIPImageProcessor as DepthCLIPImageProcessor
 from .modeling.depthclip.modeling_depthclip import DepthCLIPForDepthEstimation as DepthCLIPForDepthEstimation
+from .modeling.fnd_clip.configuration_fnd_clip import FNDCLIPConfig as FNDCLIPConfig
+from .modeling.fnd_clip.modeling_fnd_clip import FNDCLIPForSequenceClassification as FNDCLIPForSequenceClassification
+from .modeling.fnd_clip.processing_fnd_clip import FNDCLIPProcessor as FNDCLIPProcessor
 from .modeling.glip.configuration_glip import GLIPConfig as GLIPConfig
 from .modeling.glip.image_processing_glip import GLIPImageProcessor as GLIPImageProcessor
 from .modeling.glip.modeling_glip import GLIPForZeroShotObjectDetection as GLIPForZeroShotObjectDetection

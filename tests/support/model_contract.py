@@ -361,9 +361,7 @@ CASES = {
         ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
         ModelCase(**POINTCLIP, backbone=tiny_clip),
         ModelCase(**DEPTHCLIP),
-        ModelCase(**CLIPDRAW, processor=_classifier_processor),
-        ModelCase(**VQGAN_CLIP, processor=_classifier_processor),
-        ModelCase(**CLIPASSO, processor=_classifier_processor),
+        *(ModelCase(**one, processor=_classifier_processor) for one in (CLIPDRAW, CLIPASSO, VQGAN_CLIP)),
         ModelCase(
             **_SLIP,
             inputs=lambda batch: {name: slip_batch(batch)[name] for name in ("input_ids", "pixel_values")},
