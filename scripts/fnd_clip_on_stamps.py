@@ -14,6 +14,9 @@ first weights. Half of the posts are true, a sixth each has the caption of anoth
 is another, and an image of the same kind (mammals, fruit, hats). Clip art with its titles is learned from, too, and
 never tested on. Widths and epochs are chosen on seed 0 (`SETTINGS`, by FND-CLIP's area under the curve) for all
 methods; seeds 1, 2 and 3 are reported. Their test stamps are other draws of the same stamps.
+
+With `--style`, half of the forged posts end with "!" and half of them are grey, independently; one in ten of the true
+ones. That is planted, as a stand-in for the style of real rumours, which one modality alone shows.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from hf_clip_variants.modeling.fnd_clip.processing_fnd_clip import fnd_clip_proc
 
 
 CLIPART = "clipart"
+STYLE = (0.5, 0.1)  # share of forged and of true posts whose text, and whose image, has the planted style
 FORGERIES = ("caption swapped", "one word altered", "image of the same kind")
 STYLES = ("noto", "openmoji", "twemoji", "emojione")
 SMALL_WORDS = set("a an the of in on at and or is are it its for to with from by that this he she they".split())
@@ -53,6 +57,7 @@ SMALL = {"shared_dim": 64, "feature_dim": 16, "hidden_dim": 16}
 SETTINGS = [{"epochs": epochs, **widths} for widths in ({}, SMALL) for epochs in (2, 5, 10)]
 METHODS = {  # what of a post the model sees, and whether the similarity weighs
     "FND-CLIP": "all",
+    "FND-CLIP, the similarity standardised at the start": "standardised",
     "FND-CLIP, the similarity left out": "unweighted",
     "text alone": "text",
     "image alone": "image",
@@ -64,11 +69,12 @@ METHODS = {  # what of a post the model sees, and whether the similarity weighs
 # ---- encoders that never saw a stamp
 
 
-def pixels_of(rows, processor) -> torch.Tensor:
+def pixels_of(rows, processor, grey: bool = False) -> torch.Tensor:
     """(N, 3, S, S) of rows with an image, on white."""
     found = []
     for start in range(0, len(rows), 256):
         images = [opened(row["image"]) for row in rows[start : start + 256]]
+        images = [image.convert("L").convert("RGB") for image in images] if grey else images
         found.append(processor.image_processor(images, return_tensors="pt")["pixel_values"])
     return torch.cat(found)
 
@@ -201,8 +207,9 @@ class Stamps:
         return batch | {name: tensor[rows] for name, tensor in self.images.items()}
 
 
-def read_stamps(data: Path, model, processor, clipart: int = 0) -> Stamps:
-    """Stamps, and behind them so many clip arts with their titles, which are only learned from."""
+def read_stamps(data: Path, model, processor, clipart: int = 0, style: bool = False) -> Stamps:
+    """Stamps, and behind them so many clip arts with their titles, which are only learned from. With `style`, all
+    images stand a second time behind these, in grey."""
     rows = [row for row in table(data, "stamps") if row["caption"] and not row["path"].startswith("symbols")]
     kinds = ["/".join(row["path"].split("/")[:2]) for row in rows]
     if clipart:
@@ -212,6 +219,7 @@ def read_stamps(data: Path, model, processor, clipart: int = 0) -> Stamps:
         rows += [{"image": row["image"], "caption": f"{row['title']}."} for row in more]
     with torch.no_grad():
         pixels = pixels_of(rows, processor)
+        pixels = torch.cat([pixels, pixels_of(rows, processor, grey=True)]) if style else pixels
         parts = [model.get_features(pixel_values=some) for some in pixels.split(128)]
     images = {name: torch.cat([part[name] for part in parts]) for name in ("clip_image_features", "image_logits")}
     captions = [row["caption"].strip() for row in rows]
@@ -254,8 +262,18 @@ def make_posts(stamps: Stamps, rows: list[int], draw: random.Random, each: bool)
             forged = forge(stamps, row, kind, rows, draw)
             if forged is not None:
                 posts.append((*forged, 0, kind))
+    if len(stamps.images["image_logits"]) > len(stamps.captions):
+        posts = [with_style(post, len(stamps.captions), draw) for post in posts]
     stamps.encode([text for text, *_ in posts])
     return posts
+
+
+def with_style(post: tuple, grey: int, draw: random.Random) -> tuple:
+    """Forged posts end with "!" and are grey more often than true ones, each independently."""
+    text, image, label, kind = post
+    share = STYLE[label]
+    text = f"{text.rstrip('.!')}!" if draw.random() < share else text
+    return text, image + grey if draw.random() < share else image, label, kind
 
 
 # ---- training
@@ -331,7 +349,10 @@ def measure(scores: np.ndarray, posts, threshold: float) -> dict[str, float]:
 
 
 def best_threshold(scores: np.ndarray, posts) -> float:
-    return max(np.unique(scores), key=lambda threshold: measure(scores, posts, threshold)["accuracy"])
+    """Of 200 quantiles of the scores, the one with the best accuracy where half of the posts are true."""
+    true = np.array([label for _, _, label, _ in posts], dtype=bool)
+    candidates = np.quantile(scores, np.linspace(0, 1, 200))
+    return float(max(candidates, key=lambda one: (scores[true] > one).mean() + (scores[~true] <= one).mean()))
 
 
 def divided(stamps: Stamps, seed: int) -> tuple[list[int], list[int]]:
@@ -360,7 +381,8 @@ def choose(stamps: Stamps, folder: Path) -> dict:
 def run_seed(stamps: Stamps, folder: Path, seed: int, settings: dict, methods: list[str]) -> list[dict]:
     learn, test = divided(stamps, seed)
     tested = make_posts(stamps, test, random.Random(1000 + seed), each=True)
-    learned = make_posts(stamps, learn, random.Random(2000 + seed), each=True)
+    known = [row for row in learn if not stamps.kinds[row].startswith(CLIPART)]
+    learned = make_posts(stamps, known, random.Random(2000 + seed), each=True)
     found = []
 
     def add(method: str, values: dict) -> None:
@@ -372,15 +394,20 @@ def run_seed(stamps: Stamps, folder: Path, seed: int, settings: dict, methods: l
     for method, what in ((method, what) for method, what in METHODS.items() if what in methods):
         widths = {name: settings[name] for name in SMALL if name in settings}
         model, _ = make_model(folder, seed, published=what == "published", **widths)
+        if what == "standardised":  # as in the paper; the published code learns both from random numbers below 1
+            values = similarities(stamps, learned)
+            with torch.no_grad():
+                model.fusion.similarity_factor.fill_(1 / float(values.std()))
+                model.fusion.similarity_summand.fill_(-float(values.mean() / values.std()))
         train(stamps, model, learn, what, seed, settings["epochs"])
         scores = scores_of(stamps, model, tested, what)
         values = measure(scores, tested, 0.0)
-        if what in ("all", "published"):
+        if what in ("standardised", "published"):
             alone = scores_of(stamps, model, tested[:300], what, batch=1)
             changed = (scores[:300] > 0) != (alone > 0)
             values["answers that change when a post is alone"] = 100 * float(changed.mean())
         add(method, values)
-        if what == "all":
+        if what == "standardised":
             with torch.no_grad():
                 weights = model(**stamps.batch(tested)).modality_weights.mean(0)
             found[-1]["mean_weights"] = [round(float(weight), 3) for weight in weights]
@@ -433,23 +460,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=METHODS.values(), default=[*METHODS.values()])
     parser.add_argument("--epochs", type=int, help="not chosen on seed 0, but these, with the published widths")
-    parser.add_argument("--clipart", type=int, default=2000, help="clip arts that are learned from, too")
+    parser.add_argument("--clipart", type=int, default=1200, help="clip arts that are learned from, too")
+    parser.add_argument("--style", action="store_true", help="forged posts have a style more often: !, grey images")
     parser.add_argument("--scale", type=float, default=1.0, help="of the encoders' steps; small for a trial")
     options = parser.parse_args(arguments)
     folder = options.encoders or options.out / "encoders"
     options.out.mkdir(parents=True, exist_ok=True)
     make_encoders(options.data, folder, options.scale)
     model, processor = make_model(folder)
-    stamps = read_stamps(options.data, model, processor, options.clipart)
+    stamps = read_stamps(options.data, model, processor, options.clipart, options.style)
     settings = choose(stamps, folder) if options.epochs is None else {"epochs": options.epochs}
     rows: list[dict] = []
     for seed in options.seeds:
         rows += run_seed(stamps, folder, seed, settings, options.methods)
-        found = {"settings": settings, "clipart": options.clipart, "runs": rows}
+        found = {"settings": settings, "clipart": options.clipart, "style": options.style, "runs": rows}
         (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (options.out / "table.md").write_text(summary(rows), encoding="utf-8")
     print(summary(rows))
-    if options.scale == 1:
+    if options.scale == 1 and not options.style:
         draw(options.data, folder, options.out, options.seeds[0])
 
 
