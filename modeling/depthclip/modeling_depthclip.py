@@ -297,7 +297,7 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
     def _stored_words(self) -> torch.Tensor:
         """(K, C) of the configuration's words; ValueError where there are none, or others."""
         if self.depth_embeddings is None:
-            raise ValueError("depth_words: not encoded yet; call set_depth_words(tokenizer)")
+            raise ValueError("depth_words: not encoded yet (encoded_texts is None); call set_depth_words(tokenizer)")
         if self.config.encoded_texts != self.config.texts:
             raise ValueError(
                 f"depth_words, templates, object_word: {str(self.config.texts)[:80]} are not the texts whose "

@@ -260,7 +260,7 @@ def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[
 _MAIN_SIZES = ("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "projection_dim")
 _SHAPES_BEHIND = dict.fromkeys(("patch_size", "image_size", "num_channels"), "patch|position")  # field -> tensors
 _SHAPES_BEHIND |= {"neck_hidden_sizes": "neck", "templates": "prompt"}
-_SHAPES_BEHIND |= {"window_size": "relative_position"}
+_SHAPES_BEHIND |= {"window_size": "relative_position", "encoded_texts": "embeddings$"}
 _SHAPES_BEHIND |= dict.fromkeys(("anchor_ratios", "anchor_scales"), "objectness|proposal|anchor")
 
 

@@ -9,6 +9,8 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("depthclip", "encoded_texts", None),
+    ("depthclip", "encoded_texts", [["This object is very near"], ["This object is near"]]),
     ("processor videoclip", "video_processor.do_sample_frames", 3),
     ("processor videoclip", "video_processor.do_sample_frames", True),
     ("videoclip", "video_config.vocab_size", 1),
