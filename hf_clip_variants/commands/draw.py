@@ -13,9 +13,11 @@ from .drawing import (
     Preview,
     Row,
     Seeds,
+    Speed,
     best_of_each,
     chosen_seeds,
     file_stem,
+    hasten,
     load_guided,
     run_with_progress,
     write_results,
@@ -34,17 +36,7 @@ def draw(
     ],
     strokes: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Strokes of a drawing.")] = 64,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps; more is better, and slower.")] = 250,
-    speed: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=100,
-            metavar="X",
-            help="The published learning rates times this. Few steps need faster ones.",
-            show_default="1000 / steps, 1 to 4",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    speed: Speed = None,
     seeds: Seeds = "1",
     negative: Annotated[
         list[str] | None,
@@ -112,13 +104,11 @@ def draw(
     with machine_output() as emit:
         radius = None if max_width is None else max_width / 2
         smallest = None if radius is None else min(1.0, radius)
-        factor = min(4.0, max(1.0, 1000 / steps)) if speed is None else speed
         model, tokenizer, name = load_guided(
             METHOD, guide, device, canvas_size=canvas, max_radius=radius, min_radius=smallest
         )
         config = model.config
-        for rate in ("points_lr", "radii_lr", "colors_lr"):
-            setattr(config, rate, getattr(config, rate) * factor)
+        factor = hasten(config, speed, steps)
         settings = {
             "method": METHOD, "prompts": prompts, "strokes": strokes, "steps": steps, "seeds": chosen,
             "negative": negative or [], "image_prompt": image_prompt or [], "start": start, "guide": name,

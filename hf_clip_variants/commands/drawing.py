@@ -51,6 +51,17 @@ Canvas = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+Speed = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=100,
+        metavar="X",
+        help="The published learning rates times this. Few steps need faster ones.",
+        show_default="1000 / steps, 1 to 4",
+        rich_help_panel=RUNNING,
+    ),
+]
 Preview = Annotated[
     bool,
     typer.Option("--preview", help="Keep preview.png in the folder up to date.", rich_help_panel=RUNNING, **FLAG),
@@ -67,6 +78,16 @@ def chosen_seeds(text: str) -> list[int]:
     if len(set(found)) != len(found) or len(found) > _MOST_SEEDS:
         raise ValueError(f"--seeds: {text}; want at most {_MOST_SEEDS} different ones")
     return found
+
+
+def hasten(config, speed: float | None, steps: int) -> float:
+    """Multiplies a configuration's learning rates, by default so that few steps reach about as far as the published
+    ones; the factor."""
+    factor = min(4.0, max(1.0, 1000 / steps)) if speed is None else speed
+    for rate in ("points_lr", "radii_lr", "colors_lr"):
+        if hasattr(config, rate):
+            setattr(config, rate, getattr(config, rate) * factor)
+    return factor
 
 
 def load_guided(method: str, guide: str | None, device: str | None, **settings):
@@ -231,9 +252,11 @@ __all__ = [
     "Preview",
     "Row",
     "Seeds",
+    "Speed",
     "best_of_each",
     "chosen_seeds",
     "file_stem",
+    "hasten",
     "load_guided",
     "run_with_progress",
     "write_results",

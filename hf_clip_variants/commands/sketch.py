@@ -13,9 +13,11 @@ from .drawing import (
     Preview,
     Row,
     Seeds,
+    Speed,
     best_of_each,
     chosen_seeds,
     file_stem,
+    hasten,
     load_guided,
     run_with_progress,
     write_results,
@@ -35,6 +37,7 @@ def sketch(
         str, typer.Option(metavar="N|LIST", help="Strokes, the level of abstraction; several with commas: 32,16,8,4.")
     ] = "16",
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps at most.")] = 300,
+    speed: Speed = None,
     seeds: Seeds = "1",
     mask: Annotated[
         list[str] | None,
@@ -120,10 +123,11 @@ def sketch(
         changes = {"optimize_colors": color or None, "optimize_opacity": fade or None, "loss_type": loss}
         radius = None if width is None else width / 2
         model, _, name = load_guided(METHOD, guide, device, canvas_size=canvas, stroke_radius=radius, **changes)
+        factor = hasten(model.config, speed, steps)
         settings = {
             "method": METHOD, "photos": photos, "strokes": counts, "steps": steps, "seeds": chosen,
             "mask": mask or [], "guide": name, "canvas": model.config.canvas, "width": width, "color": color,
-            "fade": fade, "loss": loss, "squash": squash,
+            "fade": fade, "loss": loss, "squash": squash, "speed": factor,
         }  # fmt: skip
         masks = None if not mask else [decode_image(file).convert("L") for file in mask]
         with model.frozen():

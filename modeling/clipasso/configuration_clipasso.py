@@ -127,7 +127,8 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
         if weights is not None and hasattr(self.vision_config, "num_channels"):
             if len(weights) != self.num_layers or min(weights) < 0:
                 raise ValueError(
-                    f"layer_weights: {str(weights)[:60]}, expected {self.num_layers} numbers >= 0, one a layer"
+                    f"layer_weights: {str(weights)[:60]}, expected {self.num_layers} numbers >= 0, one for each "
+                    "layer of vision_config"
                 )
 
     def validate_numbers(self):

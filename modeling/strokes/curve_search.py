@@ -13,6 +13,7 @@ import torch
 _PAIRS_AT_ONCE = 1 << 22  # pixels of boxes and of chords in one part; bounds memory to some hundred MB
 _FAR = torch.iinfo(torch.int64).max
 _LOW = (1 << 32) - 1
+_LONG_OUTLINE = 128  # cubics
 FILL_SEGMENTS = 32  # chords of a cubic of a filled path: whether a pixel is inside is told by them
 
 
@@ -61,12 +62,14 @@ def find_fragments(
 ) -> Fragments:
     """Of (K, P, 2) points, (K,) radii, (K,) numbers of segments, (K,) areas or lines; see `render_strokes`."""
     lines = None if filled is None else ~filled.bool()
-    parts = []
-    for chosen, chords, is_area in (
-        (lines, search_segments, False),
-        (None if lines is None else ~lines, max(search_segments, FILL_SEGMENTS), True),
-    ):
-        if (chosen is None and is_area) or not len(points):
+    parts, groups = [], [(lines, search_segments, False)]
+    if lines is not None:
+        # Which chords are borders takes the square of their number: long outlines get fewer for each of their cubics.
+        long = num_segments > _LONG_OUTLINE
+        fewer = max(4, min(FILL_SEGMENTS, _LONG_OUTLINE * FILL_SEGMENTS // points.shape[1] * 3))
+        groups += [(~lines & ~long, max(search_segments, FILL_SEGMENTS), True), (~lines & long, fewer, True)]
+    for chosen, chords, is_area in groups:
+        if not len(points):
             continue
         which = torch.arange(len(points), device=points.device) if chosen is None else chosen.nonzero()[:, 0]
         if not len(which):

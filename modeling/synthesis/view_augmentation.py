@@ -2,7 +2,8 @@
 
 torchvision's `RandomPerspective` and `RandomResizedCrop` draw one set of parameters a call and read the global
 generator, and a perspective with a fill cannot be differentiated (it changes the sampled picture in place). Here, all
-views are warped by one `grid_sample` each for perspective and crop, with numbers from the picture's own generator. The pixels are torchvision's, with antialiasing where a crop is made smaller.
+views are warped by one `grid_sample` each for perspective and crop, with numbers from the picture's own generator. The
+pixels are torchvision's, with antialiasing where a crop is made smaller.
 """
 
 import math

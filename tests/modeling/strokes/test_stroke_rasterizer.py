@@ -172,6 +172,13 @@ def test_fill_rules_differ_where_an_outline_goes_around_twice():
     assert area(turned).sum() == pytest.approx(24**2 - 9**2, rel=0.02)
 
 
+def test_long_outlines_have_their_area():
+    turn = torch.arange(3 * 200 + 1) / 600 * 2 * torch.pi
+    radius = 11 + torch.sin(20 * turn)
+    points = 16 + torch.stack([radius * turn.cos(), radius * turn.sin()], -1)
+    assert area(points).sum() == pytest.approx(torch.pi * (121 + 0.5), rel=0.01)
+
+
 # ---- what comes in
 
 
