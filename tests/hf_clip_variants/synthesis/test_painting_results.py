@@ -51,7 +51,9 @@ def test_a_whole_model_paints_with_its_own_vqgan_or_another(tmp_path):
 
 def test_the_embedded_vqgan_is_small_and_keeps_pictures():
     weights = embedded_vqgan() / "model.safetensors"
-    assert weights.stat().st_size < 8e6 and {"README.md", "metrics.json"} <= {p.name for p in embedded_vqgan().iterdir()}
+    assert weights.stat().st_size < 8e6 and {"README.md", "metrics.json"} <= {
+        p.name for p in embedded_vqgan().iterdir()
+    }
     model = VQGANModel.from_pretrained(embedded_vqgan(), dtype=torch.float32)
     images = load_emoji("emojione").dataset.select(range(0, 190, 24))  # a style that it was not trained on
     pixels = torch.stack([picture_tensor(row["image"]) for row in images])
