@@ -44,10 +44,10 @@ def painted(painter, name: str, arguments) -> tuple[torch.Tensor, torch.Tensor, 
         loop = painter.model.make_loop(
             prompt, painter.tokenizer, seeds=arguments.seed, num_steps=arguments.steps, evaluate_every=arguments.steps
         )
-        before = loop.images()[0]
+        before = loop.images()[0].contiguous()
         started = time.process_time()
         loop.run()
-        return before, loop.images()[0], time.process_time() - started
+        return before, loop.images()[0].contiguous(), time.process_time() - started
 
 
 def main():
