@@ -95,6 +95,7 @@ BUILDS_ON = {
     "hf_clip_variants/few_shot/protocols.py": ({"coop"}, "the name of a folder layout"),
     "hf_clip_variants/commands/draw.py": ({"clipdraw"}, "its command"),
     "hf_clip_variants/commands/paint.py": ({"vqgan_clip"}, "its command"),
+    "hf_clip_variants/synthesis/painting_results.py": ({"vqgan_clip"}, "what its command loads and writes"),
     "hf_clip_variants/commands/sketch.py": ({"clipasso"}, "its command"),
     "modeling/clip/": ({"clip_resnet"}, "its converter names a CLIP-ResNet"),
     "modeling/chinese_clip/": ({"clip_resnet"}, "a CLIP-ResNet given to this converter is named"),

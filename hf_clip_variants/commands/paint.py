@@ -13,6 +13,7 @@ from .output import JsonOption, machine_output, prepare_libraries, say, screen, 
 
 
 METHOD = "vqgan_clip"
+CHOSEN = ("cut_method", "learning_rate", "tv_weight")  # that follow from the VQGAN where they are not given
 STARTS = ("codes", "pixels", "gradient")  # the model's; it is not loaded yet when they are checked
 
 
@@ -28,7 +29,7 @@ def paint(
         typer.Option(
             metavar="PIXELS",
             help="A side, or width and height such as 96x64.",
-            show_default="what the guide takes, or the start picture's",
+            show_default="the start picture's, or what the guide takes; 32 with the embedded VQGAN",
         ),
     ] = None,
     start: Annotated[
@@ -63,16 +64,36 @@ def paint(
         int, typer.Option(min=1, max=4096, metavar="N", help="Views in each step.", rich_help_panel=MODEL)
     ] = 16,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="Of the views: original, updated, nrupdated, updatedpooling, latest.",
+            show_default="latest; updated with the embedded VQGAN",
             rich_help_panel=MODEL,
         ),
-    ] = "latest",
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option(min=1e-6, max=1000.0, metavar="X", help="Of the codes.", rich_help_panel=MODEL)
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            min=1e-6,
+            max=1000.0,
+            metavar="X",
+            help="Of the codes.",
+            show_default="0.1; 0.3 with the embedded VQGAN",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1000.0,
+            metavar="X",
+            help="Weight of the total variation: smoother pictures.",
+            show_default="0; 1 with the embedded VQGAN",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     keep: Annotated[
         float,
         typer.Option(
@@ -131,12 +152,13 @@ def paint(
     with machine_output() as emit:
         painter = load_painter(
             guide, vqgan, device,
-            num_cuts=cuts, cut_method=method, learning_rate=learning_rate, init_weight=keep, init_target="start",
+            num_cuts=cuts, cut_method=method, learning_rate=learning_rate, tv_weight=smooth, init_weight=keep,
+            init_target="start",
         )  # fmt: skip
         settings = {
             "method": METHOD, "prompts": prompts, "steps": steps, "seeds": chosen, "size": size, "start": start,
             "mask": mask, "image_prompt": image_prompt or [], "guide": painter.guide, "vqgan": painter.vqgan,
-            "cuts": cuts, "cut_method": method, "learning_rate": learning_rate, "keep": keep,
+            "cuts": cuts, "keep": keep, **{name: getattr(painter.model.config, name) for name in CHOSEN},
         }  # fmt: skip
         with painter.model.frozen():
             loop = painter.model.make_loop(

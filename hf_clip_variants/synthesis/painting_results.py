@@ -24,6 +24,8 @@ from .runs import SynthesisRun
 
 SIDE = 512  # pixels of the longer side of the pictures that are written, if they are smaller
 _FRAME_SIDE = 256
+# With the embedded VQGAN, whose codes are small: on 8 x 8 of them, CLIP finds shapes and not only patterns.
+EMBEDDED = {"canvas_size": 32, "learning_rate": 0.3, "cut_method": "updated", "tv_weight": 1.0}
 _TEMPLATE = Path(__file__).with_name("painting_page.html")
 
 
@@ -39,7 +41,8 @@ class Painter:
 
 def load_painter(guide: str | None, vqgan: str | None, device: str | None, **settings) -> Painter:
     """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In float32, on a GPU bfloat16. A
-    whole model may be the guide, too; then `vqgan` is not needed.
+    whole model may be the guide, too; then `vqgan` is not needed. Settings are fields of the configuration; for the
+    embedded VQGAN, those of `EMBEDDED` are the defaults.
 
     Raises:
         OSError, ValueError: one of them cannot be loaded, or settings do not fit.
@@ -49,6 +52,7 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
     from ..modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANModel
 
     source = str(embedded_model()) if guide is None else guide
+    settings = {name: value for name, value in settings.items() if value is not None}
     chosen = choose_device(device)
     dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
     if AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type:
@@ -60,7 +64,7 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
     else:
         clip = AutoModel.from_pretrained(source, dtype=dtype)
         decoder = VQGANModel.from_pretrained(str(embedded_vqgan()) if vqgan is None else vqgan, dtype=dtype)
-        model = VQGANCLIPForImageSynthesis.from_parts(clip, decoder, **settings)
+        model = VQGANCLIPForImageSynthesis.from_parts(clip, decoder, **(EMBEDDED if vqgan is None else {}) | settings)
         painted_by = embedded_vqgan().name if vqgan is None else vqgan
     tokenizer = AutoTokenizer.from_pretrained(source)
     try:
@@ -154,4 +158,4 @@ def _data_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-__all__ = ["SIDE", "Painter", "load_painter", "write_paintings"]
+__all__ = ["EMBEDDED", "SIDE", "Painter", "load_painter", "write_paintings"]

@@ -141,6 +141,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             options: fields of the configuration.
         """
         values = cls.config_class.values_from(clip.config) | {"vqgan_config": vqgan.config.to_dict()}
+        if isinstance(clip.config, cls.config_class):  # the guide of another model of this kind
+            values["backbone_model_type"] = clip.config.backbone_model_type
         model = cls(cls.config_class(**values | options)).to(clip.dtype)
         model.clip.load_state_dict(clip.state_dict())
         model.vqgan.load_state_dict(vqgan.state_dict())

@@ -82,9 +82,7 @@ def test_a_picture_is_changed(parts, run):
     ],
 )
 def test_what_is_wrong_is_named(arguments, said, parts, run):
-    code, _, err = run(*arguments, *parts)
-    if "--vqgan" in arguments:
-        code, _, err = run(*arguments, *parts[:2])
+    code, _, err = run(*arguments, *(parts[:2] if "--vqgan" in arguments else parts))
     assert code in (1, 2) and said in err and "Traceback" not in err
 
 
