@@ -285,6 +285,9 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     found = {k: v for k, v in (sizes | _sizes_of(_all_parts(config))[0]).items() if v in new} or sizes | lists
     # Numbers of channels are often made of these by a factor.
     main = {where + k: v for k, v in vars(part).items() if k in _MAIN_SIZES and v}
+    if name.rpartition(".")[2].startswith("layer_"):  # a number for each layer of some part
+        inner = {where: getattr(one, "num_hidden_layers", None) for where, one in _all_parts(config).items()}
+        main |= {f"{where}num_hidden_layers": count for where, count in inner.items() if count}
     return ", ".join(f"{k} ({v})" for k, v in (found | dict(changed) | main).items())
 
 

@@ -126,7 +126,7 @@ def test_a_plain_clip_loads_and_says_that_its_words_are_not_encoded(tmp_path):
     for clip, width in ((tiny_resnet(128), 128), (tiny_clip(), 24)):
         clip.eval().save_pretrained(tmp_path / str(width))
         model = DepthCLIPForDepthEstimation.from_pretrained(tmp_path / str(width), temperature=5.0)
-        with pytest.raises(ValueError, match="depth_words: not encoded yet .encoded_texts is None.; call set_depth_words"):
+        with pytest.raises(ValueError, match="not encoded yet .encoded_texts is None.; call set_depth_words"):
             model(pixels())
         with pytest.raises(ValueError, match="depth_words: not encoded yet"):
             model.drop_text_encoder()

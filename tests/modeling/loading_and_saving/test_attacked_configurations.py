@@ -9,6 +9,7 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("fnd_clip", "text_config.num_hidden_layers", 4),
     ("depthclip", "encoded_texts", None),
     ("depthclip", "encoded_texts", [["This object is very near"], ["This object is near"]]),
     ("processor videoclip", "video_processor.do_sample_frames", 3),
