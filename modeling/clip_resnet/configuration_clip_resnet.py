@@ -79,6 +79,7 @@ class CLIPResNetVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         self.depths = list(self.depths)
         self.validate_depths()  # `out_features` is compared with the names of the stages
         self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(len(self.depths)))]
+        kwargs.pop("stage_names", None)  # they follow from the depths
         wanted = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
         for name, kind in (("out_features", str), ("out_indices", int)):
             values = wanted[name] or []

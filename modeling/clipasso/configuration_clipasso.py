@@ -128,7 +128,7 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
             if len(weights) != self.num_layers or min(weights) < 0:
                 raise ValueError(
                     f"layer_weights: {str(weights)[:60]}, expected {self.num_layers} numbers >= 0, one for each "
-                    "layer of vision_config"
+                    "layer of vision_config (its num_hidden_layers or depths)"
                 )
 
     def validate_numbers(self):

@@ -111,7 +111,11 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         """(n, 3, S, S) as the guide sees them -> features of its layers in float32 (blocks of a transformer with all
         tokens, or stem and stages of a ResNet), embeddings (n, D), and the encoder's output."""
         kwargs |= {"output_hidden_states": True, "return_dict": True}
-        output = self.family.image_features(self.clip, pixel_values=pixels, **kwargs)
+        try:
+            output = self.family.image_features(self.clip, pixel_values=pixels, **kwargs)
+        except ValueError as error:  # the encoder's own, of images of another size
+            size = f"vision_config.image_size is {getattr(self.config.vision_config, 'image_size', 'unknown')}"
+            raise ValueError(f"pixel_values: {error} {size}") from error
         states = output.hidden_states[1:] if self.config.has_blocks else output.hidden_states
         return [state.float() for state in states], output.pooler_output.float(), output
 

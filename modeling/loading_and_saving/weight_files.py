@@ -140,9 +140,10 @@ def check_fit(model: PreTrainedModel, found: Shapes, source: object) -> None:
         if layers[place] != stored[place]:
             part, config = _part_of(model.config, place)
             found = _counts_behind(config, layers[place], part)
-            if not part and not found:  # perhaps of a part with another name
+            if not part and not any("layers" in one for one in found):  # perhaps of a part with another name
                 inner = {where: one for where, one in _all_parts(config).items() if where}
-                found += [text for where, one in inner.items() for text in _counts_behind(one, layers[place], where)]
+                more = [text for where, one in inner.items() for text in _counts_behind(one, layers[place], where)]
+                found = [text for text in more if "layers" in text] + found + [t for t in more if "layers" not in t]
             asked = " or ".join(found) or f"num_hidden_layers: {layers[place]}"
             raise ValueError(f"{asked}, but the weights in {source} have {stored[place]} layers {place}")
     asked = sum(parameter.numel() for parameter in model.parameters())
@@ -241,7 +242,7 @@ def _counts_behind(config, count: int, where: str) -> list[str]:
         for name, value in values.items()
         if (value == count and type(value) is int) or (isinstance(value, list | tuple) and len(value) == count)
     ]
-    layers = [name for name in values if name == "num_hidden_layers"]
+    layers = [name for name in values if name in ("num_hidden_layers", "encoder_layers", "decoder_layers")]
     return [f"{where}{name}: {values[name]}" for name in [name for name in layers if name in found] or found or layers]
 
 
@@ -260,7 +261,8 @@ def _sizes_of(parts: dict[str, object]) -> tuple[dict[str, int], dict[str, list[
 _MAIN_SIZES = ("hidden_size", "hidden_sizes", "embed_dim", "embedding_size", "intermediate_size", "projection_dim")
 _SHAPES_BEHIND = dict.fromkeys(("patch_size", "image_size", "num_channels"), "patch|position")  # field -> tensors
 _SHAPES_BEHIND |= {"neck_hidden_sizes": "neck", "templates": "prompt"}
-_SHAPES_BEHIND |= {"window_size": "relative_position", "encoded_texts": "embeddings$"}
+_SHAPES_BEHIND |= {"channel_multiplier": r"\.(up|mid|down)\.", "window_size": "relative_position"}
+_SHAPES_BEHIND |= {"encoded_texts": "embeddings$"}
 _SHAPES_BEHIND |= dict.fromkeys(("anchor_ratios", "anchor_scales"), "objectness|proposal|anchor")
 
 
@@ -284,6 +286,12 @@ def _fields_behind(config, name: str, shape: tuple[int, ...], other: tuple[int, 
     ]
     found = {k: v for k, v in (sizes | _sizes_of(_all_parts(config))[0]).items() if v in new} or sizes | lists
     # Numbers of channels are often made of these by a factor.
+    changed += [
+        (prefix + f.name, str(getattr(one, f.name))[:60])
+        for prefix, one in _all_parts(config).items()
+        for f in _own_fields(one)
+        if f.name == "max_position_embeddings" and "position" in name
+    ]
     main = {where + k: v for k, v in vars(part).items() if k in _MAIN_SIZES and v}
     if name.rpartition(".")[2].startswith("layer_"):  # a number for each layer of some part
         inner = {where: getattr(one, "num_hidden_layers", None) for where, one in _all_parts(config).items()}

@@ -9,6 +9,12 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("vqgan_clip", "vqgan_config.channel_multiplier", [1, 2, 2]),
+    ("clip_vil-AutoModelForImageTextToText", "decoder_config.encoder_layers", 3),
+    ("clip_vil-AutoModelForImageTextToText", "decoder_config.max_position_embeddings", 41),
+    ("clip_vil-AutoModelForPreTraining", "vision_config.stage_names", None),
+    ("clipasso", "vision_config.image_size", 25),
+    ("clipasso", "vision_config.num_hidden_layers", 4),
     ("fnd_clip", "text_config.num_hidden_layers", 4),
     ("depthclip", "encoded_texts", None),
     ("depthclip", "encoded_texts", [["This object is very near"], ["This object is near"]]),
