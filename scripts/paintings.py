@@ -4,7 +4,7 @@
     python scripts/paintings.py --judge /tmp/judge/run/model --out scripts/results/vqgan_clip
 
 The embedded CLIP guides the embedded VQGAN; the judge, of another architecture, seed and training set, names each
-picture out of all 190 embedded concepts. Rows: pictures of random codes before the first step, the same after it, and
+picture out of all 190 embedded concepts. Rows: random codes before the first step, the same pictures at the end, and
 the emoji themselves through the VQGAN. Settings were tried on the prompts of DEVELOPED with seed 0; the table has
 others, with seed 1. What is painted already is kept: the command goes on after a stop, and several may share the work
 (--part 0/2, --part 1/2).
@@ -107,14 +107,15 @@ def enlarged(pixels: torch.Tensor, side: int = 64) -> torch.Tensor:
 @torch.no_grad()
 def judge_all(arguments, kept: Path, names, model) -> None:
     judge, guide = Judge(arguments.judge), Judge(str(embedded_model()))
-    ranks = {kind: ([], []) for kind in ("before", "after", "emoji")}
+    ranks = {kind: ([], []) for kind in ("before", "after", "through", "emoji")}
     pictures, seconds, config = [], [], model.config
     for name in names:
         file = kept / f"{name.replace(' ', '-')}.safetensors"
         found = load_file(file)
         small = F.interpolate(emoji(name)[None], found["after"].shape[1:], mode="bilinear", antialias=True)
         codes = model.vqgan.encode_codes(small * 2 - 1)
-        found["emoji"] = ((model.vqgan.decode_codes(codes)[0] + 1) / 2).clamp(0, 1)
+        found["emoji"] = emoji(name)
+        found["through"] = ((model.vqgan.decode_codes(codes)[0] + 1) / 2).clamp(0, 1)
         for kind, of_kind in ranks.items():
             for place, one in enumerate((judge, guide)):
                 of_kind[place].append(one.rank(enlarged(found[kind]), name))
@@ -123,7 +124,8 @@ def judge_all(arguments, kept: Path, names, model) -> None:
     rows = (
         ("random codes, before the first step", "before"),
         ("painted", "after"),
-        ("the emoji through the VQGAN", "emoji"),
+        ("the emoji, as small, through the VQGAN", "through"),
+        ("the emoji itself, 64 x 64 pixels", "emoji"),
     )  # fmt: skip
     lines = [
         f"{arguments.steps} steps, {config.num_cuts} cuts ({config.cut_method}), rate {config.learning_rate:g}, total "

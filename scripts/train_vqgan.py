@@ -143,8 +143,9 @@ class VQGANTrainer(Trainer):
             loss = loss + self.perceptual * self.every * apart
             self.parts["perceptual"] = float(apart.detach())
         if self.adversarial and step >= self.adversarial_from:
-            loss = loss - self.adversarial * self.discriminator(output.reconstruction).mean()
+            # First, since its step changes weights that the other loss goes through.
             self.train_discriminator(pixels, output.reconstruction.detach())
+            loss = loss - self.adversarial * self.discriminator(output.reconstruction).mean()
         if step and step % 50 == 0:
             self.parts["codes"] = int((self.used > 0).sum())
             self.log(dict(self.parts))

@@ -262,8 +262,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
                 goal is all of their cuts.
             noise_prompts: seeds of random directions that pictures should have, too.
             seeds: of each prompt's pictures.
-            size: pixels of a side, or height and width, rounded down to multiples of the VQGAN's factor. Default: of
-                the start picture's sides if there is one, else `config.canvas`.
+            size: pixels of a side, or height and width, rounded down to multiples of the VQGAN's factor. Default:
+                those of the start picture (shrunk to 512 along the longer side), else `config.canvas`.
             num_steps: instead of the configuration's.
             start: `"codes"` (random ones), `"pixels"` (noise), `"gradient"` (from one random colour to another), or a
                 picture to change, or latents (D, h, w) of an earlier result.
