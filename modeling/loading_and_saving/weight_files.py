@@ -240,7 +240,8 @@ def _counts_behind(config, count: int, where: str) -> list[str]:
     found = [
         name
         for name, value in values.items()
-        if (value == count and type(value) is int) or (isinstance(value, list | tuple) and len(value) == count)
+        if (type(value) is int and (value == count or (value == count - 1 and name.endswith("blocks"))))
+        or (isinstance(value, list | tuple) and len(value) == count)
     ]
     layers = [name for name in values if name in ("num_hidden_layers", "encoder_layers", "decoder_layers")]
     return [f"{where}{name}: {values[name]}" for name in [name for name in layers if name in found] or found or layers]

@@ -9,6 +9,7 @@ from attack_configurations import KIND, changed, targets, write_attacked
 
 
 FOUND = [
+    ("vqgan_clip", "vqgan_config.num_res_blocks", 2),
     ("vqgan_clip", "vqgan_config.channel_multiplier", [1, 2, 2]),
     ("clip_vil-AutoModelForImageTextToText", "decoder_config.encoder_layers", 3),
     ("clip_vil-AutoModelForImageTextToText", "decoder_config.max_position_embeddings", 41),
