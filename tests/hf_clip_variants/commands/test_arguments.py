@@ -60,7 +60,7 @@ REFUSED = [
     ("adapt pets --shot 1", "No such option --shot; did you mean --shots?"),
     ("adapt pets --image-colum x", "No such option --image-colum; did you mean --image-column"),
     ("adapt", "want DATA"),
-    ("adpat pets", "No such command 'adpat'. Did you mean 'adapt'?"),
+    ("adpat pets", "No such command 'adpat'. Did you mean 'adapt'"),
 ]
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "pyarrow", "PIL", "accelerate", "huggingface_hub")
 

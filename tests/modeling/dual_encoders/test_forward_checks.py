@@ -21,7 +21,7 @@ from hf_clip_variants.modeling.dual_encoders.tracing import can_be_read
 
 # Not for training alone.
 _OF_ALL = ("pixel_values", "pixel_values_videos", "input_ids", "attention_mask", "input_features")
-_OF_ALL += ("points", "video_features")
+_OF_ALL += ("points", "video_features", "latents", "clip_input_ids", "clip_attention_mask")
 _TEXTS = {
     "input_ids": torch.tensor([[4036, 5, 4037], [4036, 6, 4037], [4036, 7, 4037]])
 }  # for models that have texts of their own
@@ -81,6 +81,8 @@ def test_a_weight_without_number_is_named_by_every_model(name):
     inputs = {**_TEXTS, **case.inputs(2)}
     names = [n for n in model.state_dict() if n.endswith("weight")]
     last = [n for n in names if "text_projection" in n] or [n for n in names if n.endswith("output.LayerNorm.weight")]
+    if name not in READERS:  # what an image is read by
+        last = [n for n in names if ".vision_model." in n and n.endswith(("fc2.weight", "conv3.weight"))]
     weight = last[0]
     model.get_parameter(weight).data[0] = math.nan
     with pytest.raises(ValueError, match=f"because the weight {weight} has some"):
