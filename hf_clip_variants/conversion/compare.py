@@ -70,7 +70,7 @@ def example_inputs(format: ModelFormat, model, processor, tokenizer) -> dict[str
 
 def _reads_posts(model) -> bool:
     """Two texts, one of them for a dual encoder inside of it, and an image each."""
-    return hasattr(model, "dual_encoder")
+    return hasattr(model, "dual_encoder") and hasattr(model, "fusion")
 
 
 def _example_posts(model) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from clip_vil_runs import clip_vil_processor
+from fnd_clip_runs import news_processor
 from glip_runs import glip_processor
 from glipv2_runs import glipv2_processor
 from pointclip_runs import point_processor
@@ -30,6 +32,8 @@ PROCESSORS = {
     "grounding": glip_processor,
     "grounding with captions": glipv2_processor,
     "points": point_processor,
+    "posts": news_processor,
+    "questions": clip_vil_processor,
     "video": lambda: VideoTextProcessor(CLIPVideoProcessor(), tiny_tokenizer()),
 }
 
