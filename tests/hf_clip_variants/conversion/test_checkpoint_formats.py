@@ -36,7 +36,7 @@ def test_a_descriptor_has_its_rows_kind_and_is_in_a_methods_folder(name):
     assert (
         entry.descriptor
         == {
-            "model": f"modeling.{name}.convert_{name}:CHECKPOINTS",
+            "model": f"modeling.{row.name}.convert_{row.name}:CHECKPOINTS",
             "adapter": f"adapters.{name}.convert:CHECKPOINTS",
         }[row.kind]
     )
