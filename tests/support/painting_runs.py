@@ -99,7 +99,8 @@ def paint_batch(batch: int = 4) -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 4036, (batch, 7), generator=g)
     ids[:, 0], ids[:, 6] = 4036, 4037
     latents = corners(torch.randint(0, 32, (batch, 12, 12), generator=g)).movedim(-1, 1)
-    return {"latents": latents + 0.2 * torch.rand(latents.shape, generator=g), "input_ids": ids}
+    noise = 0.2 * torch.rand(latents.shape, generator=g)
+    return {"latents": (latents + noise).contiguous(), "input_ids": ids}
 
 
 VQGAN_CLIP = {
