@@ -121,7 +121,7 @@ class Scene:
             ("number", "there are {} things", number, NUMBERS),
         ):
             word, answer = told(right, known)
-            found.append((kind, text.format(word), answer))
+            found.append((kind, text.replace("{}", word), answer))
         return found
 
 

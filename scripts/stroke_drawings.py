@@ -109,7 +109,9 @@ class Judge:
         with torch.no_grad():
             features = []
             for text in TEXTS:
-                tokens = tokenizer([text.format(name) for name in self.names], padding=True, return_tensors="pt")
+                tokens = tokenizer(
+                    [text.replace("{}", name) for name in self.names], padding=True, return_tensors="pt"
+                )
                 output = self.model.get_text_features(
                     input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
                 )
@@ -193,7 +195,7 @@ def sketch(arguments, judge: Judge, guide: Judge):
         ("edges", "{} longest edges"),
         ("sketch", "sketch, {} strokes"),
     ):
-        named += [(words.format(count), *ranks[kind, count]) for count in counts]
+        named += [(words.replace("{}", str(count)), *ranks[kind, count]) for count in counts]
     text = f"{arguments.steps} steps, rate x {arguments.speed:g}, seed {arguments.seed}, the embedded CLIP guides."
     write(arguments.out, table(text, named), rows, ranks, seconds)
 

@@ -53,7 +53,7 @@ def rows():
                 for text in TEXTS:
                     yield {
                         "image": {"bytes": as_bytes(image), "path": None},
-                        "text": text.format(row["name"]),
+                        "text": text.replace("{}", row["name"]),
                         "concept": row["name"],
                     }
 

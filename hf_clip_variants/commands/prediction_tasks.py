@@ -48,7 +48,7 @@ def check_options(row: PredictionTask, name: str, given: Given) -> None:
     """ValueError for an option that the task has not."""
     for option, value in given.items():
         if value and option not in ALWAYS and option not in row.takes:
-            raise ValueError(f"{option}: {row.refusal.format(task=name)}")
+            raise ValueError(f"{option}: {row.refusal}".replace("{task}", name))
 
 
 def is_saved_model(model: str | None) -> bool:

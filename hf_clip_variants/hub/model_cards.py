@@ -127,6 +127,18 @@ with torch.no_grad():
     outputs = model(**processor(image, "what is it?", return_tensors="pt"))
 print({{name: getattr(value, "shape", "") for name, value in outputs.items()}})"""
 
+_MAKER = """\
+{imports}from PIL import Image
+from transformers import pipeline
+
+make = pipeline("{task}", model={repo_id}{arguments})
+given = {given}
+print(make(given, num_steps=2)["image"].size)  # more steps give better pictures"""
+
+_PHOTO = 'Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL'
+# Of models that make pictures: task -> what they are given.
+_GIVEN = {"text-to-drawing": '"a red apple"', "text-to-image": '"a red apple"', "image-to-drawing": _PHOTO}
+
 # Of models that read an image and a text: Auto class -> template.
 _QUESTION_SNIPPETS = {
     "AutoModelForVisualQuestionAnswering": _QUESTIONS_PIPELINE,
@@ -315,7 +327,7 @@ def _snippet(
         one_answer = row.video_processor or row.point_processor
         task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
         if own and TASKS[own[0]].is_named:
-            zero_shot, verb = _VIDEO_PIPELINE, "detect"
+            zero_shot, verb = (_MAKER, "make") if own[0] in _GIVEN else (_VIDEO_PIPELINE, "detect")
     if row.task == "text-and-image-classification":
         zero_shot, verb = _POSTS_PIPELINE, "classify"
     if row.task == "depth-estimation":
@@ -335,6 +347,7 @@ def _snippet(
         arguments=", trust_remote_code=True" if with_code else "",
         task=task,
         verb=verb,
+        given=_GIVEN.get(task),
     )
 
 

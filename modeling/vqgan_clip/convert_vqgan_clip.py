@@ -160,7 +160,7 @@ def _own_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def _count(weights: Mapping[str, torch.Tensor], pattern: str) -> int:
     number = 0
-    while pattern.format(number) in weights:
+    while pattern.replace("{}", str(number)) in weights:
         number += 1
     return number
 
