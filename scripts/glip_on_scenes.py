@@ -407,8 +407,8 @@ def figures(out: Path, seed: int) -> None:
         left.plot(smooth, label=VARIANTS[name])
     left.set_title("loss of regions and words, each on its own data"), left.set_xlabel("step"), left.set_yscale("log")
     if names:
-        left.legend()
-    lines, width = lines_of(out), 0.2
+        left.legend(fontsize=6, loc="lower left")
+    lines, width = lines_of(out), 0.8 / len(VARIANTS)
     for place, name in enumerate(VARIANTS):
         rows = [row for row in lines if row["variant"] == name]
         if rows:
