@@ -1,12 +1,14 @@
 """The models of a painting run, and the files that it leaves: pictures, codes, animations, and a page of all."""
 
+from __future__ import annotations
+
 import base64
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -17,10 +19,12 @@ from ..data.images.emoji import embedded_model, embedded_vqgan
 from ..evaluation.devices import choose_device
 from ..files.atomic_writes import write_atomically
 from ..files.json_files import write_json
-from ..modeling.vqgan_clip.modeling_vqgan_clip import SynthesizedImage, VQGANCLIPForImageSynthesis
 from .progress_pictures import animation, sheet, strip
 from .runs import SynthesisRun
 
+
+if TYPE_CHECKING:
+    from ..modeling.vqgan_clip.modeling_vqgan_clip import SynthesizedImage, VQGANCLIPForImageSynthesis
 
 SIDE = 512  # pixels of the longer side of the pictures that are written, if they are smaller
 _FRAME_SIDE = 256
@@ -50,6 +54,7 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     from ..modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANModel
+    from ..modeling.vqgan_clip.modeling_vqgan_clip import VQGANCLIPForImageSynthesis
 
     source = str(embedded_model()) if guide is None else guide
     settings = {name: value for name, value in settings.items() if value is not None}
