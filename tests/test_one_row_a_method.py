@@ -18,16 +18,18 @@ FOUNDATION = "clip_classifier"  # every adapter is built on it
 
 
 @pytest.mark.slow
-def test_package_works_without_any_one_method(tmp_path):
+@pytest.mark.parametrize("part", range(3))
+def test_package_works_without_any_one_method(part, tmp_path):
+    """A third of the methods in one process."""
     copies, built_on = {}, {}
-    for name in (row.name for row in methods() if row.name != FOUNDATION):
+    for name in [row.name for row in methods() if row.name != FOUNDATION][part::3]:
         package = copy_package(tmp_path / name)
         built_on[name] = methods_built_on(package, name)
         for removed in {name} | built_on[name]:
             remove_method(package, removed)
         copies[name] = str(package.parent)
     # Models that are built on a removed model are removed, too. Adapters depend on no other method.
-    assert {name for name, others in built_on.items() if others} == {"clip_resnet", "glip"}
+    assert {name for name, others in built_on.items() if others} == {"clip_resnet", "glip"} & copies.keys()
     task = tmp_path / "copies.json"
     task.write_text(json.dumps(copies))
     command = [sys.executable, "-W", "ignore", str(PROGRAMS / "import_everything.py"), str(task)]
