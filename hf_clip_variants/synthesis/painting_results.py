@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
     settings = {name: value for name, value in settings.items() if value is not None}
     chosen = choose_device(device)
     dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
-    if AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type:
+    is_whole = AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type
+    if is_whole:
         model = VQGANCLIPForImageSynthesis.from_pretrained(source, dtype=dtype, **settings)
         painted_by = "of the guide's folder" if vqgan is None else vqgan
         if vqgan is not None:
@@ -75,8 +77,10 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
     try:
         processor = AutoImageProcessor.from_pretrained(source)
         model.config.image_mean, model.config.image_std = list(processor.image_mean), list(processor.image_std)
-    except (OSError, ValueError, AttributeError):
-        pass  # CLIP's, which the configuration's None means
+    except (OSError, ValueError, AttributeError) as error:  # CLIP's, which the configuration's None means
+        if not is_whole:  # a whole model has its own numbers
+            reason = str(error)[:200]
+            warnings.warn(f"{source}: no image processor ({reason}); images are normalised as for CLIP", stacklevel=2)
     return Painter(model.to(chosen).eval(), tokenizer, Path(source).name if guide is None else guide, painted_by)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from painting_runs import paint_model, tiny_vqgan
-from tiny import tiny_tokenizer
+from tiny import tiny_clip, tiny_tokenizer
 
 from hf_clip_variants import VQGANModel
 from hf_clip_variants.data.images.emoji import embedded_vqgan, load_emoji
@@ -47,6 +47,15 @@ def test_a_whole_model_paints_with_its_own_vqgan_or_another(tmp_path):
     tiny_vqgan(num_embeddings=32, num_res_blocks=2).save_pretrained(tmp_path / "vqgan")
     other = load_painter(str(tmp_path / "whole"), str(tmp_path / "vqgan"), "cpu")
     assert other.model.config.vqgan_config.num_res_blocks == 2 and other.vqgan == str(tmp_path / "vqgan")
+
+
+def test_a_guide_without_an_image_processor_is_told(tmp_path):
+    tiny_clip().save_pretrained(tmp_path / "guide")
+    tiny_tokenizer().save_pretrained(tmp_path / "guide")
+    tiny_vqgan().save_pretrained(tmp_path / "vqgan")
+    with pytest.warns(UserWarning, match="no image processor .*normalised as for CLIP"):
+        painter = load_painter(str(tmp_path / "guide"), str(tmp_path / "vqgan"), "cpu")
+    assert painter.model.config.image_mean is None
 
 
 def test_the_embedded_vqgan_is_small_and_keeps_pictures():
