@@ -11,6 +11,7 @@ from transformers.models.bert.modeling_bert import BertPreTrainingHeads
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..dual_encoders.forward_checks import check_output
+from ..losses.word_labels import check_word_labels
 from ..questions.answer_labels import IGNORED, check_answer_labels
 from .configuration_clip_vil import ENTAILMENT, ClipViLConfig
 from .modeling_clip_vil import ClipViLModel, ClipViLPreTrainedModel
@@ -169,8 +170,8 @@ class ClipViLForPreTraining(_WithModel):
         answers = self.answer_head(outputs.pooler_output)
         losses = {}
         if labels is not None:
-            flat = _word_labels(labels, input_ids.shape, self.config.vocab_size)
-            losses["mlm"] = mean_cross_entropy(words.flatten(0, 1), flat)
+            check_word_labels("labels", labels, input_ids.shape, self.config.vocab_size)
+            losses["mlm"] = mean_cross_entropy(words.flatten(0, 1), labels.flatten())
         for name, given, logits in (("matching", matching_labels, matching), ("answer", answer_labels, answers)):
             if given is not None:
                 try:
@@ -190,17 +191,6 @@ class ClipViLForPreTraining(_WithModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-def _word_labels(labels: object, shape: torch.Size, vocab_size: int) -> torch.Tensor:
-    is_tensor = isinstance(labels, torch.Tensor)
-    if not is_tensor or labels.dtype != torch.int64 or labels.shape != shape:
-        got = f"{labels.dtype} {list(labels.shape)}" if is_tensor else type(labels).__name__
-        raise ValueError(f"labels: got {got}, expected whole numbers {list(shape)}, -100 where no word is masked")
-    known = labels[labels != IGNORED]
-    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < vocab_size:
-        raise ValueError(f"labels: {int(known.min())}..{int(known.max())}, expected tokens, 0..{vocab_size - 1}")
-    return labels.flatten()
 
 
 class ClipViLForVisualQuestionAnswering(_WithModel):

@@ -23,6 +23,12 @@ def check_tensor(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a tensor of numbers, got {got}")
 
 
+def check_prompt_rows(name: str, prompts: torch.Tensor, dimensions: Sequence[int], batch: int) -> None:
+    """ValueError unless a tensor has one of the numbers of `dimensions`, and one row or a row for each image."""
+    if prompts.dim() not in dimensions or len(prompts) not in (1, batch) or not prompts.numel():
+        raise ValueError(f"{name}: got {list(prompts.shape)}, expected one row for each of {batch} images, or one")
+
+
 def content_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
     """(height, width) of each image without padding, of (B, 3, H, W) and a mask (B, H, W) that is 1 where an image is.
 

@@ -13,7 +13,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import can_return_tuple
 
 from ..detection.box_coding import decode_boxes
-from ..detection.inputs_detection import check_tensor, content_sizes, read_labels
+from ..detection.inputs_detection import check_prompt_rows, check_tensor, content_sizes, read_labels
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .boxes_glip import make_anchors
@@ -351,8 +351,7 @@ class GLIPForZeroShotObjectDetection(GLIPPreTrainedModel):
             got = given.dtype if isinstance(given, torch.Tensor) else type(given).__name__
             raise ValueError(f"text_embeds: got {got}, expected floats, from encode_prompts")
         dimensions = (2, 3) if text_embeds is None else (3,)
-        if given.dim() not in dimensions or len(given) not in (1, batch) or not given.numel():
-            raise ValueError(f"{name}: got {list(given.shape)}, expected one row for each of {batch} images, or one")
+        check_prompt_rows(name, given, dimensions, batch)
         shape = given.shape if text_embeds is None else given.shape[:2]
         if attention_mask is None:
             attention_mask = torch.ones(shape, dtype=torch.long, device=given.device)

@@ -14,9 +14,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from ..detection.inputs_detection import check_tensor
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
+from ..losses.word_labels import NO_WORD
 from ..questions.answer_labels import check_answer_labels
 from .configuration_glipv2 import GLIPv2Config
-from .losses_glipv2 import NO_WORD
 from .modeling_glipv2 import GLIPv2ForZeroShotObjectDetection
 from .outputs_glipv2 import GLIPv2ObjectDetectionOutput
 

@@ -14,8 +14,9 @@ from transformers.utils import can_return_tuple
 
 from ..detection.inputs_detection import check_tensor
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
+from ..losses.word_labels import check_word_labels
 from .configuration_glipv2 import GLIPv2Config
-from .losses_glipv2 import check_word_labels, masked_word_loss
+from .losses_glipv2 import masked_word_loss
 from .modeling_glipv2 import GLIPv2ForZeroShotObjectDetection, mean_count
 
 

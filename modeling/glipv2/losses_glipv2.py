@@ -1,6 +1,5 @@
 """GLIPv2's losses beside GLIP's: regions and words of all images, masked words, masks. Pure functions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +8,9 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou, roi_align
 
 from ..losses.rank_exchange import Ranks, sync_batch_sizes
+from ..losses.word_labels import NO_WORD
 
 
-NO_WORD = -100  # the label of a token that is not to be predicted
 _NOT_A_CLASS = {"region": -2, "word": -1}  # never equal: of captions, and of words that are no class name's
 _FACTOR = 6364136223846793005  # odd, so that numbers of names spread over all 64 bits
 _BITS = 2**62 - 1
@@ -153,19 +152,6 @@ class _Gather(torch.autograd.Function):
 # ---- masked words
 
 
-def check_word_labels(name: str, value: object, shape: Sequence[int], vocab_size: int) -> None:
-    """ValueError unless whole numbers of a shape (batch, tokens): tokens, or `NO_WORD` where none is asked for."""
-    is_tensor = isinstance(value, torch.Tensor)
-    if not is_tensor or value.dtype != torch.int64 or list(value.shape) != list(shape):
-        got = f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
-        raise ValueError(f"{name}: got {got}, expected whole numbers {list(shape)} [batch, tokens]")
-    known = value[value != NO_WORD]
-    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < vocab_size:
-        raise ValueError(
-            f"{name}: {int(known.min())}..{int(known.max())}, expected {NO_WORD} or tokens, 0..{vocab_size - 1}"
-        )
-
-
 def mask_words(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -232,6 +218,6 @@ def mask_loss(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(dim=(1, 2)).sum()
 
 
-__all__ = ["NO_WORD", "ContrastTexts", "check_word_labels", "crop_masks", "inter_image_sums", "mask_loss"]
+__all__ = ["ContrastTexts", "crop_masks", "inter_image_sums", "mask_loss"]
 __all__ += ["mask_regions", "mask_words", "masked_word_loss", "name_numbers", "region_labels", "soft_cross_entropy"]
 __all__ += ["word_labels"]

@@ -8,19 +8,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from ..detection.inputs_detection import check_tensor
+from ..detection.inputs_detection import check_prompt_rows, check_tensor
 from ..detection.region_features import region_features
 from ..dual_encoders.forward_checks import check_pixels, check_token_ids
 from ..glip.configuration_glip import STRIDES
 from ..glip.image_processing_glip import GLIPImageProcessor
 from ..glip.losses_glip import NO_OBJECT, mean_over_ranks
 from ..glip.modeling_glip import GLIPForZeroShotObjectDetection, PromptWords
+from ..losses.word_labels import NO_WORD, check_word_labels
 from .configuration_glipv2 import GLIPv2Config
 from .heads_glipv2 import GLIPv2Contrast, GLIPv2MaskHead, GLIPv2WordPredictions
 from .losses_glipv2 import (
-    NO_WORD,
     ContrastTexts,
-    check_word_labels,
     crop_masks,
     inter_image_sums,
     mask_loss,
@@ -157,10 +156,11 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         Raises:
             ValueError: names the argument, what came and what is wanted.
         """
-        drawn, given = None, input_ids
         self._check_additions(
             pixel_values, input_ids, attention_mask, text_embeds, phrase_map, labels, is_caption, mlm_labels
         )
+        input_ids = None if input_ids is None else input_ids.long()
+        drawn, given = None, input_ids
         if output_masks and (self.mask_head is None or phrase_map is None):
             wrong = "the model has no mask head (use_mask_head)" if self.mask_head is None else "no phrase_map"
             raise ValueError(f"output_masks: True, but {wrong}")
@@ -207,6 +207,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             several = isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
             ids = input_ids.flatten(0, 1) if several else input_ids
             check_token_ids(ids, config.text_config.vocab_size, config.max_text_length, field="max_text_length")
+            check_prompt_rows("input_ids", input_ids, (2, 3), batch)
         if labels is not None and text_embeds is not None and (self.contrast is not None or self._asks_words):
             raise ValueError(
                 "text_embeds: given with labels, expected input_ids: losses of this model compare and hide words"

@@ -28,6 +28,22 @@ class TestModels(ModelContract):
     pass
 
 
+def test_whole_numbers_of_32_bits_give_the_same_answer_or_are_refused_by_name(case):
+    model, inputs = case.make(), case.inputs(2)
+    names = [name for name, value in inputs.items() if torch.is_tensor(value) and value.dtype == torch.int64]
+    with torch.no_grad():
+        expected = case.run(model, **inputs)
+        for name in names:
+            try:
+                found = case.run(model, **inputs | {name: inputs[name].int()})
+            except ValueError as error:
+                assert str(error).startswith(name), error
+            else:
+                torch.testing.assert_close(
+                    found, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}"
+                )
+
+
 def export(case, folder) -> dict:
     """Exports the case's model and processor, and writes what they give; the arguments of the program below."""
     from hf_clip_variants.hub.export import export_with_code

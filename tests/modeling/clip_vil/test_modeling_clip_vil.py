@@ -219,7 +219,7 @@ def test_each_loss_of_the_pretraining_stands_alone_and_nothing_to_learn_is_zero(
     assert nothing.loss == 0 and run(model, **inputs).loss is None
     for change, message in (
         ({"labels": labels["labels"][:, :3]}, r"labels: got torch.int64 \[4, 3\], expected whole numbers \[4, 8\]"),
-        ({"labels": labels["labels"] + 99}, "expected tokens, 0..34"),
+        ({"labels": labels["labels"] + 99}, "expected -100 or tokens, 0..34"),
         ({"matching_labels": torch.tensor([0, 1, 2, 0])}, "matching_labels: 0..2, expected answers, 0..1"),
         ({"answer_labels": torch.tensor([9] * 4)}, "answer_labels: 9..9, expected answers, 0..4"),
         ({"answer_labels": torch.zeros(4, 5)}, "answer_labels: got floats"),

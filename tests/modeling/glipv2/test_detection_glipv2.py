@@ -235,6 +235,14 @@ def test_only_some_regions_of_an_image_are_compared(monkeypatch):
 # ---- bad inputs
 
 
+def test_whole_numbers_of_32_bits_are_tokens_as_well():
+    model, inputs = glipv2_model(), glipv2_inputs(2)
+    with torch.no_grad():
+        found = model(**inputs | {"input_ids": inputs["input_ids"].int()})
+        expected = model(**inputs)
+    torch.testing.assert_close(found.loss_dict, expected.loss_dict, rtol=0, atol=0)
+
+
 def test_arguments_that_do_not_fit_are_named():
     model, inputs = glipv2_model(), glipv2_inputs(2)
     for change, message in (
@@ -245,6 +253,7 @@ def test_arguments_that_do_not_fit_are_named():
         ({"mlm_labels": "cat"}, "mlm_labels: got str"),
         ({"mlm_labels": torch.full((2, 16), 99)}, "mlm_labels: 99..99, expected -100 or tokens, 0..28"),
         ({"output_masks": True, "phrase_map": None, "labels": None}, "output_masks: True, but no phrase_map"),
+        ({"input_ids": torch.ones(16, 2, dtype=torch.long)}, r"input_ids: got \[16, 2\], expected one row for each"),
         ({"labels": glipv2_labels(1)}, "labels: 1 dictionaries for 2 images"),
     ):
         with pytest.raises(ValueError, match=message):
