@@ -504,6 +504,8 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
         """
         if prompt_ids is None:
             return input_ids, attention_mask, 0
+        if not isinstance(prompt_ids, torch.Tensor):
+            raise ValueError(f"prompt_input_ids: got {type(prompt_ids).__name__}, expected token ids")
         shape = tuple(prompt_ids.shape)
         if len(shape) != 3 or shape[0] != images or shape[-1] != input_ids.shape[-1]:
             raise ValueError(
@@ -511,6 +513,9 @@ class GroupViTModel(DualEncoder, GroupViTPreTrainedModel):
             )
         if (attention_mask is None) != (prompt_mask is None):
             raise ValueError("prompt_attention_mask: expected if and only if there is an attention_mask")
+        if prompt_mask is not None and (not isinstance(prompt_mask, torch.Tensor) or prompt_mask.shape != shape):
+            got = list(prompt_mask.shape) if isinstance(prompt_mask, torch.Tensor) else type(prompt_mask).__name__
+            raise ValueError(f"prompt_attention_mask: got {got}, expected {list(shape)}, as prompt_input_ids")
         texts = torch.cat([input_ids, prompt_ids.flatten(0, 1)])
         masks = None if attention_mask is None else torch.cat([attention_mask, prompt_mask.flatten(0, 1)])
         return texts, masks, shape[1]

@@ -20,7 +20,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from ..clip_resnet.configuration_clip_resnet import CLIPResNetVisionConfig
 from ..clip_resnet.modeling_clip_resnet import CLIPResNetVisionModel
 from ..dual_encoders.dual_encoder import DualEncoder
-from ..dual_encoders.forward_checks import check_pixels
+from ..dual_encoders.forward_checks import check_output, check_pixels
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..losses.contrastive_loss import contrastive_accuracy
 from ..losses.rank_batch_norm import RankBatchNorm1d
@@ -390,7 +390,11 @@ class SLIPForPreTraining(SLIPModel):
                 f"{absent[0]}: missing; {self.config.ssl_objective} needs two views of each image (TwoViews makes "
                 "them). ssl_scale=0 trains with the CLIP loss alone"
             )
+        channels = getattr(self.vision_model.config, "num_channels", 3)
+        if pixel_values is not None:
+            check_pixels(pixel_values, channels)
         for name, view in views.items():
+            check_pixels(view, channels, name)
             if pixel_values is not None and len(view) != len(pixel_values):
                 raise ValueError(f"{name}: {len(view)} images, pixel_values has {len(pixel_values)}")
             if self.training and len(view) < 2 and world_size() == 1:
@@ -411,6 +415,8 @@ class SLIPForPreTraining(SLIPModel):
         if objective in WITH_PREDICTOR:
             embeds = [self.ssl_predictor(each) for each in projections]
         # The target branch: momentum copies (MoCo v3, BYOL), or the same projections without gradient (SimSiam).
+        for (name, view), each in zip(views.items(), embeds, strict=True):
+            check_output(self, each, f"{name.removeprefix('pixel_values_')}_embeds", **{name: view})
         targets = projections
         if objective in WITH_MOMENTUM:
             if self.training:

@@ -3,7 +3,6 @@
 The paper's training objective; where it is silent, the official code decides, and the comments say so.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,8 +179,8 @@ def batch_of_all_ranks(batch: Batch) -> Batch:
 
 def checked_labels(labels: object, videos: int, num_labels: int) -> torch.Tensor:
     """(V,) int64; ValueError that names the first label that is none."""
-    if isinstance(labels, Sequence):
-        labels = torch.tensor(labels)
+    if isinstance(labels, list | tuple) and all(type(label) is int for label in labels):
+        labels = torch.tensor(labels, dtype=torch.int64)
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or len(labels) != videos:
         got = list(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise ValueError(f"labels: got {got}, expected one class a video, [{videos}]")

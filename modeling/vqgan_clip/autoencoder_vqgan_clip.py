@@ -198,12 +198,17 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         return self.quant_conv(self.encoder(pixel_values.to(self.dtype)))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, D, h, w), codes or anything between them -> (B, 3, H, W), about -1..1."""
-        width = self.config.embed_dim
-        if not isinstance(latents, torch.Tensor) or latents.dim() != 4 or latents.shape[1] != width:
-            shape = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ValueError(f"latents: {shape}, expected [pictures, {width}, height / f, width / f]")
+        """(B, D, h, w), codes or anything between them -> (B, 3, H, W), about -1..1. ValueError: another shape."""
+        self._check_latents(latents)
         return self.decoder(self.post_quant_conv(latents.to(self.dtype)))
+
+    def _check_latents(self, latents: object) -> None:
+        width = self.config.embed_dim
+        is_tensor = isinstance(latents, torch.Tensor)
+        fits = is_tensor and latents.dim() == 4 and latents.shape[1] == width and latents.numel() > 0
+        if not fits or not latents.is_floating_point():
+            got = f"{latents.dtype} {list(latents.shape)}" if is_tensor else type(latents).__name__
+            raise ValueError(f"latents: got {got}, expected floats [pictures, {width}, height / f, width / f]")
 
     def encode_codes(self, pixel_values: torch.Tensor) -> torch.LongTensor:
         """(B, 3, H, W) in -1..1 -> (B, h, w). Errors as for `encode`."""
@@ -228,7 +233,9 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         return self.quantize.embedding(codes).movedim(-1, 1)
 
     def quantized(self, latents: torch.Tensor) -> torch.Tensor:
-        """(B, D, h, w) -> the nearest codes, whose gradient goes to `latents`. Of both quantisers."""
+        """(B, D, h, w) -> the nearest codes, whose gradient goes to `latents`. Of both quantisers. ValueError: another
+        shape."""
+        self._check_latents(latents)
         codes = self.quantize.embedding(nearest_codes(latents, self.codebook)).movedim(-1, 1)
         return straight_through(codes, latents)
 

@@ -112,5 +112,9 @@ def test_odd_inputs_are_named():
     ):
         with pytest.raises(ValueError, match=said):
             model.decode_codes(codes)
-    with pytest.raises(ValueError, match="latents: \\[1, 4, 2, 2\\], expected \\[pictures, 5"):
-        model.decode(torch.zeros(1, 4, 2, 2))
+    for latents, got in ((torch.zeros(1, 4, 2, 2), "torch.float32 \\[1, 4, 2, 2\\]"), (True, "bool")):
+        for use in (model.decode, model.quantized):
+            with pytest.raises(ValueError, match=f"latents: got {got}, expected floats \\[pictures, 5"):
+                use(latents)
+    with pytest.raises(ValueError, match="latents: got torch.int64"):
+        model.decode(torch.zeros(1, 5, 2, 2, dtype=torch.long))
