@@ -1,6 +1,6 @@
 """What the conversion has to know about the official files of an adapter: declared in each method's `convert.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..modeling.loading_and_saving.checkpoint_format import LAYER_PROMPTS as LAY
 from ..modeling.loading_and_saving.checkpoint_format import LEARNED_CONTEXT as LEARNED_CONTEXT
 from ..modeling.loading_and_saving.checkpoint_format import CheckpointFormat, OfficialFile
 from ..modeling.loading_and_saving.checkpoint_format import Signature as Signature
+from ..modeling.loading_and_saving.example_outputs import Tensors, classifier_images, classifier_outputs
 
 
 # More names in the files of prompt learners, by which these are told apart: a network that sees the image, and what
@@ -59,9 +60,10 @@ class AdapterFormat(CheckpointFormat):
     convert: Callable[[OfficialAdapterFile], tuple[Any, dict[str, torch.Tensor]]]
     tensors: tuple[str, ...]
     outputs: tuple[str, ...] = ("image_features", "text_features", "logits")
+    outputs_of: Callable[[Any, Mapping[str, torch.Tensor]], Tensors] = classifier_outputs
     holds_clip: bool = False
     load_base: Callable[[str], Any] | None = None
-    base_inputs: Callable[[Any], dict[str, torch.Tensor]] | None = None
+    base_inputs: Callable[[Any], Tensors] = classifier_images
     keeps_initial_words: bool = False
 
 

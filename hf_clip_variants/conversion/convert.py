@@ -31,7 +31,6 @@ from .compare import (
     check_weights,
     compute_outputs,
     example_inputs,
-    random_images,
     read_expected,
 )
 from .detect import detect_method, load_format
@@ -243,14 +242,14 @@ def _convert_model(format: ModelFormat, official: OfficialFile, stage: Path, com
     difference = differences = None
     if compare or wanted:
         inputs, expected = wanted or (example_inputs(format, model, processor, tokenizer), {})
-        before = compute_outputs(model, inputs)
+        before = compute_outputs(format, model, inputs)
         differences = check_expected(before, expected, dtype) if wanted else None
         loaded = _auto_class(row, model).from_pretrained(stage).eval()
         if format.before_comparing is not None:
             for each in (model, loaded):
                 format.before_comparing(each)
         check_weights(model.state_dict(), loaded.state_dict())
-        difference = check_reloaded(before, compute_outputs(loaded, inputs), dtype)
+        difference = check_reloaded(before, compute_outputs(format, loaded, inputs), dtype)
     return {
         "kind": type(model).__name__,
         "sizes": _sizes(model.config),
@@ -348,17 +347,13 @@ def _convert_adapter(
     tensors = load_file(stage / "adapter_model.safetensors")
     difference = differences = None
     if compare or wanted:
-        if format.base_inputs is not None:
-            examples = format.base_inputs(classifier)
-        else:
-            examples = {"pixel_values": random_images(classifier.family.image_size(classifier.config))}
-        inputs, expected = wanted or (examples, {})
-        before = compute_outputs(model, inputs)
+        inputs, expected = wanted or (format.base_inputs(classifier), {})
+        before = compute_outputs(format, model, inputs)
         differences = check_expected(before, expected, torch.float32) if wanted else None
         saved = {name: tensor for name, tensor in model.state_dict().items() if ".clipv_" in name}
         loaded = load_adapter(stage, model.unload())
         check_weights(saved, loaded.state_dict())
-        difference = check_reloaded(before, compute_outputs(loaded, inputs), torch.float32)
+        difference = check_reloaded(before, compute_outputs(format, loaded, inputs), torch.float32)
     return {
         "kind": config.peft_type.value,
         "sizes": {name: list(tensor.shape) for name, tensor in tensors.items()},

@@ -29,6 +29,7 @@ from ..loading_and_saving.checkpoint_format import (
     Signature,
     clip_image_processor,
 )
+from ..loading_and_saving.example_outputs import Tensors, dual_encoder_outputs, images_and_texts, texts_of
 from .configuration_audioclip import AudioCLIPAudioConfig, AudioCLIPConfig
 from .feature_extraction_audioclip import AudioCLIPFeatureExtractor
 from .modeling_audioclip import AudioCLIPAudioModel, AudioCLIPModel
@@ -241,9 +242,19 @@ def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
     return AudioCLIPProcessor(clip_image_processor(image_size, settings), tokenizer, feature_extractor)
 
 
-def _example_inputs() -> dict[str, torch.Tensor]:
-    """Half a second of noise, in the range of 16-bit samples."""
-    return {"input_features": 5000 * torch.randn(2, 1, 22050, generator=torch.Generator().manual_seed(0))}
+def _example_inputs(model, prompts: tuple[str, ...], processor, tokenizer) -> Tensors:
+    """Image and texts, and half a second of noise, in the range of 16-bit samples."""
+    audio = 5000 * torch.randn(2, 1, 22050, generator=torch.Generator().manual_seed(0))
+    return images_and_texts(model, prompts, processor, tokenizer) | {"input_features": audio}
+
+
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    found, text = dual_encoder_outputs(model, inputs), texts_of(inputs)
+    if (audio := inputs.get("input_features")) is not None:
+        found["audio_features"] = model.get_audio_features(input_features=audio).pooler_output
+        if "input_ids" in text:
+            found["logits_per_audio"] = model(input_features=audio, **text).logits_per_audio
+    return found
 
 
 CHECKPOINTS = ModelFormat(
@@ -252,6 +263,7 @@ CHECKPOINTS = ModelFormat(
     outputs=(*ModelFormat.outputs, "audio_features", "logits_per_audio"),
     make_processor=_make_processor,
     example_inputs=_example_inputs,
+    outputs_of=_outputs_of,
     elsewhere={
         r"fbsp\.m$": "This is AudioCLIP's audio encoder alone: audio_encoder_from_official in "
         "hf_clip_variants.modeling.audioclip.convert_audioclip takes it."

@@ -40,6 +40,7 @@ from ..loading_and_saving.checkpoint_format import (
     Signature,
     clip_image_processor,
 )
+from ..video.example_videos import video_text_outputs, videos_and_texts
 from ..video.processing_video import VideoTextProcessor
 from ..video.video_processing import CLIPVideoProcessor
 from .configuration_clip4clip import FRAMES_SEEN, CLIP4ClipConfig
@@ -228,6 +229,8 @@ CHECKPOINTS = ModelFormat(
     build=_build,
     outputs=("text_features", "frame_features", "logits_per_video", "logits_per_text"),
     make_processor=_processor,
+    example_inputs=videos_and_texts,
+    outputs_of=video_text_outputs,
 )
 
 

@@ -26,6 +26,7 @@ from ..clip.convert_clip import (
 )
 from ..dual_encoders.prompts import resolve_class_names
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import Tensors, images_and_texts, noise_pictures, processed_texts, texts_of
 from .answering_clip_vil import ClipViLForPreTraining, ClipViLForVisualQuestionAnswering
 from .configuration_clip_vil import ClipViLConfig
 from .modeling_clip_vil import ClipViLModel
@@ -312,6 +313,25 @@ def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
     return clip_vil_processor(tokenizer, **settings)
 
 
+def _example_inputs(model, prompts: tuple[str, ...], processor, tokenizer) -> Tensors:
+    """An image of noise with each prompt; without a tokenizer two images and random tokens."""
+    if tokenizer is None:
+        return images_and_texts(model, prompts, processor, tokenizer)
+    image = noise_pictures(model.config.vision_config.image_size).numpy()
+    return processed_texts(prompts, processor, images=[image] * len(prompts))
+
+
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    """Of as many pairs as there are images and texts; one image is every text's."""
+    text, pixels = texts_of(inputs), inputs.get("pixel_values")
+    if not text or pixels is None:
+        return {}
+    count = len(text["input_ids"]) if len(pixels) == 1 else min(len(pixels), len(text["input_ids"]))
+    pixels = pixels.expand(count, -1, -1, -1) if len(pixels) == 1 else pixels[:count]
+    output = model(pixel_values=pixels, **{name: tensor[:count] for name, tensor in text.items()})
+    return {name: tensor for name, tensor in output.items() if isinstance(tensor, torch.Tensor)}
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"(module\.)?(lxrt_encoder\.model\.)?bert\.encoder\.visual_model\.",)),
     build=_build,
@@ -320,6 +340,8 @@ CHECKPOINTS = ModelFormat(
     special_tokens=(),
     max_text_length=20,
     make_processor=_make_processor,
+    example_inputs=_example_inputs,
+    outputs_of=_outputs_of,
 )
 
 

@@ -19,6 +19,7 @@ from ..clip.convert_clip import (
     shapes_of,
 )
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import Tensors, random_images
 from .configuration_fnd_clip import FNDCLIPConfig
 from .fusion_fnd_clip import FNDCLIPFusion
 from .modeling_fnd_clip import FNDCLIPForSequenceClassification, FNDCLIPResNet
@@ -269,6 +270,22 @@ def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
     return fnd_clip_processor(tokenizer, settings["dual_encoder"], resample_backend="pil")
 
 
+def _example_inputs(model, prompts: tuple[str, ...], processor, tokenizer) -> Tensors:
+    """Two posts of random tokens and noise: two texts, one of them for the dual encoder, and an image each."""
+    generator, dual = torch.Generator().manual_seed(0), model.config.dual_encoder_config
+    end = model.family.padding_id(dual)
+    ids = torch.randint(1, model.config.text_config.vocab_size, (2, 3), generator=generator)
+    clip_ids = torch.randint(1, min(end, dual.text_config.vocab_size) or 2, (2, 5), generator=generator)
+    clip_ids[:, -1] = end
+    images = random_images(model.family.image_size(dual))
+    return {"input_ids": ids, "clip_input_ids": clip_ids, "pixel_values": images}
+
+
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    output = model(**inputs)
+    return {name: output[name] for name in CHECKPOINTS.outputs}
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"uni_repre\.text_uni\.", r"cross_module\.c_specific\.", r"classifier_corre\.")),
     build=_build,
@@ -277,6 +294,8 @@ CHECKPOINTS = ModelFormat(
     special_tokens=("pad_token_id",),
     max_text_length=300,
     make_processor=_make_processor,
+    example_inputs=_example_inputs,
+    outputs_of=_outputs_of,
 )
 
 

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from ..clip.convert_clip import attention_heads, count_layers, fail_if_any
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import Tensors, texts_of
 from .configuration_glip import STRIDES, GLIPConfig
 from .modeling_glip import GLIPForZeroShotObjectDetection
 from .processing_glip import glip_processor
@@ -344,6 +345,18 @@ def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
     return glip_processor(tokenizer, **settings)
 
 
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    """Of one prompt for all images: features of words, scores of regions and words, boxes."""
+    text, pixels = {name: tensor[:1] for name, tensor in texts_of(inputs).items()}, inputs.get("pixel_values")
+    found = {}
+    if "input_ids" in text:
+        found["text_features"] = model.encode_prompts(**text)
+        if pixels is not None:
+            output = model(pixel_values=pixels, **text)
+            found |= {name: output[name] for name in ("logits", "pred_boxes", "centerness")}
+    return found
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"(module\.)?rpn\.head\.dyhead_tower\.", r"(module\.)?language_backbone\.body\.")),
     build=_build,
@@ -353,6 +366,7 @@ CHECKPOINTS = ModelFormat(
     max_text_length=256,
     make_processor=_make_processor,
     prompts=("cat. dog. person",),
+    outputs_of=_outputs_of,
 )
 
 

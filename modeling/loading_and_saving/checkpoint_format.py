@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor, PreTrainedModel
 
+from .example_outputs import Tensors, dual_encoder_outputs, images_and_texts
+
 
 # Names that the official code of prompt learners adds to CLIP's: files with these hold adapters.
 LEARNED_CONTEXT = r"(prompt_learner\.)?ctx$"
@@ -93,6 +95,7 @@ class CheckpointFormat:
     Args:
         signature: names by which a file is recognised.
         outputs: names of the model's outputs, which a file of expected outputs may hold.
+        outputs_of: (model, inputs) -> those of these outputs that the inputs suffice for.
         other_files: (path, options) -> further files to read; they count as sources of the conversion.
         elsewhere: pattern of a name -> what to do with a file that has it, because it looks like this format and is
             another.
@@ -100,6 +103,7 @@ class CheckpointFormat:
 
     signature: Signature
     outputs: tuple[str, ...]
+    outputs_of: Callable[[Any, Mapping[str, torch.Tensor]], Tensors]
     other_files: Callable[[Path, Mapping[str, Any]], list[Path]] = no_other_files
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,7 +141,7 @@ class ModelFormat(CheckpointFormat):
         make_processor: (image size, tokenizer or None, image settings) -> the processor to save with the model; None
             for a model that reads pixels in -1..1 and no texts.
         prompts: example texts for a comparison of outputs.
-        example_inputs: further example inputs, besides an image and texts.
+        example_inputs: (model, prompts, processor, tokenizer or None) -> inputs for a comparison of outputs.
         before_comparing: applied to the model in memory and to the one read back before their weights are compared.
         adapter_base: `model_type` of the models that official adapter files of other methods belong to.
         to_official: (state dict, configuration) -> official names, the inverse of `build`; with `adapter_base`.
@@ -145,12 +149,13 @@ class ModelFormat(CheckpointFormat):
 
     build: Callable[[OfficialFile], BuiltModel]
     outputs: tuple[str, ...] = ("image_features", "text_features", "logits_per_image", "logits_per_text")
+    outputs_of: Callable[[Any, Mapping[str, torch.Tensor]], Tensors] = dual_encoder_outputs
     load_tokenizer: Callable[[str | Path | None], Any] = clip_tokenizer
     special_tokens: tuple[str, ...] = ("bos_token_id", "eos_token_id")
     max_text_length: int | None = None
     make_processor: Callable[[int, Any, Mapping[str, Any]], Any] | None = clip_processor
     prompts: tuple[str, ...] = ("a photo of a cat", "a diagram", "two dogs on a beach")
-    example_inputs: Callable[[], dict[str, torch.Tensor]] = dict
+    example_inputs: Callable[[Any, tuple[str, ...], Any, Any], Tensors] = images_and_texts
     before_comparing: Callable[[PreTrainedModel], None] | None = None
     adapter_base: str | None = None
     to_official: Callable[[Mapping[str, torch.Tensor], Any], dict[str, torch.Tensor]] | None = None

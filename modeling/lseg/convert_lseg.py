@@ -36,6 +36,7 @@ from ..clip.convert_clip import (
 from ..dense.image_processing_dense import DenseImageProcessor
 from ..dense.processing_dense import DenseProcessor
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import class_embedding_outputs
 from .configuration_lseg import LSegConfig
 from .modeling_lseg import LSegForSemanticSegmentation
 
@@ -404,6 +405,7 @@ CHECKPOINTS = ModelFormat(
         r"(model\.)?scratch\.refinenet1\.": "This is a DPT without texts: transformers' DPTForSemanticSegmentation is "
         "made for it."
     },
+    outputs_of=class_embedding_outputs,
 )
 
 

@@ -44,6 +44,8 @@ from ..loading_and_saving.checkpoint_format import (
     clip_image_processor,
     clip_tokenizer,
 )
+from ..loading_and_saving.example_outputs import Tensors
+from ..video.example_videos import videos_and_texts, videos_of
 from ..video.processing_video import VideoTextProcessor
 from ..video.video_processing import CLIPVideoProcessor
 from .configuration_video_anomaly_clip import VideoAnomalyClipConfig
@@ -370,12 +372,20 @@ def _processor(image_size: int, tokenizer, settings):
     return videos if tokenizer is None else VideoTextProcessor(videos, tokenizer)
 
 
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    """Of a video; the texts are inside of the model."""
+    output = model(**videos_of(inputs))
+    return {name: output[name] for name in CHECKPOINTS.outputs}
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"(net\.)?temporal_model\.axial_attn", r"(net\.)?selector_model\.")),
     build=_build,
     outputs=("text_features", "logits", "scores", "class_probs"),
     make_processor=_processor,
     other_files=_centroid_file,
+    example_inputs=videos_and_texts,
+    outputs_of=_outputs_of,
 )
 
 

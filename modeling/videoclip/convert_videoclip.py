@@ -24,6 +24,8 @@ from ..clip.convert_clip import (
     weight_and_bias,
 )
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import Tensors, processed_texts, random_texts
+from ..video.example_videos import video_text_outputs
 from .configuration_videoclip import NUM_BLOCKS, VideoCLIPConfig
 from .modeling_videoclip import VideoCLIPModel
 from .processing_videoclip import videoclip_processor
@@ -246,6 +248,14 @@ def _make_processor(image_size: int, tokenizer, settings: Mapping[str, Any]):
     return videoclip_processor(tokenizer, image_size, **settings)
 
 
+def _example_inputs(model, prompts: tuple[str, ...], processor, tokenizer) -> Tensors:
+    """Features of two videos of three seconds, of noise, and the prompts or random tokens."""
+    shape = (2, 3, model.config.feature_size)
+    videos = {"video_features": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+    texts = random_texts(model.config.text_config) if tokenizer is None else processed_texts(prompts, processor)
+    return videos | texts
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(rf"({_WRAPPER})?video_encoder\.videomlp\.", rf"({_WRAPPER})?text_encoder\.")),
     build=_build,
@@ -256,6 +266,8 @@ CHECKPOINTS = ModelFormat(
     special_tokens=(),
     max_text_length=_LONGEST_TEXT,
     make_processor=_make_processor,
+    example_inputs=_example_inputs,
+    outputs_of=video_text_outputs,
 )
 
 assert len(_BLOCKS) == NUM_BLOCKS

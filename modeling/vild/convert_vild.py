@@ -22,6 +22,7 @@ from transformers import AutoModel, CLIPConfig
 
 from ..clip.convert_clip import count_layers, fail_if_any
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import class_embedding_outputs
 from .configuration_vild import STRIDES, ViLDConfig
 from .heads_vild import ROI_RESOLUTION
 from .modeling_vild import ViLDForZeroShotObjectDetection
@@ -511,6 +512,8 @@ CHECKPOINTS = ModelFormat(
     signature=Signature(every=(rf"{HEAD}project-to-clip/kernel|roi_head\.projection\.weight",)),
     build=_build,
     make_processor=_make_processor,
+    outputs=("text_features", "logits"),
+    outputs_of=class_embedding_outputs,
 )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ..clip.convert_clip import NameTable, rename_from_official, rename_to_official, shapes_of
 from ..loading_and_saving.checkpoint_format import BuiltModel, ModelFormat, OfficialFile, Signature
+from ..loading_and_saving.example_outputs import Tensors, random_images
 from .autoencoder_vqgan_clip import VQGANModel
 from .configuration_vqgan_clip import VQGANConfig
 
@@ -193,12 +194,23 @@ def _build(official: OfficialFile) -> BuiltModel:
     return BuiltModel(model, unused_names(official.weights))
 
 
+def _example_inputs(model, prompts: tuple[str, ...], processor, tokenizer) -> Tensors:
+    return {"pixel_values": random_images(2 * model.config.factor).clamp(-1, 1)}
+
+
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    output = model(pixel_values=inputs["pixel_values"])
+    return {name: output[name] for name in CHECKPOINTS.outputs}
+
+
 CHECKPOINTS = ModelFormat(
     signature=Signature(every=(r"(first_stage_model\.)?quantize\.embed", r"(first_stage_model\.)?post_quant_conv\.")),
     build=_build,
     outputs=("latents", "reconstruction"),
     other_files=_yaml_beside,
     make_processor=None,
+    example_inputs=_example_inputs,
+    outputs_of=_outputs_of,
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from ...modeling.loading_and_saving.example_outputs import Tensors, random_texts, texts_of
 from ..checkpoint_format import AdapterFormat, OfficialAdapterFile, Signature
 from .config import InterViewAdapterConfig
 
@@ -72,12 +73,25 @@ def _load_base(source: str) -> PreTrainedModel:
     return model
 
 
-def _example_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    generator, text = torch.Generator().manual_seed(0), model.config.text_config
-    ids = torch.randint(1, text.vocab_size - 2, (3, min(8, text.max_position_embeddings)), generator=generator)
-    ids[:, -1] = text.vocab_size - 1
-    points = torch.randn(2, 200, 3, generator=generator)
-    return {"points": points / points.norm(dim=-1).amax(1)[:, None, None], "input_ids": ids}
+def _example_inputs(model: PreTrainedModel) -> Tensors:
+    """Two clouds of noise, and random tokens."""
+    points = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0))
+    texts = {"input_ids": random_texts(model.config.text_config)["input_ids"]}
+    return {"points": points / points.norm(dim=-1).amax(1)[:, None, None], **texts}
+
+
+def _outputs_of(model, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+    """Features of texts and views, and scores."""
+    base, text, found = model.get_base_model(), texts_of(inputs), {}
+    clouds = {name: inputs[name] for name in ("points", "points_mask") if name in inputs}
+    if "input_ids" in text:
+        found["text_features"] = base.get_text_features(**text).pooler_output
+    if "points" in clouds:
+        found["view_features"] = base.get_point_features(**clouds).pooler_output
+        if "input_ids" in text:
+            output = model(**clouds, **text)
+            found |= {"logits": output.logits, "point_embeds": output.point_embeds}
+    return found
 
 
 def _convert(official: OfficialAdapterFile) -> tuple[InterViewAdapterConfig, dict[str, torch.Tensor]]:
@@ -94,6 +108,7 @@ CHECKPOINTS = AdapterFormat(
     outputs=("view_features", "point_embeds", "text_features", "logits"),
     load_base=_load_base,
     base_inputs=_example_inputs,
+    outputs_of=_outputs_of,
 )
 
 
