@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..decoding.image_decoding import DecodingRules, decode_image
 from ..loading_and_saving.optional_modules import needed_module, optional_module
-from .frame_sampling import ROUNDING, FrameSampling
+from .frame_sampling import ROUNDING, FrameSampling, check_rate
 
 
 _opening = optional_module("..decoding.opening", __package__)
@@ -225,8 +225,7 @@ class _FrameList(Video):
             raise ValueError(f"an array of shape {tuple(images.shape)}, expected (T, H, W, 3) or (T, 3, H, W)")
         if not len(images):
             raise ValueError("video has no frames")
-        if fps is not None and not 0 < fps < float("inf"):
-            raise ValueError(f"fps: {fps}, expected a number > 0")
+        fps = check_rate(fps)
         self._images, self._rules, self._given = images, rules, fps
         self.total, self.fps = len(images), fps
         self.duration = None if fps is None else self.total / fps
