@@ -109,6 +109,8 @@ def build_index(
         raise ValueError(f"workers: got {workers!r}; want a whole number, at least 0, or None")
     if not isinstance(out, str | os.PathLike) or not os.fspath(out):
         raise ValueError(f"out: got {out!r}; want the path of a folder")
+    if faiss is not None and not isinstance(faiss, str):
+        raise ValueError(f"faiss: got {faiss!r}; want a recipe of FAISS, such as IVF1024,Flat")
     if faiss is not None:
         require("faiss", "An approximate index")
     out = Path(os.path.abspath(os.path.expanduser(out)))

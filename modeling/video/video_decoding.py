@@ -366,7 +366,8 @@ class _Container(Video):
         try:
             self._container = self._av.open(file, options={"format_whitelist": _FORMATS})
         except (self._av.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"not a video that can be read, or cut off{name} ({error})") from error
+            why = getattr(error, "strerror", None) or error  # without the number of the open file
+            raise ValueError(f"not a video that can be read, or cut off{name} ({why})") from error
         try:
             self._read_header(rules)
         except BaseException:
