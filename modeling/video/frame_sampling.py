@@ -204,8 +204,8 @@ class FrameSampling:
 def _checked_count(count: int) -> int:
     if count > _MOST_FRAMES:
         raise ValueError(
-            f"rate, num_frames: they choose {count} frames of one video, expected at most {_MOST_FRAMES}; want a lower "
-            "rate, or a part from start to end"
+            f"rate, num_frames: they choose {count} frames of one video, expected at most {_MOST_FRAMES}; want a "
+            "lower rate, or a part from start to end"
         )
     return count
 
