@@ -276,8 +276,12 @@ def test_anomalies_are_set_with_a_tokenizer():
     for wrong in (["a"] * 2, [], ["nothing"], ["x " * 60]):
         with pytest.raises(ValueError, match="names"):
             model.set_anomalies(wrong, tiny_tokenizer(), normal="nothing")
-    with pytest.raises(ValueError, match="normal_id: 3, expected 0..1"):
-        model.set_anomalies(["a"], tiny_tokenizer(), normal_id=3)
+    for wrong in (3, "0", True):
+        with pytest.raises(ValueError, match=f"normal_id: {wrong!r}, expected 0..1"):
+            model.set_anomalies(["a"], tiny_tokenizer(), normal_id=wrong)
+    for kind in (int, object):
+        with pytest.raises(ValueError, match="video_features: expected floats, got"):
+            model.score_frames(np.ones((3, 24)).astype(kind))
     assert config.id2label[0] == "a_cat" and all(torch.equal(state[n], t) for n, t in model.state_dict().items())
 
 
