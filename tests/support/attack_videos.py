@@ -321,9 +321,10 @@ def processors(rng: random.Random, folder: Path) -> Attack:
         "rescale_factor": [1 / 255, math.nan, 0], "max_pixels": [1, 10**9],
     }  # fmt: skip
     options = {}
-    for name in rng.sample(names, rng.choice([1, 1, 2])):
-        options[name] = rng.choice(right[name] if name in right and rng.random() < 0.5 else STRANGE)
     at_once = rng.random() < 0.5
+    strange = NUMBERS if at_once else STRANGE  # a file holds JSON
+    for name in rng.sample(names, rng.choice([1, 1, 2])):
+        options[name] = rng.choice(right[name] if name in right and rng.random() < 0.5 else strange)
     video = np.random.default_rng(rng.randrange(99)).integers(0, 256, (9, 30, 40, 3), np.uint8)
 
     def run():
@@ -399,7 +400,7 @@ def labelled(rng: random.Random, folder: Path) -> Attack:
     if roll < 0.15:
         labels = rng.choice([*ODD, None, "a, b", ",", ["a", "a"], ["a", None], [3], "a", ("a", "b"), {"a": 1}])
     elif roll < 0.4:
-        name = rng.choice(["hypothesis_template", "top_k", "batch_size", "num_frames", "fps", "colour", "start"])
+        name = rng.choice(["hypothesis_template", "top_k", "batch_size", "num_frames", "fps", "start"])
         values = {"hypothesis_template": ["a {}.", ["{}", "a {}"], "none", "{} {}", "{0}", 3, [], [None]]}
         options[name] = rng.choice(values.get(name, STRANGE))
     several = "several" in shown
@@ -464,7 +465,7 @@ def abnormal(rng: random.Random, folder: Path) -> Attack:
         shown = f"features, {kind}, {_shown(features)}"
     options: dict[str, object] = {}
     if rng.random() < 0.5:
-        name = rng.choice(["threshold", "frame_stride", "sample_fps", "fps", "class_scores", "batch_size", "colour"])
+        name = rng.choice(["threshold", "frame_stride", "sample_fps", "fps", "class_scores", "batch_size"])
         options[name] = rng.choice(STRANGE)
 
     def run():

@@ -22,6 +22,7 @@ from hf_clip_variants import VideoAnomalyClipModel
 from hf_clip_variants.modeling.video_anomaly_clip.losses_video_anomaly_clip import (
     Batch,
     anomaly_losses,
+    checked_labels,
     draw_masks,
     log_probabilities,
     select_segments,
@@ -364,6 +365,12 @@ def test_a_saved_model_keeps_classes_centroid_and_scores(tmp_path):
 def test_wrong_inputs_are_said(inputs, message):
     with pytest.raises(ValueError, match=message):
         video_anomaly_model()(**inputs)
+
+
+def test_labels_that_are_none_are_said():
+    for wrong in ("cat", [None], [[1], [2, 3]]):
+        with pytest.raises(ValueError, match="labels: got .* expected one class a video"):
+            checked_labels(wrong, 2, 3)
 
 
 def test_features_of_another_scale_are_refused():
