@@ -7,8 +7,8 @@ Videos are drawn: foods move about on a white table; in one part of an abnormal 
 there is among them (a spider, a snake, ...). Training sees what is in a video, not where. Each video's frames are
 encoded once, by the embedded CLIP, which stays as it is but for its text projection. There are two sets of test
 videos: other ones in the styles of the training videos, as train and test are alike in the paper; and in a style that
-no training video has. Training has three styles (two with --development, which tests on the third). All that is measured
-is of single frames, which no training label tells:
+no training video has. Training has three styles (two with --development, which tests on the third). All that is
+measured is of single frames, which no training label tells:
 
 - AUC, AP: of the score against "is this frame abnormal";
 - mAUC, mAP: the means over anomalies, of each one's probability;
