@@ -256,9 +256,10 @@ def find_moments(
 ) -> list[list[Found]]:
     """For each text, the best moments: of all runs of 1 to `longest` chunks of `chunk` seconds (DiDeMo's), those whose
     mean score is largest."""
-    check_count("top", top)
-    moments = candidate_moments(len(features), chunk, longest)
+    for name, value in (("top", top), ("chunk", chunk), ("longest", longest)):
+        check_count(name, value)
     logits = loaded.model.get_second_logits(features, texts).cpu()
+    moments = candidate_moments(len(logits), chunk, longest)
     scores = moment_scores(logits, moments)
     found = []
     for label, row in enumerate(scores.T):

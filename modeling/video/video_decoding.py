@@ -207,8 +207,8 @@ def _opened(source, rules: DecodingRules):
     if hasattr(source, "read"):
         return contextlib.nullcontext(source) if not hasattr(source, "__enter__") else source, ""
     raise ValueError(
-        f"got {type(source).__name__}, expected a path, a URL, the bytes of a file, a folder or a list of frames, or "
-        "an array (T, H, W, 3)"
+        f"video: got {type(source).__name__}, expected a path, a URL, the bytes of a file, a folder or a list of "
+        "frames, or an array (T, H, W, 3)"
     )
 
 
@@ -339,6 +339,8 @@ class _Animation(Video):
                     self._image = self._opened(self._file)
                 self._image.seek(int(number))
                 frame, shown = decode_image(self._image.copy(), self._rules), number
+                if frame.size != (self.width, self.height):  # of a damaged GIF; what is outside is not shown
+                    frame = frame.crop((0, 0, self.width, self.height))
             yield frame
 
 

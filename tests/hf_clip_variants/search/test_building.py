@@ -189,6 +189,21 @@ def test_nothing_to_index_is_an_error_that_leaves_the_index_as_it_was(folder, en
         build_index(tmp_path / "nowhere", encoder, out)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": 3}, "model: got int; want a folder, a Hub id or an Encoder"),
+        ({"out": ["a"]}, r"out: got \['a'\]; want the path of a folder"),
+        ({"faiss": 3}, "faiss: got 3; want a recipe"),
+        ({"batch_size": 2.5}, "batch_size: got 2.5; want a whole number"),
+        ({"workers": -1}, "workers: got -1; want a whole number"),
+    ],
+)
+def test_wrong_arguments_are_named(folder, encoder, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build_index(**{"source": folder, "model": encoder, "out": tmp_path / "index"} | wrong)
+
+
 def test_an_index_within_its_own_folder_is_not_indexed(folder, encoder, monkeypatch):
     monkeypatch.chdir(folder)
     index = build_index(".", encoder, "pictures/index")

@@ -245,6 +245,18 @@ def test_transparent_animations_are_put_on_white(folder):
     assert [frame.getpixel((0, 0)) for frame in found] == [(255, 0, 0), (255, 255, 255)]
 
 
+def test_a_frame_of_a_damaged_gif_that_reaches_over_the_others_is_cut():
+    file, frames = io.BytesIO(), [PIL.Image.fromarray(frame) for frame in grey_frames(3)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    content = bytearray(file.getvalue())
+    content[content.rindex(b"\x2c\0\0\0\0\x30\0\x20\0") + 1] = 128  # where the last frame begins
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.seek(2)
+        assert image.size == (176, 32)
+    found, _ = read_video(bytes(content), ALL)
+    assert [frame.size for frame in found] == [(48, 32)] * 3
+
+
 @pytest.mark.parametrize(
     "source, message",
     [

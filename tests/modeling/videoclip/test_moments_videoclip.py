@@ -135,6 +135,7 @@ def test_wrong_options_of_tasks_are_said():
         (lambda: segment_video(loaded, features, texts, "3"), "threshold: '3', expected a number"),
         (lambda: find_moments(loaded, features, texts, top=0), "top: 0, expected a whole number > 0"),
         (lambda: find_moments(loaded, features, texts, chunk=2.5), "chunk: 2.5, expected a whole number > 0"),
+        (lambda: find_moments(loaded, features[:0], texts), r"video_features: got \[0, 10\]"),
         (lambda: retrieve(torch.zeros(2, 2), top=-1), "top: -1, expected a whole number > 0"),
         (lambda: score_videos(loaded, [], texts), "videos: none"),
         (
