@@ -236,6 +236,38 @@ def test_tables_and_data_sets_are_indexed_by_row(encoder, tmp_path, encoded):
     assert len(build_index(file, encoder, tmp_path / "index", column="image")) == 4 and not encoded
 
 
+def test_a_data_set_of_the_hub_with_a_column_of_videos_is_indexed(encoder, tmp_path, monkeypatch, encoded):
+    """Frames of each video, as of the same files in a folder; the same again encodes nothing."""
+    save_media(tmp_path / "files")
+    paths = [tmp_path / "files" / name for name in ("long.mp4", "single.mp4")]
+    rows = datasets.Dataset.from_dict({"video": [str(path) for path in paths]})
+    rows = rows.cast_column("video", datasets.Video(decode=False))
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or {"train": rows}
+    )
+    index = build_index("somebody/clips", encoder, tmp_path / "index", revision="abc")
+    assert asked == [(("somebody/clips",), {"revision": "abc"})] and index.manifest["source"] == "somebody/clips"
+    assert index.counts() == {"video": 2} and index.unreadable == []
+    alone = build_index(tmp_path / "files", encoder, tmp_path / "folder").dataset.to_pandas()
+    for path, name in zip(sorted({*index.dataset["path"]}), ("long.mp4", "single.mp4"), strict=True):
+        ours = [row["features"] for row in index.dataset if row["path"] == path]
+        np.testing.assert_array_equal(ours, alone[alone["path"] == name]["features"].tolist())
+    rows.to_parquet(str(tmp_path / "clips.parquet"))
+    of_table = build_index(tmp_path / "clips.parquet", encoder, tmp_path / "table")
+    assert of_table.dataset["features"][:] == index.dataset["features"][:]
+    encoded.clear()
+    build_index("somebody/clips", encoder, tmp_path / "index")
+    assert not encoded
+
+    def refuse(*names, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(FileNotFoundError, match="'somebody/clips' is no file or folder here.*could not be.*no route"):
+        build_index("somebody/clips", encoder, tmp_path / "index")
+
+
 def test_rows_without_a_picture_are_named(encoder, tmp_path):
     icons = load_images("emoji:notov1").select(range(2))
     rows = [{"image": icons.encoded_bytes(0)}, {"image": None}, {"image": b"no"}, {"image": icons.encoded_bytes(1)}]
