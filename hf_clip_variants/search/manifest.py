@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from .sources import KINDS
@@ -26,6 +27,8 @@ def wrong_field(manifest: dict[str, Any]) -> str | None:
     ):
         if name not in manifest or not isinstance(manifest[name], kinds) or isinstance(manifest[name], bool):
             return f"{name}: got {manifest.get(name)!r:.100}"
+    if manifest["column"] is None and not os.path.isabs(manifest["source"]):
+        return f"source: got {manifest['source']!r:.100}, no absolute path"
     model, videos = manifest["model"], manifest["videos"]
     for name, kind in _MODEL.items():
         if not isinstance(model.get(name), kind):

@@ -83,7 +83,7 @@ def labelled_seconds(logits: torch.Tensor, threshold: float) -> torch.Tensor:
     """
     if type(threshold) not in (int, float) or math.isnan(threshold):
         raise ValueError(f"threshold: {threshold!r}, expected a number")
-    threshold = min(max(threshold, -_LARGEST), _LARGEST)
+    threshold = float(min(max(threshold, -_LARGEST), _LARGEST))
     scores, best = logits.max(1)
     return torch.where(scores > threshold, best + 1, torch.zeros_like(best))
 

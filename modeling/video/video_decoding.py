@@ -347,7 +347,8 @@ class _Animation(Video):
 def _check_pixels(width: int, height: int, rules: DecodingRules, name: str) -> None:
     if width * height > rules.max_pixels:
         raise ValueError(
-            f"video has frames of {width} x {height} = {width * height} pixels{name}, more than max_pixels={rules.max_pixels}"
+            f"video has frames of {width} x {height} = {width * height} pixels{name}, more than "
+            f"max_pixels={rules.max_pixels}"
         )
     if not width * height:
         raise ValueError(f"video has frames of {width} x {height} pixels{name}")

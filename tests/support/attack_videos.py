@@ -120,7 +120,9 @@ def files(rng: random.Random, folder: Path) -> Attack:
         given = {"path": str(path), "bytes": data, "cell": {"bytes": None, "path": str(path)}}
         frames, metadata = read_video(given[source] if source != "file" else open(path, "rb"), rule)
         # Within a stream, the size may change.
-        if (how == "none" and len({frame.size for frame in frames}) != 1) or not all(frame.mode == "RGB" for frame in frames):
+        if (how == "none" and len({frame.size for frame in frames}) != 1) or not all(
+            frame.mode == "RGB" for frame in frames
+        ):
             return f"{WRONG}frames of { ({(frame.size, frame.mode) for frame in frames}) }"
         if how == "none" and rule is ALL and [number_of(frame) for frame in frames] != list(range(20)):
             return f"{WRONG}frames {[number_of(frame) for frame in frames]}"

@@ -198,6 +198,7 @@ def _changed(about: dict, path: tuple[str, ...], value: object) -> dict:
         (("model", "key"), "x", "model: got"),
         (("model", "processor"), {"image_processor": 1}, "model: got"),
         (("source",), None, "source: got None"),
+        (("source",), "files", "source: got 'files', no absolute path"),
         (("width",), "24", "width: got '24'"),
         (("width",), 12, "features of .*want 12 of float16"),
         (("videos", "mode"), "x", "videos: videos: got 'x'"),
