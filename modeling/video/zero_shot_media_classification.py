@@ -47,6 +47,9 @@ class ZeroShotMediaClassificationPipeline(Pipeline):
 
     def classify(self, inputs: Sequence[Mapping], is_one: bool, candidate_labels, **kwargs: Any):
         """The end of `__call__`. `is_one`: the result of the only input, not a list."""
+        batch_size = kwargs.get("batch_size")
+        if batch_size is not None and (type(batch_size) is not int or not 0 < batch_size < 2**31):
+            raise ValueError(f"batch_size: {batch_size!r}, expected a whole number > 0")
         self._encoded = {}  # weights may have changed since
         kwargs["candidate_labels"] = candidate_labels
         return super().__call__(inputs[0] if is_one else list(inputs), **kwargs)
