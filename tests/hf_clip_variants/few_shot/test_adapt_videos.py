@@ -101,7 +101,12 @@ def test_the_command_fits_an_adapter_to_videos_and_predict_uses_it(folder, clip,
     assert not re.search(r"\b(test|training|labelled) images?\b", page)
     print_results(results, str(out))
     said = capsys.readouterr().out
-    assert "4 test videos" in said and "No test video was used to decide" in " ".join(said.split())
+    assert (
+        "4 test videos" in said
+        and "predict" in said
+        and "clips/" in said
+        and "No test video was used to decide" in " ".join(said.split())
+    )
     accuracy = {one["method"]: one["accuracy"]["test"] for one in results["runs"]}
     assert accuracy.keys() == {"tip_adapter", "maple"} and not any(one["error"] for one in results["runs"])
     adapter = out / "adapters" / "tip_adapter" / "1-shot" / "seed-1"
