@@ -103,10 +103,11 @@ def _work(kind: str, seed: int, folder: Path, first: int, pipe: int) -> None:
     def say(*what: object) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
-    room = _memory("self", "VmSize") + _ROOM
-    resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
+        room, allowed = _memory("self", "VmSize") + _ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]
+        room = room if allowed == resource.RLIM_INFINITY else min(room, allowed)  # as `ulimit -v` says
+        resource.setrlimit(resource.RLIMIT_AS, (room, room))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for index, case in enumerate(cases_of(kind, seed, folder)):
             if index < first:
                 continue
@@ -131,6 +132,7 @@ class Batch:
         self.folder = Path(tempfile.mkdtemp(prefix=f"attack-{kind}-"))
         self.started = time.monotonic()
         self.tried_again: int | None = None
+        self.said_something = False
         self._start(0)
 
     def _start(self, first: int) -> None:
@@ -173,6 +175,7 @@ class Batch:
         data = os.read(self.pipe, 1 << 16)
         *lines, self._rest = (self._rest + data).split(b"\n")
         found = []
+        self.said_something |= bool(lines)
         for what, index, name, *outcome in map(json.loads, lines):
             if what == "start":
                 self.running, self.case_started = (index, name), time.monotonic()
@@ -184,6 +187,8 @@ class Batch:
         if data:
             return found, True
         if self.running is None:
+            if not self.said_something:
+                found.append(self._found("raw exception", "the process ended before its first case"))
             return found, False
         pid, status = os.waitpid(self.pid, 0)
         found.append(self._found("raw exception", f"the process died, status {status}"))
@@ -203,6 +208,7 @@ class Batch:
         if self.running is None:
             if time.monotonic() - self.case_started > 20 * SECONDS:
                 found = self._found("hang", "the generator itself", "the generator itself")
+                self.said_something = True
                 self._stop()
                 self._start(CASES_A_BATCH)
                 return [found]

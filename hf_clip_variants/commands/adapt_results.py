@@ -18,9 +18,9 @@ def print_results(results: dict[str, Any], out: str) -> None:
 
     screen = output.screen()
     rows = sorted(results["table"], key=lambda row: row["shots"])
-    chance = False
+    chance, thing = False, "video" if results["data"].get("videos") else "image"
     for name, about in results["data"]["test_sets"].items():
-        title = Text(printable(f"{name}, {about['images']} test images"))
+        title = Text(printable(f"{name}, {about['images']} test {thing}s"))
         table = Table(title=title, title_justify="left")
         for column in ("method", "shots", "accuracy, %", "gain (95 % interval)", "time"):
             table.add_column(column, justify="left" if column[0] in "mg" else "right")
@@ -41,25 +41,27 @@ def print_results(results: dict[str, Any], out: str) -> None:
     notes += ["~: the interval includes 0, so the gain may be chance."] if chance else []
     passes = sum(record["passes_at_every_step"] for record in results["runs"])
     if encoded := results["data"]["encoded_views"]:
-        notes.append(f"The frozen image encoder ran on {encoded:,} training images instead of {passes:,}.")
+        notes.append(f"The frozen image encoder ran on {encoded:,} training {thing}s instead of {passes:,}.")
     if any(about.get("rows_are_saved") for about in results["data"]["test_sets"].values()):
-        notes.append("Without test data, a share of the images of each class is held out as the test set.")
+        notes.append(f"Without test data, a share of the {thing}s of each class is held out as the test set.")
     screen.print("\n".join([*notes, f"{results['seconds']:.0f} s in all."]), style="dim")
-    screen.print(recommendation(results["recommended"]), style="bold")
+    screen.print(recommendation(results["recommended"], thing), style="bold")
     for name, path in (("Report", "report.html"), ("Adapters", "adapters")):
         screen.print(f"{name + ':':<9} {os.path.join(out, path)}", soft_wrap=True)
     screen.print(f"{'Next:':<9} {next_commands(results, results['recommended'], out)[0][1]}", soft_wrap=True)
 
 
-def recommendation(recommended: dict[str, Any]) -> str:
-    """The recommendation in a sentence."""
-    shots = f"{recommended['shots']} image{'s' * (recommended['shots'] != 1)} a class"
+def recommendation(recommended: dict[str, Any], thing: str = "image") -> str:
+    """The recommendation in a sentence; `thing` is what was drawn and tested on."""
+    shots = f"{recommended['shots']} {thing}{'s' * (recommended['shots'] != 1)} a class"
     if not recommended["shots"]:
-        return "Recommended: keep zero-shot CLIP; no adapter promises to be better. No test image was used to decide."
+        return (
+            f"Recommended: keep zero-shot CLIP; no adapter promises to be better. No test {thing} was used to decide."
+        )
     gain = f"{100 * recommended['estimated_gain']:+.1f} ± {100 * recommended['standard_error']:.1f}"
     return (
         f"Recommended: {recommended['title']} with {shots}, which promises {gain} points over zero-shot CLIP. "
-        "No test image was used to decide."
+        f"No test {thing} was used to decide."
     )
 
 

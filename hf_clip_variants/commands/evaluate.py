@@ -1,4 +1,4 @@
-"""`hf-clip-variants evaluate`: accuracy on labelled images."""
+"""`hf-clip-variants evaluate`: accuracy on labelled images and videos."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from .output import (
     use_all_cores,
 )
 from .predict import UNREADABLE
+from .video_classification import is_video_model
 
 
 SHOWN_CLASSES = 10
@@ -30,13 +31,14 @@ def evaluate(
         list[str],
         typer.Option(
             metavar="SOURCE",
-            help=f"Labelled images: {options.SOURCES}; may be repeated.",
+            help=f"Labelled images or videos: {options.SOURCES}; may be repeated.",
             autocompletion=options.complete_source,
         ),
     ],
     adapter: options.Adapter = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A classifier or any CLIP: folder or Hub id.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A classifier, any CLIP or a model of videos: folder or Hub id."),
     ] = None,
     split: Annotated[
         str | None,
@@ -149,19 +151,22 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """
-    Measure a model, with or without an adapter, on labelled images: overall accuracy, and accuracy per class.
+    Measure a model, with or without an adapter, on labelled images or videos: overall accuracy, and accuracy per
+    class.
 
     \b
     [bold]Example[/bold]
       hf-clip-variants evaluate --data pets/ --model run/base --split test
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
+    A model of images sees a video (clip.mp4) as the mean of eight frames; one of videos has a top-5 accuracy, too.
     Where images have several labels, it prints mAP and F1. With --task segmentation, mean IoU.
 
     \b
     [bold]More examples[/bold]
       hf-clip-variants evaluate --data pets/ --model openai/clip-vit-base-patch32
       hf-clip-variants evaluate --data more.csv --model run/base --common-classes
+      hf-clip-variants evaluate --data clips/ --model my-actionclip
       hf-clip-variants evaluate --data photos/ --model run/base --multi-label \\
         --calibrate train --save tagger
       hf-clip-variants evaluate --task segmentation --data scenes/ \\
@@ -201,15 +206,29 @@ def evaluate(
         evaluate_segmentation(data[0], split, reading, loading, windows, oracle, calibrate, save, json)
         return
     _refuse(segmentation, "is for --task segmentation")
+    if model is not None and adapter is None and is_video_model(model):
+        others = {"--base": base, "--multi-label": multi_label, "--calibrate": calibrate}
+        others |= {"--precision": None if precision == "float32" else precision}
+        _refuse(others, "is for models of images")
+        from .video_classification import evaluate_videos
+
+        reading = options.reading(image_column, label_column, class_names)
+        loading = {"model": model, "templates": templates, "device": device}
+        loading["class_names"] = options.classes_to_choose_from(classes)
+        result, skipped = evaluate_videos(data, split, reading, loading, common_classes, batch_size, json)
+        _print_result(result, json)
+        report_unreadable(skipped, "video")
+        return
     prepare_libraries(watched=not json)
     use_all_cores()
     from ..data.images.class_labels import UnnamedLabels
     from ..data.images.labelled_images import LiveImages
-    from ..data.images.labelled_sets import align_classes
+    from ..data.images.labelled_sets import WITH_VIDEOS, align_classes
     from ..data.images.sources import SeveralLabels, load_images
     from ..evaluation.image_prediction import predict
     from ..evaluation.precision import use_precision
     from ..evaluation.prediction import load_for_prediction, was_made_for_several_labels
+    from ..evaluation.video_features import with_mean_of_frames
     from ..metrics.classification import accuracy, accuracy_by_class
 
     if save is not None and precision != "float32":
@@ -228,12 +247,12 @@ def evaluate(
     several = multi_label or calibrate is not None or was_made_for_several_labels(model, adapter)
     images = loaded = None
     try:
-        images = None if several else load_images(source, split, **reading)
+        images = None if several else load_images(source, split, **reading | WITH_VIDEOS)
     except SeveralLabels:
         several = True
     except UnnamedLabels:  # the model's classes name them
         loaded = load_for_prediction(**loading)
-        images = load_images(source, split, **reading | {"class_names": loaded.class_names})
+        images = load_images(source, split, **reading | WITH_VIDEOS | {"class_names": loaded.class_names})
     if several:
         from .multi_label import evaluate_labels
 
@@ -247,7 +266,9 @@ def evaluate(
     loaded = loaded or load_for_prediction(**loading, default_class_names=images.class_names)
     use_precision(loaded.model, precision, say)
     if common_classes:
-        images = _only_classes_of(loaded, images, shown)
+        images = only_classes_of(loaded, images, shown)
+    if images.videos:
+        with_mean_of_frames(loaded.model)
     images = align_classes(images, loaded.class_names, shown)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     labelled = LiveImages(base, images, loaded.processor)
@@ -269,12 +290,16 @@ def evaluate(
         "per_class": dict(zip(loaded.class_names, per_class, strict=True)),
         "unreadable": [name for name, _ in images.skipped],
     }
-    if json:
+    _print_result(result, json)
+    report_unreadable(images.skipped)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         with machine_output() as emit:
             emit(result)
     else:
         print_accuracy(result)
-    report_unreadable(images.skipped)
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -301,17 +326,17 @@ def _number_or_text(text: str | None) -> float | str | None:
         return text
 
 
-def report_unreadable(skipped: Sequence[tuple[str, str]]) -> None:
-    """Say how many images were left out; if there are any, exit with the command's exit code for them.
+def report_unreadable(skipped: Sequence[tuple[str, str]], what: str = "image") -> None:
+    """Say how many images, or videos, were left out; if there are any, exit with the command's exit code for them.
 
     The reader's warning has named the first twenty.
     """
     if skipped:
-        say(f"{len(skipped)} image{'s' * (len(skipped) != 1)} could not be read", style="red")
+        say(f"{len(skipped)} {what}{'s' * (len(skipped) != 1)} could not be read", style="red")
         raise typer.Exit(UNREADABLE)
 
 
-def _only_classes_of(loaded, images, data: str):
+def only_classes_of(loaded, images, data: str):
     """The images of the model's classes; says which classes are left out."""
     from ..data.images.image_set import name_some
     from ..data.images.labelled_sets import used_classes
@@ -333,7 +358,10 @@ def print_accuracy(result: dict) -> None:
     out = screen()
     split = f", split {result['split']}" if result["split"] else ""
     beside = "" if result.get("zero_shot") is None else f" (zero-shot CLIP: {100 * result['zero_shot']:.1f} %)"
-    about = f"{beside} of {result['images']} images in {result['classes']} classes ({result['data']}{split})"
+    kind = "images"
+    if "top5_accuracy" in result:
+        kind, beside = "videos", f" (among the best five: {100 * result['top5_accuracy']:.1f} %)"
+    about = f"{beside} of {result['images']} {kind} in {result['classes']} classes ({result['data']}{split})"
     out.print(Text.assemble((f"{100 * result['accuracy']:.1f} %", "bold"), about), soft_wrap=True)
     measured = sorted((a, name) for name, a in result["per_class"].items() if a is not None)[:SHOWN_CLASSES]
     rows = [(name, f"{100 * value:.1f}") for value, name in measured]

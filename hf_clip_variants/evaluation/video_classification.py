@@ -84,18 +84,18 @@ def load_video_classifier(
 
 @torch.inference_mode()
 def classify_videos(
-    loaded: VideoClassifier, paths: Iterable[str], top: int = 5, batch_size: int = 8
+    loaded: VideoClassifier, paths: Iterable[str | bytes], top: int = 5, batch_size: int = 8
 ) -> Iterator[Prediction]:
-    """A prediction for each path, in order; `error` is set for a video that cannot be read.
+    """A prediction for each path, or content of a file, in order; `error` is set for a video that cannot be read.
 
     Scores add up to 1, or, of a model for several labels a video, are each by itself. Threads read the videos of the
     next batch while the model runs on this one; videos of as many frames go through it together.
     """
     top = min(top, len(loaded.class_names))
 
-    def read(path: str) -> Any:
+    def read(path: str | bytes) -> Any:
         try:
-            if os.path.isfile(path) and not os.path.getsize(path):
+            if isinstance(path, str) and os.path.isfile(path) and not os.path.getsize(path):
                 raise OSError("the file is empty")
             return path, loaded.processor(videos=[path], return_tensors="pt")
         except (OSError, ValueError, ImportError) as error:
@@ -104,6 +104,7 @@ def classify_videos(
     reading = read_ahead(paths, read)
     while read_now := list(islice(reading, batch_size)):
         names, batch = zip(*read_now, strict=True)
+        names = [name if isinstance(name, str) else "" for name in names]
         outcomes: dict[int, Prediction] = {}
         together: dict[tuple, list[int]] = {}
         for place, one in enumerate(batch):

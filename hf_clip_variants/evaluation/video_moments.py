@@ -17,6 +17,7 @@ from ..modeling.video.moments import (
     background_threshold,
     best_seconds,
     candidate_moments,
+    check_count,
     labelled_seconds,
     moment_scores,
     ordered_steps,
@@ -167,18 +168,38 @@ def read_features(loaded: SecondsModel, source: Any, fps: float | None = None, s
 @torch.inference_mode()
 def score_videos(loaded: SecondsModel, videos: Sequence[torch.Tensor], texts: torch.Tensor) -> torch.Tensor:
     """(V, K) dot products of V videos with K texts, all in one batch; of longer videos the first seconds that the
-    model sees at once, as in the official code."""
+    model sees at once, as in the official code.
+
+    Raises:
+        ValueError: no videos, other shapes or types, NaN.
+    """
+    if not len(videos):
+        raise ValueError("videos: none, expected features of at least one")
+    for place, one in enumerate(videos):
+        _check_floats(f"videos[{place}]: features", one, "seconds", loaded.model.config.feature_size)
+    _check_floats("texts", texts, "labels", loaded.model.config.hidden_size)
     cut = [features[: loaded.longest] for features in videos]
     masks = [torch.ones(len(one), dtype=torch.long) for one in cut]
     features, mask = (
         torch.nn.utils.rnn.pad_sequence(x, batch_first=True).to(loaded.model.device) for x in (cut, masks)
     )
     embeds = loaded.model.get_video_features(video_features=features, video_mask=mask).pooler_output
-    return embeds.float().cpu() @ texts.T
+    return embeds.float().cpu() @ texts.float().cpu().T
+
+
+def _check_floats(name: str, values: object, rows: str, width: int) -> None:
+    is_tensor = isinstance(values, torch.Tensor)
+    if not is_tensor or values.dim() != 2 or values.shape[1] != width or not len(values):
+        got = list(values.shape) if is_tensor else type(values).__name__
+        raise ValueError(f"{name}: got {got}, expected a tensor [{rows}, {width}]")
+    if not values.is_floating_point() or not values.isfinite().all():
+        raise ValueError(f"{name}: {values.dtype}, expected finite floats, without NaN")
 
 
 def retrieve(scores: torch.Tensor, top: int | None = None) -> list[list[tuple[int, float]]]:
     """(V, K) of `score_videos` -> for each of K texts, (video, score), best first."""
+    if top is not None:
+        check_count("top", top)
     found = []
     for row in scores.T:
         order = row.argsort(descending=True, stable=True)[:top].tolist()
@@ -235,6 +256,8 @@ def find_moments(
 ) -> list[list[Found]]:
     """For each text, the best moments: of all runs of 1 to `longest` chunks of `chunk` seconds (DiDeMo's), those whose
     mean score is largest."""
+    for name, value in (("top", top), ("chunk", chunk), ("longest", longest)):
+        check_count(name, value)
     logits = loaded.model.get_second_logits(features, texts).cpu()
     moments = candidate_moments(len(logits), chunk, longest)
     scores = moment_scores(logits, moments)

@@ -329,6 +329,7 @@ def _about_run(
         "data": {
             "class_names": list(task.class_names),
             "train_images": len(task.train),
+            "videos": task.has_videos,  # images are videos, of which some frames are seen
             "skipped": [name for name, _ in draws.skipped],
             "seconds_per_view": runner.seconds_per_view,
             # Of training images, for all runs together.

@@ -101,6 +101,7 @@ def plan(
     return {
         "data": {
             "images": len(train),
+            "videos": train.videos,
             "classes": classes,
             "class_names": list(train.class_names),
             "unreadable": [name for name, _ in draws.skipped],
@@ -190,10 +191,12 @@ def describe(plan: Mapping[str, Any]) -> dict[str, str]:
     unreadable = f", {len(data['unreadable'])} more cannot be read" if data["unreadable"] else ""
     minutes = ", ".join(f"{name} {duration(value)}" for name, value in plan["seconds_by_method"].items())
     words = {
-        "Images": f"{data['images']} in {data['classes']} classes: {', '.join(data['class_names'][:5])}"
+        "Videos"
+        if data.get("videos")
+        else "Images": f"{data['images']} in {data['classes']} classes: {', '.join(data['class_names'][:5])}"
         f"{', …' if data['classes'] > 5 else ''}{unreadable}",
         "Training": images,
-        "Test images": tested,
+        f"Test {'videos' if data.get('videos') else 'images'}": tested,
         "Runs": f"{plan['runs']}: {_count(plan['methods'], 'method')} x {_count(shots, 'number', ' of shots')} x "
         f"{_count(plan['seeds'], 'seed')}",
         "Features": f"{plan['image_encoder_passes']:,} passes of the image encoder, once for all runs",

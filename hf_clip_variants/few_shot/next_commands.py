@@ -23,8 +23,9 @@ def next_commands(
     """
     folder = _short(run_folder)
     what = "zero-shot CLIP" if recommended["method"] == ZERO_SHOT else recommended["title"]
+    things, new = ("videos", "clips/") if results["data"].get("videos") else ("images", "photos/")
     commands = [
-        (f"Classify images with {what}", ["predict", folder, "photos/"]),
+        (f"Classify {things} with {what}", ["predict", folder, new]),
         (f"Share {what} on the Hub", ["push", folder, "YOUR_NAME/MODEL_NAME"]),
     ]
     data, shots = results["data"], max((run["shots"] for run in results["runs"]), default=0)
@@ -34,7 +35,7 @@ def next_commands(
         if config.is_file():
             out = f"{folder}-{2 * shots}-shots"
             more = ["adapt", "--config", _short(config), "--shots", str(2 * shots), "--out", out]
-            commands.append((f"Learn from {2 * shots} images a class", more))
+            commands.append((f"Learn from {2 * shots} {things} a class", more))
     return [(title, shlex.join(["hf-clip-variants", *words])) for title, words in commands]
 
 

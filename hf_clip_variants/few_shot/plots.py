@@ -59,8 +59,15 @@ def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_curves(axes, title: str, zero_shot: float | None, lines: Iterable[tuple[str, Mapping[int, Point]]]) -> None:
-    """Accuracy by shots. `lines`: (name, shots -> point) of each method; zero-shot is the dashed line."""
+def draw_curves(
+    axes,
+    title: str,
+    zero_shot: float | None,
+    lines: Iterable[tuple[str, Mapping[int, Point]]],
+    things: str = "images",
+) -> None:
+    """Accuracy by shots. `lines`: (name, shots -> point) of each method; zero-shot is the dashed line. `things`: what
+    the shots are."""
     lines = list(lines)
     shots = sorted({k for _, points in lines for k in points})
     if zero_shot is not None:
@@ -82,7 +89,7 @@ def draw_curves(axes, title: str, zero_shot: float | None, lines: Iterable[tuple
         )
     axes.set_xticks(range(len(shots)), [str(k) for k in shots])
     axes.set_xlim(-0.5, max(len(shots), 1) - 0.5)
-    style(axes, title, "labelled images per class", "accuracy, %", grid="y")
+    style(axes, title, f"labelled {things} per class", "accuracy, %", grid="y")
 
 
 def draw_comparison(

@@ -41,7 +41,7 @@ def shown_candidate(recommended: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((c for c in recommended["candidates"] if c["method"] != ZERO_SHOT), None)
 
 
-def accuracy_plot(rows: Sequence[Mapping[str, Any]], test_set: str, title: str) -> str:
+def accuracy_plot(rows: Sequence[Mapping[str, Any]], test_set: str, title: str, things: str = "images") -> str:
     """SVG: accuracy by shots, a line for each method with its spread over seeds; zero-shot is the dashed line.
 
     Text, grid and black take the colours of the page, which may be dark.
@@ -62,14 +62,14 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], test_set: str, title: str) 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hf_clip_variants", "font.size": 10}):
         figure = Figure(figsize=(4.6, 3.4))  # small, so that its text can still be read on a phone
         axes = figure.add_subplot(facecolor="none")
-        draw_curves(axes, title, zero_shot, lines.items())
+        draw_curves(axes, title, zero_shot, lines.items(), things)
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         text = io.StringIO()
         figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     for colour, of_page in (("#000000", "currentColor"), (GREY, "var(--soft)"), (GRID, "var(--line)")):
         svg = svg.replace(colour, of_page)
-    about = html.escape(f"{title}: accuracy by labelled images per class. The table of results has the numbers.")
+    about = html.escape(f"{title}: accuracy by labelled {things} per class. The table of results has the numbers.")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{about}" ', 1)
 
 
@@ -259,7 +259,8 @@ def _section(
     files = load_file(folder / shown["predictions"])
     after = files[f"{name}.predicted"]
     section["adapted"] = after, files[f"{name}.confidence"]
-    section["plot"] = accuracy_plot(rows, name, f"{name}, {about['images']} test images")
+    things = "videos" if results["data"].get("videos") else "images"
+    section["plot"] = accuracy_plot(rows, name, f"{name}, {about['images']} test {things}", things)
     changes, section["single"] = class_changes(labels, before, after, names)
     section["measured"] = len(changes)
     section["gains"] = [row for row in changes if row["change"] > 0][:CLASSES_SHOWN]

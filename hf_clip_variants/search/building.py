@@ -103,8 +103,16 @@ def build_index(
     """
     from accelerate import PartialState
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size}; want at least 1")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}; want a whole number, at least 1")
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise ValueError(f"workers: got {workers!r}; want a whole number, at least 0, or None")
+    if not isinstance(model, str | os.PathLike | Encoder):
+        raise ValueError(f"model: got {type(model).__name__}; want a folder, a Hub id or an Encoder")
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise ValueError(f"out: got {out!r}; want the path of a folder")
+    if faiss is not None and not isinstance(faiss, str):
+        raise ValueError(f"faiss: got {faiss!r}; want a recipe of FAISS, such as IVF1024,Flat")
     if faiss is not None:
         require("faiss", "An approximate index")
     out = Path(os.path.abspath(os.path.expanduser(out)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..files.json_files import write_json
 from ..modeling.dual_encoders.backbones import unit_norm
 from ..optional_dependencies import require
 from .encoder import Encoder, load_encoder
+from .manifest import wrong_columns, wrong_field
 from .sources import KINDS, Source, open_source
 
 
@@ -83,6 +84,8 @@ def open_index(
     manifest = read_json(folder / MANIFEST)
     if manifest.get("version") != FORMAT_VERSION:
         raise OSError(f"{folder}: an index of version {manifest.get('version')!r}; want {FORMAT_VERSION}")
+    if wrong := wrong_field(manifest):
+        raise OSError(f"{folder / MANIFEST}: {wrong}: it is damaged; remove the folder and make it anew")
     if files is not None:
         manifest["source"] = os.path.abspath(os.path.expanduser(files))
     return Index(folder, manifest, model, device)
@@ -129,11 +132,14 @@ class Index:
         try:
             with without_bars():
                 self.dataset: datasets.Dataset = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            self.table: pa.Table = self.dataset.data.table
+            wrong = wrong_columns(self.table)
+        except Exception as error:  # of damaged files, `datasets` raises anything
             raise OSError(
                 f"{folder}: its vectors cannot be read ({error}); remove the folder and make it anew"
             ) from error
-        self.table: pa.Table = self.dataset.data.table
+        if wrong:
+            raise OSError(f"{folder}: {wrong}: it is damaged; remove the folder and make it anew")
         field = self.table.schema.field("features").type
         if getattr(field, "list_size", None) != manifest["width"] or field.value_type != pa.float16():
             raise OSError(f"{folder}: features of {field}; want {manifest['width']} of float16")
@@ -275,13 +281,24 @@ class Index:
     ) -> list[list[Hit]]:
         """The nearest files of each of (Q, D) embeddings, best first; of equal scores the first row first. See
         `search`."""
-        queries = torch.as_tensor(queries, dtype=torch.float32)
+        try:
+            queries = torch.as_tensor(queries)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"queries: got {type(queries).__name__}; want (Q, {self.manifest['width']})") from error
+        if queries.is_complex() or queries.dtype == torch.bool:
+            raise ValueError(f"queries: got {queries.dtype}; want numbers")
+        queries = queries.to("cpu", torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.manifest["width"]:
             raise ValueError(f"queries: got {tuple(queries.shape)}; want (Q, {self.manifest['width']})")
         if not bool(queries.isfinite().all()):
             raise ValueError("queries: NaN or infinity; want finite numbers")
-        if top < 1:
-            raise ValueError(f"top: got {top}; want at least 1")
+        if type(top) is not int or top < 1:
+            raise ValueError(f"top: got {top!r}; want a whole number, at least 1")
+        for name, value in (("every_moment", every_moment), ("exact", exact)):
+            if not (isinstance(value, bool) or (value is None and name == "exact")):
+                raise ValueError(f"{name}: got {value!r}; want True or False")
+        if not len(queries):
+            return []
         wanted = np.isin(np.array(KINDS), _checked(kinds))[self._files[1]] if kinds is not None else None
         if exact is None:
             exact = self.faiss is None
@@ -466,8 +483,8 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _checked(kinds: Sequence[str] | str) -> list[str]:
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    if not kinds or not set(kinds) <= set(KINDS):
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds) if isinstance(kinds, Iterable) else kinds
+    if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
         raise ValueError(f"kinds: got {kinds}; want some of {', '.join(KINDS)}")
     return kinds
 

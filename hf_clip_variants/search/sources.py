@@ -225,6 +225,9 @@ def open_source(
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
         parts = dict(source) if isinstance(source, datasets.DatasetDict) else {"row": source}
         return TableSource("a data set in memory", parts, column, split)
+    many = list(source) if isinstance(source, list | tuple) else [source]
+    if not many or not all(isinstance(one, str | os.PathLike) and os.fspath(one) for one in many):
+        raise ValueError(f"source: got {source!r:.100}; want a folder, Parquet files, a data set or its id on the Hub")
     if isinstance(source, list | tuple):
         return _of_parquet([Path(os.path.expanduser(one)) for one in source], column, split)
     path = Path(os.path.expanduser(source))

@@ -308,13 +308,13 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
                 are not as many as videos; on a CPU, in eval mode, NaN in the answer, with its cause.
         """
         check_videos(pixel_values_videos)
+        mask = checked_mask(video_mask, pixel_values_videos)
         text_outputs = self._encode_texts(input_ids, attention_mask, **kwargs)
         if (return_loss or labels is not None) and len(input_ids) != len(pixel_values_videos):
             raise ValueError(
                 f"labels, return_loss: {len(input_ids)} texts for {len(pixel_values_videos)} videos, expected a text "
                 "of each"
             )
-        mask = checked_mask(video_mask, pixel_values_videos)
         videos, _, frames, vision_outputs = self._encode_videos(pixel_values_videos, mask, **kwargs)
         video_embeds, text_embeds = unit_norm(videos), unit_norm(text_outputs.pooler_output)
         scale = self.family.logit_scale(self.clip)

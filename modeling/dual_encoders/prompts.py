@@ -193,6 +193,8 @@ def resolve_class_names(
             raise ValueError(f"{argument}: keys must be 0..{len(labels) - 1}, got {list(class_names)[:5]}")
         class_names = [by_label[label] for label in labels]
     refuse_set(class_names, argument)
+    if not isinstance(class_names, Iterable):
+        raise ValueError(f"{argument}: got {type(class_names).__name__}, expected a list of names")
     class_names = list(class_names)
     if not class_names:
         raise ValueError(f"{argument} is empty")

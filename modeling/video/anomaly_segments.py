@@ -48,16 +48,21 @@ def anomaly_segments(
 
     ```
     """
-    scores, class_probs = np.asarray(scores, np.float64), np.asarray(class_probs)
+    given = {"scores": scores, "class_probs": class_probs} | ({} if times is None else {"times": times})
+    scores, class_probs, *times = (_numbers(name, values) for name, values in given.items())
     if scores.ndim != 1 or class_probs.shape != (len(scores), len(id2label)):
         raise ValueError(
             f"scores, class_probs: shapes {list(scores.shape)}, {list(class_probs.shape)}, expected [frames] and "
             f"[frames, {len(id2label)}]"
         )
     check_threshold(threshold)
-    begins = np.arange(len(scores), dtype=np.float64) if times is None else np.asarray(times, np.float64)
+    if type(normal_id) is not int or normal_id not in id2label:
+        raise ValueError(f"normal_id: {normal_id!r}, expected one of the classes {list(id2label)}")
+    begins = times[0] if times else np.arange(len(scores), dtype=np.float64)
     if begins.shape != scores.shape or (np.diff(begins) < 0).any():
         raise ValueError(f"times: shape {list(begins.shape)}, expected {len(scores)} rising times")
+    if end is not None and (isinstance(end, bool) or not isinstance(end, int | float) or not np.isfinite(float(end))):
+        raise ValueError(f"end: {end!r}, expected a number or None")
     if end is None:
         end = begins[-1] + (begins[-1] - begins[-2] if len(begins) > 1 else 1.0) if len(begins) else 0.0
     borders = np.append(begins, max(end, begins[-1] if len(begins) else 0.0))
@@ -75,6 +80,17 @@ def anomaly_segments(
             }
         )
     return segments
+
+
+def _numbers(name: str, values: object) -> np.ndarray:
+    """float64; ValueError for what holds no numbers, or NaN."""
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: got {type(values).__name__}, expected an array of numbers") from error
+    if not np.isfinite(found).all():
+        raise ValueError(f"{name}: NaN or infinite numbers")
+    return found
 
 
 def check_threshold(threshold: object) -> None:

@@ -6,6 +6,7 @@ rate that is frame k itself.
 """
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,18 @@ RULES = ("per_second", "segments", "whole_seconds")
 KEPT = ("uniform", "first", "last")
 # Matroska rounds times to milliseconds: a frame that begins this much later has begun.
 ROUNDING = 6e-4
+_HIGHEST_RATE = 1000  # frames a second; more is a mistake, noticed before memory is asked for
+_MOST_SEGMENTS = 10_000
+_MOST_FRAMES = 30_000_000  # that are chosen of one video: 11 days at 30 a second
+
+
+def check_rate(fps: object, name: str = "fps") -> float | None:
+    """Frames a second, as somebody says it of frames without times; ValueError unless a number > 0, or None."""
+    if fps is None:
+        return None
+    if isinstance(fps, bool) or not isinstance(fps, numbers.Real) or not 1e-9 <= fps <= 1e9:
+        raise ValueError(f"{name}: {fps!r}, expected a number > 0, frames a second, at most 1e9")
+    return float(fps)
 
 
 @dataclass(frozen=True)
@@ -51,22 +64,27 @@ class FrameSampling:
         for name, known in (("rule", RULES), ("keep", KEPT)):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in known:
                 raise ValueError(f"{name}: {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        for name in ("rate", "start", "end"):
+        for name in ("rate", "start", "end", "position"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{name}: {value!r}, expected a number or None")
-        if self.seed is not None and (type(self.seed) is not int or self.seed < 0):
-            raise ValueError(f"seed: {self.seed!r}, expected a whole number >= 0 or None")
-        if isinstance(self.position, bool) or not 0 <= self.position <= 1:
+            if (value is None and name != "position") or type(value) in (int, float):
+                continue
+            raise ValueError(f"{name}: {value!r}, expected a number{'' if name == 'position' else ' or None'}")
+        if not isinstance(self.frame_numbers, bool):
+            raise ValueError(f"frame_numbers: {self.frame_numbers!r}, expected True or False")
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**32):
+            raise ValueError(f"seed: {self.seed!r}, expected a whole number in 0..{2**32 - 1} or None")
+        if not 0 <= self.position <= 1:
             raise ValueError(f"position: {self.position!r}, expected a number in 0..1")
         if self.num_frames is None and self.rule == "segments":
             raise ValueError("num_frames: None, expected the number of segments")
         if self.num_frames is not None and (type(self.num_frames) is not int or self.num_frames < 1):
             raise ValueError(f"num_frames: {self.num_frames!r}, expected a whole number > 0 or None")
+        if self.rule == "segments" and self.num_frames > _MOST_SEGMENTS:
+            raise ValueError(f"num_frames: {self.num_frames}, expected at most {_MOST_SEGMENTS} segments")
         if self.rate is None and self.rule == "whole_seconds":
             raise ValueError("rate: None, expected frames a second")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise ValueError(f"rate: {self.rate}, expected a number > 0 or None")
+        if self.rate is not None and not 0 < self.rate <= _HIGHEST_RATE:
+            raise ValueError(f"rate: {self.rate}, expected a number > 0, at most {_HIGHEST_RATE}, or None")
         start, end = self.start or 0.0, math.inf if self.end is None else self.end
         if not (0 <= start < end or 0 <= start == end == math.floor(start)):
             raise ValueError(f"start, end: {self.start}, {self.end}, expected 0 <= start < end, in seconds")
@@ -113,6 +131,7 @@ class FrameSampling:
         """
         if self.rule == "segments" and self.start is None and self.end is None:
             return self.segment_frames(total)
+        fps = check_rate(fps)
         if fps is None and self.rule == "per_second" and self.start is None and self.end is None:
             return self.kept(total)
         if fps is None:
@@ -134,7 +153,7 @@ class FrameSampling:
     def kept(self, count: int) -> np.ndarray:
         """Numbers of at most `num_frames` of `count` frames."""
         if self.num_frames is None or count <= self.num_frames:
-            return np.arange(count)
+            return np.arange(_checked_count(count))
         if self.keep == "first":
             return np.arange(self.num_frames)
         if self.keep == "last":
@@ -146,9 +165,11 @@ class FrameSampling:
         whole = max(1, int(fps))
         rate = whole if self.rate is None else max(1, int(self.rate))
         step = max(1, whole // rate)
-        within = np.arange(0, whole, step)[:rate]
-        first = int(self.start or 0)
-        last = math.ceil(total / whole) if self.end is None else int(self.end)
+        within = step * np.arange(min(rate, -(-whole // step), total))
+        first, last = int(self.start or 0), math.ceil(total / whole)
+        if first * whole >= total:
+            raise ValueError(f"start: {self.start} s, but the video ends at {total / fps:.3f} s")
+        last = last if self.end is None else min(last, int(self.end))
         # The official loop stops at the first frame that cannot be read.
         numbers = (np.arange(first, last + 1)[:, None] * whole + within).ravel()
         numbers = numbers[: np.searchsorted(numbers, total)]
@@ -176,8 +197,17 @@ class FrameSampling:
         count = max(1, math.floor((end - start) * self.rate + 0.5 - 1e-6))
         if self.num_frames is not None:
             count = min(count, self.num_frames)
-        times = start + (np.arange(count) + 0.5) / self.rate - 2 * ROUNDING
+        times = start + (np.arange(_checked_count(count)) + 0.5) / self.rate - 2 * ROUNDING
         return np.minimum(times, max(end - 2 * ROUNDING, start))  # of a video that is shorter than one interval
+
+
+def _checked_count(count: int) -> int:
+    if count > _MOST_FRAMES:
+        raise ValueError(
+            f"rate, num_frames: they choose {count} frames of one video, expected at most {_MOST_FRAMES}; want a "
+            "lower rate, or a part from start to end"
+        )
+    return count
 
 
 def drawn_segment_frames(total: int, parts: int, random: np.random.RandomState) -> np.ndarray:
@@ -190,4 +220,4 @@ def drawn_segment_frames(total: int, parts: int, random: np.random.RandomState) 
     return np.array([random.randint(low, high) for low, high in zip(borders[:-1], borders[1:], strict=True)])
 
 
-__all__ = ["KEPT", "ROUNDING", "RULES", "FrameSampling", "drawn_segment_frames"]
+__all__ = ["KEPT", "ROUNDING", "RULES", "FrameSampling", "check_rate", "drawn_segment_frames"]

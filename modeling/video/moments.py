@@ -4,12 +4,14 @@ Everything here works on scores (T, K) of T seconds and K texts. They take K num
 video of ten hours and 20 texts has 3 MB of them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 
+_LARGEST = torch.finfo(torch.float32).max
 # T seconds, K texts, N windows of W seconds, D width of texts
 
 
@@ -46,6 +48,12 @@ def mean_over_windows(numbered: Iterable[tuple[int, torch.Tensor]], length: int)
     return total / count.to(total.dtype)
 
 
+def check_count(name: str, value: object) -> None:
+    """ValueError unless a whole number > 0."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}: {value!r}, expected a whole number > 0")
+
+
 # ---- zero-shot segmentation
 
 
@@ -68,7 +76,14 @@ def background_threshold(text_embeds: torch.Tensor) -> float:
 
 
 def labelled_seconds(logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """(T, K) -> (T,): 0 for background, where no label's score exceeds the threshold, else 1 + the best label."""
+    """(T, K) -> (T,): 0 for background, where no label's score exceeds the threshold, else 1 + the best label.
+
+    Raises:
+        ValueError: a threshold that is no number.
+    """
+    if type(threshold) not in (int, float) or math.isnan(threshold):
+        raise ValueError(f"threshold: {threshold!r}, expected a number")
+    threshold = float(min(max(threshold, -_LARGEST), _LARGEST))
     scores, best = logits.max(1)
     return torch.where(scores > threshold, best + 1, torch.zeros_like(best))
 
@@ -149,8 +164,7 @@ def candidate_moments(length: int, chunk: int = 5, longest: int = 6) -> list[tup
     (21, [(0, 5), (0, 10), (0, 12), (5, 10), (5, 12), (10, 12)])
     """
     for name, value in (("length", length), ("chunk", chunk), ("longest", longest)):
-        if value < 1:
-            raise ValueError(f"{name}: {value}, expected a number > 0")
+        check_count(name, value)
     chunks = -(-length // chunk)
     return [
         (first * chunk, min(last * chunk, length))
@@ -172,6 +186,7 @@ __all__ = [
     "background_threshold",
     "best_seconds",
     "candidate_moments",
+    "check_count",
     "labelled_seconds",
     "mean_over_windows",
     "merged_windows",

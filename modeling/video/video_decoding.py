@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..decoding.image_decoding import DecodingRules, decode_image
 from ..loading_and_saving.optional_modules import needed_module, optional_module
-from .frame_sampling import ROUNDING, FrameSampling
+from .frame_sampling import ROUNDING, FrameSampling, check_rate
 
 
 _opening = optional_module("..decoding.opening", __package__)
@@ -207,8 +207,8 @@ def _opened(source, rules: DecodingRules):
     if hasattr(source, "read"):
         return contextlib.nullcontext(source) if not hasattr(source, "__enter__") else source, ""
     raise ValueError(
-        f"got {type(source).__name__}, expected a path, a URL, the bytes of a file, a folder or a list of frames, or "
-        "an array (T, H, W, 3)"
+        f"video: got {type(source).__name__}, expected a path, a URL, the bytes of a file, a folder or a list of "
+        "frames, or an array (T, H, W, 3)"
     )
 
 
@@ -225,8 +225,7 @@ class _FrameList(Video):
             raise ValueError(f"an array of shape {tuple(images.shape)}, expected (T, H, W, 3) or (T, 3, H, W)")
         if not len(images):
             raise ValueError("video has no frames")
-        if fps is not None and not 0 < fps < float("inf"):
-            raise ValueError(f"fps: {fps}, expected a number > 0")
+        fps = check_rate(fps)
         self._images, self._rules, self._given = images, rules, fps
         self.total, self.fps = len(images), fps
         self.duration = None if fps is None else self.total / fps
@@ -340,16 +339,19 @@ class _Animation(Video):
                     self._image = self._opened(self._file)
                 self._image.seek(int(number))
                 frame, shown = decode_image(self._image.copy(), self._rules), number
+                if frame.size != (self.width, self.height):  # of a damaged GIF; what is outside is not shown
+                    frame = frame.crop((0, 0, self.width, self.height))
             yield frame
 
 
 def _check_pixels(width: int, height: int, rules: DecodingRules, name: str) -> None:
     if width * height > rules.max_pixels:
         raise ValueError(
-            f"frames of {width} x {height} = {width * height} pixels{name}, more than max_pixels={rules.max_pixels}"
+            f"video has frames of {width} x {height} = {width * height} pixels{name}, more than "
+            f"max_pixels={rules.max_pixels}"
         )
     if not width * height:
-        raise ValueError(f"frames of {width} x {height} pixels{name}")
+        raise ValueError(f"video has frames of {width} x {height} pixels{name}")
 
 
 # ---- container files
@@ -367,7 +369,8 @@ class _Container(Video):
         try:
             self._container = self._av.open(file, options={"format_whitelist": _FORMATS})
         except (self._av.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"not a video that can be read, or cut off{name} ({error})") from error
+            why = getattr(error, "strerror", None) or error  # without the number of the open file
+            raise ValueError(f"not a video that can be read, or cut off{name} ({why})") from error
         try:
             self._read_header(rules)
         except BaseException:

@@ -1,7 +1,7 @@
 """Video processor for CLIP: videos in any form to frames of one size, and a mask of the frames that are there."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
 from ..decoding.image_decoding import MAX_PIXELS
-from .frame_sampling import FrameSampling
+from .frame_sampling import FrameSampling, check_rate
 from .read_ahead import read_ahead
 from .video_decoding import open_video
 from .video_views import checked_crops, clips_of, crops_along, views_together
@@ -179,7 +179,7 @@ class CLIPVideoProcessor(BaseVideoProcessor):
                 keep=options["keep_frames"],
                 start=options["start"],
                 end=options["end"],
-                frame_numbers=bool(options["frame_numbers"]),
+                frame_numbers=options["frame_numbers"],
                 seed=options["sampling_seed"],
             )
         except ValueError as error:
@@ -299,11 +299,17 @@ def _rates(metadata, count: int) -> list[float | None]:
     if metadata is None:
         return [None] * count
     given: Sequence = metadata if isinstance(metadata, list | tuple) else [metadata]
-    if given and isinstance(given[0], list | tuple):
-        given = [one for some in given for one in some]
+    given = [one for some in given for one in (some if isinstance(some, list | tuple) else [some])]
     if len(given) != count:
         raise ValueError(f"video_metadata: {len(given)} entries for {count} videos, expected one for each")
-    return [one["fps"] if isinstance(one, VideoMetadata) else one.get("fps") for one in given]
+    return [_rate(one, f"video_metadata[{place}]") for place, one in enumerate(given)]
+
+
+def _rate(metadata, name: str) -> float | None:
+    if metadata is not None and not isinstance(metadata, VideoMetadata | Mapping):
+        raise ValueError(f"{name}: got {type(metadata).__name__}, expected a dictionary with fps, or None")
+    fps = None if metadata is None else metadata["fps"] if isinstance(metadata, VideoMetadata) else metadata.get("fps")
+    return check_rate(fps, f"{name}, fps")
 
 
 __all__ = ["CLIPVideoProcessor", "CLIPVideoProcessorKwargs", "list_videos"]

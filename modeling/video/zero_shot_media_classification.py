@@ -47,6 +47,9 @@ class ZeroShotMediaClassificationPipeline(Pipeline):
 
     def classify(self, inputs: Sequence[Mapping], is_one: bool, candidate_labels, **kwargs: Any):
         """The end of `__call__`. `is_one`: the result of the only input, not a list."""
+        batch_size = kwargs.get("batch_size")
+        if batch_size is not None and (type(batch_size) is not int or not 0 < batch_size < 2**31):
+            raise ValueError(f"batch_size: {batch_size!r}, expected a whole number > 0")
         self._encoded = {}  # weights may have changed since
         kwargs["candidate_labels"] = candidate_labels
         return super().__call__(inputs[0] if is_one else list(inputs), **kwargs)
@@ -62,6 +65,8 @@ class ZeroShotMediaClassificationPipeline(Pipeline):
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None, **reading):
         if unknown := sorted(set(reading) - set(self.known_options())):
             raise TypeError(f"{', '.join(unknown)}: unknown, expected an option of {self.reader} or batch_size")
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise ValueError(f"top_k: {top_k!r}, expected a whole number > 0 or None")
         text = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
         text = {name: value for name, value in text.items() if value is not None}
         return {"reading": reading} if reading else {}, text, text | {"top_k": top_k}

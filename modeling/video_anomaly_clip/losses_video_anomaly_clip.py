@@ -3,6 +3,7 @@
 The paper's training objective; where it is silent, the official code decides, and the comments say so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,8 +180,11 @@ def batch_of_all_ranks(batch: Batch) -> Batch:
 
 def checked_labels(labels: object, videos: int, num_labels: int) -> torch.Tensor:
     """(V,) int64; ValueError that names the first label that is none."""
-    if isinstance(labels, list | tuple) and all(type(label) is int for label in labels):
-        labels = torch.tensor(labels, dtype=torch.int64)
+    if isinstance(labels, Sequence) and not isinstance(labels, str | bytes):
+        try:
+            labels = torch.tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"labels: got {labels!r:.100}, expected one class a video, [{videos}]") from error
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or len(labels) != videos:
         got = list(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise ValueError(f"labels: got {got}, expected one class a video, [{videos}]")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -227,8 +228,8 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
             ValueError: no, blank or repeated names, a name too long. The model is as it was then.
         """
         names = resolve_class_names(names, "names")
-        if not 0 <= normal_id <= len(names):
-            raise ValueError(f"normal_id: {normal_id}, expected 0..{len(names)} for {len(names)} anomalies")
+        if type(normal_id) is not int or not 0 <= normal_id <= len(names):
+            raise ValueError(f"normal_id: {normal_id!r}, expected 0..{len(names)} for {len(names)} anomalies")
         names = resolve_class_names([*names[:normal_id], normal, *names[normal_id:]], "names, normal")
         ids = self._prompts_of(names, getattr(processor, "tokenizer", processor))
         config = self.config
@@ -520,6 +521,8 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
             raise ValueError(
                 f"video_features: got {list(shape)}, expected [frames, {config.projection_dim}] of one video"
             )
+        if isinstance(features, np.ndarray) and features.dtype.kind != "f":
+            raise ValueError(f"video_features: expected floats, got {features.dtype}")
 
         def read(places: torch.Tensor) -> torch.Tensor:
             chosen = (

@@ -367,8 +367,13 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
         if not isinstance(video_features, torch.Tensor) or video_features.dim() != 2 or not len(video_features):
             got = list(getattr(video_features, "shape", [])) or type(video_features).__name__
             raise ValueError(f"video_features: got {got}, expected [seconds, {self.config.feature_size}] of one video")
-        if text_embeds.dim() != 2 or text_embeds.shape[1] != width:
-            raise ValueError(f"text_embeds: got {list(text_embeds.shape)}, expected [texts, {width}]")
+        self._check_features(video_features[None])
+        is_tensor = isinstance(text_embeds, torch.Tensor)
+        if not is_tensor or text_embeds.dim() != 2 or text_embeds.shape[1] != width or not len(text_embeds):
+            got = list(text_embeds.shape) if is_tensor else type(text_embeds).__name__
+            raise ValueError(f"text_embeds: got {got}, expected [texts, {width}]")
+        if not text_embeds.is_floating_point():
+            raise ValueError(f"text_embeds: {text_embeds.dtype}, expected floats")
         if windows_at_once < 1:
             raise ValueError(f"windows_at_once: {windows_at_once}, expected a number > 0")
         starts = list(window_starts(len(video_features), size, self.config.window_stride))
@@ -385,7 +390,9 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
                 )
                 yield from zip(some, outputs.last_hidden_state.float() @ texts.T, strict=True)
 
-        return mean_over_windows(windows(), len(video_features))
+        logits = mean_over_windows(windows(), len(video_features))
+        check_output(self, logits, "logits", video_features=video_features, text_embeds=text_embeds)
+        return logits
 
     # ---- forward
 

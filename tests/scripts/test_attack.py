@@ -79,6 +79,23 @@ def test_each_outcome_is_counted_and_the_others_go_on(fake):
     assert "`fake:7:wrong 7`: `wrong: four`" in campaign.listing()
 
 
+def test_a_limit_of_memory_from_outside_is_kept_and_no_batch_ends_unseen(fake, monkeypatch):
+    limits, allowed = [], fake.resource.getrlimit
+    monkeypatch.setattr(fake.resource, "getrlimit", lambda which: (5 << 30, 5 << 30))
+    monkeypatch.setattr(fake.resource, "setrlimit", lambda which, pair: limits.append(pair))
+    monkeypatch.setattr(fake, "cases_of", lambda *arguments: iter(()))
+    reading, writing = os.pipe()
+    fake._work("fake", 1, None, 0, writing)
+    os.close(writing)
+    assert limits[0][0] <= 5 << 30 and os.read(reading, 99) == b""
+    os.close(reading)
+    monkeypatch.setattr(fake.resource, "getrlimit", allowed)
+    monkeypatch.setattr(fake, "_work", lambda *arguments: None)
+    campaign = fake.Campaign(["fake"])
+    campaign.run(0.01, seed=7)
+    assert "ended before its first case" in campaign.bad[0].detail
+
+
 def test_a_finding_is_repeated(fake, capsys):
     assert fake.main(["--only", "fake:7:other error 7"]) == 0
     said = capsys.readouterr()

@@ -24,20 +24,35 @@ def test_all_methods_are_measured_on_the_same_frames_and_nothing_is_run_twice(sc
     options = ["--out", str(tmp_path), "--seeds", "1", *sizes]
     script.main(options)
     lines = script.lines_of(tmp_path)
-    assert [line["method"] for line in lines] == [*script.BASELINES, script.OURS]
+    assert [line["method"] for line in lines] == [*script.BASELINES, script.DIRECTIONS, script.OURS] * 2
+    lines, new = lines[:6], lines[6:]
+    assert {line["test"] for line in lines} == {script.TESTS[0]} and {line["test"] for line in new} == {
+        script.TESTS[1]
+    }
+    assert lines[0]["auc"] != new[0]["auc"]
     assert len({line["frames"] for line in lines}) == 1 and all(0 < line["abnormal_share"] < 0.3 for line in lines)
     assert all(0 <= line["auc"] <= 1 and 0 <= line["ap"] <= 1 for line in lines)
     # Who knows the videos' labels ranks all frames of normal ones right, and those of one abnormal video alike.
     assert lines[3]["auc"] > 0.6 and "mauc" not in lines[3]
     script.main(options)
-    assert len(script.lines_of(tmp_path)) == len(lines)
+    assert len(script.lines_of(tmp_path)) == 12
     assert f"| {script.OURS} |" in (tmp_path / "table.md").read_text()
-    assert (tmp_path / "curve.png").read_bytes()[1:4] == b"PNG"
+    pictures = [path for path in tmp_path.glob("*.png") if path.read_bytes()[1:4] == b"PNG"]
+    assert pictures and {path.stem for path in pictures} <= {"found", "missed"}
+    assert 0 <= lines[-1]["peak"] <= 1 and lines[3]["peak"] == 0
 
 
 def test_the_table_has_means_and_spreads(script):
-    lines = [{"method": script.OURS, "seed": seed, "auc": auc, "ap": 0.5} for seed, auc in ((1, 0.9), (2, 0.8))]
-    assert "| VideoAnomalyClip | 85.0 ± 7.1 | 50.0 ± 0.0 |  |  | 2 |" in script.table(lines)
+    about = {"method": script.OURS, "test": "new style", "ap": 0.5}
+    lines = [about | {"seed": seed, "auc": auc} for seed, auc in ((1, 0.9), (2, 0.8))]
+    assert "| VideoAnomalyClip | 85.0 ± 7.1 | 50.0 ± 0.0 |  |  |  | 2 |" in script.table(lines)
+
+
+def test_a_video_is_found_where_all_of_its_highest_scores_are_abnormal(script):
+    labels = torch.tensor([0, 2, 2, 0])
+    assert script.is_found(torch.tensor([0.1, 0.5, 0.2, 0.4]), labels)
+    assert not script.is_found(torch.tensor([0.6, 0.5, 0.2, 0.4]), labels)
+    assert not script.is_found(torch.tensor([0.5, 0.5, 0.2, 0.4]), labels)
 
 
 def test_wrong_options_are_said(script, capsys):

@@ -98,6 +98,14 @@ class ImageSet:
             raise OSError("no image in this row (null)")
         return row["bytes"] if row["bytes"] is not None else read_regular(row["path"])
 
+    def file(self, index: int) -> str | bytes:
+        """The path of the file of row `index`, or its bytes where they are stored. Raises `OSError` where there is
+        none."""
+        row = self._encoded[int(index)]["image"]
+        if row is None:
+            raise OSError("no image in this row (null)")
+        return row["path"] if row["bytes"] is None else row["bytes"]
+
     def image(self, index: int) -> Image.Image:
         """Image `index`, upright, in its own mode (alpha is kept: the image processor composites it).
 

@@ -75,3 +75,32 @@ def test_wrong_options_are_said(folders, run, options, message):
     options = [folders / one if one in ("bare", "set") else one for one in options]
     code, _, error = run("predict", folders / "clips" / "a.mp4", *options)
     assert code == 1 and message in " ".join(error.split())
+
+
+def test_labelled_videos_are_evaluated(folders, clip, run, tmp_path):
+    """By a model of videos, with classes of its own and with those of the data, and by a classifier of images."""
+    data = tmp_path / "data"
+    for place, name in enumerate((*LABELS, LABELS[0])):
+        (data / name).mkdir(parents=True, exist_ok=True)
+        frames = grey_frames(6 + 9 * place)[9 * place :]
+        write_video(data / name / f"{place}.mp4", frames, fps=20)
+    expected = {}
+    for name in LABELS:
+        _, lines, _ = run("predict", data / name, "--model", folders / "set", "--json")
+        expected[name] = [json.loads(line)["label"] == name for line in lines.splitlines()]
+    every = [one for some in expected.values() for one in some]
+    assert len(every) == 4
+    arguments = ["evaluate", "--data", data, "--model"]
+    code, own, _ = run(*arguments, folders / "set", "--json")
+    found = json.loads(own)
+    assert code == 0 and found["images"] == 4 and found["accuracy"] == sum(every) / 4
+    assert found["per_class"] == {name: sum(some) / len(some) for name, some in expected.items()}
+    assert found["top5_accuracy"] == 1.0 and found["unreadable"] == []
+    (data / LABELS[1] / "broken.mp4").write_bytes(b"")
+    code, free, error = run(*arguments, folders / "bare", "--json")
+    assert code == 1 and json.loads(free)["accuracy"] == found["accuracy"]
+    assert json.loads(free)["unreadable"] == [f"{LABELS[1]}/broken.mp4"] and "1 video could not be read" in error
+    code, text, _ = run(*arguments, folders / "set")
+    assert "of 4 videos in 3 classes" in text and "among the best five: 100.0 %" in text
+    code, frames, _ = run(*arguments, clip, "--json")
+    assert code == 1 and json.loads(frames)["images"] == 4 and json.loads(frames)["unreadable"]

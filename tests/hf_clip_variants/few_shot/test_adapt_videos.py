@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny import tiny_pixels
 from videos import write_video
 
 from hf_clip_variants import CLIPClassifier, CLIPClassifierProcessor, MaPLeConfig
+from hf_clip_variants.commands.adapt_results import print_results
 from hf_clip_variants.data import AugmentedViews, load_images
 from hf_clip_variants.data.images.video_frames import NUM_FRAMES, frames_of, stacked
 from hf_clip_variants.evaluation.prediction import find_images
@@ -85,7 +87,7 @@ def test_folders_of_videos_are_read_where_they_are_asked_for(folder, clip):
     assert torch.equal(views, views[:, :, :1].expand_as(views))  # all frames of a video are cut alike
 
 
-def test_the_command_fits_an_adapter_to_videos_and_predict_uses_it(folder, clip, run, tmp_path):
+def test_the_command_fits_an_adapter_to_videos_and_predict_uses_it(folder, clip, run, tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--model", clip, "--data", folder, "--out", out, "--shots", 1, "--seeds", 1]
     settings = ["--set", "maple.epochs=1", "--set", "maple.prompt_depth=2"]  # of two layers
@@ -93,6 +95,18 @@ def test_the_command_fits_an_adapter_to_videos_and_predict_uses_it(folder, clip,
     assert code == 0, error
     results = results_of(out)
     assert results["data"]["train_images"] == 7 and results["data"]["class_names"] == ["blue thing", "red thing"]
+    page = (out / "report.html").read_text()
+    assert "of 4 test videos" in page or "on 4 test videos" in page
+    assert "labelled videos to draw from" in page
+    assert not re.search(r"\b(test|training|labelled) images?\b", page)
+    print_results(results, str(out))
+    said = capsys.readouterr().out
+    assert (
+        "4 test videos" in said
+        and "predict" in said
+        and "clips/" in said
+        and "No test video was used to decide" in " ".join(said.split())
+    )
     accuracy = {one["method"]: one["accuracy"]["test"] for one in results["runs"]}
     assert accuracy.keys() == {"tip_adapter", "maple"} and not any(one["error"] for one in results["runs"])
     adapter = out / "adapters" / "tip_adapter" / "1-shot" / "seed-1"

@@ -189,6 +189,21 @@ def test_nothing_to_index_is_an_error_that_leaves_the_index_as_it_was(folder, en
         build_index(tmp_path / "nowhere", encoder, out)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": 3}, "model: got int; want a folder, a Hub id or an Encoder"),
+        ({"out": ["a"]}, r"out: got \['a'\]; want the path of a folder"),
+        ({"faiss": 3}, "faiss: got 3; want a recipe"),
+        ({"batch_size": 2.5}, "batch_size: got 2.5; want a whole number"),
+        ({"workers": -1}, "workers: got -1; want a whole number"),
+    ],
+)
+def test_wrong_arguments_are_named(folder, encoder, tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build_index(**{"source": folder, "model": encoder, "out": tmp_path / "index"} | wrong)
+
+
 def test_an_index_within_its_own_folder_is_not_indexed(folder, encoder, monkeypatch):
     monkeypatch.chdir(folder)
     index = build_index(".", encoder, "pictures/index")
@@ -219,6 +234,38 @@ def test_tables_and_data_sets_are_indexed_by_row(encoder, tmp_path, encoded):
     icons.select([4, 3, 2, 1]).to_parquet(str(file))
     encoded.clear()
     assert len(build_index(file, encoder, tmp_path / "index", column="image")) == 4 and not encoded
+
+
+def test_a_data_set_of_the_hub_with_a_column_of_videos_is_indexed(encoder, tmp_path, monkeypatch, encoded):
+    """Frames of each video, as of the same files in a folder; the same again encodes nothing."""
+    save_media(tmp_path / "files")
+    paths = [tmp_path / "files" / name for name in ("long.mp4", "single.mp4")]
+    rows = datasets.Dataset.from_dict({"video": [str(path) for path in paths]})
+    rows = rows.cast_column("video", datasets.Video(decode=False))
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or {"train": rows}
+    )
+    index = build_index("somebody/clips", encoder, tmp_path / "index", revision="abc")
+    assert asked == [(("somebody/clips",), {"revision": "abc"})] and index.manifest["source"] == "somebody/clips"
+    assert index.counts() == {"video": 2} and index.unreadable == []
+    alone = build_index(tmp_path / "files", encoder, tmp_path / "folder").dataset.to_pandas()
+    for path, name in zip(sorted({*index.dataset["path"]}), ("long.mp4", "single.mp4"), strict=True):
+        ours = [row["features"] for row in index.dataset if row["path"] == path]
+        np.testing.assert_array_equal(ours, alone[alone["path"] == name]["features"].tolist())
+    rows.to_parquet(str(tmp_path / "clips.parquet"))
+    of_table = build_index(tmp_path / "clips.parquet", encoder, tmp_path / "table")
+    assert of_table.dataset["features"][:] == index.dataset["features"][:]
+    encoded.clear()
+    build_index("somebody/clips", encoder, tmp_path / "index")
+    assert not encoded
+
+    def refuse(*names, **options):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(FileNotFoundError, match="'somebody/clips' is no file or folder here.*could not be.*no route"):
+        build_index("somebody/clips", encoder, tmp_path / "index")
 
 
 def test_rows_without_a_picture_are_named(encoder, tmp_path):

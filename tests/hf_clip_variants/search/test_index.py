@@ -1,5 +1,8 @@
 """Search: exact against brute force, ties, one hit of each file, kinds, bounded memory, FAISS."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +14,7 @@ from hf_clip_variants.files.json_files import write_json
 from hf_clip_variants.search import index as index_module
 from hf_clip_variants.search.building import features, save_rows
 from hf_clip_variants.search.encoder import load_encoder
+from hf_clip_variants.search.manifest import wrong_columns
 
 
 WIDTH = 24
@@ -131,6 +135,9 @@ def test_wrong_faiss_recipes_are_named(mixed):
 def test_wrong_queries_are_named(mixed, tmp_path):
     for wrong, message in (
         ({"top": 0}, "top: got 0"),
+        ({"top": 2.5}, "top: got 2.5; want a whole number"),
+        ({"kinds": 3}, "kinds: got 3; want some of image"),
+        ({"every_moment": "no"}, "every_moment: got 'no'; want True or False"),
         ({"kinds": ["picture"]}, r"kinds: got \['picture'\]; want some of image, video, audio"),
         ({"kinds": []}, "kinds: got"),
     ):
@@ -138,6 +145,10 @@ def test_wrong_queries_are_named(mixed, tmp_path):
             mixed.nearest(torch.zeros(1, WIDTH), **wrong)
     with pytest.raises(ValueError, match=r"queries: got \(1, 3\); want \(Q, 24\)"):
         mixed.nearest(torch.zeros(1, 3))
+    for wrong in ({}, "a cat", torch.zeros(1, WIDTH, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="queries: got "):
+            mixed.nearest(wrong)
+    assert mixed.nearest(torch.zeros(0, WIDTH)) == []
     with pytest.raises(ValueError, match="queries: NaN"):
         mixed.nearest(torch.full((1, WIDTH), float("nan")))
     with pytest.raises(ValueError, match="got no text, image or sound"):
@@ -165,6 +176,60 @@ def test_what_is_no_index_is_named(mixed, tmp_path):
     (tmp_path / "index.json").write_text('{"version": 9}')
     with pytest.raises(OSError, match="an index of version 9; want 1"):
         open_index(tmp_path)
+
+
+def _changed(about: dict, path: tuple[str, ...], value: object) -> dict:
+    copied = json.loads(json.dumps(about))
+    holder = copied
+    for name in path[:-1]:
+        holder = holder[name]
+    if value is _changed:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("model",), _changed, "model: got None"),
+        (("model", "name"), 3, "model: name: got 3"),
+        (("model", "key"), "x", "model: got"),
+        (("model", "processor"), {"image_processor": 1}, "model: got"),
+        (("source",), None, "source: got None"),
+        (("source",), "files", "source: got 'files', no absolute path"),
+        (("width",), "24", "width: got '24'"),
+        (("width",), 12, "features of .*want 12 of float16"),
+        (("videos", "mode"), "x", "videos: videos: got 'x'"),
+        (("videos",), {"frames": 1}, "videos: "),
+        (("unreadable",), [["a"]], "unreadable: got something else"),
+        (("unreadable",), _changed, "unreadable: got None"),
+    ],
+)
+def test_a_damaged_description_is_said(mixed, tmp_path, path, value, message):
+    about = json.loads((mixed.folder / "index.json").read_text())
+    copied = shutil.copytree(mixed.folder, tmp_path / "copy")
+    (copied / "index.json").write_text(json.dumps(_changed(about, path, value)))
+    with pytest.raises(OSError, match=f"{copied}.*{message}"):
+        open_index(copied)
+
+
+def test_damaged_rows_are_said(mixed, tmp_path):
+    copied = shutil.copytree(mixed.folder, tmp_path / "copy")
+    state = json.loads((copied / "state.json").read_text())
+    for wrong in (state | {"_data_files": 3}, [1], state | {"_data_files": [{"filename": "none.arrow"}]}):
+        (copied / "state.json").write_text(json.dumps(wrong))
+        with pytest.raises(OSError, match=f"{copied}: its vectors cannot be read"):
+            open_index(copied)
+    table = mixed.table
+    kinds = pa.array(["picture"] * len(table))
+    for changed, message in (
+        (table.set_column(table.schema.get_field_index("kind"), "kind", kinds), "column kind: got"),
+        (table.drop_columns(["start"]), "column start: missing"),
+        (table.slice(0, 0), "no rows"),
+    ):
+        assert message in wrong_columns(changed)
 
 
 def test_a_model_that_has_moved_is_asked_for(mixed):

@@ -61,6 +61,9 @@ def test_what_is_no_source_is_named(tmp_path):
     ):
         with pytest.raises(error, match=message):
             open_source(source)
+    for wrong in (b"x", None, 3, "", [], [3], [""]):
+        with pytest.raises(ValueError, match="source: got .*; want a folder, Parquet files, a data set"):
+            open_source(wrong)
     rows = datasets.Dataset.from_list([{"text": "a", "number": 1}])
     with pytest.raises(ValueError, match="column: .* has none that holds media; it has 'text', 'number'"):
         open_source(rows)

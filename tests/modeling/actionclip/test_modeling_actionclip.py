@@ -178,6 +178,11 @@ def test_wrong_labels_are_said(labels, message):
         label_contrastive_loss(torch.ones(6, 8), torch.ones(6, 8), 2.0, labels)
 
 
+def test_texts_that_are_none_are_said_before_they_are_counted():
+    with pytest.raises(ValueError, match="input_ids"):
+        actionclip_model()(**actionclip_batch(2) | {"input_ids": 3})
+
+
 def test_frozen_encoders_do_not_train_also_after_loading(tmp_path):
     for frozen, parts in (("none", set()), ("text", {"text"}), ("both", {"text", "vision"})):
         actionclip_model(**KINDS["joint"], frozen_encoders=frozen).save_pretrained(tmp_path)

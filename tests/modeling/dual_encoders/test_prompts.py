@@ -65,6 +65,8 @@ def test_bad_templates_are_named(templates, message):
 def test_a_comma_separated_string_is_split_and_never_read_as_characters():
     assert resolve_class_names("cat, dog") == ["cat", "dog"]
     assert resolve_class_names('"salt, pepper", cat,5" disk,') == ["salt, pepper", "cat", '5" disk']
+    with pytest.raises(ValueError, match="labels: got int, expected a list of names"):
+        resolve_class_names(3, "labels")
     assert resolve_class_names("cat\ndog\n") == ["cat", "dog"], "as $(cat classes.txt) gives them"
 
 

@@ -236,6 +236,10 @@ def test_segments_have_borders_labels_and_scores():
         ((scores[:3], probs, names, 1), "scores, class_probs: shapes"),
         ((scores, probs, names, 1, 2.0), "threshold: 2.0"),
         ((scores, probs, names, 1, 0.5, [3.0, 2.0, 1.0, 0.0, 5.0]), "times: .*rising"),
+        ((scores * np.nan, probs, names, 1), "scores: NaN"),
+        (("abcde", probs, names, 1), "scores: got str, expected an array of numbers"),
+        ((scores, probs, names, 7), "normal_id: 7, expected one of the classes"),
+        ((scores, probs, names, 1, 0.5, None, np.inf), "end: inf, expected a number"),
     ):
         with pytest.raises(ValueError, match=message):
             anomaly_segments(*arguments)

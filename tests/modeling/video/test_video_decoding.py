@@ -245,6 +245,18 @@ def test_transparent_animations_are_put_on_white(folder):
     assert [frame.getpixel((0, 0)) for frame in found] == [(255, 0, 0), (255, 255, 255)]
 
 
+def test_a_frame_of_a_damaged_gif_that_reaches_over_the_others_is_cut():
+    file, frames = io.BytesIO(), [PIL.Image.fromarray(frame) for frame in grey_frames(3)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    content = bytearray(file.getvalue())
+    content[content.rindex(b"\x2c\0\0\0\0\x30\0\x20\0") + 1] = 128  # where the last frame begins
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        image.seek(2)
+        assert image.size == (176, 32)
+    found, _ = read_video(bytes(content), ALL)
+    assert [frame.size for frame in found] == [(48, 32)] * 3
+
+
 @pytest.mark.parametrize(
     "source, message",
     [
@@ -293,11 +305,45 @@ def test_files_without_pictures_are_said(folder, mp4):
         ({"rate": -1.0}, "rate: -1.0"),
         ({"keep": "middle"}, "keep: 'middle'"),
         ({"start": 3, "end": 2}, "start, end: 3, 2"),
+        ({"start": "3"}, "start: '3', expected a number or None"),
+        ({"position": "x"}, "position: 'x', expected a number"),
+        ({"rate": 1e9}, "rate: 1000000000.0, expected a number > 0, at most 1000"),
+        ({"seed": 2**32}, "seed: 4294967296, expected a whole number in 0..4294967295"),
+        ({"frame_numbers": "no"}, "frame_numbers: 'no', expected True or False"),
+        ({"rule": "segments", "num_frames": 10**9}, "num_frames: 1000000000, expected at most 10000 segments"),
     ],
 )
 def test_wrong_rules_are_said(options, message):
     with pytest.raises(ValueError, match=message):
         FrameSampling(**options)
+
+
+def test_too_many_frames_are_said_before_memory_is_asked_for():
+    for sampling, seconds in ((FrameSampling(num_frames=None, rate=1000), 1e6), (FrameSampling(rate=None), 3e9)):
+        sampling = FrameSampling(**vars(sampling) | {"num_frames": None})
+        with pytest.raises(ValueError, match="choose .* frames of one video, expected at most 30000000; want a lower"):
+            sampling.times(seconds, 25.0)
+    official = FrameSampling(frame_numbers=True)
+    assert official.frames(7, fps=1e9).tolist() == [0]
+    assert FrameSampling(frame_numbers=True, end=10**15).frames(70, fps=25).tolist() == [0, 25, 50]
+    with pytest.raises(ValueError, match="start: 9 s, but the video ends at 2.800 s"):
+        FrameSampling(frame_numbers=True, start=9).frames(70, fps=25)
+    for fps in (0, -1, True, "x", float("nan"), 10**30):
+        with pytest.raises(ValueError, match="fps: .*, expected a number > 0"):
+            official.frames(7, fps=fps)
+
+
+def test_an_error_does_not_depend_on_what_else_is_open(folder):
+    (folder / "cut.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    said = []
+    with (folder / "cut.mp4").open("rb"):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="not a video that can be read") as error, open(folder / "cut.mp4"):
+                read_video(folder / "cut.mp4")
+            said.append(str(error.value))
+        with pytest.raises(ValueError) as error:
+            read_video(folder / "cut.mp4")
+    assert {*said, str(error.value)} == {said[0]}
 
 
 def test_frames_without_times_need_a_rate_where_seconds_count():

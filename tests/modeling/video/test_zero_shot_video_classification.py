@@ -46,6 +46,10 @@ def test_scores_are_the_models(pipe):
         dict(zip(LABELS, expected.tolist(), strict=True)), abs=1e-5
     )
     assert len(pipe(video, candidate_labels="a cat, a dog", top_k=1)) == 1
+    for wrong in (0, -1, 1.5, True):
+        for name in ("top_k", "batch_size"):
+            with pytest.raises(ValueError, match=f"{name}: {wrong}, expected a whole number > 0"):
+                pipe(video, candidate_labels=LABELS, **{name: wrong})
 
 
 def test_every_form_of_input_and_any_batch_gives_the_same(pipe, tmp_path):

@@ -22,6 +22,7 @@ from hf_clip_variants import VideoAnomalyClipModel
 from hf_clip_variants.modeling.video_anomaly_clip.losses_video_anomaly_clip import (
     Batch,
     anomaly_losses,
+    checked_labels,
     draw_masks,
     log_probabilities,
     select_segments,
@@ -276,8 +277,12 @@ def test_anomalies_are_set_with_a_tokenizer():
     for wrong in (["a"] * 2, [], ["nothing"], ["x " * 60]):
         with pytest.raises(ValueError, match="names"):
             model.set_anomalies(wrong, tiny_tokenizer(), normal="nothing")
-    with pytest.raises(ValueError, match="normal_id: 3, expected 0..1"):
-        model.set_anomalies(["a"], tiny_tokenizer(), normal_id=3)
+    for wrong in (3, "0", True):
+        with pytest.raises(ValueError, match=f"normal_id: {wrong!r}, expected 0..1"):
+            model.set_anomalies(["a"], tiny_tokenizer(), normal_id=wrong)
+    for kind in (int, object):
+        with pytest.raises(ValueError, match="video_features: expected floats, got"):
+            model.score_frames(np.ones((3, 24)).astype(kind))
     assert config.id2label[0] == "a_cat" and all(torch.equal(state[n], t) for n, t in model.state_dict().items())
 
 
@@ -360,6 +365,12 @@ def test_a_saved_model_keeps_classes_centroid_and_scores(tmp_path):
 def test_wrong_inputs_are_said(inputs, message):
     with pytest.raises(ValueError, match=message):
         video_anomaly_model()(**inputs)
+
+
+def test_labels_that_are_none_are_said():
+    for wrong in ("cat", [None], [[1], [2, 3]]):
+        with pytest.raises(ValueError, match="labels: got .* expected one class a video"):
+            checked_labels(wrong, 2, 3)
 
 
 def test_features_of_another_scale_are_refused():

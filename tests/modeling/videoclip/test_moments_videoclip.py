@@ -7,6 +7,13 @@ import pytest
 import torch
 from videoclip_runs import videoclip_features, videoclip_model
 
+from hf_clip_variants.evaluation.video_moments import (
+    SecondsModel,
+    find_moments,
+    retrieve,
+    score_videos,
+    segment_video,
+)
 from hf_clip_variants.modeling.video.moments import (
     background_threshold,
     best_seconds,
@@ -89,6 +96,10 @@ def test_a_video_of_ten_hours_stays_small():
         (torch.zeros(3, 10), torch.zeros(2, 23), {}, r"text_embeds: got \[2, 23\], expected \[texts, 24\]"),
         (torch.zeros(3, 11), torch.zeros(2, 24), {}, r"video_features: got .*10"),
         (torch.zeros(3, 10), torch.zeros(2, 24), {"windows_at_once": 0}, "windows_at_once: 0, expected a number > 0"),
+        (torch.zeros(3, 10).long(), torch.zeros(2, 24), {}, "video_features: got .*int64, expected floats"),
+        (torch.zeros(3, 10), torch.zeros(2, 24).long(), {}, "text_embeds: torch.int64, expected floats"),
+        (torch.zeros(3, 10), "a text", {}, r"text_embeds: got str, expected \[texts, 24\]"),
+        (torch.full((3, 10), torch.nan), torch.zeros(2, 24), {}, r"NaN .* because video_features\[0\] has some"),
     ],
 )
 def test_wrong_inputs_are_said(features, texts, options, message):
@@ -114,6 +125,29 @@ def test_seconds_below_the_threshold_are_background():
 
 
 # ---- steps
+
+
+def test_wrong_options_of_tasks_are_said():
+    loaded = SecondsModel(videoclip_model(use_s3d=False), None)
+    features, texts = torch.randn(9, 10), torch.randn(2, 24)
+    for call, message in (
+        (lambda: segment_video(loaded, features, texts, float("nan")), "threshold: nan, expected a number"),
+        (lambda: segment_video(loaded, features, texts, "3"), "threshold: '3', expected a number"),
+        (lambda: find_moments(loaded, features, texts, top=0), "top: 0, expected a whole number > 0"),
+        (lambda: find_moments(loaded, features, texts, chunk=2.5), "chunk: 2.5, expected a whole number > 0"),
+        (lambda: find_moments(loaded, features[:0], texts), r"video_features: got \[0, 10\]"),
+        (lambda: retrieve(torch.zeros(2, 2), top=-1), "top: -1, expected a whole number > 0"),
+        (lambda: score_videos(loaded, [], texts), "videos: none"),
+        (
+            lambda: score_videos(loaded, [features[:, :3]], texts),
+            r"videos\[0\]: features: got \[9, 3\], expected a tensor",
+        ),
+        (lambda: score_videos(loaded, [features], texts * torch.nan), "texts: .* expected finite floats"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert segment_video(loaded, features, texts, 10**40) == segment_video(loaded, features, texts, 10**30) == []
+    assert len(segment_video(loaded, features, texts, -(10**40))) >= 1
 
 
 def test_steps_in_their_order_are_the_best_of_all():
