@@ -370,12 +370,14 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
 
     def _check_together(self, features: Mapping[str, torch.Tensor], image_mask: torch.Tensor | None) -> None:
         config = self.config
-        states, posts = features["text_states"], len(features["text_states"])
-        wanted = [config.num_text_states, config.hidden_size]
+        states, wanted = features["text_states"], [config.num_text_states, config.hidden_size]
+        if not isinstance(states, torch.Tensor):
+            raise ValueError(f"text_states: got {type(states).__name__}, expected a tensor of [posts, *{wanted}]")
         if states.dim() != 3 or list(states.shape[1:]) != wanted or not states.is_floating_point():
             raise ValueError(
                 f"text_states: got {list(states.shape)}, expected floats [posts, {wanted[0]}, {wanted[1]}]"
             )
+        posts = len(states)
         widths = (config.projection_dim, config.projection_dim, config.backbone_config.num_labels)
         for name, width in zip(FEATURES[1:], widths, strict=True):
             check_features(features[name], width, name)

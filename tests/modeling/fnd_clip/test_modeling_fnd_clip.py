@@ -217,6 +217,7 @@ def test_it_learns_whether_text_and_image_fit():
             {"text_states": torch.zeros(4, 3, 24)},
             "text_states: got \\[4, 3, 24\\], expected .*, 4, 24",
         ),
+        ({"text_states": [[1.0]]}, "text_states: got list, expected a tensor"),
         ({"image_logits": torch.zeros(4, 12)}, "image_logits: expected \\[batch, 11\\]"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels\\[2\\] is 2, expected 0..1"),
     ],
