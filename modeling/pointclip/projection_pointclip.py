@@ -187,9 +187,11 @@ def in_cells(
     extent = (high - low).amax(-1, keepdim=True)
     # A single point, or equal ones: no extent, the middle of the grid. (Officially a division by zero.)
     x, y, z = ((points - (high + low) / 2) / torch.where(extent > 0, extent, 1) * 2).unbind(-1)
-    x, y = ((torch.ceil((side * settings.object_ratio + 1) / 2 * size)).clamp(1, size - 2) for side in (x, y))
+    # Of a cloud far from 0, rounding may put points beside its own box: into the outermost cells.
+    (nearest, end), (first, last) = _occupied_depth(settings), _occupied_side(settings)
+    x, y = ((torch.ceil((side * settings.object_ratio + 1) / 2 * size)).clamp(first, last - 1) for side in (x, y))
     z = ((z + 1) / 2 + bias) / (1 + bias) * (depth - 2)
-    cells = torch.stack([torch.ceil(z), y, x], -1).detach().long()
+    cells = torch.stack([torch.ceil(z).clamp(nearest, end - 1), y, x], -1).detach().long()
     return cells, z.clamp(1, depth - 2)
 
 
