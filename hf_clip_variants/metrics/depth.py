@@ -130,7 +130,8 @@ def fit_scale_and_shift(predicted: Any, target: Any, valid: Any = None) -> tuple
     chosen = (p.isfinite() & g.isfinite()) if valid is None else _as_bool(valid, g)
     p, g = p[chosen], g[chosen]
     if not len(p):
-        raise ValueError("valid: no pixel, expected at least one")
+        name = "predicted, target" if valid is None else "valid"
+        raise ValueError(f"{name}: no pixel that counts, expected at least one (finite in both)")
     centred = p - p.mean()
     spread = float(centred.square().sum())
     scale = float((centred * (g - g.mean())).sum()) / spread if spread > 1e-12 * len(p) else 0.0

@@ -78,7 +78,11 @@ class ImageQuestionAnsweringPipeline(Pipeline):
         image = inputs.get("image")
         if image is None:
             raise ValueError(f"image: missing for the question {question[:60]!r}")
-        return {"item": {"image": load_image(image, timeout=timeout).convert("RGB"), "question": question}}
+        try:
+            image = load_image(image, timeout=timeout)
+        except TypeError as error:
+            raise ValueError(f"image: got {type(image).__name__} for {question[:60]!r}; {error}") from error
+        return {"item": {"image": image.convert("RGB"), "question": question}}
 
     def _forward(self, model_inputs, **options):
         items = model_inputs["item"]
