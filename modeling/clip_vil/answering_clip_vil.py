@@ -169,7 +169,7 @@ class ClipViLForPreTraining(_WithModel):
         answers = self.answer_head(outputs.pooler_output)
         losses = {}
         if labels is not None:
-            flat = _word_labels(labels, input_ids.shape, self.config.vocab_size)
+            flat = word_labels(labels, input_ids.shape, self.config.vocab_size)
             losses["mlm"] = mean_cross_entropy(words.flatten(0, 1), flat)
         for name, given, logits in (("matching", matching_labels, matching), ("answer", answer_labels, answers)):
             if given is not None:
@@ -192,11 +192,12 @@ class ClipViLForPreTraining(_WithModel):
         )
 
 
-def _word_labels(labels: object, shape: torch.Size, vocab_size: int) -> torch.Tensor:
+def word_labels(labels: object, shape: torch.Size, vocab_size: int) -> torch.Tensor:
+    """`labels` of words, flat. ValueError unless they are tokens, or -100, of this shape (B, T)."""
     is_tensor = isinstance(labels, torch.Tensor)
     if not is_tensor or labels.dtype != torch.int64 or labels.shape != shape:
         got = f"{labels.dtype} {list(labels.shape)}" if is_tensor else type(labels).__name__
-        raise ValueError(f"labels: got {got}, expected whole numbers {list(shape)}, -100 where no word is masked")
+        raise ValueError(f"labels: got {got}, expected whole numbers {list(shape)}, -100 for words that do not count")
     known = labels[labels != IGNORED]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < vocab_size:
         raise ValueError(f"labels: {int(known.min())}..{int(known.max())}, expected tokens, 0..{vocab_size - 1}")

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import can_return_tuple
 
 from ..dual_encoders.forward_checks import check_output, check_token_ids
-from .answering_clip_vil import mean_cross_entropy
+from .answering_clip_vil import mean_cross_entropy, word_labels
 from .configuration_clip_vil import ClipViLConfig
 from .grid_clip_vil import ClipViLGrid, check_grid
 from .modeling_clip_vil import ClipViLModel, ClipViLPreTrainedModel
@@ -113,9 +113,8 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         grid, seen = self._grid(pixel_values, grid_features, pixel_mask)
         if len(grid) != len(input_ids):
             raise ValueError(f"input_ids: {len(input_ids)} captions for {len(grid)} images, expected one each")
-        if labels is not None and (not isinstance(labels, torch.Tensor) or labels.shape != input_ids.shape):
-            got = getattr(labels, "shape", type(labels).__name__)
-            raise ValueError(f"labels: got {got}, expected whole numbers {list(input_ids.shape)}, as input_ids")
+        if labels is not None:
+            labels = word_labels(labels, input_ids.shape, self.config.vocab_size).view(input_ids.shape)
         outputs = self.writer(
             inputs_embeds=grid,
             attention_mask=seen,

@@ -187,7 +187,7 @@ def fit_feature_maps(
                 loss.backward()
                 optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.no_grad()

@@ -125,5 +125,8 @@ def test_lengths_settings_and_errors(tmp_path):
             model.generate(**inputs | options)
     with pytest.raises(ValueError, match="labels: got"):
         model(**captioning_inputs(2) | {"labels": torch.zeros(2, 3)})
+    for wrong, said in ((torch.zeros(2, 8).half(), "got torch.float16"), (torch.full((2, 8), 99), "99..99, expected")):
+        with pytest.raises(ValueError, match=f"labels: {said}"):
+            model(**captioning_inputs(2) | {"labels": wrong})
     with pytest.raises(ValueError, match="sep_token_id: 99, expected 0..34, a token"):
         clip_vil_model("captioning", sep_token_id=99)
