@@ -220,7 +220,8 @@ def split_posts(posts: Sequence[Post], shares: Mapping[str, float], *, seed: int
     (797, '96a0ceb9')
     ```
     """
-    if not shares or any(not 0 < share <= 1 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+    is_number = [isinstance(share, int | float) and not isinstance(share, bool) for share in shares.values()]
+    if not (is_number and all(is_number) and _are_shares(shares.values())):
         raise ValueError(f"shares: {dict(shares)}; want numbers > 0 that add up to 1")
     found: dict[str, list[Post]] = {name: [] for name in shares}
     for post in posts:
@@ -232,6 +233,10 @@ def split_posts(posts: Sequence[Post], shares: Mapping[str, float], *, seed: int
                 found[name].append(post)
                 break
     return found
+
+
+def _are_shares(numbers: Iterable[float]) -> bool:
+    return all(0 < number <= 1 for number in numbers) and abs(sum(numbers) - 1) <= 1e-6
 
 
 def _key(post: Post) -> str:
@@ -317,7 +322,14 @@ def encode_posts(
         processor: its processor.
         rows: of a `PostDataset`, or the like.
         batch_size: posts at once.
+
+    Raises:
+        ValueError: a batch size that is no positive whole number, no posts.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size!r}; want a whole number of at least 1")
+    if not len(rows):
+        raise ValueError("rows: no posts; want at least one")
     collate, found, training = PostCollator(processor), [], model.training
     features = ("text_states", "clip_text_features", "clip_image_features", "image_logits")
     model.eval()

@@ -130,7 +130,8 @@ def fit_scale_and_shift(predicted: Any, target: Any, valid: Any = None) -> tuple
     chosen = (p.isfinite() & g.isfinite()) if valid is None else _as_bool(valid, g)
     p, g = p[chosen], g[chosen]
     if not len(p):
-        raise ValueError("valid: no pixel, expected at least one")
+        name = "predicted, target" if valid is None else "valid"
+        raise ValueError(f"{name}: no pixel that counts, expected at least one (finite in both)")
     centred = p - p.mean()
     spread = float(centred.square().sum())
     scale = float((centred * (g - g.mean())).sum()) / spread if spread > 1e-12 * len(p) else 0.0
@@ -157,7 +158,10 @@ def order_accuracy(
     chosen = (g.isfinite() & (g > 0)) if valid is None else _as_bool(valid, g)
     p, g = p[chosen], g[chosen]
     if len(p) < 2:
-        raise ValueError(f"valid: {len(p)} pixels, expected at least two")
+        name = "target" if valid is None else "valid"
+        raise ValueError(f"{name}: {len(p)} pixels that count, expected at least two")
+    if not p.isfinite().all():
+        raise ValueError("predicted: NaN or infinite depths, expected finite ones")
     one, other = torch.randint(len(p), (2, pairs), generator=torch.Generator().manual_seed(seed))
     counted = (g[one] - g[other]).abs() > margin * torch.maximum(g[one].abs(), g[other].abs())
     if not counted.any():

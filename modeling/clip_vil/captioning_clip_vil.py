@@ -186,12 +186,18 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         if len(ids) != len(grid):
             raise ValueError(f"input_ids: {len(ids)} captions for {len(grid)} images, expected one each")
         mask = kwargs.pop("attention_mask", None)
+        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
+            got = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise ValueError(f"attention_mask: got {got}, expected {list(ids.shape)}, as the token ids")
         if mask is not None and not bool((mask > 0).all()):
             raise ValueError(
                 "attention_mask: padding in the beginnings of captions, expected beginnings of one length"
             )
         if ids.shape[1] > 1 and bool((ids[:, -1] == config.sep_token_id).all()):
             ids = ids[:, :-1]  # of a tokenizer; captions go on
+        beams = kwargs.get("num_beams")
+        if beams is not None and (isinstance(beams, bool) or not isinstance(beams, int) or beams < 1):
+            raise ValueError(f"num_beams: {beams!r}, expected a whole number of at least 1")
         settings = copy.deepcopy(kwargs.pop("generation_config", None) or self.generation_config)
         fixed = {"max_new_tokens": self._room(kwargs, settings, ids.shape[1], limit), "max_length": None}
         fixed |= {"eos_token_id": config.sep_token_id, "pad_token_id": config.text_config.pad_token_id or 0}

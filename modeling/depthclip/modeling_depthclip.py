@@ -113,6 +113,16 @@ class DepthCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
         raise NotImplementedError
 
 
+def _depths(values) -> list[float]:
+    """ValueError unless `values` are numbers; which ones, the configuration checks."""
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        return [float(depth) for depth in values]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"bins: {str(values)[:60]!r}, expected a list of depths") from error
+
+
 _OFFSETS = {"bins": "bin_offsets", "words": "word_offsets", "temperature": "temperature_offset"}
 
 
@@ -206,7 +216,7 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
             if name in ("depth_words", "templates"):
                 given[name] = check_texts(value, name)
             elif name == "bin_centers":
-                given[name] = [float(depth) for depth in value]
+                given[name] = _depths(value)
         wanted = DepthCLIPConfig.from_dict(self.config.to_dict() | {"encoded_texts": None} | given)
         texts = wanted.texts
         tokens = encode_texts(

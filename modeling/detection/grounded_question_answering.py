@@ -55,7 +55,7 @@ class GroundedQuestionAnsweringPipeline(ImageQuestionAnsweringPipeline):
             found["regions"] = {name: regions[name].float().cpu() for name in ("scores", "boxes")}
         return found
 
-    def postprocess(self, model_outputs, top_k: int = 5, threshold: float = 0.1):
+    def postprocess(self, model_outputs, top_k: int | None = 5, threshold: float = 0.1):
         results, one = super().postprocess(model_outputs, top_k), model_outputs["found"]
         if "regions" in one:
             regions = one["regions"]

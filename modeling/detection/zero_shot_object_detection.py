@@ -7,6 +7,7 @@ from transformers import Pipeline, ZeroShotObjectDetectionPipeline
 from transformers.image_utils import load_image
 
 from ..dense.promptable_segmentation import parse_labels
+from ..dual_encoders.forward_checks import check_top_k
 from ..dual_encoders.images_with_labels import images_with_labels
 from .instance_masks import whole_masks
 
@@ -81,6 +82,7 @@ class AllLabelsObjectDetectionPipeline(ZeroShotObjectDetectionPipeline):
             if name not in places:
                 raise TypeError(f"{name}: unknown, expected candidate_labels, {', '.join(places)} or batch_size")
             parameters[places[name]][name] = value
+        check_top_k(kwargs.get("top_k"))
         return parameters
 
     # transformers' own makes several items of one image.

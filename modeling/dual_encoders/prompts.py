@@ -339,6 +339,8 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
     """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{what}: got the single string {texts!r}, expected a list of strings")
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"{what}: got {type(texts).__name__}, expected a list of strings")
     texts = list(texts)
     if not texts:
         raise ValueError(f"{what} is empty")

@@ -33,6 +33,9 @@ class FNDCLIPConfig(PreTrainedConfig):
         batch_layer_attention (`bool`, defaults to `False`):
             Weigh BERT's layers by sums over the whole batch, as the published code does. An answer then depends on the
             other posts of its batch. For official weights and for comparison only.
+        adapt_features (`bool`, defaults to `False`):
+            Two square matrices that change the dual encoder's features before all else, and do nothing as they start.
+            `fit_feature_maps` fits them on posts whose text and image belong together. Not in the paper.
         max_text_length (`int`, defaults to 300): tokens of a text that BERT reads at most.
         freeze_text, freeze_dual_encoder (`bool`, default to `True`), freeze_backbone (`bool`, defaults to `False`):
             What does not train. Frozen parts stay in eval mode.
@@ -65,6 +68,7 @@ class FNDCLIPConfig(PreTrainedConfig):
     hidden_dim: int = 64
     dropout: float | int = 0.5
     batch_layer_attention: bool = False
+    adapt_features: bool = False
     max_text_length: int = 300
     freeze_text: bool = True
     freeze_dual_encoder: bool = True

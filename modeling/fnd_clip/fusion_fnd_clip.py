@@ -47,6 +47,17 @@ class FNDCLIPBranch(nn.Module):
         return F.relu(self.output_norm(self.output_layer(hidden)))
 
 
+class FNDCLIPFeatureMap(nn.Module):
+    """(B, D) -> (B, D): x + x W, the same as x until W is trained. Not in the paper."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features + features @ self.weight
+
+
 class FNDCLIPModalityAttention(nn.Module):
     """(B, 3, E) features of text, image and both -> (B, 3) weights in 0..1, from their means and largest numbers."""
 
@@ -95,6 +106,8 @@ class FNDCLIPFusion(nn.Module):
         self.image_branch = FNDCLIPBranch(config.backbone_config.num_labels + joint, config)
         self.cross_branch = FNDCLIPBranch(2 * joint, config)
         self.modality_attention = FNDCLIPModalityAttention()
+        self.text_map = FNDCLIPFeatureMap(joint) if config.adapt_features else nn.Identity()
+        self.image_map = FNDCLIPFeatureMap(joint) if config.adapt_features else nn.Identity()
         self.classifier = FNDCLIPClassifier(config)
 
     def forward(
@@ -112,6 +125,7 @@ class FNDCLIPFusion(nn.Module):
         layers = layer_attention(text_states, self.layer_weights, self.config.batch_layer_attention)
         read = (layers[..., None] * text_states.float()).sum(1).to(dtype)
         texts, images, logits = (one.to(dtype) for one in (clip_text_features, clip_image_features, image_logits))
+        texts, images = self.text_map(texts), self.image_map(images)
         text_features = torch.cat([read, texts], -1)
         text = self.text_branch(text_features)
         image = self.image_branch(torch.cat([logits, images], -1))
@@ -139,4 +153,57 @@ class FNDCLIPFusion(nn.Module):
         }
 
 
-__all__ = ["FNDCLIPFusion", "cosine", "layer_attention"]
+# ---- what the similarity starts from
+
+
+def fit_feature_maps(
+    fusion: FNDCLIPFusion,
+    texts: torch.Tensor,
+    images: torch.Tensor,
+    epochs: int = 16,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    penalty: float = 0.1,
+    scale: float = 20.0,
+    seed: int = 0,
+) -> float:
+    """Trains `text_map` and `image_map` so that (N, D) texts and their images, row by row, are nearer to each other
+    than to those of other rows: CLIP's contrastive loss over batches, plus `penalty` times the sum of the squares of
+    both matrices. Returns the last batch's loss."""
+    maps = [fusion.text_map, fusion.image_map]
+    optimizer = torch.optim.Adam([one.weight for one in maps], lr=learning_rate)
+    texts, images = (unit_norm(one.detach().to(maps[0].weight)) for one in (texts, images))
+    generator, loss = torch.Generator().manual_seed(seed), torch.zeros(())
+    size = min(batch_size, len(texts))
+    with torch.enable_grad():
+        for _ in range(epochs):
+            order = torch.randperm(len(texts), generator=generator)
+            for rows in order[: len(order) // size * size].view(-1, size).to(texts.device):
+                near = scale * unit_norm(maps[0](texts[rows])) @ unit_norm(maps[1](images[rows])).T
+                own = torch.arange(size, device=near.device)
+                loss = (F.cross_entropy(near, own) + F.cross_entropy(near.T, own)) / 2
+                loss = loss + penalty * sum(one.weight.square().sum() for one in maps)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def standardise_similarity(fusion: FNDCLIPFusion, texts: torch.Tensor, images: torch.Tensor) -> tuple[float, float]:
+    """Sets `similarity_factor` and `similarity_summand` to 1 / deviation and -mean / deviation of the similarities of
+    (N, D) texts and images, row by row: the start that the paper's standardisation would have. Returns both."""
+    pairs = ((fusion.text_map, texts), (fusion.image_map, images))
+    found = cosine(*(one(given.to(fusion.similarity_factor)) for one, given in pairs)).float()
+    deviation = float(found.std())
+    if not deviation > 1e-6:
+        raise ValueError(
+            f"clip_text_features, clip_image_features: {len(found)} posts of one similarity, want several"
+        )
+    fusion.similarity_factor.fill_(1 / deviation)
+    fusion.similarity_summand.fill_(-float(found.mean()) / deviation)
+    return fusion.similarity_factor.item(), fusion.similarity_summand.item()
+
+
+__all__ = ["FNDCLIPFusion", "cosine", "fit_feature_maps", "layer_attention", "standardise_similarity"]

@@ -21,7 +21,7 @@ from ..dual_encoders.forward_checks import check_features, check_output, check_p
 from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
-from .fusion_fnd_clip import FNDCLIPFusion
+from .fusion_fnd_clip import FNDCLIPFeatureMap, FNDCLIPFusion, fit_feature_maps, standardise_similarity
 
 
 # B posts, L states of BERT, H width of BERT, D joint width, R logits of the ResNet, E width of features, K classes
@@ -107,6 +107,8 @@ class FNDCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
         elif isinstance(module, FNDCLIPFusion):
             for parameter in (module.layer_weights, module.similarity_factor, module.similarity_summand):
                 init.uniform_(parameter)
+        elif isinstance(module, FNDCLIPFeatureMap):
+            init.zeros_(module.weight)
 
 
 class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
@@ -294,6 +296,79 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
         check_pixels(pixels, self.config.backbone_config.num_channels, "backbone_pixel_values")
         return self.image_model(pixels.to(self.dtype), return_dict=True).logits
 
+    # ---- the similarity's start
+
+    def fit_feature_maps(
+        self,
+        clip_text_features: torch.Tensor,
+        clip_image_features: torch.Tensor,
+        *,
+        epochs: int = 16,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        penalty: float = 0.1,
+        seed: int = 0,
+    ) -> float:
+        """Fits the matrices of `adapt_features=True` to posts whose text and image belong together, with CLIP's
+        contrastive loss: each text against all images of its batch. Takes seconds; do it before the rest is trained,
+        and `standardise_similarity` behind it. Not in the paper.
+
+        Worth it where the dual encoder knows your kind of images and texts little: a network that is only told which
+        posts are true remembers them sooner than it learns what fits.
+
+        Args:
+            clip_text_features, clip_image_features: (N, D) of the same N true posts, as of `get_features`.
+            epochs, batch_size, learning_rate: of Adam; what is left of the last batch is left out.
+            penalty: times the squares of both matrices; larger for fewer posts.
+
+        Returns:
+            The loss of the last batch.
+
+        Raises:
+            ValueError: no matrices (`adapt_features`), features of wrong shapes or not finite, fewer than two posts,
+                a setting out of its range.
+        """
+        if not self.config.adapt_features:
+            raise ValueError(
+                "adapt_features: False, there are no matrices to fit; want a model with adapt_features=True"
+            )
+        self._check_pairs(clip_text_features, clip_image_features)
+        for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}: {value!r}, expected a whole number of at least {least}")
+        for name, value in (("learning_rate", learning_rate), ("penalty", penalty)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+                raise ValueError(f"{name}: {value!r}, expected a number in 0..1e6")
+        settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "penalty": penalty}
+        return fit_feature_maps(self.fusion, clip_text_features, clip_image_features, **settings, seed=seed)
+
+    def standardise_similarity(
+        self, clip_text_features: torch.Tensor, clip_image_features: torch.Tensor
+    ) -> tuple[float, float]:
+        """Starts the similarity's factor and summand from training posts, true and false ones: 1 / deviation and
+        -mean / deviation of their similarities, which is the paper's standardisation. The published code starts both
+        between 0 and 1, where cosines differ by 0.1 and weigh next to nothing.
+
+        Args:
+            clip_text_features, clip_image_features: (N, D) of the same N posts, as of `get_features`.
+
+        Returns:
+            The factor and the summand.
+
+        Raises:
+            ValueError: features of wrong shapes or not finite, fewer than two posts, or all of one similarity.
+        """
+        self._check_pairs(clip_text_features, clip_image_features)
+        return standardise_similarity(self.fusion, clip_text_features, clip_image_features)
+
+    def _check_pairs(self, texts: torch.Tensor, images: torch.Tensor) -> None:
+        for name, one in (("clip_text_features", texts), ("clip_image_features", images)):
+            check_features(one, self.config.projection_dim, name)
+            if len(one) != len(texts) or len(one) < 2:
+                raise ValueError(f"{name}: of {len(one)} posts, expected at least 2 and as many as texts")
+            if not one.isfinite().all():
+                raise ValueError(f"{name}: NaN or infinite numbers, expected finite ones")
+
     # ---- forward
 
     @can_return_tuple
@@ -370,12 +445,14 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
 
     def _check_together(self, features: Mapping[str, torch.Tensor], image_mask: torch.Tensor | None) -> None:
         config = self.config
-        states, posts = features["text_states"], len(features["text_states"])
-        wanted = [config.num_text_states, config.hidden_size]
+        states, wanted = features["text_states"], [config.num_text_states, config.hidden_size]
+        if not isinstance(states, torch.Tensor):
+            raise ValueError(f"text_states: got {type(states).__name__}, expected a tensor of [posts, *{wanted}]")
         if states.dim() != 3 or list(states.shape[1:]) != wanted or not states.is_floating_point():
             raise ValueError(
                 f"text_states: got {list(states.shape)}, expected floats [posts, {wanted[0]}, {wanted[1]}]"
             )
+        posts = len(states)
         widths = (config.projection_dim, config.projection_dim, config.backbone_config.num_labels)
         for name, width in zip(FEATURES[1:], widths, strict=True):
             check_features(features[name], width, name)

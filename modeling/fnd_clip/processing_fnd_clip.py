@@ -92,6 +92,9 @@ class FNDCLIPProcessor(CheckedParts):
         merged = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
+        for what, value in (("text", text), ("clip_text", clip_text)):
+            if value is not None and not isinstance(value, str | Sequence):
+                raise ValueError(f"{what}: got {type(value).__name__}, expected a text or a list of them")
         texts = [text] if isinstance(text, str) else text
         clip_texts = texts if clip_text is None else [clip_text] if isinstance(clip_text, str) else clip_text
         if texts is not None and clip_texts is not None and len(clip_texts) != len(texts):

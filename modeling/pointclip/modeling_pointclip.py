@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..clip_classifier.classification_loss import IGNORED, classification_loss
 from ..dual_encoders.backbones import family_of, unit_norm
-from ..dual_encoders.forward_checks import check_output, check_token_ids
+from ..dual_encoders.forward_checks import check_features, check_output, check_token_ids
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from ..dual_encoders.tracing import can_be_read
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
@@ -330,6 +330,7 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         self, points: torch.FloatTensor, text_features: torch.Tensor, points_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(B, N, 3) and (T, C) text features, which may be kept from an earlier call -> logits (B, T)."""
+        check_features(text_features, self.config.projection_dim, "text_features")
         logits = self._compare(self._encode_points(points, points_mask)[0], text_features)[0]
         check_output(self, logits, points=points)
         return logits
@@ -369,9 +370,10 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
             transposed_reading: as the official code; see `part_pictures`.
 
         Raises:
-            ValueError: the image encoder is not CLIP's ViT; or as `forward`.
+            ValueError: the image encoder is not CLIP's ViT, text features of another shape; or as `forward`.
         """
         check_points(points)
+        check_features(text_features, self.config.projection_dim, "text_features")
         mask, size = checked_mask(points_mask, points), self.family.image_size(self.config)
         texts, weights = unit_norm(text_features), self.config.view_weights
         weights = points.new_tensor(weights) if weights is not None and len(weights) == 10 else None

@@ -24,7 +24,7 @@ from ..dual_encoders.tracing import can_be_read
 _EPS = 1e-12
 _CELLS_AT_ONCE = 2**19  # floats of a grid: what fits into a processor's cache
 _POINTS_AT_ONCE = 2**21
-_PIXELS_AT_ONCE = 2**22  # of maps that are written to at random places, three times
+_PIXELS_AT_ONCE = 2**21  # of maps that are written to at random places, three times
 
 
 @dataclass(frozen=True)
@@ -124,35 +124,45 @@ def _sparse_depth_maps_in_place(
     touched. The last point of a pixel stands for it: its number is in the pixel, and the others add to its sums.
     """
     (clouds, count, _), views, area = points.shape, len(rotations), resolution**2
-    # numpy asks for memory that is zero already, in large pages: three times as fast as to write zeros. The last pixel
-    # takes what falls outside. It holds numbers of points first, then their depths.
-    buffer = torch.from_numpy(np.zeros(clouds * views * area + 1, dtype=np.float32))
-    numbers, turns = buffer.view(torch.int32), rotations.transpose(1, 2).reshape(-1, 3).to(points)
-    at_once = max(1, min(_POINTS_AT_ONCE // count, _PIXELS_AT_ONCE // area) // views)
+    # numpy asks for memory that is zero already, in large pages: three times as fast as to write zeros. The first
+    # write to these pages is half of the time; all else stays in a processor's cache, some clouds at a time.
+    buffer = torch.from_numpy(np.zeros(clouds * views * area, dtype=np.float32))
+    turns = rotations.permute(2, 0, 1).reshape(-1, 3).to(points)  # x of all views, y of all, z of all
+    flat = points.reshape(-1, 3).t().contiguous()
+    at_once = min(clouds, max(1, min(_POINTS_AT_ONCE // count, _PIXELS_AT_ONCE // area) // views))
+    numbers = torch.from_numpy(np.empty(at_once * views * area, dtype=np.int32))  # of points, by pixel
+    begin = torch.arange(views)[:, None, None] + torch.arange(at_once)[:, None] * views
+    begin = (begin * area).expand(-1, -1, count).reshape(views, -1)
+    work = torch.empty(6, views * at_once * count, dtype=torch.float32)
+    middle = (resolution - 1) / 2
     for first in range(0, clouds, at_once):
-        part = points[first : first + at_once]
-        x, y, z = (turns @ part.transpose(1, 2)).unflatten(1, (views, 3)).unbind(2)
-        z = z + distance
-        depth = z + _EPS
-        row, column = ((side / depth).add_(1).mul_(resolution / 2).sub_(0.5).ceil_() for side in (x, y))
+        part = flat[:, first * count : (first + at_once) * count]
+        sides, (depth, row_away, away) = work[:3], (one[: views * part.shape[1]] for one in work[3:])
+        sides = torch.mm(turns, part, out=sides.view(-1)[: 3 * len(depth)].view(3 * views, -1))
+        x, y, z = sides.view(3, -1)
+        torch.add(z.add_(distance), _EPS, out=depth)
+        row, column = (side.div_(depth).add_(1).mul_(resolution / 2).sub_(0.5).ceil_() for side in (x, y))
         # One comparison, as each takes as long as three sums: how far from the middle, and far for what is behind.
-        middle = (resolution - 1) / 2
-        away = torch.maximum((row - middle).abs_(), (column - middle).abs_()).maximum(z * -1e30)
-        outside = away > middle
-        if mask is not None:
-            outside |= ~mask[first : first + at_once, None]
-        begin = torch.arange(first * views, (first + len(part)) * views).mul_(area).view(-1, views, 1)
-        pixel = row.mul_(resolution).add_(column).long().add_(begin).masked_fill_(outside, len(buffer) - 1).flatten()
+        torch.sub(row, middle, out=row_away).abs_()
+        torch.maximum(torch.sub(column, middle, out=away).abs_(), row_away, out=away)
+        torch.maximum(away, z.mul_(-1e30), out=away)
+        pixel = row.mul_(resolution).add_(column).long().view(views, -1).add_(begin[:, : part.shape[1]]).flatten()
+        weights = depth.reciprocal_()
+        if mask is not None or not float(away.max()) <= middle:
+            inside = (away <= middle).view(views, -1)
+            if mask is not None:
+                inside &= mask[first : first + at_once].reshape(-1)
+            there = torch.from_numpy(np.flatnonzero(inside.numpy()))
+            pixel, weights = pixel.index_select(0, there), weights.index_select(0, there)
         own = torch.arange(len(pixel), dtype=torch.int32)
-        last = numbers.index_copy_(0, pixel, own).index_select(0, pixel)
+        last = numbers.scatter_(0, pixel, own).index_select(0, pixel)
         others = torch.from_numpy(np.flatnonzero((last != own).numpy()))
-        weights, points_in = depth.reciprocal_().flatten(), torch.ones(len(pixel))
-        sums, of = weights.clone(), last.index_select(0, others)
-        sums.index_add_(0, of, weights.index_select(0, others))
-        points_in.index_add_(0, of, points_in.new_ones(len(others)))
+        of, found = last.index_select(0, others), torch.ones(len(pixel))
+        weights.index_add_(0, of, weights.index_select(0, others))
+        found.index_add_(0, of, found.new_ones(len(others)))
         # The harmonic mean: the number of points, which is that of weights times depths, over the weights.
-        buffer.index_copy_(0, pixel, points_in.div_(sums).index_select(0, last))
-    return buffer[:-1].view(clouds, views, resolution, resolution)
+        buffer[first * views * area :].index_copy_(0, pixel, found.div_(weights).index_select(0, last))
+    return buffer.view(clouds, views, resolution, resolution)
 
 
 # ---- PointCLIP V2
@@ -177,9 +187,11 @@ def in_cells(
     extent = (high - low).amax(-1, keepdim=True)
     # A single point, or equal ones: no extent, the middle of the grid. (Officially a division by zero.)
     x, y, z = ((points - (high + low) / 2) / torch.where(extent > 0, extent, 1) * 2).unbind(-1)
-    x, y = ((torch.ceil((side * settings.object_ratio + 1) / 2 * size)).clamp(1, size - 2) for side in (x, y))
+    # Of a cloud far from 0, rounding may put points beside its own box: into the outermost cells.
+    (nearest, end), (first, last) = _occupied_depth(settings), _occupied_side(settings)
+    x, y = ((torch.ceil((side * settings.object_ratio + 1) / 2 * size)).clamp(first, last - 1) for side in (x, y))
     z = ((z + 1) / 2 + bias) / (1 + bias) * (depth - 2)
-    cells = torch.stack([torch.ceil(z), y, x], -1).detach().long()
+    cells = torch.stack([torch.ceil(z).clamp(nearest, end - 1), y, x], -1).detach().long()
     return cells, z.clamp(1, depth - 2)
 
 

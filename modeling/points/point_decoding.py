@@ -87,8 +87,8 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
 def _read_npy(path: str) -> np.ndarray:
     try:
         return np.load(io.BytesIO(read_regular(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as .npy ({error})") from error
+    except Exception as error:  # numpy raises what Python's parser meets in a damaged header, too
+        raise ValueError(f"{path}: cannot be read as .npy ({type(error).__name__}: {error})") from error
 
 
 def _read_h5(path: str) -> np.ndarray:

@@ -45,7 +45,8 @@ def soft_answers(
             question whose answers are all left out has zeros.
 
     Raises:
-        ValueError: an answer that is not in the list (the question, the answer), no answers, another `unknown`.
+        ValueError: an answer that is not in the list (the question, the answer), no answers, an answer that is no
+            text, a score outside of 0..1, another `unknown`.
 
     Example:
 
@@ -67,9 +68,18 @@ def soft_answers(
     for place, given in enumerate(answers):
         if isinstance(given, str):
             given = {given: 1.0}
+        elif not isinstance(given, Mapping | Sequence) or isinstance(given, bytes) or not len(given):
+            raise ValueError(f"answers[{place}]: got {given!r}, expected an answer, several, or a dictionary of them")
         elif not isinstance(given, Mapping):
+            if wrong := [answer for answer in given if not isinstance(answer, str)]:
+                raise ValueError(f"answers[{place}]: got {wrong[0]!r}, expected a text")
             given = {answer: min(number / _FULL_SCORE, 1.0) for answer, number in Counter(given).items()}
         for answer, score in given.items():
+            if not isinstance(answer, str):
+                raise ValueError(f"answers[{place}]: got {answer!r}, expected a text")
+            is_number = isinstance(score, int | float) and not isinstance(score, bool)
+            if not is_number or not 0 <= score <= 1:
+                raise ValueError(f"answers[{place}]: {answer!r} is {score!r} right, expected a number in 0..1")
             if answer in label2id:
                 scores[place, label2id[answer]] = score
             elif unknown == "error":

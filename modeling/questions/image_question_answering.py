@@ -6,6 +6,8 @@ import torch
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
+from ..dual_encoders.forward_checks import check_top_k
+
 
 TASK = "image-question-answering"  # transformers 5 refuses the name "visual-question-answering"
 
@@ -41,7 +43,7 @@ class ImageQuestionAnsweringPipeline(Pipeline):
         Args:
             image: a path, URL or PIL image; `{"image": …, "question": …}`; or a list, generator or data set of these.
             question (`str`): for all images. For a list of images also a list, one for each.
-            top_k (`int`, defaults to 5): the best answers only.
+            top_k (`int`, defaults to 5): the best answers only; None: all.
             timeout (`float`, *optional*): seconds to wait for an image from the web.
 
         Returns:
@@ -66,6 +68,7 @@ class ImageQuestionAnsweringPipeline(Pipeline):
             if name not in self._places:
                 raise TypeError(f"{name}: unknown, expected question, {', '.join(self._places)} or batch_size")
             parameters[self._places[name]][name] = value
+        check_top_k(kwargs.get("top_k"))
         return parameters
 
     def preprocess(self, inputs, timeout=None):
@@ -75,7 +78,11 @@ class ImageQuestionAnsweringPipeline(Pipeline):
         image = inputs.get("image")
         if image is None:
             raise ValueError(f"image: missing for the question {question[:60]!r}")
-        return {"item": {"image": load_image(image, timeout=timeout).convert("RGB"), "question": question}}
+        try:
+            image = load_image(image, timeout=timeout)
+        except TypeError as error:
+            raise ValueError(f"image: got {type(image).__name__} for {question[:60]!r}; {error}") from error
+        return {"item": {"image": image.convert("RGB"), "question": question}}
 
     def _forward(self, model_inputs, **options):
         items = model_inputs["item"]
@@ -97,9 +104,10 @@ class ImageQuestionAnsweringPipeline(Pipeline):
         is_one = self.model.config.problem_type == "single_label_classification"
         return logits.softmax(0) if is_one else logits.sigmoid()
 
-    def postprocess(self, model_outputs, top_k: int = 5):
+    def postprocess(self, model_outputs, top_k: int | None = 5):
         one = model_outputs["found"]
-        scores, answers = one["scores"].topk(min(top_k, len(one["scores"])))
+        count = len(one["scores"])
+        scores, answers = one["scores"].topk(count if top_k is None else min(top_k, count))
         return [
             {"score": float(score), "answer": self.model.config.id2label[int(answer)]}
             for score, answer in zip(scores, answers, strict=True)

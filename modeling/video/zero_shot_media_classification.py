@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
+from ..dual_encoders.forward_checks import check_top_k
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from .class_texts import class_features
 
@@ -65,8 +66,7 @@ class ZeroShotMediaClassificationPipeline(Pipeline):
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, top_k=None, **reading):
         if unknown := sorted(set(reading) - set(self.known_options())):
             raise TypeError(f"{', '.join(unknown)}: unknown, expected an option of {self.reader} or batch_size")
-        if top_k is not None and (type(top_k) is not int or top_k < 1):
-            raise ValueError(f"top_k: {top_k!r}, expected a whole number > 0 or None")
+        check_top_k(top_k)
         text = {"candidate_labels": candidate_labels, "hypothesis_template": hypothesis_template}
         text = {name: value for name, value in text.items() if value is not None}
         return {"reading": reading} if reading else {}, text, text | {"top_k": top_k}

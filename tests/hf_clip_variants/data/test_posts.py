@@ -114,8 +114,9 @@ def test_splits_stay_the_same_and_keep_copies_and_events_together():
     assert sorted(len(some) for some in split_posts(copies, {"x": 0.5, "y": 0.5}).values()) == [0, 2]
     event = [Post(str(number), f"words {number}", group="flood") for number in range(30)]
     assert sorted(len(some) for some in split_posts(event, {"x": 0.5, "y": 0.5}).values()) == [0, 30]
-    with pytest.raises(ValueError, match="shares: .* add up to 1"):
-        split_posts(posts, {"train": 0.5})
+    for shares in ({"train": 0.5}, {}, {"train": "all"}, {"train": None, "test": 1.0}, {"train": float("nan")}):
+        with pytest.raises(ValueError, match="shares: .* add up to 1"):
+            split_posts(posts, shares)
 
 
 def test_a_random_image_in_training_and_the_first_one_elsewhere():
@@ -140,6 +141,9 @@ def test_trainer_learns_from_a_table_and_features_are_computed_once(folder, tmp_
     assert trainer.predict(data).predictions.shape == (8, 2)
     found = encode_posts(model.float().train(), processor, PostDataset(posts), batch_size=3)
     assert model.training and found["labels"].tolist() == [0, 1] * 4 and found["text_states"].shape == (8, 4, 24)
+    for rows, size, message in ((PostDataset(posts), 0, "batch_size: 0"), ([], 3, "rows: no posts")):
+        with pytest.raises(ValueError, match=message):
+            encode_posts(model, processor, rows, batch_size=size)
     with torch.no_grad():
         fresh = fnd_clip_model()  # the trained one computes in bfloat16
         found = encode_posts(fresh, processor, PostDataset(posts), batch_size=3)

@@ -115,6 +115,8 @@ def test_lengths_settings_and_errors(tmp_path):
             {"input_ids": torch.full((2, 3), 2), "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])},
             "padding in the",
         ),
+        ({"input_ids": torch.full((2, 3), 2), "attention_mask": []}, r"attention_mask: got list, expected \[2, 3\]"),
+        ({"num_beams": 0}, "num_beams: 0, expected a whole number of at least 1"),
         ({"grid_features": torch.zeros(2, 2, 3, 64)}, "got both"),
         ({"pixel_values": None}, "got neither"),
         ({"pixel_values": torch.zeros(1, 3, 32 * 9, 32 * 5)}, "45 cells of the grid, the encoder takes 40"),
@@ -123,5 +125,8 @@ def test_lengths_settings_and_errors(tmp_path):
             model.generate(**inputs | options)
     with pytest.raises(ValueError, match="labels: got"):
         model(**captioning_inputs(2) | {"labels": torch.zeros(2, 3)})
+    for wrong, said in ((torch.zeros(2, 8).half(), "got torch.float16"), (torch.full((2, 8), 99), "99..99, expected")):
+        with pytest.raises(ValueError, match=f"labels: {said}"):
+            model(**captioning_inputs(2) | {"labels": wrong})
     with pytest.raises(ValueError, match="sep_token_id: 99, expected 0..34, a token"):
         clip_vil_model("captioning", sep_token_id=99)

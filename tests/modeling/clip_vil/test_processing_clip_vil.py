@@ -152,9 +152,14 @@ def test_the_pipeline_answers_from_a_saved_folder(tmp_path):
         ((images[0], "  "), "question: got '  ', expected a text"),
         ((None, "a ?"), "image: missing for the question 'a"),
         ((images, ["a"]), "question: 1 for 2 images"),
+        (({"image": 7, "question": "a ?"},), "image: got int for 'a"),
     ):
         with pytest.raises(ValueError, match=message):
             answer(*arguments)
+    for wrong in (0, -1, 1.5, "x", True):
+        with pytest.raises(ValueError, match=f"top_k: {wrong!r}, expected a whole number"):
+            answer(images[0], "a ?", top_k=wrong)
+    assert len(answer(images[0], "a ?", top_k=None)) == len(ANSWERS)
     with pytest.raises(TypeError, match="boxes: unknown, expected question, timeout, top_k"):
         answer(images[0], "a ?", boxes=True)
     with pytest.raises(ValueError, match="ClipViLModel answers no questions"):

@@ -96,6 +96,9 @@ def test_wrong_words_are_named_and_leave_the_model_as_it_was():
         ({"words": ["near", "far"]}, "bin_centers: 3 depths for 2 depth_words"),
         ({"words": "near"}, "depth_words: got the single string"),
         ({"words": ["near", "Near", "far"]}, "depth_words: 'near' and 'Near' are the same prompts"),
+        ({"bins": ["x", "y", "z"]}, "bins: .*expected a list of depths"),
+        ({"bins": 3.0}, "bins: '3.0', expected a list of depths"),
+        ({"words": 3.0}, "depth_words: got float, expected a list of strings"),
         ({"bins": [1.0, -2.0, 3.0]}, "bin_centers\\[1\\]: -2.0"),
         ({"templates": ["nothing"]}, "templates\\[0\\]: 'nothing' has no {distance}"),
     ):

@@ -170,6 +170,51 @@ def test_another_number_of_classes_makes_a_new_last_layer(tmp_path):
     assert fnd_clip_config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 
 
+def test_fitted_features_tell_pairs_apart_and_are_saved(tmp_path):
+    """Images are a hidden turn of their texts: no similarity as they come, and much of it when it is fitted."""
+    torch.manual_seed(0)
+    model = FNDCLIPForSequenceClassification(fnd_clip_config(adapt_features=True)).eval()
+    texts, turn = torch.randn(80, 24), torch.linalg.qr(torch.randn(24, 24))[0]
+    pairs = texts, texts @ turn
+    given = {"text_states": torch.randn(80, 4, 24), "image_logits": torch.randn(80, 11)}
+    given |= {"clip_text_features": texts, "clip_image_features": pairs[1]}
+    with torch.no_grad():
+        before = model(**given).similarity
+    torch.testing.assert_close(before, torch.cosine_similarity(*pairs), rtol=1e-4, atol=1e-5)
+    loss = model.fit_feature_maps(*pairs, epochs=60, batch_size=40, learning_rate=0.01, penalty=1e-4)
+    factor, summand = model.standardise_similarity(*pairs)
+    with torch.no_grad():
+        after = model(**given).similarity
+    assert loss < 0.5 and before.mean().abs() < 0.2 and after.mean() > 0.8
+    scaled = factor * after + summand
+    assert scaled.mean().abs() < 1e-3 and scaled.std().item() == pytest.approx(1, abs=1e-3)
+    model.save_pretrained(tmp_path)
+    again = FNDCLIPForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**given).similarity, after)
+    assert all("_map" not in name for name in fnd_clip_model().state_dict())
+
+
+def test_features_that_cannot_be_fitted_are_said():
+    plain, mapped = fnd_clip_model(), fnd_clip_model(adapt_features=True)
+    pair = torch.randn(4, 24), torch.randn(4, 24)
+    with pytest.raises(ValueError, match="adapt_features: False, there are no matrices"):
+        plain.fit_feature_maps(*pair)
+    for given, message in (
+        ((pair[0], pair[1][:3]), "clip_image_features: of 3 posts"),
+        ((pair[0][:1], pair[1][:1]), "clip_text_features: of 1 posts, expected at least 2"),
+        ((pair[0][:, :5], pair[1]), "clip_text_features: expected .batch, 24."),
+        ((pair[0], pair[1] * float("nan")), "clip_image_features: NaN or infinite"),
+    ):
+        for method in (mapped.fit_feature_maps, plain.standardise_similarity):
+            with pytest.raises(ValueError, match=message):
+                method(*given)
+    with pytest.raises(ValueError, match="of one similarity, want several"):
+        plain.standardise_similarity(pair[0], pair[0])
+    for setting, value in (("epochs", 0), ("batch_size", 1), ("learning_rate", -1), ("penalty", float("nan"))):
+        with pytest.raises(ValueError, match=f"{setting}: {value}, expected"):
+            mapped.fit_feature_maps(*pair, **{setting: value})
+
+
 def test_it_learns_whether_text_and_image_fit():
     """The label is the sign of a cosine: no modality alone knows it."""
     torch.manual_seed(0)
@@ -217,6 +262,7 @@ def test_it_learns_whether_text_and_image_fit():
             {"text_states": torch.zeros(4, 3, 24)},
             "text_states: got \\[4, 3, 24\\], expected .*, 4, 24",
         ),
+        ({"text_states": [[1.0]]}, "text_states: got list, expected a tensor"),
         ({"image_logits": torch.zeros(4, 12)}, "image_logits: expected \\[batch, 11\\]"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels\\[2\\] is 2, expected 0..1"),
     ],

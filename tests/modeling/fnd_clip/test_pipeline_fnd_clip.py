@@ -107,6 +107,8 @@ def test_the_processor_cuts_and_refuses():
     assert set(inputs) <= set(processor.model_input_names)
     for arguments, message in (
         ({}, "images, text: got neither"),
+        ({"text": 3.5}, "text: got float, expected a text or a list"),
+        ({"text": ["a"], "clip_text": 7}, "clip_text: got int, expected a text or a list"),
         ({"text": ["a", " "]}, "text\\[1\\]"),
         ({"text": ["a"], "clip_text": [""]}, "clip_text\\[0\\]"),
         ({"text": ["a"], "clip_text": ["b", "c"]}, "clip_text: 2 for 1 texts"),

@@ -141,6 +141,13 @@ def test_clouds_of_no_extent_give_finite_pictures(project, points):
     assert points.grad.isfinite().all()
 
 
+def test_clouds_far_from_0_stay_in_the_grid():
+    """There, a float has steps of 1: points may be rounded to beside their own box."""
+    for settings in (SMALL, GridSettings(resolution=40, depth_bias=0.0, object_ratio=1.0)):
+        pictures = realistic(clouds(8, 60) + 1e7, None, settings)
+        assert pictures.min() >= 0 and pictures.max() <= 1 and (pictures < 1).flatten(2).any(2).all()
+
+
 def test_points_outside_of_the_sparse_picture_are_left_out():
     beside_and_behind = torch.tensor([[[5.0, 0.0, 0.0], [0.0, -5.0, 0.0], [0.0, 0.0, -5.0]]])
     assert (sparse_depth_maps(beside_and_behind, None, torch.eye(3)[None], 48, 1.6) == 0).all()
@@ -322,6 +329,10 @@ def test_parts_of_any_number_of_points(monkeypatch):
     torch.testing.assert_close(found[1:, :50], alone, rtol=1e-4, atol=1e-4)
     assert len(model._patch_embeds.pictures) == 3
     assert model.segment_parts(torch.zeros(1, 1, 3), texts).isfinite().all()
+    for method in (model.segment_parts, model.point_text_logits):
+        for wrong in (texts[:, :5], texts[0], texts.tolist(), None):
+            with pytest.raises(ValueError, match="text_features: expected .batch, 24., got"):
+                method(points, wrong)
 
 
 def counted(function):

@@ -192,6 +192,10 @@ def test_pickled_arrays_and_foreign_data_sets_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="a.npy: cannot be read as .npy"):
         read_shapes(tmp_path / "a.npy")
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': ((8, 3), \n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match="a.npy: cannot be read as .npy"):
+        read_shapes(tmp_path / "a.npy")
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["x"], file["y"] = np.zeros((4, 3)), np.zeros((4, 3))
     with pytest.raises(ValueError, match='no data set "data" of'):

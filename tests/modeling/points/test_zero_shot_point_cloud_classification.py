@@ -75,6 +75,7 @@ def test_a_saved_folder_is_enough(tmp_path):
         ({"candidate_labels": []}, ValueError, "candidate_labels is empty"),
         ({"candidate_labels": ["a", "a"]}, ValueError, "'a'"),
         ({"candidate_labels": LABELS, "hypothesis_template": "no place"}, ValueError, "'no place'"),
+        ({"candidate_labels": LABELS, "top_k": -1}, ValueError, "top_k: -1, expected a whole number of at least 1"),
         ({"candidate_labels": LABELS, "frames": 3}, TypeError, "frames: unknown"),
     ],
 )
