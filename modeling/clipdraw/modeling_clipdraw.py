@@ -16,7 +16,7 @@ from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output
 from ..strokes.stroke_drawing import StrokeDrawing
 from ..strokes.stroke_rasterizer import render_strokes
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of, texts_of
 from ..synthesis.guiding_prompts import Goal, Prompt, prompt_losses
 from ..synthesis.stories import current_goals, stories_of, tokenizers_of
 from ..synthesis.stroke_samples import (
@@ -253,20 +253,21 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
     def _extra_goals(self, tokenizer, negative_prompts, image_prompts) -> list[list[Goal]]:
         """Of each guide, for all drawings."""
         found: list[list[Goal]] = [[] for _ in self.guides]
-        if negative_prompts:
-            texts = [negative_prompts] if isinstance(negative_prompts, str) else list(negative_prompts)
+        if texts := texts_of(negative_prompts, "negative_prompts"):
             away = [Prompt(text, -self.config.negative_weight) for text in texts]
             tokenizers = tokenizers_of(self.guides, tokenizer)
             for goals, guide, own in zip(found, self.guides, tokenizers, strict=True):
                 embeds = guide.encode_prompts(texts, own, "negative_prompts")
                 if self.config.negative_weight:
                     goals.append(Goal.of(embeds, away))
-        if image_prompts:
+        if images := pictures_of(image_prompts, "image_prompts"):
+            names = [f"image_prompts[{number}]" for number in range(len(images))]
+            decoded = [picture_tensor(image, what=name) for image, name in zip(images, names, strict=True)]
             for goals, guide in zip(found, self.guides, strict=True):
-                pixels = torch.stack([picture_tensor(image, guide.config.guide_size) for image in image_prompts])
+                pixels = torch.stack([picture_tensor(image, guide.config.guide_size) for image in decoded])
                 with torch.no_grad():
                     embeds = guide.embed_images(pixels.to(self.device), self.config.normalize)
-                goals.append(Goal.of(embeds, [Prompt("image") for _ in image_prompts]))
+                goals.append(Goal.of(embeds, [Prompt("image") for _ in images]))
         return found
 
     def _sample(self, seed: int, count: int) -> SynthesisSample:

@@ -175,20 +175,51 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
         return sum(weight / total * loss for weight, loss in zip(weights, losses, strict=True))
 
 
-def picture_tensor(image, size: int | None = None, background: tuple[float, float, float] = (1.0, 1.0, 1.0)):
+def pictures_of(images, what: str) -> list:
+    """A picture, or several in a list, as a list. ValueError for anything else that has members."""
+    if images is None:
+        return []
+    if isinstance(images, dict | set | frozenset):
+        raise ValueError(f"{what}: got a {type(images).__name__}, expected a list of pictures")
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def texts_of(texts, what: str) -> list[str]:
+    """A text, or several in a list, as a list. ValueError for anything else."""
+    if texts is None:
+        return []
+    if not isinstance(texts, str | list | tuple):
+        raise ValueError(f"{what}: got {type(texts).__name__}, expected a text or a list of texts")
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def picture_tensor(
+    image,
+    size: int | None = None,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    what: str = "image",
+) -> torch.Tensor:
     """(3, H, W) in 0..1 of anything that `decode_image` takes; transparent pixels show `background`. With `size`,
     (3, S, S), squashed if it is not square, by bicubic interpolation.
 
     Raises:
-        ValueError, OSError: it is no image.
+        ValueError, OSError: it is no image; `what` stands in front.
     """
     if isinstance(image, torch.Tensor) and image.is_floating_point():
-        if image.dim() != 3 or len(image) != 3 or not image.isfinite().all() or image.min() < 0 or image.max() > 1:
-            raise ValueError(f"image: got a tensor {list(image.shape)}, expected [3, H, W] with numbers in 0..1")
+        if (
+            image.dim() != 3 or len(image) != 3 or not image.numel()
+            or not image.isfinite().all() or image.min() < 0 or image.max() > 1
+        ):  # fmt: skip
+            raise ValueError(f"{what}: got a tensor {list(image.shape)}, expected [3, H, W] with numbers in 0..1")
         pixels = image.float()
     else:
         rules = DecodingRules(background=tuple(round(255 * value) for value in background))
-        found = decode_image(image, rules)
+        try:
+            found = decode_image(image, rules)
+        except (ValueError, OSError) as error:
+            kinds = (FileNotFoundError, OSError, ValueError)
+            kind = next(kind for kind in kinds if isinstance(error, kind))
+            raise kind(f"{what}: {error}") from error
         found = found if isinstance(found, torch.Tensor) else pil_to_tensor(found)
         pixels = found.float() / 255 if found.dtype == torch.uint8 else found.float()
     if size is None:
@@ -196,4 +227,13 @@ def picture_tensor(image, size: int | None = None, background: tuple[float, floa
     return F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-__all__ = ["IMAGE_MEAN", "IMAGE_STD", "PUBLISHED_CANVAS", "GuidedFields", "GuidedPreTrainedModel", "picture_tensor"]
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "PUBLISHED_CANVAS",
+    "GuidedFields",
+    "GuidedPreTrainedModel",
+    "picture_tensor",
+    "pictures_of",
+    "texts_of",
+]

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of
 from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, prompt_losses, spherical_distance
 from ..synthesis.stories import current_goals, stories_of
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
@@ -285,10 +285,11 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         picture, grid = self._start_picture(start, size)
         if mask is not None and picture is None:
             raise ValueError("mask: given without a start picture, expected one to change")
-        if len(noise_prompts or ()) + len(image_prompts or ()) > MOST_PROMPTS:
+        noise = [] if noise_prompts is None else checked_seeds(noise_prompts, "noise_prompts")
+        given = pictures_of(image_prompts, "image_prompts")
+        if len(noise) + len(given) > MOST_PROMPTS:
             raise ValueError(f"image_prompts, noise_prompts: more than {MOST_PROMPTS}")
-        noise = [] if noise_prompts is None else checked_seeds(noise_prompts)
-        images = [picture_tensor(image) for image in image_prompts or ()]
+        images = [picture_tensor(image, what=f"image_prompts[{number}]") for number, image in enumerate(given)]
         samples = []
         for story in stories:
             for seed in seeds:
@@ -335,10 +336,12 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             return None, self.config.grid(size)
         if isinstance(start, torch.Tensor) and start.dim() == 3 and start.shape[0] == width and width != 3:
             grid = tuple(start.shape[1:])
-            if not start.isfinite().all() or size not in (None, (grid[0] * factor, grid[1] * factor)):
-                raise ValueError("start: latents are finite and have the size of their grid; leave `size` out")
+            if not start.is_floating_point() or not start.isfinite().all() or not 1 <= min(grid) <= max(grid) <= 4096:
+                raise ValueError(f"start: latents {list(start.shape)}, expected finite floats of a grid in 1..4096")
+            if size not in (None, (grid[0] * factor, grid[1] * factor)):
+                raise ValueError(f"size: {size!r}, expected none: latents of {grid[0]} x {grid[1]} codes have theirs")
             return None, grid
-        picture = picture_tensor(start)
+        picture = picture_tensor(start, what="start")
         grid = self.config.grid(_fitting(picture.shape[1:], factor) if size is None else size)
         wanted = (grid[0] * factor, grid[1] * factor)
         # Lanczos, as the official code resizes.
@@ -363,7 +366,7 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             pixels = (picture[None] * 2 - 1).to(self.device)
             latents = self.vqgan.quantized(self.vqgan.encode(pixels))[0]
             if mask is not None:
-                area = _resized(picture_tensor(mask).mean(0, keepdim=True), (height, width))
+                area = _resized(picture_tensor(mask, what="mask").mean(0, keepdim=True), (height, width))
                 fixed = {"picture": picture.to(self.device), "mask": area.to(self.device)}
         latents = latents.detach().float()
         if config.init_weight and config.init_target == "start":

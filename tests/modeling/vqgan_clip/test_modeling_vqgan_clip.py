@@ -22,7 +22,7 @@ from hf_clip_variants.modeling.vqgan_clip.cuts_vqgan_clip import (
     jitter,
     sharpness,
 )
-from hf_clip_variants.modeling.vqgan_clip.modeling_vqgan_clip import STARTS, parse_story
+from hf_clip_variants.modeling.vqgan_clip.modeling_vqgan_clip import STARTS
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -84,22 +84,6 @@ def test_a_run_that_stops_ends_as_one_that_does_not():
         last.run()
     assert torch.equal(last.samples[0].tensors["latents"], loop.samples[0].tensors["latents"])
     assert last.samples[0].losses == loop.samples[0].losses != whole.samples[0].losses
-
-
-def test_chapters_of_a_story_come_one_after_the_other():
-    assert [[p.text for p in part] for part in parse_story("a|b^c")] == [["a", "b"], ["c"]]
-    model, tokenizer = paint_model(), tiny_tokenizer()
-    with model.frozen():
-        story = model.make_loop("a cat ^ a dog", tokenizer, num_steps=4)
-        goals = story.samples[0].goal[1]
-        seen = []
-        for _ in range(4):
-            seen.append(story.task._goals(story.samples)[0])
-            story.advance()
-    assert [one is goals[0] for one in seen] == [True, True, False, False]
-    for text in ("a^", "^".join("a" * 100), "^"):
-        with pytest.raises(ValueError, match="prompts"):
-            model.generate(text, tokenizer)
 
 
 def test_prompts_of_all_kinds_change_the_loss():
