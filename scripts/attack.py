@@ -103,7 +103,8 @@ def _work(kind: str, seed: int, folder: Path, first: int, pipe: int) -> None:
     def say(*what: object) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
-    room = _memory("self", "VmSize") + _ROOM
+    room, most = _memory("self", "VmSize") + _ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]
+    room = room if most == resource.RLIM_INFINITY else min(room, most)  # `ulimit -v`
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -364,6 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
             importlib.import_module(f"attack_{kind}")  # once, before the forks
         campaign = Campaign(kinds)
         campaign.run(options.minutes, options.seed, options.workers)
+        if not any(campaign.counts.values()):
+            raise SystemExit("no case ended: the processes that run them die, or --minutes is too short")
         page, bad = campaign.table() + campaign.listing(), campaign.bad
     page = heading(command) + page
     print(page)

@@ -12,6 +12,7 @@ from .drawing import (
     Film,
     Guides,
     GuideWeights,
+    Precision,
     Preview,
     Row,
     Seeds,
@@ -67,6 +68,7 @@ def draw(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    dtype: Precision = None,
     preview: Preview = False,
     mp4: Film = False,
     device: options.Device = None,
@@ -115,7 +117,7 @@ def draw(
         radius = None if max_width is None else max_width / 2
         smallest = None if radius is None else min(1.0, radius)
         model, tokenizer, name = load_guided(
-            METHOD, guide, device, guide_weight, canvas_size=canvas, max_radius=radius, min_radius=smallest
+            METHOD, guide, device, guide_weight, dtype, canvas_size=canvas, max_radius=radius, min_radius=smallest
         )
         config = model.config
         factor = hasten(config, speed, steps)
@@ -123,7 +125,7 @@ def draw(
             "method": METHOD, "prompts": prompts, "strokes": strokes, "steps": steps, "seeds": chosen,
             "negative": negative or [], "image_prompt": image_prompt or [], "start": start, "guide": name,
             "canvas": config.canvas, "max_width": max_width, "speed": factor,
-            "guide_weights": config.guide_weights,
+            "guide_weights": config.guide_weights, "dtype": dtype,
         }  # fmt: skip
         with model.frozen():
             loop = model.make_loop(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -60,6 +60,16 @@ GuideWeights = Annotated[
         help="Of a guide's loss in the mean; one for each --guide, in order.",
         show_default="equal",
         rich_help_panel=MODEL,
+    ),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Of the models: float32, bfloat16, float16. What is optimised is float32.",
+        show_default="float32; bfloat16 on a GPU",
+        rich_help_panel=RUNNING,
     ),
 ]
 Film = Annotated[
@@ -123,23 +133,22 @@ def load_guided(
     guide: str | Sequence[str] | None,
     device: str | None,
     guide_weights: Sequence[float] | None = None,
+    dtype: str | None = None,
     **settings,
 ):
-    """A model of a row with a dual encoder's weights, float32 on a CPU and bfloat16 on a GPU; its tokenizer and name.
-    With several guides, lists of these.
+    """A model of a row with a dual encoder's weights, in `guide_dtype(dtype)`; its tokenizer and name. With several
+    guides, lists of these.
 
     Raises:
         OSError, ValueError: a guide is none, or settings do not fit.
     """
-    import torch
-
     from ..evaluation.devices import choose_device
     from ..registry import method as row_of
-    from ..synthesis.guides import guide_names, guide_sources, prepare_guides
+    from ..synthesis.guides import guide_dtype, guide_names, guide_sources, prepare_guides
 
     sources = guide_sources(guide)
     chosen = choose_device(device)
-    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    dtype = guide_dtype(dtype, chosen)
     given = {name: value for name, value in settings.items() if value is not None}
     model = row_of(method).load("model").from_pretrained(sources[0], dtype=dtype, **given)
     tokenizer = prepare_guides(model, sources, guide_weights)
@@ -294,6 +303,7 @@ __all__ = [
     "Guide",
     "GuideWeights",
     "Guides",
+    "Precision",
     "Preview",
     "Row",
     "Seeds",

@@ -11,6 +11,7 @@ from .drawing import (
     Film,
     Guides,
     GuideWeights,
+    Precision,
     Preview,
     Seeds,
     best_of_each,
@@ -116,6 +117,7 @@ def paint(
             rich_help_panel=MODEL,
         ),
     ] = 0.0,
+    dtype: Precision = None,
     preview: Preview = False,
     mp4: Film = False,
     device: options.Device = None,
@@ -166,14 +168,14 @@ def paint(
 
     with machine_output() as emit:
         painter = load_painter(
-            guide, vqgan, device, guide_weight,
+            guide, vqgan, device, guide_weight, dtype,
             num_cuts=cuts, cut_method=method, learning_rate=learning_rate, tv_weight=smooth, init_weight=keep,
             init_target="start",
         )  # fmt: skip
         settings = {
             "method": METHOD, "prompts": prompts, "steps": steps, "seeds": chosen, "size": size, "start": start,
             "mask": mask, "image_prompt": image_prompt or [], "guide": painter.guide, "vqgan": painter.vqgan,
-            "cuts": cuts, "keep": keep, "guide_weights": painter.model.config.guide_weights,
+            "cuts": cuts, "keep": keep, "guide_weights": painter.model.config.guide_weights, "dtype": dtype,
             **{name: getattr(painter.model.config, name) for name in CHOSEN},
         }  # fmt: skip
         with painter.model.frozen():

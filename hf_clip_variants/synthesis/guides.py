@@ -11,6 +11,8 @@ from ..data.images.emoji import embedded_model
 
 
 if TYPE_CHECKING:
+    import torch
+
     from ..modeling.synthesis.guided_model import GuidedPreTrainedModel
 
 
@@ -24,6 +26,16 @@ def guide_names(guides: str | Sequence[str] | None) -> str | list[str]:
     """What the guides are called in results: as they were given; one of them without a list."""
     names = [Path(embedded_model()).name] if not guides else guide_sources(guides)
     return names[0] if len(names) == 1 else names
+
+
+def guide_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The number type of guides and decoders: `name`, or float32 on a CPU and bfloat16 on a GPU. What is optimised
+    is float32 in any case."""
+    import torch
+
+    if name is not None:
+        return getattr(torch, name)
+    return torch.float32 if device.type in ("cpu", "mps") else torch.bfloat16
 
 
 def prepare_guides(
@@ -86,4 +98,4 @@ def _numbers_of(source: str, warn: bool = True) -> tuple[list[float], list[float
         return None
 
 
-__all__ = ["guide_names", "guide_sources", "prepare_guides"]
+__all__ = ["guide_dtype", "guide_names", "guide_sources", "prepare_guides"]

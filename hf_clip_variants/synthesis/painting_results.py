@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from safetensors.torch import save
 from torchvision.transforms.v2.functional import to_pil_image
@@ -19,7 +18,7 @@ from ..data.images.emoji import embedded_vqgan
 from ..evaluation.devices import choose_device
 from ..files.atomic_writes import write_atomically
 from ..files.json_files import write_json
-from .guides import guide_names, guide_sources, prepare_guides
+from .guides import guide_dtype, guide_names, guide_sources, prepare_guides
 from .progress_pictures import animation, enlarged, film, sheet, strip
 from .runs import SynthesisRun
 
@@ -49,9 +48,10 @@ def load_painter(
     vqgan: str | None,
     device: str | None,
     guide_weights: Sequence[float] | None = None,
+    dtype: str | None = None,
     **settings,
 ) -> Painter:
-    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In float32, on a GPU bfloat16. A
+    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In `guide_dtype(dtype)`. A
     whole model may be the guide, too; then `vqgan` is not needed. Several guides paint together, with
     `guide_weights`. Settings are fields of the configuration; for the embedded VQGAN, those of `EMBEDDED` are the
     defaults.
@@ -68,7 +68,7 @@ def load_painter(
     source = sources[0]
     settings = {name: value for name, value in settings.items() if value is not None}
     chosen = choose_device(device)
-    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    dtype = guide_dtype(dtype, chosen)
     is_whole = AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type
     if is_whole:
         model = VQGANCLIPForImageSynthesis.from_pretrained(source, dtype=dtype, **settings)

@@ -1,5 +1,7 @@
 """Several dual encoders guide together, and stories are told chapter by chapter, by all models with prompts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from drawing_runs import draw_model, sketch_model
@@ -166,6 +168,74 @@ def test_bad_configurations_of_guides_are_named(make):
             type(model.config)(**values | {"more_guides": guides, "guide_weights": weights})
     plain = tiny_clip().config.to_dict()
     assert GuideConfig.of(plain, "x").vision_config.hidden_size == 40
+
+
+# ---- numbers and memory
+
+
+@pytest.mark.parametrize("name", ["drawing", "painting", "sketch"])
+def test_every_precision_works_on_a_cpu(name):
+    """Also under autocast. What is optimised is float32, and the losses are nearly those of float32."""
+    make = MODELS.get(name, sketch_model)
+    given = (
+        (torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(0)),)
+        if name == "sketch"
+        else ("a cat", tiny_tokenizer())
+    )
+    expected = make().generate(*given, seeds=0, num_steps=2)[0]
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        found = make().to(dtype).generate(*given, seeds=0, num_steps=2)[0]
+        assert found.losses == pytest.approx(expected.losses, rel=0.03) and latest(found).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        found = make().generate(*given, seeds=0, num_steps=2)[0]
+    assert found.losses == pytest.approx(expected.losses, rel=0.03) and latest(found).dtype == torch.float32
+
+
+def test_the_same_seed_makes_the_same_picture_again(make):
+    """Two runs, and one of four pictures, two in a pass: equal, and equal up to rounding."""
+    runs = [make().generate("a cat", tiny_tokenizer(), seeds=[1, 2], num_steps=2) for _ in range(2)]
+    assert all(torch.equal(latest(one), latest(other)) for one, other in zip(*runs, strict=True))
+    pairs = make().generate(["a dog", "a cat"], tiny_tokenizer(), seeds=[1, 2], num_steps=2, samples_at_once=2)
+    assert [one.losses for one in pairs[2:]] == [pytest.approx(one.losses, rel=1e-3) for one in runs[0]]
+
+
+def peak_bytes(run) -> int:
+    """Of the resident memory while it runs, above what there was before."""
+
+    def of(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+    before = of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    return of("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
+def test_memory_does_not_grow_with_the_steps(make):
+    model, tokenizer = make(), tiny_tokenizer()
+    model.generate("a cat", tokenizer, num_steps=2)  # what libraries set up once
+    few, many = (peak_bytes(lambda n=n: model.generate("a cat", tokenizer, num_steps=n)) for n in (4, 40))
+    assert many < few + 8e6
+
+
+def test_views_in_parts_keep_less_for_the_backward_pass(make):
+    """Of 32 views in parts of four, the guide keeps the pixels and what a part needs."""
+    kept = []
+    for at_once in (32, 4):
+        model = make(views_at_once=at_once)
+        views = torch.rand(32, 3, 24, 24).requires_grad_()
+        kept.append(0)
+
+        def pack(tensor):
+            kept[-1] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with model.frozen(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            embeds = model.embed_images(views)
+        assert embeds.shape == (32, 24)
+    assert kept[1] < 0.1 * kept[0]
 
 
 # ---- stories
