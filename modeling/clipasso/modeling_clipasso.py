@@ -381,7 +381,7 @@ def prepared_pictures(images, masks=None, pad: bool = False) -> list[torch.Tenso
     if not images:
         raise ValueError("images: none, expected at least one picture")
     if masks is not None:
-        masks = list(masks) if several else [masks]
+        masks = _maps_of(masks) if several else [masks]
         if len(masks) != len(images):
             raise ValueError(f"masks: {len(masks)}, expected one for each of {len(images)} pictures")
     found = []
@@ -400,6 +400,8 @@ def _masked(pixels: torch.Tensor, mask, number: int) -> torch.Tensor:
         mask = torch.from_numpy(np.array(mask))
     if mask.dim() != 2:
         raise ValueError(f"masks[{number}]: got {list(mask.shape)}, expected [H, W]")
+    if not mask.numel():
+        raise ValueError(f"masks[{number}]: no pixels, expected [H, W]")
     mask = mask.float() / (255 if mask.dtype == torch.uint8 and mask.max() > 1 else 1)
     if mask.shape != pixels.shape[1:]:
         mask = F.interpolate(mask[None, None], pixels.shape[1:], mode="bilinear")[0, 0]

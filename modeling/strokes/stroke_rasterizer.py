@@ -8,8 +8,6 @@ are diffvg's (Li et al. 2020, https://dl.acm.org/doi/10.1145/3414685.3417871): p
 composited premultiplied, without the dark fringe that CLIPDraw's official code gets, and straight lines are drawn.
 """
 
-import math
-
 import torch
 
 from .curve_search import Fragments, cubic_basis, find_fragments, with_closing_segments
@@ -266,11 +264,11 @@ def check_canvas(height: int, width: int) -> None:
 
 
 def check_background(background) -> None:
-    """ValueError unless it is None or three finite numbers."""
+    """ValueError unless it is None or three numbers in 0..1."""
     if background is not None and (
         not isinstance(background, list | tuple)
         or len(background) != 3
-        or not all(isinstance(value, int | float) and math.isfinite(value) for value in background)
+        or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in background)
     ):
         raise ValueError(f"background: {str(background)[:60]}, expected red, green and blue in 0..1, or None")
 

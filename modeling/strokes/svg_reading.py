@@ -67,8 +67,9 @@ def _parsed(svgelements, text: str):
     """Size, paths, background, fill rules, and what was left out."""
     svg = svgelements.SVG.parse(io.StringIO(text), reify=True)
     width, height = float(svg.width), float(svg.height)
-    if not (0 < width <= LARGEST_CANVAS and 0 < height <= LARGEST_CANVAS):
-        raise ValueError(f"{width:g} x {height:g} pixels, expected sides of at most {LARGEST_CANVAS}")
+    for name, side in (("width", width), ("height", height)):
+        if not 0 < side <= LARGEST_CANVAS:
+            raise ValueError(f"{name}: {side:.10g} pixels, expected more than 0 and at most {LARGEST_CANVAS}")
     size = max(1, round(height)), max(1, round(width))
     paths, background, rules, left_out = [], None, set(), set()
     for element in svg.elements():

@@ -60,12 +60,22 @@ def draw_crops(
 def warped(images: torch.Tensor, corners: torch.Tensor, fill: float) -> torch.Tensor:
     """(n, C, H, W), (n, 4, 2) of `draw_perspectives` -> (n, C, H, W); what comes from outside is `fill`."""
     height, width = images.shape[-2:]
-    grid = _perspective_grid(corners, height, width).to(images)
-    there = torch.ones_like(images[:, :1])
-    sampled = F.grid_sample(torch.cat([images, there], 1), grid, "bilinear", "zeros", align_corners=False)
+    grid = _perspective_grid(corners, height, width)
+    sampled = F.grid_sample(images, grid.to(images), "bilinear", "zeros", align_corners=False)
     # At the edge, the mask takes part twice, as in torchvision.
-    mask = sampled[:, -1:]
-    return sampled[:, :-1] * mask + (1 - mask) * fill
+    mask = _inside(grid, height, width).to(images)
+    sampled = sampled * mask
+    return sampled + (1 - mask) * fill if fill else sampled
+
+
+def _inside(grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(n, H, W, 2) places -> (n, 1, H, W): how much of a place lies on pixels, 1 inside; what `grid_sample` gives of
+    a picture of ones."""
+    shares = []
+    for places, side in zip(grid.unbind(-1), (width, height), strict=True):
+        pixel = (places + 1) * (side / 2) - 0.5
+        shares.append(torch.minimum(pixel + 1, side - pixel).clamp_(0, 1))
+    return (shares[0] * shares[1])[:, None]
 
 
 def _perspective_grid(corners: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -77,16 +77,20 @@ def with_noise(cuts: torch.Tensor, strengths: torch.Tensor, noise: torch.Tensor)
     return cuts + strengths.to(cuts) * noise.to(cuts)
 
 
-# ---- augmentations: (n, 3, S, S), generator -> the same shape
+# ---- augmentations: (n, 3, S, S), generator, the rows `only` that are changed -> these rows. All rows' random numbers
+# are drawn in any case: what happens to one cut does not depend on the others.
+
+
+ALL = slice(None)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def flip(cuts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def flip(cuts: torch.Tensor, generator: torch.Generator, only: torch.Tensor | slice = ALL) -> torch.Tensor:
     """From left to right."""
-    return cuts.flip(-1)
+    return cuts[only].flip(-1)
 
 
 def affine(
@@ -96,22 +100,26 @@ def affine(
     translate: float,
     shear: float = 0.0,
     border: bool = False,
+    only: torch.Tensor | slice = ALL,
 ) -> torch.Tensor:
     """Turned by up to `degrees`, moved by up to `translate` of the side, sheared by up to `shear` degrees; outside is
     black, or, with `border`, the pixel at the edge."""
     n = len(cuts)
-    angle, slant = (_uniform(n, -d, d, generator).deg2rad() for d in (degrees, shear))
-    x, y = (_uniform(n, -2 * translate, 2 * translate, generator) for _ in range(2))
+    angle, slant = (_uniform(n, -d, d, generator).deg2rad()[only] for d in (degrees, shear))
+    x, y = (_uniform(n, -2 * translate, 2 * translate, generator)[only] for _ in range(2))
+    cuts = cuts[only]
     cos, sin, tan = angle.cos(), angle.sin(), slant.tan()
     rows = [torch.stack([cos, cos * tan - sin, x], 1), torch.stack([sin, sin * tan + cos, y], 1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(cuts), list(cuts.shape), align_corners=False)
     return F.grid_sample(cuts, grid, "bilinear", "border" if border else "zeros", align_corners=False)
 
 
-def perspective(cuts: torch.Tensor, generator: torch.Generator, distortion: float) -> torch.Tensor:
+def perspective(
+    cuts: torch.Tensor, generator: torch.Generator, distortion: float, only: torch.Tensor | slice = ALL
+) -> torch.Tensor:
     """Each corner moves inwards by up to `distortion` of half of the side; outside is black."""
     corners = draw_perspectives(len(cuts), *cuts.shape[-2:], distortion, generator)
-    return warped(cuts, corners, fill=0.0)
+    return warped(cuts[only], corners[only], fill=0.0)
 
 
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
@@ -139,33 +147,44 @@ def jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    only: torch.Tensor | slice = ALL,
 ) -> torch.Tensor:
     """Brightness, contrast, saturation by a factor in 1 - x..1 + x, hue by up to `hue` of the circle; in 0..1."""
     n = len(cuts)
     factors = [
-        _uniform(n, 1 - x, 1 + x, generator).to(cuts)[:, None, None, None] for x in (brightness, contrast, saturation)
+        _uniform(n, 1 - x, 1 + x, generator)[only].to(cuts)[:, None, None, None]
+        for x in (brightness, contrast, saturation)
     ]
-    turns = _uniform(n, -hue, hue, generator)
-    cuts = clamp_with_grad(cuts * factors[0])
-    mean = _gray(cuts).mean((1, 2, 3), keepdim=True)
-    cuts = clamp_with_grad(mean + (cuts - mean) * factors[1])
+    turns = _uniform(n, -hue, hue, generator)[only]
+    cuts = clamp_with_grad(cuts[only] * factors[0])
+    if contrast:
+        mean = _gray(cuts).mean((1, 2, 3), keepdim=True)
+        cuts = clamp_with_grad(mean + (cuts - mean) * factors[1])
     gray = _gray(cuts)
     cuts = clamp_with_grad(gray + (cuts - gray) * factors[2])
     return adjust_hue(cuts, turns) if hue else cuts
 
 
-def sharpness(cuts: torch.Tensor, generator: torch.Generator, factor: float) -> torch.Tensor:
+def sharpness(
+    cuts: torch.Tensor, generator: torch.Generator, factor: float, only: torch.Tensor | slice = ALL
+) -> torch.Tensor:
     """0..`factor` of the picture, and the rest of a blurred one."""
-    kernel = torch.ones(3, 3)
+    share = _uniform(len(cuts), 0, factor, generator)[only].to(cuts)[:, None, None, None]
+    cuts, kernel = cuts[only], torch.ones(3, 3)
     kernel[1, 1] = 5
     blurred = F.conv2d(cuts, (kernel / 13).to(cuts).expand(3, 1, 3, 3), groups=3)
     blurred = torch.cat([cuts[..., :1, 1:-1], blurred, cuts[..., -1:, 1:-1]], -2)  # the edge stays
     blurred = torch.cat([cuts[..., :1], blurred, cuts[..., -1:]], -1)
-    share = _uniform(len(cuts), 0, factor, generator).to(cuts)[:, None, None, None]
     return blurred + (cuts - blurred) * share
 
 
-def erasing(cuts: torch.Tensor, generator: torch.Generator, scale=(0.1, 0.4), ratio=(0.3, 1 / 0.3)) -> torch.Tensor:
+def erasing(
+    cuts: torch.Tensor,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.1, 0.4),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+    only: torch.Tensor | slice = ALL,
+) -> torch.Tensor:
     """One rectangle of an area in `scale` and sides in `ratio` is black, the same in all."""
     height, width = cuts.shape[-2:]
     a, b, c, d = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
@@ -175,7 +194,7 @@ def erasing(cuts: torch.Tensor, generator: torch.Generator, scale=(0.1, 0.4), ra
     left, top = int(c * (width - w + 1)), int(d * (height - h + 1))
     kept = torch.ones_like(cuts[:1, :1])
     kept[..., top : top + h, left : left + w] = 0
-    return cuts * kept
+    return cuts[only] * kept
 
 
 @dataclass(frozen=True)
@@ -190,8 +209,12 @@ class Augmentation:
     def __call__(self, cuts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         count = 1 if self.alike else len(cuts)
         chosen = (torch.rand(count, generator=generator) < self.probability).expand(len(cuts))
-        changed = self.apply(cuts, generator, **self.options)  # the same random numbers are used up in any case
-        return torch.where(chosen.to(cuts.device)[:, None, None, None], changed, cuts)
+        if chosen.all():
+            return self.apply(cuts, generator, **self.options)
+        only = chosen.nonzero()[:, 0]
+        place = only if len(only) else torch.zeros(1, dtype=torch.long)  # the random numbers are used up in any case
+        changed = self.apply(cuts, generator, only=place, **self.options)
+        return cuts.index_copy(0, only.to(cuts.device), changed) if len(only) else cuts
 
 
 _JITTER = partial(Augmentation, jitter)

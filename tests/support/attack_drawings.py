@@ -425,7 +425,8 @@ def bad_scenes(rng: random.Random, folder: Path) -> Attack:
         found = render_strokes(**parts | {name: value})
         return found if found.isfinite().all() else f"{WRONG}pixels that are not finite"
 
-    return f"render_strokes, {name} = {_shown(value)}", run, (name,)
+    named = ("points", "radii", "colors", "num_segments", "filled") if isinstance(good, torch.Tensor) else (name,)
+    return f"render_strokes, {name} = {_shown(value)}", run, named
 
 
 # ---- SVG and files
