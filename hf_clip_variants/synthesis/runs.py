@@ -1,6 +1,7 @@
 """A run: a loop whose state is in a folder, so that it goes on after a stop or a kill to the same pictures."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from .saved_state import load_state, save_state
 
 STATE = "state.safetensors"
 FRAMES = 24  # pictures of the progress that are kept of each sample, whatever the number of steps
+_UNFINISHED = re.compile(r"\.tmp-.+-[0-9a-f]{12}")
 SAVE_EVERY_SECONDS = 5.0  # the state is written so often; 0: after each step
 
 
@@ -50,6 +52,10 @@ class SynthesisRun:
         self.frames: list[list[dict[str, Any]]] = [[] for _ in loop.samples]
         self.spent = 0.0  # seconds of all parts of the run
         self.resumed_at = 0
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():  # what a killed run had not finished writing
+                if _UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         if self.state_file.is_file():
             self._resume()
 

@@ -27,7 +27,7 @@ from ..synthesis.stroke_samples import (
     render_samples,
 )
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
-from ..synthesis.view_augmentation import augmented_views
+from ..synthesis.view_augmentation import draw_views, views_of
 from .configuration_clipdraw import CLIPDrawConfig
 
 
@@ -315,9 +315,13 @@ class DrawingTask:
         generators, goals = [sample.generator for sample in samples], current_goals(samples, self.num_steps)
         found = []
         for guide, of_guide in zip(self.model.guides, goals, strict=True):
-            # Views are white where nothing is, and are normalised after that.
-            views = augmented_views(images, count, generators, guide.config.guide_size, fill=1.0)
-            embeds = guide.embed_images(views.flatten(0, 1), config.normalize)
+            drawn, size = draw_views(count, *images.shape[-2:], generators), guide.config.guide_size
+
+            def views(rows: slice, drawn=drawn, size=size) -> torch.Tensor:
+                # White where nothing is; they are normalised after that.
+                return views_of(images, *(part[rows] for part in drawn), size, fill=1.0)
+
+            embeds = guide.embed_views(views, len(samples) * count, config.normalize)
             found.append(prompt_losses(embeds.unflatten(0, (len(samples), count)), of_guide))
         return self.model.weighted_mean(found)
 

@@ -131,7 +131,7 @@ class StrokeDrawing:
             raise ValueError(f"svg: {error}") from error
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file, exact."""
+        """As a safetensors file, exact; the same drawing gives the same bytes."""
         tensors = {name: getattr(self, name) for name in ("points", "radii", "colors", "num_segments")}
         if self.filled is not None:
             tensors["filled"] = self.filled
@@ -141,7 +141,7 @@ class StrokeDrawing:
             "background": json.dumps(self.background),
             "fill_rule": self.fill_rule,
         }
-        return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=settings)
+        return _sorted_header(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=settings))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes `.svg`, `.safetensors` or `.png`, by the name's ending."""
@@ -203,6 +203,14 @@ class StrokeDrawing:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: no drawing ({error})") from error
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header in a fixed order; safetensors writes metadata in any order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def image_of(pixels: torch.Tensor) -> Image.Image:

@@ -294,6 +294,10 @@ def check_strokes(points, radii, colors, num_segments, filled) -> None:
         if not isinstance(value, torch.Tensor) or value.shape != torch.Size(shape):
             got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{name}: got {got}, expected a tensor of shape {list(shape)}")
+        wants_floats = name in ("radii", "colors")
+        if value.is_complex() or value.is_floating_point() != wants_floats:
+            kind = "floats" if wants_floats else "true or false" if name == "filled" else "whole numbers"
+            raise ValueError(f"{name}: got {value.dtype}, expected {kind}")
     for name, value in (("points", points), ("radii", radii), ("colors", colors)):
         if not value.isfinite().all():
             raise ValueError(f"{name}: NaN or infinite numbers, expected finite ones")

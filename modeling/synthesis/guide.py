@@ -1,7 +1,7 @@
 """A dual encoder that guides: it encodes prompts, and pictures as it was trained to see them. Several may guide
 together; those beside the first one are [`GuideModel`]s inside of the model that makes the pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -85,16 +85,23 @@ class GuidingEncoder(VideoDualEncoder):
 
     def embed_images(self, images: torch.Tensor, normalize: bool = True) -> torch.Tensor:
         """(n, 3, H, W) in 0..1 -> (n, D) float32, not normalised, differentiable. More than `views_at_once` are
-        encoded in parts, whose activations are computed again in the backward pass: memory does not grow with n."""
+        encoded in parts, whose activations are computed again in the backward pass: the guide's memory does not grow
+        with n."""
+        return self.embed_views(lambda rows: images[rows], len(images), normalize)
 
-        def encode(part):
-            pixels = self.as_guide_sees(part, normalize)
+    def embed_views(self, make: Callable[[slice], torch.Tensor], count: int, normalize: bool = True) -> torch.Tensor:
+        """(count, D) of the pictures (rows, 3, H, W) that `make` gives of a slice of rows. In parts as in
+        `embed_images`; `make` is then called again in the backward pass, and has to give the same."""
+
+        def encode(rows: slice) -> torch.Tensor:
+            pixels = self.as_guide_sees(make(rows), normalize)
             return self.family.image_features(self.clip, pixel_values=pixels, return_dict=True).pooler_output.float()
 
-        parts = images.split(self.config.views_at_once)
-        if len(parts) == 1:
-            return encode(images)
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+        step = self.config.views_at_once
+        if count <= step:
+            return encode(slice(0, count))
+        parts = [slice(first, min(first + step, count)) for first in range(0, count, step)]
+        return torch.cat([checkpoint(encode, rows, use_reentrant=False) for rows in parts])
 
 
 @checked

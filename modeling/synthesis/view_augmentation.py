@@ -141,11 +141,32 @@ def augmented_views(
     Channels of one picture are warped alike: pictures that belong together go in as one of six channels. The defaults
     are CLIPDraw's.
     """
-    height, width = images.shape[-2:]
+    parts = draw_views(count, *images.shape[-2:], generators, distortion=distortion, scale=scale, ratio=ratio)
+    return views_of(images, *parts, size, fill).unflatten(0, (len(images), count))
+
+
+def draw_views(
+    count: int,
+    height: int,
+    width: int,
+    generators: list[torch.Generator],
+    *,
+    distortion: float = 0.5,
+    scale: tuple[float, float] = (0.7, 0.9),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(n V,) the picture of each view, (n V, 4, 2) its perspective, (n V, 4) its crop, from one generator for each of
+    n pictures."""
     corners = torch.cat([draw_perspectives(count, height, width, distortion, g) for g in generators])
     boxes = torch.cat([draw_crops(count, height, width, scale, ratio, g) for g in generators])
-    views = warped(images.repeat_interleave(count, 0), corners, fill)
-    return cropped(views, boxes, size).unflatten(0, (len(images), count))
+    return torch.arange(len(generators)).repeat_interleave(count), corners, boxes
 
 
-__all__ = ["augmented_views", "cropped", "draw_crops", "draw_perspectives", "warped"]
+def views_of(
+    images: torch.Tensor, owner: torch.Tensor, corners: torch.Tensor, boxes: torch.Tensor, size: int, fill: float
+) -> torch.Tensor:
+    """(n, C, H, W) and some rows of `draw_views` -> (rows, C, S, S)."""
+    return cropped(warped(images.index_select(0, owner.to(images.device)), corners, fill), boxes, size)
+
+
+__all__ = ["augmented_views", "cropped", "draw_crops", "draw_perspectives", "draw_views", "views_of", "warped"]

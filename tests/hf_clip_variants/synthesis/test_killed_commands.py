@@ -15,7 +15,7 @@ from hf_clip_variants.synthesis import runs
 
 LINES = {
     "draw": ("a cat ^ a dog", "--strokes", "4", "--mp4"),
-    "paint": ("a cat ^ a dog", "--vqgan", "vqgan", "--cuts", "2", "--learning-rate", "2"),
+    "paint": ("a cat ^ a dog", "--vqgan", "vqgan", "--cuts", "2", "--learning-rate", "2", "--size", "8"),
 }
 
 
@@ -27,7 +27,7 @@ def test_a_killed_command_ends_with_the_same_files(command, tmp_path, monkeypatc
         part.save_pretrained(name)
 
     def call(out):
-        line = [command, *LINES[command], "--guide", "guide", "--steps", "6", "--seeds", "2", "--out", out]
+        line = [command, *LINES[command], "--guide", "guide", "--steps", "4", "--out", out]
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             with pytest.raises(SystemExit) as end:
                 cli.main(line)
@@ -36,13 +36,14 @@ def test_a_killed_command_ends_with_the_same_files(command, tmp_path, monkeypatc
     def files(out):
         return {path.name: path.read_bytes() for path in Path(out).iterdir() if not path.name.startswith("state.")}
 
-    writes = run_and_kill(lambda: call("whole"), "whole")
+    writes = run_and_kill(lambda: call("whole"), "whole", timeout=200)
     expected = files("whole")
-    assert len(expected) > 8
-    for nth in (writes // 3, writes // 8):  # in the middle of the steps, and again after going on
-        assert run_and_kill(lambda: call("killed"), "killed", nth) == -9
+    assert len(expected) >= 7
+    for share, is_done in ((0.25, False), (0.5, True)):  # among the steps, and among the files of the result
+        assert run_and_kill(lambda: call("killed"), "killed", round(share * writes), timeout=200) == -9
         assert Path("killed/state.safetensors").is_file() and not Path("killed/results.json").exists()
-    run_and_kill(lambda: call("killed"), "killed")
+        assert Path("killed/a-cat-a-dog.png").exists() == is_done
+    run_and_kill(lambda: call("killed"), "killed", timeout=200)
     found = files("killed")
     assert found.keys() == expected.keys()
     # The seconds that it took are in results.json.
