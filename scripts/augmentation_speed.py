@@ -60,13 +60,6 @@ def exactness(kornia) -> list[dict]:
     def each(function, *several):
         return lambda x: torch.cat([function(one[None], *parts) for one, *parts in zip(x, *several, strict=True)])
 
-    def our_sharpness(x):
-        generator = torch.Generator().manual_seed(2)
-        drawn = 0.3 * torch.rand(COUNT, generator=torch.Generator().manual_seed(2))
-        shares.copy_(drawn)
-        return sharpness(x, generator, 0.3)
-
-    our_sharpness(images)
     rows = {
         "perspective": (
             lambda x: warped(x, corners, 0.0),
@@ -86,7 +79,7 @@ def exactness(kornia) -> list[dict]:
             lambda x: kornia.enhance.adjust_hue(x, 0.07 * 2 * torch.pi),
         ),
         "sharpness": (
-            our_sharpness,
+            lambda x: sharpness(x, shares),
             each(lambda one, share: tv.adjust_sharpness(one, share.item()), shares),
             lambda x: kornia.enhance.sharpness(x, shares.to(x)),
         ),

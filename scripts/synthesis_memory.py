@@ -15,20 +15,20 @@ from pathlib import Path
 import torch
 
 
-FEW, MANY = 10, 100
+FEW, MANY = 5, 50
 ROWS = [
     # what, method, options
-    ("10 steps", "draw", {"num_steps": FEW}),
-    ("100 steps", "draw", {"num_steps": MANY}),
-    ("8 pictures, 10 steps", "draw", {"num_steps": FEW, "seeds": list(range(8))}),
+    ("5 steps", "draw", {"num_steps": FEW}),
+    ("50 steps", "draw", {"num_steps": MANY}),
+    ("8 pictures, 5 steps", "draw", {"num_steps": FEW, "seeds": list(range(8))}),
     ("64 views, all at once", "draw", {"num_steps": 2, "num_augmentations": 64, "views_at_once": 64}),
     ("64 views, 4 at once", "draw", {"num_steps": 2, "num_augmentations": 64, "views_at_once": 4}),
     ("256 views, 4 at once", "draw", {"num_steps": 2, "num_augmentations": 256, "views_at_once": 4}),
     ("canvas 64, 256 strokes", "draw", {"num_steps": 2, "num_strokes": 256}),
     ("canvas 512, 256 strokes", "draw", {"num_steps": 2, "num_strokes": 256, "canvas_size": 512}),
-    ("10 steps", "paint", {"num_steps": FEW}),
-    ("100 steps", "paint", {"num_steps": MANY}),
-    ("8 pictures, 10 steps", "paint", {"num_steps": FEW, "seeds": list(range(8))}),
+    ("5 steps", "paint", {"num_steps": FEW}),
+    ("50 steps", "paint", {"num_steps": MANY}),
+    ("8 pictures, 5 steps", "paint", {"num_steps": FEW, "seeds": list(range(8))}),
     ("64 cuts, all at once", "paint", {"num_steps": 2, "num_cuts": 64, "views_at_once": 64}),
     ("64 cuts, 4 at once", "paint", {"num_steps": 2, "num_cuts": 64, "views_at_once": 4}),
     ("256 cuts, 4 at once", "paint", {"num_steps": 2, "num_cuts": 256, "views_at_once": 4}),

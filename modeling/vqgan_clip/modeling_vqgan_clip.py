@@ -25,7 +25,7 @@ from ..synthesis.stories import current_goals, stories_of
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
 from .autoencoder_vqgan_clip import VQGANModel, nearest_codes
 from .configuration_vqgan_clip import VQGANCLIPConfig
-from .cuts_vqgan_clip import cuts_of
+from .cuts_vqgan_clip import CutPlan, plan_cuts
 from .losses_vqgan_clip import clamp_with_grad, start_loss, total_variation
 
 
@@ -383,7 +383,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         for guide in self.guides:
             goals = []
             for image in images:
-                cuts = self._cuts(image.to(self.device), generator, guide.config.guide_size)
+                plan = self._plan(image, generator, guide.config.guide_size)
+                cuts = plan.cuts(image.to(self.device))
                 # The mean over all cuts of an image counts as much as one text.
                 goals.append(Goal.of(guide.embed_images(cuts), [Prompt("image", 1 / len(cuts))] * len(cuts)))
             for seed in noise:
@@ -393,10 +394,10 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             found.append(goals)
         return found
 
-    def _cuts(self, image: torch.Tensor, generator: torch.Generator, size: int) -> torch.Tensor:
+    def _plan(self, image: torch.Tensor, generator: torch.Generator, size: int) -> CutPlan:
         config = self.config
-        return cuts_of(
-            image,
+        return plan_cuts(
+            *image.shape[1:],
             config.num_cuts,
             size,
             generator,
@@ -434,9 +435,19 @@ class PaintingTask:
         config, model, images = self.config, self.model, self.images(samples)
         found = []
         for guide, goals in zip(model.guides, current_goals(samples, self.num_steps), strict=True):
-            size = guide.config.guide_size
-            cuts = [model._cuts(image, sample.generator, size) for image, sample in zip(images, samples, strict=True)]
-            embeds = guide.embed_images(torch.cat(cuts)).unflatten(0, (len(samples), config.num_cuts))
+            size, count = guide.config.guide_size, config.num_cuts
+            plans = [model._plan(image, sample.generator, size) for image, sample in zip(images, samples, strict=True)]
+
+            def cuts(rows: slice, plans=plans, count=count) -> torch.Tensor:
+                """Some of all samples' cuts."""
+                parts = []
+                for number, (plan, image) in enumerate(zip(plans, images, strict=True)):
+                    first, last = max(rows.start - number * count, 0), min(rows.stop - number * count, count)
+                    if first < last:
+                        parts.append(plan.cuts(image, slice(first, last)))
+                return torch.cat(parts)
+
+            embeds = guide.embed_views(cuts, len(samples) * count).unflatten(0, (len(samples), count))
             found.append(prompt_losses(embeds, goals, spherical_distance, "mean"))
         losses = model.weighted_mean(found)
         if config.tv_weight:

@@ -235,17 +235,16 @@ def kept_bytes(run) -> int:
 
 
 def test_views_in_parts_keep_less_for_the_backward_pass(make):
-    """Of 32 views in parts of four, the guide keeps the pixels and what a part needs; a step not even the pixels."""
-    images, steps = [], []
-    for at_once in (32, 4):
-        model = make(views_at_once=at_once, **{"num_augmentations" if make is draw_model else "num_cuts": 32})
-        views = torch.rand(32, 3, 24, 24).requires_grad_()
+    """What a step keeps grows with the views if they are seen all at once, and does not in parts of four."""
+
+    def kept(count: int, at_once: int) -> int:
+        model = make(views_at_once=at_once, **{"num_augmentations" if make is draw_model else "num_cuts": count})
         with model.frozen():
-            images.append(kept_bytes(lambda model=model, views=views: model.embed_images(views)))
             loop = model.make_loop("a cat", tiny_tokenizer())
-            steps.append(kept_bytes(lambda loop=loop: loop.task.losses(loop.samples, 0)))
-    assert images[1] < 0.1 * images[0]
-    assert steps[1] < 0.2 * steps[0]
+            return kept_bytes(lambda: loop.task.losses(loop.samples, 0))
+
+    grown = {at_once: kept(40, at_once) - kept(8, at_once) for at_once in (64, 4)}
+    assert grown[64] > 5e6 and grown[4] < 0.02 * grown[64]
 
 
 # ---- stories
