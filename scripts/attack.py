@@ -370,6 +370,8 @@ def main(arguments: list[str] | None = None) -> int:
             importlib.import_module(f"attack_{kind}")  # once, before the forks
         campaign = Campaign(kinds)
         campaign.run(options.minutes, options.seed, options.workers)
+        if not any(campaign.counts.values()):
+            raise SystemExit("no case ended: the processes that run them die, or --minutes is too short")
         page, bad = campaign.table() + campaign.listing(), campaign.bad
     page = heading(command) + page
     print(page)

@@ -6,7 +6,8 @@ command is run again, to its end. Every file must be equal, with these exception
 uninterrupted runs:
 
 - in JSON files, JSON lines and CSV: the fields `LEFT_OUT`, which are times; in texts and pages, what `TIMES` finds;
-- the files `SKIPPED`: locks, and the arguments that a trainer pickles with the date in them.
+- the files `SKIPPED`: locks, the arguments that a trainer pickles with the date in them, and the state of a run that
+  makes pictures, which holds the seconds that it took.
 """
 
 import contextlib
@@ -32,6 +33,8 @@ from fake_hub import FakeHub, hub_in_this_process
 from few_shot_runs import save_images, save_tiny_clip
 from killing import run_and_kill
 from official_files import letters_tokenizer, plain
+from painting_runs import tiny_vqgan
+from PIL import Image
 
 
 OUTCOMES = ("equal", "different", "failed to go on")
@@ -50,7 +53,7 @@ TIMES = (
     re.compile(rb"((&lt;|<) ?)?\d+(\.\d+)? ?(s|min|seconds|minutes)\b"),
     re.compile(rb"\d+(\.\d+)? (pairs|images) a second"),
 )
-SKIPPED = (".lock", "training_args.bin")
+SKIPPED = (".lock", "training_args.bin", "state.safetensors")
 _TIMEOUT = 300.0
 
 
@@ -144,9 +147,11 @@ def _command_line(*arguments: object) -> None:
     from hf_clip_variants import cli
     from hf_clip_variants.few_shot import training_loop
     from hf_clip_variants.search import building
+    from hf_clip_variants.synthesis import runs
 
     training_loop.SAVE_EVERY_SECONDS = 0.0  # every epoch is kept, so kills fall into trainings, too
     building.PART_SIZE = 2  # and every second file of an index
+    runs.SAVE_EVERY_SECONDS = 0.0  # and every step of a picture
     _succeed(partial(cli.main, list(map(str, arguments))))
 
 
@@ -178,7 +183,8 @@ def commands(place: Path, hub: _KillingHub) -> list[Command]:
     letters = letters_tokenizer(len(weights["token_embedding.weight"]), place / "letters")
     fast = ["--methods", "tip_adapter_f,coop", "--shots", "1", "--profile", "tiny", "--set", "epochs=2"]
     out = {
-        name: place / "out" / name for name in ("adapt", "pretrain", "benchmark", "push", "convert", "export", "index")
+        name: place / "out" / name
+        for name in ("adapt", "pretrain", "benchmark", "push", "convert", "export", "index", "draw", "paint", "sketch")
     }
     smoke = ["--smoke", "--steps", "4", "--batch-size", "8", "--save-every", "1", "--workers", "0"]
 
@@ -224,6 +230,24 @@ def commands(place: Path, hub: _KillingHub) -> list[Command]:
             out["index"],
             partial(_command_line, "index", data, "--model", clip, "--out", out["index"] / "run", "--batch-size", 2),
         ),
+        *_picture_commands(out, clip, place),
+    ]
+
+
+def _picture_commands(out: dict[str, Path], clip: Path, place: Path) -> list[Command]:
+    """Those that optimise pictures, with two seeds each."""
+    tiny_vqgan().save_pretrained(place / "vqgan")
+    photo = place / "photo.png"
+    Image.radial_gradient("L").convert("RGB").resize((48, 40)).save(photo)
+    few = ("--guide", clip, "--steps", 8, "--seeds", 2)
+    lines = {
+        "draw": ("a cat ^ a dog | an owl:-0.5", "--strokes", 6, "--mp4", *few),
+        "paint": ("a cat ^ a dog", "--vqgan", place / "vqgan", "--cuts", 2, "--learning-rate", 2, *few),
+        "sketch": (photo, "--strokes", "4,2", "--color", *few),
+    }
+    return [
+        Command(name, out[name], partial(_command_line, name, *line, "--out", out[name] / "run"))
+        for name, line in lines.items()
     ]
 
 

@@ -9,12 +9,16 @@ from . import options
 from .arguments import check_device, check_model, check_out
 from .drawing import (
     Canvas,
-    Guide,
+    Film,
+    Guides,
+    GuideWeights,
+    Precision,
     Preview,
     Row,
     Seeds,
     Speed,
     best_of_each,
+    check_film,
     chosen_seeds,
     file_stem,
     hasten,
@@ -51,7 +55,8 @@ def draw(
         typer.Option(metavar="FILE", help="An SVG or safetensors drawing to begin with.", show_default=False),
     ] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="What is written.", rich_help_panel=RUNNING)] = "drawing",
-    guide: Guide = None,
+    guide: Guides = None,
+    guide_weight: GuideWeights = None,
     canvas: Canvas = None,
     max_width: Annotated[
         float | None,
@@ -63,7 +68,9 @@ def draw(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    dtype: Precision = None,
     preview: Preview = False,
+    mp4: Film = False,
     device: options.Device = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,19 +85,24 @@ def draw(
     have an emoji. A larger CLIP (--guide openai/clip-vit-base-patch32) knows more and takes longer. The same command
     goes on where it was stopped, and ends with the same drawings.
 
-    In a text, | stands between prompts of one drawing, and :0.5 behind one is its weight.
+    In a text, | stands between prompts of one drawing, :0.5 behind one is its weight (negative: away from it), and ^
+    stands between chapters of a story.
 
     \b
     [bold]More examples[/bold]
       hf-clip-variants draw "a red apple" "a blue fish" --seeds 3
       hf-clip-variants draw "a cat | watercolour:0.3" --strokes 256 --steps 1000
       hf-clip-variants draw "a sunflower" --start logo.svg
+      hf-clip-variants draw "a seed ^ a tree ^ a red apple" --mp4
+      hf-clip-variants draw "a cat" --guide openai/clip-vit-base-patch32 --guide openai/clip-vit-base-patch16
     """
     if not prompts or any(not text.strip() for text in prompts):
         raise ValueError("TEXT: empty; want what to draw, in words")
     chosen = chosen_seeds(seeds)
     check_out("--out", out)
-    check_model("--guide", guide)
+    for source in guide or []:
+        check_model("--guide", source)
+    check_film(mp4)
     check_device(device)
     for option, files in (("--image-prompt", image_prompt or []), ("--start", [start] if start else [])):
         for file in files:
@@ -105,7 +117,7 @@ def draw(
         radius = None if max_width is None else max_width / 2
         smallest = None if radius is None else min(1.0, radius)
         model, tokenizer, name = load_guided(
-            METHOD, guide, device, canvas_size=canvas, max_radius=radius, min_radius=smallest
+            METHOD, guide, device, guide_weight, dtype, canvas_size=canvas, max_radius=radius, min_radius=smallest
         )
         config = model.config
         factor = hasten(config, speed, steps)
@@ -113,6 +125,7 @@ def draw(
             "method": METHOD, "prompts": prompts, "strokes": strokes, "steps": steps, "seeds": chosen,
             "negative": negative or [], "image_prompt": image_prompt or [], "start": start, "guide": name,
             "canvas": config.canvas, "max_width": max_width, "speed": factor,
+            "guide_weights": config.guide_weights, "dtype": dtype,
         }  # fmt: skip
         with model.frozen():
             loop = model.make_loop(
@@ -138,7 +151,7 @@ def draw(
         ]
         best = best_of_each(results, lambda number: number // len(chosen))
         about = {"settings": settings, "guide": name}
-        found = write_results(run, results, rows, best, Path(out), ", ".join(prompts), about)
+        found = write_results(run, results, rows, best, Path(out), ", ".join(prompts), about, mp4)
         if as_json:
             for row in found:
                 emit(row)

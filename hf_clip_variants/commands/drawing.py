@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .arguments import numbers
-from .options import FLAG, RUNNING
+from .options import FLAG, MODEL, RUNNING
 from .output import console, say
 
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SIDE = 512  # pixels of the pictures that are written
 _FRAME_SIDE = 256  # of the animation
 _MOST_SEEDS = 64
+_PREVIEW_EVERY = 2.0  # seconds
 
 Seeds = Annotated[
     str,
@@ -38,6 +39,43 @@ Guide = Annotated[
         metavar="MODEL",
         help="The dual encoder that guides: folder or Hub id.",
         show_default="the embedded tiny CLIP",
+    ),
+]
+Guides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guide",
+        metavar="MODEL",
+        help="The dual encoder that guides: folder or Hub id. Repeated: several guide together.",
+        show_default="the embedded tiny CLIP",
+    ),
+]
+GuideWeights = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--guide-weight",
+        min=1e-6,
+        max=1000,
+        metavar="X",
+        help="Of a guide's loss in the mean; one for each --guide, in order.",
+        show_default="equal",
+        rich_help_panel=MODEL,
+    ),
+]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Of the models: float32, bfloat16, float16. What is optimised is float32.",
+        show_default="float32; bfloat16 on a GPU",
+        rich_help_panel=RUNNING,
+    ),
+]
+Film = Annotated[
+    bool,
+    typer.Option(
+        "--mp4", help="Also a film of the progress (needs the extra video).", rich_help_panel=RUNNING, **FLAG
     ),
 ]
 Canvas = Annotated[
@@ -90,31 +128,39 @@ def hasten(config, speed: float | None, steps: int) -> float:
     return factor
 
 
-def load_guided(method: str, guide: str | None, device: str | None, **settings):
-    """A model of a row with a dual encoder's weights, float32 on a CPU and bfloat16 on a GPU; its tokenizer and name.
+def load_guided(
+    method: str,
+    guide: str | Sequence[str] | None,
+    device: str | None,
+    guide_weights: Sequence[float] | None = None,
+    dtype: str | None = None,
+    **settings,
+):
+    """A model of a row with a dual encoder's weights, in `guide_dtype(dtype)`; its tokenizer and name. With several
+    guides, lists of these.
 
     Raises:
-        OSError, ValueError: the guide is none, or settings do not fit.
+        OSError, ValueError: a guide is none, or settings do not fit.
     """
-    import torch
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    from ..data.images.emoji import embedded_model
     from ..evaluation.devices import choose_device
     from ..registry import method as row_of
+    from ..synthesis.guides import guide_dtype, guide_names, guide_sources, prepare_guides
 
-    source = str(embedded_model()) if guide is None else guide
+    sources = guide_sources(guide)
     chosen = choose_device(device)
-    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    dtype = guide_dtype(dtype, chosen)
     given = {name: value for name, value in settings.items() if value is not None}
-    model = row_of(method).load("model").from_pretrained(source, dtype=dtype, **given).to(chosen).eval()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    try:
-        processor = AutoImageProcessor.from_pretrained(source)
-        model.config.image_mean, model.config.image_std = list(processor.image_mean), list(processor.image_std)
-    except (OSError, ValueError, AttributeError):
-        say("The guide has no image processor beside it: pictures are normalised as CLIP's.")
-    return model, tokenizer, Path(source).name if guide is None else guide
+    model = row_of(method).load("model").from_pretrained(sources[0], dtype=dtype, **given)
+    tokenizer = prepare_guides(model, sources, guide_weights)
+    return model.to(chosen).eval(), tokenizer, guide_names(guide)
+
+
+def check_film(mp4: bool) -> None:
+    """ImportError before anything is drawn, if a film is wanted and cannot be written."""
+    if mp4:
+        from ..optional_dependencies import require
+
+        require("av", "--mp4")
 
 
 @dataclass
@@ -131,11 +177,10 @@ def run_with_progress(run: SynthesisRun, out: Path, preview: bool) -> float:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ..files.atomic_writes import write_atomically
-    from ..modeling.strokes.stroke_drawing import image_of
-    from ..synthesis.progress_pictures import sheet
+    from ..synthesis.progress_pictures import preview_of
     from .segmentation import png_of
 
-    loop, started, shown = run.loop, time.monotonic(), 0.0
+    loop, started, shown = run.loop, time.monotonic(), -_PREVIEW_EVERY
     if run.resumed_at:
         say(f"{out} goes on at step {run.resumed_at} of {loop.num_steps}.")
     columns = (
@@ -149,9 +194,9 @@ def run_with_progress(run: SynthesisRun, out: Path, preview: bool) -> float:
             nonlocal shown
             values = [sample.losses[-1] for sample in run.loop.samples if sample.losses]
             bars.update(bar, completed=run.loop.step, loss=f"{sum(values) / len(values):.4f}")
-            if preview and time.monotonic() - shown > 2:
+            if preview and time.monotonic() - shown > _PREVIEW_EVERY:
                 shown = time.monotonic()
-                write_atomically(out / "preview.png", png_of(sheet([[image_of(p) for p in run.loop.images()]])))
+                write_atomically(out / "preview.png", png_of(preview_of(run.loop)))
 
         run.run(after_step)
     return time.monotonic() - started
@@ -165,12 +210,14 @@ def write_results(
     out: Path,
     title: str,
     about: dict[str, Any],
+    mp4: bool = False,
 ) -> list[dict[str, Any]]:
-    """SVG, picture, exact strokes, animation and strip of each drawing; the page; results.json, whose rows return."""
+    """SVG, picture, exact strokes, animation (with `mp4` also a film) and strip of each drawing; the page;
+    results.json, whose rows return."""
     from ..files.atomic_writes import write_atomically
     from ..files.json_files import write_json
     from ..modeling.synthesis.stroke_samples import drawing_of
-    from ..synthesis.progress_pictures import animation, sheet, strip
+    from ..synthesis.progress_pictures import animation, film, sheet, strip
     from ..synthesis.stroke_page import PageEntry, stroke_page
     from .segmentation import png_of
 
@@ -189,6 +236,8 @@ def write_results(
         write_atomically(out / f"{row.name}.png", png_of(drawing.to_image(SIDE / drawing.height)))
         write_atomically(out / f"{row.name}.gif", animation(pictures))
         write_atomically(out / f"{row.name}_strip.png", png_of(strip(pictures)))
+        if mp4:
+            film(out / f"{row.name}.mp4", pictures)
         finals.append(pictures[-1])
         notes = [
             ("seed", str(result.seed)),
@@ -212,6 +261,8 @@ def write_results(
                 "svg": f"{row.name}.svg",
             }
         )
+        if len(result.similarities) > 1:
+            found[-1]["similarities"] = [round(value, 4) for value in result.similarities]
     columns = min(len(finals), 6)
     write_atomically(
         out / "sheet.png", png_of(sheet([finals[i : i + columns] for i in range(0, len(finals), columns)]))
@@ -248,12 +299,17 @@ def best_of_each(results: Sequence[SynthesizedDrawing], group_of: Callable[[int]
 
 __all__ = [
     "Canvas",
+    "Film",
     "Guide",
+    "GuideWeights",
+    "Guides",
+    "Precision",
     "Preview",
     "Row",
     "Seeds",
     "Speed",
     "best_of_each",
+    "check_film",
     "chosen_seeds",
     "file_stem",
     "hasten",

@@ -7,7 +7,19 @@ import typer
 
 from . import options
 from .arguments import check_device, check_model, check_out
-from .drawing import Guide, Preview, Seeds, best_of_each, chosen_seeds, file_stem, run_with_progress
+from .drawing import (
+    Film,
+    Guides,
+    GuideWeights,
+    Precision,
+    Preview,
+    Seeds,
+    best_of_each,
+    check_film,
+    chosen_seeds,
+    file_stem,
+    run_with_progress,
+)
 from .options import MODEL, RUNNING
 from .output import JsonOption, machine_output, prepare_libraries, say, screen, title_and_rows, use_all_cores
 
@@ -50,7 +62,8 @@ def paint(
         ),
     ] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="What is written.", rich_help_panel=RUNNING)] = "painting",
-    guide: Guide = None,
+    guide: Guides = None,
+    guide_weight: GuideWeights = None,
     vqgan: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +117,9 @@ def paint(
             rich_help_panel=MODEL,
         ),
     ] = 0.0,
+    dtype: Precision = None,
     preview: Preview = False,
+    mp4: Film = False,
     device: options.Device = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -133,7 +148,9 @@ def paint(
         raise ValueError("TEXT: empty; want what to paint, in words")
     chosen, sides = chosen_seeds(seeds), _sides(size)
     check_out("--out", out)
-    check_model("--guide", guide)
+    for source in guide or []:
+        check_model("--guide", source)
+    check_film(mp4)
     check_model("--vqgan", vqgan)
     check_device(device)
     files = [("--image-prompt", file) for file in image_prompt or []] + ([("--mask", mask)] if mask else [])
@@ -151,14 +168,15 @@ def paint(
 
     with machine_output() as emit:
         painter = load_painter(
-            guide, vqgan, device,
+            guide, vqgan, device, guide_weight, dtype,
             num_cuts=cuts, cut_method=method, learning_rate=learning_rate, tv_weight=smooth, init_weight=keep,
             init_target="start",
         )  # fmt: skip
         settings = {
             "method": METHOD, "prompts": prompts, "steps": steps, "seeds": chosen, "size": size, "start": start,
             "mask": mask, "image_prompt": image_prompt or [], "guide": painter.guide, "vqgan": painter.vqgan,
-            "cuts": cuts, "keep": keep, **{name: getattr(painter.model.config, name) for name in CHOSEN},
+            "cuts": cuts, "keep": keep, "guide_weights": painter.model.config.guide_weights, "dtype": dtype,
+            **{name: getattr(painter.model.config, name) for name in CHOSEN},
         }  # fmt: skip
         with painter.model.frozen():
             loop = painter.model.make_loop(
@@ -181,7 +199,7 @@ def paint(
             for result in results
         ]
         best = best_of_each(results, lambda number: number // len(chosen))
-        found = write_paintings(run, results, names, best, Path(out), settings)
+        found = write_paintings(run, results, names, best, Path(out), settings, mp4)
         if as_json:
             for row in found:
                 emit(row)

@@ -9,12 +9,14 @@ from . import options
 from .arguments import check_device, check_model, check_out, numbers
 from .drawing import (
     Canvas,
+    Film,
     Guide,
     Preview,
     Row,
     Seeds,
     Speed,
     best_of_each,
+    check_film,
     chosen_seeds,
     file_stem,
     hasten,
@@ -80,6 +82,7 @@ def sketch(
     guide: Guide = None,
     canvas: Canvas = None,
     preview: Preview = False,
+    mp4: Film = False,
     device: options.Device = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,6 +108,7 @@ def sketch(
     chosen = chosen_seeds(seeds)
     check_out("--out", out)
     check_model("--guide", guide)
+    check_film(mp4)
     check_device(device)
     for option, files in (("PHOTO", photos), ("--mask", mask or [])):
         for file in files:
@@ -160,7 +164,8 @@ def sketch(
             rows.append(Row(file_stem("-".join(parts), taken), f"{file}, {count} strokes", photo))
         best = best_of_each(results, lambda number: number // each)
         about = {"settings": settings, "guide": name}
-        found = write_results(run, results, rows, best, Path(out), ", ".join(Path(p).name for p in photos), about)
+        title = ", ".join(Path(p).name for p in photos)
+        found = write_results(run, results, rows, best, Path(out), title, about, mp4)
         if as_json:
             for row in found:
                 emit(row)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from safetensors.torch import save
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ..data.images.emoji import embedded_model, embedded_vqgan
+from ..data.images.emoji import embedded_vqgan
 from ..evaluation.devices import choose_device
 from ..files.atomic_writes import write_atomically
 from ..files.json_files import write_json
-from .progress_pictures import animation, sheet, strip
+from .guides import guide_dtype, guide_names, guide_sources, prepare_guides
+from .progress_pictures import animation, enlarged, film, sheet, strip
 from .runs import SynthesisRun
 
 
@@ -36,31 +35,40 @@ _TEMPLATE = Path(__file__).with_name("painting_page.html")
 
 @dataclass
 class Painter:
-    """A model that paints, the guide's tokenizer, and what the two are called."""
+    """A model that paints, the guide's tokenizer (of several, a list), and what guides and VQGAN are called."""
 
     model: VQGANCLIPForImageSynthesis
     tokenizer: Any
-    guide: str
+    guide: str | list[str]
     vqgan: str
 
 
-def load_painter(guide: str | None, vqgan: str | None, device: str | None, **settings) -> Painter:
-    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In float32, on a GPU bfloat16. A
-    whole model may be the guide, too; then `vqgan` is not needed. Settings are fields of the configuration; for the
-    embedded VQGAN, those of `EMBEDDED` are the defaults.
+def load_painter(
+    guide: str | Sequence[str] | None,
+    vqgan: str | None,
+    device: str | None,
+    guide_weights: Sequence[float] | None = None,
+    dtype: str | None = None,
+    **settings,
+) -> Painter:
+    """From a dual encoder and a VQGAN, folders or Hub ids; None: the embedded ones. In `guide_dtype(dtype)`. A
+    whole model may be the guide, too; then `vqgan` is not needed. Several guides paint together, with
+    `guide_weights`. Settings are fields of the configuration; for the embedded VQGAN, those of `EMBEDDED` are the
+    defaults.
 
     Raises:
         OSError, ValueError: one of them cannot be loaded, or settings do not fit.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
     from ..modeling.vqgan_clip.autoencoder_vqgan_clip import VQGANModel
     from ..modeling.vqgan_clip.modeling_vqgan_clip import VQGANCLIPForImageSynthesis
 
-    source = str(embedded_model()) if guide is None else guide
+    sources = guide_sources(guide)
+    source = sources[0]
     settings = {name: value for name, value in settings.items() if value is not None}
     chosen = choose_device(device)
-    dtype = torch.float32 if chosen.type in ("cpu", "mps") else torch.bfloat16
+    dtype = guide_dtype(dtype, chosen)
     is_whole = AutoConfig.from_pretrained(source).model_type == VQGANCLIPForImageSynthesis.config_class.model_type
     if is_whole:
         model = VQGANCLIPForImageSynthesis.from_pretrained(source, dtype=dtype, **settings)
@@ -73,15 +81,8 @@ def load_painter(guide: str | None, vqgan: str | None, device: str | None, **set
         decoder = VQGANModel.from_pretrained(str(embedded_vqgan()) if vqgan is None else vqgan, dtype=dtype)
         model = VQGANCLIPForImageSynthesis.from_parts(clip, decoder, **(EMBEDDED if vqgan is None else {}) | settings)
         painted_by = embedded_vqgan().name if vqgan is None else vqgan
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    try:
-        processor = AutoImageProcessor.from_pretrained(source)
-        model.config.image_mean, model.config.image_std = list(processor.image_mean), list(processor.image_std)
-    except (OSError, ValueError, AttributeError) as error:  # CLIP's, which the configuration's None means
-        if not is_whole:  # a whole model has its own numbers
-            reason = str(error)[:200]
-            warnings.warn(f"{source}: no image processor ({reason}); images are normalised as for CLIP", stacklevel=2)
-    return Painter(model.to(chosen).eval(), tokenizer, Path(source).name if guide is None else guide, painted_by)
+    tokenizer = prepare_guides(model, sources, guide_weights, is_whole)
+    return Painter(model.to(chosen).eval(), tokenizer, guide_names(guide), painted_by)
 
 
 def write_paintings(
@@ -91,22 +92,26 @@ def write_paintings(
     best: set[int],
     out: Path,
     settings: dict[str, Any],
+    mp4: bool = False,
 ) -> list[dict[str, Any]]:
-    """Picture, latents, animation and strip of each; a sheet, the page, and results.json, whose rows return."""
+    """Picture, latents, animation (with `mp4` also a film) and strip of each; a sheet, the page, and results.json,
+    whose rows return."""
     found, cards, finals = [], [], []
     for number, (result, name) in enumerate(zip(results, names, strict=True)):
         sample = run.loop.samples[number]
         frames = []
         for frame in run.frames[number]:
             sample.tensors["latents"].data.copy_(frame["tensors"]["latents"])
-            frames.append(_enlarged(to_pil_image(run.loop.images([sample])[0].float().cpu()), _FRAME_SIDE))
+            frames.append(enlarged(to_pil_image(run.loop.images([sample])[0].float().cpu()), _FRAME_SIDE))
         sample.tensors["latents"].data.copy_(result.latents)
-        picture = _enlarged(result.to_image(), SIDE)
-        last = _enlarged(result.to_image(), _FRAME_SIDE)
+        picture = enlarged(result.to_image(), SIDE)
+        last = enlarged(result.to_image(), _FRAME_SIDE)
         write_atomically(out / f"{name}.png", _png(picture))
         write_atomically(out / f"{name}.safetensors", save({"latents": result.latents, "codes": result.codes}))
         write_atomically(out / f"{name}.gif", animation([*frames, last]))
         write_atomically(out / f"{name}_strip.png", _png(strip([*frames, last])))
+        if mp4:
+            film(out / f"{name}.mp4", [*frames, last])
         finals.append(last)
         row = {
             "name": name,
@@ -119,6 +124,8 @@ def write_paintings(
             "best": number in best,
             "picture": f"{name}.png",
         }
+        if len(result.similarities) > 1:
+            row["similarities"] = [round(value, 4) for value in result.similarities]
         found.append(row)
         cards.append(_card(row, [*frames, last]))
     columns = min(len(finals), 6)
@@ -145,14 +152,6 @@ def _card(row: dict[str, Any], frames: Sequence[Image.Image]) -> str:
         f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="progress">'
         f'<a href="{link}">PNG</a></div><dl>{listed}</dl></article>'
     )
-
-
-def _enlarged(picture: Image.Image, side: int) -> Image.Image:
-    longer = max(picture.size)
-    if longer >= side:
-        return picture
-    size = tuple(max(1, round(edge * side / longer)) for edge in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -1,6 +1,7 @@
 """A run: a loop whose state is in a folder, so that it goes on after a stop or a kill to the same pictures."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from .saved_state import load_state, save_state
 
 STATE = "state.safetensors"
 FRAMES = 24  # pictures of the progress that are kept of each sample, whatever the number of steps
-_SECONDS = 5.0  # between two writings of the state
+_UNFINISHED = re.compile(r"\.tmp-.+-[0-9a-f]{12}")
+SAVE_EVERY_SECONDS = 5.0  # the state is written so often; 0: after each step
 
 
 class SynthesisRun:
@@ -29,7 +31,7 @@ class SynthesisRun:
         loop: at its first step.
         settings: JSON values; what the run was asked for. A state with other ones is refused.
         frame_of: what is kept of a sample for pictures of the progress: tensors.
-        seconds: between two writings; 0 writes after each step.
+        seconds: between two writings; 0 writes after each step. Default: `SAVE_EVERY_SECONDS`.
 
     Raises:
         ValueError: the folder holds a run with other settings.
@@ -42,13 +44,18 @@ class SynthesisRun:
         loop: SynthesisLoop,
         settings: dict[str, Any],
         frame_of: Callable[[Any], dict[str, torch.Tensor]] | None = None,
-        seconds: float = _SECONDS,
+        seconds: float | None = None,
     ):
-        self.folder, self.loop, self.settings, self.seconds = Path(folder), loop, settings, seconds
+        self.folder, self.loop, self.settings = Path(folder), loop, settings
+        self.seconds = SAVE_EVERY_SECONDS if seconds is None else seconds
         self.frame_of = frame_of or (lambda sample: sample.tensors)
         self.frames: list[list[dict[str, Any]]] = [[] for _ in loop.samples]
         self.spent = 0.0  # seconds of all parts of the run
         self.resumed_at = 0
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():  # what a killed run had not finished writing
+                if _UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         if self.state_file.is_file():
             self._resume()
 

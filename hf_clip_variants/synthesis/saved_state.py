@@ -1,5 +1,6 @@
 """The state of a loop as one safetensors file, replaced in one step: a kill leaves the old one or the new one."""
 
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from safetensors.torch import save
 from ..files.atomic_writes import write_atomically
 
 
-FORMAT = "synthesis-state-1"
+FORMAT = "synthesis-state-2"
 
 
 def save_state(path: str | os.PathLike, state: dict[str, Any], settings: dict[str, Any]) -> Path:
@@ -25,6 +26,7 @@ def save_state(path: str | os.PathLike, state: dict[str, Any], settings: dict[st
     tensors: dict[str, torch.Tensor] = {}
     tree = _without_tensors(state, "", tensors)
     described = {"format": FORMAT, "tree": json.dumps(tree), "settings": json.dumps(settings, sort_keys=True)}
+    described["sha256"] = _digest(tensors, described)
     return write_atomically(path, save(tensors, metadata=described))
 
 
@@ -32,7 +34,7 @@ def load_state(path: str | os.PathLike, settings: dict[str, Any]) -> dict[str, A
     """What `save_state` wrote.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is damaged.
         ValueError: it is of a run that was asked for something else; names the first settings that differ.
     """
     try:
@@ -43,6 +45,8 @@ def load_state(path: str | os.PathLike, settings: dict[str, Any]) -> dict[str, A
         raise OSError(f"{path}: not a valid safetensors file ({error}); remove it to begin anew") from error
     if described.get("format") != FORMAT:
         raise ValueError(f"{path}: no state of a run ({described.get('format')!r}); remove it to begin anew")
+    if described.pop("sha256", None) != _digest(tensors, described):
+        raise OSError(f"{path}: the state of a run, damaged; remove it to begin anew")
     saved, asked = json.loads(described["settings"]), json.loads(json.dumps(settings))
     different = [name for name in sorted({*saved, *asked}) if saved.get(name) != asked.get(name)]
     if different:
@@ -52,6 +56,16 @@ def load_state(path: str | os.PathLike, settings: dict[str, Any]) -> dict[str, A
             f"{str(asked.get(name))[:60]}); choose another folder, or remove this one"
         )
     return _with_tensors(json.loads(described["tree"]), tensors)
+
+
+def _digest(tensors: dict[str, torch.Tensor], described: dict[str, str]) -> str:
+    """Of everything that is in the file: a picture made from a damaged state would be another one."""
+    digest = hashlib.sha256(json.dumps([FORMAT, described["tree"], described["settings"]]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -261,7 +261,7 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         config, seeds = self.config, checked_seeds(seeds)
         count = checked_count("num_strokes", config.num_strokes if num_strokes is None else num_strokes)
         pictures = prepared_pictures(images, masks, pad)
-        maps = [saliency] if isinstance(saliency, torch.Tensor) and saliency.dim() == 2 else saliency
+        maps = _maps_of(saliency)
         if maps is not None and len(maps) != len(pictures):
             raise ValueError(f"saliency: {len(maps)} maps, expected one for each of {len(pictures)} pictures")
         samples = []
@@ -381,7 +381,7 @@ def prepared_pictures(images, masks=None, pad: bool = False) -> list[torch.Tenso
     if not images:
         raise ValueError("images: none, expected at least one picture")
     if masks is not None:
-        masks = list(masks) if several else [masks]
+        masks = _maps_of(masks) if several else [masks]
         if len(masks) != len(images):
             raise ValueError(f"masks: {len(masks)}, expected one for each of {len(images)} pictures")
     found = []
@@ -400,6 +400,8 @@ def _masked(pixels: torch.Tensor, mask, number: int) -> torch.Tensor:
         mask = torch.from_numpy(np.array(mask))
     if mask.dim() != 2:
         raise ValueError(f"masks[{number}]: got {list(mask.shape)}, expected [H, W]")
+    if not mask.numel():
+        raise ValueError(f"masks[{number}]: no pixels, expected [H, W]")
     mask = mask.float() / (255 if mask.dtype == torch.uint8 and mask.max() > 1 else 1)
     if mask.shape != pixels.shape[1:]:
         mask = F.interpolate(mask[None, None], pixels.shape[1:], mode="bilinear")[0, 0]
@@ -420,9 +422,18 @@ def _squared(pixels: torch.Tensor) -> torch.Tensor:
     return canvas
 
 
+def _maps_of(saliency) -> list | None:
+    """A map, or several in a list or a tensor, as a list; they are checked later."""
+    if saliency is None or isinstance(saliency, list):
+        return saliency
+    several = isinstance(saliency, tuple) or (isinstance(saliency, torch.Tensor) and saliency.dim() > 2)
+    return list(saliency) if several else [saliency]
+
+
 def checked_saliency(saliency: torch.Tensor) -> torch.Tensor:
     """(224, 224) of a map of any size; ValueError for anything else."""
-    if not isinstance(saliency, torch.Tensor) or saliency.dim() != 2 or not saliency.is_floating_point():
+    is_map = isinstance(saliency, torch.Tensor) and saliency.dim() == 2 and saliency.numel() > 0
+    if not is_map or not saliency.is_floating_point():
         got = list(saliency.shape) if isinstance(saliency, torch.Tensor) else type(saliency).__name__
         raise ValueError(f"saliency: got {got}, expected floats of shape [H, W]")
     if not saliency.isfinite().all() or saliency.min() < 0:

@@ -42,6 +42,9 @@ class CLIPDrawConfig(GuidedFields, CLIPConfig):
             To normalise with. Default: CLIP's.
         views_at_once (`int`, defaults to 64):
             Views that go through the guide together; bounds memory.
+        more_guides (`list[dict]`, *optional*), guide_weights (`list[float]`, *optional*):
+            Configurations of further dual encoders that guide together with the first (`add_guide` makes them), and
+            the weights of all in the mean of their losses. Default of the weights: equal.
 
     Example:
 
@@ -75,6 +78,8 @@ class CLIPDrawConfig(GuidedFields, CLIPConfig):
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
     views_at_once: int = 64
+    more_guides: list[dict] | None = None
+    guide_weights: list[float | int] | None = None
 
     def __post_init__(self, **kwargs):
         self.make_encoder_configs(kwargs)

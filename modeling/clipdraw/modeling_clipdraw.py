@@ -16,8 +16,9 @@ from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output
 from ..strokes.stroke_drawing import StrokeDrawing
 from ..strokes.stroke_rasterizer import render_strokes
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
-from ..synthesis.guiding_prompts import Goal, Prompt, parse_prompts, prompt_losses
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of, texts_of
+from ..synthesis.guiding_prompts import Goal, Prompt, prompt_losses
+from ..synthesis.stories import current_goals, stories_of, tokenizers_of
 from ..synthesis.stroke_samples import (
     SynthesizedDrawing,
     checked_count,
@@ -26,7 +27,7 @@ from ..synthesis.stroke_samples import (
     render_samples,
 )
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
-from ..synthesis.view_augmentation import augmented_views
+from ..synthesis.view_augmentation import draw_views, views_of
 from .configuration_clipdraw import CLIPDrawConfig
 
 
@@ -63,6 +64,7 @@ class CLIPDrawOutput(ModelOutput):
 
 class CLIPDrawPreTrainedModel(GuidedPreTrainedModel):
     config: CLIPDrawConfig
+    takes_more_guides = True
 
 
 class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
@@ -72,7 +74,7 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
     and the text in a dual encoder. Any of `modeling/dual_encoders/backbones.py` guides; its checkpoint loads as it is.
 
     `generate` draws. `forward` scores drawings that exist. For a sketch of a photograph instead of a text, there is a
-    model of sketches.
+    model of sketches. Several dual encoders guide together after `add_guide`; `forward` compares with the first.
 
     Example:
 
@@ -174,8 +176,9 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
 
         Args:
             prompts: a text, or several, of which each becomes a drawing. In one text, `|` stands between prompts of
-                the same drawing, and `:` before a weight and a stop (`parse_prompts`).
-            tokenizer: the guide's, or its processor.
+                the same drawing, `:` before a weight and a stop (`parse_prompts`), and `^` between chapters of a
+                story, which are drawn one over the other in equal parts of the steps.
+            tokenizer: the guide's, or its processor; of several guides, a list of one for each.
             callback: called with the loop after each step; `False` ends it there.
             options: see `make_loop`.
 
@@ -207,7 +210,7 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
 
         Args:
             prompts, tokenizer: as for `generate`.
-            prompt_embeds: (T, D), instead of prompts.
+            prompt_embeds: (T, D), instead of prompts; of several guides, a list of one for each.
             negative_prompts: what drawings should not look like, with `config.negative_weight`.
             image_prompts: pictures that all drawings should look like, too; anything that `decode_image` takes.
             seeds: of each prompt's drawings.
@@ -222,60 +225,50 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
         """
         config, seeds = self.config, checked_seeds(seeds)
         count = checked_count("num_strokes", config.num_strokes if num_strokes is None else num_strokes)
-        goals = self._goals(prompts, tokenizer, prompt_embeds, negative_prompts, image_prompts)
+        stories = stories_of(self.guides, prompts, tokenizer, prompt_embeds)
+        extra = self._extra_goals(tokenizer, negative_prompts, image_prompts)
         samples = []
-        for text, goal in goals:
+        for story in stories:
             for seed in seeds:
                 sample = self._sample(seed, count) if start is None else self._sample_of(seed, start)
-                sample.goal = (text, goal)
+                sample.goal = story.joined(extra)
                 samples.append(sample)
         at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
         steps = config.num_steps if num_steps is None else num_steps
-        return SynthesisLoop(DrawingTask(self), samples, steps, at_once, evaluate_every)
+        return SynthesisLoop(DrawingTask(self, steps), samples, steps, at_once, evaluate_every)
 
     def results(self, loop: SynthesisLoop) -> list[SynthesizedDrawing]:
-        """Drawings of a loop as they are, with their similarity to their first prompt."""
+        """Drawings of a loop as they are, with their similarity to the first of their last prompts."""
         found = drawings_of(loop, self.config.canvas)
-        with torch.no_grad():
-            for result, sample in zip(found, loop.finish(), strict=True):
-                result.prompt, goal = sample.goal
-                embeds = self.embed_images(loop.task.images([sample]), self.config.normalize)
-                result.similarity = float(unit_norm(embeds)[0] @ unit_norm(goal.embeds)[0])
+        for result, sample in zip(found, loop.finish(), strict=True):
+            result.prompt = sample.goal.text
+            with torch.no_grad():
+                images = loop.task.images([sample])
+                result.similarities = self.similarities(images, sample.goal, self.config.normalize)
+            result.similarity = result.similarities[0]
         return found
 
     # ---- parts
 
-    def _goals(self, prompts, tokenizer, prompt_embeds, negative_prompts, image_prompts) -> list[tuple]:
-        """(text or None, `Goal`) of each drawing."""
-        if (prompts is None) == (prompt_embeds is None):
-            raise ValueError("prompts, prompt_embeds: give exactly one of them")
-        extra_embeds, extra = [], []
-        if negative_prompts:
-            texts = [negative_prompts] if isinstance(negative_prompts, str) else list(negative_prompts)
-            extra_embeds.append(self.encode_prompts(texts, tokenizer, "negative_prompts"))
-            extra += [Prompt(text, -self.config.negative_weight) for text in texts if self.config.negative_weight]
-            extra_embeds = extra_embeds if self.config.negative_weight else []
-        if image_prompts:
-            pixels = torch.stack([picture_tensor(image, self.config.guide_size) for image in image_prompts])
-            with torch.no_grad():
-                extra_embeds.append(self.embed_images(pixels.to(self.device), self.config.normalize))
-            extra += [Prompt("image") for _ in image_prompts]
-        found = []
-        if prompts is not None:
-            texts = [prompts] if isinstance(prompts, str) else list(prompts)
-            if not texts:
-                raise ValueError("prompts: none, expected at least one text")
-            for number, text in enumerate(texts):
-                parts = parse_prompts(text, "prompts" if isinstance(prompts, str) else f"prompts[{number}]")
-                embeds = self.encode_prompts([part.text for part in parts], tokenizer)
-                found.append((text, parts, embeds))
-        else:
-            if prompt_embeds.dim() != 2 or prompt_embeds.shape[1] != self.config.projection_dim:
-                raise ValueError(
-                    f"prompt_embeds: got {list(prompt_embeds.shape)}, expected [prompts, {self.config.projection_dim}]"
-                )
-            found = [(None, [Prompt("embedding")], row[None].to(self.device).float()) for row in prompt_embeds]
-        return [(text, Goal.of(torch.cat([embeds, *extra_embeds]), [*parts, *extra])) for text, parts, embeds in found]
+    def _extra_goals(self, tokenizer, negative_prompts, image_prompts) -> list[list[Goal]]:
+        """Of each guide, for all drawings."""
+        found: list[list[Goal]] = [[] for _ in self.guides]
+        if texts := texts_of(negative_prompts, "negative_prompts"):
+            away = [Prompt(text, -self.config.negative_weight) for text in texts]
+            tokenizers = tokenizers_of(self.guides, tokenizer)
+            for goals, guide, own in zip(found, self.guides, tokenizers, strict=True):
+                embeds = guide.encode_prompts(texts, own, "negative_prompts")
+                if self.config.negative_weight:
+                    goals.append(Goal.of(embeds, away))
+        if images := pictures_of(image_prompts, "image_prompts"):
+            names = [f"image_prompts[{number}]" for number in range(len(images))]
+            decoded = [picture_tensor(image, what=name) for image, name in zip(images, names, strict=True)]
+            for goals, guide in zip(found, self.guides, strict=True):
+                pixels = torch.stack([picture_tensor(image, guide.config.guide_size) for image in decoded])
+                with torch.no_grad():
+                    embeds = guide.embed_images(pixels.to(self.device), self.config.normalize)
+                goals.append(Goal.of(embeds, [Prompt("image") for _ in images]))
+        return found
 
     def _sample(self, seed: int, count: int) -> SynthesisSample:
         """Random strokes, as the authors begin: short walks in any colour."""
@@ -309,31 +302,44 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
 class DrawingTask:
     """What [`CLIPDrawForImageSynthesis`] says to a `SynthesisLoop`."""
 
-    def __init__(self, model: CLIPDrawForImageSynthesis):
-        self.model, self.config = model, model.config
+    def __init__(self, model: CLIPDrawForImageSynthesis, num_steps: int):
+        self.model, self.config, self.num_steps = model, model.config, num_steps
 
     def images(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
         return render_samples(samples, self.config.canvas)
 
     def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
-        """Minus the sum of the cosines of all views, plus the weighted ones of negative prompts."""
-        config, count = self.config, self.config.num_augmentations
-        generators = [sample.generator for sample in samples]
-        # Views are white where nothing is, and are normalised after that.
-        views = augmented_views(self.images(samples), count, generators, config.guide_size, fill=1.0)
-        embeds = self.model.embed_images(views.flatten(0, 1), config.normalize)
-        return prompt_losses(embeds.unflatten(0, (len(samples), count)), [sample.goal[1] for sample in samples])
+        """Minus the sum of the cosines of all views, plus the weighted ones of negative prompts; the mean over
+        guides, each of which has views of its own."""
+        config, count, images = self.config, self.config.num_augmentations, self.images(samples)
+        generators, goals = [sample.generator for sample in samples], current_goals(samples, self.num_steps)
+        found = []
+        for guide, of_guide in zip(self.model.guides, goals, strict=True):
+            drawn, size = draw_views(count, *images.shape[-2:], generators), guide.config.guide_size
+
+            def views(rows: slice, drawn=drawn, size=size) -> torch.Tensor:
+                # White where nothing is; they are normalised after that.
+                return views_of(images, *(part[rows] for part in drawn), size, fill=1.0)
+
+            embeds = guide.embed_views(views, len(samples) * count, config.normalize)
+            found.append(prompt_losses(embeds.unflatten(0, (len(samples), count)), of_guide))
+        return self.model.weighted_mean(found)
 
     def evaluate(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
-        embeds = self.model.embed_images(self.images(samples), self.config.normalize)
-        return prompt_losses(embeds[:, None], [sample.goal[1] for sample in samples])
+        images, goals = self.images(samples), current_goals(samples, self.num_steps)
+        return self.model.weighted_mean(
+            [
+                prompt_losses(guide.embed_images(images, self.config.normalize)[:, None], of_guide)
+                for guide, of_guide in zip(self.model.guides, goals, strict=True)
+            ]
+        )
 
     def after_step(self, sample: SynthesisSample, step: int, num_steps: int) -> None:
-        """Ranges of widths and colours; the points' learning rate."""
+        """Ranges of widths and colours; the points' learning rate, which falls within each chapter."""
         config, unit = self.config, self.config.unit
         sample.tensors["radii"].clamp_(config.min_radius * unit, config.max_radius * unit)
         sample.tensors["colors"].clamp_(0, 1)
-        share = (step + 1) / max(1, num_steps)
+        share = sample.goal.share(step + 1, num_steps)
         factor = 1.0 if share < 0.5 else 0.4 if share < 0.75 else 0.1
         sample.optimizer.param_groups[0]["lr"] = config.points_lr * unit * factor
 

@@ -1,5 +1,6 @@
 """A drawing: strokes and areas as tensors, which renders at any size and is saved as SVG or safetensors."""
 
+import io
 import json
 import os
 from dataclasses import dataclass, replace
@@ -10,8 +11,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .stroke_rasterizer import check_canvas, check_strokes, render_strokes
-from .svg_reading import read_svg
+from .stroke_rasterizer import check_background, check_canvas, check_strokes, render_strokes
+from .svg_reading import LARGEST_TEXT, read_svg
 from .svg_writing import svg_of
 
 
@@ -65,8 +66,12 @@ class StrokeDrawing:
 
     def __post_init__(self):
         check_canvas(self.height, self.width)
+        check_background(self.background)
         parts = (self.points, self.radii, self.colors, self.num_segments, self.filled)
         check_strokes(*(part if part is None or not isinstance(part, torch.Tensor) else part[None] for part in parts))
+        if self.colors.numel() and not (self.colors.min() >= 0 and self.colors.max() <= 1):
+            low, high = self.colors.min().item(), self.colors.max().item()
+            raise ValueError(f"colors: {low:g}..{high:g}, expected numbers in 0..1")
         if self.fill_rule not in ("nonzero", "evenodd"):
             raise ValueError(f"fill_rule: {self.fill_rule!r}, expected 'nonzero' or 'evenodd'")
 
@@ -119,10 +124,14 @@ class StrokeDrawing:
             ValueError: no SVG, nothing to draw in it, entities, too much of it.
             ImportError: without svgelements.
         """
-        return cls(**read_svg(text))
+        fields = read_svg(text)
+        try:
+            return cls(**fields)
+        except ValueError as error:  # its size, or coordinates that are not finite
+            raise ValueError(f"svg: {error}") from error
 
     def to_bytes(self) -> bytes:
-        """As a safetensors file, exact."""
+        """As a safetensors file, exact; the same drawing gives the same bytes."""
         tensors = {name: getattr(self, name) for name in ("points", "radii", "colors", "num_segments")}
         if self.filled is not None:
             tensors["filled"] = self.filled
@@ -132,20 +141,28 @@ class StrokeDrawing:
             "background": json.dumps(self.background),
             "fill_rule": self.fill_rule,
         }
-        return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=settings)
+        return _sorted_header(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=settings))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Writes `.svg`, `.safetensors` or `.png`, by the name's ending."""
         path = Path(path)
         kind = path.suffix.lower()
         if kind == ".svg":
-            path.write_text(self.to_svg(), encoding="utf-8")
+            content = self.to_svg().encode()
         elif kind == ".safetensors":
-            path.write_bytes(self.to_bytes())
+            content = self.to_bytes()
         elif kind == ".png":
-            self.to_image().save(path)
+            stream = io.BytesIO()
+            self.to_image().save(stream, "PNG")
+            content = stream.getvalue()
         else:
             raise ValueError(f"path: {path.name}, expected a name that ends in .svg, .safetensors or .png")
+        aside = path.with_name(f".tmp-{path.name[:80]}-{os.getpid()}")
+        try:  # a full disk leaves the file that was there
+            aside.write_bytes(content)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -157,10 +174,15 @@ class StrokeDrawing:
             ValueError: it holds no drawing.
         """
         path = Path(path)
-        if path.suffix.lower() == ".svg":
-            return cls.from_svg(path.read_text(encoding="utf-8"))
         if not path.is_file():
             raise FileNotFoundError(f"path: {path} is not a file")
+        if path.suffix.lower() == ".svg":
+            if path.stat().st_size > 4 * LARGEST_TEXT:
+                raise ValueError(f"{path}: {path.stat().st_size} bytes, expected at most {4 * LARGEST_TEXT}")
+            try:
+                return cls.from_svg(path.read_bytes().decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: no SVG file in UTF-8 ({error})") from None
         try:
             with safe_open(path, "pt") as file:
                 settings = file.metadata() or {}
@@ -179,8 +201,16 @@ class StrokeDrawing:
                 fill_rule=settings["fill_rule"],
                 background=None if background is None else tuple(background),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: no drawing ({error})") from error
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header in a fixed order; safetensors writes metadata in any order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def image_of(pixels: torch.Tensor) -> Image.Image:

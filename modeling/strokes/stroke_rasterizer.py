@@ -94,6 +94,12 @@ def render_strokes(
     check_canvas(height, width)
     if fill_rule not in ("nonzero", "evenodd"):
         raise ValueError(f"fill_rule: {fill_rule!r}, expected 'nonzero' or 'evenodd'")
+    check_background(background)
+    if not isinstance(softness, int | float) or not 0.01 <= softness <= 100:
+        raise ValueError(f"softness: {softness!r}, expected pixels in 0.01..100")
+    for name, value, low in (("search_segments", search_segments, 1), ("newton_steps", newton_steps, 0)):
+        if type(value) is not int or not low <= value <= 1024:
+            raise ValueError(f"{name}: {value!r}, expected a whole number in {low}..1024")
     drawings, strokes, control_points = points.shape[:3]
     dtype = points.dtype
     wide = torch.promote_types(dtype, torch.float32)
@@ -257,6 +263,16 @@ def check_canvas(height: int, width: int) -> None:
             raise ValueError(f"{name}: {value!r}, expected a whole number of pixels in 1..{LARGEST_CANVAS}")
 
 
+def check_background(background) -> None:
+    """ValueError unless it is None or three numbers in 0..1."""
+    if background is not None and (
+        not isinstance(background, list | tuple)
+        or len(background) != 3
+        or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in background)
+    ):
+        raise ValueError(f"background: {str(background)[:60]}, expected red, green and blue in 0..1, or None")
+
+
 def check_strokes(points, radii, colors, num_segments, filled) -> None:
     """ValueError, which names the argument, for anything that `render_strokes` does not take."""
     if not isinstance(points, torch.Tensor) or points.dim() != 4 or points.shape[-1] != 2:
@@ -278,6 +294,10 @@ def check_strokes(points, radii, colors, num_segments, filled) -> None:
         if not isinstance(value, torch.Tensor) or value.shape != torch.Size(shape):
             got = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{name}: got {got}, expected a tensor of shape {list(shape)}")
+        wants_floats = name in ("radii", "colors")
+        if value.is_complex() or value.is_floating_point() != wants_floats:
+            kind = "floats" if wants_floats else "true or false" if name == "filled" else "whole numbers"
+            raise ValueError(f"{name}: got {value.dtype}, expected {kind}")
     for name, value in (("points", points), ("radii", radii), ("colors", colors)):
         if value.is_complex():
             raise ValueError(f"{name}: got {value.dtype}, expected real numbers")
@@ -293,4 +313,12 @@ def check_strokes(points, radii, colors, num_segments, filled) -> None:
             raise ValueError(f"num_segments: {low}..{high}, expected 1..{(points.shape[2] - 1) // 3}")
 
 
-__all__ = ["SOFTNESS", "check_canvas", "check_strokes", "render_strokes", "smooth_step", "stroke_coverage"]
+__all__ = [
+    "SOFTNESS",
+    "check_background",
+    "check_canvas",
+    "check_strokes",
+    "render_strokes",
+    "smooth_step",
+    "stroke_coverage",
+]

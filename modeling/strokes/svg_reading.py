@@ -7,6 +7,8 @@ import re
 
 import torch
 
+from .stroke_rasterizer import LARGEST_CANVAS
+
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +35,9 @@ def read_svg(text: str) -> dict:
     except ImportError as error:
         raise ImportError("reading SVG files needs svgelements: pip install hf-clip-variants[synthesis]") from error
     try:
-        svg = svgelements.SVG.parse(io.StringIO(text), reify=True)
-        width, height = float(svg.width), float(svg.height)
+        size, paths, background, rules, left_out = _parsed(svgelements, text)
     except Exception as error:  # whatever a broken file makes of the parser
-        raise ValueError(f"svg: cannot be read ({error})") from error
-    size = max(1, round(height)), max(1, round(width))
-    paths, background, rules, left_out = [], None, set(), set()
-    for element in svg.elements():
-        if isinstance(element, svgelements.Shape):
-            background = _background(svgelements, element, size, paths, background)
-            if background is not None and not paths and _covers(svgelements, element, size):
-                continue
-            _add(svgelements, element, paths, rules, left_out)
-        elif isinstance(element, svgelements.Image | svgelements.Text):
-            left_out.add(type(element).__name__.lower())
+        raise ValueError(f"svg: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
     if left_out:
         logger.warning("svg: left out %s, which strokes and areas cannot show", ", ".join(sorted(left_out)))
     if not paths:
@@ -70,6 +61,26 @@ def read_svg(text: str) -> dict:
         "width": size[1],
         "background": background,
     }
+
+
+def _parsed(svgelements, text: str):
+    """Size, paths, background, fill rules, and what was left out."""
+    svg = svgelements.SVG.parse(io.StringIO(text), reify=True)
+    width, height = float(svg.width), float(svg.height)
+    for name, side in (("width", width), ("height", height)):
+        if not 0 < side <= LARGEST_CANVAS:
+            raise ValueError(f"{name}: {side:.10g} pixels, expected more than 0 and at most {LARGEST_CANVAS}")
+    size = max(1, round(height)), max(1, round(width))
+    paths, background, rules, left_out = [], None, set(), set()
+    for element in svg.elements():
+        if isinstance(element, svgelements.Shape):
+            background = _background(svgelements, element, size, paths, background)
+            if background is not None and not paths and _covers(svgelements, element, size):
+                continue
+            _add(svgelements, element, paths, rules, left_out)
+        elif isinstance(element, svgelements.Image | svgelements.Text):
+            left_out.add(type(element).__name__.lower())
+    return size, paths, background, rules, left_out
 
 
 def _covers(svgelements, element, size) -> bool:

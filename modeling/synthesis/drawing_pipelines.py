@@ -36,7 +36,8 @@ class _DrawingPipeline(Pipeline):
 
     def _forward(self, model_inputs, **options):
         given = model_inputs["inputs"]
-        given = (given, self.tokenizer) if self.takes_texts else (given,)
+        tokenizer = options.pop("tokenizers", None) or self.tokenizer
+        given = (given, tokenizer) if self.takes_texts else (given,)
         # `Pipeline` calls this without gradients, which drawing needs.
         with torch.enable_grad():
             return {"results": self.model.generate(*given, **options)}
@@ -58,7 +59,8 @@ class _DrawingPipeline(Pipeline):
 class TextToDrawingPipeline(_DrawingPipeline):
     """
     Draws texts. Options of a call are those of the model's `generate`: `seeds`, `num_strokes`, `num_steps`,
-    `negative_prompts`. Of several seeds, the best drawing is returned.
+    `negative_prompts`; and `tokenizers`, one for each, of a model with several guides. Of several seeds, the best
+    drawing is returned.
 
     Example, after `import hf_clip_variants`, which makes the pipeline known:
 

@@ -1,28 +1,32 @@
-"""What models share that optimise pictures against a frozen dual encoder: the guide, its texts, its pictures."""
+"""What models share that optimise pictures against frozen dual encoders: the guides, their texts, their pictures."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedModel
 
 from ..decoding.image_decoding import DecodingRules, decode_image
-from ..dual_encoders.backbones import family_of
-from ..dual_encoders.prompts import encode_texts
+from ..dual_encoders.backbones import family_of, unit_norm
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
-from ..video.video_dual_encoder import VideoDualEncoder, VideoDualEncoderFields
+from .guide import IMAGE_MEAN, IMAGE_STD, GuideConfig, GuideFields, GuideModel, GuidingEncoder
+from .stories import Story
 
 
 PUBLISHED_CANVAS = 224  # pixels; lengths and learning rates of the papers are in these
-IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_MOST_GUIDES = 8
+_OF_ENCODERS = ("text_config", "vision_config", "projection_dim", "logit_scale_init_value", "backbone_model_type")
 
 
-class GuidedFields(VideoDualEncoderFields):
-    """Mixin before a `CLIPConfig` with the fields `backbone_model_type`, `canvas_size`, `image_mean`, `image_std` and
-    `views_at_once`."""
+class GuidedFields(GuideFields):
+    """Mixin before a `CLIPConfig` with the fields of [`GuideFields`] and `canvas_size`, and, where several dual
+    encoders may guide, `more_guides` and `guide_weights`."""
+
+    more_guides: list | None = None
+    guide_weights: list | None = None
 
     @property
     def canvas(self) -> int:
@@ -30,31 +34,35 @@ class GuidedFields(VideoDualEncoderFields):
         return self.canvas_size or self.guide_size
 
     @property
-    def guide_size(self) -> int:
-        return family_of(self.backbone_model_type).image_size(self)
-
-    @property
     def unit(self) -> float:
         """What a pixel of the papers' canvas is on this one."""
         return self.canvas / PUBLISHED_CANVAS
 
-    def check_ranges(self, ranges: Sequence[tuple[str, float, float]]) -> None:
-        """ValueError for a field outside of its range; None passes."""
-        for name, low, high in ranges:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{name}: {value} is outside {low}..{high}")
+    def guide_configs(self) -> list[GuideConfig]:
+        """Of the guides beside the first one. ValueError that names the guide and the field."""
+        return [GuideConfig.of(values, f"more_guides[{place}]") for place, values in enumerate(self.more_guides or ())]
 
-    def validate_guide(self):
-        self.check_ranges((("canvas_size", 8, 2048), ("views_at_once", 1, 10**6)))
-        for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            if value is not None and (len(value) != 3 or (name == "image_std" and min(value) <= 0)):
-                raise ValueError(f"{name}: {value}, expected three numbers{' > 0' if name == 'image_std' else ''}")
+    def validate_canvas(self):
+        self.check_ranges((("canvas_size", 8, 2048),))
+
+    def validate_guides(self):
+        count = 1 + len(self.more_guides or ())
+        if count > _MOST_GUIDES:
+            raise ValueError(f"more_guides: {count - 1}, expected at most {_MOST_GUIDES - 1}")
+        self.guide_configs()
+        weights = self.guide_weights
+        if weights is not None and (len(weights) != count or not all(0 < weight <= 1000 for weight in weights)):
+            raise ValueError(
+                f"guide_weights: {str(weights)[:60]}, expected {count} numbers in 0..1000, more than 0: of the first "
+                "guide and of each of more_guides"
+            )
 
 
-class GuidedPreTrainedModel(VideoDualEncoder, CheckedLoading, StagedSaving, PreTrainedModel):
-    """A dual encoder `clip` of any family, which guides. Its configuration has [`GuidedFields`]."""
+class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTrainedModel):
+    """A dual encoder `clip` of any family, which guides, and others in `more_guides` that guide with it where
+    `takes_more_guides`. Its configuration has [`GuidedFields`]."""
+
+    takes_more_guides = False
 
     base_model_prefix = "clip"
     main_input_name = "points"
@@ -68,6 +76,8 @@ class GuidedPreTrainedModel(VideoDualEncoder, CheckedLoading, StagedSaving, PreT
         super().__init__(config)
         self.family = family_of(config.backbone_model_type)
         self.clip = self.family.model_class()._from_config(self.family.model_config(config))
+        if self.takes_more_guides:
+            self.more_guides = nn.ModuleList(GuideModel._from_config(one) for one in config.guide_configs())
 
     @classmethod
     def from_clip(cls, clip: PreTrainedModel, **options):
@@ -94,58 +104,122 @@ class GuidedPreTrainedModel(VideoDualEncoder, CheckedLoading, StagedSaving, PreT
             for parameter in wanted:
                 parameter.requires_grad_(True)
 
+    # ---- several guides
+
+    @property
+    def guides(self) -> list[GuidingEncoder]:
+        """All dual encoders that guide; the first one is this model's own."""
+        return [self, *getattr(self, "more_guides", ())]
+
+    def add_guide(
+        self,
+        clip: PreTrainedModel,
+        weight: float = 1.0,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ):
+        """
+        One more dual encoder guides: the loss is the weighted mean of the guides'. Each has its own tokenizer, which
+        `generate` then takes as a list. Configuration and weights are saved with the model.
+
+        Args:
+            clip: a `CLIPModel`, or another one of `modeling/dual_encoders/backbones.py`, of any size; its weights are
+                copied, in this model's dtype.
+            weight: of its loss; the first guide's is 1.
+            image_mean, image_std: how pictures are normalised for it. Default: CLIP's.
+
+        Raises:
+            ValueError: no dual encoder; a bad weight; too many guides; this model takes one guide.
+        """
+        if not self.takes_more_guides:
+            raise ValueError(f"clip: {type(self).__name__} takes one guide, expected no other")
+        if not isinstance(clip, PreTrainedModel) or isinstance(clip, GuidingEncoder):
+            raise ValueError(f"clip: got {type(clip).__name__}, expected a dual encoder")
+        values = GuideConfig.values_from(clip.config)
+        if isinstance(clip.config, GuideFields):  # the guide of another model
+            values |= {"backbone_model_type": clip.config.backbone_model_type}
+            values = {name: values[name] for name in _OF_ENCODERS}
+        family_of(values["backbone_model_type"])
+        numbers = {"image_mean": image_mean, "image_std": image_std}
+        numbers = {name: None if value is None else [float(one) for one in value] for name, value in numbers.items()}
+        config = GuideConfig(**values | numbers | {"views_at_once": self.config.views_at_once})
+        before = {name: getattr(self.config, name) for name in ("more_guides", "guide_weights")}
+        weights = list(before["guide_weights"] or [1.0] * len(self.guides)) + [float(weight)]
+        try:
+            self.config.more_guides = [*(before["more_guides"] or ()), config.to_json_values()]
+            self.config.guide_weights = weights
+            self.config.validate()
+        except ValueError:
+            for name, value in before.items():
+                setattr(self.config, name, value)
+            raise
+        guide = GuideModel(config).to(device=self.device, dtype=self.dtype)
+        guide.clip.load_state_dict(clip.state_dict())
+        self.more_guides.append(guide.train(self.training))
+        return self
+
     @torch.no_grad()
-    def encode_prompts(self, texts: Sequence[str], tokenizer, what: str = "prompts") -> torch.Tensor:
-        """(T, D) float32, not normalised. Texts that are too long are cut, with a warning."""
-        if tokenizer is None:
-            raise ValueError(
-                "tokenizer: None, expected the model's tokenizer or processor, for prompts that are texts"
-            )
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        tokens = encode_texts(
-            tokenizer, texts, what=what, padding=True, truncation=True, return_tensors="pt",
-            max_length=min(tokenizer.model_max_length, self.family.context_length(self.config)),
-        )  # fmt: skip
-        return self.get_text_features(**tokens.to(self.device)).pooler_output.float()
+    def similarities(self, images: torch.Tensor, story: Story, normalize: bool = True) -> list[float]:
+        """Each guide's cosine of one picture (1, 3, H, W) in 0..1 and the first prompt of its story's last chapter."""
+        return [
+            float(unit_norm(guide.embed_images(images, normalize))[0] @ unit_norm(goal.embeds)[0])
+            for guide, goal in zip(self.guides, story.chapters[-1], strict=True)
+        ]
 
-    def as_guide_sees(self, images: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-        """(n, 3, H, W) in 0..1 -> (n, 3, S, S), resized if needed, normalised, in the model's dtype."""
-        size = self.config.guide_size
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        if normalize:
-            mean, std = self.config.image_mean or IMAGE_MEAN, self.config.image_std or IMAGE_STD
-            images = (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
-        return images.to(self.dtype)
-
-    def embed_images(self, images: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-        """(n, 3, H, W) in 0..1 -> (n, D) float32, not normalised, differentiable. More than `views_at_once` are
-        encoded in parts, whose activations are computed again in the backward pass: memory does not grow with n."""
-
-        def encode(part):
-            pixels = self.as_guide_sees(part, normalize)
-            return self.family.image_features(self.clip, pixel_values=pixels, return_dict=True).pooler_output.float()
-
-        parts = images.split(self.config.views_at_once)
-        if len(parts) == 1:
-            return encode(images)
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+    def weighted_mean(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """(n,) losses of each guide -> (n,)."""
+        if len(losses) == 1:
+            return losses[0]
+        weights = self.config.guide_weights or [1.0] * len(losses)
+        total = sum(weights)
+        return sum(weight / total * loss for weight, loss in zip(weights, losses, strict=True))
 
 
-def picture_tensor(image, size: int | None = None, background: tuple[float, float, float] = (1.0, 1.0, 1.0)):
+def pictures_of(images, what: str) -> list:
+    """A picture, or several in a list, as a list. ValueError for anything else that has members."""
+    if images is None:
+        return []
+    if isinstance(images, dict | set | frozenset):
+        raise ValueError(f"{what}: got a {type(images).__name__}, expected a list of pictures")
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def texts_of(texts, what: str) -> list[str]:
+    """A text, or several in a list, as a list. ValueError for anything else."""
+    if texts is None:
+        return []
+    if not isinstance(texts, str | list | tuple):
+        raise ValueError(f"{what}: got {type(texts).__name__}, expected a text or a list of texts")
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def picture_tensor(
+    image,
+    size: int | None = None,
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    what: str = "image",
+) -> torch.Tensor:
     """(3, H, W) in 0..1 of anything that `decode_image` takes; transparent pixels show `background`. With `size`,
     (3, S, S), squashed if it is not square, by bicubic interpolation.
 
     Raises:
-        ValueError, OSError: it is no image.
+        ValueError, OSError: it is no image; `what` stands in front.
     """
     if isinstance(image, torch.Tensor) and image.is_floating_point():
-        if image.dim() != 3 or len(image) != 3 or not image.isfinite().all() or image.min() < 0 or image.max() > 1:
-            raise ValueError(f"image: got a tensor {list(image.shape)}, expected [3, H, W] with numbers in 0..1")
+        if (
+            image.dim() != 3 or len(image) != 3 or not image.numel()
+            or not image.isfinite().all() or image.min() < 0 or image.max() > 1
+        ):  # fmt: skip
+            raise ValueError(f"{what}: got a tensor {list(image.shape)}, expected [3, H, W] with numbers in 0..1")
         pixels = image.float()
     else:
         rules = DecodingRules(background=tuple(round(255 * value) for value in background))
-        found = decode_image(image, rules)
+        try:
+            found = decode_image(image, rules)
+        except (ValueError, OSError) as error:
+            kinds = (FileNotFoundError, OSError, ValueError)
+            kind = next(kind for kind in kinds if isinstance(error, kind))
+            raise kind(f"{what}: {error}") from error
         found = found if isinstance(found, torch.Tensor) else pil_to_tensor(found)
         pixels = found.float() / 255 if found.dtype == torch.uint8 else found.float()
     if size is None:
@@ -153,4 +227,13 @@ def picture_tensor(image, size: int | None = None, background: tuple[float, floa
     return F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-__all__ = ["PUBLISHED_CANVAS", "GuidedFields", "GuidedPreTrainedModel", "picture_tensor"]
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "PUBLISHED_CANVAS",
+    "GuidedFields",
+    "GuidedPreTrainedModel",
+    "picture_tensor",
+    "pictures_of",
+    "texts_of",
+]

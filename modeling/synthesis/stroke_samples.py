@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,7 +24,8 @@ class SynthesizedDrawing:
         losses: of each step, with augmentation.
         evaluations: (step, loss without augmentation).
         prompt: what it shows, if that was told in words.
-        similarity: cosine between the picture and its first prompt or its photograph.
+        similarity: cosine between the picture and its first prompt (of a story, the last chapter's) or its photograph.
+        similarities: the same of each guide, where there are prompts.
     """
 
     drawing: StrokeDrawing
@@ -34,6 +35,7 @@ class SynthesizedDrawing:
     evaluations: list[tuple[int, float]]
     prompt: str | None = None
     similarity: float | None = None
+    similarities: list[float] = field(default_factory=list)
 
 
 def checked_count(name: str, value: int, high: int = MOST_STROKES) -> int:

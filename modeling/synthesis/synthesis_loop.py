@@ -231,13 +231,14 @@ class SynthesisLoop:
         self.step = state["step"]
 
 
-def checked_seeds(seeds: int | Sequence[int]) -> list[int]:
-    """One seed or several, different ones, in 0..2^63 - 1."""
-    found = [seeds] if isinstance(seeds, int) and not isinstance(seeds, bool) else list(seeds)
+def checked_seeds(seeds: int | Sequence[int], what: str = "seeds") -> list[int]:
+    """One seed or several, different ones, in 0..2^63 - 1. ValueError, with `what` in front, for anything else."""
+    several = isinstance(seeds, Sequence) and not isinstance(seeds, str | bytes)
+    found = list(seeds) if several else [seeds]
     if not found or any(type(seed) is not int or not 0 <= seed < 2**63 for seed in found):
-        raise ValueError(f"seeds: {str(seeds)[:60]}, expected whole numbers >= 0")
+        raise ValueError(f"{what}: {str(seeds)[:60]}, expected whole numbers in 0..2^63 - 1")
     if len(set(found)) != len(found):
-        raise ValueError(f"seeds: {str(seeds)[:60]}, expected different ones")
+        raise ValueError(f"{what}: {str(seeds)[:60]}, expected different ones")
     return found
 
 

@@ -60,12 +60,22 @@ def draw_crops(
 def warped(images: torch.Tensor, corners: torch.Tensor, fill: float) -> torch.Tensor:
     """(n, C, H, W), (n, 4, 2) of `draw_perspectives` -> (n, C, H, W); what comes from outside is `fill`."""
     height, width = images.shape[-2:]
-    grid = _perspective_grid(corners, height, width).to(images)
-    there = torch.ones_like(images[:, :1])
-    sampled = F.grid_sample(torch.cat([images, there], 1), grid, "bilinear", "zeros", align_corners=False)
+    grid = _perspective_grid(corners, height, width)
+    sampled = F.grid_sample(images, grid.to(images), "bilinear", "zeros", align_corners=False)
     # At the edge, the mask takes part twice, as in torchvision.
-    mask = sampled[:, -1:]
-    return sampled[:, :-1] * mask + (1 - mask) * fill
+    mask = _inside(grid, height, width).to(images)
+    sampled = sampled * mask
+    return sampled + (1 - mask) * fill if fill else sampled
+
+
+def _inside(grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(n, H, W, 2) places -> (n, 1, H, W): how much of a place lies on pixels, 1 inside; what `grid_sample` gives of
+    a picture of ones."""
+    shares = []
+    for places, side in zip(grid.unbind(-1), (width, height), strict=True):
+        pixel = (places + 1) * (side / 2) - 0.5
+        shares.append(torch.minimum(pixel + 1, side - pixel).clamp_(0, 1))
+    return (shares[0] * shares[1])[:, None]
 
 
 def _perspective_grid(corners: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -131,11 +141,32 @@ def augmented_views(
     Channels of one picture are warped alike: pictures that belong together go in as one of six channels. The defaults
     are CLIPDraw's.
     """
-    height, width = images.shape[-2:]
+    parts = draw_views(count, *images.shape[-2:], generators, distortion=distortion, scale=scale, ratio=ratio)
+    return views_of(images, *parts, size, fill).unflatten(0, (len(images), count))
+
+
+def draw_views(
+    count: int,
+    height: int,
+    width: int,
+    generators: list[torch.Generator],
+    *,
+    distortion: float = 0.5,
+    scale: tuple[float, float] = (0.7, 0.9),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(n V,) the picture of each view, (n V, 4, 2) its perspective, (n V, 4) its crop, from one generator for each of
+    n pictures."""
     corners = torch.cat([draw_perspectives(count, height, width, distortion, g) for g in generators])
     boxes = torch.cat([draw_crops(count, height, width, scale, ratio, g) for g in generators])
-    views = warped(images.repeat_interleave(count, 0), corners, fill)
-    return cropped(views, boxes, size).unflatten(0, (len(images), count))
+    return torch.arange(len(generators)).repeat_interleave(count), corners, boxes
 
 
-__all__ = ["augmented_views", "cropped", "draw_crops", "draw_perspectives", "warped"]
+def views_of(
+    images: torch.Tensor, owner: torch.Tensor, corners: torch.Tensor, boxes: torch.Tensor, size: int, fill: float
+) -> torch.Tensor:
+    """(n, C, H, W) and some rows of `draw_views` -> (rows, C, S, S)."""
+    return cropped(warped(images.index_select(0, owner.to(images.device)), corners, fill), boxes, size)
+
+
+__all__ = ["augmented_views", "cropped", "draw_crops", "draw_perspectives", "draw_views", "views_of", "warped"]

@@ -187,6 +187,9 @@ class VQGANCLIPConfig(GuidedFields, CLIPConfig):
             Of the picture's total variation: smoother pictures.
         image_mean, image_std (`list[float]`, *optional*), views_at_once (`int`, defaults to 64):
             As of other guided models.
+        more_guides (`list[dict]`, *optional*), guide_weights (`list[float]`, *optional*):
+            Configurations of further dual encoders that guide together with the first (`add_guide` makes them), and
+            the weights of all in the mean of their losses. Default of the weights: equal.
 
     Example:
 
@@ -224,6 +227,8 @@ class VQGANCLIPConfig(GuidedFields, CLIPConfig):
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
     views_at_once: int = 64
+    more_guides: list[dict] | None = None
+    guide_weights: list[float | int] | None = None
 
     def __post_init__(self, **kwargs):
         self.make_encoder_configs(kwargs)

@@ -7,7 +7,7 @@ The official code augments with kornia. The same operations with the same ranges
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -77,40 +77,45 @@ def with_noise(cuts: torch.Tensor, strengths: torch.Tensor, noise: torch.Tensor)
     return cuts + strengths.to(cuts) * noise.to(cuts)
 
 
-# ---- augmentations: (n, 3, S, S), generator -> the same shape
+# ---- augmentations: what is drawn, one row a cut, and what is done with it
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(count, generator=generator)
 
 
-def flip(cuts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw_nothing(count: int, size: int, generator: torch.Generator) -> tuple:
+    return ()
+
+
+def flip(cuts: torch.Tensor) -> torch.Tensor:
     """From left to right."""
     return cuts.flip(-1)
 
 
-def affine(
-    cuts: torch.Tensor,
-    generator: torch.Generator,
-    degrees: float,
-    translate: float,
-    shear: float = 0.0,
-    border: bool = False,
-) -> torch.Tensor:
-    """Turned by up to `degrees`, moved by up to `translate` of the side, sheared by up to `shear` degrees; outside is
-    black, or, with `border`, the pixel at the edge."""
-    n = len(cuts)
-    angle, slant = (_uniform(n, -d, d, generator).deg2rad() for d in (degrees, shear))
-    x, y = (_uniform(n, -2 * translate, 2 * translate, generator) for _ in range(2))
+def draw_affine(
+    count: int, size: int, generator: torch.Generator, degrees: float, translate: float, shear: float = 0.0
+) -> tuple:
+    """Angles and slants in radians, moves along x and y in half sides."""
+    turns = [_uniform(count, -d, d, generator).deg2rad() for d in (degrees, shear)]
+    return *turns, *(_uniform(count, -2 * translate, 2 * translate, generator) for _ in range(2))
+
+
+def affine(cuts, angle, slant, x, y, border: bool = False) -> torch.Tensor:
+    """Turned, moved, sheared; outside is black, or, with `border`, the pixel at the edge."""
     cos, sin, tan = angle.cos(), angle.sin(), slant.tan()
     rows = [torch.stack([cos, cos * tan - sin, x], 1), torch.stack([sin, sin * tan + cos, y], 1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(cuts), list(cuts.shape), align_corners=False)
     return F.grid_sample(cuts, grid, "bilinear", "border" if border else "zeros", align_corners=False)
 
 
-def perspective(cuts: torch.Tensor, generator: torch.Generator, distortion: float) -> torch.Tensor:
-    """Each corner moves inwards by up to `distortion` of half of the side; outside is black."""
-    corners = draw_perspectives(len(cuts), *cuts.shape[-2:], distortion, generator)
+def draw_perspective(count: int, size: int, generator: torch.Generator, distortion: float) -> tuple:
+    """Each corner moves inwards by up to `distortion` of half of the side."""
+    return (draw_perspectives(count, size, size, distortion, generator),)
+
+
+def perspective(cuts: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """Outside is black."""
     return warped(cuts, corners, fill=0.0)
 
 
@@ -132,47 +137,59 @@ def _gray(images: torch.Tensor) -> torch.Tensor:
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
-def jitter(
-    cuts: torch.Tensor,
+def draw_jitter(
+    count: int,
+    size: int,
     generator: torch.Generator,
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
-) -> torch.Tensor:
-    """Brightness, contrast, saturation by a factor in 1 - x..1 + x, hue by up to `hue` of the circle; in 0..1."""
-    n = len(cuts)
-    factors = [
-        _uniform(n, 1 - x, 1 + x, generator).to(cuts)[:, None, None, None] for x in (brightness, contrast, saturation)
-    ]
-    turns = _uniform(n, -hue, hue, generator)
+) -> tuple:
+    """Factors of brightness, contrast and saturation in 1 - x..1 + x, turns of the hue up to `hue` of the circle."""
+    factors = [_uniform(count, 1 - x, 1 + x, generator) for x in (brightness, contrast, saturation)]
+    return *factors, _uniform(count, -hue, hue, generator)
+
+
+def jitter(cuts, brightness, contrast, saturation, turns) -> torch.Tensor:
+    """(n,) factors each, in this order, and turns of the hue; in 0..1."""
+    factors = [factor.to(cuts)[:, None, None, None] for factor in (brightness, contrast, saturation)]
     cuts = clamp_with_grad(cuts * factors[0])
-    mean = _gray(cuts).mean((1, 2, 3), keepdim=True)
-    cuts = clamp_with_grad(mean + (cuts - mean) * factors[1])
+    if (contrast != 1).any():
+        mean = _gray(cuts).mean((1, 2, 3), keepdim=True)
+        cuts = clamp_with_grad(mean + (cuts - mean) * factors[1])
     gray = _gray(cuts)
     cuts = clamp_with_grad(gray + (cuts - gray) * factors[2])
-    return adjust_hue(cuts, turns) if hue else cuts
+    return adjust_hue(cuts, turns) if turns.any() else cuts
 
 
-def sharpness(cuts: torch.Tensor, generator: torch.Generator, factor: float) -> torch.Tensor:
-    """0..`factor` of the picture, and the rest of a blurred one."""
+def draw_sharpness(count: int, size: int, generator: torch.Generator, factor: float) -> tuple:
+    return (_uniform(count, 0, factor, generator),)
+
+
+def sharpness(cuts: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """`shares` (n,) of the picture, and the rest of a blurred one."""
     kernel = torch.ones(3, 3)
     kernel[1, 1] = 5
     blurred = F.conv2d(cuts, (kernel / 13).to(cuts).expand(3, 1, 3, 3), groups=3)
     blurred = torch.cat([cuts[..., :1, 1:-1], blurred, cuts[..., -1:, 1:-1]], -2)  # the edge stays
     blurred = torch.cat([cuts[..., :1], blurred, cuts[..., -1:]], -1)
-    share = _uniform(len(cuts), 0, factor, generator).to(cuts)[:, None, None, None]
-    return blurred + (cuts - blurred) * share
+    return blurred + (cuts - blurred) * shares.to(cuts)[:, None, None, None]
 
 
-def erasing(cuts: torch.Tensor, generator: torch.Generator, scale=(0.1, 0.4), ratio=(0.3, 1 / 0.3)) -> torch.Tensor:
-    """One rectangle of an area in `scale` and sides in `ratio` is black, the same in all."""
-    height, width = cuts.shape[-2:]
+def draw_erasing(count: int, size: int, generator: torch.Generator, scale=(0.1, 0.4), ratio=(0.3, 1 / 0.3)) -> tuple:
+    """Top, left, height and width of one rectangle of an area in `scale` and sides in `ratio`, for all."""
     a, b, c, d = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-    area = height * width * (scale[0] + a * (scale[1] - scale[0]))
+    area = size * size * (scale[0] + a * (scale[1] - scale[0]))
     aspect = math.exp(math.log(ratio[0]) + b * (math.log(ratio[1]) - math.log(ratio[0])))
-    w, h = min(width, round(math.sqrt(area * aspect))), min(height, round(math.sqrt(area / aspect)))
-    left, top = int(c * (width - w + 1)), int(d * (height - h + 1))
+    w, h = min(size, round(math.sqrt(area * aspect))), min(size, round(math.sqrt(area / aspect)))
+    left, top = int(c * (size - w + 1)), int(d * (size - h + 1))
+    return (torch.tensor([[top, left, h, w]]).expand(count, 4),)
+
+
+def erasing(cuts: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """The first rectangle of `boxes` is black in all."""
+    top, left, h, w = boxes[0].tolist()
     kept = torch.ones_like(cuts[:1, :1])
     kept[..., top : top + h, left : left + w] = 0
     return cuts * kept
@@ -180,41 +197,72 @@ def erasing(cuts: torch.Tensor, generator: torch.Generator, scale=(0.1, 0.4), ra
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An operation, how often it is done, and whether all cuts of a step are treated alike."""
+    """An operation, how often it is done, and whether all cuts of a step are treated alike.
 
+    Args:
+        draw: (count, S, generator) -> tensors with a row for each cut.
+        apply: (n, 3, S, S) cuts, and their rows of these tensors -> the same shape.
+    """
+
+    draw: Callable[..., tuple[torch.Tensor, ...]]
     apply: Callable[..., torch.Tensor]
     probability: float
     alike: bool = False
-    options: dict = field(default_factory=dict)
 
-    def __call__(self, cuts: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        count = 1 if self.alike else len(cuts)
-        chosen = (torch.rand(count, generator=generator) < self.probability).expand(len(cuts))
-        changed = self.apply(cuts, generator, **self.options)  # the same random numbers are used up in any case
-        return torch.where(chosen.to(cuts.device)[:, None, None, None], changed, cuts)
+    def chosen(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """(count,), whether it is done to each cut."""
+        drawn = torch.rand(1 if self.alike else count, generator=generator)
+        return (drawn < self.probability).expand(count)
+
+    def __call__(self, cuts: torch.Tensor, chosen: torch.Tensor, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Only those that are chosen are computed."""
+        if chosen.all():
+            return self.apply(cuts, *numbers)
+        only = chosen.nonzero()[:, 0]
+        if not len(only):
+            return cuts
+        changed = self.apply(cuts[only], *(one[only] for one in numbers))
+        return cuts.index_copy(0, only.to(cuts.device), changed)
 
 
-_JITTER = partial(Augmentation, jitter)
+def _affine(probability: float, border: bool = False, **options) -> Augmentation:
+    return Augmentation(partial(draw_affine, **options), partial(affine, border=border), probability)
+
+
+def _perspective(probability: float, distortion: float) -> Augmentation:
+    return Augmentation(partial(draw_perspective, distortion=distortion), perspective, probability)
+
+
+def _jitter(probability: float, **options) -> Augmentation:
+    return Augmentation(partial(draw_jitter, **options), jitter, probability)
+
+
+def _sharpness(probability: float) -> Augmentation:
+    return Augmentation(partial(draw_sharpness, factor=0.3), sharpness, probability)
+
+
+_FLIP = Augmentation(draw_nothing, flip, 0.5)
+_ERASING = Augmentation(draw_erasing, erasing, 0.7, alike=True)
 _UPDATED = (
-    Augmentation(flip, 0.5),
-    _JITTER(0.7, options={"hue": 0.01, "saturation": 0.01}),
-    Augmentation(sharpness, 0.4, options={"factor": 0.3}),
-    Augmentation(affine, 0.8, options={"degrees": 30, "translate": 0.1, "border": True}),
-    Augmentation(perspective, 0.4, options={"distortion": 0.2}),
+    _FLIP,
+    _jitter(0.7, hue=0.01, saturation=0.01),
+    _sharpness(0.4),
+    _affine(0.8, border=True, degrees=30, translate=0.1),
+    _perspective(0.4, distortion=0.2),
 )
 _POOLING = (
-    Augmentation(affine, 0.7, options={"degrees": 15, "translate": 0.1, "border": True}),
-    Augmentation(perspective, 0.7, options={"distortion": 0.7}),
-    _JITTER(0.7, options={"hue": 0.1, "saturation": 0.1}),
-    Augmentation(erasing, 0.7, alike=True),
+    _affine(0.7, border=True, degrees=15, translate=0.1),
+    _perspective(0.7, distortion=0.7),
+    _jitter(0.7, hue=0.1, saturation=0.1),
+    _ERASING,
 )
 BY_NAME = {
-    "flip": Augmentation(flip, 0.5),
-    "jitter": _JITTER(0.7, options=dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.1)),
-    "sharpness": Augmentation(sharpness, 0.5, options={"factor": 0.3}),
-    "affine": Augmentation(affine, 0.7, options={"degrees": 15, "translate": 0.1, "shear": 5}),
-    "perspective": Augmentation(perspective, 0.7, options={"distortion": 0.7}),
-    "erasing": Augmentation(erasing, 0.7, alike=True),
+    "flip": _FLIP,
+    "jitter": _jitter(0.7, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1),
+    "sharpness": _sharpness(0.5),
+    "affine": _affine(0.7, degrees=15, translate=0.1, shear=5),
+    "perspective": _perspective(0.7, distortion=0.7),
+    "erasing": _ERASING,
 }
 _DEFAULT_NAMES = ("affine", "perspective", "jitter", "erasing")
 
@@ -228,8 +276,47 @@ def augmentations_of(method: str, names: Sequence[str] | None) -> tuple[Augmenta
     return tuple(BY_NAME[name] for name in (_DEFAULT_NAMES if names is None else names))
 
 
-def cuts_of(
-    image: torch.Tensor,
+@dataclass
+class CutPlan:
+    """
+    All random numbers of one picture's cuts in a step, so that cuts can be made in parts, and a second time.
+
+    Args:
+        count, size: n and S.
+        squares: (n, 3), or None where each cut shows the whole picture.
+        steps: (augmentation, chosen (n,), its numbers).
+        strengths: (n,) of the noise, or None.
+        noise_states: of the generator before the noise of each cut.
+    """
+
+    count: int
+    size: int
+    squares: torch.Tensor | None
+    steps: list[tuple[Augmentation, torch.Tensor, tuple[torch.Tensor, ...]]]
+    strengths: torch.Tensor | None
+    noise_states: list[torch.Tensor]
+
+    def cuts(self, image: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+        """(3, H, W) -> (rows, 3, S, S)."""
+        if self.squares is not None:
+            cuts = square_cuts(image, self.squares[rows], self.size)
+        else:
+            cuts = pooled_cut(image, self.size).expand(len(range(self.count)[rows]), -1, -1, -1)
+        for augmentation, chosen, numbers in self.steps:
+            cuts = augmentation(cuts, chosen[rows], [one[rows] for one in numbers])
+        if self.strengths is not None:
+            generator = torch.Generator()
+            noise = []
+            for state in self.noise_states[rows]:
+                generator.set_state(state)
+                noise.append(torch.randn(3, self.size, self.size, generator=generator))
+            cuts = with_noise(cuts, self.strengths[rows][:, None, None, None], torch.stack(noise))
+        return cuts
+
+
+def plan_cuts(
+    height: int,
+    width: int,
     count: int,
     size: int,
     generator: torch.Generator,
@@ -238,12 +325,11 @@ def cuts_of(
     power: float = 1.0,
     noise_factor: float = 0.1,
     augmentations: Sequence[str] | None = None,
-) -> torch.Tensor:
+) -> CutPlan:
     """
-    (3, H, W) in 0..1 -> (n, 3, S, S), by one of the five methods.
+    What `cuts_of` makes of a picture of H x W pixels.
 
     Args:
-        image: the picture; gradients flow back to it.
         count, size: n and S.
         generator: on the CPU; all random numbers come from it.
         method: `"original"`, `"updated"`, `"nrupdated"` (squares), `"updatedpooling"`, `"latest"` (the whole picture).
@@ -251,19 +337,35 @@ def cuts_of(
         noise_factor: largest strength of noise; each cut has one of its own in 0..noise_factor.
         augmentations: names, instead of the default ones of `"nrupdated"` and `"latest"`.
     """
+    squares, strengths = None, None
+    steps, states = [], []
     if method in ("original", "updated", "nrupdated"):
-        squares = draw_squares(count, *image.shape[1:], size, power, generator)
-        cuts = square_cuts(image, squares, size)
-    else:
-        cuts = pooled_cut(image, size).expand(count, -1, -1, -1)
-    if method == "original":
-        return cuts
+        squares = draw_squares(count, height, width, size, power, generator)
     for augmentation in augmentations_of(method, augmentations):
-        cuts = augmentation(cuts, generator)
-    if noise_factor:
-        strengths = _uniform(count, 0, noise_factor, generator)[:, None, None, None]
-        cuts = with_noise(cuts, strengths, torch.randn(cuts.shape, generator=generator))
-    return cuts
+        chosen = augmentation.chosen(count, generator)
+        steps.append((augmentation, chosen, augmentation.draw(count, size, generator)))
+    if noise_factor and method != "original":
+        strengths = _uniform(count, 0, noise_factor, generator)
+        for _ in range(count):
+            states.append(generator.get_state())
+            torch.randn(3, size, size, generator=generator)
+    return CutPlan(count, size, squares, steps, strengths, states)
 
 
-__all__ = ["cuts_of", "draw_squares", "lanczos_kernel", "pooled_cut", "resample", "square_cuts", "with_noise"]
+def cuts_of(image: torch.Tensor, count: int, size: int, generator: torch.Generator, **options) -> torch.Tensor:
+    """(3, H, W) in 0..1 -> (n, 3, S, S), by one of the five methods; gradients flow back to the picture. Options are
+    those of `plan_cuts`."""
+    return plan_cuts(*image.shape[1:], count, size, generator, **options).cuts(image)
+
+
+__all__ = [
+    "CutPlan",
+    "cuts_of",
+    "draw_squares",
+    "lanczos_kernel",
+    "plan_cuts",
+    "pooled_cut",
+    "resample",
+    "square_cuts",
+    "with_noise",
+]

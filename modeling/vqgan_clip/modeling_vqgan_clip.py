@@ -6,7 +6,7 @@ https://arxiv.org/abs/2204.08583.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Unpack
 
 import torch
@@ -19,19 +19,19 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor
-from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, parse_prompts, prompt_losses, spherical_distance
+from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of
+from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, prompt_losses, spherical_distance
+from ..synthesis.stories import current_goals, stories_of
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
 from .autoencoder_vqgan_clip import VQGANModel, nearest_codes
 from .configuration_vqgan_clip import VQGANCLIPConfig
-from .cuts_vqgan_clip import cuts_of
+from .cuts_vqgan_clip import CutPlan, plan_cuts
 from .losses_vqgan_clip import clamp_with_grad, start_loss, total_variation
 
 
 # B pictures, D width of a code, h x w grid, H x W pixels, T texts, L tokens, S pixels that the guide takes
 
 STARTS = ("codes", "pixels", "gradient")
-_MOST_CHAPTERS = 64
 
 
 @dataclass
@@ -72,6 +72,7 @@ class SynthesizedImage:
         evaluations: (step, loss without augmentation).
         prompt: what it shows, if that was told in words.
         similarity: cosine between the picture and the first of its last prompts.
+        similarities: the same of each guide.
     """
 
     pixels: torch.Tensor
@@ -83,6 +84,7 @@ class SynthesizedImage:
     evaluations: list[tuple[int, float]]
     prompt: str | None = None
     similarity: float | None = None
+    similarities: list[float] = field(default_factory=list)
 
     def to_image(self, scale: float = 1.0) -> Image.Image:
         """The picture; `scale` times as large, if that is not 1."""
@@ -95,6 +97,7 @@ class SynthesizedImage:
 
 class VQGANCLIPPreTrainedModel(GuidedPreTrainedModel):
     config: VQGANCLIPConfig
+    takes_more_guides = True
     main_input_name = "latents"
     _no_split_modules = [*GuidedPreTrainedModel._no_split_modules, *VQGANModel._no_split_modules]
 
@@ -105,7 +108,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
     VQGAN is optimised so that augmented views of the decoded picture come close to the text in a frozen dual encoder,
     any of `modeling/dual_encoders/backbones.py`. Beginning from the codes of a picture changes that picture.
 
-    `generate` paints. `forward` scores latents that exist. For vector drawings of strokes, see CLIPDraw.
+    `generate` paints. `forward` scores latents that exist. Several dual encoders guide together after `add_guide`;
+    `forward` compares with the first. For vector drawings of strokes, see CLIPDraw.
 
     Example:
 
@@ -224,7 +228,7 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             prompts: a text, or several, of which each becomes a picture. In one text, `|` stands between prompts of
                 the same picture, `:` before a weight and a stop (`parse_prompts`), and `^` between chapters of a
                 story, which are painted one over the other in equal parts of the steps.
-            tokenizer: the guide's, or its processor.
+            tokenizer: the guide's, or its processor; of several guides, a list of one for each.
             callback: called with the loop after each step; `False` ends it there.
             options: see `make_loop`.
 
@@ -257,7 +261,7 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
 
         Args:
             prompts, tokenizer: as for `generate`.
-            prompt_embeds: (T, joint width), instead of prompts.
+            prompt_embeds: (T, joint width), instead of prompts; of several guides, a list of one for each.
             image_prompts: pictures that all pictures should look like, too; anything that `decode_image` takes. The
                 goal is all of their cuts.
             noise_prompts: seeds of random directions that pictures should have, too.
@@ -277,20 +281,20 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
                 picture.
         """
         seeds = checked_seeds(seeds)
-        stories = self._stories(prompts, tokenizer, prompt_embeds)
+        stories = stories_of(self.guides, prompts, tokenizer, prompt_embeds)
         picture, grid = self._start_picture(start, size)
         if mask is not None and picture is None:
             raise ValueError("mask: given without a start picture, expected one to change")
-        if len(noise_prompts or ()) + len(image_prompts or ()) > MOST_PROMPTS:
+        noise = [] if noise_prompts is None else checked_seeds(noise_prompts, "noise_prompts")
+        given = pictures_of(image_prompts, "image_prompts")
+        if len(noise) + len(given) > MOST_PROMPTS:
             raise ValueError(f"image_prompts, noise_prompts: more than {MOST_PROMPTS}")
-        noise = [] if noise_prompts is None else checked_seeds(noise_prompts)
-        images = [picture_tensor(image) for image in image_prompts or ()]
+        images = [picture_tensor(image, what=f"image_prompts[{number}]") for number, image in enumerate(given)]
         samples = []
-        for text, chapters in stories:
+        for story in stories:
             for seed in seeds:
                 sample = self._sample(seed, start, picture, grid, mask)
-                extra = self._extra_goals(sample.generator, images, noise)
-                sample.goal = (text, [_joined(chapter, extra) for chapter in chapters])
+                sample.goal = story.joined(self._extra_goals(sample.generator, images, noise))
                 samples.append(sample)
         at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
         steps = self.config.num_steps if num_steps is None else num_steps
@@ -301,10 +305,9 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         found = []
         with torch.no_grad():
             for sample in loop.finish():
-                text, goals = sample.goal
                 images = loop.task.images([sample])
                 latents = sample.tensors["latents"].detach()
-                embeds = self.embed_images(images)
+                similarities = self.similarities(images, sample.goal)
                 found.append(
                     SynthesizedImage(
                         pixels=images[0].float().cpu(),
@@ -314,8 +317,9 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
                         loss=loop.value_of(sample),
                         losses=list(sample.losses),
                         evaluations=list(sample.evaluations),
-                        prompt=text,
-                        similarity=float(unit_norm(embeds)[0] @ unit_norm(goals[-1].embeds)[0]),
+                        prompt=sample.goal.text,
+                        similarity=similarities[0],
+                        similarities=similarities,
                     )
                 )
         return found
@@ -325,29 +329,6 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
     def _codes_of(self, latents: torch.Tensor) -> torch.Tensor:
         return nearest_codes(latents[None], self.vqgan.codebook)[0]
 
-    def _stories(self, prompts, tokenizer, prompt_embeds) -> list[tuple]:
-        """(text or None, `Goal` of each chapter) of each picture."""
-        if (prompts is None) == (prompt_embeds is None):
-            raise ValueError("prompts, prompt_embeds: give exactly one of them")
-        if prompts is None:
-            width = self.config.projection_dim
-            if prompt_embeds.dim() != 2 or prompt_embeds.shape[1] != width:
-                raise ValueError(f"prompt_embeds: got {list(prompt_embeds.shape)}, expected [prompts, {width}]")
-            rows = prompt_embeds.to(self.device).float()
-            return [(None, [Goal.of(row[None], [Prompt("embedding")])]) for row in rows]
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not texts:
-            raise ValueError("prompts: none, expected at least one text")
-        found = []
-        for number, text in enumerate(texts):
-            what = "prompts" if isinstance(prompts, str) else f"prompts[{number}]"
-            chapters = []
-            for part in parse_story(text, what):
-                embeds = self.encode_prompts([prompt.text for prompt in part], tokenizer)
-                chapters.append(Goal.of(embeds, part))
-            found.append((text, chapters))
-        return found
-
     def _start_picture(self, start, size) -> tuple[torch.Tensor | None, tuple[int, int]]:
         """(3, H, W) in 0..1 or None, and the grid."""
         factor, width = self.config.vqgan_config.factor, self.config.vqgan_config.embed_dim
@@ -355,10 +336,12 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             return None, self.config.grid(size)
         if isinstance(start, torch.Tensor) and start.dim() == 3 and start.shape[0] == width and width != 3:
             grid = tuple(start.shape[1:])
-            if not start.isfinite().all() or size not in (None, (grid[0] * factor, grid[1] * factor)):
-                raise ValueError("start: latents are finite and have the size of their grid; leave `size` out")
+            if not start.is_floating_point() or not start.isfinite().all() or not 1 <= min(grid) <= max(grid) <= 4096:
+                raise ValueError(f"start: latents {list(start.shape)}, expected finite floats of a grid in 1..4096")
+            if size not in (None, (grid[0] * factor, grid[1] * factor)):
+                raise ValueError(f"size: {size!r}, expected none: latents of {grid[0]} x {grid[1]} codes have theirs")
             return None, grid
-        picture = picture_tensor(start)
+        picture = picture_tensor(start, what="start")
         grid = self.config.grid(_fitting(picture.shape[1:], factor) if size is None else size)
         wanted = (grid[0] * factor, grid[1] * factor)
         # Lanczos, as the official code resizes.
@@ -383,7 +366,7 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
             pixels = (picture[None] * 2 - 1).to(self.device)
             latents = self.vqgan.quantized(self.vqgan.encode(pixels))[0]
             if mask is not None:
-                area = _resized(picture_tensor(mask).mean(0, keepdim=True), (height, width))
+                area = _resized(picture_tensor(mask, what="mask").mean(0, keepdim=True), (height, width))
                 fixed = {"picture": picture.to(self.device), "mask": area.to(self.device)}
         latents = latents.detach().float()
         if config.init_weight and config.init_target == "start":
@@ -394,23 +377,29 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         return SynthesisSample(seed, generator, tensors, optimizer, fixed)
 
     @torch.no_grad()
-    def _extra_goals(self, generator, images, noise) -> list[tuple[torch.Tensor, list[Prompt]]]:
+    def _extra_goals(self, generator, images, noise) -> list[list[Goal]]:
+        """Of each guide."""
         found = []
-        for image in images:
-            cuts = self._cuts(image.to(self.device), generator)
-            # The mean over all cuts of an image counts as much as one text.
-            found.append((self.embed_images(cuts), [Prompt("image", 1 / len(cuts))] * len(cuts)))
-        for seed in noise:
-            numbers = torch.randn(1, self.config.projection_dim, generator=torch.Generator().manual_seed(seed))
-            found.append((numbers.to(self.device), [Prompt("noise")]))
+        for guide in self.guides:
+            goals = []
+            for image in images:
+                plan = self._plan(image, generator, guide.config.guide_size)
+                cuts = plan.cuts(image.to(self.device))
+                # The mean over all cuts of an image counts as much as one text.
+                goals.append(Goal.of(guide.embed_images(cuts), [Prompt("image", 1 / len(cuts))] * len(cuts)))
+            for seed in noise:
+                drawn = torch.Generator().manual_seed(seed)
+                numbers = torch.randn(1, guide.config.projection_dim, generator=drawn)
+                goals.append(Goal.of(numbers.to(self.device), [Prompt("noise")]))
+            found.append(goals)
         return found
 
-    def _cuts(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _plan(self, image: torch.Tensor, generator: torch.Generator, size: int) -> CutPlan:
         config = self.config
-        return cuts_of(
-            image,
+        return plan_cuts(
+            *image.shape[1:],
             config.num_cuts,
-            config.guide_size,
+            size,
             generator,
             method=config.cut_method,
             power=config.cut_power,
@@ -440,22 +429,27 @@ class PaintingTask:
             ]
         )
 
-    def _goals(self, samples: Sequence[SynthesisSample]) -> list[Goal]:
-        """Of the chapter that each is in."""
-        found = []
-        for sample in samples:
-            chapters = sample.goal[1]
-            place = len(sample.losses) * len(chapters) // max(1, self.num_steps)
-            found.append(chapters[min(place, len(chapters) - 1)])
-        return found
-
     def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
-        """Mean spherical distance of all cuts, and the terms on latents and pictures."""
-        config, model = self.config, self.model
-        images = self.images(samples)
-        cuts = [model._cuts(image, sample.generator) for image, sample in zip(images, samples, strict=True)]
-        embeds = model.embed_images(torch.cat(cuts)).unflatten(0, (len(samples), config.num_cuts))
-        losses = prompt_losses(embeds, self._goals(samples), spherical_distance, "mean")
+        """Mean spherical distance of all cuts, the mean over guides, each of which has cuts of its own; and the terms
+        on latents and pictures."""
+        config, model, images = self.config, self.model, self.images(samples)
+        found = []
+        for guide, goals in zip(model.guides, current_goals(samples, self.num_steps), strict=True):
+            size, count = guide.config.guide_size, config.num_cuts
+            plans = [model._plan(image, sample.generator, size) for image, sample in zip(images, samples, strict=True)]
+
+            def cuts(rows: slice, plans=plans, count=count) -> torch.Tensor:
+                """Some of all samples' cuts."""
+                parts = []
+                for number, (plan, image) in enumerate(zip(plans, images, strict=True)):
+                    first, last = max(rows.start - number * count, 0), min(rows.stop - number * count, count)
+                    if first < last:
+                        parts.append(plan.cuts(image, slice(first, last)))
+                return torch.cat(parts)
+
+            embeds = guide.embed_views(cuts, len(samples) * count).unflatten(0, (len(samples), count))
+            found.append(prompt_losses(embeds, goals, spherical_distance, "mean"))
+        losses = model.weighted_mean(found)
         if config.tv_weight:
             losses = losses + config.tv_weight * total_variation(images)
         if config.init_weight:
@@ -467,34 +461,17 @@ class PaintingTask:
         return losses
 
     def evaluate(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
-        embeds = self.model.embed_images(self.images(samples))
-        return prompt_losses(embeds[:, None], self._goals(samples), spherical_distance, "mean")
+        images, goals = self.images(samples), current_goals(samples, self.num_steps)
+        return self.model.weighted_mean(
+            [
+                prompt_losses(guide.embed_images(images)[:, None], of_guide, spherical_distance, "mean")
+                for guide, of_guide in zip(self.model.guides, goals, strict=True)
+            ]
+        )
 
     def after_step(self, sample: SynthesisSample, step: int, num_steps: int) -> None:
         """Each channel stays within the codebook's numbers."""
         sample.tensors["latents"].clamp_(*(bound.float() for bound in self.bounds))
-
-
-def parse_story(text: str, what: str = "prompt") -> list[list[Prompt]]:
-    """`"a | b ^ c"` -> prompts of each chapter.
-
-    Raises:
-        ValueError: as `parse_prompts`; too many chapters.
-
-    >>> [[prompt.text for prompt in chapter] for chapter in parse_story("a | b ^ c")]
-    [['a', 'b'], ['c']]
-    """
-    parts = text.split("^") if isinstance(text, str) else [text]
-    if len(parts) > _MOST_CHAPTERS:
-        raise ValueError(f"{what}: {len(parts)} chapters, expected at most {_MOST_CHAPTERS}")
-    return [parse_prompts(part, what) for part in parts]
-
-
-def _joined(goal: Goal, extra: Sequence[tuple[torch.Tensor, list[Prompt]]]) -> Goal:
-    if not extra:
-        return goal
-    more = [Goal.of(embeds, prompts) for embeds, prompts in extra]
-    return Goal(*(torch.cat([getattr(one, name) for one in (goal, *more)]) for name in ("embeds", "weights", "stops")))
 
 
 def _fitting(sides: Sequence[int], factor: int) -> tuple[int, int]:
@@ -537,5 +514,4 @@ __all__ = [
     "VQGANCLIPForImageSynthesis",
     "VQGANCLIPOutput",
     "VQGANCLIPPreTrainedModel",
-    "parse_story",
 ]

@@ -1,12 +1,18 @@
 """`draw` and `sketch`: files, pages, JSON, going on, and what is wrong."""
 
+import io
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 from tiny import tiny_clip, tiny_tokenizer
+from tiny_families import save_tiny_family
 
+import hf_clip_variants.files.atomic_writes as drawing_writes
 from hf_clip_variants.commands.drawing import chosen_seeds, file_stem
+from hf_clip_variants.data.videos import read_frames
 from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
 
 
@@ -42,6 +48,43 @@ def test_texts_in_drawings_and_a_page_out(guide, run):
     assert code == 1 and "another prompts" in err
 
 
+def test_several_guides_draw_a_story_with_a_preview_and_a_film(guide, run, monkeypatch):
+    from hf_clip_variants.commands import drawing
+
+    save_tiny_family("chinese_clip", "chinese")
+    monkeypatch.setattr(drawing, "_PREVIEW_EVERY", 0.0)
+    seen = []
+
+    def look(path, content, write=drawing_writes.write_atomically):
+        if Path(path).name == "preview.png":
+            seen.append(Image.open(io.BytesIO(content)).size)
+        return write(path, content)
+
+    monkeypatch.setattr(drawing_writes, "write_atomically", look)
+    options = ("--strokes", 4, "--steps", 3, "--guide", guide, "--guide", "chinese", "--out", "out")
+    code, out, err = run(
+        "draw", "一只猫 ^ a dog", *options, "--guide-weight", 1, "--guide-weight", 0.5, "--mp4", "--preview", "--json"
+    )
+    assert code == 0, err
+    row = json.loads(out)
+    assert len(row["similarities"]) == 2 and row["similarity"] == row["similarities"][0]
+    settings = json.loads(open("out/results.json", encoding="utf-8").read())["settings"]
+    assert settings["guide"] == [guide, "chinese"] and settings["guide_weights"] == [1.0, 0.5]
+    assert seen == [(268, 268)] * 3 and not Path("out/preview.png").exists()
+    frames = [image for _, image in read_frames(f"out/{row['name']}.mp4")]
+    assert len(frames) == 5 and frames[0].size == (256, 256)
+    code, _, err = run("draw", "一只猫 ^ a dog", *options)  # other weights
+    assert code == 1 and "another guide_weights" in err
+
+
+def test_a_film_without_its_library_is_told_at_once(guide, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, _, err = run("draw", "a cat", "--mp4", "--guide", guide)
+    assert (
+        code == 1 and '--mp4 needs av: pip install "hf-clip-variants[video]"' in err and not Path("drawing").exists()
+    )
+
+
 def test_photos_in_sketches_out(guide, run):
     options = ("--strokes", "4,2", "--steps", 3, "--guide", guide, "--json")
     code, out, err = run("sketch", "disc.png", *options, "--mask", "mask.png", "--out", "out")
@@ -71,6 +114,9 @@ def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
         (("draw", "a cat", "--image-prompt", "none.png"), "--image-prompt: no such file"),
         (("draw", "a cat", "--out", "disc.png"), "--out: disc.png is a file"),
         (("draw", "a cat", "--guide", "disc.png"), "--guide: disc.png is a file"),
+        (("draw", "a cat", "--guide", "guide", "--guide", "disc.png"), "--guide: disc.png is a file"),
+        (("draw", "a cat", "--guide-weight", 1, "--guide-weight", 2), "--guide-weight: 2, want one for each of 1"),
+        (("draw", "a cat ^ "), "expected a text that is not empty"),
         (("sketch", "none.png"), "PHOTO: no such file"),
         (("sketch", "disc.png", "--strokes", "0"), "--strokes"),
         (("sketch", "disc.png", "--strokes", "4,4"), "--strokes"),

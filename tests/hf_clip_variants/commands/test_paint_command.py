@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tiny import tiny_clip, tiny_tokenizer
 
 from hf_clip_variants.commands.paint import _sides
+from hf_clip_variants.data.videos import read_frames
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_texts_in_pictures_and_a_page_out(parts, run):
     assert all(open(f"out/{name}.png", "rb").read() == content for name, content in pictures.items())
     code, _, err = run("paint", "a bird", *options)
     assert code == 1 and "another prompts" in err
+
+
+def test_several_guides_paint_a_film(parts, run):
+    options = ("--guide", "guide", "--steps", 2, "--mp4", "--json", "--out", "out", *parts)
+    code, out, err = run("paint", "a cat", *options)
+    assert code == 0, err
+    row = json.loads(out)
+    assert len(row["similarities"]) == 2 and row["similarities"][0] == row["similarities"][1]
+    assert json.loads(open("out/results.json", encoding="utf-8").read())["guide"] == ["guide", "guide"]
+    assert len(list(read_frames("out/a-cat.mp4"))) == 4
 
 
 def test_a_picture_is_changed(parts, run):

@@ -10,8 +10,9 @@ from killing import run_and_kill
 from PIL import Image
 from tiny import tiny_tokenizer
 
+from hf_clip_variants.data.videos import read_frames
 from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
-from hf_clip_variants.synthesis.progress_pictures import animation, strip
+from hf_clip_variants.synthesis.progress_pictures import animation, film, strip
 from hf_clip_variants.synthesis.runs import FRAMES, SynthesisRun
 from hf_clip_variants.synthesis.saved_state import load_state, save_state
 from hf_clip_variants.synthesis.stroke_page import PageEntry, stroke_page
@@ -62,7 +63,12 @@ def test_other_settings_and_broken_states_are_refused(tmp_path):
     with pytest.raises(ValueError, match="another prompt \\(a cat; now a dog\\)"):
         finished(tmp_path, steps=2, settings={"steps": 2, "prompt": "a dog"})
     state = tmp_path / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:100])
+    content = state.read_bytes()
+    for place in (len(content) - 3, content.index(b"losses") + 1, content.index(b"tree") + 40):  # a bit each
+        state.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(OSError, match="state.safetensors: "):
+            finished(tmp_path, steps=2, settings={"steps": 2, "prompt": "a cat"})
+    state.write_bytes(content[:100])
     with pytest.raises(OSError, match="not a valid safetensors file"):
         finished(tmp_path, steps=2)
 
@@ -89,6 +95,19 @@ def test_animation_and_strip_show_the_frames():
     assert strip(frames, 3).size == (3 * 26 + 6, 22)
     with pytest.raises(ValueError, match="frames: none"):
         animation([])
+
+
+def test_a_film_shows_the_frames_and_is_the_same_again(tmp_path):
+    frames = [Image.new("RGB", (21, 10), (40 * i, 0, 0)) for i in range(6)]
+    one, other = (film(tmp_path / f"{name}.mp4", frames).read_bytes() for name in "ab")
+    assert one == other
+    seen = list(read_frames(tmp_path / "a.mp4"))
+    assert len(seen) == 7 and seen[0][1].size == (20, 10)  # the last one twice, so that it stays
+    assert [round(time, 2) for time, _ in seen] == [0, 0.09, 0.18, 0.27, 0.36, 0.45, 1.95]
+    assert all(abs(image.getpixel((5, 5))[0] - 40 * min(i, 5)) < 12 for i, (_, image) in enumerate(seen))
+    with pytest.raises(ValueError, match="frames: none"):
+        film(tmp_path / "c.mp4", [])
+    assert not (tmp_path / "c.mp4").exists()
 
 
 def test_a_page_escapes_what_users_wrote_and_holds_the_strokes():

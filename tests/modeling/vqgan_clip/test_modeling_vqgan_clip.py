@@ -14,15 +14,18 @@ from hf_clip_variants import VQGANCLIPForImageSynthesis
 from hf_clip_variants.commands.paint import STARTS as OFFERED
 from hf_clip_variants.modeling.vqgan_clip.configuration_vqgan_clip import CUT_METHODS, OPTIMIZERS
 from hf_clip_variants.modeling.vqgan_clip.cuts_vqgan_clip import (
-    BY_NAME,
     adjust_hue,
     augmentations_of,
     cuts_of,
+    draw_erasing,
+    draw_jitter,
     draw_squares,
+    erasing,
     jitter,
+    plan_cuts,
     sharpness,
 )
-from hf_clip_variants.modeling.vqgan_clip.modeling_vqgan_clip import STARTS, parse_story
+from hf_clip_variants.modeling.vqgan_clip.modeling_vqgan_clip import STARTS
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -84,22 +87,6 @@ def test_a_run_that_stops_ends_as_one_that_does_not():
         last.run()
     assert torch.equal(last.samples[0].tensors["latents"], loop.samples[0].tensors["latents"])
     assert last.samples[0].losses == loop.samples[0].losses != whole.samples[0].losses
-
-
-def test_chapters_of_a_story_come_one_after_the_other():
-    assert [[p.text for p in part] for part in parse_story("a|b^c")] == [["a", "b"], ["c"]]
-    model, tokenizer = paint_model(), tiny_tokenizer()
-    with model.frozen():
-        story = model.make_loop("a cat ^ a dog", tokenizer, num_steps=4)
-        goals = story.samples[0].goal[1]
-        seen = []
-        for _ in range(4):
-            seen.append(story.task._goals(story.samples)[0])
-            story.advance()
-    assert [one is goals[0] for one in seen] == [True, True, False, False]
-    for text in ("a^", "^".join("a" * 100), "^"):
-        with pytest.raises(ValueError, match="prompts"):
-            model.generate(text, tokenizer)
 
 
 def test_prompts_of_all_kinds_change_the_loss():
@@ -168,6 +155,24 @@ def test_every_optimiser_steps(name):
 
 
 @pytest.mark.parametrize("method", CUT_METHODS)
+def test_cuts_in_parts_are_those_in_one_piece(method):
+    image = torch.rand(3, 40, 30, generator=generator(1))
+    plan = plan_cuts(40, 30, 7, 24, generator(2), method=method)
+    parts = torch.cat([plan.cuts(image, slice(first, first + 3)) for first in (0, 3, 6)])
+    torch.testing.assert_close(parts, plan.cuts(image), rtol=0, atol=1e-6)
+    assert torch.equal(plan.cuts(image), cuts_of(image, 7, 24, generator(2), method=method))
+
+
+def test_many_cuts_in_parts_make_the_same_picture():
+    models = [paint_model(views_at_once=count, num_cuts=5) for count in (64, 2)]
+    found = [
+        model.generate("a cat", tiny_tokenizer(), num_steps=2, seeds=[0, 1], samples_at_once=2) for model in models
+    ]
+    for one, other in zip(*found, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", CUT_METHODS)
 def test_cuts_have_gradients_and_parameters_of_their_own(method):
     image = torch.rand(3, 40, 30, generator=generator(1)).requires_grad_()
     cuts = cuts_of(image, 6, 24, generator(2), method=method)
@@ -192,17 +197,16 @@ def test_colours_and_sharpness_change_as_torchvisions_do():
     torch.testing.assert_close(turned, tv.adjust_hue(images, 0.2), atol=1e-4, rtol=0)
     gray = torch.full((1, 3, 4, 4), 0.3)
     torch.testing.assert_close(adjust_hue(gray, torch.tensor([0.4])), gray)
-    torch.testing.assert_close(jitter(images, generator()), images)
-    drawn = generator(3)
+    torch.testing.assert_close(jitter(images, *draw_jitter(4, 9, generator())), images)
     factor = 0.3 * torch.rand(4, generator=generator(3))
-    sharpened = sharpness(images, drawn, 0.3)
+    sharpened = sharpness(images, factor)
     for one, image, share in zip(sharpened, images, factor, strict=True):
         torch.testing.assert_close(one, tv.adjust_sharpness(image, share.item()), atol=1e-5, rtol=0)
 
 
 def test_erasing_is_the_same_in_all_cuts_and_augmentations_can_be_chosen():
     cuts = torch.ones(5, 3, 20, 20)
-    erased = BY_NAME["erasing"].apply(cuts, generator())
+    erased = erasing(cuts, *draw_erasing(5, 20, generator()))
     assert torch.equal(erased, erased[:1].expand_as(erased)) and 0.5 < erased.mean() < 0.95
     image = torch.rand(3, 24, 24, generator=generator())
     plain = cuts_of(image, 2, 24, generator(), method="latest", noise_factor=0.0, augmentations=[])

@@ -1,0 +1,92 @@
+"""How much memory drawing and painting take, over steps, views, sizes and numbers of pictures.
+
+    OMP_NUM_THREADS=1 python scripts/synthesis_memory.py --out scripts/results/synthesis_memory
+
+The embedded models. Each row is a process of its own: the peak of its resident memory above what it had when the
+models were loaded. The same seed and settings as `draw` and `paint`, except for what the row says.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+FEW, MANY = 5, 50
+ROWS = [
+    # what, method, options
+    ("5 steps", "draw", {"num_steps": FEW}),
+    ("50 steps", "draw", {"num_steps": MANY}),
+    ("8 pictures, 5 steps", "draw", {"num_steps": FEW, "seeds": list(range(8))}),
+    ("64 views, all at once", "draw", {"num_steps": 2, "num_augmentations": 64, "views_at_once": 64}),
+    ("64 views, 4 at once", "draw", {"num_steps": 2, "num_augmentations": 64, "views_at_once": 4}),
+    ("256 views, 4 at once", "draw", {"num_steps": 2, "num_augmentations": 256, "views_at_once": 4}),
+    ("canvas 64, 256 strokes", "draw", {"num_steps": 2, "num_strokes": 256}),
+    ("canvas 512, 256 strokes", "draw", {"num_steps": 2, "num_strokes": 256, "canvas_size": 512}),
+    ("5 steps", "paint", {"num_steps": FEW}),
+    ("50 steps", "paint", {"num_steps": MANY}),
+    ("8 pictures, 5 steps", "paint", {"num_steps": FEW, "seeds": list(range(8))}),
+    ("64 cuts, all at once", "paint", {"num_steps": 2, "num_cuts": 64, "views_at_once": 64}),
+    ("64 cuts, 4 at once", "paint", {"num_steps": 2, "num_cuts": 64, "views_at_once": 4}),
+    ("256 cuts, 4 at once", "paint", {"num_steps": 2, "num_cuts": 256, "views_at_once": 4}),
+    ("64 x 64 pixels", "paint", {"num_steps": 2, "canvas_size": 64}),
+    ("256 x 256 pixels", "paint", {"num_steps": 2, "canvas_size": 256}),
+    ("512 x 512 pixels", "paint", {"num_steps": 2, "canvas_size": 512}),
+]
+_OF_CALL = ("num_steps", "seeds", "num_strokes")
+
+
+def bytes_of(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def measured(method: str, options: dict) -> float:
+    """Megabytes of one row, in this process."""
+    from hf_clip_variants.commands.drawing import load_guided
+    from hf_clip_variants.synthesis.painting_results import load_painter
+
+    torch.set_num_threads(1)
+    call = {name: value for name, value in options.items() if name in _OF_CALL}
+    settings = {name: value for name, value in options.items() if name not in _OF_CALL}
+    if method == "draw":
+        model, tokenizer, _ = load_guided("clipdraw", None, "cpu", **settings)
+        call = {"num_strokes": 64} | call
+    else:
+        painter = load_painter(None, None, "cpu", **{"num_cuts": 16} | settings)
+        model, tokenizer = painter.model, painter.tokenizer
+    model.generate("a red apple", tokenizer, **call | {"num_steps": 1, "seeds": 0})  # what libraries set up once
+    before = bytes_of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    model.generate("a red apple", tokenizer, **{"seeds": 0} | call)
+    return (bytes_of("VmHWM") - before) / 2**20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row is not None:
+        print(measured(*json.loads(arguments.row)))
+        return
+    if arguments.out is None:
+        parser.error("--out: missing, want a folder")
+    found = []
+    for what, method, options in ROWS:
+        command = [sys.executable, __file__, "--row", json.dumps([method, options])]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append({"method": method, "what": what, "options": options, "megabytes": round(float(output), 1)})
+        print(found[-1], flush=True)
+    lines = ["| | | MB above the loaded models |", "|---|---|---:|"]
+    lines += [f"| {one['method']} | {one['what']} | {one['megabytes']:.0f} |" for one in found]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "table.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (arguments.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
