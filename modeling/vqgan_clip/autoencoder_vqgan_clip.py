@@ -25,13 +25,17 @@ _CELLS_AT_ONCE = 4096  # that are compared with the codebook together
 
 
 def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """(B, D, h, w), (K, D) -> (B, h, w), the code with the least squared distance |z|^2 + |e|^2 - 2 z e."""
+    """(B, D, h, w), (K, D) -> (B, h, w), the code with the least squared distance |z|^2 + |e|^2 - 2 z e.
+
+    Mixed precision (`torch.autocast`) does not touch it: the difference of large numbers needs the codebook's dtype.
+    """
     cells = latents.detach().movedim(1, -1).flatten(0, -2).to(codebook.dtype)
     squares = codebook.detach().square().sum(1)
-    found = [
-        (part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.detach().T).argmin(1)
-        for part in cells.split(_CELLS_AT_ONCE)
-    ]
+    with torch.autocast(cells.device.type, enabled=False):
+        found = [
+            (part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.detach().T).argmin(1)
+            for part in cells.split(_CELLS_AT_ONCE)
+        ]
     return torch.cat(found).view(len(latents), *latents.shape[2:])
 
 
@@ -238,13 +242,21 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         return low[:, None, None], high[:, None, None]
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, return_loss: bool | None = None, **kwargs) -> VQGANOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        return_loss: bool | None = None,
+        quantize: bool = True,
+        **kwargs,
+    ) -> VQGANOutput:
         r"""
         Reconstructs pictures.
 
         Args:
             pixel_values: (B, 3, H, W) in -1..1; sides are multiples of `config.factor`.
             return_loss: compute the loss.
+            quantize: `False` decodes the encoder's outputs as they are, without codes and their loss: how a training
+                may begin.
 
         Returns:
             [`VQGANOutput`].
@@ -253,11 +265,12 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
             ValueError: as `encode`.
         """
         latents = self.encode(pixel_values)
-        codes, quantization, ids = self.quantize(latents)
+        codes, quantization, ids = self.quantize(latents) if quantize else (latents, None, None)
         reconstruction = self.decode(codes)
         loss = None
         if return_loss:
-            loss = (reconstruction.float() - pixel_values.float()).abs().mean() + quantization.float()
+            loss = (reconstruction.float() - pixel_values.float()).abs().mean()
+            loss = loss if quantization is None else loss + quantization.float()
         return VQGANOutput(
             loss=loss, reconstruction=reconstruction, codes=ids, latents=latents, quantization_loss=quantization
         )
