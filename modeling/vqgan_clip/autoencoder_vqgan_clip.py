@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder, JanusVQVAEResnetBlock
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
@@ -65,6 +66,10 @@ def quantization_loss(
     if legacy:
         return to_codes + commitment_weight * to_latents
     return to_latents + commitment_weight * to_codes
+
+
+class VQGANResnetBlock(GradientCheckpointingLayer, JanusVQVAEResnetBlock):
+    """transformers' block, whose activations can be computed again in the backward pass."""
 
 
 class VQGANQuantizer(nn.Module):
@@ -144,7 +149,8 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_attention_backend = True  # of a guide; attention over pixels is as it is
-    _no_split_modules = ["JanusVQVAEAttnBlock", "JanusVQVAEResnetBlock", "VQGANQuantizer"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JanusVQVAEAttnBlock", "VQGANResnetBlock", "VQGANQuantizer"]
 
     def __init__(self, config: VQGANConfig):
         super().__init__(config)
@@ -157,6 +163,8 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):  # transformers' parts have the official number
                 module.num_groups = config.norm_groups
+            elif type(module) is JanusVQVAEResnetBlock:  # the same weights and forward
+                module.__class__ = VQGANResnetBlock
         self.post_init()
 
     @torch.no_grad()
