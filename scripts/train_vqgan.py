@@ -241,18 +241,23 @@ def held_out(folder: Path, most: int = 24) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure(model: VQGANModel, pixels: torch.Tensor) -> dict[str, float]:
+def measure(model: VQGANModel, pixels: torch.Tensor, side: int | None = None) -> dict[str, float]:
     """Figures of reconstructions in 0..1: mean absolute error, PSNR with its standard error over pictures, distance of
     the embedded CLIP's features (as in the loss); the same of a picture squashed to the grid's size (a number a
-    channel and cell) and enlarged again; codes in use."""
+    channel and cell) and enlarged again; codes in use. `side`: the model sees pictures of this size, and what it
+    makes of them is enlarged."""
     model.eval()
     clip = CLIPModel.from_pretrained(embedded_model(), dtype=torch.float32).eval()
-    made = torch.cat([model(part).reconstruction for part in pixels.split(8)]).clamp(-1, 1)
-    codes = torch.cat([model.encode_codes(part) for part in pixels.split(8)])
-    size = [side // model.config.factor for side in pixels.shape[2:]]
+    whole = pixels.shape[2:]
+    seen = pixels if side is None else F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    outputs = [model(part) for part in seen.split(8)]
+    codes = torch.cat([output.codes for output in outputs])
+    made = torch.cat([output.reconstruction for output in outputs])
+    made = (made if side is None else F.interpolate(made, whole, mode="bicubic")).clamp(-1, 1)
+    size = [length // model.config.factor for length in seen.shape[2:]]
     small = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    plain = F.interpolate(small, pixels.shape[2:], mode="bicubic").clamp(-1, 1)
-    figures = {"pictures": len(pixels)}
+    plain = F.interpolate(small, whole, mode="bicubic").clamp(-1, 1)
+    figures = {"pictures": len(pixels), "codes_a_picture": codes[0].numel()}
     for other, ending in ((made, ""), (plain, "_squashed")):
         psnr = -10 * ((other - pixels) / 2).square().mean((1, 2, 3)).log10()
         apart = (patch_features(clip, other) - patch_features(clip, pixels)).square().sum(-1).mean()
@@ -301,6 +306,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--settings", type=json.loads, default={}, help="fields of VQGANConfig, JSON")
     parser.add_argument("--ship", type=Path, help="folder that gets the last checkpoint in float16, and its figures")
     parser.add_argument("--measure", help="a VQGAN whose figures are printed, on pictures that are not trained on")
+    parser.add_argument("--side", type=int, help="with --measure: pixels of a side that it sees; default: 64")
     return parser.parse_args(argv)
 
 
@@ -309,7 +315,7 @@ def main(argv: list[str] | None = None):
     last = last_checkpoint(arguments.out)
     if arguments.measure is not None:
         model = VQGANModel.from_pretrained(arguments.measure, dtype=torch.float32)
-        return print(json.dumps(measure(model, held_out(arguments.data))))
+        return print(json.dumps(measure(model, held_out(arguments.data), arguments.side)))
     if arguments.ship is not None:
         return ship(arguments, last)
     torch.manual_seed(arguments.seed)
