@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.janus.modeling_janus import JanusVQVAEDecoder, JanusVQVAEEncoder, JanusVQVAEResnetBlock
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
@@ -25,13 +26,17 @@ _CELLS_AT_ONCE = 4096  # that are compared with the codebook together
 
 
 def nearest_codes(latents: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """(B, D, h, w), (K, D) -> (B, h, w), the code with the least squared distance |z|^2 + |e|^2 - 2 z e."""
+    """(B, D, h, w), (K, D) -> (B, h, w), the code with the least squared distance |z|^2 + |e|^2 - 2 z e.
+
+    Mixed precision (`torch.autocast`) does not touch it: the difference of large numbers needs the codebook's dtype.
+    """
     cells = latents.detach().movedim(1, -1).flatten(0, -2).to(codebook.dtype)
     squares = codebook.detach().square().sum(1)
-    found = [
-        (part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.detach().T).argmin(1)
-        for part in cells.split(_CELLS_AT_ONCE)
-    ]
+    with torch.autocast(cells.device.type, enabled=False):
+        found = [
+            (part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.detach().T).argmin(1)
+            for part in cells.split(_CELLS_AT_ONCE)
+        ]
     return torch.cat(found).view(len(latents), *latents.shape[2:])
 
 
@@ -61,6 +66,10 @@ def quantization_loss(
     if legacy:
         return to_codes + commitment_weight * to_latents
     return to_latents + commitment_weight * to_codes
+
+
+class VQGANResnetBlock(GradientCheckpointingLayer, JanusVQVAEResnetBlock):
+    """transformers' block, whose activations can be computed again in the backward pass."""
 
 
 class VQGANQuantizer(nn.Module):
@@ -140,7 +149,8 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_attention_backend = True  # of a guide; attention over pixels is as it is
-    _no_split_modules = ["JanusVQVAEAttnBlock", "JanusVQVAEResnetBlock", "VQGANQuantizer"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JanusVQVAEAttnBlock", "VQGANResnetBlock", "VQGANQuantizer"]
 
     def __init__(self, config: VQGANConfig):
         super().__init__(config)
@@ -153,6 +163,8 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         for module in self.modules():
             if isinstance(module, nn.GroupNorm):  # transformers' parts have the official number
                 module.num_groups = config.norm_groups
+            elif type(module) is JanusVQVAEResnetBlock:  # the same weights and forward
+                module.__class__ = VQGANResnetBlock
         self.post_init()
 
     @torch.no_grad()
@@ -245,13 +257,21 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
         return low[:, None, None], high[:, None, None]
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, return_loss: bool | None = None, **kwargs) -> VQGANOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        return_loss: bool | None = None,
+        quantize: bool = True,
+        **kwargs,
+    ) -> VQGANOutput:
         r"""
         Reconstructs pictures.
 
         Args:
             pixel_values: (B, 3, H, W) in -1..1; sides are multiples of `config.factor`.
             return_loss: compute the loss.
+            quantize: `False` decodes the encoder's outputs as they are, without codes and their loss: how a training
+                may begin.
 
         Returns:
             [`VQGANOutput`].
@@ -260,11 +280,12 @@ class VQGANModel(CheckedLoading, StagedSaving, PreTrainedModel):
             ValueError: as `encode`.
         """
         latents = self.encode(pixel_values)
-        codes, quantization, ids = self.quantize(latents)
+        codes, quantization, ids = self.quantize(latents) if quantize else (latents, None, None)
         reconstruction = self.decode(codes)
         loss = None
         if return_loss:
-            loss = (reconstruction.float() - pixel_values.float()).abs().mean() + quantization.float()
+            loss = (reconstruction.float() - pixel_values.float()).abs().mean()
+            loss = loss if quantization is None else loss + quantization.float()
         return VQGANOutput(
             loss=loss, reconstruction=reconstruction, codes=ids, latents=latents, quantization_loss=quantization
         )

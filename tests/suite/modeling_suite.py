@@ -43,7 +43,7 @@ from suite_classes import (
 from suite_clip_vil import CLIP_VIL_DESELECTED, CLIP_VIL_TESTERS
 from suite_drawing import CLIPassoTester, CLIPDrawTester
 from suite_fnd_clip import FNDCLIPSuite, FNDCLIPTester
-from suite_painting import VQGANCLIPTester
+from suite_painting import VQGAN_DESELECTED, VQGANCLIPTester, VQGANSuite, VQGANTester
 from suite_testers import (
     ActionCLIPClassificationTester,
     ActionCLIPTester,
@@ -84,6 +84,8 @@ from hf_clip_variants import (
     GroupViTVisionModel,
     SLIPForPreTraining,
     SLIPModel,
+    VQGANCLIPForImageSynthesis,
+    VQGANModel,
 )
 from hf_clip_variants.registry import load_reference, methods
 
@@ -94,6 +96,7 @@ _OWN_NAMES = "saved with its own parameter names: a resumed Trainer does not fin
 _RESNET = "its attentions are CLIPResNetModelSuite's; the audio encoder has none"
 DESELECTED: dict[str, str] = {
     **CLIP_VIL_DESELECTED,
+    **VQGAN_DESELECTED,
     "AudioCLIPModelSuite.test_eager_matches_sdpa_inference_*": _RESNET,
     "SLIPForPreTrainingSuite.test_eager_matches_sdpa_inference_*": "its attentions are SLIPModelSuite's",
     "CLIPResNet*Suite.test_bc_torch_dtype": _OLD_DTYPE,
@@ -149,7 +152,10 @@ TESTERS = {
     "fnd_clip": [(FNDCLIPTester, FNDCLIPSuite)],
     "depthclip": [(DepthCLIPTester, DepthCLIPSuite)],
     "clipdraw": [(CLIPDrawTester, DrawingSuite)],
-    "vqgan_clip": [(VQGANCLIPTester, PaintingSuite)],
+    "vqgan_clip": [
+        (VQGANCLIPTester, PaintingSuite, VQGANCLIPForImageSynthesis),
+        (VQGANTester, VQGANSuite, VQGANModel),
+    ],
     "clipasso": [(CLIPassoTester, SketchSuite)],
     "pointclip": [(PointCLIPTester, CLIP4ClipClassificationSuite)],
     "slip": [(SLIPTester, SLIPSuite, SLIPModel), (SLIPPreTrainingTester, SLIPSuite, SLIPForPreTraining)],

@@ -53,6 +53,28 @@ def test_many_cells_in_parts_are_those_at_once(monkeypatch):
     assert whole[1, 3, 2] == apart.argmin()
 
 
+def test_mixed_precision_finds_the_same_codes():
+    """Rounded to bfloat16, differences of squares choose others."""
+    g = torch.Generator().manual_seed(0)
+    codebook = 10 + 0.1 * torch.randn(64, 5, generator=g)
+    latents = (10 + 0.1 * torch.randn(2, 5, 9, 7, generator=g)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nearest_codes(latents, codebook)
+    apart = (latents.float().movedim(1, -1)[..., None, :] - codebook).square().sum(-1)
+    assert (found == apart.argmin(-1)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("quantizer", ["vector", "gumbel"])
+def test_without_codes_it_is_a_plain_autoencoder(quantizer):
+    model, pixels = tiny_vqgan(quantizer=quantizer), reconstruction_batch(2)["pixel_values"]
+    output = model(pixels, return_loss=True, quantize=False)
+    assert output.codes is None and output.quantization_loss is None
+    assert torch.equal(output.reconstruction, model.decode(output.latents))
+    torch.testing.assert_close(output.loss, (output.reconstruction - pixels).abs().mean())
+    output.loss.backward()
+    assert model.codebook.grad is None and model.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("quantizer", ["vector", "gumbel"])
 def test_it_learns_and_comes_back_from_the_disk(quantizer, tmp_path):
     torch.manual_seed(0)
