@@ -250,8 +250,9 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
 
         Args:
             images: as for `generate`.
-            masks: (H, W) for each picture, true where the thing is; the rest becomes white. From any
-                `image-segmentation` or `mask-generation` pipeline.
+            masks: (H, W) for each picture, true where the thing is; the rest becomes white. An array, a tensor, a PIL
+                image, or an entry of an `image-segmentation` pipeline's answer; of a `mask-generation` pipeline's, one
+                of its `"masks"`.
             saliency: (H, W) in 0..1 for each picture, instead of the guide's own.
             texts: what each picture shows, in words; the sketch is drawn to its text, too (`config.text_weight`).
             tokenizer: for `texts`.
@@ -463,8 +464,13 @@ def prepared_pictures(images, masks=None, pad: bool = False) -> list[torch.Tenso
 
 
 def _masked(pixels: torch.Tensor, mask, number: int) -> torch.Tensor:
+    if isinstance(mask, dict) and "mask" in mask:  # of an `image-segmentation` pipeline
+        mask = mask["mask"]
     if not isinstance(mask, torch.Tensor):
-        mask = torch.from_numpy(np.array(mask))
+        array = np.array(mask)
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"masks[{number}]: got {type(mask).__name__}, expected [H, W]")
+        mask = torch.from_numpy(array)
     if mask.dim() != 2:
         raise ValueError(f"masks[{number}]: got {list(mask.shape)}, expected [H, W]")
     mask = mask.float() / (255 if mask.dtype == torch.uint8 and mask.max() > 1 else 1)

@@ -1,5 +1,6 @@
 """CLIPasso: where strokes begin, what the loss does, best of seeds, masks, odd pictures."""
 
+import numpy as np
 import pytest
 import torch
 from drawing_runs import sketch_model
@@ -119,6 +120,22 @@ def test_masks_make_the_rest_white_and_pictures_of_any_kind_are_taken(tmp_path):
         prepared_pictures([])
     with pytest.raises(ValueError, match="saliency: 1 maps, expected one for each of 2"):
         sketch_model().generate([picture, picture], saliency=torch.rand(9, 9), num_steps=1)
+
+
+def test_masks_are_taken_as_pipelines_give_them():
+    picture = disc()
+    half = np.zeros((48, 48), dtype=bool)
+    half[:24] = True
+    wanted = prepared_pictures(picture, torch.from_numpy(half))[0]
+    segmentation = [{"score": None, "label": "disc", "mask": Image.fromarray(half.astype("uint8") * 255)}]
+    generation = {"masks": [half, ~half], "scores": torch.tensor([0.9, 0.8])}
+    for mask in (segmentation[0], segmentation[0]["mask"], generation["masks"][0], torch.from_numpy(half).float()):
+        assert torch.equal(prepared_pictures(picture, mask)[0], wanted)
+    both = prepared_pictures([picture, picture], generation["masks"])
+    assert torch.equal(both[0], wanted) and (both[1][:, :24] == 1).all()
+    for wrong in (segmentation, generation, half[None], "mask.png", float("nan") * np.ones((48, 48))):
+        with pytest.raises(ValueError, match="masks"):
+            prepared_pictures(picture, wrong)
 
 
 def test_opacity_and_colours_change_only_if_they_are_asked_for():
