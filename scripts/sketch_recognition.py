@@ -137,12 +137,15 @@ def main():
     kept.mkdir(parents=True, exist_ok=True)
     shown = {"the picture itself": list(pictures.values())}
     canvas, radius, seconds = model.config.canvas, model.config.stroke_radius * model.config.unit, []
+    saliency = {name: model.saliency_map(pixels) for name, pixels in pictures.items()}
     for count in counts:
         starts, sketches = [], []
         for name, pixels in pictures.items():
             file = kept / f"{name.replace(' ', '-')}-{count}.safetensors"
             with model.frozen():
-                loop = model.make_loop(pixels, seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps)
+                loop = model.make_loop(
+                    pixels, saliency=saliency[name], seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps
+                )
                 starts.append(drawing_of(loop.samples[0], canvas))
                 if not file.is_file():
                     begun = time.process_time()
