@@ -113,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with stamps.parquet and clipart.parquet")
     parser.add_argument("--guide", default="embedded", help="folder, or: embedded")
-    parser.add_argument("--judge", required=True, help="folder, or: embedded; another model than the guide")
+    parser.add_argument("--judge", help="folder, or: embedded; another model than the guide. Default: sketch only")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--speed", type=float, default=4.0, help="learning rate, times the published one")
@@ -121,14 +121,18 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of CLIPasso")
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="strokes")
     parser.add_argument("--developed", action="store_true", help="the pictures on which settings were chosen")
+    parser.add_argument("--pictures", type=int, help="the first ones only")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.guide == arguments.judge:
         parser.error("--judge: the guide itself; want another model")
     folders = {
-        name: str(embedded_model()) if name == "embedded" else name for name in (arguments.guide, arguments.judge)
+        name: str(embedded_model()) if name == "embedded" else name
+        for name in (arguments.guide, arguments.judge)
+        if name
     }
     pictures = load_pictures(arguments.data, DEVELOPED if arguments.developed else REPORTED)
+    pictures = dict(list(pictures.items())[: arguments.pictures])
     counts = [int(word) for word in arguments.counts.split(",")]
     options = {"points_lr": arguments.speed, "stroke_radius": arguments.width / 2}
     options |= {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
@@ -137,23 +141,27 @@ def main():
     kept.mkdir(parents=True, exist_ok=True)
     shown = {"the picture itself": list(pictures.values())}
     canvas, radius, seconds = model.config.canvas, model.config.stroke_radius * model.config.unit, []
-    saliency = {name: model.saliency_map(pixels) for name, pixels in pictures.items()}
-    for count in counts:
-        starts, sketches = [], []
-        for name, pixels in pictures.items():
+    drawn = {}
+    for name, pixels in pictures.items():
+        saliency = model.saliency_map(pixels)
+        for count in counts:
             file = kept / f"{name.replace(' ', '-')}-{count}.safetensors"
             with model.frozen():
                 loop = model.make_loop(
-                    pixels, saliency=saliency[name], seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps
+                    pixels, saliency=saliency, seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps
                 )
-                starts.append(drawing_of(loop.samples[0], canvas))
+                start = drawing_of(loop.samples[0], canvas)
                 if not file.is_file():
                     begun = time.process_time()
                     loop.run()
                     model.results(loop)[0].drawing.save(file)
                     seconds.append(round(time.process_time() - begun, 1))
                     print(f"{name}, {count} strokes: {seconds[-1]} s", flush=True)
-            sketches.append(StrokeDrawing.load(file))
+            drawn[name, count] = start, StrokeDrawing.load(file)
+    if arguments.judge is None:
+        return
+    for count in counts:
+        starts, sketches = ([drawn[name, count][place] for name in pictures] for place in (0, 1))
         shown[f"{count} random strokes"] = [
             random_strokes(count, canvas, radius, arguments.seed + n) for n in range(len(pictures))
         ]
