@@ -1,12 +1,14 @@
-"""How long the rasteriser takes, by the number of strokes and the size of the canvas.
+"""How long the rasteriser takes and how much memory, by the number of strokes and the size of the canvas.
 
     OMP_NUM_THREADS=1 python scripts/stroke_rasterizer_speed.py --out scripts/results/stroke_rasterizer
 
-Processor time, the best of three. "init": CLIPDraw's first strokes (short, 2 pixels wide). "thick": long strokes, 12
-pixels wide, both on a canvas of 224; on others in proportion.
+Processor time, the best of three; memory at its peak, forward and backward, beyond what the process had before.
+"init": CLIPDraw's first strokes (short, 2 pixels wide). "thick": long strokes, 12 pixels wide, both on a canvas of
+224; on others in proportion. Linux only, for the memory.
 """
 
 import argparse
+import ctypes
 import time
 from pathlib import Path
 
@@ -38,16 +40,36 @@ def best(*functions, times: int = 3) -> list[float]:
     return found
 
 
+def peak_memory(function) -> float:
+    """Megabytes that a call needs at most beyond what there was before it."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    function()
+    return max(0.0, _resident("VmHWM") - before)
+
+
+def _resident(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     rows = []
-    for size in (64, 224, 448):
+    for size in (64, 128, 224, 512):
         for count in (16, 64, 256, 1024):
             row = {"canvas": size, "strokes": count}
             for name, spread, radius in (("init", 0.1, 1.0), ("thick", 0.5, 6.0)):
                 strokes = scene(count, spread, radius, size)
+
+                def both(strokes=strokes, size=size):
+                    render_strokes(*strokes, height=size, width=size).sum().backward()
+
+                both()
+                row[f"{name} MB"] = round(peak_memory(both), 1)
                 row[name] = [
                     round(value, 1)
                     for value in best(
@@ -57,11 +79,13 @@ def main():
                 ]
             rows.append(row)
     lines = [
-        "| canvas | strokes | init: forward + backward, ms | thick: forward + backward, ms |",
-        "|---|---|---|---|",
+        "| canvas | strokes | init: forward + backward, ms | peak, MB | thick: forward + backward, ms | peak, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [f"{row[name][0]:.0f} + {row[name][1]:.0f}" for name in ("init", "thick")]
+        cells = []
+        for name in ("init", "thick"):
+            cells += [f"{row[name][0]:.0f} + {row[name][1]:.0f}", f"{row[f'{name} MB']:.0f}"]
         lines.append(f"| {row['canvas']} | {row['strokes']} | {' | '.join(cells)} |")
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)

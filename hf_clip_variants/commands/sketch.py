@@ -60,11 +60,26 @@ def sketch(
         ),
     ] = None,
     color: Annotated[
-        bool, typer.Option("--color", help="Strokes have colours.", rich_help_panel=MODEL, **FLAG)
+        bool, typer.Option("--color", "--colour", help="Strokes have colours.", rich_help_panel=MODEL, **FLAG)
     ] = False,
     fade: Annotated[
         bool, typer.Option("--fade", help="Strokes may become transparent.", rich_help_panel=MODEL, **FLAG)
     ] = False,
+    stages: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, metavar="N", help="Add the strokes in N stages, not all at once.", rich_help_panel=MODEL
+        ),
+    ] = 1,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What the photo shows: the sketch is drawn to the words, too; one for each photo, in order.",
+            show_default=False,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     loss: Annotated[
         Literal["L2", "L1", "Cos"],
         typer.Option(metavar="NAME", help="How layers are compared: L2, L1 or Cos.", rich_help_panel=MODEL),
@@ -101,6 +116,7 @@ def sketch(
     [bold]More examples[/bold]
       hf-clip-variants sketch cat.jpg --strokes 32,16,8,4 --out levels
       hf-clip-variants sketch cat.jpg --mask cat-mask.png --seeds 3 --color
+      hf-clip-variants sketch cat.jpg --strokes 24 --stages 3 --text "a cat"
     """
     counts = numbers("--strokes", strokes, least=1)
     if not counts or max(counts) > 4096 or len(set(counts)) != len(counts):
@@ -114,8 +130,13 @@ def sketch(
         for file in files:
             if "://" not in file and not Path(file).is_file():
                 raise FileNotFoundError(f"{option}: no such file {file}")
-    if mask and len(mask) != len(photos):
-        raise ValueError(f"--mask: {len(mask)} masks, want one for each of {len(photos)} photos")
+    for option, given in (("--mask", mask or []), ("--text", text or [])):
+        if given and len(given) != len(photos):
+            raise ValueError(f"{option}: {len(given)} {option[2:]}s, want one for each of {len(photos)} photos")
+    if any(not words.strip() for words in text or []):
+        raise ValueError("--text: empty, want words")
+    if stages > min(counts):
+        raise ValueError(f"--stages: {stages}, want at most as many as strokes, {min(counts)}")
     prepare_libraries(watched=not as_json)
     use_all_cores()
     from ..modeling.decoding.image_decoding import decode_image
@@ -125,18 +146,30 @@ def sketch(
 
     with machine_output() as emit:
         changes = {"optimize_colors": color or None, "optimize_opacity": fade or None, "loss_type": loss}
+        changes["num_stages"] = stages
         radius = None if width is None else width / 2
-        model, _, name = load_guided(METHOD, guide, device, canvas_size=canvas, stroke_radius=radius, **changes)
+        model, tokenizer, name = load_guided(
+            METHOD, guide, device, canvas_size=canvas, stroke_radius=radius, **changes
+        )
         factor = hasten(model.config, speed, steps)
         settings = {
             "method": METHOD, "photos": photos, "strokes": counts, "steps": steps, "seeds": chosen,
             "mask": mask or [], "guide": name, "canvas": model.config.canvas, "width": width, "color": color,
-            "fade": fade, "loss": loss, "squash": squash, "speed": factor,
+            "fade": fade, "loss": loss, "squash": squash, "speed": factor, "stages": stages, "text": text or [],
         }  # fmt: skip
         masks = None if not mask else [decode_image(file).convert("L") for file in mask]
         with model.frozen():
             loops = [
-                model.make_loop(photos, masks=masks, pad=not squash, seeds=chosen, num_strokes=count, num_steps=steps)
+                model.make_loop(
+                    photos,
+                    masks=masks,
+                    texts=text or None,
+                    tokenizer=tokenizer,
+                    pad=not squash,
+                    seeds=chosen,
+                    num_strokes=count,
+                    num_steps=steps,
+                )  # fmt: skip
                 for count in counts
             ]
             # One loop over all: photos, then numbers of strokes, then seeds.

@@ -51,8 +51,16 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
         evaluate_every (`int`, defaults to 10), min_delta (`float`, defaults to 1e-5):
             Steps between evaluations; a sketch is done when two differ by no more.
         optimize_opacity (`bool`, defaults to `False`), optimize_colors (`bool`, defaults to `False`):
-            Strokes may fade, and have colours. The paper's are black.
+            Strokes may fade, and have colours. The paper's are black. Colours begin as the picture's where the stroke
+            begins.
         colors_lr (`float`, defaults to 0.01): for both.
+        num_stages (`int`, defaults to 1):
+            Strokes are added in as many stages of equal length; those that are there are optimised on. At most as many
+            as strokes. With several, all steps are made, whatever `min_delta` is.
+        perceptual_weight (`float`, defaults to 1.0):
+            Of the distance that `generate` takes as `perceptual`, such as LPIPS.
+        text_weight (`float`, defaults to 0.1):
+            Of 1 minus the cosine between the sketch's embedding and that of its text, if `generate` is given `texts`.
         image_mean, image_std (`list[float]`, *optional*):
             To normalise with. Default: CLIP's.
         views_at_once (`int`, defaults to 64):
@@ -92,6 +100,9 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
     optimize_opacity: bool = False
     optimize_colors: bool = False
     colors_lr: float | int = 0.01
+    num_stages: int = 1
+    perceptual_weight: float | int = 1.0
+    text_weight: float | int = 0.1
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
     views_at_once: int = 64
@@ -145,6 +156,9 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
                 ("evaluate_every", 1, LARGEST_STEPS),
                 ("min_delta", 0, 1e3),
                 ("colors_lr", 0, 10),
+                ("num_stages", 1, MOST_STROKES),
+                ("perceptual_weight", 0, 1e6),
+                ("text_weight", 0, 1e6),
             )
         )
 

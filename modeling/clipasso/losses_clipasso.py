@@ -1,6 +1,6 @@
 """CLIPasso's loss: a sketch and a photograph are compared in layers of an image encoder, and in its embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -49,4 +49,34 @@ def perceptual_losses(
     return terms | {"features": feature_weight * (1 - cosines).mean(1)}
 
 
-__all__ = ["layer_distance", "perceptual_losses"]
+def text_loss(sketch_features: torch.Tensor, text_features: torch.Tensor, weight: float) -> torch.Tensor:
+    """(n, V, D) embeddings of sketches' views, (n, D) of their texts -> (n,), `weight` times the mean of 1 - cos."""
+    return weight * (1 - torch.cosine_similarity(sketch_features, text_features[:, None], dim=-1)).mean(1)
+
+
+def perceptual_loss(
+    distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    sketch_views: torch.Tensor,
+    target_views: torch.Tensor,
+    weight: float,
+) -> torch.Tensor:
+    """(n, V, 3, S, S) of both, in 0..1 -> (n,), `weight` times the mean over views of `distance`.
+
+    Raises:
+        ValueError: the distance is not one number for each pair.
+    """
+    pairs = sketch_views.shape[:2]
+    found = distance(sketch_views.flatten(0, 1), target_views.flatten(0, 1))
+    if not isinstance(found, torch.Tensor) or found.numel() != pairs.numel() or found.shape[:1] != (pairs.numel(),):
+        got = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"perceptual: returned {got}, expected one number for each of {pairs.numel()} pairs")
+    return weight * found.float().view(pairs).mean(1)
+
+
+def strokes_begun(count: int, stages: int, step: int, num_steps: int) -> int:
+    """How many of `count` strokes are there in a step, of `num_steps`, if they are added in `stages`."""
+    begun = sum(stage * num_steps // stages <= step for stage in range(stages))
+    return -(-count * begun // stages)
+
+
+__all__ = ["layer_distance", "perceptual_loss", "perceptual_losses", "strokes_begun", "text_loss"]

@@ -26,7 +26,7 @@ from ..synthesis.stroke_samples import (
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
 from ..synthesis.view_augmentation import augmented_views
 from .configuration_clipasso import CLIPassoConfig
-from .losses_clipasso import perceptual_losses
+from .losses_clipasso import perceptual_loss, perceptual_losses, strokes_begun, text_loss
 from .saliency_clipasso import (
     attention_map,
     class_attentions,
@@ -64,12 +64,13 @@ class CLIPassoOutput(ModelOutput):
 
 @dataclass
 class Target:
-    """A photograph as the loop needs it: (3, C, C) pixels on the canvas, and its features without augmentation."""
+    """A photograph as the loop needs it: (3, C, C) pixels on the canvas, its features without augmentation, and (D,)
+    of the text that the sketch shall be near to, if there is one."""
 
     pixels: torch.Tensor
     layers: list[torch.Tensor]
     features: torch.Tensor
-    name: str | None = None
+    text: torch.Tensor | None = None
 
 
 class CLIPassoPreTrainedModel(GuidedPreTrainedModel):
@@ -235,6 +236,9 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         *,
         masks=None,
         saliency: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        texts: str | Sequence[str] | None = None,
+        tokenizer=None,
+        perceptual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         pad: bool = False,
         seeds: int | Sequence[int] = DEFAULT_SEEDS,
         num_strokes: int | None = None,
@@ -246,9 +250,15 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
 
         Args:
             images: as for `generate`.
-            masks: (H, W) for each picture, true where the thing is; the rest becomes white. From any
-                `image-segmentation` or `mask-generation` pipeline.
+            masks: (H, W) for each picture, true where the thing is; the rest becomes white. An array, a tensor, a PIL
+                image, or an entry of an `image-segmentation` pipeline's answer; of a `mask-generation` pipeline's, one
+                of its `"masks"`.
             saliency: (H, W) in 0..1 for each picture, instead of the guide's own.
+            texts: what each picture shows, in words; the sketch is drawn to its text, too (`config.text_weight`).
+            tokenizer: for `texts`.
+            perceptual: a further distance between sketches and photographs (`config.perceptual_weight`): takes two
+                (n, 3, S, S) in 0..1 and returns n numbers, differentiable. LPIPS of the package `lpips`, say:
+                `lambda sketch, photo: lpips_model(sketch, photo, normalize=True)`.
             pad: make pictures square with white, instead of squashing them as the authors do.
             seeds: of each picture's sketches.
             num_strokes, num_steps: instead of the configuration's.
@@ -256,7 +266,8 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
                 whatever else is sketched; all on a GPU.
 
         Raises:
-            ValueError: no picture, masks or maps that do not fit, numbers out of range, equal seeds.
+            ValueError: no picture, masks, maps or texts that do not fit, numbers out of range, equal seeds, more
+                stages than strokes.
         """
         config, seeds = self.config, checked_seeds(seeds)
         count = checked_count("num_strokes", config.num_strokes if num_strokes is None else num_strokes)
@@ -264,15 +275,21 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         maps = _maps_of(saliency)
         if maps is not None and len(maps) != len(pictures):
             raise ValueError(f"saliency: {len(maps)} maps, expected one for each of {len(pictures)} pictures")
+        if config.num_stages > count:
+            raise ValueError(f"num_stages: {config.num_stages}, expected at most num_strokes, {count}")
+        if perceptual is not None and not callable(perceptual):
+            raise ValueError(f"perceptual: {type(perceptual).__name__}, expected a callable")
+        wanted = self._text_features(texts, tokenizer, len(pictures))
+        steps = config.num_steps if num_steps is None else num_steps
         samples = []
         for number, pixels in enumerate(pictures):
             chances = self.start_probabilities(pixels, None if maps is None else maps[number])
-            target = self._target(pixels)
+            target = self._target(pixels, None if wanted is None else wanted[number])
             for seed in seeds:
-                samples.append(self._sample(seed, count, chances, target))
-        steps = config.num_steps if num_steps is None else num_steps
+                samples.append(self._sample(seed, count, chances, target, steps))
         at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
-        return SynthesisLoop(SketchTask(self), samples, steps, at_once, config.evaluate_every, True, config.min_delta)
+        task, least = SketchTask(self, perceptual), config.min_delta if config.num_stages == 1 else None
+        return SynthesisLoop(task, samples, steps, at_once, config.evaluate_every, True, least)
 
     def results(self, loop: SynthesisLoop) -> list[SynthesizedDrawing]:
         """The best sketch so far of each sample, with its cosine to the photograph."""
@@ -280,29 +297,51 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         found = drawings_of(loop, self.config.canvas)
         with torch.no_grad():
             for result, sample in zip(found, samples, strict=True):
+                strokes = len(result.drawing)
+                begun = strokes_begun(strokes, self.config.num_stages, loop.step, loop.num_steps)
+                if begun < strokes:  # it was ended before the last stage
+                    result.drawing = result.drawing.first(begun)
                 features = self.embed_images(loop.task.images([sample]))
                 result.similarity = float(F.cosine_similarity(features, sample.goal.features)[0])
         return found
 
-    def _target(self, pixels: torch.Tensor) -> Target:
+    def _text_features(self, texts, tokenizer, pictures: int) -> torch.Tensor | None:
+        if texts is None:
+            return None
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if len(texts) != pictures or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(
+                f"texts: {str(texts)[:60]}, expected one that is not empty for each of {pictures} pictures"
+            )
+        return self.encode_prompts(texts, tokenizer, "texts")
+
+    def _target(self, pixels: torch.Tensor, text: torch.Tensor | None = None) -> Target:
         on_canvas = picture_tensor(pixels, self.config.canvas).to(self.device)
         layers, features, _ = self.image_layers(self.as_guide_sees(on_canvas[None]))
-        return Target(on_canvas, layers, features)
+        return Target(on_canvas, layers, features, text)
 
-    def _sample(self, seed: int, count: int, chances: torch.Tensor, target: Target) -> SynthesisSample:
+    def _sample(self, seed: int, count: int, chances: torch.Tensor, target: Target, num_steps: int) -> SynthesisSample:
         config, device = self.config, self.device
         generator = torch.Generator().manual_seed(seed)
         starts = drawn_starts(chances, count, generator)
         points = random_walks(starts, 3 * config.num_segments, _REACH, config.canvas, generator)
         colors = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(count, 1)
+        if config.optimize_colors:  # they begin as the picture's
+            columns, rows = (starts * config.canvas).long().clamp_max(config.canvas - 1).unbind(1)
+            colors[:, :3] = target.pixels[:, rows, columns].T.cpu()
+        colors[strokes_begun(count, config.num_stages, 0, num_steps) :, 3] = 0
         fixed = {
             "radii": torch.full((count,), config.stroke_radius * config.unit),
             "num_segments": torch.full((count,), config.num_segments),
         }
         tensors = {"points": points}
         changes_colors = config.optimize_opacity or config.optimize_colors
-        (tensors if changes_colors else fixed)["colors"] = colors
-        tensors = {name: tensor.to(device).requires_grad_() for name, tensor in tensors.items()}
+        # With stages, the opacity changes between them: it belongs to the state that is kept and shown.
+        (tensors if changes_colors or config.num_stages > 1 else fixed)["colors"] = colors
+        tensors = {
+            name: tensor.to(device).requires_grad_(name == "points" or changes_colors)
+            for name, tensor in tensors.items()
+        }
         groups = [{"params": [tensors["points"]], "lr": config.points_lr * config.unit}]
         if changes_colors:
             groups.append({"params": [tensors["colors"]], "lr": config.colors_lr})
@@ -313,11 +352,26 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
 class SketchTask:
     """What [`CLIPassoForImageSynthesis`] says to a `SynthesisLoop`."""
 
-    def __init__(self, model: CLIPassoForImageSynthesis):
-        self.model, self.config = model, model.config
+    def __init__(self, model: CLIPassoForImageSynthesis, perceptual: Callable | None = None):
+        self.model, self.config, self.perceptual = model, model.config, perceptual
 
     def images(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
         return render_samples(samples, self.config.canvas)
+
+    def _total(self, samples, terms, features, views, target_views) -> torch.Tensor:
+        """(n,) sums of the terms, with those of texts and of `perceptual`: (n, V, D) embeddings, (n, V, 3, S, S)."""
+        terms = list(terms.values())
+        if samples[0].goal.text is not None:
+            texts = torch.stack([sample.goal.text for sample in samples])
+            terms.append(text_loss(features, texts, self.config.text_weight))
+        if self.perceptual is not None:
+            terms.append(perceptual_loss(self.perceptual, views, target_views, self.config.perceptual_weight))
+        return torch.stack(terms).sum(0)
+
+    def _as_views(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, H, W) -> (n, 1, 3, S, S)."""
+        size = self.config.guide_size
+        return F.interpolate(images, (size, size), mode="bilinear", antialias=True)[:, None]
 
     def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
         """Of the plain pair and of pairs that share a perspective and a crop each. The plain photograph's features are
@@ -325,7 +379,7 @@ class SketchTask:
         model, count, size = self.model, self.config.num_augmentations, self.config.guide_size
         sketches = self.images(samples)
         targets = torch.stack([sample.goal.pixels for sample in samples])
-        views = F.interpolate(sketches, (size, size), mode="bilinear", antialias=True)[:, None]
+        views, target_views = self._as_views(sketches), self._as_views(targets)
         layers = [torch.stack(parts) for parts in zip(*(sample.goal.layers for sample in samples), strict=True)]
         features = torch.stack([sample.goal.features for sample in samples])
         if count:
@@ -335,6 +389,7 @@ class SketchTask:
                 fill=0.0, scale=(_CROP, _CROP), ratio=(1.0, 1.0),
             )  # fmt: skip
             views = torch.cat([views, pairs[:, :, :3]], 1)
+            target_views = torch.cat([target_views, pairs[:, :, 3:]], 1)
             with torch.no_grad():
                 pixels = model.as_guide_sees(pairs[:, :, 3:].detach().flatten(0, 1))
                 found, embeds, _ = model.image_layers(pixels)
@@ -347,24 +402,37 @@ class SketchTask:
         terms = model._terms(
             sketch_layers, sketch_features, [one.flatten(0, 1) for one in layers], features.flatten(0, 1), count + 1
         )
-        return torch.stack(list(terms.values())).sum(0)
+        return self._total(samples, terms, sketch_features.unflatten(0, (-1, count + 1)), views, target_views)
 
     def evaluate(self, samples: Sequence[SynthesisSample]) -> torch.Tensor:
-        model = self.model
-        layers, features, _ = model.image_layers(model.as_guide_sees(self.images(samples)))
+        model, sketches = self.model, self.images(samples)
+        layers, features, _ = model.image_layers(model.as_guide_sees(sketches))
         targets = [torch.cat(parts) for parts in zip(*(sample.goal.layers for sample in samples), strict=True)]
         target_features = torch.cat([sample.goal.features for sample in samples])
-        return torch.stack(list(model._terms(layers, features, targets, target_features, 1).values())).sum(0)
+        terms = model._terms(layers, features, targets, target_features, 1)
+        pictures = torch.stack([sample.goal.pixels for sample in samples])
+        return self._total(samples, terms, features[:, None], self._as_views(sketches), self._as_views(pictures))
 
     def after_step(self, sample: SynthesisSample, step: int, num_steps: int) -> None:
         colors = sample.tensors.get("colors")
         if colors is None:
             return
+        config = self.config
         colors.clamp_(0, 1)
-        if not self.config.optimize_colors:
+        if not config.optimize_colors:
             colors[:, :3] = 0
-        if not self.config.optimize_opacity:
-            colors[:, 3] = 1
+        before, begun = (
+            strokes_begun(len(colors), config.num_stages, number, num_steps) for number in (step, step + 1)
+        )
+        if not config.optimize_opacity:
+            colors[:begun, 3] = 1
+        colors[before:begun, 3] = 1
+        colors[begun:, 3] = 0
+        if begun > before:
+            # A stage begins: another optimiser, and what was best had fewer strokes.
+            sample.optimizer.state.clear()
+            sample.best = {name: tensor.detach().clone() for name, tensor in sample.tensors.items()}
+            sample.best_value = float(self.evaluate([sample])[0])
 
 
 # ---- what comes in
@@ -396,8 +464,13 @@ def prepared_pictures(images, masks=None, pad: bool = False) -> list[torch.Tenso
 
 
 def _masked(pixels: torch.Tensor, mask, number: int) -> torch.Tensor:
+    if isinstance(mask, dict) and "mask" in mask:  # of an `image-segmentation` pipeline
+        mask = mask["mask"]
     if not isinstance(mask, torch.Tensor):
-        mask = torch.from_numpy(np.array(mask))
+        array = np.array(mask)
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"masks[{number}]: got {type(mask).__name__}, expected [H, W]")
+        mask = torch.from_numpy(array)
     if mask.dim() != 2:
         raise ValueError(f"masks[{number}]: got {list(mask.shape)}, expected [H, W]")
     if not mask.numel():

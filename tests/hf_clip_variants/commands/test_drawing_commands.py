@@ -92,8 +92,13 @@ def test_photos_in_sketches_out(guide, run):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [(row["name"], row["strokes"]) for row in rows] == [("disc-4", 4), ("disc-2", 2)]
     assert open("out/disc-2.svg").read().count("<path") == 2 and 'class="photo"' in open("out/index.html").read()
-    code, out, _ = run("sketch", "disc.png", *options, "--color", "--squash", "--out", "colours")
+    more = ("--colour", "--squash", "--stages", 2, "--text", "a {disc}")
+    code, out, _ = run("sketch", "disc.png", *options, *more, "--out", "colours")
     assert code == 0 and json.loads(out.splitlines()[0])["loss"] != rows[0]["loss"]
+    settings = json.loads(open("colours/results.json").read())["settings"]
+    assert settings["color"] and settings["stages"] == 2 and settings["text"] == ["a {disc}"]
+    colors = StrokeDrawing.load("colours/disc-2.safetensors").colors
+    assert (colors[:, 3] == 1).all() and (colors[:, :3] > 0).any()
 
 
 def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
@@ -121,6 +126,9 @@ def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
         (("sketch", "disc.png", "--strokes", "0"), "--strokes"),
         (("sketch", "disc.png", "--strokes", "4,4"), "--strokes"),
         (("sketch", "disc.png", "--mask", "mask.png", "--mask", "mask.png"), "--mask: 2 masks"),
+        (("sketch", "disc.png", "--text", "a", "--text", "b"), "--text: 2 texts"),
+        (("sketch", "disc.png", "--text", " "), "--text: empty"),
+        (("sketch", "disc.png", "--strokes", "4,2", "--stages", 3), "--stages: 3, want at most as many"),
     ],
 )
 def test_what_is_wrong_is_named(arguments, said, guide, run):

@@ -1,5 +1,6 @@
 """CLIPasso: where strokes begin, what the loss does, best of seeds, masks, odd pictures."""
 
+import numpy as np
 import pytest
 import torch
 from drawing_runs import sketch_model
@@ -121,6 +122,22 @@ def test_masks_make_the_rest_white_and_pictures_of_any_kind_are_taken(tmp_path):
         sketch_model().generate([picture, picture], saliency=torch.rand(9, 9), num_steps=1)
 
 
+def test_masks_are_taken_as_pipelines_give_them():
+    picture = disc()
+    half = np.zeros((48, 48), dtype=bool)
+    half[:24] = True
+    wanted = prepared_pictures(picture, torch.from_numpy(half))[0]
+    segmentation = [{"score": None, "label": "disc", "mask": Image.fromarray(half.astype("uint8") * 255)}]
+    generation = {"masks": [half, ~half], "scores": torch.tensor([0.9, 0.8])}
+    for mask in (segmentation[0], segmentation[0]["mask"], generation["masks"][0], torch.from_numpy(half).float()):
+        assert torch.equal(prepared_pictures(picture, mask)[0], wanted)
+    both = prepared_pictures([picture, picture], generation["masks"])
+    assert torch.equal(both[0], wanted) and (both[1][:, :24] == 1).all()
+    for wrong in (segmentation, generation, half[None], "mask.png", float("nan") * np.ones((48, 48))):
+        with pytest.raises(ValueError, match="masks"):
+            prepared_pictures(picture, wrong)
+
+
 def test_opacity_and_colours_change_only_if_they_are_asked_for():
     for options, changed in (
         ({}, (False, False)),
@@ -133,6 +150,88 @@ def test_opacity_and_colours_change_only_if_they_are_asked_for():
         assert bool((drawing.colors[:, :3] != 0).any()) == changed[0]
         assert bool((drawing.colors[:, 3] != 1).any()) == changed[1]
         assert drawing.colors.min() >= 0 and drawing.colors.max() <= 1
+
+
+def test_strokes_are_added_in_stages():
+    model = sketch_model(num_stages=3, min_delta=1e3, evaluate_every=2)
+    seen = []
+
+    def look(loop):
+        seen.append((loop.samples[0].tensors["colors"][:, 3] > 0).tolist())
+
+    found = model.generate(disc(), seeds=0, num_strokes=5, num_steps=6, callback=look)[0]
+    assert [sum(row) for row in seen] == [2, 4, 4, 5, 5, 5] and all(row == sorted(row)[::-1] for row in seen)
+    # Best is the best with all strokes, and no stage ends early.
+    last = [value for step, value in found.evaluations if step > 4]
+    assert len(found.losses) == 6 and len(found.drawing) == 5 and found.loss <= min(last)
+    assert (found.drawing.colors == torch.tensor([0.0, 0.0, 0.0, 1.0])).all()
+    stopped = model.generate(disc(), seeds=0, num_strokes=5, num_steps=6, callback=lambda loop: loop.step < 2)[0]
+    assert len(stopped.drawing) == 4 and stopped.loss < float("inf")
+    # Of strokes that are not there yet, no point moves.
+    with model.frozen():
+        loop = model.make_loop(disc(), seeds=0, num_strokes=5, num_steps=6)
+        start = loop.samples[0].tensors["points"].detach().clone()
+        loop.advance()
+    moved = (loop.samples[0].tensors["points"] != start).flatten(1).any(1).tolist()
+    assert moved == [True, True, False, False, False]
+    with pytest.raises(ValueError, match="num_stages: 3, expected at most num_strokes, 2"):
+        model.generate(disc(), num_strokes=2, num_steps=1)
+
+
+def test_a_run_with_stages_goes_on_as_it_would_have():
+    model = sketch_model(num_stages=2, optimize_opacity=True)
+    with model.frozen():
+        whole, first, second = (model.make_loop(disc(), seeds=1, num_steps=6) for _ in range(3))
+        whole.run()
+        first.run(lambda loop: loop.step < 3)
+        second.load_state_dict(first.state_dict())
+        second.run()
+    for name in ("points", "colors"):
+        assert torch.equal(whole.samples[0].tensors[name], second.samples[0].tensors[name])
+
+
+def test_colours_begin_as_the_picture_s():
+    model = sketch_model(optimize_colors=True, use_edges=False)
+    found = model.generate(torch.tensor([0.2, 0.5, 0.9])[:, None, None].expand(3, 30, 40), seeds=0, num_steps=0)[0]
+    assert torch.allclose(found.drawing.colors, torch.tensor([0.2, 0.5, 0.9, 1.0]), atol=1e-3)
+
+
+def test_texts_pull_sketches_towards_them():
+    model, tokenizer = sketch_model(text_weight=100.0, points_lr=5.0, min_delta=0.0), tiny_tokenizer()
+    options = {"seeds": 0, "num_steps": 8}
+    with torch.no_grad():
+        wanted = model.encode_prompts(["a cat"], tokenizer)
+
+    def nearness(found):
+        with torch.no_grad():
+            features = model.embed_images(found[0].drawing.render()[None])
+        return float(torch.cosine_similarity(features, wanted))
+
+    told = model.generate(disc(), texts="a cat", tokenizer=tokenizer, **options)
+    untold = model.generate(disc(), **options)
+    assert nearness(told) > nearness(untold) + 0.01
+    with pytest.raises(ValueError, match="texts: .*expected one that is not empty for each of 1 pictures"):
+        model.generate(disc(), texts=["a", "b"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="tokenizer: None"):
+        model.generate(disc(), texts="a cat")
+
+
+def test_any_distance_between_pictures_may_be_added():
+    weights = {"layer_weights": [0.0, 0.0, 0.0], "feature_weight": 0.0, "perceptual_weight": 2.0}
+    model = sketch_model(points_lr=5.0, min_delta=0.0, **weights)
+
+    def squares(sketch, photo):
+        assert sketch.shape == photo.shape == (len(sketch), 3, 24, 24) and 0 <= photo.min() <= photo.max() <= 1
+        return (sketch - photo).square().flatten(1).mean(1)
+
+    found = model.generate(disc(), seeds=0, num_steps=20, perceptual=squares)[0]
+    pixels = torch.nn.functional.interpolate(disc()[None], (24, 24), mode="bicubic", antialias=True).clamp(0, 1)
+    assert found.loss == pytest.approx(2 * float(squares(found.drawing.render()[None], pixels)), rel=1e-4)
+    assert found.loss < found.evaluations[0][1]
+    with pytest.raises(ValueError, match="perceptual: returned \\[\\], expected one number for each of 1 pairs"):
+        model.generate(disc(), seeds=0, num_steps=1, perceptual=lambda a, b: (a - b).square().mean())
+    with pytest.raises(ValueError, match="perceptual: str, expected a callable"):
+        model.generate(disc(), perceptual="lpips")
 
 
 def test_a_sketch_is_the_same_alone_and_among_others():

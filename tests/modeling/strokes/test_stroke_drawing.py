@@ -1,9 +1,12 @@
 """Drawings in files: SVG and safetensors, ours and other people's."""
 
+from xml.etree import ElementTree
+
 import pytest
 import torch
 
 from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
+from hf_clip_variants.modeling.strokes.svg_writing import svg_of
 
 
 def drawing(seed=0, filled=True):
@@ -29,6 +32,16 @@ def test_svg_comes_back_as_it_was():
         torch.testing.assert_close(again.render(), one.render(), rtol=0, atol=1e-5)
         assert again.to_svg() == one.to_svg() and (again.height, again.width) == (28, 31)
     assert 'stroke-width="5"' in drawing().to_svg() and 'stroke-linecap="round"' in drawing().to_svg()
+
+
+def test_svg_is_xml_that_editors_open():
+    one = drawing()
+    root = ElementTree.fromstring(svg_of(one, 'a <cat> & "a dog"'))
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg" and root.get("viewBox") == "0 0 31 28"
+    assert root.find(f"{space}title").text == 'a <cat> & "a dog"'
+    paths = [path.get("d").split() for path in root.findall(f"{space}path")]
+    assert [len(path) for path in paths] == [10, 17, 16] and all(path[3] == "C" for path in paths)
 
 
 def test_safetensors_come_back_bit_for_bit(tmp_path):

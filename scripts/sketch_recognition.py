@@ -1,0 +1,210 @@
+"""Are sketches of stamps and clip art recognised by a CLIP that did not guide them? Beside as many strokes along
+edges, strokes before the first step, and random strokes.
+
+    python scripts/make_debian_data.py --out data           # stamps, clip art
+    python scripts/make_emoji_data.py --out data
+    python scripts/train_sketch_clip.py --data data --out /tmp/rn
+    python scripts/sketch_recognition.py --data data --guide /tmp/rn --judge embedded --out scripts/results/clipasso
+    python scripts/sketch_recognition.py --data data --guide embedded --judge /tmp/rn --out /tmp/other
+
+The judge says which of the twenty names is nearest, and which of the twenty pictures. Settings were chosen with
+`--developed` (ten other pictures, seed 0). What is drawn already is kept: the command goes on after a stop.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from sketch_pictures import DEVELOPED, REPORTED, STAMPS, edge_strokes, load_pictures, random_strokes
+from transformers import AutoModel, AutoTokenizer
+
+from hf_clip_variants import CLIPassoForImageSynthesis
+from hf_clip_variants.data.images.emoji import embedded_model
+from hf_clip_variants.files.json_files import write_json
+from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
+from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing, image_of
+from hf_clip_variants.modeling.synthesis.guided_model import IMAGE_MEAN, IMAGE_STD, picture_tensor
+from hf_clip_variants.modeling.synthesis.stroke_samples import drawing_of
+from hf_clip_variants.synthesis.progress_pictures import sheet
+
+
+COUNTS = (4, 8, 16, 32)
+TEXTS = ("{}", "an emoji of a {}", "a drawing of a {}", "a sketch of a {}")
+TILE = 96
+RANDOM = 5  # drawings of random strokes for each picture
+
+
+class Judge:
+    """Ranks the names and the pictures by nearness to an image, in a dual encoder's space."""
+
+    @torch.no_grad()
+    def __init__(self, folder: str, pictures: dict[str, torch.Tensor]):
+        self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.size = self.model.config.vision_config.image_size
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        features = []
+        for text in TEXTS:
+            tokens = tokenizer([text.replace("{}", name) for name in pictures], padding=True, return_tensors="pt")
+            output = self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
+            features.append(unit_norm(output.pooler_output))
+        self.texts = unit_norm(torch.stack(features).mean(0))
+        self.pictures = self.embed([picture_tensor(pixels, self.size) for pixels in pictures.values()])
+
+    @torch.no_grad()
+    def embed(self, images: list[torch.Tensor]) -> torch.Tensor:
+        mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+        pixels = torch.stack([(image - mean) / std for image in images])
+        return unit_norm(self.model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def ranks(self, images: list[torch.Tensor | StrokeDrawing]) -> dict[str, list[int]]:
+        """Of one image for each picture, in order: 0 if its own name, its own picture, is the nearest."""
+        shown = [
+            image.render(self.size / image.height).detach()
+            if isinstance(image, StrokeDrawing)
+            else picture_tensor(image, self.size)
+            for image in images
+        ]
+        features, found = self.embed(shown), {}
+        for kind, others in (("name", self.texts), ("picture", self.pictures)):
+            scores = features @ others.T
+            found[kind] = (scores > scores.diagonal()[:, None]).sum(1).tolist()
+        return found
+
+
+def with_error(values: list[float]) -> str:
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return f"{numbers.mean():.0f} ± {numbers.std() / len(numbers) ** 0.5:.0f}"
+
+
+def scores(ranks: list[int], names: int) -> tuple[list[float], list[float]]:
+    """Of each image, in per cent: whether it is first; the share of the others that are farther away."""
+    return [100.0 * (rank == 0) for rank in ranks], [100 * (1 - rank / (names - 1)) for rank in ranks]
+
+
+def table(ranks: dict[str, dict[str, list[int]]], counts: list[int], names: int) -> list[str]:
+    lines = [
+        "| | own name first, % | names beaten, % | own picture first, % | pictures beaten, % |",
+        "|---|---|---|---|---|",
+    ]
+    for row, found in ranks.items():
+        cells = [with_error(values) for kind in ("name", "picture") for values in scores(found[kind], names)]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines += ["", "Differences, picture by picture:", "", *lines[:2]]
+    pairs = [(f"sketch, {count} strokes", f"{count} longest edges") for count in counts]
+    pairs += [(f"sketch, {count} strokes", f"{count} strokes before the first step") for count in counts]
+    pairs += [(f"sketch, {b} strokes", f"sketch, {a} strokes") for a, b in zip(counts, counts[1:], strict=False)]
+    if len(counts) > 1:
+        pairs.append((f"sketch, {counts[-1]} strokes", f"sketch, {counts[0]} strokes"))
+    for one, other in pairs:
+        cells = []
+        for kind in ("name", "picture"):
+            for a, b in zip(scores(ranks[one][kind], names), scores(ranks[other][kind], names), strict=True):
+                cells.append(with_error([x - y for x, y in zip(a, b, strict=True)]))
+        lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
+    chance = f"{names} pictures a row, ± standard error. By chance {100 / names:.0f} % are first and 50 % beaten."
+    return [*lines, "", chance, ""]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with stamps.parquet and clipart.parquet")
+    parser.add_argument("--guide", default="embedded", help="folder, or: embedded")
+    parser.add_argument("--judge", help="folder, or: embedded; another model than the guide. Default: sketch only")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--speed", type=float, default=4.0, help="learning rate, times the published one")
+    parser.add_argument("--width", type=float, default=6.0, help="of the lines, on a picture of 224 pixels")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of CLIPasso")
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="strokes")
+    parser.add_argument("--developed", action="store_true", help="the pictures on which settings were chosen")
+    parser.add_argument("--pictures", type=int, help="the first ones only")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.guide == arguments.judge:
+        parser.error("--judge: the guide itself; want another model")
+    folders = {
+        name: str(embedded_model()) if name == "embedded" else name
+        for name in (arguments.guide, arguments.judge)
+        if name
+    }
+    pictures = load_pictures(arguments.data, DEVELOPED if arguments.developed else REPORTED)
+    pictures = dict(list(pictures.items())[: arguments.pictures])
+    counts = [int(word) for word in arguments.counts.split(",")]
+    options = {"points_lr": arguments.speed, "stroke_radius": arguments.width / 2}
+    options |= {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+    model = CLIPassoForImageSynthesis.from_pretrained(folders[arguments.guide], dtype=torch.float32, **options)
+    kept = arguments.out / "drawings"
+    kept.mkdir(parents=True, exist_ok=True)
+    shown = {"the picture itself": list(pictures.values())}
+    canvas, radius, seconds = model.config.canvas, model.config.stroke_radius * model.config.unit, []
+    drawn = {}
+    for name, pixels in pictures.items():
+        saliency = model.saliency_map(pixels)
+        for count in counts:
+            file = kept / f"{name.replace(' ', '-')}-{count}.safetensors"
+            with model.frozen():
+                loop = model.make_loop(
+                    pixels, saliency=saliency, seeds=arguments.seed, num_strokes=count, num_steps=arguments.steps
+                )
+                start = drawing_of(loop.samples[0], canvas)
+                if not file.is_file():
+                    begun = time.process_time()
+                    loop.run()
+                    model.results(loop)[0].drawing.save(file)
+                    seconds.append(round(time.process_time() - begun, 1))
+                    print(f"{name}, {count} strokes: {seconds[-1]} s", flush=True)
+            drawn[name, count] = start, StrokeDrawing.load(file)
+    if arguments.judge is None:
+        return
+    for count in counts:
+        starts, sketches = ([drawn[name, count][place] for name in pictures] for place in (0, 1))
+        shown[f"{count} random strokes"] = [
+            random_strokes(count, canvas, radius, arguments.seed + n) for n in range(len(pictures))
+        ]
+        shown[f"{count} strokes before the first step"] = starts
+        shown[f"{count} longest edges"] = [edge_strokes(pixels, count, canvas, radius) for pixels in pictures.values()]
+        shown[f"sketch, {count} strokes"] = sketches
+    order = ["the picture itself"]
+    for kind in ("{} random strokes", "{} strokes before the first step", "{} longest edges", "sketch, {} strokes"):
+        order += [kind.replace("{}", str(count)) for count in counts]
+    judges = {
+        which: Judge(folders[name], pictures)
+        for which, name in (("judge", arguments.judge), ("guide", arguments.guide))
+    }
+    ranks = {which: {row: judge.ranks(shown[row]) for row in order} for which, judge in judges.items()}
+    about = (
+        f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seed {arguments.seed}."
+    )
+    lines = [about, "", "**The judge**, which did not guide:", "", *table(ranks["judge"], counts, len(pictures))]
+    lines += [
+        "**The guide**, against which sketches were optimised:",
+        "",
+        *table(ranks["guide"], counts, len(pictures)),
+    ]
+    (arguments.out / "table.md").write_text("\n".join(lines), encoding="utf-8")
+    before = arguments.out / "results.json"
+    if not seconds and before.is_file():
+        seconds = json.loads(before.read_text(encoding="utf-8"))["processor seconds of each sketch"]
+    write_json(before, {"names": list(pictures), "ranks": ranks, "processor seconds of each sketch": seconds})
+    rows, free = [], []
+    for number, (name, pixels) in enumerate(pictures.items()):
+        drawn = [
+            shown[f"{kind}{count}{more}"][number]
+            for kind, more in (("sketch, ", " strokes"), ("", " longest edges"))
+            for count in counts
+        ]
+        tiles = [image_of(pixels).resize((TILE, TILE)), *(one.to_image(TILE / one.height) for one in drawn)]
+        rows.append(tiles)
+        if name not in STAMPS:  # stamps are GPL: they are not passed on
+            free.append(tiles)
+    sheet(free, 4).quantize(64).save(arguments.out / "sheet.png")
+    sheet(rows, 4).quantize(64).save(kept / "all.png")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
