@@ -23,7 +23,7 @@ from ..synthesis.stroke_samples import (
     random_walks,
     render_samples,
 )
-from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
+from ..synthesis.synthesis_loop import LARGEST_STEPS, SynthesisLoop, SynthesisSample, check_count, checked_seeds
 from ..synthesis.view_augmentation import augmented_views
 from .configuration_clipasso import CLIPassoConfig
 from .losses_clipasso import perceptual_loss, perceptual_losses, strokes_begun, text_loss
@@ -281,6 +281,7 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
             raise ValueError(f"perceptual: {type(perceptual).__name__}, expected a callable")
         wanted = self._text_features(texts, tokenizer, len(pictures))
         steps = config.num_steps if num_steps is None else num_steps
+        check_count("num_steps", steps, 0, LARGEST_STEPS)
         samples = []
         for number, pixels in enumerate(pictures):
             chances = self.start_probabilities(pixels, None if maps is None else maps[number])

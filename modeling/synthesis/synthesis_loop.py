@@ -84,6 +84,12 @@ class SynthesisSample:
         self.stopped = state["stopped"]
 
 
+def check_count(name: str, value: object, low: int, high: int) -> None:
+    """ValueError unless an argument is a whole number in low..high."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name}: {value!r}, expected a whole number in {low}..{high}")
+
+
 class SynthesisTask(Protocol):
     """What a method says to the loop. `step` counts from 0; `num_steps` is the loop's."""
 
@@ -128,14 +134,10 @@ class SynthesisLoop:
         keep_best: bool = False,
         min_delta: float | None = None,
     ):
-        for name, value, low, high in (
-            ("num_steps", num_steps, 0, LARGEST_STEPS),
-            ("samples_at_once", samples_at_once, 1, LARGEST_SAMPLES),
-            ("evaluate_every", evaluate_every, 1, LARGEST_STEPS),
-            ("samples", len(samples), 1, LARGEST_SAMPLES),
-        ):
-            if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"{name}: {value!r}, expected a whole number in {low}..{high}")
+        check_count("num_steps", num_steps, 0, LARGEST_STEPS)
+        check_count("samples_at_once", samples_at_once, 1, LARGEST_SAMPLES)
+        check_count("evaluate_every", evaluate_every, 1, LARGEST_STEPS)
+        check_count("samples", len(samples), 1, LARGEST_SAMPLES)
         self.task, self.samples, self.num_steps = task, list(samples), num_steps
         self.samples_at_once, self.evaluate_every = samples_at_once, evaluate_every
         self.keep_best, self.min_delta = keep_best, min_delta
@@ -242,4 +244,4 @@ def checked_seeds(seeds: int | Sequence[int], what: str = "seeds") -> list[int]:
     return found
 
 
-__all__ = ["SynthesisLoop", "SynthesisSample", "SynthesisTask", "checked_seeds"]
+__all__ = ["LARGEST_STEPS", "SynthesisLoop", "SynthesisSample", "SynthesisTask", "check_count", "checked_seeds"]
