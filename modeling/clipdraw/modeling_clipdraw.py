@@ -281,6 +281,8 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
         return self._sample_with(seed, generator, points, radii, colors, segments)
 
     def _sample_of(self, seed: int, start: StrokeDrawing) -> SynthesisSample:
+        if not isinstance(start, StrokeDrawing):
+            raise ValueError(f"start: got {type(start).__name__}, expected a StrokeDrawing")
         if start.filled is not None and start.filled.any():
             raise ValueError("start: it has filled areas, expected lines only")
         scaled = start.scaled(self.config.canvas / max(start.height, start.width))

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from ..loading_and_saving.optional_modules import needed_module
@@ -41,15 +41,23 @@ def resolve_templates(
         if class_names is None:
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
         return resolve_class_prompts(templates, class_names)
-    if isinstance(templates, bytes) or not isinstance(templates, Iterable):
-        raise ValueError(f"templates: {templates!r} is a {type(templates).__name__}, expected a string or a list")
-    templates = [with_slot(template) for template in templates]
+    templates = [with_slot(template) for template in _listed(templates, "templates", "a string or a list")]
     if not templates:
         raise ValueError("templates is empty")
     duplicates = sorted({t for t in templates if templates.count(t) > 1})
     if duplicates:
         raise ValueError(f"templates: {duplicates[0]!r} is given more than once")
     return templates
+
+
+def _listed(values: object, what: str, wanted: str) -> list:
+    """ValueError for what is no list, nor anything that can be one: a number, bytes, a tensor without dimensions."""
+    try:
+        if not isinstance(values, bytes):
+            return list(values)
+    except TypeError:
+        pass
+    raise ValueError(f"{what}: got {type(values).__name__}, expected {wanted}")
 
 
 SLOTS = ("{}", "{c}", "{classname}")  # CLIP_benchmark writes the second
@@ -193,9 +201,7 @@ def resolve_class_names(
             raise ValueError(f"{argument}: keys must be 0..{len(labels) - 1}, got {list(class_names)[:5]}")
         class_names = [by_label[label] for label in labels]
     refuse_set(class_names, argument)
-    if not isinstance(class_names, Iterable):
-        raise ValueError(f"{argument}: got {type(class_names).__name__}, expected a list of names")
-    class_names = list(class_names)
+    class_names = _listed(class_names, argument, "a list of names")
     if not class_names:
         raise ValueError(f"{argument} is empty")
     seen: dict[str, int] = {}
@@ -339,9 +345,7 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
     """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{what}: got the single string {texts!r}, expected a list of strings")
-    if not isinstance(texts, Iterable):
-        raise ValueError(f"{what}: got {type(texts).__name__}, expected a list of strings")
-    texts = list(texts)
+    texts = _listed(texts, what, "a list of strings")
     if not texts:
         raise ValueError(f"{what} is empty")
     clean_text = needed_module(".text_cleaning", __package__, "clean").clean_text if clean else str

@@ -132,7 +132,7 @@ class FNDCLIPProcessor(CheckedParts):
         if several and not all(there) and options.get("return_tensors") not in (None, "pt"):
             raise ValueError("return_tensors: posts without an image need 'pt' or None")
         found = self.image_processor(shown, **options)["pixel_values"]
-        if count is not None and len(found) != sum(there):
+        if count is not None and len(found) + there.count(False) != count:
             raise ValueError(f"images: {len(found)} for {count} texts, expected one for each, or None")
         if not all(there):
             of_images = iter(found)

@@ -325,6 +325,8 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         if not is_tensor or features.dim() != 3 or list(features.shape[1:]) != wanted or not len(features):
             got = list(features.shape) if is_tensor else type(features).__name__
             raise ValueError(f"view_features: got {got}, expected [clouds, {wanted[0]}, {wanted[1]}]")
+        if not features.is_floating_point():
+            raise ValueError(f"view_features: got {features.dtype}, expected floats")
 
     def point_text_logits(
         self, points: torch.FloatTensor, text_features: torch.Tensor, points_mask: torch.Tensor | None = None

@@ -160,7 +160,7 @@ def folders(rng: random.Random, folder: Path) -> Attack:
         index = build_index(source, _encoder(), out)
         anew = build_index(source, _encoder(), folder / "anew", **options)
         ours, expected = index.dataset.to_dict(), anew.dataset.to_dict()
-        both = (np.array(one.pop("features")) for one in (ours, expected))  # in other batches, last bits differ
+        both = [np.array(one.pop("features")) for one in (ours, expected)]  # in other batches, last bits differ
         if ours != expected or index.unreadable != anew.unreadable or not np.allclose(*both, atol=1e-3):
             return f"{WRONG}an update is not what a new index is"
         return _checked(index, source)

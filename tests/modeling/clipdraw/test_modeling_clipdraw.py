@@ -77,6 +77,8 @@ def test_a_drawing_can_be_gone_on_from(tmp_path):
     start = StrokeDrawing.load(tmp_path / "a.svg")
     again = model.generate("a dog", tokenizer, num_steps=2, start=start)[0].drawing
     assert len(again) == len(first) and not torch.equal(again.points, first.points)
+    with pytest.raises(ValueError, match="start: got str, expected a StrokeDrawing"):
+        model.generate("a dog", tokenizer, start="a.svg", num_steps=1)
     start.filled = torch.ones(len(start), dtype=torch.bool)
     with pytest.raises(ValueError, match="start: it has filled areas"):
         model.generate("a dog", tokenizer, start=start, num_steps=1)

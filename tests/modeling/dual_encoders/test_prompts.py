@@ -4,6 +4,7 @@ import time
 import warnings
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_tokenizer
@@ -53,6 +54,9 @@ def test_every_named_set_is_valid(name):
         ([], "templates is empty"),
         (["a {}", "a {}"], "given more than once"),
         ([3], "is a int, expected a string"),
+        (3, "templates: got int, expected a string or a list"),
+        (b"{}", "templates: got bytes, expected a string or a list"),
+        (torch.tensor(3), "templates: got Tensor, expected a string or a list"),
         (["{} {x}"], "has braces other than {}"),
         ("fotos", "neither a named set"),
     ],

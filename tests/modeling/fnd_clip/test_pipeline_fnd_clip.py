@@ -113,6 +113,7 @@ def test_the_processor_cuts_and_refuses():
         ({"text": ["a"], "clip_text": [""]}, "clip_text\\[0\\]"),
         ({"text": ["a"], "clip_text": ["b", "c"]}, "clip_text: 2 for 1 texts"),
         ({"text": ["a"], "images": [RED, RED]}, "images: 2 for 1 texts, expected one for each, or None"),
+        ({"text": ["a", "b"], "images": RED}, "images: 1 for 2 texts, expected one for each, or None"),
         ({"text": ["a", "b"], "images": [None, None]}, "images: none in any of 2 posts"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -307,6 +307,7 @@ def test_the_loss_smooths_labels_as_published():
         ({"points": clouds(2), "labels": torch.tensor([0, 9])}, r"labels\[1\] is 9"),
         ({}, "points, view_features: give exactly one"),
         ({"view_features": torch.zeros(2, 9, 24)}, r"view_features: got \[2, 9, 24\], expected \[clouds, 10, 24\]"),
+        ({"view_features": torch.zeros(2, 10, 24, dtype=torch.long)}, "view_features: got torch.int64"),
     ],
 )
 def test_wrong_inputs_are_said(given, message):
