@@ -12,7 +12,6 @@ import functools
 import io
 import itertools
 import json
-import logging
 import math
 import os
 import random
@@ -471,7 +470,6 @@ ATTACKS = (
 
 def cases(seed: int, folder: Path) -> Iterator[Case]:
     """For ever, every attack in turn."""
-    logging.getLogger("hf_clip_variants").setLevel(logging.ERROR)
     rng = random.Random(f"{KIND} {seed}")
     for count in itertools.count():
         attack = ATTACKS[count % len(ATTACKS)]
