@@ -103,7 +103,8 @@ def _work(kind: str, seed: int, folder: Path, first: int, pipe: int) -> None:
     def say(*what: object) -> None:
         os.write(pipe, json.dumps(what).encode() + b"\n")
 
-    room = _memory("self", "VmSize") + _ROOM
+    room, (_, most) = _memory("self", "VmSize") + _ROOM, resource.getrlimit(resource.RLIMIT_AS)
+    room = room if most == resource.RLIM_INFINITY else min(room, most)  # `ulimit -v` may have set one
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -365,6 +366,9 @@ def main(arguments: list[str] | None = None) -> int:
         campaign = Campaign(kinds)
         campaign.run(options.minutes, options.seed, options.workers)
         page, bad = campaign.table() + campaign.listing(), campaign.bad
+        if untried := [kind for kind in kinds if not campaign.counts[kind].total()]:
+            print(f"no case of {', '.join(untried)} was tried; want more --minutes", file=sys.stderr)
+            bad = [*bad, *untried]
     page = heading(command) + page
     print(page)
     if options.out:

@@ -4,6 +4,7 @@ notices what differs after a kill.
 
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -77,6 +78,22 @@ def test_each_outcome_is_counted_and_the_others_go_on(fake):
     assert table[0] == f"| input | cases | {' | '.join(OUTCOMES)} |"
     assert table[2].startswith("| fake |") and table[-1].startswith("| all |")
     assert "`fake:7:wrong 7`: `wrong: four`" in campaign.listing()
+
+
+def test_cases_run_where_memory_is_limited_already(fake):
+    """As by `ulimit -v`: the limit of the campaign may not be above it."""
+    pid = os.fork()
+    if pid == 0:
+        tried = 0
+        try:
+            most = fake._memory("self", "VmSize") + (fake._ROOM >> 1)
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            campaign = fake.Campaign(["fake"])
+            campaign.run(0.05, seed=7)
+            tried = campaign.counts["fake"].total()
+        finally:
+            os._exit(0 if tried else 1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_finding_is_repeated(fake, capsys):
