@@ -109,8 +109,8 @@ def _read_h5(path: str) -> np.ndarray:
             if file[key].size > 3 * MAX_POINTS:
                 raise ValueError(f"{file[key].shape} numbers, expected at most {MAX_POINTS} points")
             return file[key][()]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be read as .h5 ({error})") from error
+    except Exception as error:  # h5py raises OverflowError and others for damaged numbers
+        raise ValueError(f"{path}: cannot be read as .h5 ({type(error).__name__}: {error})") from error
 
 
 def _read_mesh(path: str, suffix: str) -> Shape:
