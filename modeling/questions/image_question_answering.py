@@ -56,6 +56,8 @@ class ImageQuestionAnsweringPipeline(Pipeline):
             return super().__call__(image, **kwargs)
         if not isinstance(image, list):
             return super().__call__({"image": image, "question": question}, **kwargs)
+        if not isinstance(question, str | list | tuple):
+            raise ValueError(f"question: got {type(question).__name__}, expected a text or a list of them")
         questions = [question] * len(image) if isinstance(question, str) else list(question)
         if len(questions) != len(image):
             raise ValueError(f"question: {len(questions)} for {len(image)} images, expected one for each")

@@ -152,6 +152,7 @@ def test_the_pipeline_answers_from_a_saved_folder(tmp_path):
         ((images[0], "  "), "question: got '  ', expected a text"),
         ((None, "a ?"), "image: missing for the question 'a"),
         ((images, ["a"]), "question: 1 for 2 images"),
+        ((images, 3), "question: got int, expected a text or a list"),
         (({"image": 7, "question": "a ?"},), "image: got int for 'a"),
     ):
         with pytest.raises(ValueError, match=message):
