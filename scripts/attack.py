@@ -373,6 +373,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not any(campaign.counts.values()):
             raise SystemExit("no case ended: the processes that run them die, or --minutes is too short")
         page, bad = campaign.table() + campaign.listing(), campaign.bad
+        if untried := [kind for kind in kinds if not campaign.counts[kind].total()]:
+            print(f"no case of {', '.join(untried)} was tried; want more --minutes", file=sys.stderr)
+            bad = [*bad, *untried]
     page = heading(command) + page
     print(page)
     if options.out:

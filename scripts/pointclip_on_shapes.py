@@ -2,6 +2,7 @@
 PointCLIP on furniture, household things, plants and vehicles: zero-shot, few-shot, damaged clouds, names.
 
     python scripts/pointclip_on_shapes.py shapes.parquet scripts/results/pointclip
+    python scripts/pointclip_on_shapes.py shapes.parquet scripts/results/pointclip --meshes shapes_meshes.parquet
 
 `shapes.parquet` has columns `points` (N, 3), with +y up and in the unit sphere, `class`, `split` (train or test) and
 names in several languages. The model is the embedded CLIP, or `--clip`. All settings are the published ones: nothing
@@ -13,6 +14,7 @@ one augmented copy of each object beside the plain one.
 import argparse
 import collections
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +23,17 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModel, AutoProcessor
 
-from hf_clip_variants import PointCLIPModel, PointTextProcessor, embedded_model
+from hf_clip_variants import PointCLIPModel, PointCloudProcessor, PointTextProcessor, embedded_model
 from hf_clip_variants.adapters import InterViewAdapterConfig
 from hf_clip_variants.adapters.inter_view_adapter.few_shot import optimizers, published_recipe
 from hf_clip_variants.annotations.point_pictures import draw_depth_maps, draw_parts
 from hf_clip_variants.modeling.pointclip.views_pointclip import SEARCHED_ON_TEST_LABELS
-from hf_clip_variants.modeling.points.point_sampling import augment_points
+from hf_clip_variants.modeling.points.point_sampling import augment_points, in_unit_sphere
 from hf_clip_variants.modeling.video.class_texts import class_features
 
 
 SHOTS = (1, 2, 4)
+MESH_POINTS = 192  # of a mesh and of each cloud that it is compared with
 TEMPLATES = {
     "depth map": "point cloud depth map of a {}.",
     "big": "point cloud of a big {}.",
@@ -143,6 +146,24 @@ def damaged(clouds: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
     return np.stack(found)
 
 
+def read_meshes(path: Path, table: pd.DataFrame) -> dict:
+    """Files of `path` (columns `id`, `class`, `format`, `mesh`) through the processor, and for how many of them the
+    nearest of all clouds of `table`, by the mean distance of nearest points, is that of the same shape, and class."""
+    meshes, processor = pd.read_parquet(path), PointCloudProcessor(num_points=MESH_POINTS)
+    known = torch.from_numpy(np.stack([in_unit_sphere(cloud) for cloud in table["cloud"]]))
+    found = {"files": len(meshes), "own shape": 0, "own class": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        for row in meshes.itertuples():
+            file = Path(folder) / f"mesh.{row.format}"
+            file.write_bytes(row.mesh)
+            cloud = processor(file, return_tensors="pt")["points"]
+            apart = torch.cdist(cloud.expand_as(known), known)
+            best = table.iloc[int((apart.amin(1).mean(1) + apart.amin(2).mean(1)).argmin())]
+            found["own shape"] += int(best["id"] == row.id)
+            found["own class"] += int(best["class"] == row[meshes.columns.get_loc("class") + 1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", type=Path)
@@ -155,8 +176,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--damaged", action="store_true", help="noisy, turned and partial clouds, too")
     parser.add_argument("--pictures-only", action="store_true", help="draw depth maps and parts, measure nothing")
+    parser.add_argument("--meshes", type=Path, help="table of mesh files of some of the shapes: read them, no more")
     arguments = parser.parse_args()
 
+    if arguments.meshes:
+        print(json.dumps(read_meshes(arguments.meshes, read(arguments.shapes, MESH_POINTS)), indent=1))
+        return
     source = arguments.clip or embedded_model()
     clip = AutoModel.from_pretrained(source, dtype=torch.float32)
     processor = PointTextProcessor.from_clip(AutoProcessor.from_pretrained(source))

@@ -28,6 +28,12 @@ class Shape(NamedTuple):
     faces: np.ndarray | None = None
 
 
+def is_shape(source) -> bool:
+    """Whether it is a [`Shape`]: also one of another copy of this code, as pipelines and processors of exported models
+    may have their own."""
+    return isinstance(source, tuple) and hasattr(source, "vertices") and hasattr(source, "faces")
+
+
 def read_shapes(source, name: str = "points") -> list[Shape]:
     """Objects in an array or a file; several in an .h5 file or an array of three dimensions, else one.
 
@@ -42,7 +48,7 @@ def read_shapes(source, name: str = "points") -> list[Shape]:
     """
     if isinstance(source, torch.Tensor):
         source = source.detach().float().cpu().numpy()
-    if isinstance(source, Shape):
+    if is_shape(source):
         return [Shape(_checked(source.vertices, name)[0], source.faces)]
     if isinstance(source, str | os.PathLike):
         path, suffix = os.fspath(source), os.path.splitext(source)[1].lower()
@@ -103,8 +109,8 @@ def _read_h5(path: str) -> np.ndarray:
             if file[key].size > 3 * MAX_POINTS:
                 raise ValueError(f"{file[key].shape} numbers, expected at most {MAX_POINTS} points")
             return file[key][()]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be read as .h5 ({error})") from error
+    except Exception as error:  # h5py raises OverflowError and others for damaged numbers
+        raise ValueError(f"{path}: cannot be read as .h5 ({type(error).__name__}: {error})") from error
 
 
 def _read_mesh(path: str, suffix: str) -> Shape:
@@ -139,4 +145,4 @@ def _optional(module: str, purpose: str):
         raise ImportError(f'{purpose} needs {module}: pip install "hf-clip-variants[points]"', name=module) from error
 
 
-__all__ = ["ARRAY_FORMATS", "MAX_POINTS", "MESH_FORMATS", "Shape", "read_shapes"]
+__all__ = ["ARRAY_FORMATS", "MAX_POINTS", "MESH_FORMATS", "Shape", "is_shape", "read_shapes"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from .point_decoding import Shape, read_shapes
+from .point_decoding import Shape, is_shape, read_shapes
 from .point_sampling import UP_AXES, farthest_points, in_unit_sphere, sample_surface, with_y_up
 
 
@@ -124,7 +124,7 @@ def list_clouds(points) -> list:
     """One object for each of a batch; an array of three dimensions and an .h5 file stay one thing."""
     if points is None:
         raise ValueError("points: got None, expected clouds of points or files")
-    if isinstance(points, str | os.PathLike | np.ndarray | torch.Tensor | Shape):
+    if isinstance(points, str | os.PathLike | np.ndarray | torch.Tensor) or is_shape(points):
         return [points]
     if not isinstance(points, list | tuple):
         raise ValueError(f"points: got {type(points).__name__}, expected an array, a tensor, a path or a list of them")

@@ -200,6 +200,15 @@ def test_pickled_arrays_and_foreign_data_sets_are_refused(tmp_path):
         file["x"], file["y"] = np.zeros((4, 3)), np.zeros((4, 3))
     with pytest.raises(ValueError, match='no data set "data" of'):
         read_shapes(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["data"] = np.zeros((4, 3))
+    sound = (tmp_path / "c.h5").read_bytes()
+    for place in range(0, 160, 4):  # sizes and addresses of the head
+        (tmp_path / "c.h5").write_bytes(sound[:place] + b"\xff" * 4 + sound[place + 4 :])
+        try:
+            assert np.isfinite(read_shapes(tmp_path / "c.h5")[0].vertices).all()
+        except ValueError as error:
+            assert "c.h5: cannot be read as .h5" in str(error)
 
 
 @pytest.mark.parametrize("suffix, module", [(".ply", "trimesh"), (".h5", "h5py")])
