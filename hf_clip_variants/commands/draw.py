@@ -94,7 +94,7 @@ def draw(
       hf-clip-variants draw "a cat | watercolour:0.3" --strokes 256 --steps 1000
       hf-clip-variants draw "a sunflower" --start logo.svg
       hf-clip-variants draw "a seed ^ a tree ^ a red apple" --mp4
-      hf-clip-variants draw "a cat" --guide openai/clip-vit-base-patch32 --guide openai/clip-vit-base-patch16
+      hf-clip-variants draw "a cat" --guide clip-b32 --guide chinese-clip
     """
     if not prompts or any(not text.strip() for text in prompts):
         raise ValueError("TEXT: empty; want what to draw, in words")

@@ -72,7 +72,7 @@ def test_several_guides_draw_a_story_with_a_preview_and_a_film(guide, run, monke
     assert settings["guide"] == [guide, "chinese"] and settings["guide_weights"] == [1.0, 0.5]
     assert seen == [(268, 268)] * 3 and not Path("out/preview.png").exists()
     frames = [image for _, image in read_frames(f"out/{row['name']}.mp4")]
-    assert len(frames) == 5 and frames[0].size == (256, 256)
+    assert len(frames) == 6 and frames[0].size == (256, 256)
     code, _, err = run("draw", "一只猫 ^ a dog", *options)  # other weights
     assert code == 1 and "another guide_weights" in err
 

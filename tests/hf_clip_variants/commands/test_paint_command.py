@@ -64,7 +64,7 @@ def test_several_guides_paint_a_film(parts, run):
     row = json.loads(out)
     assert len(row["similarities"]) == 2 and row["similarities"][0] == row["similarities"][1]
     assert json.loads(open("out/results.json", encoding="utf-8").read())["guide"] == ["guide", "guide"]
-    assert len(list(read_frames("out/a-cat.mp4"))) == 4
+    assert len(list(read_frames("out/a-cat.mp4"))) == 5
 
 
 def test_a_picture_is_changed(parts, run):

@@ -15,7 +15,7 @@ from hf_clip_variants.synthesis import runs
 
 LINES = {
     "draw": ("a cat ^ a dog", "--strokes", "4", "--mp4"),
-    "paint": ("a cat ^ a dog", "--vqgan", "vqgan", "--cuts", "2", "--learning-rate", "2", "--size", "8"),
+    "paint": ("a cat ^ a dog", "--vqgan", "vqgan", "--cuts", "1", "--learning-rate", "2", "--size", "8"),
 }
 
 
