@@ -15,13 +15,15 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from stroke_drawings import Judge, emoji
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 
-from hf_clip_variants.data.images.emoji import embedded_model
+from hf_clip_variants.data.images.emoji import embedded_model, embedded_start
 from hf_clip_variants.files.json_files import write_json
+from hf_clip_variants.modeling.synthesis.guided_model import picture_tensor
 from hf_clip_variants.synthesis.painting_results import load_painter
 from hf_clip_variants.synthesis.progress_pictures import sheet
 
@@ -34,7 +36,8 @@ NAMES = (
     "whale", "rose", "grapes", "eggplant", "doughnut", "octopus", "crab", "green apple", "palm tree", "koala",
     "hamburger",
 )  # fmt: skip
-SIDE, COUNT = 128, 100
+SIDE, GAP, COLUMNS = 128, 4, 6  # of the contact sheet
+COUNT = 100  # names
 
 
 class HundredNames(Judge):
@@ -55,7 +58,7 @@ def painted(painter, name: str, arguments) -> tuple[torch.Tensor, torch.Tensor, 
     with painter.model.frozen():
         before = painter.model.make_loop(prompt, painter.tokenizer, **options).images()[0].contiguous()
         started = time.process_time()
-        start = torch.ones(3, 8, 8) if arguments.start == "white" else arguments.start
+        start = embedded_start() if arguments.start == "mean" else arguments.start
         size = painter.model.config.canvas
         loop = painter.model.make_loop(
             prompt, painter.tokenizer, num_steps=arguments.steps, start=start, size=size, **options
@@ -71,13 +74,16 @@ def main():
     parser.add_argument("--kept", type=Path, help="folder of the pixels; default: inside of --out")
     parser.add_argument("--vqgan", help="default: the embedded one")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--cuts", type=int, default=8)
+    parser.add_argument("--cuts", type=int, default=4)
     parser.add_argument("--size", type=int, help="default of all of these: those of `paint` with the embedded VQGAN")
     parser.add_argument("--lr", type=float)
     parser.add_argument("--method")
     parser.add_argument("--tv", type=float)
-    parser.add_argument("--start", default="codes", help="codes, pixels, gradient or white")
+    parser.add_argument(
+        "--start", default="mean", help="of emoji (start.png of the embedded VQGAN), codes, pixels, gradient"
+    )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sheet", help="a sheet.png of other settings, whose pictures are judged, too")
     parser.add_argument("--developed", action="store_true", help="the prompts that settings are tried on")
     parser.add_argument("--part", default="0/1", help="paint a part of the prompts only; 0/1 also makes the table")
     arguments = parser.parse_args()
@@ -119,10 +125,19 @@ def enlarged(pixels: torch.Tensor, side: int = 64) -> torch.Tensor:
     return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
+def tiles(path: str, count: int) -> list[torch.Tensor]:
+    """(3, 64, 64) of each picture of a contact sheet."""
+    whole, step = Image.open(path).convert("RGB"), SIDE + GAP
+    places = [(GAP + number % COLUMNS * step, GAP + number // COLUMNS * step) for number in range(count)]
+    return [picture_tensor(whole.crop((left, top, left + SIDE, top + SIDE)), 64) for left, top in places]
+
+
 @torch.no_grad()
 def judge_all(arguments, kept: Path, names, model) -> None:
     judge, guide = HundredNames(arguments.judge), HundredNames(str(embedded_model()))
-    ranks = {kind: ([], []) for kind in ("before", "after", "through", "emoji")}
+    others = dict(zip(names, tiles(arguments.sheet, len(names)), strict=True)) if arguments.sheet else {}
+    kinds = ("before", *(["other"] if others else []), "after", "through", "emoji")
+    ranks = {kind: ([], []) for kind in kinds}
     pictures, seconds, config = [], [], model.config
     for name in names:
         file = kept / f"{name.replace(' ', '-')}.safetensors"
@@ -130,6 +145,7 @@ def judge_all(arguments, kept: Path, names, model) -> None:
         small = F.interpolate(emoji(name)[None], found["after"].shape[1:], mode="bilinear", antialias=True)
         codes = model.vqgan.encode_codes(small * 2 - 1)
         found["emoji"] = emoji(name)
+        found |= {"other": others[name]} if others else {}
         found["through"] = ((model.vqgan.decode_codes(codes)[0] + 1) / 2).clamp(0, 1)
         for kind, of_kind in ranks.items():
             for place, one in enumerate((judge, guide)):
@@ -138,6 +154,7 @@ def judge_all(arguments, kept: Path, names, model) -> None:
         pictures.append(to_pil_image(enlarged(found["after"], SIDE)))
     rows = (
         ("random codes", "before"),
+        ("the other pictures (--sheet)", "other"),
         ("painted", "after"),
         ("the emoji, as small, through the VQGAN", "through"),
         ("the emoji itself, 64 x 64 pixels", "emoji"),
@@ -149,14 +166,16 @@ def judge_all(arguments, kept: Path, names, model) -> None:
         "",
         "| | judge: top-1 % | top-5 % | top-10 % | median rank | names beaten % | the guide itself: top-1 % |",
         "|---|---|---|---|---|---|---|",
-        *(f"| {words} | {row(*ranks[kind])} |" for words, kind in rows),
+        *(f"| {words} | {row(*ranks[kind])} |" for words, kind in rows if kind in ranks),
         "",
         f"{len(names)} prompts, ± standard error; {COUNT} names: chance is 1 %, rank 50, 50 % beaten. One takes "
         f"{sorted(seconds)[len(seconds) // 2]} s of processor time (median).",
         "",
     ]
     (arguments.out / "table.md").write_text("\n".join(lines), encoding="utf-8")
-    sheet([pictures[i : i + 6] for i in range(0, len(pictures), 6)], 4).quantize(128).save(arguments.out / "sheet.png")
+    sheet([pictures[i : i + COLUMNS] for i in range(0, len(pictures), COLUMNS)], GAP).quantize(128).save(
+        arguments.out / "sheet.png"
+    )
     said = {kind: {"judge": both[0], "guide": both[1]} for kind, both in ranks.items()}
     write_json(arguments.out / "results.json", {"names": list(names), "ranks": said, "processor seconds": seconds})
     print("\n".join(lines))

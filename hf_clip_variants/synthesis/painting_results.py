@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 SIDE = 512  # pixels of the longer side of the pictures that are written, if they are smaller
 _FRAME_SIDE = 256
-# With the embedded VQGAN, whose codes are small: on 8 x 8 of them, CLIP finds shapes and not only patterns.
-EMBEDDED = {"canvas_size": 32, "learning_rate": 0.3, "cut_method": "updated", "tv_weight": 1.0}
+# With the embedded VQGAN, which was trained on pictures of this size.
+EMBEDDED = {"canvas_size": 64, "learning_rate": 0.15, "cut_method": "updated", "tv_weight": 0.3}
 _TEMPLATE = Path(__file__).with_name("painting_page.html")
 
 

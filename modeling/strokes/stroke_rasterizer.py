@@ -299,14 +299,10 @@ def check_strokes(points, radii, colors, num_segments, filled) -> None:
             kind = "floats" if wants_floats else "true or false" if name == "filled" else "whole numbers"
             raise ValueError(f"{name}: got {value.dtype}, expected {kind}")
     for name, value in (("points", points), ("radii", radii), ("colors", colors)):
-        if value.is_complex():
-            raise ValueError(f"{name}: got {value.dtype}, expected real numbers")
         if not value.isfinite().all():
             raise ValueError(f"{name}: NaN or infinite numbers, expected finite ones")
     if radii.numel() and radii.min() < 0:
         raise ValueError(f"radii: {radii.min().item():g}, expected numbers >= 0")
-    if num_segments is not None and (num_segments.is_floating_point() or num_segments.is_complex()):
-        raise ValueError(f"num_segments: got {num_segments.dtype}, expected whole numbers")
     if num_segments is not None and num_segments.numel():
         low, high = int(num_segments.min()), int(num_segments.max())
         if low < 1 or high > (points.shape[2] - 1) // 3:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .image_set import ImageSet, name_some
 
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _ASSETS = Path(__file__).parents[2] / "assets"
 FOLDER = _ASSETS / "emoji-mini"
@@ -36,6 +40,33 @@ def embedded_vqgan() -> Path:
     True
     """
     return _ASSETS / "vqgan-tiny"
+
+
+def embedded_start() -> Path:
+    """A picture to start paintings of the embedded VQGAN from: the mean of the embedded emoji of two styles, a soft
+    grey shape on white. It says where things are in such pictures, and nothing of what they are.
+
+    >>> embedded_start().name
+    'start.png'
+    """
+    return embedded_vqgan() / "start.png"
+
+
+def mean_emoji(styles: Sequence[str] = ("notov1", "fluentflat")) -> Image.Image:
+    """The mean of all embedded emoji of some styles, on white: how `embedded_start` was made.
+
+    >>> mean_emoji(["notov1"]).size
+    (64, 64)
+    """
+    import numpy as np
+    from PIL import Image
+
+    total, count = np.zeros((64, 64, 3)), 0
+    for row in load_emoji(list(styles)).dataset:
+        picture = row["image"].convert("RGBA")
+        whole = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        total, count = total + np.asarray(whole, float), count + 1
+    return Image.fromarray((total / count).round().astype(np.uint8))
 
 
 def emoji_styles() -> list[str]:

@@ -1,12 +1,14 @@
 """Painting runs that are broken off, whole models as painters, and the embedded models."""
 
+import numpy as np
 import pytest
 import torch
 from painting_runs import paint_model, tiny_vqgan
+from PIL import Image
 from tiny import tiny_clip, tiny_tokenizer
 
 from hf_clip_variants import VQGANModel
-from hf_clip_variants.data.images.emoji import embedded_vqgan, load_emoji
+from hf_clip_variants.data.images.emoji import embedded_start, embedded_vqgan, load_emoji, mean_emoji
 from hf_clip_variants.modeling.dual_encoders.backbones import unit_norm
 from hf_clip_variants.modeling.synthesis.guided_model import picture_tensor
 from hf_clip_variants.synthesis.painting_results import load_painter
@@ -74,10 +76,12 @@ def test_the_embedded_vqgan_is_small_and_keeps_pictures():
 
 def test_the_embedded_models_paint_what_is_asked_for():
     """Every picture is nearer to its own text than the other's, for the guide; random codes are near to neither."""
-    painter = load_painter(None, None, "cpu", num_cuts=4, learning_rate=0.3)
+    painter = load_painter(None, None, "cpu", num_cuts=4)
     texts = ["a red apple", "a blue fish"]
     with painter.model.frozen():
-        loop = painter.model.make_loop(texts, painter.tokenizer, num_steps=12, evaluate_every=12)
+        loop = painter.model.make_loop(
+            texts, painter.tokenizer, num_steps=12, evaluate_every=12, start=embedded_start()
+        )
         before = loop.images()
         loop.run()
         goals = unit_norm(painter.model.encode_prompts(texts, painter.tokenizer))
@@ -85,3 +89,10 @@ def test_the_embedded_models_paint_what_is_asked_for():
             scores = [unit_norm(painter.model.embed_images(one)) @ goals.T for one in (before, loop.images())]
     assert (scores[1].diagonal() > scores[0].diagonal() + 0.1).all()
     assert scores[1].argmax(1).tolist() == [0, 1]
+
+
+def test_the_embedded_start_is_the_mean_of_emoji():
+    start = Image.open(embedded_start())
+    assert start.mode == "RGB" and start.size == (64, 64)
+    apart = np.abs(np.asarray(start, int) - np.asarray(mean_emoji(), int))
+    assert apart.max() <= 1
