@@ -105,7 +105,9 @@ def table(ranks: dict[str, dict[str, list[int]]], counts: list[int], names: int)
             for a, b in zip(scores(ranks[one][kind], names), scores(ranks[other][kind], names), strict=True):
                 cells.append(with_error([x - y for x, y in zip(a, b, strict=True)]))
         lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
-    chance = f"{names} pictures a row, ± standard error. By chance {100 / names:.0f} % are first and 50 % beaten."
+    size = len(ranks["the picture itself"]["name"])
+    chance = f"{size} pictures a row, ± standard error; {names} names and pictures to choose from: by chance "
+    chance += f"{100 / names:.0f} % are first and 50 % beaten."
     return [*lines, "", chance, ""]
 
 
@@ -121,7 +123,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of CLIPasso")
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)), help="strokes")
     parser.add_argument("--developed", action="store_true", help="the pictures on which settings were chosen")
-    parser.add_argument("--pictures", type=int, help="the first ones only")
+    parser.add_argument("--pictures", type=int, help="sketch the first ones only")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.guide == arguments.judge:
@@ -132,6 +134,7 @@ def main():
         if name
     }
     pictures = load_pictures(arguments.data, DEVELOPED if arguments.developed else REPORTED)
+    everything = pictures  # names and pictures among which the judge chooses
     pictures = dict(list(pictures.items())[: arguments.pictures])
     counts = [int(word) for word in arguments.counts.split(",")]
     options = {"points_lr": arguments.speed, "stroke_radius": arguments.width / 2}
@@ -172,24 +175,24 @@ def main():
     for kind in ("{} random strokes", "{} strokes before the first step", "{} longest edges", "sketch, {} strokes"):
         order += [kind.replace("{}", str(count)) for count in counts]
     judges = {
-        which: Judge(folders[name], pictures)
+        which: Judge(folders[name], everything)
         for which, name in (("judge", arguments.judge), ("guide", arguments.guide))
     }
     ranks = {which: {row: judge.ranks(shown[row]) for row in order} for which, judge in judges.items()}
     about = (
         f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seed {arguments.seed}."
     )
-    lines = [about, "", "**The judge**, which did not guide:", "", *table(ranks["judge"], counts, len(pictures))]
+    lines = [about, "", "**The judge**, which did not guide:", "", *table(ranks["judge"], counts, len(everything))]
     lines += [
         "**The guide**, against which sketches were optimised:",
         "",
-        *table(ranks["guide"], counts, len(pictures)),
+        *table(ranks["guide"], counts, len(everything)),
     ]
     (arguments.out / "table.md").write_text("\n".join(lines), encoding="utf-8")
     before = arguments.out / "results.json"
     if not seconds and before.is_file():
         seconds = json.loads(before.read_text(encoding="utf-8"))["processor seconds of each sketch"]
-    write_json(before, {"names": list(pictures), "ranks": ranks, "processor seconds of each sketch": seconds})
+    write_json(before, {"names": list(everything), "ranks": ranks, "processor seconds of each sketch": seconds})
     rows, free = [], []
     for number, (name, pixels) in enumerate(pictures.items()):
         drawn = [
