@@ -390,6 +390,8 @@ class _Container(Video):
         if not streams:
             raise ValueError(f"no video stream{self._name}, only {_kinds(self._container)}")
         self._stream = stream = streams[0]
+        if stream.codec_context is None:  # its header is cut off, or names no codec that is known
+            raise ValueError(f"not a video that can be read: no decoder for its pictures{self._name}")
         stream.thread_type = "SLICE"  # several videos at once are decoded in threads of their own
         _check_pixels(stream.width, stream.height, rules, self._name)
         self._begin = float(stream.start_time * stream.time_base) if stream.start_time is not None else None
