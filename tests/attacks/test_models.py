@@ -15,9 +15,9 @@ from attack_cases import findings
 KINDS = {
     "prompts": (attack_prompts, 60),
     "clips": (attack_clips, 60),
-    "posts": (attack_posts, 66),
-    "points": (attack_points, 50),
-    "questions": (attack_questions, 55),
+    "posts": (attack_posts, 44),
+    "points": (attack_points, 30),
+    "questions": (attack_questions, 44),
 }
 
 
