@@ -291,6 +291,10 @@ def test_files_without_pictures_are_said(folder, mp4):
         read_video(folder / "sound.mp4")
     with pytest.raises(ValueError, match="not a video that can be read, or cut off"):  # its index is at its end
         read_video(mp4.read_bytes()[:400])
+    content = mp4.read_bytes()
+    name = next(one for one in (b"avc1", b"mp4v", b"hev1") if one in content)
+    with pytest.raises(ValueError, match="no decoder for its pictures"):
+        read_video(content.replace(name, b"zzzz"))
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="no frames in folder"):
         read_video(folder / "empty")
