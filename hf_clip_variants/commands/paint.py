@@ -26,7 +26,7 @@ from .output import JsonOption, machine_output, prepare_libraries, say, screen, 
 
 METHOD = "vqgan_clip"
 CHOSEN = ("cut_method", "learning_rate", "tv_weight")  # that follow from the VQGAN where they are not given
-STARTS = ("codes", "pixels", "gradient")  # the model's; it is not loaded yet when they are checked
+STARTS = ("mean", "codes", "pixels", "gradient")  # "mean" is a picture; the rest are the model's
 
 
 def paint(
@@ -41,12 +41,17 @@ def paint(
         typer.Option(
             metavar="PIXELS",
             help="A side, or width and height such as 96x64.",
-            show_default="the start picture's, or what the guide takes; 32 with the embedded VQGAN",
+            show_default="the start picture's, or what the guide takes; 64 with the embedded VQGAN",
         ),
     ] = None,
     start: Annotated[
-        str, typer.Option(metavar="FILE|KIND", help="A picture to change; or codes, pixels, gradient: random ones.")
-    ] = "codes",
+        str | None,
+        typer.Option(
+            metavar="FILE|KIND",
+            help="A picture to change; mean: that of emoji; codes, pixels, gradient: random ones.",
+            show_default="codes; mean with the embedded VQGAN",
+        ),
+    ] = None,
     mask: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +97,7 @@ def paint(
             max=1000.0,
             metavar="X",
             help="Of the codes.",
-            show_default="0.1; 0.3 with the embedded VQGAN",
+            show_default="0.1; 0.15 with the embedded VQGAN",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -103,7 +108,7 @@ def paint(
             max=1000.0,
             metavar="X",
             help="Weight of the total variation: smoother pictures.",
-            show_default="0; 1 with the embedded VQGAN",
+            show_default="0; 0.3 with the embedded VQGAN",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -154,6 +159,7 @@ def paint(
     check_model("--vqgan", vqgan)
     check_device(device)
     files = [("--image-prompt", file) for file in image_prompt or []] + ([("--mask", mask)] if mask else [])
+    start = start or ("mean" if vqgan is None else "codes")
     files += [] if start in STARTS else [("--start", start)]
     for option, file in files:
         if not Path(file).is_file():
@@ -163,6 +169,7 @@ def paint(
         raise ValueError("--mask: given without a picture to change (--start FILE)")
     prepare_libraries(watched=not as_json)
     use_all_cores()
+    from ..data.images.emoji import embedded_start
     from ..synthesis.painting_results import load_painter, write_paintings
     from ..synthesis.runs import SynthesisRun
 
@@ -186,7 +193,7 @@ def paint(
                 seeds=chosen,
                 size=sides,
                 num_steps=steps,
-                start=start,
+                start=embedded_start() if start == "mean" else start,
                 mask=mask,
                 evaluate_every=max(1, steps // 20),
             )

@@ -83,7 +83,7 @@ def test_a_picture_is_changed(parts, run):
         (("paint", "a cat ^ "), "expected a text that is not empty"),
         (("paint", "a cat", "--size", "big"), "--size: big; want pixels"),
         (("paint", "a cat", "--size", "4"), "--size: 4; want sides of 8..4096"),
-        (("paint", "a cat", "--start", "none.png"), "--start: no such file none.png; want a picture, or one of codes"),
+        (("paint", "a cat", "--start", "none.png"), "--start: no such file none.png; want a picture, or one of mean"),
         (("paint", "a cat", "--mask", "mask.png"), "--mask: given without a picture"),
         (("paint", "a cat", "--mask", "none.png"), "--mask: no such file"),
         (("paint", "a cat", "--method", "new"), "cut_method: 'new'"),
