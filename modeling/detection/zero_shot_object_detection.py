@@ -7,8 +7,8 @@ from transformers import Pipeline, ZeroShotObjectDetectionPipeline
 from transformers.image_utils import load_image
 
 from ..dense.promptable_segmentation import parse_labels
-from ..dual_encoders.forward_checks import check_top_k
 from ..dual_encoders.images_with_labels import images_with_labels
+from ..dual_encoders.pipeline_checks import check_top_k
 from .instance_masks import whole_masks
 
 

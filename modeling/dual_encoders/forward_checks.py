@@ -196,12 +196,6 @@ def _floats_of_adapters(model: nn.Module) -> dict[str, float]:
     }
 
 
-def check_top_k(top_k: int | None) -> None:
-    """ValueError unless `top_k`, how many answers of a pipeline are wanted, is None or a whole number >= 1."""
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k: {top_k!r}, expected a whole number of at least 1, or None for all")
-
-
 def _file_of(model: nn.Module, tensor_name: str) -> str:
     """ " (in FOLDER)", where the model was loaded from, if it is known."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -214,4 +208,4 @@ def _file_of(model: nn.Module, tensor_name: str) -> str:
 
 
 __all__ = ["check_features", "check_label_texts", "check_output", "check_pixels", "check_token_ids"]
-__all__ += ["check_top_k", "why_not_finite"]
+__all__ += ["why_not_finite"]

@@ -9,7 +9,7 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..loading_and_saving.optional_modules import needed_module
@@ -42,22 +42,18 @@ def resolve_templates(
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
         return resolve_class_prompts(templates, class_names)
     templates = [with_slot(template) for template in _listed(templates, "templates", "a string or a list")]
-    if not templates:
-        raise ValueError("templates is empty")
-    duplicates = sorted({t for t in templates if templates.count(t) > 1})
-    if duplicates:
+    if duplicates := sorted({t for t in templates if templates.count(t) > 1}):
         raise ValueError(f"templates: {duplicates[0]!r} is given more than once")
     return templates
 
 
 def _listed(values: object, what: str, wanted: str) -> list:
-    """ValueError for what is no list, nor anything that can be one: a number, bytes, a tensor without dimensions."""
-    try:
-        if not isinstance(values, bytes):
-            return list(values)
-    except TypeError:
-        pass
-    raise ValueError(f"{what}: got {type(values).__name__}, expected {wanted}")
+    """ValueError for what is empty or cannot be a list: a number, bytes, a tensor without dimensions."""
+    if isinstance(values, bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise ValueError(f"{what}: got {type(values).__name__}, expected {wanted}")
+    if not (found := list(values)):
+        raise ValueError(f"{what} is empty")
+    return found
 
 
 SLOTS = ("{}", "{c}", "{classname}")  # CLIP_benchmark writes the second
@@ -202,8 +198,6 @@ def resolve_class_names(
         class_names = [by_label[label] for label in labels]
     refuse_set(class_names, argument)
     class_names = _listed(class_names, argument, "a list of names")
-    if not class_names:
-        raise ValueError(f"{argument} is empty")
     seen: dict[str, int] = {}
     for index, name in enumerate(class_names):
         if not isinstance(name, str):
@@ -346,8 +340,6 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
     if isinstance(texts, str | bytes):
         raise ValueError(f"{what}: got the single string {texts!r}, expected a list of strings")
     texts = _listed(texts, what, "a list of strings")
-    if not texts:
-        raise ValueError(f"{what} is empty")
     clean_text = needed_module(".text_cleaning", __package__, "clean").clean_text if clean else str
     for index, text in enumerate(texts):
         if not isinstance(text, str):

@@ -6,7 +6,7 @@ import torch
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
-from ..dual_encoders.forward_checks import check_top_k
+from ..dual_encoders.pipeline_checks import check_top_k
 
 
 TASK = "image-question-answering"  # transformers 5 refuses the name "visual-question-answering"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from ..dual_encoders.forward_checks import check_top_k
+from ..dual_encoders.pipeline_checks import check_top_k
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from .class_texts import class_features
 
