@@ -80,7 +80,8 @@ def write_index(folder: Path, vectors: np.ndarray) -> None:
     folder.mkdir(parents=True)
     save_rows(table, np.arange(count), "", folder)
     about = {"version": 1, "source": "/nowhere", "column": None, "split": None, "width": WIDTH, "unreadable": []}
-    about |= {"model": {"name": "none", "type": "none"}, "videos": {"mode": "frames"}}
+    model = {"name": "none", "type": "none", "key": "none:none", "fingerprint": "none", "processor": {}}
+    about |= {"model": model, "videos": {"mode": "frames"}}
     write_json(folder / "index.json", about)
 
 
