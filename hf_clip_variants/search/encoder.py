@@ -152,7 +152,10 @@ def load_encoder(
     """
     check_model_folder(source)
     device = choose_device(device)
-    model, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    try:
+        model, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except OSError as error:  # transformers' own, which need not say what it is about
+        raise OSError(f"model: {source} cannot be loaded: {error}") from error
     if info["missing_keys"]:
         raise ValueError(
             f"model: {source} is not a whole {type(model).__name__} checkpoint, {len(info['missing_keys'])} weights "

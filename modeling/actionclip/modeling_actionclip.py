@@ -189,7 +189,8 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
         # Temporal shift: rows of the output are all frames, those that are not there, too.
         kwargs |= {"return_dict": True, "video_mask": mask}
         pixels = pixel_values_videos.flatten(0, 1).to(self.dtype)
-        outputs = self.family.image_features(self.clip, pixel_values=pixels, **kwargs)
+        with self._frames_named():
+            outputs = self.family.image_features(self.clip, pixel_values=pixels, **kwargs)
         features = outputs.pooler_output.unflatten(0, mask.shape)
         return features * mask[..., None].to(features.dtype), outputs
 
@@ -208,7 +209,8 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
             "return_dict": True,
             "attention_mask": joint_attention_mask(vision, mask, patches, vision.hidden_size, self.dtype),
         }
-        outputs = self.clip.get_image_features(pixel_values=pixel_values_videos.to(self.dtype), **kwargs)
+        with self._frames_named():
+            outputs = self.clip.get_image_features(pixel_values=pixel_values_videos.to(self.dtype), **kwargs)
         return outputs.pooler_output, None, None, outputs
 
     @can_return_tuple

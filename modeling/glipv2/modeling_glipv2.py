@@ -202,9 +202,8 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
     ) -> None:
         config = self.config
         check_pixels(pixel_values, config.backbone_config.num_channels)
-        batch = len(pixel_values)
+        batch, several = len(pixel_values), isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
         if input_ids is not None:
-            several = isinstance(input_ids, torch.Tensor) and input_ids.dim() == 3
             ids = input_ids.flatten(0, 1) if several else input_ids
             check_token_ids(ids, config.text_config.vocab_size, config.max_text_length, field="max_text_length")
             check_prompt_rows("input_ids", input_ids, (2, 3), batch)
@@ -217,7 +216,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             if (
                 not is_tensor
                 or is_caption.dtype != torch.bool
-                or is_caption.dim() not in (1, 2)  # of each prompt of an image, if it has several
+                or is_caption.dim() not in ((1, 2) if several else (1,))  # of each prompt of an image
                 or len(is_caption) not in (1, batch)
             ):
                 got = f"{is_caption.dtype} {list(is_caption.shape)}" if is_tensor else type(is_caption).__name__

@@ -390,6 +390,7 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
             found[cloud, there] = (
                 logits if transposed_reading else from_nearest(logits, seen, points[cloud][there])
             ).to(found)
+        check_output(self, found, "parts", points=points, text_features=text_features)
         return found
 
     def _patch_embeds(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class FrameSampling:
         if self.rate is not None and not 0 < self.rate <= _HIGHEST_RATE:
             raise ValueError(f"rate: {self.rate}, expected a number > 0, at most {_HIGHEST_RATE}, or None")
         start, end = self.start or 0.0, math.inf if self.end is None else self.end
-        if not (0 <= start < end or 0 <= start == end == math.floor(start)):
+        if not math.isfinite(start) or not (0 <= start < end or 0 <= start == end == math.floor(start)):
             raise ValueError(f"start, end: {self.start}, {self.end}, expected 0 <= start < end, in seconds")
 
     def times(self, duration: float, fps: float, total: int | None = None) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What video models share that are built on a dual encoder of images: its parts, its configuration, its features."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -152,16 +154,22 @@ class VideoDualEncoder:
         all_there = torch.compiler.is_compiling() or bool(mask.all())
         pixels = pixel_values_videos.flatten(0, 1) if all_there else pixel_values_videos[mask.bool()]
         kwargs["return_dict"] = True
-        try:
+        with self._frames_named():
             outputs = self.family.image_features(self.clip, pixel_values=pixels.to(self.dtype), **kwargs)
-        except ValueError as error:  # the encoder's own, of frames of another size
-            size = f"vision_config.image_size is {getattr(self.config.vision_config, 'image_size', 'unknown')}"
-            raise ValueError(f"pixel_values_videos: {error} {size}") from error
         features = outputs.pooler_output
         if all_there:
             return features.unflatten(0, mask.shape) * mask[..., None].to(features.dtype), outputs
         frames = features.new_zeros(*mask.shape, features.shape[-1])
         return frames.masked_scatter(mask.bool()[..., None], features), outputs
+
+    @contextmanager
+    def _frames_named(self) -> Iterator[None]:
+        """The image encoder's own ValueError of frames of another size, with the argument's name."""
+        try:
+            yield
+        except ValueError as error:
+            size = f"vision_config.image_size is {getattr(self.config.vision_config, 'image_size', 'unknown')}"
+            raise ValueError(f"pixel_values_videos: {error} {size}") from error
 
 
 __all__ = ["VideoDualEncoder", "VideoDualEncoderFields", "VideoTextOutput"]

@@ -136,3 +136,5 @@ def test_what_is_no_dual_encoder_is_refused_by_name(tmp_path):
         load_encoder(tmp_path / "bert", "cpu")
     with pytest.raises(OSError, match="no config.json there"):
         load_encoder(tmp_path, "cpu")
+    with pytest.raises(OSError, match="model: IVF99,Flat cannot be loaded"):
+        load_encoder("IVF99,Flat", "cpu")

@@ -50,6 +50,15 @@ def features(model, pixels, mask=None) -> torch.Tensor:
         return model.get_video_features(pixels, mask).pooler_output
 
 
+@pytest.mark.parametrize("kind", ["meanP", "shift", "joint"])
+def test_frames_of_another_size_are_named(kind):
+    batch = actionclip_batch(2)
+    pixels = batch["pixel_values_videos"]
+    batch["pixel_values_videos"] = torch.cat([pixels] * 2, dim=-1)
+    with pytest.raises(ValueError, match="pixel_values_videos: .* size"):
+        actionclip_model(**KINDS[kind])(**batch)
+
+
 def with_large_heads(model):
     """What is new in a model is small at first."""
     with torch.no_grad():

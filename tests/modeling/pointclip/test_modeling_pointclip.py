@@ -334,6 +334,8 @@ def test_parts_of_any_number_of_points(monkeypatch):
         for wrong in (texts[:, :5], texts[0], texts.tolist(), None):
             with pytest.raises(ValueError, match="text_features: expected .batch, 24., got"):
                 method(points, wrong)
+    with pytest.raises(ValueError, match="parts: NaN or infinite numbers, because text_features"):
+        model.segment_parts(points, texts * torch.nan)
 
 
 def counted(function):

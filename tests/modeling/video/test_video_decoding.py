@@ -309,6 +309,7 @@ def test_files_without_pictures_are_said(folder, mp4):
         ({"rate": -1.0}, "rate: -1.0"),
         ({"keep": "middle"}, "keep: 'middle'"),
         ({"start": 3, "end": 2}, "start, end: 3, 2"),
+        ({"start": float("inf")}, "start, end: inf, None"),
         ({"start": "3"}, "start: '3', expected a number or None"),
         ({"position": "x"}, "position: 'x', expected a number"),
         ({"rate": 1e9}, "rate: 1000000000.0, expected a number > 0, at most 1000"),
