@@ -144,6 +144,7 @@ def configurations(rng: random.Random, folder: Path) -> Attack:
             return _checked(model.generate(_photo(), seeds=0, num_steps=steps), 1)
         return _checked(model.generate("a cat | a dog:-0.5", tiny_tokenizer(), num_steps=steps), 1)
 
+    fields += ["tokenizer"] if "more_guides" in fields else []  # of which there must be as many
     named = (*fields, *(name for name in ("min_radius", "max_radius", "loss:", "hidden_size", "embed_dim")))
     return f"{kind} configuration, {', '.join(f'{k} = {_shown(v)}' for k, v in values.items())}", run, named
 
@@ -478,6 +479,8 @@ def _spoiled_svg(rng: random.Random) -> str:
     text = _SVG
     for _ in range(rng.choice([1, 1, 2])):
         kind = rng.choice(["number", "number", "part", "part", "cut", "repeat", "size", "letter"])
+        if not re.search(r"\d[^>]*>", text):  # cut off before
+            break
         if kind == "number":
             places = [found.span() for found in re.finditer(r"\d+(\.\d+)?", text)]
             start, end = rng.choice(places)

@@ -63,7 +63,9 @@ def forward(rng: random.Random):
                 expected = _tensors(model(**own), case.by_row or (case.output,))
                 for key, one in expected.items():
                     scale = one.float().abs().max().item() + 1e-3
-                    if key not in found or not torch.allclose(found[key], one, atol=_RELATIVE * scale, rtol=0):
+                    if key not in found or not torch.allclose(
+                        found[key].float(), one.float(), atol=_RELATIVE * scale, rtol=0
+                    ):
                         return f"{WRONG}{key} is another one for the same numbers in another type"
         return True
 

@@ -83,7 +83,7 @@ def forward(rng: random.Random, folder: Path) -> Attack:
         )
         given[name] = value = rng.choice((*ODD, None, *ways))
         named = (name, *(["points", "points_mask", "labels"] if name in ("points", "view_features") else []))
-        named += ("view_features",) if name == "points" else ()
+        named += ("view_features",) if name == "points" else ("overflow",) if name == "view_features" else ()
 
     def run():
         with torch.inference_mode():

@@ -291,7 +291,8 @@ def words(rng: random.Random, folder: Path) -> Attack:
         again = DepthCLIPConfig.from_dict(config.to_dict()).to_dict()
         return True if again == config.to_dict() else f"{WRONG}another configuration comes back"
 
-    return f"configuration, {name} = {_shown(value)}", run, (name,)
+    named = (name, "projection_dim") if name == "vision_config" else (name,)  # the default one has another width
+    return f"configuration, {name} = {_shown(value)}", run, named
 
 
 def depth_images(rng: random.Random, folder: Path) -> Attack:

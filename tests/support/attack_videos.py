@@ -254,7 +254,10 @@ def frames(rng: random.Random, folder: Path) -> Attack:
             return f"{WRONG}{list(pixels.shape)}, or not finite"
         if metadata is None:
             chosen = FrameSampling(num_frames=4).frames(len(one))
-            alone = [_processor().frame_processor().preprocess([one[n]], return_tensors="pt") for n in chosen]
+            arrays = {"input_data_format": "channels_last"} if isinstance(one[0], np.ndarray) else {}
+            alone = [
+                _processor().frame_processor().preprocess([one[n]], return_tensors="pt", **arrays) for n in chosen
+            ]
             expected = torch.cat([one["pixel_values"] for one in alone])
             if not torch.allclose(pixels[0][mask[0].bool()], expected, atol=1e-5):
                 return f"{WRONG}other pixels than alone"
@@ -483,7 +486,7 @@ def abnormal(rng: random.Random, folder: Path) -> Attack:
         return True
 
     extra = ", ".join(f"{name}={_shown(value)}" for name, value in options.items())
-    named = ("videos", "video", "features", *options, str(folder))
+    named = ("videos", "video", "features", "frame ", *options, str(folder))
     return f"{shown}, {extra}", _quiet(run), named
 
 
