@@ -186,8 +186,9 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         if len(ids) != len(grid):
             raise ValueError(f"input_ids: {len(ids)} captions for {len(grid)} images, expected one each")
         mask = kwargs.pop("attention_mask", None)
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != ids.shape):
-            got = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        is_tensor = isinstance(mask, torch.Tensor)
+        if mask is not None and (not is_tensor or mask.is_complex() or mask.shape != ids.shape):
+            got = f"{mask.dtype} {list(mask.shape)}" if is_tensor else type(mask).__name__
             raise ValueError(f"attention_mask: got {got}, expected {list(ids.shape)}, as the token ids")
         if mask is not None and not bool((mask > 0).all()):
             raise ValueError(

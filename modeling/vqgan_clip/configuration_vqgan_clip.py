@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, JanusVQVAEConfig, PreTrainedConfig
 
-from ..loading_and_saving.configuration_checks import checked, without_kernels
+from ..loading_and_saving.configuration_checks import check_encoder_types, checked, without_kernels
 from ..synthesis.guided_model import GuidedFields
 from ..synthesis.synthesis_loop import LARGEST_STEPS
 
@@ -233,6 +233,7 @@ class VQGANCLIPConfig(GuidedFields, CLIPConfig):
     def __post_init__(self, **kwargs):
         self.make_encoder_configs(kwargs)
         if not isinstance(self.vqgan_config, PreTrainedConfig):
+            check_encoder_types({"vqgan_config": self.vqgan_config}, self.nested_types)
             values = {k: v for k, v in (self.vqgan_config or {}).items() if k != "model_type"}
             self.vqgan_config = VQGANConfig(**values)
         super().__post_init__(**kwargs)

@@ -116,6 +116,10 @@ def test_lengths_settings_and_errors(tmp_path):
             "padding in the",
         ),
         ({"input_ids": torch.full((2, 3), 2), "attention_mask": []}, r"attention_mask: got list, expected \[2, 3\]"),
+        (
+            {"input_ids": torch.full((2, 3), 2), "attention_mask": torch.ones(2, 3, dtype=torch.complex64)},
+            "attention_mask: got torch.complex64",
+        ),
         ({"num_beams": 0}, "num_beams: 0, expected a whole number of at least 1"),
         ({"grid_features": torch.zeros(2, 2, 3, 64)}, "got both"),
         ({"pixel_values": None}, "got neither"),

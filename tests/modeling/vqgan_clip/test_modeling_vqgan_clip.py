@@ -10,7 +10,7 @@ from tiny import tiny_clip, tiny_tokenizer
 from torchvision.transforms.v2 import functional as tv
 from transformers import AutoModel, pipeline
 
-from hf_clip_variants import VQGANCLIPForImageSynthesis
+from hf_clip_variants import VQGANCLIPConfig, VQGANCLIPForImageSynthesis
 from hf_clip_variants.commands.paint import STARTS as OFFERED
 from hf_clip_variants.modeling.vqgan_clip.configuration_vqgan_clip import CUT_METHODS, OPTIMIZERS
 from hf_clip_variants.modeling.vqgan_clip.cuts_vqgan_clip import (
@@ -258,3 +258,8 @@ def test_the_pipeline_paints_the_best_of_seeds():
     assert found["image"].size == (512, 512) and found["seed"] in (0, 1) and found["pixels"].shape == (3, 24, 24)
     several = paint(["a cat", "a dog"], num_steps=1)
     assert len(several) == 2 and not torch.equal(several[0]["pixels"], several[1]["pixels"])
+
+
+def test_a_configuration_of_something_else_in_the_vqgans_place_is_refused():
+    with pytest.raises(ValueError, match="vqgan_config.model_type: 'bert', expected"):
+        VQGANCLIPConfig(vqgan_config={"model_type": "bert"})
