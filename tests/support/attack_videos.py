@@ -124,8 +124,9 @@ def files(rng: random.Random, folder: Path) -> Attack:
             frame.mode == "RGB" for frame in frames
         ):
             return f"{WRONG}frames of { ({(frame.size, frame.mode) for frame in frames}) }"
-        if how == "none" and rule is ALL and [number_of(frame) for frame in frames] != list(range(20)):
-            return f"{WRONG}frames {[number_of(frame) for frame in frames]}"
+        found = [number_of(frame) for frame in frames]  # from its grey, which a codec may change a little
+        if how == "none" and rule is ALL and [n for n, one in enumerate(found) if abs(n - one) < 2] != [*range(20)]:
+            return f"{WRONG}frames {found}"
         if len(metadata.frames_indices) != len(frames):
             return f"{WRONG}{len(metadata.frames_indices)} numbers of {len(frames)} frames"
         return True
