@@ -6,10 +6,13 @@ runs some of each.
 """
 
 import contextlib
+import itertools
 import json
+import random
 import re
+import shutil
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +93,24 @@ def findings(cases: Iterable[Case], count: int, folder: Path) -> Iterator[Findin
         outcome, detail = attempt(case, folder)
         if outcome not in GOOD:
             yield Finding(case, outcome, detail)
+
+
+def in_turn(kind: str, attacks: Sequence[Callable], seed: int, folder: Path) -> Iterator[Case]:
+    """For ever, every attack in turn: (random numbers, folder of the case) -> (name, run, named). Files of a case
+    are removed when it has run."""
+    rng = random.Random(f"{kind} {seed}")
+    for count in itertools.count():
+        place = Path(folder) / f"{count}"
+        place.mkdir(parents=True)
+        name, run, named = attacks[count % len(attacks)](random.Random(rng.random()), place)
+
+        def tidy(run=run, place=place):
+            try:
+                return run()
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+        yield Case(kind, f"{count} {name}", tidy, named)
 
 
 def waited_for_processor(pid: int | str = "self") -> float:

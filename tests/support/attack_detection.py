@@ -7,16 +7,14 @@ ValueError names the argument, the file or the weight.
 
 import copy
 import functools
-import itertools
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from attack_cases import WRONG, Case
+from attack_cases import WRONG, Case, in_turn
 from attack_images import _CHANGES as CHANGES
 from attack_images import _image as image_file
 from attack_texts import _names as texts_of
@@ -396,20 +394,7 @@ ATTACKS = (inputs, annotations, image_files, inputs, chosen, alone, annotations,
 
 
 def cases(seed: int, folder: Path) -> Iterator[Case]:
-    """For ever, every attack in turn. The files of a case are removed when it has run."""
-    rng = random.Random(f"{KIND} {seed}")
-    for count in itertools.count():
-        place = Path(folder) / f"{count}"
-        place.mkdir(parents=True)
-        name, run, named = ATTACKS[count % len(ATTACKS)](random.Random(rng.random()), place)
-
-        def tidy(run=run, place=place):
-            try:
-                return run()
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-
-        yield Case(KIND, f"{count} {name}", tidy, named)
+    return in_turn(KIND, ATTACKS, seed, folder)
 
 
 __all__ = ["KIND", "cases"]

@@ -10,12 +10,11 @@ import functools
 import itertools
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from attack_cases import WRONG, Case
+from attack_cases import WRONG, Case, in_turn
 from drawing_runs import draw_model, sketch_model
 from painting_runs import paint_model
 from PIL import Image
@@ -654,20 +653,7 @@ ATTACKS = (
 
 
 def cases(seed: int, folder: Path) -> Iterator[Case]:
-    """For ever, every attack in turn. The files of a case are removed when it has run."""
-    rng = random.Random(f"{KIND} {seed}")
-    for count in itertools.count():
-        place = Path(folder) / f"{count}"
-        place.mkdir(parents=True)
-        name, run, named = ATTACKS[count % len(ATTACKS)](random.Random(rng.random()), place)
-
-        def tidy(run=run, place=place):
-            try:
-                return run()
-            finally:
-                shutil.rmtree(place, ignore_errors=True)
-
-        yield Case(KIND, f"{count} {name}", tidy, named)
+    return in_turn(KIND, ATTACKS, seed, folder)
 
 
 __all__ = ["KIND", "cases"]
