@@ -13,7 +13,7 @@ def check_word_labels(name: str, value: object, shape: Sequence[int], vocab_size
     is_tensor = isinstance(value, torch.Tensor)
     if not is_tensor or value.dtype != torch.int64 or list(value.shape) != list(shape):
         got = f"{value.dtype} {list(value.shape)}" if is_tensor else type(value).__name__
-        raise ValueError(f"{name}: got {got}, expected whole numbers {list(shape)} [batch, tokens]")
+        raise ValueError(f"{name}: got {got}, expected whole numbers {list(shape)} [batch, tokens] as input_ids")
     known = value[value != NO_WORD]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < vocab_size:
         raise ValueError(

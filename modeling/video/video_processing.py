@@ -15,6 +15,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..clip_classifier.image_processing_clip_classifier import CLIPClassifierImageProcessor
 from ..decoding.image_decoding import MAX_PIXELS
+from ..loading_and_saving.configuration_checks import check_image_settings
 from .frame_sampling import FrameSampling, check_rate
 from .read_ahead import read_ahead
 from .video_decoding import open_video
@@ -151,6 +152,7 @@ class CLIPVideoProcessor(BaseVideoProcessor):
     workers = None
 
     def __init__(self, **kwargs):
+        check_image_settings(kwargs)
         super().__init__(**kwargs)
         if isinstance(self.background, list):  # JSON has no tuples
             self.background = tuple(self.background)

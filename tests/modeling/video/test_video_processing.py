@@ -128,6 +128,21 @@ def test_what_is_wrong_is_said(videos, options, message):
         CLIPVideoProcessor(**SIZES)(videos, return_tensors="pt", **options)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": []}, "size: \\[\\], expected whole numbers of pixels"),
+        ({"crop_size": [1, 2, 3]}, "crop_size: \\[1, 2, 3\\], expected whole numbers of pixels"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean: .* expected three numbers"),
+        ({"resample": 77}, "resample: 77, expected the number of one of Pillow's filters"),
+        ({"do_resize": "yes"}, "do_resize: 'yes', expected true or false"),
+    ],
+)
+def test_settings_that_no_processor_has_are_refused_when_it_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        CLIPVideoProcessor(**SIZES | options)
+
+
 def test_saved_and_loaded_processors_do_the_same(tmp_path, frames):
     clip = CLIPClassifierProcessor(CLIPClassifierImageProcessor(**SIZES), tiny_tokenizer())
     processor = VideoTextProcessor.from_clip(clip, num_frames=4, sampling_rule="segments")
