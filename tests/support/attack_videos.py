@@ -255,12 +255,11 @@ def frames(rng: random.Random, folder: Path) -> Attack:
             return f"{WRONG}{list(pixels.shape)}, or not finite"
         if metadata is None:
             chosen = FrameSampling(num_frames=4).frames(len(one))
-            arrays = {"input_data_format": "channels_last"} if isinstance(one[0], np.ndarray) else {}
-            alone = [
-                _processor().frame_processor().preprocess([one[n]], return_tensors="pt", **arrays) for n in chosen
-            ]
-            expected = torch.cat([one["pixel_values"] for one in alone])
-            if not torch.allclose(pixels[0][mask[0].bool()], expected, atol=1e-5):
+            images, expected = _processor().frame_processor(), []
+            for number in chosen:
+                arrays = {"input_data_format": "channels_last"} if isinstance(one[number], np.ndarray) else {}
+                expected.append(images.preprocess([one[number]], return_tensors="pt", **arrays)["pixel_values"])
+            if not torch.allclose(pixels[0][mask[0].bool()], torch.cat(expected), atol=1e-5):
                 return f"{WRONG}other pixels than alone"
         elif isinstance(metadata, list) and metadata and isinstance(metadata[0], dict) and "fps" in metadata[0]:
             fps = metadata[0]["fps"]
