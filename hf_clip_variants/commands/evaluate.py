@@ -20,10 +20,12 @@ from .output import (
 )
 from .predict import UNREADABLE
 from .video_classification import is_video_model
+from .video_quality import TABLES, evaluate_video_texts
 
 
 SHOWN_CLASSES = 10
 SEGMENTATION = "Segmentation"  # panel of --help
+TASKS = ("classification", "segmentation", *TABLES)
 
 
 def evaluate(
@@ -87,12 +89,11 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        Literal["classification", "segmentation"],
+        Literal[TASKS],
         typer.Option(
             metavar="NAME",
             help="segmentation: images with label maps (a folder with images/ and annotations/, Parquet, a Hub data "
-            "set), and mean IoU.",
-            rich_help_panel=SEGMENTATION,
+            f"set), and mean IoU. {', '.join(TABLES)}: a table of videos with texts.",
         ),
     ] = "classification",
     oracle: Annotated[
@@ -160,7 +161,9 @@ def evaluate(
 
     Classes are matched by name. Images that cannot be read are listed and left out, and the exit code is 1.
     A model of images sees a video (clip.mp4) as the mean of eight frames; one of videos has a top-5 accuracy, too.
-    Where images have several labels, it prints mAP and F1. With --task segmentation, mean IoU.
+    Where images have several labels, it prints mAP and F1. With --task segmentation, mean IoU. With --task video-…,
+    figures on a table (CSV, TSV, JSON lines): video and caption for retrieval, also start and end (seconds) for
+    video-steps, video-segmentation and video-moments, candidates (a|b|c) for video-question-answering.
 
     \b
     [bold]More examples[/bold]
@@ -171,6 +174,7 @@ def evaluate(
         --calibrate train --save tagger
       hf-clip-variants evaluate --task segmentation --data scenes/ \\
         --model groups --background 0.9 --oracle
+      hf-clip-variants evaluate --task video-retrieval --data captions.csv --model clip4clip
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
@@ -204,6 +208,19 @@ def evaluate(
         loading |= {"background": _number_or_text(background), "device": device}
         reading = options.reading(image_column, label_column, class_names)
         evaluate_segmentation(data[0], split, reading, loading, windows, oracle, calibrate, save, json)
+        return
+    if task in TABLES:
+        others = {"--adapter": adapter, "--base": base, "--multi-label": multi_label, "--split": split}
+        others |= {"--common-classes": common_classes, "--classes": classes, "--calibrate": calibrate}
+        others |= {"--image-column": image_column, "--label-column": label_column, "--class-names": class_names}
+        others |= {"--precision": None if precision == "float32" else precision}
+        _refuse(others | segmentation | {"--background": None}, f"is not for --task {task}")
+        if len(data) > 1 or model is None:
+            got = f"--data: got {len(data)} tables" if len(data) > 1 else "--model: missing"
+            raise ValueError(f"{got}; want one for --task {task}")
+        threshold = _number_or_text(background)
+        arguments = (task, data[0], model, templates, threshold, batch_size, device, json)
+        report_unreadable(evaluate_video_texts(*arguments), "video")
         return
     _refuse(segmentation, "is for --task segmentation")
     if model is not None and adapter is None and is_video_model(model):

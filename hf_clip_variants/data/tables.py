@@ -63,13 +63,14 @@ class Table:
             yield line, [unescape_cell(value) for value in values] if is_ours(self.columns) else values
 
 
-def open_table(file: str | os.PathLike, image_column: str | None, names: Sequence[str]) -> Table:
-    """Find out how a table of image paths is written: its separator, whatever the suffix, and its columns.
+def open_table(file: str | os.PathLike, image_column: str | Sequence[str] | None, names: Sequence[str]) -> Table:
+    """Find out how a table of paths is written, of images or other files: its separator, whatever the suffix, and its
+    columns.
 
     Text is UTF-8, or what its byte order mark says.
 
     Args:
-        image_column: where the image paths are, if the user says so.
+        image_column: where the paths are, if the user says so; or what the column may be called.
         names: of the columns of a table without a header, which begins with an image path.
 
     Raises:
@@ -91,7 +92,8 @@ def open_table(file: str | os.PathLike, image_column: str | None, names: Sequenc
     file = Path(file)
     # A limit of the process; its default is 128 KiB, and a caption may be longer.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    separator, line, first = _separator(file, {*IMAGE_COLUMNS, image_column}, names)
+    known = [image_column] if isinstance(image_column, str | None) else image_column
+    separator, line, first = _separator(file, {*IMAGE_COLUMNS, *known}, names)
     columns = [value.strip() for value in first]
     has_header = not _is_image_name(first[0])
     if not has_header:

@@ -82,16 +82,34 @@ def load_video_classifier(
     return VideoClassifier(loaded, processor, names, texts)
 
 
-@torch.inference_mode()
 def classify_videos(
     loaded: VideoClassifier, paths: Iterable[str | bytes], top: int = 5, batch_size: int = 8
 ) -> Iterator[Prediction]:
     """A prediction for each path, or content of a file, in order; `error` is set for a video that cannot be read.
 
-    Scores add up to 1, or, of a model for several labels a video, are each by itself. Threads read the videos of the
-    next batch while the model runs on this one; videos of as many frames go through it together.
+    Scores add up to 1, or, of a model for several labels a video, are each by itself. As `logits_of_videos` otherwise.
     """
     top = min(top, len(loaded.class_names))
+    several = loaded.texts is None and loaded.model.config.problem_type == MULTI_LABEL
+    for path, logits in logits_of_videos(loaded, paths, batch_size):
+        name = path if isinstance(path, str) else ""
+        if isinstance(logits, Exception):
+            yield Prediction(name, error=str(logits).removeprefix("videos[0]: "))
+            continue
+        scores = (logits.sigmoid() if several else logits.softmax(0)).topk(top)
+        best = zip(scores.indices.tolist(), scores.values.tolist(), strict=True)
+        yield Prediction(name, tuple((loaded.class_names[c], value) for c, value in best))
+
+
+@torch.inference_mode()
+def logits_of_videos(
+    loaded: VideoClassifier, paths: Iterable[str | bytes], batch_size: int = 8
+) -> Iterator[tuple[str | bytes, torch.Tensor | Exception]]:
+    """(path or content of a file, logits (C,)) of each, in order; the error instead for a video that cannot be read.
+
+    Threads read the videos of the next batch while the model runs on this one; videos of as many frames go through it
+    together.
+    """
 
     def read(path: str | bytes) -> Any:
         try:
@@ -103,25 +121,21 @@ def classify_videos(
 
     reading = read_ahead(paths, read)
     while read_now := list(islice(reading, batch_size)):
-        names, batch = zip(*read_now, strict=True)
-        names = [name if isinstance(name, str) else "" for name in names]
-        outcomes: dict[int, Prediction] = {}
+        found: dict[int, Any] = {}
         together: dict[tuple, list[int]] = {}
-        for place, one in enumerate(batch):
+        for place, (_, one) in enumerate(read_now):
             if isinstance(one, Exception):
-                outcomes[place] = Prediction(names[place], error=str(one).removeprefix("videos[0]: "))
+                found[place] = one
             else:
                 together.setdefault(tuple(one["pixel_values_videos"].shape), []).append(place)
         for places in together.values():
-            scores = _scores(loaded, [batch[place] for place in places]).topk(top, dim=1)
-            for place, values, classes in zip(places, scores.values.tolist(), scores.indices.tolist(), strict=True):
-                best = tuple((loaded.class_names[c], value) for c, value in zip(classes, values, strict=True))
-                outcomes[place] = Prediction(names[place], best)
-        yield from (outcomes[place] for place in range(len(batch)))
+            logits = _logits(loaded, [read_now[place][1] for place in places])
+            found |= zip(places, logits, strict=True)
+        yield from ((path, found[place]) for place, (path, _) in enumerate(read_now))
 
 
-def _scores(loaded: VideoClassifier, inputs: Sequence[Any]) -> torch.Tensor:
-    """(V, C) in 0..1."""
+def _logits(loaded: VideoClassifier, inputs: Sequence[Any]) -> torch.Tensor:
+    """(V, C)"""
     model = loaded.model
     pixels, mask = (
         torch.cat([one[name] for one in inputs]).to(model.device) for name in ("pixel_values_videos", "video_mask")
@@ -131,8 +145,7 @@ def _scores(loaded: VideoClassifier, inputs: Sequence[Any]) -> torch.Tensor:
     else:
         logits = model.video_text_logits(pixels, loaded.texts, mask).float()
     check_answers(logits, model, pixel_values_videos=pixels)
-    several = loaded.texts is None and model.config.problem_type == MULTI_LABEL
-    return logits.sigmoid() if several else logits.softmax(1)
+    return logits
 
 
-__all__ = ["VideoClassifier", "classify_videos", "is_video_classifier", "load_video_classifier"]
+__all__ = ["VideoClassifier", "classify_videos", "is_video_classifier", "load_video_classifier", "logits_of_videos"]

@@ -91,12 +91,21 @@ def load_seconds_model(source: str | os.PathLike, device: str | torch.device | N
 
 
 @torch.inference_mode()
-def encode(loaded: SecondsModel, texts: Sequence[str], templates: str | Sequence[str] | None = None) -> torch.Tensor:
-    """(K, D) of K texts, on the CPU; of several templates the mean, and so of "house;home", a label with two texts."""
+def encode(
+    loaded: SecondsModel,
+    texts: Sequence[str],
+    templates: str | Sequence[str] | None = None,
+    are_labels: bool = True,
+) -> torch.Tensor:
+    """(K, D) of K texts, on the CPU; of several templates the mean, and so of "house;home", a label with two texts
+    (unless `are_labels` is False: in captions a semicolon is a semicolon)."""
     texts, templates = list(texts), resolve_templates(templates or "{}")
-    key = tuple(texts), tuple(templates)
+    key = tuple(texts), tuple(templates), are_labels
     if key not in loaded.texts:
-        variants = [[part.strip() for part in text.split(";") if part.strip()] or [text] for text in texts]
+        parts = [text.split(";") if are_labels else [text] for text in texts]
+        variants = [
+            [part.strip() for part in some if part.strip()] or [text] for some, text in zip(parts, texts, strict=True)
+        ]
         tokens = encode_texts(
             loaded.processor.tokenizer,
             format_prompts([variant for some in variants for variant in some], templates),

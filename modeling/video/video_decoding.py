@@ -144,7 +144,7 @@ class _FrameList(Video):
 
     def __init__(self, images, fps: float | None, rules: DecodingRules):
         if isinstance(images, np.ndarray | torch.Tensor) and images.ndim != 4:
-            raise ValueError(f"an array of shape {tuple(images.shape)}, expected (T, H, W, 3) or (T, 3, H, W)")
+            raise ValueError(f"video: an array of shape {tuple(images.shape)}, expected (T, H, W, 3) or (T, 3, H, W)")
         if not len(images):
             raise ValueError("video has no frames")
         fps = check_rate(fps)

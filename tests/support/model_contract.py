@@ -180,7 +180,7 @@ def _classifier_processor(size: int = 24):
     return CLIPClassifierProcessor(images, tiny_tokenizer())
 
 
-def _video_processor():
+def clip_video_processor():
     from hf_clip_variants import VideoTextProcessor
 
     return VideoTextProcessor.from_clip(_classifier_processor())
@@ -348,17 +348,17 @@ CASES = {
             config=clip4clip_config,
             inputs=clip4clip_batch,
             backbone=tiny_clip,
-            processor=_video_processor,
+            processor=clip_video_processor,
             output="logits_per_video",
             by_row=("video_embeds", "text_embeds"),
             loss_options={"return_loss": True},
             loss_is_of_the_batch=True,
             bad_values=CLIP4CLIP_BAD_VALUES,
         ),
-        ModelCase(processor=_video_processor, **CLIP4CLIP_CLASSIFIER),
-        ModelCase(processor=_video_processor, **ACTIONCLIP),
-        ModelCase(processor=_video_processor, **ACTIONCLIP_CLASSIFIER),
-        ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=_video_processor),
+        ModelCase(processor=clip_video_processor, **CLIP4CLIP_CLASSIFIER),
+        ModelCase(processor=clip_video_processor, **ACTIONCLIP),
+        ModelCase(processor=clip_video_processor, **ACTIONCLIP_CLASSIFIER),
+        ModelCase(**VIDEO_ANOMALY_CASE, backbone=tiny_clip, processor=clip_video_processor),
         ModelCase(**POINTCLIP, backbone=tiny_clip),
         ModelCase(**DEPTHCLIP),
         *(ModelCase(**one, processor=_classifier_processor) for one in (CLIPDRAW, CLIPASSO, VQGAN_CLIP)),
