@@ -16,6 +16,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from ..video.video_dual_encoder import VideoDualEncoder, VideoTextOutput
 from ..video.video_inputs import check_videos, checked_mask
 from .configuration_actionclip import ActionCLIPConfig
@@ -131,9 +132,8 @@ class ActionCLIPModel(VideoDualEncoder, ActionCLIPPreTrainedModel):
         """
         config = ActionCLIPConfig(**ActionCLIPConfig.values_from(clip.config) | options)
         model = cls(config).to(clip.dtype)
-        missing, unexpected = model.clip.load_state_dict(clip.state_dict(), strict=False)
-        if unexpected or set(missing) - {_TIME.removeprefix("clip.")}:
-            raise ValueError(f"clip: its weights do not fit, missing {missing[:5]}, unexpected {unexpected[:5]}")
+        new = {name: value for name, value in model.clip.state_dict().items() if f"clip.{name}" == _TIME}
+        copy_weights(model.clip, new | clip.state_dict(), options=options)
         return model.eval()
 
     def freeze_encoders(self, frozen: str) -> None:

@@ -17,6 +17,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from ..losses.contrastive_loss import contrastive_loss
 from ..video.temporal_layers import TemporalLayers
 from ..video.video_dual_encoder import VideoDualEncoder, VideoTextOutput
@@ -110,7 +111,7 @@ class CLIP4ClipModel(VideoDualEncoder, CLIP4ClipPreTrainedModel):
         if config.patch_embedding == "3d":
             name = "vision_model.embeddings.patch_embedding.weight"
             weights[name] = inflated_patches(weights[name])
-        model.clip.load_state_dict(weights)
+        copy_weights(model.clip, weights, options=options)
         model.initialize_head()
         return model.eval()
 

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.utils import can_return_tuple
 
 from ..dual_encoders.forward_checks import check_output, check_token_ids
+from ..loading_and_saving.copied_weights import copy_weights
 from ..losses.word_labels import check_word_labels
 from .answering_clip_vil import mean_cross_entropy
 from .configuration_clip_vil import ClipViLConfig
@@ -66,7 +67,8 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         model = cls(ClipViLConfig(**{"vision_config": values} | options))
         weights = vision.state_dict()
         encoder = model.grid.vision_model
-        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict() if name in weights})
+        weights = {name: weights[name] for name in encoder.state_dict() if name in weights}
+        copy_weights(encoder, weights, options=options)
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -3,6 +3,7 @@
 Paper: "How Much Can CLIP Benefit Vision-and-Language Tasks?", https://arxiv.org/abs/2107.06383, section 4.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -19,6 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..detection.inputs_detection import check_tensor
 from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_clip_vil import ClipViLConfig
 from .grid_clip_vil import ClipViLGrid, ClipViLGridPosition, check_grid, initialise_grid
 
@@ -157,13 +159,16 @@ class ClipViLModel(ClipViLPreTrainedModel):
             for name, one in (("vision", vision), ("text", bert))
         }
         model = cls(ClipViLConfig(**parts | options))
-        model.load_parts(vision.state_dict(), bert.state_dict())
+        model.load_parts(vision.state_dict(), bert.state_dict(), options)
         return model.eval()
 
-    def load_parts(self, vision: dict[str, torch.Tensor], bert: dict[str, torch.Tensor]) -> None:
+    def load_parts(
+        self, vision: dict[str, torch.Tensor], bert: dict[str, torch.Tensor], options: Iterable[str] = ()
+    ) -> None:
         """Puts the weights of a CLIP's image encoder and of a BERT in place; all that are needed must be there."""
-        for part, weights in ((self.grid.vision_model, vision), (self.text_model, bert)):
-            part.load_state_dict({name: weights[name] for name in part.state_dict() if name in weights})
+        for part, argument, weights in ((self.grid.vision_model, "clip", vision), (self.text_model, "bert", bert)):
+            weights = {name: weights[name] for name in part.state_dict() if name in weights}
+            copy_weights(part, weights, argument, options)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()

@@ -21,6 +21,7 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_depthclip import DepthCLIPConfig
 from .loss_depthclip import scale_invariant_loss
 
@@ -184,7 +185,7 @@ class DepthCLIPForDepthEstimation(DepthCLIPPreTrainedModel):
         values = {k: v for k, v in clip.config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
         values["backbone_model_type"] = clip.config.model_type
         model = cls(DepthCLIPConfig(**values | options)).to(clip.dtype)
-        model.clip.load_state_dict(clip.state_dict())
+        copy_weights(model.clip, clip, options=options)
         model.eval()
         return model if tokenizer is None else model.set_depth_words(tokenizer)
 

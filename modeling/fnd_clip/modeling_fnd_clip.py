@@ -20,6 +20,7 @@ from ..dual_encoders.backbones import family_of
 from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
 from .fusion_fnd_clip import FNDCLIPFeatureMap, FNDCLIPFusion, fit_feature_maps, standardise_similarity
 
@@ -184,9 +185,10 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
         longest = {"max_text_length": min(300, text_model.config.max_position_embeddings)}
         model = cls(FNDCLIPConfig(**values, **longest | options)).to(text_model.dtype)
         texts = text_model.state_dict()
-        model.text_model.load_state_dict({name: texts[name] for name in model.text_model.state_dict()})
-        model.dual_encoder.load_state_dict(dual_encoder.state_dict())
-        model.image_model.load_state_dict(image_model.state_dict())
+        texts = {name: texts[name] for name in model.text_model.state_dict() if name in texts}
+        copy_weights(model.text_model, texts, "text_model", options)
+        copy_weights(model.dual_encoder, dual_encoder, "dual_encoder", options)
+        copy_weights(model.image_model, image_model, "image_model", options)
         return model.eval()
 
     @classmethod

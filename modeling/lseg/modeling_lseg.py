@@ -28,6 +28,7 @@ from ..dense.sliding_window import pad_to_multiple
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_lseg import SIZE_DIVISOR, LSegConfig
 from .losses_lseg import presence_loss
 from .spatial_blocks_lseg import LSegSpatialBlock, pixel_text_scores
@@ -345,9 +346,9 @@ class LSegForSemanticSegmentation(PromptableSegmentationMixin, LSegPreTrainedMod
         width = text_encoder.text_projection.out_features
         config = LSegConfig(text_config=texts.to_dict(), vision_config=vision, projection_dim=width, **fields)
         model = cls(config)
-        model.lseg.vision_model.load_state_dict(weights)
-        model.lseg.text_model.load_state_dict(text_encoder.text_model.state_dict())
-        model.lseg.text_projection.load_state_dict(text_encoder.text_projection.state_dict())
+        copy_weights(model.lseg.vision_model, weights, "image_encoder", fields)
+        copy_weights(model.lseg.text_model, text_encoder.text_model, "text_encoder", fields)
+        copy_weights(model.lseg.text_projection, text_encoder.text_projection, "text_encoder", fields)
         return model
 
     def _freeze(self):

@@ -23,6 +23,7 @@ from ..dual_encoders.forward_checks import check_features, check_output, check_t
 from ..dual_encoders.prompts import resolve_class_names, resolve_templates
 from ..dual_encoders.tracing import can_be_read
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from ..video.class_texts import class_features
 from .configuration_pointclip import PointCLIPConfig
 from .projection_pointclip import realistic_depth_maps, resized, sparse_depth_maps
@@ -129,7 +130,7 @@ class PointCLIPModel(PointCLIPPreTrainedModel):
         values = {k: v for k, v in clip.config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
         values["backbone_model_type"] = clip.config.model_type
         model = cls(PointCLIPConfig(**values | options)).to(clip.dtype)
-        model.clip.load_state_dict(clip.state_dict())
+        copy_weights(model.clip, clip, options=options)
         return model.eval()
 
     def train(self, mode: bool = True):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..decoding.image_decoding import DecodingRules, decode_image
 from ..dual_encoders.backbones import family_of, unit_norm
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .guide import IMAGE_MEAN, IMAGE_STD, GuideConfig, GuideFields, GuideModel, GuidingEncoder
 from .stories import Story
 
@@ -89,7 +90,7 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
         """
         values = cls.config_class.values_from(clip.config)
         model = cls(cls.config_class(**values | options)).to(clip.dtype)
-        model.clip.load_state_dict(clip.state_dict())
+        copy_weights(model.clip, clip, options=options)
         return model.eval()
 
     @contextlib.contextmanager
@@ -154,7 +155,7 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
                 setattr(self.config, name, value)
             raise
         guide = GuideModel(config).to(device=self.device, dtype=self.dtype)
-        guide.clip.load_state_dict(clip.state_dict())
+        copy_weights(guide.clip, clip)
         self.more_guides.append(guide.train(self.training))
         return self
 

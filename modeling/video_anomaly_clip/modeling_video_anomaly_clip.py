@@ -24,6 +24,7 @@ from ..dual_encoders.forward_checks import check_output
 from ..dual_encoders.prompt_encoding import encode_text
 from ..dual_encoders.prompts import encode_texts, resolve_class_names
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from ..losses.rank_batch_norm import RankBatchNorm1d
 from ..losses.rank_exchange import world_size
 from .configuration_video_anomaly_clip import VideoAnomalyClipConfig
@@ -176,7 +177,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         kept = ("model_type", "architectures", "dtype", "id2label", "label2id")
         values = {name: value for name, value in clip.config.to_dict().items() if name not in kept}
         model = cls(VideoAnomalyClipConfig(**values | options)).to(clip.dtype)
-        model.clip.load_state_dict(clip.state_dict())
+        copy_weights(model.clip, clip, options=options)
         return model.eval()
 
     def freeze(self) -> None:

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.forward_checks import check_output, check_token_ids
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from ..losses.contrastive_loss import contrastive_loss
 from ..video.moments import mean_over_windows, window_starts
 from ..video.video_inputs import checked_mask
@@ -134,7 +135,7 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
         model, weights = cls(config).to(bert.dtype), bert.state_dict()
         for part in (model.text_model, model.video_model):
             names = part.state_dict().keys()
-            part.load_state_dict({name: tensor for name, tensor in weights.items() if name in names})
+            copy_weights(part, {name: tensor for name, tensor in weights.items() if name in names}, "bert", options)
         return model.eval()
 
     @classmethod

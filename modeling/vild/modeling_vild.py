@@ -20,6 +20,7 @@ from ..dual_encoders.backbones import family_of, unit_norm
 from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
+from ..loading_and_saving.copied_weights import copy_weights
 from .boxes_vild import keep_best, make_anchors, select_detections
 from .configuration_vild import STRIDES, ViLDConfig
 from .heads_vild import (
@@ -166,7 +167,8 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         fields = {"dual_encoder_config": dual_encoder.config.to_dict()}
         model = cls(ViLDConfig.tiny(**fields, **config))
         wanted = model.text_encoder.state_dict()
-        model.text_encoder.load_state_dict({n: t for n, t in dual_encoder.state_dict().items() if n in wanted})
+        weights = {name: tensor for name, tensor in dual_encoder.state_dict().items() if name in wanted}
+        copy_weights(model.text_encoder, weights, "dual_encoder", config)
         return model
 
     def _freeze(self) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.backbones import unit_norm
 from ..dual_encoders.forward_checks import check_output
+from ..loading_and_saving.copied_weights import copy_weights
 from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of
 from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, prompt_losses, spherical_distance
 from ..synthesis.stories import current_goals, stories_of
@@ -148,8 +149,8 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         if isinstance(clip.config, cls.config_class):  # the guide of another model of this kind
             values["backbone_model_type"] = clip.config.backbone_model_type
         model = cls(cls.config_class(**values | options)).to(clip.dtype)
-        model.clip.load_state_dict(clip.state_dict())
-        model.vqgan.load_state_dict(vqgan.state_dict())
+        copy_weights(model.clip, clip, options=options)
+        copy_weights(model.vqgan, vqgan, "vqgan", options)
         return model.eval()
 
     @classmethod
