@@ -218,7 +218,7 @@ def write_results(
     from ..files.json_files import write_json
     from ..modeling.synthesis.stroke_samples import drawing_of
     from ..synthesis.progress_pictures import animation, film, sheet, strip
-    from ..synthesis.stroke_page import PageEntry, stroke_page
+    from ..synthesis.result_page import PageEntry, result_page
     from .segmentation import png_of
 
     entries, found, finals = [], [], []
@@ -246,7 +246,7 @@ def write_results(
         ]
         notes += [("strokes", str(len(drawing))), ("steps", str(len(result.losses)))]
         entries.append(
-            PageEntry(drawing, row.caption, notes, frames[:-1], row.photo, f"{row.name}.svg", number in best)
+            PageEntry([*frames[:-1], drawing], row.caption, notes, row.photo, f"{row.name}.svg", number in best)
         )
         found.append(
             {
@@ -267,7 +267,7 @@ def write_results(
     write_atomically(
         out / "sheet.png", png_of(sheet([finals[i : i + columns] for i in range(0, len(finals), columns)]))
     )
-    write_atomically(out / "index.html", stroke_page(title, entries))
+    write_atomically(out / "index.html", result_page(title, entries))
     write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "drawings": found})
     (out / "preview.png").unlink(missing_ok=True)
     return found

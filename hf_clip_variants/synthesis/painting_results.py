@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from ..files.atomic_writes import write_atomically
 from ..files.json_files import write_json
 from .guides import guide_dtype, guide_names, guide_sources, prepare_guides
 from .progress_pictures import animation, enlarged, film, sheet, strip
+from .result_page import PageEntry, result_page
 from .runs import SynthesisRun
 
 
@@ -30,7 +29,6 @@ SIDE = 512  # pixels of the longer side of the pictures that are written, if the
 _FRAME_SIDE = 256
 # With the embedded VQGAN, which was trained on pictures of this size.
 EMBEDDED = {"canvas_size": 64, "learning_rate": 0.15, "cut_method": "updated", "tv_weight": 0.3}
-_TEMPLATE = Path(__file__).with_name("painting_page.html")
 
 
 @dataclass
@@ -96,7 +94,7 @@ def write_paintings(
 ) -> list[dict[str, Any]]:
     """Picture, latents, animation (with `mp4` also a film) and strip of each; a sheet, the page, and results.json,
     whose rows return."""
-    found, cards, finals = [], [], []
+    found, entries, finals = [], [], []
     for number, (result, name) in enumerate(zip(results, names, strict=True)):
         sample = run.loop.samples[number]
         frames = []
@@ -127,43 +125,23 @@ def write_paintings(
         if len(result.similarities) > 1:
             row["similarities"] = [round(value, 4) for value in result.similarities]
         found.append(row)
-        cards.append(_card(row, [*frames, last]))
+        notes = [("seed", str(row["seed"])), ("similarity", f"{row['similarity']:.3f}"), ("steps", str(row["steps"]))]
+        frames, caption = [*frames, last], row["caption"] or ""
+        entries.append(PageEntry(frames, caption, notes, file=row["picture"], is_best=row["best"]))
     columns = min(len(finals), 6)
     rows = [finals[place : place + columns] for place in range(0, len(finals), columns)]
     write_atomically(out / "sheet.png", _png(sheet(rows)))
-    title = html.escape(", ".join(settings["prompts"]))
-    page = _TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title).replace("{{cards}}", "\n".join(cards))
-    write_atomically(out / "index.html", page)
+    write_atomically(out / "index.html", result_page(", ".join(settings["prompts"]), entries))
     about = {"settings": settings, "guide": settings["guide"], "vqgan": settings["vqgan"]}
     write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "pictures": found})
     (out / "preview.png").unlink(missing_ok=True)
     return found
 
 
-def _card(row: dict[str, Any], frames: Sequence[Image.Image]) -> str:
-    """A card of the page: all frames are in it, and a slider chooses one."""
-    pictures = "".join(f'<img alt="" src="{_data_url(frame)}">' for frame in frames)
-    notes = {"seed": row["seed"], "similarity": f"{row['similarity']:.3f}", "steps": row["steps"]}
-    listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in notes.items())
-    link = html.escape(row["picture"], quote=True)
-    return (
-        f'<article class="card{" best" if row["best"] else ""}"><h2>{html.escape(row["caption"] or "")}</h2>'
-        f'<div class="frames">{pictures}</div><div class="controls"><button>Play</button>'
-        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="progress">'
-        f'<a href="{link}">PNG</a></div><dl>{listed}</dl></article>'
-    )
-
-
 def _png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, "PNG")
     return content.getvalue()
-
-
-def _data_url(picture: Image.Image) -> str:
-    content = io.BytesIO()
-    picture.convert("RGB").save(content, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 __all__ = ["EMBEDDED", "SIDE", "Painter", "load_painter", "write_paintings"]

@@ -13,9 +13,9 @@ from tiny import tiny_tokenizer
 from hf_clip_variants.data.videos import read_frames
 from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
 from hf_clip_variants.synthesis.progress_pictures import animation, film, strip
+from hf_clip_variants.synthesis.result_page import PageEntry, result_page
 from hf_clip_variants.synthesis.runs import FRAMES, SynthesisRun
 from hf_clip_variants.synthesis.saved_state import load_state, save_state
-from hf_clip_variants.synthesis.stroke_page import PageEntry, stroke_page
 
 
 SETTINGS = {"prompt": "a cat", "steps": 12}
@@ -113,10 +113,18 @@ def test_a_film_shows_the_frames_and_is_the_same_again(tmp_path):
 def test_a_page_escapes_what_users_wrote_and_holds_the_strokes():
     points = torch.rand(2, 4, 2) * 20
     drawing = StrokeDrawing(points, torch.ones(2), torch.rand(2, 4), torch.ones(2).long(), 20, 20)
-    entry = PageEntry(drawing, "</script><b>&", [("seed", "0")], [drawing], Image.new("RGB", (9, 9)), 'a"b.svg', True)
-    page = stroke_page("<i>title</i>", [entry])
+    picture, caption = Image.new("RGB", (9, 9)), "</script><b>& {{data}}"
+    entries = [
+        PageEntry([drawing, drawing], caption, [("seed", "0")], picture, 'a"b.svg', True),
+        PageEntry([picture] * 3, "{{title}}", file="a.png"),
+    ]
+    page = result_page("<i>title</i> {{cards}}", entries)
+    assert page.count("{{data}}") == page.count("{{cards}}") // 2 == page.count("{{title}}") == 1
+    assert ">SVG</a>" in page and ">PNG</a>" in page and page.count('max="1"') == page.count('max="2"') == 1
     assert "<b>&" not in page and "<i>title" not in page and "&lt;/script&gt;" in page
     data = page.partition('<script type="application/json" id="data">')[2].partition("</script>")[0]
     frames = json.loads(data)[0]["frames"]
+    pictures = json.loads(data)[1]["pictures"]
+    assert len(pictures) == 3 and all(one.startswith("data:image/jpeg;base64,") for one in pictures)
     assert len(frames) == 2 and len(frames[0]) == 2 and frames[0][0][0].startswith("M ")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
