@@ -4,19 +4,15 @@ Paper: "CLIPDraw: Exploring Text-to-Drawing Synthesis through Language-Image Enc
 https://arxiv.org/abs/2106.14843.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..dual_encoders.backbones import unit_norm
-from ..dual_encoders.forward_checks import check_output
 from ..strokes.stroke_drawing import StrokeDrawing
 from ..strokes.stroke_rasterizer import render_strokes
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of, texts_of
+from ..synthesis.guided_model import picture_tensor, pictures_of, texts_of
 from ..synthesis.guiding_prompts import Goal, Prompt, prompt_losses
 from ..synthesis.stories import current_goals, stories_of, tokenizers_of
 from ..synthesis.stroke_samples import (
@@ -27,6 +23,7 @@ from ..synthesis.stroke_samples import (
     render_samples,
 )
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
+from ..synthesis.text_guided_model import TextGuidedModel, TextGuidedOutput
 from ..synthesis.view_augmentation import draw_views, views_of
 from .configuration_clipdraw import CLIPDrawConfig
 
@@ -37,34 +34,17 @@ NEGATIVE_PROMPTS = ("A badly drawn sketch.", "Many ugly, messy drawings.")  # th
 _REACH = 0.1  # of a new point from the one before, in canvases
 
 
-@dataclass
-class CLIPDrawOutput(ModelOutput):
-    """
-    Args:
-        loss: (), with `return_loss`: minus the mean cosine of each drawing and its text.
-        logits_per_image: (B, T), scaled cosines of drawings and texts.
-        logits_per_text: (T, B), its transpose.
-        images: (B, 3, S, S), the drawings in 0..1.
-        image_embeds, text_embeds: (B, D), (T, D), of unit norm.
-        text_model_output, vision_model_output: of the two encoders.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    images: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+class CLIPDrawOutput(TextGuidedOutput):
+    """Of drawings; `loss` is minus the mean cosine of each drawing and its text."""
 
 
-class CLIPDrawPreTrainedModel(GuidedPreTrainedModel):
+class CLIPDrawPreTrainedModel(TextGuidedModel):
     config: CLIPDrawConfig
-    takes_more_guides = True
+    output_class = CLIPDrawOutput
+
+    @staticmethod
+    def pair_losses(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        return -(images @ texts.T).diagonal()
 
 
 class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
@@ -134,61 +114,11 @@ class CLIPDrawForImageSynthesis(CLIPDrawPreTrainedModel):
             if colors is None:
                 colors = points.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*points.shape[:2], 4)
         images = render_strokes(points, radii, colors, num_segments, height=config.canvas, width=config.canvas)
-        kwargs["return_dict"] = True
-        vision = self.family.image_features(
-            self.clip, pixel_values=self.as_guide_sees(images, config.normalize), **kwargs
-        )
-        text = self._encode_texts(input_ids, attention_mask, **kwargs)
-        image_embeds, text_embeds = unit_norm(vision.pooler_output), unit_norm(text.pooler_output)
-        cosines = image_embeds @ text_embeds.T
-        logits = cosines * self.family.logit_scale(self.clip)
-        check_output(self, logits, "logits_per_image", points=points)
-        loss = None
-        if return_loss:
-            if cosines.shape[0] != cosines.shape[1]:
-                raise ValueError(
-                    f"input_ids: {cosines.shape[1]} texts, expected one for each of {len(cosines)} drawings"
-                )
-            loss = -cosines.diagonal().float().mean()
-        return CLIPDrawOutput(
-            loss=loss,
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            images=images,
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            text_model_output=text,
-            vision_model_output=vision,
+        return self.compare(
+            images, input_ids, attention_mask, return_loss, config.normalize, made_of="points", **kwargs
         )
 
     # ---- drawing
-
-    def generate(
-        self,
-        prompts: str | Sequence[str] | None = None,
-        tokenizer=None,
-        *,
-        callback: Callable[[SynthesisLoop], object] | None = None,
-        **options,
-    ) -> list[SynthesizedDrawing]:
-        """
-        Draws each prompt with each seed.
-
-        Args:
-            prompts: a text, or several, of which each becomes a drawing. In one text, `|` stands between prompts of
-                the same drawing, `:` before a weight and a stop (`parse_prompts`), and `^` between chapters of a
-                story, which are drawn one over the other in equal parts of the steps.
-            tokenizer: the guide's, or its processor; of several guides, a list of one for each.
-            callback: called with the loop after each step; `False` ends it there.
-            options: see `make_loop`.
-
-        Returns:
-            For each prompt, each seed, in this order.
-        """
-        with self.frozen():
-            loop = self.make_loop(prompts, tokenizer, **options)
-            loop.run(callback)
-            return self.results(loop)
 
     def make_loop(
         self,

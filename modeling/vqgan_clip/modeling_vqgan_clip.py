@@ -5,7 +5,7 @@ Paper: "VQGAN-CLIP: Open Domain Image Generation and Editing with Natural Langua
 https://arxiv.org/abs/2204.08583.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -14,16 +14,14 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from ..dual_encoders.backbones import unit_norm
-from ..dual_encoders.forward_checks import check_output
 from ..loading_and_saving.copied_weights import copy_weights
-from ..synthesis.guided_model import GuidedPreTrainedModel, picture_tensor, pictures_of
+from ..synthesis.guided_model import picture_tensor, pictures_of
 from ..synthesis.guiding_prompts import MOST_PROMPTS, Goal, Prompt, prompt_losses, spherical_distance
 from ..synthesis.stories import current_goals, stories_of
 from ..synthesis.synthesis_loop import SynthesisLoop, SynthesisSample, checked_seeds
+from ..synthesis.text_guided_model import TextGuidedModel, TextGuidedOutput
 from .autoencoder_vqgan_clip import VQGANModel, nearest_codes
 from .configuration_vqgan_clip import VQGANCLIPConfig
 from .cuts_vqgan_clip import CutPlan, plan_cuts
@@ -35,29 +33,8 @@ from .losses_vqgan_clip import clamp_with_grad, start_loss, total_variation
 STARTS = ("codes", "pixels", "gradient")
 
 
-@dataclass
-class VQGANCLIPOutput(ModelOutput):
-    """
-    Args:
-        loss: (), with `return_loss`: mean spherical distance of each picture and its text.
-        logits_per_image: (B, T), scaled cosines of pictures and texts.
-        logits_per_text: (T, B), its transpose.
-        images: (B, 3, H, W), in 0..1.
-        image_embeds, text_embeds: (B, joint width), (T, joint width), of unit norm.
-        text_model_output, vision_model_output: of the two encoders.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    images: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    text_embeds: torch.FloatTensor | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in self.values())
+class VQGANCLIPOutput(TextGuidedOutput):
+    """Of pictures; `loss` is the mean spherical distance of each picture and its text."""
 
 
 @dataclass
@@ -96,11 +73,15 @@ class SynthesizedImage:
         return image.resize(size, Image.Resampling.BICUBIC)
 
 
-class VQGANCLIPPreTrainedModel(GuidedPreTrainedModel):
+class VQGANCLIPPreTrainedModel(TextGuidedModel):
     config: VQGANCLIPConfig
-    takes_more_guides = True
+    output_class = VQGANCLIPOutput
     main_input_name = "latents"
-    _no_split_modules = [*GuidedPreTrainedModel._no_split_modules, *VQGANModel._no_split_modules]
+    _no_split_modules = [*TextGuidedModel._no_split_modules, *VQGANModel._no_split_modules]
+
+    @staticmethod
+    def pair_losses(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        return spherical_distance(images.float(), texts.float()).diagonal()
 
 
 class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
@@ -187,59 +168,9 @@ class VQGANCLIPForImageSynthesis(VQGANCLIPPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("input_ids: None, expected the texts that pictures are compared with")
-        images = self.synthesize(latents)
-        kwargs["return_dict"] = True
-        vision = self.family.image_features(self.clip, pixel_values=self.as_guide_sees(images), **kwargs)
-        text = self._encode_texts(input_ids, attention_mask, **kwargs)
-        image_embeds, text_embeds = unit_norm(vision.pooler_output), unit_norm(text.pooler_output)
-        logits = (image_embeds @ text_embeds.T) * self.family.logit_scale(self.clip)
-        check_output(self, logits, "logits_per_image", latents=latents)
-        loss = None
-        if return_loss:
-            if len(image_embeds) != len(text_embeds):
-                raise ValueError(
-                    f"input_ids: {len(text_embeds)} texts, expected one for each of {len(image_embeds)} pictures"
-                )
-            loss = spherical_distance(image_embeds.float(), text_embeds.float()).diagonal().mean()
-        return VQGANCLIPOutput(
-            loss=loss,
-            logits_per_image=logits,
-            logits_per_text=logits.T,
-            images=images,
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            text_model_output=text,
-            vision_model_output=vision,
-        )
+        return self.compare(self.synthesize(latents), input_ids, attention_mask, return_loss, **kwargs)
 
     # ---- painting
-
-    def generate(
-        self,
-        prompts: str | Sequence[str] | None = None,
-        tokenizer=None,
-        *,
-        callback: Callable[[SynthesisLoop], object] | None = None,
-        **options,
-    ) -> list[SynthesizedImage]:
-        """
-        Paints each prompt with each seed.
-
-        Args:
-            prompts: a text, or several, of which each becomes a picture. In one text, `|` stands between prompts of
-                the same picture, `:` before a weight and a stop (`parse_prompts`), and `^` between chapters of a
-                story, which are painted one over the other in equal parts of the steps.
-            tokenizer: the guide's, or its processor; of several guides, a list of one for each.
-            callback: called with the loop after each step; `False` ends it there.
-            options: see `make_loop`.
-
-        Returns:
-            For each prompt, each seed, in this order.
-        """
-        with self.frozen():
-            loop = self.make_loop(prompts, tokenizer, **options)
-            loop.run(callback)
-            return self.results(loop)
 
     def make_loop(
         self,

@@ -168,6 +168,8 @@ def processing(rng: random.Random, folder: Path) -> Attack:
         rows = {len(one) for one in found.values()}
         if len(rows) != 1 or not all(one.isfinite().all() for one in found.values()):
             return f"{WRONG}{rows} rows"
+        if all(given.get(texts) is None for texts in ("text", "questions")):
+            return "input_ids" not in found or f"{WRONG}words of no text"
         return True if found["input_ids"].shape[1] <= 12 else f"{WRONG}{found['input_ids'].shape[1]} tokens"
 
     what = f"{'pipeline' if answering else 'processor'}, {name}[{place}] = {_shown(value)}, {[*settings]}"
