@@ -462,7 +462,8 @@ class AudioCLIPModel(DualEncoder, AudioCLIPPreTrainedModel):
                 check_output(self, logits[one, other], f"logits_{one}_{other}", **given)
         loss_ttf = model_outputs["audio"].loss_ttf if "audio" in model_outputs else None
         loss = self._loss(features, loss_ttf, sample_weights) if return_loss and logits else None
-        check_output(self, loss, "loss", input_features=input_features, pixel_values=pixel_values)
+        for name, value in (("loss_ttf", loss_ttf), ("loss", loss)):
+            check_output(self, value, name, input_features=input_features, pixel_values=pixel_values)
         texts = logits.get(("image", "text"), logits.get(("audio", "text")))
         return AudioCLIPOutput(
             loss=loss,

@@ -181,8 +181,8 @@ class ClipViLForPreTraining(_WithModel):
                 if known.is_floating_point():
                     raise ValueError(f"{name}_labels: got floats, expected whole numbers [{len(input_ids)}]")
                 losses["answers" if name == "answer" else name] = mean_cross_entropy(logits, known)
-        check_output(self, words, "prediction_logits", pixel_values=pixel_values, grid_features=grid_features)
-        check_output(self, answers, "answer_logits", pixel_values=pixel_values, grid_features=grid_features)
+        for name, logits in (("prediction", words), ("matching", matching), ("answer", answers)):
+            check_output(self, logits, f"{name}_logits", pixel_values=pixel_values, grid_features=grid_features)
         return ClipViLForPreTrainingOutput(
             loss=sum(losses.values()) if losses else None,
             prediction_logits=words,

@@ -10,7 +10,7 @@ from transformers.utils import can_return_tuple
 
 from ..detection.inputs_detection import check_prompt_rows, check_tensor
 from ..detection.region_features import region_features
-from ..dual_encoders.forward_checks import check_pixels, check_token_ids
+from ..dual_encoders.forward_checks import check_output, check_pixels, check_token_ids
 from ..glip.configuration_glip import STRIDES
 from ..glip.image_processing_glip import GLIPImageProcessor
 from ..glip.losses_glip import NO_OBJECT, mean_over_ranks
@@ -242,6 +242,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
         fields: dict[str, Any] = {}
         if mlm_labels is not None:
             fields["mlm_logits"] = self.word_predictions(words[0].fused)
+            check_output(self, fields["mlm_logits"], "mlm_logits")
         if output_masks:
             fields["detections"] = self._detections_with_masks(outputs, features, words)
         return GLIPv2ObjectDetectionOutput(**outputs, **fields)
@@ -264,6 +265,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             biases.append(bias)
         regions = region_features(features, [one["boxes"] for one in found], STRIDES, ROI_RESOLUTION, aligned=True)
         logits = self.mask_head(regions, torch.cat(vectors), torch.cat(biases))
+        check_output(self, logits, "masks")
         masks = logits.float().sigmoid().split([len(one["scores"]) for one in found])
         found = [one | {"masks": own} for one, own in zip(found, masks, strict=True)]
         padded = nn.utils.rnn.pad_sequence
@@ -364,6 +366,7 @@ class GLIPv2ForZeroShotObjectDetection(GLIPForZeroShotObjectDetection):
             vectors, biases, wanted = [vector], [bias], [vector.new_zeros(0, *2 * (2 * ROI_RESOLUTION,))]
         regions = region_features(features, places, STRIDES, ROI_RESOLUTION, aligned=True)
         logits = self.mask_head(regions, torch.cat(vectors), torch.cat(biases))
+        check_output(self, logits, "masks")
         count = torch.tensor(len(logits), device=logits.device)
         loss = mask_loss(logits, torch.cat(wanted))
         return loss / mean_count(loss, count)

@@ -517,6 +517,7 @@ class ViLDForZeroShotObjectDetection(PromptableSegmentationMixin, ViLDPreTrained
         if not sum(counts):
             return [one.new_zeros(0, MASK_SIZE, MASK_SIZE) for one in boxes]
         logits = self.mask_head(self._regions(features, boxes, 2 * ROI_RESOLUTION))
+        check_output(self, logits, "masks")
         return list(logits.float().sigmoid().split(counts))
 
     @torch.no_grad()

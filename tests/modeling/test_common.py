@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from fake_hub import FakeHub
 from model_contract import CASES, ModelContract
 from paths import PROGRAMS
 from safetensors.torch import save_file
+from transformers.utils import ModelOutput
 
 from hf_clip_variants.registry import methods
 
@@ -42,6 +45,36 @@ def test_whole_numbers_of_32_bits_give_the_same_answer_or_are_refused_by_name(ca
                 torch.testing.assert_close(
                     found, expected, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}"
                 )
+
+
+def test_weights_that_are_not_finite_give_no_answer(case):
+    """Of weights outside of repeated layers: their name is told, or nothing that is answered depends on them."""
+    model, inputs = case.make(), case.inputs(2)
+    inputs = {n: v for n, v in inputs.items() if "labels" not in n and n not in case.only_in_training}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    names = sorted(n for n, t in tensors if t.is_floating_point() and t.numel() and not re.search(r"\d", n))
+    tensors = dict(tensors)
+    for name in random.Random(case.id).sample(names, min(12, len(names))):
+        flat = tensors[name].data.view(-1)
+        before = flat[0].item()
+        flat[0] = float("nan")
+        try:
+            with torch.inference_mode():
+                found = dict(answers_of(model(**inputs)))
+        except ValueError as error:
+            assert "NaN" in str(error), (name, error)
+        else:
+            wrong = [key for key, value in found.items() if not value.isfinite().all()]
+            assert not wrong, f"{wrong} are not finite, because of {name}"
+        flat[0] = before
+
+
+def answers_of(outputs, start: str = ""):
+    for name, value in outputs.items():
+        if isinstance(value, ModelOutput):
+            yield from answers_of(value, f"{start}{name}.")
+        elif torch.is_tensor(value) and value.is_floating_point() and "hidden" not in name:
+            yield f"{start}{name}", value
 
 
 def export(case, folder) -> dict:

@@ -486,7 +486,7 @@ def abnormal(rng: random.Random, folder: Path) -> Attack:
         return True
 
     extra = ", ".join(f"{name}={_shown(value)}" for name, value in options.items())
-    named = ("videos", "video", "features", "frame ", *options, str(folder))
+    named = ("videos", "video", "features", "frame ", "file", *options, str(folder))
     return f"{shown}, {extra}", _quiet(run), named
 
 

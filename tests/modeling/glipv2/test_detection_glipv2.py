@@ -109,6 +109,17 @@ def test_masks_are_those_of_the_labels_words(names_per_prompt):
     assert torch.equal(changed[0]["boxes"], found[0]["boxes"]) and label == int(changed[0]["labels"][0])
 
 
+def test_masks_and_words_of_weights_that_are_not_finite_are_no_answer():
+    for name, options in (("mask_head.upsampling.bias", {"output_masks": True}), ("word_predictions.", {})):
+        model, inputs = glipv2_model(), glip_inputs(2)
+        weight = next(p for n, p in model.named_parameters() if n.startswith(name))
+        weight.data.view(-1)[0] = float("nan")
+        if not options:
+            options, inputs["labels"] = {"mlm_labels": torch.zeros_like(inputs["input_ids"])}, None
+        with pytest.raises(ValueError, match=f"(masks|mlm_logits): NaN or infinite .*{name}"):
+            run(model, **inputs, **options)
+
+
 def test_a_mask_is_the_mean_over_its_labels_tokens():
     model = glipv2_model()
     head, words = model.mask_head, torch.randn(6, 20)

@@ -142,6 +142,13 @@ class TestLabels:
 
 
 class TestDetections:
+    def test_masks_of_weights_that_are_not_finite_are_no_answer(self):
+        model = vild_model()
+        name, weight = next(iter(model.mask_head.named_parameters()))
+        weight.data.view(-1)[0] = float("nan")
+        with pytest.raises(ValueError, match=f"masks: NaN or infinite .*mask_head.{name}"):
+            run(model, pixel_values=tiny_pixels(2, size=64), output_masks=True)
+
     def test_masks_do_not_depend_on_the_class(self):
         model = vild_model()
         boxes = vild_boxes(1, 3)[:, :2]
