@@ -74,6 +74,10 @@ class FNDCLIPModalityAttention(nn.Module):
         return (self.scores(rows.mean(-1)) + self.scores(rows.max(-1).values)).sigmoid()
 
 
+class FNDCLIPCorrection(nn.Linear):
+    """A layer that says nothing as it starts."""
+
+
 class FNDCLIPClassifier(nn.Module):
     def __init__(self, config: FNDCLIPConfig):
         super().__init__()
@@ -81,7 +85,8 @@ class FNDCLIPClassifier(nn.Module):
         self.input_norm = nn.BatchNorm1d(config.hidden_dim)
         self.hidden_layer = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.hidden_norm = nn.BatchNorm1d(config.hidden_dim)
-        self.output_layer = nn.Linear(config.hidden_dim, config.num_labels)
+        last = FNDCLIPCorrection if config.similarity_residual else nn.Linear
+        self.output_layer = last(config.hidden_dim, config.num_labels)
 
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
         hidden = F.relu(self.input_norm(self.input_layer(fused)))
@@ -283,5 +288,12 @@ def standardise_similarity(fusion: FNDCLIPFusion, texts: torch.Tensor, images: t
     return fusion.similarity_factor.item(), fusion.similarity_summand.item()
 
 
-__all__ = ["FNDCLIPFeatureMap", "FNDCLIPFusion", "FNDCLIPSimilarityAnswer", "cosine", "cross_fitted_similarity"]
+__all__ = [
+    "FNDCLIPCorrection",
+    "FNDCLIPFeatureMap",
+    "FNDCLIPFusion",
+    "FNDCLIPSimilarityAnswer",
+    "cosine",
+    "cross_fitted_similarity",
+]
 __all__ += ["fit_feature_maps", "folds_of", "layer_attention", "standardise_similarity", "start_from_similarity"]

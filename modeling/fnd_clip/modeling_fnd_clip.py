@@ -22,8 +22,10 @@ from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
 from .fusion_fnd_clip import (
+    FNDCLIPCorrection,
     FNDCLIPFeatureMap,
     FNDCLIPFusion,
+    FNDCLIPSimilarityAnswer,
     cross_fitted_similarity,
     fit_feature_maps,
     folds_of,
@@ -115,11 +117,11 @@ class FNDCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
         elif isinstance(module, FNDCLIPFusion):
             for parameter in (module.layer_weights, module.similarity_factor, module.similarity_summand):
                 init.uniform_(parameter)
-            if module.similarity_answer is not None:  # adds nothing to the similarity's answer as it starts
-                init.zeros_(module.classifier.output_layer.weight)
-                init.zeros_(module.classifier.output_layer.bias)
         elif isinstance(module, FNDCLIPFeatureMap):
             init.zeros_(module.weight)
+        if isinstance(module, FNDCLIPCorrection | FNDCLIPSimilarityAnswer):
+            for tensor in (*module.parameters(), *module.buffers()):
+                init.zeros_(tensor)
 
 
 class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):

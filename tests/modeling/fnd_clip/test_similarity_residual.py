@@ -64,6 +64,8 @@ def test_the_answer_begins_at_the_similarity_and_is_saved(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(again(**given).logits, trained, rtol=1e-5, atol=1e-5)
     assert not any("similarity_answer" in name for name, _ in again.named_parameters())
+    other = FNDCLIPForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert (other(**given).logits == 0).all()  # five classes begin at nothing
     assert not any("similarity_answer" in name for name in fnd_clip_model().state_dict())
 
 
