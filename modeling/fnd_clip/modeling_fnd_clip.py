@@ -546,7 +546,7 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             self._check_similarity(similarity, len(seen["text_states"]))
         found = self.fusion(**seen, image_mask=image_mask, similarity=similarity)
         logits = found["logits"]
-        check_output(self, logits, pixel_values=pixel_values, **given)
+        check_output(self, logits, pixel_values=pixel_values, **given, similarity=similarity)
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         return FNDCLIPOutput(
             loss=loss,

@@ -170,6 +170,8 @@ def test_what_cannot_begin_at_a_similarity_is_said():
     given, true = without_labels(features(4)), torch.tensor([True, True, True, False])
     with pytest.raises(ValueError, match=r"similarity: got torch.float32 \[3\], expected floats \[4\]"):
         model(**given, similarity=similarity[:3])
+    with pytest.raises(ValueError, match=r"similarity\[0\] has some"):
+        model(**given, similarity=similarity * float("nan"))
     with pytest.raises(ValueError, match="adapt_features: False"):
         plain.cross_fit_similarity(*pair(given), true)
     for options, message in (
