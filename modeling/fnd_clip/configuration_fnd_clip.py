@@ -36,6 +36,9 @@ class FNDCLIPConfig(PreTrainedConfig):
         adapt_features (`bool`, defaults to `False`):
             Two square matrices that change the dual encoder's features before all else, and do nothing as they start.
             `fit_feature_maps` fits them on posts whose text and image belong together. Not in the paper.
+        similarity_residual (`bool`, defaults to `False`):
+            The answer starts as that of the similarity alone (`start_from_similarity`), and what else is learned is
+            added to it, beginning at nothing. For few posts. Not in the paper.
         max_text_length (`int`, defaults to 300): tokens of a text that BERT reads at most.
         freeze_text, freeze_dual_encoder (`bool`, default to `True`), freeze_backbone (`bool`, defaults to `False`):
             What does not train. Frozen parts stay in eval mode.
@@ -69,6 +72,7 @@ class FNDCLIPConfig(PreTrainedConfig):
     dropout: float | int = 0.5
     batch_layer_attention: bool = False
     adapt_features: bool = False
+    similarity_residual: bool = False
     max_text_length: int = 300
     freeze_text: bool = True
     freeze_dual_encoder: bool = True

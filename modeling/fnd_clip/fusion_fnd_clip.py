@@ -1,6 +1,6 @@
 """FND-CLIP's own layers: which layer of BERT is read, three branches, and what each is worth for one post."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -74,6 +74,10 @@ class FNDCLIPModalityAttention(nn.Module):
         return (self.scores(rows.mean(-1)) + self.scores(rows.max(-1).values)).sigmoid()
 
 
+class FNDCLIPCorrection(nn.Linear):
+    """A layer that says nothing as it starts."""
+
+
 class FNDCLIPClassifier(nn.Module):
     def __init__(self, config: FNDCLIPConfig):
         super().__init__()
@@ -81,11 +85,29 @@ class FNDCLIPClassifier(nn.Module):
         self.input_norm = nn.BatchNorm1d(config.hidden_dim)
         self.hidden_layer = nn.Linear(config.hidden_dim, config.hidden_dim)
         self.hidden_norm = nn.BatchNorm1d(config.hidden_dim)
-        self.output_layer = nn.Linear(config.hidden_dim, config.num_labels)
+        last = FNDCLIPCorrection if config.similarity_residual else nn.Linear
+        self.output_layer = last(config.hidden_dim, config.num_labels)
 
     def forward(self, fused: torch.Tensor) -> torch.Tensor:
         hidden = F.relu(self.input_norm(self.input_layer(fused)))
         return self.output_layer(F.relu(self.hidden_norm(self.hidden_layer(hidden))))
+
+
+class FNDCLIPSimilarityAnswer(nn.Module):
+    """(B,) similarities -> (B, K) logits, of one number alone: bias + weight * (similarity - mean). Does not train;
+    `start_from_similarity` sets it. Not in the paper."""
+
+    def __init__(self, labels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(labels))
+        self.register_buffer("bias", torch.zeros(labels))
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, similarity: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
+        """`there` (B,): 0 for posts without a similarity, whose answer is that of the mean."""
+        away = similarity - self.mean
+        away = away if there is None else away * there
+        return self.bias + away[:, None] * self.weight
 
 
 class FNDCLIPFusion(nn.Module):
@@ -93,6 +115,9 @@ class FNDCLIPFusion(nn.Module):
 
     The paper standardises the similarity and puts it through a sigmoid; the published code, and this, learn a factor
     and a summand, neither of which is limited.
+
+    With `similarity_residual`, the three branches see the dual encoder's features as they come, whatever was fitted
+    for the similarity, and what the classifier says of them is added to the answer of the similarity alone.
     """
 
     def __init__(self, config: FNDCLIPConfig):
@@ -109,6 +134,7 @@ class FNDCLIPFusion(nn.Module):
         self.text_map = FNDCLIPFeatureMap(joint) if config.adapt_features else nn.Identity()
         self.image_map = FNDCLIPFeatureMap(joint) if config.adapt_features else nn.Identity()
         self.classifier = FNDCLIPClassifier(config)
+        self.similarity_answer = FNDCLIPSimilarityAnswer(config.num_labels) if config.similarity_residual else None
 
     def forward(
         self,
@@ -117,31 +143,38 @@ class FNDCLIPFusion(nn.Module):
         clip_image_features: torch.Tensor,
         image_logits: torch.Tensor,
         image_mask: torch.Tensor | None = None,
+        similarity: torch.Tensor | None = None,
     ) -> Mapping[str, torch.Tensor]:
-        """Features, see `FNDCLIPForSequenceClassification.get_features`, -> `logits` (B, K), `similarity` (B,),
+        """Features, see `FNDCLIPForSequenceClassification.get_features`, and maybe (B,) similarities instead of
+        theirs -> `logits` (B, K), `similarity` (B,),
         `modality_weights` (B, 3), `layer_attention` (B, L), `text_embeds`, `image_embeds`, `cross_embeds`,
         `fused_embeds` (B, E) and `text_features` (B, H + D)."""
         dtype = self.classifier.output_layer.weight.dtype
         layers = layer_attention(text_states, self.layer_weights, self.config.batch_layer_attention)
         read = (layers[..., None] * text_states.float()).sum(1).to(dtype)
         texts, images, logits = (one.to(dtype) for one in (clip_text_features, clip_image_features, image_logits))
-        texts, images = self.text_map(texts), self.image_map(images)
+        mapped = self.text_map(texts), self.image_map(images)
+        if self.similarity_answer is None:
+            texts, images = mapped
         text_features = torch.cat([read, texts], -1)
         text = self.text_branch(text_features)
         image = self.image_branch(torch.cat([logits, images], -1))
-        similarity = cosine(texts, images)
+        similarity = cosine(*mapped) if similarity is None else similarity.to(dtype)
         cross = self.cross_branch(torch.cat([texts, images], -1))
         cross = cross * (self.similarity_factor * similarity + self.similarity_summand)[:, None]
-        if image_mask is not None:  # without an image, the text alone is left
-            there = image_mask.to(dtype)
+        there = None if image_mask is None else image_mask.to(dtype)
+        if there is not None:  # without an image, the text alone is left
             image, cross, similarity = image * there[:, None], cross * there[:, None], similarity * there
         rows = torch.stack([text, image, cross], 1)
         weights = self.modality_attention(rows)
-        if image_mask is not None:
-            weights = torch.cat([weights[:, :1], weights[:, 1:] * image_mask.to(dtype)[:, None]], 1)
+        if there is not None:
+            weights = torch.cat([weights[:, :1], weights[:, 1:] * there[:, None]], 1)
         fused = (weights[..., None] * rows).sum(1)
+        answer = self.classifier(fused)
+        if self.similarity_answer is not None:
+            answer = answer + self.similarity_answer(similarity, there)
         return {
-            "logits": self.classifier(fused),
+            "logits": answer,
             "similarity": similarity,
             "modality_weights": weights,
             "layer_attention": layers.to(dtype),
@@ -157,7 +190,7 @@ class FNDCLIPFusion(nn.Module):
 
 
 def fit_feature_maps(
-    fusion: FNDCLIPFusion,
+    maps: Sequence[FNDCLIPFeatureMap],
     texts: torch.Tensor,
     images: torch.Tensor,
     epochs: int = 16,
@@ -167,10 +200,9 @@ def fit_feature_maps(
     scale: float = 20.0,
     seed: int = 0,
 ) -> float:
-    """Trains `text_map` and `image_map` so that (N, D) texts and their images, row by row, are nearer to each other
-    than to those of other rows: CLIP's contrastive loss over batches, plus `penalty` times the sum of the squares of
-    both matrices. Returns the last batch's loss."""
-    maps = [fusion.text_map, fusion.image_map]
+    """Trains the maps of texts and of images so that (N, D) texts and their images, row by row, are nearer to each
+    other than to those of other rows: CLIP's contrastive loss over batches, plus `penalty` times the sum of the
+    squares of both matrices. Returns the last batch's loss."""
     optimizer = torch.optim.Adam([one.weight for one in maps], lr=learning_rate)
     texts, images = (unit_norm(one.detach().to(maps[0].weight)) for one in (texts, images))
     generator, loss = torch.Generator().manual_seed(seed), torch.zeros(())
@@ -190,6 +222,56 @@ def fit_feature_maps(
     return float(loss.detach())
 
 
+def folds_of(groups: torch.Tensor, folds: int, seed: int) -> torch.Tensor:
+    """(N,) groups -> (N,) folds, 0..folds - 1: a group is in one, and they have equally many groups, up to one."""
+    numbers, place = groups.unique(return_inverse=True)
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).to(place.device)
+    return order[place] % folds
+
+
+def cross_fitted_similarity(
+    texts: torch.Tensor, images: torch.Tensor, true: torch.Tensor, fold: torch.Tensor, **fit
+) -> torch.Tensor:
+    """(N, D) texts and images, which of them are true (N,) and their folds (N,) -> (N,) cosines, each of maps that
+    were fitted on the true posts of the other folds; `fit`: arguments of `fit_feature_maps`."""
+    found = texts.new_empty(len(texts), dtype=torch.float32)
+    for number in fold.unique().tolist():
+        maps = [FNDCLIPFeatureMap(texts.shape[-1]).to(texts.device) for _ in range(2)]
+        rows, asked = true & (fold != number), fold == number
+        fit_feature_maps(maps, texts[rows], images[rows], **fit)
+        with torch.no_grad():
+            found[asked] = cosine(maps[0](texts[asked].float()), maps[1](images[asked].float()))
+    return found
+
+
+def start_from_similarity(fusion: FNDCLIPFusion, similarity: torch.Tensor, labels: torch.Tensor) -> float:
+    """Sets `similarity_answer` to the logistic regression of (N,) labels on (N,) similarities, and the factor and
+    summand to their standardisation. Returns the regression's cross-entropy."""
+    answer = fusion.similarity_answer
+    similarity, labels = similarity.detach().double(), labels.to(similarity.device).long()
+    mean, deviation = similarity.mean(), similarity.std()
+    standard, classes = (similarity - mean) / deviation, len(answer.weight)
+    line = torch.zeros(2, classes, dtype=torch.float64, device=similarity.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([line], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        # A little of the weights' squares: classes that one number tells apart would want infinite ones.
+        found = F.cross_entropy(line[0] + standard[:, None] * line[1], labels) + 1e-4 * line[1].square().sum()
+        found.backward()
+        return found
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    with torch.no_grad():
+        answer.bias.copy_(line[0] - line[0].mean())
+        answer.weight.copy_((line[1] - line[1].mean()) / deviation)
+        answer.mean.fill_(float(mean))
+        fusion.similarity_factor.fill_(float(1 / deviation))
+        fusion.similarity_summand.fill_(float(-mean / deviation))
+        return float(F.cross_entropy(line[0] + standard[:, None] * line[1], labels))
+
+
 @torch.no_grad()
 def standardise_similarity(fusion: FNDCLIPFusion, texts: torch.Tensor, images: torch.Tensor) -> tuple[float, float]:
     """Sets `similarity_factor` and `similarity_summand` to 1 / deviation and -mean / deviation of the similarities of
@@ -206,4 +288,12 @@ def standardise_similarity(fusion: FNDCLIPFusion, texts: torch.Tensor, images: t
     return fusion.similarity_factor.item(), fusion.similarity_summand.item()
 
 
-__all__ = ["FNDCLIPFusion", "cosine", "fit_feature_maps", "layer_attention", "standardise_similarity"]
+__all__ = [
+    "FNDCLIPCorrection",
+    "FNDCLIPFeatureMap",
+    "FNDCLIPFusion",
+    "FNDCLIPSimilarityAnswer",
+    "cosine",
+    "cross_fitted_similarity",
+]
+__all__ += ["fit_feature_maps", "folds_of", "layer_attention", "standardise_similarity", "start_from_similarity"]

@@ -22,7 +22,17 @@ from ..dual_encoders.resnet_backbone import AnyAttentionResNet
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
-from .fusion_fnd_clip import FNDCLIPFeatureMap, FNDCLIPFusion, fit_feature_maps, standardise_similarity
+from .fusion_fnd_clip import (
+    FNDCLIPCorrection,
+    FNDCLIPFeatureMap,
+    FNDCLIPFusion,
+    FNDCLIPSimilarityAnswer,
+    cross_fitted_similarity,
+    fit_feature_maps,
+    folds_of,
+    standardise_similarity,
+    start_from_similarity,
+)
 
 
 # B posts, L states of BERT, H width of BERT, D joint width, R logits of the ResNet, E width of features, K classes
@@ -110,6 +120,9 @@ class FNDCLIPPreTrainedModel(CheckedLoading, StagedSaving, PreTrainedModel):
                 init.uniform_(parameter)
         elif isinstance(module, FNDCLIPFeatureMap):
             init.zeros_(module.weight)
+        if isinstance(module, FNDCLIPCorrection | FNDCLIPSimilarityAnswer):
+            for tensor in (*module.parameters(), *module.buffers()):
+                init.zeros_(tensor)
 
 
 class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
@@ -330,19 +343,114 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             ValueError: no matrices (`adapt_features`), features of wrong shapes or not finite, fewer than two posts,
                 a setting out of its range.
         """
+        self._check_pairs(clip_text_features, clip_image_features)
+        settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "penalty": penalty}
+        self._check_fit(**settings)
+        maps = self.fusion.text_map, self.fusion.image_map
+        return fit_feature_maps(maps, clip_text_features, clip_image_features, **settings, seed=seed)
+
+    def _check_fit(self, epochs: int, batch_size: int, learning_rate: float, penalty: float) -> None:
         if not self.config.adapt_features:
             raise ValueError(
                 "adapt_features: False, there are no matrices to fit; want a model with adapt_features=True"
             )
-        self._check_pairs(clip_text_features, clip_image_features)
         for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2)):
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}: {value!r}, expected a whole number of at least {least}")
         for name, value in (("learning_rate", learning_rate), ("penalty", penalty)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
                 raise ValueError(f"{name}: {value!r}, expected a number in 0..1e6")
+
+    def cross_fit_similarity(
+        self,
+        clip_text_features: torch.Tensor,
+        clip_image_features: torch.Tensor,
+        true: torch.Tensor,
+        *,
+        groups: torch.Tensor | None = None,
+        folds: int = 5,
+        epochs: int = 16,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        penalty: float = 0.1,
+        seed: int = 0,
+    ) -> torch.Tensor:
+        """The similarities that training posts would have if `fit_feature_maps` had not seen them: of each fold by
+        matrices that were fitted on the true posts of the others. The model stays as it is. What learns beside the
+        similarity (`similarity_residual=True`) must see these: those of fitted posts are too good. Not in the paper.
+
+        Args:
+            clip_text_features, clip_image_features: (N, D) of the same N posts, as of `get_features`.
+            true: (N,) bool, posts whose text and image belong together, each once: what is fitted on.
+            groups: (N,) whole numbers; posts of one group, such as those that share an image, are in one fold. None:
+                each its own.
+            folds: parts of the groups.
+            epochs, batch_size, learning_rate, penalty, seed: as of `fit_feature_maps`.
+
+        Returns:
+            (N,) cosines, to be given to `start_from_similarity` and, as `similarity`, to `forward`.
+
+        Raises:
+            ValueError: as `fit_feature_maps`; `true` or `groups` of another shape or type; fewer groups than folds;
+                fewer than two true posts outside of a fold.
+        """
+        self._check_pairs(clip_text_features, clip_image_features)
         settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "penalty": penalty}
-        return fit_feature_maps(self.fusion, clip_text_features, clip_image_features, **settings, seed=seed)
+        self._check_fit(**settings)
+        count = len(clip_text_features)
+        groups = torch.arange(count) if groups is None else groups
+        for name, value, wanted in (("true", true, "booleans"), ("groups", groups, "whole numbers")):
+            fits = isinstance(value, torch.Tensor) and tuple(value.shape) == (count,)
+            if not fits or (value.dtype == torch.bool) != (name == "true") or value.is_floating_point():
+                got = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ValueError(f"{name}: got {got}, expected {wanted} [{count}], one for each post")
+        if type(folds) is not int or not 2 <= folds <= len(groups.unique()):
+            raise ValueError(f"folds: {folds!r}, expected 2..{len(groups.unique())}, the number of groups")
+        fold = folds_of(groups, folds, seed)
+        left = min(int((true & (fold != number)).sum()) for number in range(folds))
+        if left < 2:
+            raise ValueError(f"true: {left} outside of a fold, want at least 2")
+        pairs, device = (clip_text_features.detach(), clip_image_features.detach()), clip_text_features.device
+        return cross_fitted_similarity(*pairs, true.to(device), fold.to(device), seed=seed, **settings)
+
+    def start_from_similarity(self, similarity: torch.Tensor, labels: torch.Tensor) -> float:
+        """Of a model with `similarity_residual=True`: the answer becomes the logistic regression of the labels on this
+        one number, and the similarity's factor and summand start as of `standardise_similarity`. What is trained from
+        here is a correction, which is nothing as it starts: stop where held-out posts say so. Not in the paper.
+
+        Args:
+            similarity: (N,) of training posts, true and false ones: of `cross_fit_similarity` if features were fitted.
+            labels: (N,) their classes, as in `config.id2label`.
+
+        Returns:
+            The cross-entropy of these posts.
+
+        Raises:
+            ValueError: a model without `similarity_residual`, or for other than single labels; shapes or types that do
+                not fit, labels out of range or of one class, similarities that are not finite or all equal.
+        """
+        answer = self.fusion.similarity_answer
+        if answer is None:
+            raise ValueError("similarity_residual: False, want a model with similarity_residual=True")
+        if self.config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"problem_type: {self.config.problem_type!r}, expected single_label_classification")
+        self._check_similarity(similarity, None)
+        classification_loss(similarity[:, None].expand(-1, self.num_labels), labels)
+        if labels.is_floating_point() or (labels < 0).any():
+            raise ValueError(f"labels: {labels.min().item():g}, expected a class for each post, as a whole number")
+        if len(labels.unique()) < 2:
+            raise ValueError(f"labels: all of class {labels[0].item()}, expected two classes or more")
+        if not similarity.isfinite().all() or not float(similarity.float().std()) > 1e-6:
+            raise ValueError("similarity: all equal, or NaN or infinite numbers; expected finite ones that differ")
+        return start_from_similarity(self.fusion, similarity, labels)
+
+    def _check_similarity(self, similarity: torch.Tensor, posts: int | None) -> None:
+        fits = isinstance(similarity, torch.Tensor) and similarity.dim() == 1 and similarity.is_floating_point()
+        if not fits or (posts is not None and len(similarity) != posts):
+            is_tensor = isinstance(similarity, torch.Tensor)
+            got = f"{similarity.dtype} {list(similarity.shape)}" if is_tensor else type(similarity).__name__
+            wanted = "posts" if posts is None else posts
+            raise ValueError(f"similarity: got {got}, expected floats [{wanted}], a cosine for each post")
 
     def standardise_similarity(
         self, clip_text_features: torch.Tensor, clip_image_features: torch.Tensor
@@ -388,6 +496,7 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
         clip_text_features: torch.FloatTensor | None = None,
         clip_image_features: torch.FloatTensor | None = None,
         image_logits: torch.FloatTensor | None = None,
+        similarity: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FNDCLIPOutput:
@@ -402,6 +511,7 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             backbone_pixel_values: (B, 3, H, W), for the ResNet; None: `pixel_values`, as in the published code.
             text_states, clip_text_features, clip_image_features, image_logits: each instead of its inputs, from
                 `get_features`.
+            similarity: (B,), instead of the cosine of text and image: in training, what `cross_fit_similarity` gives.
             labels: (B,) classes, as in `config.id2label`; other kinds of labels as in `classification_loss`.
 
         Returns:
@@ -434,9 +544,11 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             features["image_logits"] = self._image_logits(_needed("pixel_values", pixels, "image_logits"))
         seen = {name: features[name] for name in FEATURES}
         self._check_together(seen, image_mask)
-        found = self.fusion(**seen, image_mask=image_mask)
+        if similarity is not None:
+            self._check_similarity(similarity, len(seen["text_states"]))
+        found = self.fusion(**seen, image_mask=image_mask, similarity=similarity)
         logits = found["logits"]
-        check_output(self, logits, pixel_values=pixel_values, **given)
+        check_output(self, logits, pixel_values=pixel_values, **given, similarity=similarity)
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         return FNDCLIPOutput(
             loss=loss,

@@ -1,5 +1,5 @@
-"""Pipelines that transformers has not, of clouds, posts and questions, where the package is not: they come with the
-exported code."""
+"""Pipelines of clouds, depth, questions, captions and posts: from a saved folder, and from a Hub with code, where the
+package is not."""
 
 import json
 import os
@@ -9,9 +9,12 @@ import sys
 import numpy as np
 import pytest
 from clip_vil_runs import clip_vil_model, clip_vil_processor
+from depthclip_runs import depth_processor, depthclip_model
+from fake_hub import FakeHub
 from fnd_clip_runs import fnd_clip_model, news_processor
-from paths import PROGRAMS
+from paths import PROGRAMS, SUPPORT
 from PIL import Image
+from pipeline_answers import answer
 from pointclip_runs import clouds, point_processor, pointclip_model
 from transformers import pipeline
 
@@ -20,46 +23,46 @@ from hf_clip_variants.hub.export import export_with_code
 
 PARTS = {
     "zero-shot-point-cloud-classification": (pointclip_model, point_processor),
-    "text-and-image-classification": (fnd_clip_model, news_processor),
+    "depth-estimation": (depthclip_model, depth_processor),
     "image-question-answering": (clip_vil_model, clip_vil_processor),
+    "image-text-to-text": (lambda: clip_vil_model("captioning"), clip_vil_processor),
+    "text-and-image-classification": (fnd_clip_model, news_processor),
 }
-RUN = """
-import json
-import sys
-import numpy as np
-from transformers import pipeline
-def answers(folder, **options):
-    models = {task: pipeline(task, model=f"{folder}/{task}", device="cpu", **options) for task in sys.argv[2].split()}
-    for pipe in models.values():
-        assert all("transformers_modules" in type(part).__module__ for part in (pipe, pipe.model))
-    clouds, posts, questions = models.values()
-    cloud, photo = np.load(f"{folder}/cloud.npy"), f"{folder}/a.png"
-    scores = [(one["label"], one["score"]) for one in clouds(cloud, candidate_labels="chair, lamp")]
-    return scores, posts("a fire in town", photo), questions(photo, "how many ?")
-"""
 
 
+@pytest.mark.hub
 @pytest.mark.slow  # imports of a new process
-def test_the_code_brings_its_pipelines_to_where_the_package_is_not(tmp_path):
+def test_pipelines_from_a_folder_and_from_a_hub_with_code_answer_the_same(tmp_path):
     Image.effect_noise((80, 50), 90).convert("RGB").save(tmp_path / "a.png")
     np.save(tmp_path / "cloud.npy", clouds(1)[0].numpy())
-    pipes = {}
-    for task, (model, processor) in PARTS.items():
-        export_with_code(model(), processor(), tmp_path / task, license="mit")
-        pipes[task] = pipeline(task, model=model(), processor=processor())
-    of_clouds, of_posts, of_questions = pipes.values()
-    photo = str(tmp_path / "a.png")
-    expected = {one["label"]: one["score"] for one in of_clouds(clouds(1)[0].numpy(), candidate_labels="chair, lamp")}
-    environment = os.environ | {"HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(PROGRAMS)}
-    program = "import block_package\n" + RUN + "print(json.dumps(answers(sys.argv[1], trust_remote_code=True)))"
-    command = [sys.executable, "-c", program, str(tmp_path), " ".join(PARTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
-    assert done.returncode == 0, done.stderr
-    scores, post, answers = json.loads(done.stdout.splitlines()[-1])
-    assert dict(scores) == pytest.approx(expected, abs=1e-5)
-    own = of_posts("a fire in town", photo)
-    assert post["label"] == own["label"] and post["scores"] == pytest.approx(own["scores"], abs=1e-5)
-    assert post["weights"] == pytest.approx(own["weights"], abs=1e-5)
-    own = of_questions(photo, "how many ?")
-    assert [one["answer"] for one in answers] == [one["answer"] for one in own]
-    assert [one["score"] for one in answers] == pytest.approx([one["score"] for one in own], abs=1e-5)
+    expected = {}
+    with FakeHub() as hub:
+        for task, (model, processor) in PARTS.items():
+            for part in (model(), processor()):
+                part.save_pretrained(tmp_path / "saved" / task)
+            pipe = pipeline(task, model=str(tmp_path / "saved" / task), device="cpu")
+            expected[task] = answer(task, pipe, tmp_path)
+            repo_id = f"alice/{task}"
+            exported = export_with_code(model(), processor(), tmp_path / task, license="mit", repo_id=repo_id)
+            hub.create(repo_id, exported)
+        environment = os.environ | hub.environment(tmp_path / "home") | {"PYTHONPATH": str(SUPPORT)}
+        command = [sys.executable, str(PROGRAMS / "pipelines_without_package.py"), *PARTS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, cwd=tmp_path)
+        asked = {repo for repo in hub.repos if hub.requests(f"GET /{repo}/resolve/.*safetensors")}
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert asked == {f"alice/{task}" for task in PARTS}
+    found = json.loads(done.stdout.splitlines()[-1])
+    for task, own in expected.items():
+        _same(found[task], own, task)
+
+
+def _same(found, own, path: str):
+    """Numbers to 1e-5, all else exactly."""
+    if isinstance(own, dict):
+        assert found.keys() == own.keys(), path
+        for name, value in own.items():
+            _same(found[name], value, f"{path}, {name}")
+    elif isinstance(own, str):
+        assert found == own, path
+    else:
+        assert found == pytest.approx(own, rel=1e-4, abs=1e-5), path

@@ -49,3 +49,6 @@ def test_figures_of_known_scores(script):
     assert 1.0 <= script.best_threshold(np.array([3.0, 2.0, 1.0, 1.0, 1.0]), posts) < 2.0
     table = script.summary([found | {"method": "a"}, found | {"method": "a"}])
     assert "| a | 66.7 ± 0.0 | 50.0 ± 0.0 |" in table
+    figures = {("a", 1): 50.0, ("b", 1): 49.0, ("a", 2): 50.0, ("b", 2): 53.0}
+    rows = [{"method": name, "seed": seed, "AUC": auc} for (name, seed), auc in figures.items()]
+    assert "| b | +1.0 | -3.0 | -1.0 | 1 of 2 |" in script.differences(rows, "a")

@@ -60,7 +60,7 @@ def _shown(value: object) -> str:
     return " ".join(shown.split())[:70]
 
 
-def _right(outputs, posts: int) -> object:
+def _right(outputs, posts: int, is_cosine: bool = True) -> object:
     wanted = {
         "logits": [posts, 2],
         "similarity": [posts],
@@ -76,7 +76,7 @@ def _right(outputs, posts: int) -> object:
         return f"{WRONG}the loss is not finite"
     if not (outputs.modality_weights.ge(0) & outputs.modality_weights.le(1)).all():
         return f"{WRONG}weights of modalities outside 0..1"
-    if outputs.similarity.abs().max() > 1 + 1e-4:
+    if is_cosine and outputs.similarity.abs().max() > 1 + 1e-4:
         return f"{WRONG}a cosine of {outputs.similarity.abs().max()}"
     return True
 
@@ -111,19 +111,25 @@ def forward(rng: random.Random, folder: Path) -> Attack:
 
 
 def features(rng: random.Random, folder: Path) -> Attack:
-    """Features instead of texts and images."""
+    """Features instead of texts and images, and maybe similarities, of a model whose answer begins at them."""
     model, given = fnd_clip_model(), fnd_clip_batch(3, seed=rng.randrange(99))
+    begins = rng.random() < 0.4
+    if begins:
+        model = copy.deepcopy(fnd_clip_model(adapt_features=True, similarity_residual=True))
+        model.start_from_similarity(torch.rand(8), torch.arange(8) % 2)
     labels = given.pop("labels")
     with torch.no_grad():
         encoded = model.get_features(**given)
     given = {name: encoded[name].clone() for name in FEATURES} | {"labels": labels}
-    name = rng.choice(FEATURES)
-    given[name] = value = rng.choice((*ODD, None, *_ways(given[name], rng), given[name] * 0, given[name] * 1e18))
+    given |= {"similarity": 2 * torch.rand(3) - 1} if begins else {}
+    name = rng.choice((*FEATURES, "similarity") if begins else FEATURES)
+    ways = _ways(given[name], rng) if given[name].dim() > 1 else _ways(given[name][:, None], rng)
+    given[name] = value = rng.choice((*ODD, None, *ways, given[name] * 0, given[name] * 1e18))
 
     def run():
         with torch.inference_mode():
             found = model(**given)
-        return _right(found, 3)
+        return _right(found, 3, name != "similarity")
 
     return f"features, {name} = {_shown(value)}", run, (name, *FEATURES, *NEEDED)
 

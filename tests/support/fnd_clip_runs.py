@@ -44,6 +44,7 @@ FND_CLIP_BAD_VALUES = (
     ({"batch_layer_attention": "yes"}, "batch_layer_attention"),
     ({"freeze_text": 2}, "freeze_text"),
     ({"adapt_features": "yes"}, "adapt_features"),
+    ({"similarity_residual": 1}, "similarity_residual"),
     ({"max_text_length": 2}, "max_text_length: 2, expected 3..20"),
     ({"max_text_length": 30}, "max_text_length: 30, expected 3..20"),
     ({"text_config": {"model_type": "gpt2"}}, "text_config.model_type: 'gpt2', expected 'bert'"),
