@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.decoding.image_decoding import DecodingRules, decode_image
+from .saved_datasets import is_saved_dataset, load_saved_dataset
 
 
 _FIELDS = ("bbox", "area", "iscrowd", "segmentation")  # of an object
@@ -222,10 +223,9 @@ def _from_datasets(source: str, split: str | None) -> DetectionSet:
 
     if source.endswith(".parquet"):
         rows = datasets.load_dataset("parquet", data_files=source, split="train")
-    elif os.path.isdir(source) and (Path(source) / "state.json").is_file():
-        rows = datasets.load_from_disk(source)
-    elif os.path.isdir(source) and (Path(source) / "dataset_dict.json").is_file():
-        rows = datasets.load_from_disk(source)[split or "train"]
+    elif is_saved_dataset(source):
+        rows = load_saved_dataset(source)
+        rows = rows[split or "train"] if isinstance(rows, datasets.DatasetDict) else rows
     else:
         rows = datasets.load_dataset(source, split=split or "train")
     if missing := {"image", "objects"} - set(rows.column_names):

@@ -50,9 +50,14 @@ def wrong_field(manifest: dict[str, Any]) -> str | None:
 
 
 def wrong_columns(table: pa.Table) -> str | None:
-    """What is wrong in the rows of an index, in words; None if nothing is. Reads all columns but the vectors."""
+    """What is wrong in the rows of an index, in words; None if nothing is. Reads all columns but the vectors.
+
+    Raises:
+        pyarrow.ArrowInvalid: buffers that do not fit each other.
+    """
     from .building import features
 
+    table.validate(full=True)  # Arrow reads buffers of damaged files past their ends otherwise
     found = table.schema.field("features").type
     for field in features(getattr(found, "list_size", 1)).arrow_schema:
         if field.name not in table.schema.names or table.schema.field(field.name).type != field.type:

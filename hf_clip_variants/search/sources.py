@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.images.folders import walk
 from ..data.images.names import count_left_out, is_image_name, left_out_suffix
 from ..data.images.sources import names_of_rows, read_parquet
+from ..data.saved_datasets import is_saved_dataset, load_saved_dataset
 from ..data.videos import is_video_name
 from ..files.content_hashes import hash_of_bytes
 from ..modeling.decoding.opening import check_regular, read_regular
@@ -232,8 +233,8 @@ def open_source(
         return _of_parquet([Path(os.path.expanduser(one)) for one in source], column, split)
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
+        if is_saved_dataset(path):
+            loaded = load_saved_dataset(path)
             parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {path.name: loaded}
             return TableSource(os.path.abspath(path), parts, column, split)
         tables = _only_tables(path)

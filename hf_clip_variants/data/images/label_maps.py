@@ -14,6 +14,7 @@ import numpy as np
 
 from ...modeling.decoding.image_decoding import decode_image
 from ...modeling.decoding.opening import read_regular
+from ..saved_datasets import is_saved_dataset, load_saved_dataset
 from .image_set import name_some
 from .names import IMAGE_COLUMNS, IMAGE_EXTENSIONS, SPLIT_ALIASES, usual_column
 
@@ -236,8 +237,8 @@ def _in_order(names: Sequence[str] | Mapping[int | str, str]) -> tuple[str, ...]
 def _from_folder(folder: Path) -> dict[str, Any]:
     import datasets
 
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        loaded = datasets.load_from_disk(str(folder))
+    if is_saved_dataset(folder):
+        loaded = load_saved_dataset(folder)
         if isinstance(loaded, datasets.DatasetDict):
             return {_canonical(key): value for key, value in loaded.items()}
         return {_canonical(str(loaded.split or "")): loaded}

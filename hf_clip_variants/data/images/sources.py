@@ -20,6 +20,7 @@ from ...files.content_hashes import hash_of_files
 from ...modeling.decoding.opening import check_regular
 from ...modeling.dual_encoders.prompts import read_class_names, refuse_set
 from ...registry import did_you_mean
+from ..saved_datasets import is_saved_dataset, load_saved_dataset
 from ..tables import TABLE_SUFFIXES, Table, located, open_table
 from .class_labels import check_length, digits_as_numbers, resolve_classes, to_indices
 from .folders import read_class_folders
@@ -303,10 +304,8 @@ def _from_hub(repo_id, columns, name, revision) -> dict[str, dict[str, Any]]:
 
 
 def _from_folder(folder: Path, columns) -> dict[str, dict[str, Any]]:
-    import datasets
-
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _read(datasets.load_from_disk(str(folder)), columns, None, None)
+    if is_saved_dataset(folder):
+        return _read(load_saved_dataset(folder), columns, None, None)
     try:
         found = read_class_folders(folder, columns.videos)
     except ValueError:

@@ -230,6 +230,12 @@ def test_damaged_rows_are_said(mixed, tmp_path):
         (table.slice(0, 0), "no rows"),
     ):
         assert message in wrong_columns(changed)
+    array = table.column("path").combine_chunks()
+    offsets = np.frombuffer(array.buffers()[1], np.int32).copy()
+    offsets[1] = 2**30  # texts that end before they begin: Arrow would die of them
+    broken = pa.StringArray.from_buffers(len(array), pa.py_buffer(offsets), array.buffers()[2])
+    with pytest.raises(pa.ArrowInvalid):
+        wrong_columns(table.set_column(table.schema.get_field_index("path"), "path", broken))
 
 
 def test_a_model_that_has_moved_is_asked_for(mixed):
