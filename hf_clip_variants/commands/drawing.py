@@ -212,16 +212,12 @@ def write_results(
     about: dict[str, Any],
     mp4: bool = False,
 ) -> list[dict[str, Any]]:
-    """SVG, picture, exact strokes, animation (with `mp4` also a film) and strip of each drawing; the page;
-    results.json, whose rows return."""
-    from ..files.atomic_writes import write_atomically
-    from ..files.json_files import write_json
+    """Writes the files of all drawings, see `write_result_files`; returns their rows."""
     from ..modeling.synthesis.stroke_samples import drawing_of
-    from ..synthesis.progress_pictures import animation, film, sheet, strip
-    from ..synthesis.result_page import PageEntry, result_page
-    from .segmentation import png_of
+    from ..synthesis.result_files import ResultFiles, facts_of, write_result_files
+    from ..synthesis.result_page import PageEntry
 
-    entries, found, finals = [], [], []
+    files = []
     for number, (result, row) in enumerate(zip(results, rows, strict=True)):
         drawing, sample = result.drawing, run.loop.samples[number]
         frames = []
@@ -229,48 +225,16 @@ def write_results(
             for name, tensor in frame["tensors"].items():
                 sample.tensors[name].data.copy_(tensor)
             frames.append(drawing_of(sample, drawing.height))
-        scale = _FRAME_SIDE / drawing.height
-        pictures = [frame.to_image(scale) for frame in (*frames, drawing)]
-        write_atomically(out / f"{row.name}.svg", drawing.to_svg())
-        write_atomically(out / f"{row.name}.safetensors", drawing.to_bytes())
-        write_atomically(out / f"{row.name}.png", png_of(drawing.to_image(SIDE / drawing.height)))
-        write_atomically(out / f"{row.name}.gif", animation(pictures))
-        write_atomically(out / f"{row.name}_strip.png", png_of(strip(pictures)))
-        if mp4:
-            film(out / f"{row.name}.mp4", pictures)
-        finals.append(pictures[-1])
-        notes = [
-            ("seed", str(result.seed)),
-            ("similarity", f"{result.similarity:.3f}"),
-            ("loss", f"{result.loss:.4f}"),
-        ]
-        notes += [("strokes", str(len(drawing))), ("steps", str(len(result.losses)))]
-        entries.append(
-            PageEntry([*frames[:-1], drawing], row.caption, notes, row.photo, f"{row.name}.svg", number in best)
-        )
-        found.append(
-            {
-                "name": row.name,
-                "caption": row.caption,
-                "seed": result.seed,
-                "similarity": round(result.similarity, 4),
-                "loss": round(result.loss, 6),
-                "steps": len(result.losses),
-                "strokes": len(drawing),
-                "best": number in best,
-                "svg": f"{row.name}.svg",
-            }
-        )
-        if len(result.similarities) > 1:
-            found[-1]["similarities"] = [round(value, 4) for value in result.similarities]
-    columns = min(len(finals), 6)
-    write_atomically(
-        out / "sheet.png", png_of(sheet([finals[i : i + columns] for i in range(0, len(finals), columns)]))
-    )
-    write_atomically(out / "index.html", result_page(title, entries))
-    write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "drawings": found})
-    (out / "preview.png").unlink(missing_ok=True)
-    return found
+        pictures = [frame.to_image(_FRAME_SIDE / drawing.height) for frame in (*frames, drawing)]
+        facts = facts_of(result, row.name, row.caption, number in best)
+        facts |= {"strokes": len(drawing), "svg": f"{row.name}.svg"}
+        notes = [("seed", str(result.seed)), ("similarity", f"{result.similarity:.3f}")]
+        notes += [("loss", f"{result.loss:.4f}"), ("strokes", str(len(drawing))), ("steps", str(len(result.losses)))]
+        entry = PageEntry([*frames[:-1], drawing], row.caption, notes, row.photo, facts["svg"], number in best)
+        exact = {".svg": drawing.to_svg(), ".safetensors": drawing.to_bytes()}
+        picture = drawing.to_image(SIDE / drawing.height)
+        files.append(ResultFiles(row.name, picture, pictures, exact, entry, facts))
+    return write_result_files(run, files, out, title, about, "drawings", mp4)
 
 
 def file_stem(text: str, taken: set[str]) -> str:

@@ -13,137 +13,14 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files.printable import printable
 from ..metrics.intervals import gain_text, may_be_chance
-from ..registration.auto_classes import TASKS, tasks_of
 from ..registry import Method, methods
+from .card_snippets import model_snippet
 from .verification import weight_hashes
 
 
 PLACEHOLDER_ID = "YOUR_NAME/THIS_REPOSITORY"  # in cards made before the repository is known; `hub.push` replaces it
 _CLASSES_SHOWN = 100
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-
-_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-classify = pipeline("image-classification", model={repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(classify(image, top_k=3))"""
-
-_ZERO_SHOT_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-{verb} = pipeline("{task}", model={repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print({verb}(image, candidate_labels=["a cat", "a dog"]))"""
-
-_ZERO_SHOT_AUDIO_PIPELINE = """\
-{imports}import numpy as np
-from transformers import pipeline
-
-classify = pipeline("zero-shot-audio-classification", model={repo_id}{arguments})
-audio = np.sin(np.arange(220500) / 20)  # yours: values between -1 and 1, 44100 a second
-print(classify(audio, candidate_labels=["dog", "rain"], hypothesis_template="{{}}"))"""
-
-_ZERO_SHOT_VIDEO_PIPELINE = """\
-{imports}import numpy as np
-from transformers import pipeline
-
-{verb} = pipeline("{task}", model={repo_id}{arguments})
-video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
-print({verb}(video, candidate_labels=["a cat runs", "a dog sleeps"], video_metadata=[{{"fps": 8}}]))"""
-
-_VIDEO_CLASSIFIER = """\
-{imports}import numpy as np
-import torch
-from transformers import AutoModelForVideoClassification, AutoProcessor
-
-model = AutoModelForVideoClassification.from_pretrained({repo_id}{arguments}).eval()
-processor = AutoProcessor.from_pretrained({repo_id}{arguments})
-video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
-inputs = processor(videos=[video], video_metadata=[{{"fps": 8}}], return_tensors="pt")
-with torch.no_grad():
-    best = int(model(**inputs).logits[0].argmax())
-print(model.config.id2label[best])"""
-
-_VIDEO_PIPELINE = """\
-{imports}import numpy as np
-from transformers import pipeline
-
-{verb} = pipeline("{task}", model={repo_id}{arguments})
-video = np.zeros((8, 224, 224, 3), np.uint8)  # yours: a path, a URL, a folder or list of frames, or an array
-print({verb}(video))"""
-
-_ZERO_SHOT_POINTS_PIPELINE = """\
-{imports}import numpy as np
-from transformers import pipeline
-
-{verb} = pipeline("{task}", model={repo_id}{arguments})
-points = np.random.default_rng(0).normal(size=(2048, 3))  # yours, with +y up: an array, or the path of a mesh
-print({verb}(points, candidate_labels=["chair", "table"]))"""
-
-_POSTS_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-{verb} = pipeline("{task}", model={repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print({verb}("a fire in the town", image))"""
-
-_DEPTH_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-estimate = pipeline("depth-estimation", model={repo_id}{arguments})
-image = Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL
-print(estimate(image)["predicted_depth"])"""
-
-_QUESTIONS_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-answer = pipeline("image-question-answering", model={repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(answer(image, "what colour is it?", top_k=3))"""
-
-_CAPTION_PIPELINE = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-write = pipeline("image-text-to-text", model={repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours: a PIL image, a path or a URL
-print(write(image, text="", max_new_tokens=20))"""
-
-_IMAGE_WITH_TEXT = """\
-{imports}import torch
-from PIL import Image
-from transformers import {auto_class}, AutoProcessor
-
-model = {auto_class}.from_pretrained({repo_id}{arguments}).eval()
-processor = AutoProcessor.from_pretrained({repo_id}{arguments})
-image = Image.new("RGB", (224, 224), "orange")  # yours
-with torch.no_grad():
-    outputs = model(**processor(image, "what is it?", return_tensors="pt"))
-print({{name: getattr(value, "shape", "") for name, value in outputs.items()}})"""
-
-_MAKER = """\
-{imports}from PIL import Image
-from transformers import pipeline
-
-make = pipeline("{task}", model={repo_id}{arguments})
-given = {given}
-print(make(given, num_steps=2)["image"].size)  # more steps give better pictures"""
-
-_PHOTO = 'Image.linear_gradient("L").convert("RGB")  # yours: a PIL image, a path or a URL'
-# Of models that make pictures: task -> what they are given.
-_GIVEN = {"text-to-drawing": '"a red apple"', "text-to-image": '"a red apple"', "image-to-drawing": _PHOTO}
-
-# Of models that read an image and a text: Auto class -> template.
-_QUESTION_SNIPPETS = {
-    "AutoModelForVisualQuestionAnswering": _QUESTIONS_PIPELINE,
-    "AutoModelForImageTextToText": _CAPTION_PIPELINE,
-}
 
 _ADAPTER = """\
 import torch
@@ -315,40 +192,7 @@ def _snippet(
         defaults = row.load("config")().to_dict()
         about = {**defaults, **values, "repo_id": repo_id, "base_model": base_model, "names": names}
         return template.format_map({name: _literal(value) for name, value in about.items()})
-    imports = "" if with_code else "import hf_clip_variants  # makes its models known to transformers\n"
-    names_its_classes = row.kind == "adapter" or "AutoModelForImageClassification" in row.auto_classes
-    is_audio = row.task == "zero-shot-audio-classification"
-    zero_shot = _ZERO_SHOT_AUDIO_PIPELINE if is_audio else _ZERO_SHOT_PIPELINE
-    zero_shot = _ZERO_SHOT_VIDEO_PIPELINE if row.video_processor else zero_shot
-    zero_shot = _ZERO_SHOT_POINTS_PIPELINE if row.point_processor else zero_shot
-    task, verb = "zero-shot-image-classification", "classify"
-    if "AutoModelForZeroShotImageClassification" not in row.auto_classes:
-        own = [*tasks_of(row)]
-        one_answer = row.video_processor or row.point_processor
-        task, verb = (own[0], "classify" if one_answer else "find") if own else (task, verb)
-        if own and TASKS[own[0]].is_named:
-            zero_shot, verb = (_MAKER, "make") if own[0] in _GIVEN else (_VIDEO_PIPELINE, "detect")
-    if row.task == "text-and-image-classification":
-        zero_shot, verb = _POSTS_PIPELINE, "classify"
-    if row.task == "depth-estimation":
-        zero_shot = _DEPTH_PIPELINE
-    names = values.get("architectures") or ()
-    if any(row.auto_classes.get("AutoModelForVideoClassification", "").endswith(f":{name}") for name in names):
-        zero_shot = _VIDEO_CLASSIFIER
-    auto_class = "AutoModel"
-    if row.task == "visual-question-answering":
-        loads = {reference.rpartition(":")[2]: auto for auto, reference in row.auto_classes.items()}
-        auto_class = next((loads[name] for name in names if name in loads), auto_class)
-        zero_shot = _QUESTION_SNIPPETS.get(auto_class, _IMAGE_WITH_TEXT)
-    return (_PIPELINE if names_its_classes else zero_shot).format(
-        auto_class=auto_class,
-        repo_id=_literal(repo_id),
-        imports=imports,
-        arguments=", trust_remote_code=True" if with_code else "",
-        task=task,
-        verb=verb,
-        given=_GIVEN.get(task),
-    )
+    return model_snippet(row, values.get("architectures") or (), _literal(repo_id), with_code)
 
 
 def card_arguments(readme: str) -> dict[str, Any]:

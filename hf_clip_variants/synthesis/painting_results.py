@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from safetensors.torch import save
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..data.images.emoji import embedded_vqgan
 from ..evaluation.devices import choose_device
-from ..files.atomic_writes import write_atomically
-from ..files.json_files import write_json
 from .guides import guide_dtype, guide_names, guide_sources, prepare_guides
-from .progress_pictures import animation, enlarged, film, sheet, strip
-from .result_page import PageEntry, result_page
+from .progress_pictures import enlarged
+from .result_files import ResultFiles, facts_of, write_result_files
+from .result_page import PageEntry
 from .runs import SynthesisRun
 
 
@@ -92,9 +89,8 @@ def write_paintings(
     settings: dict[str, Any],
     mp4: bool = False,
 ) -> list[dict[str, Any]]:
-    """Picture, latents, animation (with `mp4` also a film) and strip of each; a sheet, the page, and results.json,
-    whose rows return."""
-    found, entries, finals = [], [], []
+    """Writes the files of all pictures, see `write_result_files`; returns their rows."""
+    files = []
     for number, (result, name) in enumerate(zip(results, names, strict=True)):
         sample = run.loop.samples[number]
         frames = []
@@ -102,46 +98,15 @@ def write_paintings(
             sample.tensors["latents"].data.copy_(frame["tensors"]["latents"])
             frames.append(enlarged(to_pil_image(run.loop.images([sample])[0].float().cpu()), _FRAME_SIDE))
         sample.tensors["latents"].data.copy_(result.latents)
-        picture = enlarged(result.to_image(), SIDE)
-        last = enlarged(result.to_image(), _FRAME_SIDE)
-        write_atomically(out / f"{name}.png", _png(picture))
-        write_atomically(out / f"{name}.safetensors", save({"latents": result.latents, "codes": result.codes}))
-        write_atomically(out / f"{name}.gif", animation([*frames, last]))
-        write_atomically(out / f"{name}_strip.png", _png(strip([*frames, last])))
-        if mp4:
-            film(out / f"{name}.mp4", [*frames, last])
-        finals.append(last)
-        row = {
-            "name": name,
-            "caption": result.prompt,
-            "seed": result.seed,
-            "similarity": round(result.similarity, 4),
-            "loss": round(result.loss, 6),
-            "steps": len(result.losses),
-            "size": list(reversed(result.pixels.shape[1:])),
-            "best": number in best,
-            "picture": f"{name}.png",
-        }
-        if len(result.similarities) > 1:
-            row["similarities"] = [round(value, 4) for value in result.similarities]
-        found.append(row)
-        notes = [("seed", str(row["seed"])), ("similarity", f"{row['similarity']:.3f}"), ("steps", str(row["steps"]))]
-        frames, caption = [*frames, last], row["caption"] or ""
-        entries.append(PageEntry(frames, caption, notes, file=row["picture"], is_best=row["best"]))
-    columns = min(len(finals), 6)
-    rows = [finals[place : place + columns] for place in range(0, len(finals), columns)]
-    write_atomically(out / "sheet.png", _png(sheet(rows)))
-    write_atomically(out / "index.html", result_page(", ".join(settings["prompts"]), entries))
+        frames.append(enlarged(result.to_image(), _FRAME_SIDE))
+        row = facts_of(result, name, result.prompt, number in best)
+        row |= {"size": list(reversed(result.pixels.shape[1:])), "picture": f"{name}.png"}
+        notes = [("seed", str(row["seed"])), ("similarity", f"{result.similarity:.3f}"), ("steps", str(row["steps"]))]
+        entry = PageEntry(frames, result.prompt or "", notes, file=row["picture"], is_best=row["best"])
+        exact = {".safetensors": save({"latents": result.latents, "codes": result.codes})}
+        files.append(ResultFiles(name, enlarged(result.to_image(), SIDE), frames, exact, entry, row))
     about = {"settings": settings, "guide": settings["guide"], "vqgan": settings["vqgan"]}
-    write_json(out / "results.json", about | {"seconds": round(run.spent, 1), "pictures": found})
-    (out / "preview.png").unlink(missing_ok=True)
-    return found
-
-
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
+    return write_result_files(run, files, out, ", ".join(settings["prompts"]), about, "pictures", mp4)
 
 
 __all__ = ["EMBEDDED", "SIDE", "Painter", "load_painter", "write_paintings"]
