@@ -10,12 +10,14 @@ import numpy as np
 
 from .legend import writable
 from .palette import palette
+from .plain_figures import plain_figures
 
 
 _COLUMNS = 2000  # of the curve; of more frames in one, the highest is drawn
 _INK, _GRID = "#333333", "#e6e6e6"
 
 
+@plain_figures()
 def draw_score_curve(
     times: Sequence[float] | np.ndarray,
     scores: Sequence[float] | np.ndarray,
@@ -80,11 +82,9 @@ def draw_score_curve(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if title:
-        axes.set_title(writable(title), fontsize=11, parse_math=False)
+        axes.set_title(writable(title), fontsize=11)
     handles = [
-        Patch(
-            color=colours.get(name, _INK), alpha=0.5, label=f"{writable(name, number)} {score:.2f}".replace("$", r"\$")
-        )
+        Patch(color=colours.get(name, _INK), alpha=0.5, label=f"{writable(name, number)} {score:.2f}")
         for number, (name, score) in enumerate(found.items())
     ]
     handles += [Patch(color="#888888", label="known to be abnormal")] if truth else []

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..annotations.plain_figures import plain_figures
 from .results import (
     TITLES,
     ZERO_SHOT_ROW,
@@ -35,14 +36,15 @@ def plot(protocol: str, records: Sequence[Mapping[str, Any]]) -> bytes:
     """The plot of one protocol and model, a PNG file."""
     titles = {record["method"]: record["title"] for record in records}
     draw = {"few_shot": _few_shot, "base_to_new": _base_to_new}.get(protocol, _transfer)
-    figure, axes = draw(entries_of(records), rows_of(records), titles)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = min(5, len(labels))
-        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
-    figure.suptitle(TITLES[protocol], fontsize=13)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    with plain_figures():
+        figure, axes = draw(entries_of(records), rows_of(records), titles)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            columns = min(5, len(labels))
+            figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
+        figure.suptitle(TITLES[protocol], fontsize=13)
+        figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
     return content.getvalue()
 
 
@@ -51,7 +53,7 @@ def plot(protocol: str, records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def style(axes, title: str, x: str = "", y: str = "", grid: str = "both") -> None:
     """Titles, grid and axes, the same in all panels."""
-    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(axis=grid, color=GRID)

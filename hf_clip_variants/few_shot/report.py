@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..annotations.plain_figures import plain_figures
 from ..data.images.thumbnails import thumbnail
 from ..files.atomic_writes import write_atomically
 from ..metrics.intervals import gain_text, may_be_chance
@@ -46,7 +47,6 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], test_set: str, title: str, 
 
     Text, grid and black take the colours of the page, which may be dark.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     from .plots import GREY, GRID, draw_curves
@@ -59,7 +59,7 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], test_set: str, title: str, 
         else:
             points = lines.setdefault(row["title"], {})
             points[row["shots"]] = 100 * test["accuracy"], 100 * (test["spread"] or 0.0)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hf_clip_variants", "font.size": 10}):
+    with plain_figures(svg__fonttype="none", svg__hashsalt="hf_clip_variants", font__size=10):
         figure = Figure(figsize=(4.6, 3.4))  # small, so that its text can still be read on a phone
         axes = figure.add_subplot(facecolor="none")
         draw_curves(axes, title, zero_shot, lines.items(), things)

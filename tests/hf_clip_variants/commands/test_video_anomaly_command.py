@@ -119,7 +119,8 @@ def test_other_models_and_tasks_are_said(run, model, videos, tmp_path):
 
 
 def test_curves_of_one_and_of_very_many_frames_are_drawn():
-    assert draw_score_curve([0.0], [0.5], title="one $frame_{")[1:4] == b"PNG"
+    odd = [{"start": 0.0, "end": 1.0, "label": "$${x}$", "score": 0.9}]
+    assert draw_score_curve([0.0], [0.5], odd, title="one $frame_{$")[1:4] == b"PNG"
     times = np.arange(500_000) / 30
     segments = [{"start": 10.0, "end": 200.0, "label": "fire", "score": 0.9}]
     picture = draw_score_curve(times, np.random.default_rng(0).random(500_000), segments, truth=[(20.0, 90.0)])

@@ -230,9 +230,10 @@ def test_markup_in_names_is_escaped(tmp_path):
     results = make_run_folder(tmp_path, {"coop": (0.6, 0.9)}, shots=(1,), seeds=(1,))
     results["data"]["class_names"][0] = "<em>x</em>"
     results["settings"]["data"] = "<b>bold</b>"
-    results["runs"][0]["title"] = results["recommended"]["title"] = "<u>$t$</u>"
+    results["runs"][0]["title"] = results["recommended"]["title"] = "<u>$${x}$t$</u>"  # nor is it a formula
     write_json(tmp_path / "results.json", results)
     page = page_of(tmp_path)
+    assert "$${x}$t$" in page
     assert "<em>" not in page and "<b>bold</b>" not in page and "<u>" not in page and "&lt;em&gt;x" in page
 
 

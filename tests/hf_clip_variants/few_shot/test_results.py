@@ -171,6 +171,12 @@ def test_every_protocol_has_a_plot(protocol, which):
     assert len(image.convert("L").getcolors()) > 20, "something is drawn"
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dollars_in_names_begin_no_formula(protocol):
+    records = [record | {"title": "$${x}$ " + record["title"]} for record in RECORDS[protocol]]
+    assert plot(protocol, records)[1:4] == b"PNG"
+
+
 def test_error_bars_are_the_spread_over_seeds(monkeypatch):
     from matplotlib.axes import Axes
 
