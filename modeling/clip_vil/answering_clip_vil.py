@@ -183,8 +183,10 @@ class ClipViLForPreTraining(_WithModel):
                 losses["answers" if name == "answer" else name] = mean_cross_entropy(logits, known)
         for name, logits in (("prediction", words), ("matching", matching), ("answer", answers)):
             check_output(self, logits, f"{name}_logits", pixel_values=pixel_values, grid_features=grid_features)
+        loss = sum(losses.values()) if losses else None
+        check_output(self, loss, "loss")
         return ClipViLForPreTrainingOutput(
-            loss=sum(losses.values()) if losses else None,
+            loss=loss,
             prediction_logits=words,
             matching_logits=matching,
             answer_logits=answers,

@@ -131,6 +131,7 @@ class ClipViLForImageCaptioning(ClipViLPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = mean_cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        check_output(self, loss, "loss")
         return CausalLMOutput(
             loss=loss,
             logits=outputs.logits,

@@ -101,6 +101,7 @@ class GLIPv2ForImageTextToText(GLIPv2ForZeroShotObjectDetection, GenerationMixin
             wanted = labels[:, 1:]
             total, count = masked_word_loss(logits[:, :-1], wanted)
             loss = total / mean_count(total, count)
+        check_output(self, loss, "loss")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return CausalLMOutput(loss=loss, logits=logits, hidden_states=words if output_hidden_states else None)

@@ -162,6 +162,8 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
             labels = checked_labels(logits, labels, config.semantic_loss_ignore_index)
             loss = self._segmentation_loss(maps, group_features, texts, labels)
             check_output(self, loss, "loss", pixel_values=pixel_values, class_embeddings=class_embeddings)
+        image_embeds = unit_norm(image_features)
+        check_output(self, image_embeds, "image_embeds", pixel_values=pixel_values)
         return GroupViTSegmentationOutput(
             loss=loss,
             logits=logits,
@@ -171,7 +173,7 @@ class GroupViTForSemanticSegmentation(PromptableSegmentationMixin, GroupViTModel
             group_maps=maps,
             background_scores=background,
             group_embeds=unit_norm(group_features),
-            image_embeds=unit_norm(image_features),
+            image_embeds=image_embeds,
             group_scores=scores,
             stage_maps=vision.stage_maps,
             group_background=is_background,

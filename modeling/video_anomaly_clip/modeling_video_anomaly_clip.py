@@ -443,6 +443,7 @@ class VideoAnomalyClipModel(VideoAnomalyClipPreTrainedModel):
         given = {"video_features": video_features, "pixel_values_videos": pixel_values_videos}
         check_output(self, score_logits, "scores", **given)
         check_output(self, logits, **given)
+        check_output(self, found.get("loss"), "loss", **given)
         return VideoAnomalyClipOutput(
             **found,
             logits=logits * there[..., None],

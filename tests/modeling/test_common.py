@@ -47,22 +47,26 @@ def test_whole_numbers_of_32_bits_give_the_same_answer_or_are_refused_by_name(ca
                 )
 
 
-def test_weights_that_are_not_finite_give_no_answer(case):
-    """Of weights outside of repeated layers: their name is told, or nothing that is answered depends on them."""
+@pytest.mark.parametrize("number, with_loss", [(float("nan"), False), (3e38, True)], ids=["NaN", "too large"])
+def test_weights_that_give_no_finite_answer_give_none(case, number, with_loss):
+    """Of weights outside of repeated layers: an error says so, or nothing that is answered depends on them."""
     model, inputs = case.make(), case.inputs(2)
-    inputs = {n: v for n, v in inputs.items() if "labels" not in n and n not in case.only_in_training}
+    if with_loss:
+        inputs |= case.loss_options
+    else:
+        inputs = {n: v for n, v in inputs.items() if "labels" not in n and n not in case.only_in_training}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     names = sorted(n for n, t in tensors if t.is_floating_point() and t.numel() and not re.search(r"\d", n))
     tensors = dict(tensors)
     for name in random.Random(case.id).sample(names, min(12, len(names))):
         flat = tensors[name].data.view(-1)
         before = flat[0].item()
-        flat[0] = float("nan")
+        flat[0] = number
         try:
             with torch.inference_mode():
                 found = dict(answers_of(model(**inputs)))
         except ValueError as error:
-            assert "NaN" in str(error), (name, error)
+            assert "NaN" in str(error) or "3e+38" in str(error), (name, error)
         else:
             wrong = [key for key, value in found.items() if not value.isfinite().all()]
             assert not wrong, f"{wrong} are not finite, because of {name}"
