@@ -30,6 +30,7 @@ FRAMES_AT_ONCE = 32  # of a video, that one thread reads
 CLIPS_AT_ONCE = 4
 WINDOWS_AT_ONCE = 16
 _ANIMATED = (b"GIF8", b"RIFF", b"\x89PNG")  # formats that may hold more than one frame
+_LIMITS = {"fps": (1e-4, 1e3), "clip_seconds": (1e-3, 1e6)}  # a second of video has a thousand vectors at most
 _INSIDE = 1e-3  # seconds; a rule that includes the end of a clip would take the first frame of the next one
 
 
@@ -51,12 +52,12 @@ class VideoSettings:
     def __post_init__(self):
         if self.mode not in VIDEO_MODES:
             raise ValueError(f"videos: got {self.mode!r}; want {' or '.join(map(repr, VIDEO_MODES))}")
-        for name in ("fps", "clip_seconds"):
+        for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if value is None and name == "fps":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"{name}: got {value!r}; want a number above 0")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name}: got {value!r:.80}; want a number in {low:g}..{high:g}")
             object.__setattr__(self, name, float(value))
 
     def frames(self, duration: float) -> list[tuple[float, float, float]]:

@@ -92,7 +92,7 @@ def test_a_name_of_other_bytes_is_reported(run, clip, folder, tmp_path):
         (["index", "<FILES>", "--model", "nowhere/x/y"], "--model: no such folder nowhere/x/y"),
         (["index", "<FILES>", "--model", "<CLIP>", "--device", "fast"], "--device: got 'fast'"),
         (["index", "<FILES>"], "--model: missing, and <OUT> is no index that has one; want a folder or Hub id"),
-        (["index", "<FILES>", "--model", "<CLIP>", "--fps", "0"], "--fps: got 0.0; want a number above 0"),
+        (["index", "<FILES>", "--model", "<CLIP>", "--fps", "0"], "--fps: got 0.0; want a number in 0.0001..1000"),
         (
             ["index", "<FILES>", "--model", "<CLIP>", "--column", "a"],
             "--column: <FILES> is a folder of files, which has none",

@@ -87,7 +87,9 @@ def test_sounds_are_windows_of_the_models_length(tmp_path):
 def test_wrong_settings_are_named():
     for wrong, message in (
         ({"mode": "all"}, "videos: got 'all'; want 'frames' or 'clips'"),
-        ({"fps": 0}, "fps: got 0; want a number above 0"),
+        ({"fps": 0}, "fps: got 0; want a number in 0.0001..1000"),
+        ({"fps": 10**30}, "fps: got 1000000000.*; want a number in 0.0001..1000"),
+        ({"clip_seconds": 1e-9}, "clip_seconds: got 1e-09; want a number in 0.001..1e\\+06"),
         ({"fps": True}, "fps: got True"),
         ({"clip_seconds": float("inf")}, "clip_seconds: got inf"),
         ({"clip_seconds": None}, "clip_seconds: got None"),
