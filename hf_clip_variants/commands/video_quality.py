@@ -40,6 +40,7 @@ def evaluate_video_texts(
     from ..data.video_tables import read_video_rows
     from ..evaluation import video_quality as quality
     from ..evaluation.video_moments import load_seconds_model
+    from ..search.retrieval import measure_retrieval
 
     measures = {
         ANSWERS: quality.measure_answers,
@@ -53,7 +54,7 @@ def evaluate_video_texts(
         if loaded is not None:
             found = measures[task](loaded, rows, templates, advance)
         else:
-            found = quality.measure_retrieval(model, rows, templates, device, max(1, batch_size // 8), advance)
+            found = measure_retrieval(model, rows, templates, device, max(1, batch_size // 8), advance)
     unreadable = found.pop("unreadable")
     result = {"data": data, "task": task, **found, "unreadable": [path for path, _ in unreadable]}
     if as_json:
@@ -71,11 +72,15 @@ def _print(result: Mapping[str, Any]) -> None:
     for name, value in result.items():
         if name in left_out:
             continue
-        shown = f"{value:.1f}" if name.endswith(_RANKS) else f"{100 * value:.1f} %"
-        beside = f"{100 * baseline[name]:.1f} %" if name in baseline else ""
-        rows.append((name.replace("_", " "), shown, beside))
+        rows.append((name.replace("_", " "), *(_shown(name, one) for one in (value, baseline.get(name)))))
     title = f"{result['task']}: {result['videos']} videos, {result['texts']} texts ({result['data']})"
     screen().print(title_and_rows(title, ("", "", "baseline"), rows))
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if name.endswith(_RANKS) else f"{100 * value:.1f} %"
 
 
 __all__ = ["TABLES", "evaluate_video_texts"]

@@ -19,6 +19,7 @@ from ..clip_classifier.classification_loss import classification_loss
 from ..dual_encoders.backbones import family_of
 from ..dual_encoders.forward_checks import check_features, check_output, check_pixels, check_token_ids
 from ..dual_encoders.resnet_backbone import AnyAttentionResNet
+from ..dual_encoders.tracing import can_be_read
 from ..loading_and_saving.checkpoints import CheckedLoading, StagedSaving
 from ..loading_and_saving.copied_weights import copy_weights
 from .configuration_fnd_clip import MODALITIES, FNDCLIPConfig
@@ -578,6 +579,8 @@ class FNDCLIPForSequenceClassification(FNDCLIPPreTrainedModel):
             if not is_tensor or tuple(image_mask.shape) != (posts,):
                 got = list(image_mask.shape) if is_tensor else type(image_mask).__name__
                 raise ValueError(f"image_mask: got {got}, expected [{posts}], 1 for each post with an image")
+            if can_be_read(image_mask) and not ((image_mask == 0) | (image_mask == 1)).all():
+                raise ValueError(f"image_mask: got {str(image_mask.tolist())[:60]}, expected 0 and 1")
 
 
 _EXPLANATION = ("logits", "similarity", "modality_weights", "layer_attention")

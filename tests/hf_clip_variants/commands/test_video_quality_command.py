@@ -17,6 +17,7 @@ from hf_clip_variants.data.video_tables import read_video_rows
 from hf_clip_variants.evaluation import video_moments as tasks
 from hf_clip_variants.evaluation import video_quality as quality
 from hf_clip_variants.metrics.retrieval import retrieval
+from hf_clip_variants.search import retrieval as retrieval_quality
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_videos_without_anything_are_background(folder, loaded):
 
 
 def test_retrieval_with_several_captions_of_a_video_is_that_of_all_similarities(folder, loaded, monkeypatch, capsys):
-    monkeypatch.setattr(quality, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval_quality, "TEXTS_AT_ONCE", 2)
     captions = [*NAMES, "a dog; a cat", "the owl turns", "a crab"]
     lines = [f'{number % 4}.npy,"{caption}"' for number, caption in enumerate(captions)]
     data = table(folder, "captions.csv", "video,caption", *lines)
@@ -148,6 +149,8 @@ def test_retrieval_with_several_captions_of_a_video_is_that_of_all_similarities(
     expected = retrieval(similarity, correct=correct)
     assert {name: found[f"text_to_video_{name}"] for name in expected} == pytest.approx(expected)
     assert (found["videos"], found["texts"], found["baseline"]["text_to_video_recall_at_1"]) == (4, 6, 0.25)
+    baseline = found["baseline"]
+    assert (baseline["video_to_text_recall_at_5"], baseline["text_to_video_mean_rank"]) == (1.0, 2.5)
 
 
 @pytest.mark.parametrize("name", ["meanP", "tightTransf", "embedded"])
@@ -155,7 +158,7 @@ def test_retrieval_by_models_of_videos_and_of_images(folder, name):
     model = folder / name if name != "embedded" else EMOJI_CLIP
     lines = ["grey.mp4,a grey thing", "red.mkv,a red thing", "red.mkv,red", "gone.mp4,a cat"]
     rows = read_video_rows(table(folder, f"{name}.csv", "video,caption", *lines))
-    found = quality.measure_retrieval(model, rows, device="cpu")
+    found = retrieval_quality.measure_retrieval(model, rows, device="cpu")
     assert (found["videos"], found["texts"]) == (2, 3)
     assert [path for path, _ in found["unreadable"]] == [str(folder / "gone.mp4")]
     if name == "embedded":

@@ -258,6 +258,8 @@ def test_it_learns_whether_text_and_image_fit():
         ({"input_ids": torch.zeros(4, 17, dtype=torch.long)}, "17 tokens, the text encoder takes 16 .max_text_length"),
         ({"attention_mask": torch.ones(4, 6)}, "attention_mask: got \\[4, 6\\], expected \\[4, 7\\]"),
         ({"image_mask": torch.ones(3)}, "image_mask: got \\[3\\], expected \\[4\\]"),
+        ({"image_mask": torch.tensor([1, 0, -7, 1])}, "image_mask: got \\[1, 0, -7, 1\\], expected 0 and 1"),
+        ({"image_mask": torch.tensor([1, 0, torch.nan, 1])}, "image_mask: got .*nan.*, expected 0 and 1"),
         (
             {"text_states": torch.zeros(4, 3, 24)},
             "text_states: got \\[4, 3, 24\\], expected .*, 4, 24",
