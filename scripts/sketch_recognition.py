@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from sketch_pictures import DEVELOPED, REPORTED, STAMPS, edge_strokes, load_pictures, random_strokes
+from sketch_pictures import DEVELOPED, MORE_DEVELOPED, REPORTED, STAMPS, edge_strokes, load_pictures, random_strokes
 from transformers import AutoModel, AutoTokenizer
 
 from hf_clip_variants import CLIPassoForImageSynthesis
@@ -133,7 +133,7 @@ def main():
         for name in (arguments.guide, arguments.judge)
         if name
     }
-    pictures = load_pictures(arguments.data, DEVELOPED if arguments.developed else REPORTED)
+    pictures = load_pictures(arguments.data, DEVELOPED | MORE_DEVELOPED if arguments.developed else REPORTED)
     everything = pictures  # names and pictures among which the judge chooses
     pictures = dict(list(pictures.items())[: arguments.pictures])
     counts = [int(word) for word in arguments.counts.split(",")]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from paths import SCRIPTS
 
+from hf_clip_variants.modeling.clipasso.edges_clipasso import thin_edges
+
 
 @pytest.fixture(scope="module")
 def scripts():
@@ -24,7 +26,7 @@ def test_the_longest_edges_lie_on_the_picture_s_outline(scripts):
     y, x = torch.meshgrid(torch.arange(112), torch.arange(112), indexing="ij")
     away = ((x - 50.0) ** 2 + (y - 60.0) ** 2).sqrt()
     disc = torch.where(away < 30, 0.2, 1.0).expand(3, -1, -1)
-    edges = pictures.thin_edges(disc)
+    edges = thin_edges(disc)
     # One pixel wide: about as many as the circle is long, and all of them on it.
     assert 0.8 * 188 < edges.sum() < 1.2 * 188 and (away[torch.from_numpy(edges)] - 29.5).abs().max() < 2
     few, many = (pictures.edge_strokes(disc, count, 56, 0.5) for count in (2, 8))
