@@ -7,7 +7,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_clip_variants.modeling.clipasso.edges_clipasso import edge_points
+from hf_clip_variants.modeling.clipasso.edges_clipasso import LONGEST, edge_points
 from hf_clip_variants.modeling.strokes.stroke_drawing import StrokeDrawing
 from hf_clip_variants.modeling.synthesis.guided_model import picture_tensor
 
@@ -93,9 +93,11 @@ def on_white(image: Image.Image) -> torch.Tensor:
 # ---- what sketches are compared with
 
 
-def edge_strokes(pixels: torch.Tensor, count: int, canvas: int, radius: float) -> StrokeDrawing:
-    """The `count` longest edges of a picture, each a cubic fitted to its pixels."""
-    return black_strokes(edge_points(pixels, count) * canvas, canvas, radius)
+def edge_strokes(
+    pixels: torch.Tensor, count: int, canvas: int, radius: float, longest: int = LONGEST
+) -> StrokeDrawing:
+    """The `count` longest edges of a picture, each a cubic fitted to its at most `longest` pixels."""
+    return black_strokes(edge_points(pixels, count, longest=longest) * canvas, canvas, radius)
 
 
 def random_strokes(count: int, canvas: int, radius: float, seed: int) -> StrokeDrawing:

@@ -6,11 +6,12 @@ import math
 import numpy as np
 import torch
 
+from ..synthesis.guided_model import PUBLISHED_CANVAS
 from .saliency_clipasso import gaussian_blur
 
 
 _BLUR, _WEAKEST = 1.5, 0.15  # pixels; share of the strongest gradient
-LONGEST = 90  # pixels of an edge that one cubic follows, on the authors' canvas of 224
+LONGEST = 200  # pixels of an edge that one cubic follows, on the authors' canvas of 224
 
 
 def thin_edges(pixels: torch.Tensor) -> np.ndarray:
@@ -74,11 +75,12 @@ def fitted_curve(chain: torch.Tensor, segments: int = 1) -> torch.Tensor:
     return torch.linalg.lstsq(rows, chain).solution
 
 
-def edge_points(pixels: torch.Tensor, count: int, segments: int = 1) -> torch.Tensor:
+def edge_points(pixels: torch.Tensor, count: int, segments: int = 1, longest: int = LONGEST) -> torch.Tensor:
     """(3, H, W) in 0..1 -> (n, 3 * segments + 1, 2) control points in 0..1 along the `count` longest edges, the
-    longest one first; fewer where the picture has fewer. On the CPU."""
+    longest one first; fewer where the picture has fewer. Edges of more than `longest` pixels a segment, of a picture
+    of 224, are several. On the CPU."""
     height, width = pixels.shape[-2:]
-    chains = edge_chains(thin_edges(pixels), round(LONGEST * segments * max(height, width) / 224))
+    chains = edge_chains(thin_edges(pixels), max(2, round(longest * segments * max(height, width) / PUBLISHED_CANVAS)))
     chains = [chain for chain in chains if len(chain) > 1][:count]
     if not chains:
         return torch.zeros(0, 3 * segments + 1, 2)

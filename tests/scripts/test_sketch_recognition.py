@@ -39,15 +39,16 @@ def test_the_longest_edges_lie_on_the_picture_s_outline(scripts):
 
 def test_ranks_and_differences(scripts):
     _, recognition = scripts
-    first, beaten = recognition.scores([0, 2, 4], 5)
-    assert first == [100.0, 0.0, 0.0] and beaten == [100.0, 50.0, 0.0]
+    first, beaten = recognition.scores([[0, 0], [2, 0], [4, 4]], 5)
+    assert first == [100.0, 50.0, 0.0] and beaten == [100.0, 75.0, 0.0]
+    of_seeds = recognition.of_seeds([{"name": [0, 1]}, {"name": [2, 3]}])
+    assert of_seeds == {"name": [[0, 2], [1, 3]]}
     assert recognition.with_error([0.0, 100.0]) == "50 ± 50"
-    kinds = ["{} random strokes", "{} strokes before the first step", "{} longest edges", "sketch, {} strokes"]
-    ranks = {"the picture itself": {"name": [0, 0], "picture": [0, 0]}}
-    for kind in kinds:
+    ranks = {"the picture itself": {"name": [[0], [0]], "picture": [[0], [0]]}}
+    for kind in recognition.KINDS:
         for count in (4, 8):
             rank = 0 if kind.startswith("sketch") and count == 8 else 2
-            ranks[kind.replace("{}", str(count))] = {"name": [rank, rank], "picture": [0, rank]}
+            ranks[kind.replace("{}", str(count))] = {"name": [[rank], [rank]], "picture": [[0], [rank]]}
     lines = recognition.table(ranks, [4, 8], 3)
     assert "| sketch, 8 strokes − 8 longest edges | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in lines
     assert "| sketch, 4 strokes − 4 longest edges | 0 ± 0 | 0 ± 0 | 0 ± 0 | 0 ± 0 |" in lines
