@@ -89,7 +89,8 @@ def sketch(
         Literal["salient", "edges"],
         typer.Option(
             metavar="NAME",
-            help="Where strokes begin: salient, at salient points as published; edges, along the longest edges.",
+            help="Where strokes begin: salient, at salient points as published; edges, along the longest edges, with "
+            "a --speed of 1.",
             rich_help_panel=MODEL,
         ),
     ] = "salient",
@@ -161,7 +162,8 @@ def sketch(
         model, tokenizer, name = load_guided(
             METHOD, guide, device, dtype=dtype, canvas_size=canvas, stroke_radius=radius, **changes
         )
-        factor = hasten(model.config, speed, steps)
+        # Edges are near to what is wanted: strokes that move fast would leave them.
+        factor = hasten(model.config, 1.0 if speed is None and start == "edges" else speed, steps)
         settings = {
             "method": METHOD, "photos": photos, "strokes": counts, "steps": steps, "seeds": chosen,
             "mask": mask or [], "guide": name, "canvas": model.config.canvas, "width": width, "color": color,

@@ -99,9 +99,11 @@ def test_photos_in_sketches_out(guide, run):
     code, out, _ = run("sketch", "disc.png", *options, *halved, "--out", "halved")
     assert code == 0 and json.loads(out.splitlines()[0])["loss"] != rows[0]["loss"]
     settings = json.loads(open("halved/results.json").read())["settings"]
-    assert settings["dtype"] == "bfloat16" and settings["start"] == "edges"
+    assert settings["dtype"] == "bfloat16" and settings["start"] == "edges" and settings["speed"] == 1
     settings = json.loads(open("colours/results.json").read())["settings"]
-    assert settings["color"] and settings["stages"] == 2 and settings["text"] == ["a {disc}"]
+    assert (
+        settings["color"] and settings["speed"] == 4 and settings["stages"] == 2 and settings["text"] == ["a {disc}"]
+    )
     colors = StrokeDrawing.load("colours/disc-2.safetensors").colors
     assert (colors[:, 3] == 1).all() and (colors[:, :3] > 0).any()
 
