@@ -34,13 +34,15 @@ from hf_clip_variants.synthesis.progress_pictures import sheet
 
 COUNTS = (4, 8, 16, 32)
 TEXTS = ("{}", "an emoji of a {}", "a drawing of a {}", "a sketch of a {}")
+SKETCH = "sketch, {} strokes"
 KINDS = (
     "{} random strokes",
     "{} strokes before the first step",
     "{} longest edges",
     "{} shorter edges",
-    "sketch, {} strokes",
+    SKETCH,
 )
+AGAINST = ("{} longest edges", "{} shorter edges", "{} strokes before the first step")
 SHORTER = 90  # pixels of an edge, of 224
 TILE = 96
 RANDOM = 5  # drawings of random strokes for each picture
@@ -103,7 +105,13 @@ def of_seeds(ranks: list[dict[str, list[int]]]) -> dict[str, list[list[int]]]:
     return {kind: [list(some) for some in zip(*(one[kind] for one in ranks), strict=True)] for kind in ranks[0]}
 
 
-def table(ranks: dict[str, dict[str, list[list[int]]]], counts: list[int], names: int) -> list[str]:
+def table(
+    ranks: dict[str, dict[str, list[list[int]]]],
+    counts: list[int],
+    names: int,
+    other: dict[str, dict[str, list[list[int]]]] | None = None,
+) -> list[str]:
+    """`other`: ranks of another run, whose sketches are compared, too."""
     lines = [
         "| | own name first, % | names beaten, % | own picture first, % | pictures beaten, % |",
         "|---|---|---|---|---|",
@@ -112,18 +120,30 @@ def table(ranks: dict[str, dict[str, list[list[int]]]], counts: list[int], names
         cells = [with_error(values) for kind in ("name", "picture") for values in scores(found[kind], names)]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     lines += ["", "Differences, picture by picture:", "", *lines[:2]]
-    pairs = [(f"sketch, {count} strokes", f"{count} longest edges") for count in counts]
-    pairs += [(f"sketch, {count} strokes", f"{count} shorter edges") for count in counts]
-    pairs += [(f"sketch, {count} strokes", f"{count} strokes before the first step") for count in counts]
-    pairs += [(f"sketch, {b} strokes", f"sketch, {a} strokes") for a, b in zip(counts, counts[1:], strict=False)]
-    if len(counts) > 1:
-        pairs.append((f"sketch, {counts[-1]} strokes", f"sketch, {counts[0]} strokes"))
-    for one, other in pairs:
+    against = list(AGAINST)
+    if other is not None:
+        ranks = ranks | {f"{row}, of the other run": found for row, found in other.items()}
+        against.append(f"{SKETCH}, of the other run")
+    pairs = []  # label, then rows of which the mean is compared
+    for kind in against:
+        rows = [(SKETCH.replace("{}", str(count)), kind.replace("{}", str(count))) for count in counts]
+        pairs += [(f"{one} − {two}", [(one, two)]) for one, two in rows]
+        if len(counts) > 1:
+            pairs.append((f"sketch − {kind.replace('{} ', '')}, mean over {', '.join(map(str, counts))}", rows))
+    steps = list(zip(counts, counts[1:], strict=False)) + [(counts[0], counts[-1])] * (len(counts) > 2)
+    for few, many in steps:
+        one, two = (SKETCH.replace("{}", str(count)) for count in (many, few))
+        pairs.append((f"{one} − {two}", [(one, two)]))
+    for label, rows in pairs:
         cells = []
         for kind in ("name", "picture"):
-            for a, b in zip(scores(ranks[one][kind], names), scores(ranks[other][kind], names), strict=True):
-                cells.append(with_error([x - y for x, y in zip(a, b, strict=True)]))
-        lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
+            for which in (0, 1):
+                values = [
+                    [a - b for a, b in zip(*(scores(ranks[row][kind], names)[which] for row in both), strict=True)]
+                    for both in rows
+                ]
+                cells.append(with_error([sum(some) / len(some) for some in zip(*values, strict=True)]))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     size = len(ranks["the picture itself"]["name"])
     chance = f"{size} pictures a row (of sketches, the mean over seeds), ± standard error; {names} names and pictures "
     chance += "to choose from: by chance "
@@ -145,6 +165,7 @@ def main():
     parser.add_argument("--developed", action="store_true", help="the pictures on which settings were chosen")
     parser.add_argument("--pictures", type=int, help="sketch the first ones only")
     parser.add_argument("--seeds", default="1", help="of sketches, with commas")
+    parser.add_argument("--beside", type=Path, help="results.json of another run with the same judge and pictures")
     arguments = parser.parse_args()
     if arguments.guide == arguments.judge:
         parser.error("--judge: the guide itself; want another model")
@@ -212,12 +233,15 @@ def main():
         + "".join(f", {text}" for text in arguments.set)
         + "."
     )
-    lines = [about, "", "**The judge**, which did not guide:", "", *table(ranks["judge"], counts, len(everything))]
-    lines += [
-        "**The guide**, against which sketches were optimised:",
-        "",
-        *table(ranks["guide"], counts, len(everything)),
-    ]
+    other = {}
+    if arguments.beside is not None:
+        other = json.loads(arguments.beside.read_text(encoding="utf-8"))["ranks"]
+    lines = [about, ""]
+    for which, what in (
+        ("judge", "**The judge**, which did not guide:"),
+        ("guide", "**The guide**, against which sketches were optimised:"),
+    ):
+        lines += [what, "", *table(ranks[which], counts, len(everything), other.get(which))]
     (arguments.out / "table.md").write_text("\n".join(lines), encoding="utf-8")
     before = arguments.out / "results.json"
     if not seconds and before.is_file():

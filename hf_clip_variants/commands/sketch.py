@@ -128,6 +128,7 @@ def sketch(
       hf-clip-variants sketch cat.jpg --strokes 32,16,8,4 --out levels
       hf-clip-variants sketch cat.jpg --mask cat-mask.png --seeds 3 --color
       hf-clip-variants sketch cat.jpg --strokes 24 --stages 3 --text "a cat"
+      hf-clip-variants sketch cat.jpg --strokes 8 --steps 40 --start edges
     """
     counts = numbers("--strokes", strokes, least=1)
     if not counts or max(counts) > 4096 or len(set(counts)) != len(counts):

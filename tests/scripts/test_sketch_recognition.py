@@ -52,6 +52,10 @@ def test_ranks_and_differences(scripts):
     lines = recognition.table(ranks, [4, 8], 3)
     assert "| sketch, 8 strokes − 8 longest edges | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in lines
     assert "| sketch, 4 strokes − 4 longest edges | 0 ± 0 | 0 ± 0 | 0 ± 0 | 0 ± 0 |" in lines
+    assert "| sketch − longest edges, mean over 4, 8 | 50 ± 0 | 50 ± 0 | 25 ± 25 | 25 ± 25 |" in lines
+    beside = recognition.table(ranks, [4, 8], 3, ranks | {"sketch, 8 strokes": ranks["8 longest edges"]})
+    row = "| sketch, 8 strokes − sketch, 8 strokes, of the other run"
+    assert f"{row} | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in beside
     assert "| sketch, 8 strokes − sketch, 4 strokes | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in lines
 
 
