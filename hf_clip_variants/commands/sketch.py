@@ -11,6 +11,7 @@ from .drawing import (
     Canvas,
     Film,
     Guide,
+    Precision,
     Preview,
     Row,
     Seeds,
@@ -84,6 +85,15 @@ def sketch(
         Literal["L2", "L1", "Cos"],
         typer.Option(metavar="NAME", help="How layers are compared: L2, L1 or Cos.", rich_help_panel=MODEL),
     ] = "L2",
+    start: Annotated[
+        Literal["salient", "edges"],
+        typer.Option(
+            metavar="NAME",
+            help="Where strokes begin: salient, at salient points as published; edges, along the longest edges, with "
+            "a --speed of 1.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "salient",
     squash: Annotated[
         bool,
         typer.Option(
@@ -99,6 +109,7 @@ def sketch(
     preview: Preview = False,
     mp4: Film = False,
     device: options.Device = None,
+    dtype: Precision = None,
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -117,6 +128,7 @@ def sketch(
       hf-clip-variants sketch cat.jpg --strokes 32,16,8,4 --out levels
       hf-clip-variants sketch cat.jpg --mask cat-mask.png --seeds 3 --color
       hf-clip-variants sketch cat.jpg --strokes 24 --stages 3 --text "a cat"
+      hf-clip-variants sketch cat.jpg --strokes 8 --steps 40 --start edges
     """
     counts = numbers("--strokes", strokes, least=1)
     if not counts or max(counts) > 4096 or len(set(counts)) != len(counts):
@@ -146,16 +158,18 @@ def sketch(
 
     with machine_output() as emit:
         changes = {"optimize_colors": color or None, "optimize_opacity": fade or None, "loss_type": loss}
-        changes["num_stages"] = stages
+        changes |= {"num_stages": stages, "start": start}
         radius = None if width is None else width / 2
         model, tokenizer, name = load_guided(
-            METHOD, guide, device, canvas_size=canvas, stroke_radius=radius, **changes
+            METHOD, guide, device, dtype=dtype, canvas_size=canvas, stroke_radius=radius, **changes
         )
-        factor = hasten(model.config, speed, steps)
+        # Edges are near to what is wanted: strokes that move fast would leave them.
+        factor = hasten(model.config, 1.0 if speed is None and start == "edges" else speed, steps)
         settings = {
             "method": METHOD, "photos": photos, "strokes": counts, "steps": steps, "seeds": chosen,
             "mask": mask or [], "guide": name, "canvas": model.config.canvas, "width": width, "color": color,
             "fade": fade, "loss": loss, "squash": squash, "speed": factor, "stages": stages, "text": text or [],
+            "start": start, "dtype": dtype,
         }  # fmt: skip
         masks = None if not mask else [decode_image(file).convert("L") for file in mask]
         with model.frozen():

@@ -11,6 +11,7 @@ from ..synthesis.synthesis_loop import LARGEST_STEPS
 
 
 LOSS_TYPES = ("L2", "L1", "Cos")
+STARTS = ("salient", "edges")
 _RESNET_WEIGHTS = [0.0, 0.0, 1.0, 1.0, 0.0]  # stem, then four stages: the authors'
 
 
@@ -46,8 +47,11 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
             How layers are compared: `"L2"`, `"L1"` or `"Cos"`.
         feature_weight (`float`, defaults to 0.1):
             Of the semantic loss, 1 minus the cosine of the embeddings.
+        start (`str`, defaults to `"salient"`):
+            Where strokes begin: `"salient"`, short ones at points that are salient, as published; `"edges"`, along the
+            longest edges of the picture, and, where it has fewer than strokes, the others at salient points.
         softmax_temperature (`float`, defaults to 0.3), use_edges (`bool`, defaults to `True`):
-            Strokes begin where the picture is salient, at its edges.
+            Salient points are chosen where the picture is salient, at its edges.
         evaluate_every (`int`, defaults to 10), min_delta (`float`, defaults to 1e-5):
             Steps between evaluations; a sketch is done when two differ by no more.
         optimize_opacity (`bool`, defaults to `False`), optimize_colors (`bool`, defaults to `False`):
@@ -93,6 +97,7 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
     layer_weights: list[float | int] | None = None
     loss_type: str = "L2"
     feature_weight: float | int = 0.1
+    start: str = "salient"
     softmax_temperature: float | int = 0.3
     use_edges: bool = True
     evaluate_every: int = 10
@@ -134,6 +139,8 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
     def validate_choices(self):
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: {self.loss_type!r}, expected one of {', '.join(LOSS_TYPES)}")
+        if self.start not in STARTS:
+            raise ValueError(f"start: {self.start!r}, expected one of {', '.join(STARTS)}")
         weights = self.layer_weights
         if weights is not None and hasattr(self.vision_config, "num_channels"):
             if len(weights) != self.num_layers or min(weights) < 0:
@@ -163,4 +170,4 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
         )
 
 
-__all__ = ["LOSS_TYPES", "CLIPassoConfig"]
+__all__ = ["LOSS_TYPES", "STARTS", "CLIPassoConfig"]

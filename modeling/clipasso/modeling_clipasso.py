@@ -26,6 +26,7 @@ from ..synthesis.stroke_samples import (
 from ..synthesis.synthesis_loop import LARGEST_STEPS, SynthesisLoop, SynthesisSample, check_count, checked_seeds
 from ..synthesis.view_augmentation import augmented_views
 from .configuration_clipasso import CLIPassoConfig
+from .edges_clipasso import edge_points
 from .losses_clipasso import perceptual_loss, perceptual_losses, strokes_begun, text_loss
 from .saliency_clipasso import (
     attention_map,
@@ -286,8 +287,11 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         for number, pixels in enumerate(pictures):
             chances = self.start_probabilities(pixels, None if maps is None else maps[number])
             target = self._target(pixels, None if wanted is None else wanted[number])
+            edges = None
+            if config.start == "edges":
+                edges = edge_points(picture_tensor(pixels, PUBLISHED_CANVAS), count, config.num_segments)
             for seed in seeds:
-                samples.append(self._sample(seed, count, chances, target, steps))
+                samples.append(self._sample(seed, count, chances, target, steps, edges))
         at_once = samples_at_once or (1 if self.device.type == "cpu" else len(samples))
         task, least = SketchTask(self, perceptual), config.min_delta if config.num_stages == 1 else None
         return SynthesisLoop(task, samples, steps, at_once, config.evaluate_every, True, least)
@@ -321,15 +325,25 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
         layers, features, _ = self.image_layers(self.as_guide_sees(on_canvas[None]))
         return Target(on_canvas, layers, features, text)
 
-    def _sample(self, seed: int, count: int, chances: torch.Tensor, target: Target, num_steps: int) -> SynthesisSample:
+    def _sample(
+        self,
+        seed: int,
+        count: int,
+        chances: torch.Tensor,
+        target: Target,
+        num_steps: int,
+        edges: torch.Tensor | None = None,
+    ) -> SynthesisSample:
+        """`edges`: (n, P, 2) in 0..1, where the first n strokes begin; the others at salient points."""
         config, device = self.config, self.device
         generator = torch.Generator().manual_seed(seed)
         starts = drawn_starts(chances, count, generator)
         points = random_walks(starts, 3 * config.num_segments, _REACH, config.canvas, generator)
+        if edges is not None:
+            points[: len(edges)] = edges * config.canvas
         colors = torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(count, 1)
-        if config.optimize_colors:  # they begin as the picture's
-            columns, rows = (starts * config.canvas).long().clamp_max(config.canvas - 1).unbind(1)
-            colors[:, :3] = target.pixels[:, rows, columns].T.cpu()
+        if config.optimize_colors:
+            colors[:, :3] = _colors_at(points, 0 if edges is None else len(edges), target.pixels.cpu())
         colors[strokes_begun(count, config.num_stages, 0, num_steps) :, 3] = 0
         fixed = {
             "radii": torch.full((count,), config.stroke_radius * config.unit),
@@ -434,6 +448,16 @@ class SketchTask:
             sample.optimizer.state.clear()
             sample.best = {name: tensor.detach().clone() for name, tensor in sample.tensors.items()}
             sample.best_value = float(self.evaluate([sample])[0])
+
+
+def _colors_at(points: torch.Tensor, along_edges: int, pixels: torch.Tensor) -> torch.Tensor:
+    """(N, P, 2) points on (3, C, C) -> (N, 3), the picture's colours where strokes begin. The first `along_edges`
+    strokes lie between two colours, one of which may be the background's: theirs is the darkest at a point."""
+    columns, rows = points.long().clamp(0, pixels.shape[-1] - 1).unbind(-1)
+    found = pixels[:, rows, columns].permute(1, 2, 0)
+    places = found.sum(-1).argmin(1)
+    places[along_edges:] = 0
+    return found[torch.arange(len(found)), places]
 
 
 # ---- what comes in

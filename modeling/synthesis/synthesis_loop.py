@@ -114,8 +114,9 @@ class SynthesisLoop:
         task: see [`SynthesisTask`].
         samples: the pictures, in order.
         num_steps: steps of each.
-        samples_at_once: pictures that go through the models together. 1: every picture is the same, bit for bit,
-            whatever else is made with it, and memory does not grow with their number. More is faster on a GPU.
+        samples_at_once: pictures that go through the models together, of those whose tensors have equal shapes. 1:
+            every picture is the same, bit for bit, whatever else is made with it, and memory does not grow with their
+            number. More is faster on a GPU.
         evaluate_every: steps between evaluations; there is one at the end in any case.
         keep_best: the result is the state of the lowest evaluation, not the last one.
         min_delta: a picture stops when two evaluations in a row differ by no more; None: never.
@@ -193,14 +194,23 @@ class SynthesisLoop:
                     sample.stopped = True
 
     def _groups(self, samples: Sequence[SynthesisSample]) -> Iterator[list[SynthesisSample]]:
-        for first in range(0, len(samples), self.samples_at_once):
-            yield list(samples[first : first + self.samples_at_once])
+        """Samples that go through the models together: only such as have tensors of equal shapes."""
+        alike: dict[tuple, list[SynthesisSample]] = {}
+        for sample in samples:
+            shapes = tuple((name, tensor.shape) for name, tensor in sample.tensors.items())
+            alike.setdefault(shapes, []).append(sample)
+        for some in alike.values():
+            for first in range(0, len(some), self.samples_at_once):
+                yield some[first : first + self.samples_at_once]
 
     @torch.no_grad()
     def images(self, samples: Sequence[SynthesisSample] | None = None) -> torch.Tensor:
         """(n, 3, H, W) of all samples, or some, as they are now."""
-        groups = self._groups(self.samples if samples is None else samples)
-        return torch.cat([self.task.images(group) for group in groups])
+        samples = self.samples if samples is None else samples
+        found: dict[int, torch.Tensor] = {}
+        for group in self._groups(samples):
+            found |= zip(map(id, group), self.task.images(group), strict=True)
+        return torch.stack([found[id(sample)] for sample in samples])
 
     def finish(self) -> list[SynthesisSample]:
         """The samples, each in its best state if `keep_best`, with that state's evaluation as the last one."""

@@ -6,6 +6,8 @@ import pytest
 import torch
 from paths import SCRIPTS
 
+from hf_clip_variants.modeling.clipasso.edges_clipasso import thin_edges
+
 
 @pytest.fixture(scope="module")
 def scripts():
@@ -24,7 +26,7 @@ def test_the_longest_edges_lie_on_the_picture_s_outline(scripts):
     y, x = torch.meshgrid(torch.arange(112), torch.arange(112), indexing="ij")
     away = ((x - 50.0) ** 2 + (y - 60.0) ** 2).sqrt()
     disc = torch.where(away < 30, 0.2, 1.0).expand(3, -1, -1)
-    edges = pictures.thin_edges(disc)
+    edges = thin_edges(disc)
     # One pixel wide: about as many as the circle is long, and all of them on it.
     assert 0.8 * 188 < edges.sum() < 1.2 * 188 and (away[torch.from_numpy(edges)] - 29.5).abs().max() < 2
     few, many = (pictures.edge_strokes(disc, count, 56, 0.5) for count in (2, 8))
@@ -37,18 +39,23 @@ def test_the_longest_edges_lie_on_the_picture_s_outline(scripts):
 
 def test_ranks_and_differences(scripts):
     _, recognition = scripts
-    first, beaten = recognition.scores([0, 2, 4], 5)
-    assert first == [100.0, 0.0, 0.0] and beaten == [100.0, 50.0, 0.0]
+    first, beaten = recognition.scores([[0, 0], [2, 0], [4, 4]], 5)
+    assert first == [100.0, 50.0, 0.0] and beaten == [100.0, 75.0, 0.0]
+    of_seeds = recognition.of_seeds([{"name": [0, 1]}, {"name": [2, 3]}])
+    assert of_seeds == {"name": [[0, 2], [1, 3]]}
     assert recognition.with_error([0.0, 100.0]) == "50 ± 50"
-    kinds = ["{} random strokes", "{} strokes before the first step", "{} longest edges", "sketch, {} strokes"]
-    ranks = {"the picture itself": {"name": [0, 0], "picture": [0, 0]}}
-    for kind in kinds:
+    ranks = {"the picture itself": {"name": [[0], [0]], "picture": [[0], [0]]}}
+    for kind in recognition.KINDS:
         for count in (4, 8):
             rank = 0 if kind.startswith("sketch") and count == 8 else 2
-            ranks[kind.replace("{}", str(count))] = {"name": [rank, rank], "picture": [0, rank]}
+            ranks[kind.replace("{}", str(count))] = {"name": [[rank], [rank]], "picture": [[0], [rank]]}
     lines = recognition.table(ranks, [4, 8], 3)
     assert "| sketch, 8 strokes − 8 longest edges | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in lines
     assert "| sketch, 4 strokes − 4 longest edges | 0 ± 0 | 0 ± 0 | 0 ± 0 | 0 ± 0 |" in lines
+    assert "| sketch − longest edges, mean over 4, 8 | 50 ± 0 | 50 ± 0 | 25 ± 25 | 25 ± 25 |" in lines
+    beside = recognition.table(ranks, [4, 8], 3, ranks | {"sketch, 8 strokes": ranks["8 longest edges"]})
+    row = "| sketch, 8 strokes − sketch, 8 strokes, of the other run"
+    assert f"{row} | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in beside
     assert "| sketch, 8 strokes − sketch, 4 strokes | 100 ± 0 | 100 ± 0 | 50 ± 50 | 50 ± 50 |" in lines
 
 

@@ -41,6 +41,7 @@ SKETCH_BAD_VALUES = (
     ({"perceptual_weight": -1.0}, "perceptual_weight: -1.0"),
     ({"text_weight": "much"}, "text_weight"),
     ({"loss_type": "L3"}, "loss_type: 'L3', expected one of L2, L1, Cos"),
+    ({"start": "corners"}, "start: 'corners', expected one of salient, edges"),
     ({"layer_weights": [1.0]}, "layer_weights: \\[1.0\\], expected 3 numbers"),
     ({"layer_weights": [1.0, 0.0, -1.0]}, "layer_weights"),
     ({"feature_weight": -0.1}, "feature_weight: -0.1"),

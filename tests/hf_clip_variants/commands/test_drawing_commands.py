@@ -95,8 +95,15 @@ def test_photos_in_sketches_out(guide, run):
     more = ("--colour", "--squash", "--stages", 2, "--text", "a {disc}")
     code, out, _ = run("sketch", "disc.png", *options, *more, "--out", "colours")
     assert code == 0 and json.loads(out.splitlines()[0])["loss"] != rows[0]["loss"]
+    halved = ("--dtype", "bfloat16", "--start", "edges")
+    code, out, _ = run("sketch", "disc.png", *options, *halved, "--out", "halved")
+    assert code == 0 and json.loads(out.splitlines()[0])["loss"] != rows[0]["loss"]
+    settings = json.loads(open("halved/results.json").read())["settings"]
+    assert settings["dtype"] == "bfloat16" and settings["start"] == "edges" and settings["speed"] == 1
     settings = json.loads(open("colours/results.json").read())["settings"]
-    assert settings["color"] and settings["stages"] == 2 and settings["text"] == ["a {disc}"]
+    assert (
+        settings["color"] and settings["speed"] == 4 and settings["stages"] == 2 and settings["text"] == ["a {disc}"]
+    )
     colors = StrokeDrawing.load("colours/disc-2.safetensors").colors
     assert (colors[:, 3] == 1).all() and (colors[:, :3] > 0).any()
 
@@ -125,6 +132,8 @@ def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
         (("sketch", "none.png"), "PHOTO: no such file"),
         (("sketch", "disc.png", "--strokes", "0"), "--strokes"),
         (("sketch", "disc.png", "--strokes", "4,4"), "--strokes"),
+        (("sketch", "disc.png", "--start", "corners"), "--start"),
+        (("sketch", "disc.png", "--dtype", "int8"), "--dtype"),
         (("sketch", "disc.png", "--mask", "mask.png", "--mask", "mask.png"), "--mask: 2 masks"),
         (("sketch", "disc.png", "--text", "a", "--text", "b"), "--text: 2 texts"),
         (("sketch", "disc.png", "--text", " "), "--text: empty"),

@@ -1,5 +1,7 @@
 """CLIPasso: where strokes begin, what the loss does, best of seeds, masks, odd pictures."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hf_clip_variants.modeling.clipasso.modeling_clipasso import prepared_pictur
 from hf_clip_variants.modeling.clipasso.saliency_clipasso import drawn_starts, edge_map, start_probabilities
 from hf_clip_variants.modeling.strokes.stroke_rasterizer import render_strokes
 from hf_clip_variants.modeling.synthesis.stroke_samples import best_of
+from hf_clip_variants.modeling.synthesis.synthesis_loop import SynthesisLoop
 
 
 def disc(size: int = 48) -> torch.Tensor:
@@ -248,3 +251,73 @@ def test_the_pipeline_sketches_files(tmp_path):
     found = sketch(str(tmp_path / "disc.png"), seeds=[0, 1], num_steps=2)
     assert found["image"].size == (512, 512) and found["svg"].count("<path") == 4
     assert sketch(picture, seeds=[0, 1], num_steps=2)["svg"] == found["svg"]
+
+
+def test_sketches_of_unequal_numbers_of_strokes_go_through_the_guide_together():
+    """As on a GPU: one loop over photographs and numbers of strokes, several samples at once."""
+    model = sketch_model(points_lr=2.0, min_delta=0.0)
+    pictures, options = [disc(), 1 - disc()], {"seeds": 3, "num_steps": 3}
+    with model.frozen():
+        parts = [model.make_loop(pictures, num_strokes=count, samples_at_once=2, **options) for count in (4, 2)]
+        samples = [sample for pair in zip(*(part.samples for part in parts), strict=True) for sample in pair]
+        loop = SynthesisLoop(parts[0].task, samples, 3, parts[0].samples_at_once, keep_best=True)
+        first = loop.images()
+        loop.run()
+        found = model.results(loop)
+    assert [len(one.drawing) for one in found] == [4, 2, 4, 2] and first.shape == (4, 3, 24, 24)
+    alone = [model.generate(picture, num_strokes=count, **options)[0] for picture in pictures for count in (4, 2)]
+    for one, other, image, sample in zip(found, alone, loop.images(), samples, strict=True):
+        assert torch.allclose(one.drawing.points, other.drawing.points, atol=1e-3)
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+        assert torch.allclose(image, loop.images([sample])[0], atol=1e-6)
+
+
+# ---- strokes that begin along edges
+
+
+def begun_along_edges(picture, count: int, seeds=0, **options):
+    model = sketch_model(start="edges", min_delta=0.0, **options)
+    return model.generate(picture, num_strokes=count, seeds=seeds, num_steps=0)
+
+
+def curves(points: torch.Tensor) -> torch.Tensor:
+    """(N, 4, 2) -> (N, 20, 2) places on the cubics."""
+    t = torch.linspace(0, 1, 20)[:, None]
+    return sum(math.comb(3, k) * t**k * (1 - t) ** (3 - k) * points[:, k, None] for k in range(4))
+
+
+def test_strokes_begin_along_the_longest_edges():
+    few, many = (begun_along_edges(disc(), count)[0].drawing for count in (1, 2))
+    found = curves(many.points)
+    away = (found - torch.tensor([20.5, 26.5]) / 2).norm(dim=-1) - 6  # from the circle of `disc`, on a canvas of 24
+    lengths = (found[:, 1:] - found[:, :-1]).norm(dim=-1).sum(1)
+    assert away.abs().max() < 0.8 and lengths.min() > 10
+    assert torch.equal(few.points, many.points[:1])
+    joined = begun_along_edges(disc(), 1, num_segments=2)[0].drawing  # one stroke is the whole circle
+    assert joined.points.shape == (1, 7, 2) and (joined.points[0, 0] - joined.points[0, -1]).norm() < 3
+
+
+def test_where_edges_are_fewer_than_strokes_the_others_begin_at_salient_points():
+    some = begun_along_edges(disc(), 60, [0, 1])
+    plain = sketch_model(min_delta=0.0).generate(disc(), num_strokes=60, seeds=0, num_steps=0)[0]
+    points = some[0].drawing.points
+    same = (points == plain.drawing.points).flatten(1).all(1)
+    assert same.any() and not same.all() and same[int(same.int().argmax()) :].all()
+    assert torch.equal(some[1].drawing.points[~same], points[~same])  # edges are the same for every seed
+    assert not torch.equal(some[1].drawing.points[same], points[same])
+    for flat in (torch.zeros(3, 20, 30), torch.ones(3, 1, 1)):
+        found = begun_along_edges(flat, 4)[0].drawing.points
+        assert torch.equal(found, sketch_model().generate(flat, seeds=0, num_steps=0)[0].drawing.points)
+
+
+def test_edges_are_those_of_each_masked_picture_and_have_its_colours():
+    mask = torch.zeros(48, 48, dtype=torch.bool)
+    mask[:, :12] = True
+    model = sketch_model(start="edges", optimize_colors=True, min_delta=0.0)
+    found = model.generate([disc(), disc()], masks=[mask, ~mask], seeds=0, num_strokes=2, num_steps=0)
+    left, right = (one.drawing for one in found)
+    assert curves(left.points)[..., 0].max() < 7 and curves(right.points)[..., 0].min() > 5
+    assert not torch.equal(left.points, right.points)
+    assert (right.colors[:, 0] > right.colors[:, 1] + 0.2).all()  # red, not the white beside the edge
+    with pytest.raises(ValueError, match="start: 'corners', expected one of salient, edges"):
+        sketch_model(start="corners")
