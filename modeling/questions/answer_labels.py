@@ -60,7 +60,7 @@ def soft_answers(
     """
     if unknown not in ("error", "ignore"):
         raise ValueError(f"unknown: {unknown!r}, expected 'error' or 'ignore'")
-    if isinstance(answers, str | Mapping) or not len(answers):
+    if isinstance(answers, str | bytes | Mapping) or not hasattr(answers, "__len__") or not len(answers):
         raise ValueError(
             f"answers: got {type(answers).__name__} {str(answers)[:60]!r}, expected those of each question"
         )

@@ -262,6 +262,7 @@ def test_answers_of_people_become_scores():
         ((["red"], label2id, "drop"), "unknown: 'drop'"),
         ((["red"] * 0, label2id), "answers: got list"),
         (("red", label2id), "answers: got str 'red'"),
+        ((None, label2id), "answers: got NoneType"),
         ((["red", []], label2id), r"answers\[1\]: got \[\], expected an answer"),
         ((["red", 3], label2id), r"answers\[1\]: got 3, expected an answer"),
         (([["red", None]], label2id), r"answers\[0\]: got None, expected a text"),
