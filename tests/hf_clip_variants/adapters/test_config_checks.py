@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapter_contract import Case
 from adapter_models import tiny_classifier
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 from tiny import CLASS_NAMES
@@ -66,6 +66,8 @@ NUMBERS = [(c, one.name) for c, name in FIELDS for one in fields(c) if one.name 
 @given(st.sampled_from(NUMBERS), st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1.0, -5, 10**31, True, "1"]))
 def test_numbers_outside_their_range_are_named(place, value):
     config_class, name = place
+    low, high = next(one.metadata["range"] for one in fields(config_class) if one.name == name)
+    assume(type(value) not in (int, float) or not low <= value <= high)  # weights may be below 0
     with pytest.raises(ValueError, match=f"^{name}: "):
         config_class(**{name: value})
 
