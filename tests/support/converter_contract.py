@@ -1,6 +1,7 @@
 """What every converter of official checkpoints must do. Subclasses give the converters as functions."""
 
 import json
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,9 +38,11 @@ def without(weights: Weights, *prefixes: str) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in weights.items() if not name.startswith(prefixes)}
 
 
-def one_of_a_kind(names: Iterable[str]) -> list[str]:
-    """The first of several names that differ in numbers only: one layer instead of all."""
-    return list({re.sub(r"\d+", "#", name): name for name in reversed(list(names))}.values())
+def one_of_a_kind(names: Iterable[str], most: int = 30) -> list[str]:
+    """The first of several names that differ in numbers only: one layer instead of all. At most so many, as each costs
+    a conversion."""
+    found = list({re.sub(r"\d+", "#", name): name for name in reversed(list(names))}.values())
+    return found if len(found) <= most else random.Random(len(found)).sample(found, most)
 
 
 def with_nan(tensor: torch.Tensor) -> torch.Tensor:
