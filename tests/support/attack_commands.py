@@ -177,7 +177,6 @@ def cases(seed: int, folder: Path) -> Iterator[Case]:
                 return f"{WRONG}printed {out[:100]!r}"
             raise ValueError(re.search(r"^Error: (.*)", err, re.MULTILINE)[1])
 
-        # The value itself names what is wrong, where an argument is several things. What needs a model and got none may
-        # be told first.
+        # The value itself names what is wrong, where an argument is several things; a missing model may be told first.
         values = tuple(part for part in line[1:] if len(part) > 3)
         yield Case(KIND, f"{count} {shown[:160]}", run, (named, "--model: name a", *values))
