@@ -174,7 +174,8 @@ def evaluate(
         --calibrate train --save tagger
       hf-clip-variants evaluate --task segmentation --data scenes/ \\
         --model groups --background 0.9 --oracle
-      hf-clip-variants evaluate --task video-retrieval --data captions.csv --model clip4clip
+      hf-clip-variants evaluate --task video-retrieval --data captions.csv \\
+        --model my-clip4clip
     """
     check_data("--data", data)
     for option, source in (("--adapter", adapter), ("--model", model), ("--base", base)):
