@@ -180,7 +180,7 @@ def options(rng: random.Random, folder: Path) -> Attack:
         found = build_index(**given)
         return True if len(found) and found.unreadable == [] else f"{WRONG}{found!r}"
 
-    named = (name, "source", "column", "split", "faiss", "CUDA", "device")
+    named = (name, "source", "column", "split", "faiss", "CUDA", "device", "/nowhere/at/all")
     return f"{name} = {_shown(value)}", _quiet(run), named
 
 
