@@ -47,10 +47,8 @@ class TextGuidedModel(GuidedPreTrainedModel):
     takes_more_guides = True
     output_class = TextGuidedOutput
 
-    @staticmethod
-    def pair_losses(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-        """(B, D), (B, D) of unit norm -> (B,): how far each picture is from its text."""
-        raise NotImplementedError
+    # Each model's own: (B, D), (B, D) of unit norm -> (B,), how far each picture is from its text.
+    pair_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def compare(
         self,
