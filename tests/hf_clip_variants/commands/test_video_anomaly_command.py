@@ -119,7 +119,7 @@ def test_other_models_and_tasks_are_said(run, model, videos, tmp_path):
 
 
 def test_curves_of_one_and_of_very_many_frames_are_drawn():
-    odd = [{"start": 0.0, "end": 1.0, "label": "$${x}$", "score": 0.9}]
+    odd = [{"start": 0.0, "end": 1.0, "label": "$${x}", "score": 0.9}]
     assert draw_score_curve([0.0], [0.5], odd, title="one $frame_{$")[1:4] == b"PNG"
     times = np.arange(500_000) / 30
     segments = [{"start": 10.0, "end": 200.0, "label": "fire", "score": 0.9}]

@@ -134,6 +134,13 @@ def test_videos_without_anything_are_background(folder, loaded):
 
 
 def test_retrieval_with_several_captions_of_a_video_is_that_of_all_similarities(folder, loaded, monkeypatch, capsys):
+    asked = []
+
+    def encode(*given, are_labels=True):  # a semicolon in a caption does not part two texts
+        asked.append(are_labels)
+        return tasks.encode(*given, are_labels=are_labels)
+
+    monkeypatch.setattr(retrieval_quality, "encode", encode)
     monkeypatch.setattr(retrieval_quality, "TEXTS_AT_ONCE", 2)
     captions = [*NAMES, "a dog; a cat", "the owl turns", "a crab"]
     lines = [f'{number % 4}.npy,"{caption}"' for number, caption in enumerate(captions)]
@@ -143,6 +150,7 @@ def test_retrieval_with_several_captions_of_a_video_is_that_of_all_similarities(
     )
     found = json.loads(printed)
     assert code == 0, said
+    assert asked == [False] * 3
     videos = [features_of(folder, loaded, number) for number in range(4)]
     similarity = tasks.score_videos(loaded, videos, tasks.encode(loaded, captions, are_labels=False)).T
     correct = torch.tensor([[number % 4 == video for video in range(4)] for number in range(6)])

@@ -173,7 +173,7 @@ def test_every_protocol_has_a_plot(protocol, which):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_dollars_in_names_begin_no_formula(protocol):
-    records = [record | {"title": "$${x}$ " + record["title"]} for record in RECORDS[protocol]]
+    records = [record | {"title": "$${x}" + record["title"]} for record in RECORDS[protocol]]
     assert plot(protocol, records)[1:4] == b"PNG"
 
 
