@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 _PATIENCE = 20.0  # seconds that cleaning up may take; files are sound without it
@@ -21,10 +21,11 @@ class Terminated(KeyboardInterrupt):
 def listening() -> Iterator[None]:
     """Within the context, SIGTERM raises `Terminated` in the main thread, as Ctrl-C raises KeyboardInterrupt.
 
-    The second signal ends the program at once. Signals that the caller ignores or handles stay as they are.
+    The second signal ends the program at once. Signals that the caller ignores or handles stay as they are. Forked
+    workers print no traceback when this program leaves in the middle of what it says to them.
     """
     _received.clear()
-    before, timers = {}, []
+    before, timers, hook = {}, [], sys.excepthook
     if threading.current_thread() is threading.main_thread():
         for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
             if signal.getsignal(number) == default:
@@ -45,11 +46,21 @@ def listening() -> Iterator[None]:
         timers[0].start()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
+    def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # A loader's worker hands tensors over in a thread (`multiprocessing.resource_sharer`), which sees the connection
+        # end. Where this program goes on, it has an exception of its own.
+        if os.getpid() == own or not issubclass(kind, (EOFError, ConnectionError)):
+            hook(kind, error, trace)
+
     for number in before:
         signal.signal(number, interrupt)
+    if before:
+        sys.excepthook = print_traceback
     try:
         yield
     finally:
+        if sys.excepthook is print_traceback:
+            sys.excepthook = hook
         for timer in timers:
             timer.cancel()
         for number, handler in before.items():

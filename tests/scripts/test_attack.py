@@ -2,6 +2,7 @@
 notices what differs after a kill.
 """
 
+import mmap
 import os
 import random
 import signal
@@ -36,6 +37,12 @@ def _die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _grow():
+    """Memory that is new whatever this process has freed before: a list of bytes is put into what a test left free."""
+    new = mmap.mmap(-1, 3 * 10**8)
+    new.write(bytes(len(new)))
+
+
 BEHAVIOUR = {
     "right": lambda: 3,
     "wrong": lambda: WRONG + "four",
@@ -43,7 +50,7 @@ BEHAVIOUR = {
     "other error": lambda: _raise(KeyError("size")),
     "no name": lambda: _raise(ValueError("shapes do not match here")),
     "sleeps": lambda: time.sleep(60),
-    "grows": lambda: [bytearray(b"x" * 10**6) for _ in range(300)],
+    "grows": _grow,
     "dies": _die,
     "also right": lambda: "text",
 }

@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import types
+from multiprocessing import resource_sharer
 
 import pytest
 from adapter_models import tiny_classifier
@@ -195,3 +197,23 @@ def test_a_forked_worker_dies_by_the_signal_and_says_nothing(capfd):
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("fault", [None, TypeError("a fault of its own")])
+def test_a_worker_whose_program_leaves_in_the_middle_of_a_sentence_prints_no_traceback(fault, capfd):
+    hook = sys.excepthook
+    with interruption.listening():
+        child = os.fork()
+        if child == 0:
+            try:
+                address, _ = resource_sharer.DupFd(1)._id  # a thread hands out this file descriptor
+                with socket.socket(socket.AF_UNIX) as program:
+                    program.connect(address)  # and leaves before it says who it is
+                time.sleep(1)  # the thread has printed what it prints
+                if fault:
+                    sys.excepthook(TypeError, fault, None)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    said = capfd.readouterr().err
+    assert said == (f"TypeError: {fault}\n" if fault else "") and sys.excepthook is hook
