@@ -47,8 +47,8 @@ def listening() -> Iterator[None]:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # A loader's worker hands tensors over in a thread (`multiprocessing.resource_sharer`), which sees the connection
-        # end. Where this program goes on, it has an exception of its own.
+        # A loader's worker hands tensors over in a thread (`multiprocessing.resource_sharer`), which sees the
+        # connection end. Where this program goes on, it has an exception of its own.
         if os.getpid() == own or not issubclass(kind, (EOFError, ConnectionError)):
             hook(kind, error, trace)
 
