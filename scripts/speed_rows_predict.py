@@ -96,7 +96,7 @@ def largest_error(ours: list[dict[str, float]], theirs: list[dict[str, float]]) 
 
 
 def predict_folder(small: bool, images: int = 100) -> Row:
-    images = min(images, 4) if small else images
+    images = 2 if small else images
     folder = str(photographs(Sizes(images, 1, 1)) / "train")
     model, labels = saved_clip(small), imagenet_class_names()[-LABELS:]
     cases = {OURS: ours, PIPELINE: partial(theirs, _PIPELINE), SCRIPT: partial(theirs, _SCRIPT)}

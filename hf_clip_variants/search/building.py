@@ -23,6 +23,7 @@ from ..files.json_files import write_json
 from ..optional_dependencies import require
 from .encoder import Encoder, load_encoder
 from .index import FORMAT_VERSION, Index, open_index, without_bars
+from .manifest import content_of
 from .reading import Read, Reader, VideoSettings
 from .sources import Entry, Source, digest_of, open_source
 
@@ -349,13 +350,14 @@ class _Build:
             "unreadable": unreadable,
         }
         if self.before is not None and len(wanted) == len(kept) == len(self.before.stamps()):
-            if manifest == self.before.manifest and (faiss is None or faiss == self.before.faiss):
+            before = {name: value for name, value in self.before.manifest.items() if name != "content"}
+            if manifest == before and (faiss is None or faiss == self.before.faiss):
                 shutil.rmtree(self.work, ignore_errors=True)
                 return
         table = pa.concat_tables(tables)
         with staged_folder(self.out, bytes_needed=table.nbytes, keep_others=False) as stage:
             save_rows(table, np.concatenate(rows), json.dumps(manifest), stage)
-            write_json(stage / MANIFEST, manifest)
+            write_json(stage / MANIFEST, manifest | {"content": content_of(stage)})
             if faiss is not None:
                 open_index(stage, self.encoder).add_faiss(faiss)
         shutil.rmtree(self.work, ignore_errors=True)  # where the folder itself had to stay

@@ -17,12 +17,13 @@ import torch
 from ..data.audio.files import load_audio
 from ..evaluation.saved_folders import read_json
 from ..files.atomic_writes import replacing
+from ..files.content_hashes import hash_of_files
 from ..files.index_folders import MANIFEST
 from ..files.json_files import write_json
 from ..modeling.dual_encoders.backbones import unit_norm
 from ..optional_dependencies import require
 from .encoder import Encoder, load_encoder
-from .manifest import wrong_columns, wrong_field
+from .manifest import content_of, wrong_columns, wrong_field
 from .sources import KINDS, Source, open_source
 
 
@@ -130,6 +131,8 @@ class Index:
         self._device = device
         self._model = model
         try:
+            if manifest.get("content", written := content_of(folder)) != written:
+                raise ValueError("its files are not as they were written")
             with without_bars():
                 self.dataset: datasets.Dataset = datasets.load_from_disk(str(folder))
             self.table: pa.Table = self.dataset.data.table
@@ -432,7 +435,8 @@ class Index:
         (self.folder / FAISS_ABOUT).unlink(missing_ok=True)
         with replacing(self.folder / FAISS) as aside:
             dataset.save_faiss_index("features", str(aside))
-        write_json(self.folder / FAISS_ABOUT, {"factory": factory, "probed": probed})
+        about = {"factory": factory, "probed": probed, "content": hash_of_files([self.folder / FAISS])}
+        write_json(self.folder / FAISS_ABOUT, about)
         self.__dict__.pop("_with_faiss", None)
 
     def _vectors_of(self, rows: np.ndarray) -> np.ndarray:
@@ -448,6 +452,9 @@ class Index:
         require("faiss", "An approximate index")
         if self.faiss is None:
             raise ValueError(f"exact: False, but {self.folder} has no FAISS index; want build_index(..., faiss=...)")
+        written = hash_of_files([self.folder / FAISS])
+        if read_json(self.folder / FAISS_ABOUT).get("content", written) != written:  # FAISS would read anything
+            raise OSError(f"{self.folder / FAISS}: it is not as it was written; remove it, or make it anew")
         dataset = self.dataset.select_columns(["features"])
         dataset.load_faiss_index("features", str(self.folder / FAISS))
         return dataset

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.content_hashes import hash_of_files
 from .sources import KINDS
 
 
@@ -12,6 +14,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MODEL = {"name": str, "type": str, "key": str, "fingerprint": str, "processor": dict}
+
+
+def content_of(folder: Path) -> str:
+    """A hash of the rows that `datasets` saved, and of its descriptions: nothing else shows a changed bit."""
+    names = [*sorted(path.name for path in folder.glob("*.arrow")), "state.json", "dataset_info.json"]
+    return hash_of_files([folder / name for name in names])
 
 
 def wrong_field(manifest: dict[str, Any]) -> str | None:
@@ -35,6 +43,8 @@ def wrong_field(manifest: dict[str, Any]) -> str | None:
             return f"model: {name}: got {model.get(name)!r:.100}"
     if ":" not in model["key"] or not all(isinstance(one, dict) for one in model["processor"].values()):
         return f"model: got {model!r:.200}"
+    if not isinstance(manifest.get("content", ""), str):  # older versions did not write it
+        return f"content: got {manifest['content']!r:.100}"
     if manifest["width"] < 1:
         return f"width: got {manifest['width']}"
     from .reading import VideoSettings
@@ -72,4 +82,4 @@ def wrong_columns(table: pa.Table) -> str | None:
     return None
 
 
-__all__ = ["wrong_columns", "wrong_field"]
+__all__ = ["content_of", "wrong_columns", "wrong_field"]

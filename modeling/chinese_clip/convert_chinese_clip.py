@@ -125,7 +125,7 @@ def infer_chinese_clip_config(
             "hidden_size": text_width,
             "intermediate_size": shapes[_HIDDEN][0],
             "num_hidden_layers": count_layers(weights, "bert.encoder.layer."),
-            "num_attention_heads": attention_heads("text_heads", text_heads, text_width),
+            "num_attention_heads": attention_heads("text_heads", text_heads, text_width, _WORDS),
             "max_position_embeddings": shapes[_POSITIONS][0],
             "type_vocab_size": shapes[_TYPES][0],
         },

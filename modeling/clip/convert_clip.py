@@ -312,7 +312,7 @@ def infer_text_config(
         "hidden_size": width,
         "intermediate_size": shapes[_TEXT.format(i=0) + "mlp.c_fc.weight"][0],
         "num_hidden_layers": count_layers(weights, "transformer.resblocks."),
-        "num_attention_heads": attention_heads("text_heads", text_heads, width),
+        "num_attention_heads": attention_heads("text_heads", text_heads, width, "token_embedding.weight"),
         "max_position_embeddings": shapes["positional_embedding"][0],
         "projection_dim": shapes["text_projection"][1],
         "bos_token_id": vocab_size - 2,
@@ -341,7 +341,9 @@ def infer_vision_config(
         "hidden_size": width,
         "intermediate_size": shapes[_VISUAL.format(i=0) + "mlp.c_fc.weight"][0],
         "num_hidden_layers": count_layers(weights, "visual.transformer.resblocks."),
-        "num_attention_heads": attention_heads("vision_heads", vision_heads, width, _VISION_HEADS),
+        "num_attention_heads": attention_heads(
+            "vision_heads", vision_heads, width, "visual.conv1.weight", _VISION_HEADS
+        ),
         "image_size": patch * grid,
         "patch_size": patch,
     }
@@ -392,21 +394,25 @@ def count_layers(weights: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-def attention_heads(argument: str, heads: int | None, width: int, known: Mapping[int, int] | None = None) -> int:
-    """`heads` if given, else `known[width]`, else heads of 64.
+def attention_heads(
+    argument: str, heads: int | None, width: int, tensor: str, known: Mapping[int, int] | None = None
+) -> int:
+    """`heads` if given, else `known[width]`, else heads of 64. `tensor`: the name of the weight that has the width.
 
     Raises:
-        ValueError: they do not divide the width; the text starts with `argument`.
+        ValueError: they do not divide the width; the text starts with `argument` and names `tensor`, which may be what
+            is wrong.
     """
     if heads is None:
         known = known or {}
         if width % 64 and width not in known:
             raise ValueError(
-                f"{argument}: the width {width} is not a multiple of 64, say how many heads the model has"
+                f"{argument}: the width {width} is not a multiple of 64, say how many heads the model has (the width "
+                f"is that of {tensor})"
             )
         return known.get(width, width // 64)
     if heads < 1 or width % heads:
-        raise ValueError(f"{argument}={heads}: expected a divisor of the width {width}")
+        raise ValueError(f"{argument}={heads}: expected a divisor of the width {width}, which is that of {tensor}")
     return heads
 
 

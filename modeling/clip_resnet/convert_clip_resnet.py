@@ -106,7 +106,7 @@ def infer_clip_resnet_config(
         "vision_config": {
             "hidden_size": hidden_size,
             "depths": [count_layers(weights, stage) for stage in _STAGES],
-            "num_attention_heads": attention_heads("vision_heads", vision_heads, hidden_size),
+            "num_attention_heads": attention_heads("vision_heads", vision_heads, hidden_size, _POSITIONS),
             "num_channels": shapes["visual.conv1.weight"][1],
             "image_size": 32 * grid,
             "projection_dim": text["projection_dim"],

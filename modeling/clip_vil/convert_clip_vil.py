@@ -217,7 +217,7 @@ def infer_clip_vil_config(
         "type_vocab_size": shapes[types][0],
         "intermediate_size": shapes[inner][0],
         "num_hidden_layers": count_layers(weights, _LAYERS),
-        "num_attention_heads": attention_heads("text_heads", text_heads, shapes[words][1]),
+        "num_attention_heads": attention_heads("text_heads", text_heads, shapes[words][1], words),
     }
     found: dict[str, Any] = {"text_config": text, "max_text_length": min(20, text["max_position_embeddings"])}
     is_vit = any(name.startswith(f"{_VISUAL}transformer.") for name in weights)
@@ -257,7 +257,7 @@ def _infer_vit(weights: Mapping[str, torch.Tensor], heads: int | None) -> dict[s
         "image_size": shapes[patches][-1] * (side if is_square else 7),
         "intermediate_size": shapes[inner][0],
         "num_hidden_layers": count_layers(weights, f"{_VISUAL}transformer.resblocks."),
-        "num_attention_heads": attention_heads("vision_heads", heads, width),
+        "num_attention_heads": attention_heads("vision_heads", heads, width, patches),
     }
     # A table that is no square is that of the official code's padded images, which is read in the tokens' order.
     return {"vision_config": vision} | ({} if is_square else {"vit_positions": "flat", "num_flat_positions": count})

@@ -252,7 +252,7 @@ def infer_glip_config(
             "type_vocab_size": weights[types].shape[0],
             "intermediate_size": weights[intermediate].shape[0],
             "num_hidden_layers": count_layers(weights, f"{_BERT}.encoder.layer."),
-            "num_attention_heads": attention_heads("text_heads", text_heads, width),
+            "num_attention_heads": attention_heads("text_heads", text_heads, width, words),
         },
         "use_fusion": use_fusion,
         "hidden_size": weights[hidden].shape[1],
@@ -265,7 +265,7 @@ def infer_glip_config(
         inner = weights[values].shape[0]
         fields |= {
             "fusion_hidden_size": inner,
-            "fusion_num_heads": attention_heads("fusion_heads", fusion_heads, inner),
+            "fusion_num_heads": attention_heads("fusion_heads", fusion_heads, inner, values),
         }
     cells = [weights.get(f"{_CELLS}.{i}") for i in range(len(STRIDES))]
     if not any(cell is None or cell.is_meta or cell.shape != (1, 4) for cell in cells):

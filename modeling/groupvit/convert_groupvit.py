@@ -219,7 +219,7 @@ def _vision_config(weights: Mapping[str, torch.Tensor], shapes: Mapping[str, tup
         "depths": depths,
         "num_group_tokens": tokens,
         "num_output_groups": groups,
-        "num_attention_heads": attention_heads("vision_heads", heads, width),
+        "num_attention_heads": attention_heads("vision_heads", heads, width, _PATCHES),
         "image_size": patch * grid,
         "patch_size": patch,
         "num_channels": channels,

@@ -185,7 +185,7 @@ def _infer_vit(weights: Mapping[str, torch.Tensor], heads: int | None) -> dict[s
         "hidden_size": width,
         "intermediate_size": shapes[mlp][0],
         "num_hidden_layers": count_layers(weights, _VIT + "blocks."),
-        "num_attention_heads": attention_heads("vision_heads", heads, width),
+        "num_attention_heads": attention_heads("vision_heads", heads, width, patches),
         "image_size": patch * grid,
         "patch_size": patch,
         "num_channels": channels,

@@ -224,7 +224,7 @@ def _infer_vision_config(state_dict: Mapping[str, torch.Tensor], vision_heads: i
         "hidden_size": width,
         "intermediate_size": shapes[_MLP][0],
         "num_hidden_layers": count_layers(state_dict, "visual.blocks."),
-        "num_attention_heads": attention_heads("vision_heads", vision_heads, width, _VISION_HEADS),
+        "num_attention_heads": attention_heads("vision_heads", vision_heads, width, _PATCHES, _VISION_HEADS),
         "image_size": patch * grid,
         "patch_size": patch,
         "num_channels": channels,

@@ -189,7 +189,7 @@ def _infer_bert(weights: Mapping[str, torch.Tensor], prefix: str, heads: int | N
         "type_vocab_size": shapes[types][0],
         "intermediate_size": shapes[inner][0],
         "num_hidden_layers": count_layers(weights, f"{prefix}encoder.layer."),
-        "num_attention_heads": attention_heads("text_heads", heads, shapes[words][1]),
+        "num_attention_heads": attention_heads("text_heads", heads, shapes[words][1], words),
     }
 
 

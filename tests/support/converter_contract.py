@@ -214,8 +214,12 @@ class ConverterContract:
 
     def test_head_counts_that_do_not_divide_are_reported(self, official):
         for options, message in self.wrong_heads:
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=message) as refused:
                 self.from_official(official, **options)
+            if re.match("(vision|text|fusion)_heads", said := str(refused.value)):
+                # The file may be what is wrong, so the tensor is named, too.
+                tensor = said.partition("is that of ")[2].removesuffix(")")
+                assert tensor and any(name.endswith(tensor) for name in official), said
 
     def test_other_models_are_reported(self, official):
         all_refused(self.load, [(official | {name: torch.zeros(1)}, said) for name, said in self.other_models])

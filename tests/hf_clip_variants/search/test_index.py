@@ -14,7 +14,7 @@ from hf_clip_variants.files.json_files import write_json
 from hf_clip_variants.search import index as index_module
 from hf_clip_variants.search.building import features, save_rows
 from hf_clip_variants.search.encoder import load_encoder
-from hf_clip_variants.search.manifest import wrong_columns
+from hf_clip_variants.search.manifest import content_of, wrong_columns
 
 
 WIDTH = 24
@@ -36,6 +36,7 @@ def write_index(folder, encoder, vectors: np.ndarray, paths: list[str], kinds: l
     save_rows(pa.table({name: columns[name] for name in schema.names}, schema=schema), np.arange(count), "", folder)
     about = {"version": 1, "source": "/nowhere", "column": None, "split": None, "model": encoder.about()}
     about |= {"width": WIDTH, "videos": {"mode": "frames", "fps": None, "clip_seconds": 10.0}, "unreadable": []}
+    about["content"] = content_of(folder)
     write_json(folder / "index.json", about)
     return open_index(folder, encoder)
 
@@ -122,6 +123,12 @@ def test_faiss_finds_the_same_and_can_be_told_not_to_be_asked(mixed, factory):
     videos = again.nearest(queries, 10, ["video"])
     assert all(len(hits) == 10 and {hit.kind for hit in hits} == {"video"} for hits in videos)
     assert len(again.nearest(queries, 5000)[0]) == 400
+    path = mixed.folder / "faiss.index"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{path}: it is not as it was written"):
+        open_index(mixed.folder, mixed.encoder).nearest(queries, 10)
 
 
 def test_wrong_faiss_recipes_are_named(mixed):
@@ -205,6 +212,8 @@ def _changed(about: dict, path: tuple[str, ...], value: object) -> dict:
         (("videos",), {"frames": 1}, "videos: "),
         (("unreadable",), [["a"]], "unreadable: got something else"),
         (("unreadable",), _changed, "unreadable: got None"),
+        (("content",), 3, "content: got 3"),
+        (("content",), "0", "its vectors cannot be read"),
     ],
 )
 def test_a_damaged_description_is_said(mixed, tmp_path, path, value, message):
@@ -236,6 +245,20 @@ def test_damaged_rows_are_said(mixed, tmp_path):
     broken = pa.StringArray.from_buffers(len(array), pa.py_buffer(offsets), array.buffers()[2])
     with pytest.raises(pa.ArrowInvalid):
         wrong_columns(table.set_column(table.schema.get_field_index("path"), "path", broken))
+
+
+def test_a_changed_bit_of_a_vector_is_said(mixed, tmp_path):
+    copied = shutil.copytree(mixed.folder, tmp_path / "copy")
+    (path,) = copied.glob("*.arrow")
+    content = bytearray(path.read_bytes())
+    at = content.find(np.array(mixed.dataset["features"][0], np.float16).tobytes())
+    content[at + 3] ^= 1 << 6  # of an exponent: the number is 2 ** 16 times as large
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{copied}: its vectors cannot be read .*not as they were written"):
+        open_index(copied)
+    about = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(json.dumps(_changed(about, ("content",), _changed)))
+    assert len(open_index(copied)) == len(mixed), "an index of a version that did not write the hash"
 
 
 def test_a_model_that_has_moved_is_asked_for(mixed):
