@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ _ROWS = 2048  # compared at once: as float32, they stay in the processor's cache
 _SCORES = 1 << 20  # kept at once for each query
 _SPARE = 32  # more hits than are wanted, in case that some scores differ in their last bits only
 _PROBED = 16  # lists of an inverted file that FAISS looks into, at least
+_LARGEST_SIZE = 4096  # of a graph, a code or a projection in a recipe of FAISS
 _TRAINED_ON = 40  # vectors for each list, as FAISS asks for
 
 
@@ -409,6 +411,7 @@ class Index:
             ImportError: FAISS is not installed. ValueError: no such recipe, or too few vectors for it.
         """
         faiss = require("faiss", "An approximate index")
+        self._check_sizes(factory)
         try:
             made = faiss.index_factory(self.manifest["width"], factory, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
@@ -438,6 +441,17 @@ class Index:
         about = {"factory": factory, "probed": probed, "content": hash_of_files([self.folder / FAISS])}
         write_json(self.folder / FAISS_ABOUT, about)
         self.__dict__.pop("_with_faiss", None)
+
+    def _check_sizes(self, factory: str) -> None:
+        """ValueError for sizes in a recipe that FAISS would take memory for before it looks at a vector."""
+        for kind, number in re.findall(r"(IVF|IMI2x|)(\d+)", factory):
+            size = int(number) if len(number) < 10 else 10**9
+            # An inverted multi-index has 2 ** (2 x bits) lists.
+            lists = {"IVF": size, "IMI2x": 4 ** min(size, 15)}.get(kind, 0)
+            if lists > len(self):
+                raise ValueError(f"faiss: {factory} wants at least {lists} vectors, there are {len(self)}")
+            if not kind and size > _LARGEST_SIZE:
+                raise ValueError(f"faiss: {factory:.100}: got the size {number:.20}; want at most {_LARGEST_SIZE}")
 
     def _vectors_of(self, rows: np.ndarray) -> np.ndarray:
         """(N, D) float32."""

@@ -139,6 +139,15 @@ def test_wrong_faiss_recipes_are_named(mixed):
         mixed.add_faiss("IVF100000,Flat")
 
 
+@pytest.mark.parametrize(
+    "recipe", ["IVF999999999999,Flat", "IMI2x30,Flat", "HNSW999999999", "PCA999999999,Flat", "IVF4_HNSW9999999,Flat"]
+)
+def test_recipes_that_would_take_all_memory_are_refused_before_they_do(mixed, recipe):
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match=f"faiss: {recipe}"):
+        mixed.add_faiss(recipe)
+
+
 def test_wrong_queries_are_named(mixed, tmp_path):
     for wrong, message in (
         ({"top": 0}, "top: got 0"),
