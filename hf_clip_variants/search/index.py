@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..files.content_hashes import hash_of_files
 from ..files.index_folders import MANIFEST
 from ..files.json_files import write_json
 from ..modeling.dual_encoders.backbones import unit_norm
+from ..modeling.dual_encoders.prompts import listed
 from ..optional_dependencies import require
 from .encoder import Encoder, load_encoder
 from .manifest import content_of, wrong_columns, wrong_field
@@ -504,9 +505,10 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _checked(kinds: Sequence[str] | str) -> list[str]:
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds) if isinstance(kinds, Iterable) else kinds
-    if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
-        raise ValueError(f"kinds: got {kinds}; want some of {', '.join(KINDS)}")
+    wanted = f"some of {', '.join(KINDS)}"
+    kinds = [kinds] if isinstance(kinds, str) else listed(kinds, "kinds", wanted)
+    if not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
+        raise ValueError(f"kinds: got {kinds}; want {wanted}")
     return kinds
 
 

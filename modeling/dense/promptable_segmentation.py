@@ -9,7 +9,7 @@ A model's `forward` in four steps:
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import initialization as init
 
 from ..dual_encoders.forward_checks import check_label_texts
-from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts, resolve_templates
+from ..dual_encoders.prompts import check_names_differ, check_texts, encode_texts, listed, resolve_templates
 from .background import LEARNED, add_background, background_thresholds, check_background, check_background_index
 from .sliding_window import sliding_window_scores
 
@@ -396,17 +396,16 @@ def parse_labels(labels: Sequence[str | Sequence[str]], argument: str = "labels"
     """
     if isinstance(labels, str | bytes):
         raise ValueError(f"{argument}: got the single string {labels!r}, expected a list of labels")
-    if isinstance(labels, set | frozenset | Mapping) or not isinstance(labels, Iterable):
-        raise ValueError(f"{argument}: got a {type(labels).__name__}, expected a list, whose order the labels have")
+    wanted = "a list, whose order the labels have"
+    if isinstance(labels, set | frozenset | Mapping):
+        raise ValueError(f"{argument}: got {type(labels).__name__}, expected {wanted}")
     texts = []
-    for number, label in enumerate(labels):
+    for number, label in enumerate(listed(labels, argument, wanted)):
         if isinstance(label, str):
             label = [text.strip() for text in label.split(";")]
         if not isinstance(label, list | tuple) or not label:
             raise ValueError(f"{argument}[{number}]: {label!r}, expected a text or a list of synonyms")
         texts.append(check_texts(label, f"{argument}[{number}]"))
-    if not texts:
-        raise ValueError(f"{argument}: empty, expected at least one label")
     seen: dict[str, int] = {}
     for number, synonyms in enumerate(texts):
         for text in synonyms:

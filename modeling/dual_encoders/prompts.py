@@ -41,13 +41,13 @@ def resolve_templates(
         if class_names is None:
             raise ValueError("templates: got prompts of each class, expected templates for all classes")
         return resolve_class_prompts(templates, class_names)
-    templates = [with_slot(template) for template in _listed(templates, "templates", "a string or a list")]
+    templates = [with_slot(template) for template in listed(templates, "templates", "a string or a list")]
     if duplicates := sorted({t for t in templates if templates.count(t) > 1}):
         raise ValueError(f"templates: {duplicates[0]!r} is given more than once")
     return templates
 
 
-def _listed(values: object, what: str, wanted: str) -> list:
+def listed(values: object, what: str, wanted: str) -> list:
     """ValueError for what is empty or cannot be a list: a number, bytes, a tensor without dimensions."""
     if isinstance(values, bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise ValueError(f"{what}: got {type(values).__name__}, expected {wanted}")
@@ -197,7 +197,7 @@ def resolve_class_names(
             raise ValueError(f"{argument}: keys must be 0..{len(labels) - 1}, got {list(class_names)[:5]}")
         class_names = [by_label[label] for label in labels]
     refuse_set(class_names, argument)
-    class_names = _listed(class_names, argument, "a list of names")
+    class_names = listed(class_names, argument, "a list of names")
     seen: dict[str, int] = {}
     for index, name in enumerate(class_names):
         if not isinstance(name, str):
@@ -339,7 +339,7 @@ def check_texts(texts: Sequence[str], what: str = "text", clean: bool = False) -
     """
     if isinstance(texts, str | bytes):
         raise ValueError(f"{what}: got the single string {texts!r}, expected a list of strings")
-    texts = _listed(texts, what, "a list of strings")
+    texts = listed(texts, what, "a list of strings")
     clean_text = needed_module(".text_cleaning", __package__, "clean").clean_text if clean else str
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -385,6 +385,6 @@ def _check_single_eos(encoded, texts: list[str], what: str, tokenizer):
             )
 
 
-__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "names_in_text", "prompt_counts"]
-__all__ += ["read_class_names", "refuse_set", "resolve_class_names", "resolve_class_prompts", "resolve_templates"]
-__all__ += ["tokenize_texts", "with_slot"]
+__all__ = ["check_names_differ", "check_texts", "encode_texts", "format_prompts", "listed", "names_in_text"]
+__all__ += ["prompt_counts", "read_class_names", "refuse_set", "resolve_class_names", "resolve_class_prompts"]
+__all__ += ["resolve_templates", "tokenize_texts", "with_slot"]

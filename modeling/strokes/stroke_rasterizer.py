@@ -65,8 +65,10 @@ def render_strokes(
         fill_rule: of filled paths that cross themselves: `"nonzero"` or `"evenodd"`, as in SVG.
         background: red, green, blue under the strokes; None: transparent.
         softness: h of the coverage, in pixels.
-        search_segments, newton_steps: chords of each cubic and refinements of the search for the nearest point: 16
-            and 4 are exact nearly everywhere, 8 and 2 may be off by 0.01 near cusps.
+        search_segments, newton_steps: chords of each cubic and refinements of the search for the nearest point. Near
+            cusps and loops the chord that is nearest may belong to the second nearest part of the curve. Of pixels of
+            random curves of 20 (60) pixels, 0.003 % (0.04 %) are off by more than 0.01 with 16 and 4, at most by 0.01
+            (0.12); with 8 and 2, 0.1 % (0.2 %), at most by 0.1 (0.3); with 32 and 4, none (0.003 %, at most by 0.02).
 
     Returns:
         (D, 3, H, W) in 0..1; with `background=None` (D, 4, H, W), premultiplied by the opacity in the last channel.

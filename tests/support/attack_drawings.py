@@ -383,6 +383,8 @@ def scenes(rng: random.Random, folder: Path) -> Attack:
             if far >= 1e3 and (found != 1).any():
                 return f"{WRONG}strokes from far away are seen"
             return found
+        # Near cusps, the search with few chords may find the second nearest part of a curve.
+        found = render_strokes(points, radii, colors, **sizes, search_segments=64)
         for one, parts in zip(found, zip(points, radii, colors, strict=True), strict=True):
             if not len(parts[0]):
                 if (one != 1).any():

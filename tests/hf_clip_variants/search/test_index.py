@@ -152,10 +152,11 @@ def test_wrong_queries_are_named(mixed, tmp_path):
     for wrong, message in (
         ({"top": 0}, "top: got 0"),
         ({"top": 2.5}, "top: got 2.5; want a whole number"),
-        ({"kinds": 3}, "kinds: got 3; want some of image"),
+        ({"kinds": 3}, "kinds: got int, expected some of image"),
         ({"every_moment": "no"}, "every_moment: got 'no'; want True or False"),
         ({"kinds": ["picture"]}, r"kinds: got \['picture'\]; want some of image, video, audio"),
-        ({"kinds": []}, "kinds: got"),
+        ({"kinds": []}, "kinds is empty"),
+        ({"kinds": torch.tensor(0)}, "kinds: got Tensor, expected some of"),
     ):
         with pytest.raises(ValueError, match=message):
             mixed.nearest(torch.zeros(1, WIDTH), **wrong)

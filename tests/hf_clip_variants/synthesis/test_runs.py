@@ -8,6 +8,8 @@ import torch
 from drawing_runs import draw_model
 from killing import run_and_kill
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import tiny_tokenizer
 
 from hf_clip_variants.data.videos import read_frames
@@ -79,6 +81,16 @@ def test_states_come_back_as_they_were(tmp_path):
     found = load_state(tmp_path / "s", {})
     assert torch.equal(found["a"][0], value["a"][0]) and found["a"][1:] == [1.5, None, True]
     assert found["b"][0]["c"] == 2 and found["b"]["d"] == (1, "x")
+
+
+@pytest.mark.parametrize("gone", ["tree", "settings", "sha256", "format"])
+def test_a_state_without_a_part_of_its_description_is_refused(gone, tmp_path):
+    save_state(tmp_path / "s", {"a": torch.arange(3)}, {})
+    with safe_open(tmp_path / "s", "pt") as file:
+        described = {name: value for name, value in file.metadata().items() if name != gone}
+    save_file({"a": torch.arange(3)}, tmp_path / "s", metadata=described)
+    with pytest.raises((OSError, ValueError), match=f"{tmp_path / 's'}: .*remove it to begin anew"):
+        load_state(tmp_path / "s", {})
 
 
 def test_frames_do_not_grow_with_the_steps(tmp_path):

@@ -215,8 +215,9 @@ def test_synonyms_merge_their_scores(rule):
     "labels, message",
     [
         ("cat", "labels: got the single string 'cat'"),
-        ([], "labels: empty"),
-        ({"cat", "dog"}, "labels: got a set"),
+        (torch.tensor(0), "labels: got Tensor, expected a list"),
+        ([], "labels is empty"),
+        ({"cat", "dog"}, "labels: got set"),
         (["cat", "dog", "cat"], "'cat' is given twice, at 0 and 2"),
         (["cat;dog", "dog"], "'dog' is given twice"),
         (["cat", " "], r"labels\[1\].* is blank"),

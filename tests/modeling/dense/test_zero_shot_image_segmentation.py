@@ -174,8 +174,8 @@ print(sorted(found[0]), found[0]["mask"].size)
     ("image", "options", "message"),
     [
         (0, {}, "candidate_labels: missing, and the model has no labels of its own"),
-        (0, {"candidate_labels": []}, "candidate_labels: empty"),
-        (0, {"candidate_labels": " , "}, "candidate_labels: empty"),
+        (0, {"candidate_labels": []}, "candidate_labels is empty"),
+        (0, {"candidate_labels": " , "}, "candidate_labels is empty"),
         (0, {"candidate_labels": ["cat", "cat"]}, "candidate_labels: 'cat' is given twice"),
         (0, {"candidate_labels": ["cat", " "]}, r"candidate_labels\[1\]"),
         (0, {"candidate_labels": "cat", "hypothesis_template": "a photo"}, "a photo"),

@@ -120,8 +120,8 @@ def test_images_of_any_size_and_mode(size):
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
-        (0, {"candidate_labels": []}, "candidate_labels: empty"),
-        (0, {"candidate_labels": " , "}, "candidate_labels: empty"),
+        (0, {"candidate_labels": []}, "candidate_labels is empty"),
+        (0, {"candidate_labels": " , "}, "candidate_labels is empty"),
         (0, {"candidate_labels": ["cat", "cat"]}, "candidate_labels: 'cat' is given twice"),
         (0, {"candidate_labels": ["cat", " "]}, r"candidate_labels\[1\]"),
         (None, {"candidate_labels": "cat"}, "image: got None"),

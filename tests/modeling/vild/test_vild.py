@@ -122,7 +122,7 @@ class TestLabels:
         torch.testing.assert_close(run(loaded, **inputs).logits, expected, rtol=0, atol=1e-5)
         with pytest.raises(ValueError, match="text encoder was dropped"):
             loaded.set_labels(["car"], tiny_tokenizer())
-        for bad, message in (([], "labels: empty"), ("cat", "single string"), (["cat", "cat"], "given twice")):
+        for bad, message in (([], "labels is empty"), ("cat", "single string"), (["cat", "cat"], "given twice")):
             with pytest.raises(ValueError, match=message):
                 vild_model().set_labels(bad, tiny_tokenizer())
 
