@@ -44,7 +44,7 @@ class Sizes:
         return self.classes * (self.train + 1 + self.test)
 
 
-SIZES = {"500": Sizes(50, 8, 5), "5000": Sizes(998, 3, 2)}
+SIZES = {"500": Sizes(50, 8, 5), "5000": Sizes(997, 3, 2)}
 EMOJI_STYLES = {"train": ("fluentflat", "emojione"), "validation": ("fluentflat", "emojione"), "test": ("notov1",)}
 
 
@@ -53,7 +53,9 @@ def photographs(sizes: Sizes) -> Path:
     """A folder of JPEG files of 500 x 375: SPLIT/CLASS/NUMBER.jpg. A class is two colours that change slowly."""
     root = Path(_temporary.name) / f"{sizes.classes}-{sizes.train}-{sizes.test}"
     generator = np.random.default_rng(0)
-    for name in imagenet_class_names()[: sizes.classes]:
+    # One name leaves no room for 16 context tokens in the embedded model's texts.
+    names = [name for name in imagenet_class_names() if "(xoloitzcuintli)" not in name]
+    for name in names[: sizes.classes]:
         colours = generator.integers(0, 256, (2, 2, 3))
         for split, count in (("train", sizes.train), ("validation", 1), ("test", sizes.test)):
             for number in range(count):
