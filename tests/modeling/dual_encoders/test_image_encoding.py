@@ -92,7 +92,8 @@ def test_nothing_bypasses_gradients_records_hooks_or_replaced_parts(made, model,
         first, second = (o[0] if isinstance(o, tuple) else getattr(o, "last_hidden_state", o) for o in seen)
         if first.shape == second.shape:
             assert_same(first, second)
-    for module in (last.self_attn, last.mlp, vision.encoder.layers[0], vision.encoder, vision):
+    of_mlp = (last.mlp.fc1, last.mlp.fc2, last.mlp.activation_fn)
+    for module in (*of_mlp, last.self_attn, last.mlp, vision.encoder.layers[0], vision.encoder, vision):
         plain = module.forward
         module.forward = lambda *a, plain=plain, **k: _twice(plain(*a, **k))
         with torch.no_grad():
