@@ -217,7 +217,6 @@ class CLIPClassifierImageProcessor(TorchvisionBackend):
                 "one, or do_center_crop=True"
             )
         if too_large and do_center_crop and target[0] >= crop[0] and target[1] >= crop[1]:
-            image = image.whole(grey_stays=True) if isinstance(image, StoredImage) else image
             return _to_tensor(_resize_band(_to_pil(image), target, crop, resample, _crop_offset(exact_pil)), device)
         if isinstance(image, StoredImage):
             if exact_pil or target[1] == width or _is_accelerator(device):
@@ -308,9 +307,9 @@ def _crop_offset(exact_pil: bool):
     return (lambda margin: int(round(margin / 2.0))) if exact_pil else (lambda margin: int(margin / 2.0))
 
 
-def _to_pil(image: PIL.Image.Image | torch.Tensor) -> list[PIL.Image.Image]:
+def _to_pil(image: PIL.Image.Image | StoredImage | torch.Tensor) -> list:
     """One image, or three planes of mode F for floats (Pillow has no float RGB)."""
-    if isinstance(image, PIL.Image.Image):
+    if isinstance(image, PIL.Image.Image | StoredImage):
         return [image]
     if image.dtype == torch.uint8:
         return [PIL.Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))]
@@ -360,16 +359,21 @@ def _centre_crop_pil(image: PIL.Image.Image, crop: tuple[int, int]) -> PIL.Image
     return tvF.center_crop(image, list(crop)) if crop != (image.height, image.width) else image
 
 
-def _resize_band(planes: list[PIL.Image.Image], target, crop, resample, offset) -> list[PIL.Image.Image]:
+def _resize_band(planes: list, target, crop, resample, offset) -> list[PIL.Image.Image]:
     """What the centre crop would keep of the resized image, and no more: same sampling positions, tiny memory.
 
     Pillow's `box` takes fractions of a pixel and still filters over the neighbours outside of it.
     """
     height, width = planes[0].height, planes[0].width
     top, left = (offset(whole - kept) for whole, kept in zip(target, crop, strict=True))
-    rows, columns = height / target[0], width / target[1]
-    box = (left * columns, top * rows, min((left + crop[1]) * columns, width), min((top + crop[0]) * rows, height))
-    return [plane.resize((crop[1], crop[0]), _pil_filter(resample), box=box) for plane in planes]
+    steps = width / target[1], height / target[0]
+    ends = min((left + crop[1]) * steps[0], width), min((top + crop[0]) * steps[1], height)
+    # Cut first, with the neighbours that filters reach: boxes are float32 in Pillow, too coarse far out in an image.
+    near = [math.ceil(3 * max(step, 1.0)) + 1 for step in steps]
+    first = [max(math.floor(at * step) - by, 0) for at, step, by in zip((left, top), steps, near, strict=True)]
+    last = [min(math.ceil(end) + by, most) for end, by, most in zip(ends, near, (width, height), strict=True)]
+    box = left * steps[0] - first[0], top * steps[1] - first[1], ends[0] - first[0], ends[1] - first[1]
+    return [plane.crop((*first, *last)).resize(crop[::-1], _pil_filter(resample), box=box) for plane in planes]
 
 
 __all__ = ["CLIPClassifierImageProcessor", "CLIPClassifierImageProcessorKwargs"]

@@ -147,13 +147,9 @@ def _prepared(image: PIL.Image.Image, name: str) -> int:
 
 def _memory_for(image: PIL.Image.Image, needed: int):
     """Reserves what decoding takes, and then the conversion of the whole image or of a part at a time."""
-    pixels = image.width * image.height
-    if pixels < _COUNTED_PIXELS or _stored is None:
+    if _stored is None or image.width * image.height < _COUNTED_PIXELS:
         return contextlib.nullcontext()
-    # RGB in Pillow (4 bytes) and as an array (3), at most twice: of the image, or of a strip.
-    return _stored.DECODED_IMAGES.reserve(
-        needed + 11 * (pixels if pixels <= _stored.LARGE_PIXELS else _stored.STRIP_PIXELS)
-    )
+    return _stored.DECODED_IMAGES.reserve(needed + _stored.conversion_bytes(image))
 
 
 def _open(image, rules: DecodingRules):

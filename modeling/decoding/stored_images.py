@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import PIL.Image
 
 
-MAX_DECODED_BYTES = 2**30  # of one image; what would take more is refused
+MAX_DECODED_BYTES = 900 * 2**20  # of one image and its conversion; what would take more is refused
 LARGE_PIXELS = 8_000_000  # from here on, an image is converted in strips
 SCAN_PIXELS = 10_000_000  # a JPEG with more is searched for its number of scans
 STRIP_PIXELS = 2_000_000
@@ -27,6 +27,7 @@ _TO_UPRIGHT |= {7: _T.TRANSVERSE, 8: _T.ROTATE_90}
 _ORIENTATION_TAG = 0x0112
 _ONE_BYTE_MODES = ("1", "L", "P")
 _TWO_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_OF_ROW = 16  # bytes; Pillow has pointers to rows, which count where a row has few pixels
 # Bytes a pixel that decoders keep beside Pillow's image, at the most.
 _BESIDE = {"WEBP": 8, "AVIF": 12, "HEIF": 12, "JPEG2000": 16, "TIFF": 0, "PSD": 4, "DDS": 4}
 # Their entries are whole files, whose headers are read as late as their pixels.
@@ -84,12 +85,19 @@ def decoding_bytes(image: PIL.Image.Image, divisor: int = 1) -> int:
     if image.format in _HOLDS_FILES:
         return MAX_DECODED_BYTES
     # Floats are converted as a whole.
-    own = count * (12 if image.mode == "F" else pixel_bytes(image)) // divisor**2
+    own = count * (12 if image.mode == "F" else pixel_bytes(image)) // divisor**2 + _OF_ROW * image.height // divisor
     if image.format == "JPEG":
         return own + _coefficients(image)
     if image.format == "TIFF" and image.info.get("compression") not in (None, "raw"):
         return own + _tiff_part(image)
     return own + count * _BESIDE.get(image.format, 0)
+
+
+def conversion_bytes(image: PIL.Image.Image, divisor: int = 1) -> int:
+    """Bytes that the conversion takes beside the decoded image, of the whole of it or of a strip at a time."""
+    width, height = image.width // divisor, image.height // divisor
+    # RGB in Pillow (4 bytes) and as an array (3), at most twice. A strip has a row, or where it is turned a column.
+    return 11 * (width * height if width * height <= LARGE_PIXELS else max(STRIP_PIXELS, width, height))
 
 
 def _coefficients(image) -> int:
@@ -123,14 +131,12 @@ def prepare(image: PIL.Image.Image, name: str = "", roughly: bool = False) -> in
         raise ValueError(f"an EPS file{name}: it is a program, which Ghostscript would run; want an image")
     divisor = 8 if roughly else 1
     if image.format == "JPEG":
-        while divisor < 8 and decoding_bytes(image, divisor) > MAX_DECODED_BYTES:
+        while divisor < 8 and decoding_bytes(image, divisor) + conversion_bytes(image, divisor) > MAX_DECODED_BYTES:
             divisor *= 2
-    needed = decoding_bytes(image, divisor if image.format == "JPEG" else 1)
-    if needed > MAX_DECODED_BYTES:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels{name} in a form ({image.format}, mode {image.mode}) that "
-            f"takes {needed >> 20} MiB of memory, more than {MAX_DECODED_BYTES >> 20}; resize it"
-        )
+    decoded_at = divisor if image.format == "JPEG" else 1
+    needed = decoding_bytes(image, decoded_at)
+    form = f"{name} in a form ({image.format}, mode {image.mode}) that takes"
+    _check_bytes(image, needed + conversion_bytes(image, decoded_at), form)
     if image.format == "JPEG" and image.width * image.height > SCAN_PIXELS and image.info.get("progressive"):
         place = image.fp.tell()
         image.fp.seek(0)
@@ -141,6 +147,14 @@ def prepare(image: PIL.Image.Image, name: str = "", roughly: bool = False) -> in
     if divisor > 1:  # a no-op but for JPEG
         image.draft(None, (max(1, image.width // divisor), max(1, image.height // divisor)))
     return needed
+
+
+def _check_bytes(image: PIL.Image.Image, needed: int, form: str) -> None:
+    if needed > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels{form} {needed >> 20} MiB of memory, more than "
+            f"{MAX_DECODED_BYTES >> 20}; resize it"
+        )
 
 
 def _give_back() -> None:
@@ -168,12 +182,28 @@ class StoredImage:
         box = _stored_box((left, top, right, bottom), self._turn, self.width, self.height)
         return self._convert(turned(self._image.crop(box), self._turn))
 
+    def crop(self, box: tuple[int, int, int, int]) -> PIL.Image.Image:
+        """`part`, called as Pillow's images are."""
+        return self.part(*box)
+
     def whole(self, grey_stays: bool = False) -> PIL.Image.Image:
-        """All of it, upright, RGB; with `grey_stays` an image of mode L where that is the same with less memory."""
-        image = turned(self._image, self._turn)
-        if grey_stays and image.mode in ("1", "L") and image.info.get("transparency") is None:
-            return image.convert("L")
-        return self._convert(image)
+        """All of it, upright, RGB; with `grey_stays` an image of mode L where that is the same with less memory.
+
+        Raises:
+            ValueError: it would take too much memory.
+        """
+        image, is_plain = self._image, self._image.info.get("transparency") is None
+        if grey_stays and image.mode in ("1", "L") and is_plain:
+            return turned(image, self._turn).convert("L")
+        if image.mode == "RGB" and is_plain and self._turn not in _TO_UPRIGHT:
+            return image
+        needed = (pixel_bytes(image) + 4) * image.width * image.height + conversion_bytes(image)
+        _check_bytes(image, needed, f" of mode {image.mode}, which as a whole take")
+        converted, top = PIL.Image.new("RGB", (self.width, self.height)), 0
+        for strip in self.strips():
+            converted.paste(strip, (0, top))
+            top += strip.height
+        return converted
 
     def taken(self) -> PIL.Image.Image:
         """`whole`, which then belongs to the caller; this object has nothing left."""
@@ -227,6 +257,7 @@ __all__ = [
     "STRIP_PIXELS",
     "MemoryBudget",
     "StoredImage",
+    "conversion_bytes",
     "decoding_bytes",
     "orientation_of",
     "prepare",

@@ -124,6 +124,40 @@ def test_a_picture_bomb_takes_little_memory_in_many_threads():
     assert sum(taken) == 16_000_000 and max(taken) <= stored_images.STRIP_PIXELS
 
 
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+@pytest.mark.parametrize("mode", ["CMYK", "RGB", "L", "RGBA"])
+def test_a_very_thin_image_is_cut_before_it_is_converted(mode, backend, monkeypatch):
+    """4 x 33,554,432 pixels, of which the header of a small file can lie, would be 1.5 GB as RGB."""
+    content = encoded(made(4, 50_000, mode, 0), "TIFF")
+    processor = CLIPClassifierImageProcessor(resample_backend=backend)
+    monkeypatch.setattr(image_processing_clip_classifier, "_LARGEST_RESIZED_BYTES", 2**20)
+    plain = processor([content], return_tensors="pt").pixel_values
+    monkeypatch.setattr(stored_images, "LARGE_PIXELS", 0)
+    monkeypatch.setattr(stored_images.StoredImage, "whole", None)
+    assert torch.equal(processor([content], return_tensors="pt").pixel_values, plain)
+
+
+def test_a_header_that_lies_of_very_many_rows_is_refused():
+    content = bytearray(encoded(Image.new("CMYK", (4, 4)), "TIFF"))
+    at = content.find(struct.pack("<HHI", 257, 4, 1) + struct.pack("<I", 4))
+    at = at if at >= 0 else content.find(struct.pack("<HHI", 257, 3, 1))
+    content[at : at + 12] = struct.pack("<HHII", 257, 4, 1, 2**25)  # rows
+    with pytest.raises(ValueError, match=r"images\[0\]: 4 x 33554432 pixels in a form \(TIFF, mode CMYK\) that takes"):
+        CLIPClassifierImageProcessor()([bytes(content)])
+
+
+def test_the_whole_of_an_image_that_takes_too_much_is_refused(monkeypatch):
+    image = made(50, 40, "CMYK", 0)
+    stored = stored_images.StoredImage(image, lambda part: part.convert("RGB"))
+    assert np.array_equal(np.array(stored.whole()), np.array(image.convert("RGB")))
+    monkeypatch.setattr(stored_images, "MAX_DECODED_BYTES", 50 * 40 * (4 + 4 + 11) - 1)
+    with pytest.raises(
+        ValueError, match="50 x 40 pixels of mode CMYK, which as a whole take 0 MiB of memory, more than"
+    ):
+        stored.whole()
+    assert stored_images.StoredImage(made(50, 40, "RGB", 0), None).whole().size == (50, 40), "nothing is converted"
+
+
 def test_images_of_all_threads_share_one_budget():
     budget, running, most = MemoryBudget(100), [], []
 
@@ -187,7 +221,7 @@ def test_the_budget_comes_back_after_an_error():
     ],
 )
 def test_what_costs_more_than_its_pixels_say_is_refused(content, reason, monkeypatch):
-    monkeypatch.setattr(stored_images, "MAX_DECODED_BYTES", 64 * 64 * 5)
+    monkeypatch.setattr(stored_images, "MAX_DECODED_BYTES", 64 * 64 * (5 + 11))
     with pytest.raises(ValueError, match=reason):
         decode_image(content)
     assert decode_image(encoded(Image.new("RGB", (64, 64)))).size == (64, 64)
@@ -196,7 +230,7 @@ def test_what_costs_more_than_its_pixels_say_is_refused(content, reason, monkeyp
 def test_a_jpeg_that_costs_too_much_is_decoded_at_a_fraction(monkeypatch):
     content = encoded(Image.new("RGB", (640, 480), "red"), "JPEG", progressive=True)
     assert decode_image(content).size == (640, 480)
-    monkeypatch.setattr(stored_images, "MAX_DECODED_BYTES", 640 * 480 * 5)
+    monkeypatch.setattr(stored_images, "MAX_DECODED_BYTES", 640 * 480 * (5 + 11))
     assert decode_image(content).size == (320, 240)
 
 
