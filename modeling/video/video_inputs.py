@@ -19,7 +19,8 @@ def check_videos(pixel_values_videos: torch.Tensor) -> None:
 
 
 def checked_mask(video_mask: torch.Tensor | None, videos: torch.Tensor, what: str = "frame") -> torch.Tensor:
-    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, or they are not first.
+    """(V, T) whole numbers, 1 for frames that are there; ValueError where a video has none, they are not first,
+    or numbers are complex.
 
     Args:
         video_mask: (V, T); None: all are there.
@@ -30,6 +31,8 @@ def checked_mask(video_mask: torch.Tensor | None, videos: torch.Tensor, what: st
     if video_mask is None:
         return torch.ones(shape, dtype=torch.long, device=videos.device)
     is_tensor = isinstance(video_mask, torch.Tensor)
+    if is_tensor and video_mask.is_complex():
+        raise ValueError(f"video_mask: got {video_mask.dtype}, expected 1 and 0")
     if not is_tensor or video_mask.shape != shape:
         got = f"shape {list(video_mask.shape)}" if is_tensor else type(video_mask).__name__
         raise ValueError(f"video_mask: got {got}, expected a tensor of shape {list(shape)} (videos, {what}s)")

@@ -226,7 +226,8 @@ class VideoCLIPModel(VideoCLIPPreTrainedModel):
         """(V, T); of a mask of frames, every S-th number."""
         rate = self.config.vision_config.frames_per_second
         frames = (videos.shape[0], videos.shape[1] * rate)
-        if isinstance(mask, torch.Tensor) and rate > 1 and tuple(mask.shape) == frames:
+        is_of_frames = isinstance(mask, torch.Tensor) and tuple(mask.shape) == frames
+        if is_of_frames and rate > 1 and not mask.is_complex():
             mask = mask.reshape(videos.shape[0], -1, rate).amin(-1)  # a second that is begun is filled up
         return checked_mask(mask, videos, "second")
 

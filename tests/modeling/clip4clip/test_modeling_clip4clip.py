@@ -151,6 +151,7 @@ def test_any_dual_encoder_carries_a_loose_head(family, tmp_path):
         ({"pixel_values_videos": torch.zeros(4, 4, 3, 24, 24, dtype=torch.uint8)}, "looks unnormalised"),
         ({"video_mask": torch.ones(4, 3)}, "video_mask: got shape \\[4, 3\\], expected a tensor of shape \\[4, 4\\]"),
         ({"video_mask": torch.zeros(4, 4)}, "video_mask: video 0 has no frames"),
+        ({"video_mask": torch.ones(4, 4) + 0j}, "video_mask: got torch.complex64, expected 1 and 0"),
         ({"video_mask": torch.eye(4)}, "a frame that is not there comes before"),
         ({"video_mask": [[1] * 4] * 4}, "video_mask: got list, expected a tensor of shape \\[4, 4\\]"),
         ({"input_ids": torch.ones(3, 7, dtype=torch.long)}, "return_loss: 3 texts for 4 videos"),

@@ -156,6 +156,7 @@ def test_both_encoders_start_from_a_bert():
             r"video_mask: got shape \[4, 2\], expected .* \[4, 3\] \(videos, seconds\)",
         ),
         ({"video_mask": torch.zeros(4, 3)}, "video_mask: video 0 has no seconds"),
+        ({"video_mask": torch.ones(4, 3) + 0j}, "video_mask: got torch.complex64, expected 1 and 0"),
         ({"video_mask": torch.tensor([[1, 0, 1]] * 4)}, "a second that is not there comes before one that is"),
         ({"input_ids": torch.ones(3, 7, dtype=torch.long), "attention_mask": None}, "3 texts for 4 videos"),
         (
