@@ -8,8 +8,11 @@ from budgets import method_patterns
 
 
 CONFTEST = """
+import re
 import budgets
-budgets.SECONDS_PER_TEST, budgets.SECONDS_PER_METHOD = 0.2, 0.5
+budgets.SECONDS_PER_TEST, budgets.SLACK = 0.2, 1.5
+budgets.SECONDS_PER_METHOD, budgets.PART_PER_METHOD = 0.4, 0.5
+budgets.method_patterns = lambda: {name: re.compile(name) for name in ("coop", "maple")}
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: ...")
     config.pluginmanager.register(budgets.Budgets())
@@ -41,13 +44,23 @@ def test_long_test_fails_unless_marked_slow_or_waiting(tmp_path, workers):
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_method_over_budget_fails_the_run(tmp_path, workers):
+@pytest.mark.parametrize(
+    ("methods", "workers", "fails"),
+    [
+        ("coop,maple", "0", True),
+        ("coop,maple", "1", True),
+        ("coop,maple,other", "0", False),  # all tests take longer, as on a slow machine
+        ("coop", "0", False),  # not the tests of all methods
+        ("maple,coop 2", "0", False),  # more than half of the time, but less than 0.4 s
+    ],
+)
+def test_method_over_its_budget_fails_the_run(tmp_path, methods, workers, fails):
     work = TESTS.partition("def test_quick")[0]
-    long = '@pytest.mark.slow\n@pytest.mark.parametrize("x", ["coop", "maple"])\n'
-    long += 'def test_it(x): work(0.9 if x == "coop" else 0.1)\n'
+    long = f"@pytest.mark.slow\n@pytest.mark.parametrize('x', {methods.split(',')})\n"
+    long += 'def test_it(x): work({"coop": 0.9, "other": 2}.get(x, 0.1))\n'
     done = run(tmp_path, work + long, "-n", workers)
-    assert "2 passed" in done.stdout and done.returncode == 1
+    assert f"{methods.count(',') + 1} passed" in done.stdout and done.returncode == fails, done.stdout
+    assert ("FAILED coop: more than 0.4 s and 50% of all tests" in done.stdout) == fails
 
 
 def test_methods_are_found_in_test_ids():
