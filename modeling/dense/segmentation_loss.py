@@ -52,7 +52,7 @@ def _mean_over_valid(logits: torch.Tensor, labels: torch.Tensor, ignore_index: i
 
 
 def checked_labels(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """`labels` as int64. ValueError as `segmentation_loss`, whose `logits` have N channels."""
+    """`labels` as int64. ValueError as `segmentation_loss`. `logits`: (B, N, …)."""
     is_tensor = isinstance(labels, torch.Tensor)
     if not is_tensor or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels: expected whole numbers, got {labels.dtype if is_tensor else type(labels).__name__}")

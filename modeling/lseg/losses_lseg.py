@@ -4,6 +4,8 @@
 import torch
 from torch.nn import functional as F
 
+from ..dense.segmentation_loss import checked_labels
+
 
 def presence_loss(presence_logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
     """
@@ -14,10 +16,10 @@ def presence_loss(presence_logits: torch.Tensor, labels: torch.Tensor, ignore_in
 
     Args:
         presence_logits: (B, N).
-        labels: (B, H, W), 0..N-1 or `ignore_index`.
+        labels: (B, H, W), 0..N-1 or `ignore_index`; of any type of whole numbers.
 
     Raises:
-        ValueError: the numbers of images differ.
+        ValueError: as `segmentation_loss`.
 
     Example:
 
@@ -26,9 +28,7 @@ def presence_loss(presence_logits: torch.Tensor, labels: torch.Tensor, ignore_in
         >>> presence_loss(torch.tensor([[9.0, -9.0, 9.0]]), labels) < 0.001
         tensor(True)
     """
-    if labels.dim() != 3 or len(labels) != len(presence_logits):
-        raise ValueError(f"labels: expected shape [{len(presence_logits)}, H, W], got {list(labels.shape)}")
-    counted = labels.flatten(1)
+    counted = checked_labels(presence_logits, labels, ignore_index).flatten(1)
     valid = counted != ignore_index
     present = torch.zeros_like(presence_logits, dtype=torch.float32)
     present.scatter_add_(1, torch.where(valid, counted, 0), valid.float())

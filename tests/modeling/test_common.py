@@ -31,14 +31,16 @@ class TestModels(ModelContract):
     pass
 
 
-def test_whole_numbers_of_32_bits_give_the_same_answer_or_are_refused_by_name(case):
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_whole_numbers_of_any_type_give_the_same_answer_or_are_refused_by_name(case, dtype):
     model, inputs = case.make(), case.inputs(2)
     names = [name for name, value in inputs.items() if torch.is_tensor(value) and value.dtype == torch.int64]
+    names = [name for name in names if torch.equal(inputs[name].to(dtype).long(), inputs[name])]
     with torch.no_grad():
         expected = case.run(model, **inputs)
         for name in names:
             try:
-                found = case.run(model, **inputs | {name: inputs[name].int()})
+                found = case.run(model, **inputs | {name: inputs[name].to(dtype)})
             except ValueError as error:
                 assert str(error).startswith(name), error
             else:

@@ -229,8 +229,11 @@ def test_presence_is_learned_from_the_labels_of_an_image():
     labels = torch.tensor([[[0, 2], [2, 255]], [[255, 255], [255, 1]]])
     logits = torch.tensor([[20.0, -20.0, 20.0], [-20.0, 20.0, -20.0]])
     assert presence_loss(logits, labels) < 1e-6 and presence_loss(-logits, labels) > 10
+    assert presence_loss(logits, labels.to(torch.uint8)) == presence_loss(logits, labels)
     with pytest.raises(ValueError, match=r"labels: expected shape \[2, H, W\]"):
         presence_loss(logits, labels[:1])
+    with pytest.raises(ValueError, match=r"labels\[1, 0, 1\] is 3, expected 0..2 or 255"):
+        presence_loss(logits, torch.tensor([[[0, 0]], [[0, 3]]]))
 
 
 # ---- frozen parts
