@@ -102,14 +102,9 @@ class _Work:
             yield {"path": path, "seconds": len(features), "found": rows, "picture": picture}
 
     def _features(self, path: str, seconds: int | None = None) -> Any:
-        """Features of a video's seconds, or what is wrong with it."""
-        from ..data.images.image_set import explain
-        from ..evaluation.video_moments import read_features
+        from ..evaluation.video_moments import features_or_reason
 
-        try:
-            return read_features(self.loaded, path, seconds=seconds)
-        except Exception as error:  # FFmpeg and NumPy raise errors of many kinds
-            return explain(error)
+        return features_or_reason(self.loaded, path, seconds)
 
     def _found(self, features) -> list[Found]:
         from ..evaluation.video_moments import find_moments, locate_steps, segment_video

@@ -116,7 +116,7 @@ def estimate_depth(estimator: DepthEstimator, paths: Iterable[str]) -> Iterator[
             image.info = {}  # it is upright now, and is not to be turned once more
             inputs = processor(images=image, return_tensors="pt")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-            yield EstimatedDepth(path, error=explain(error).removeprefix("images[0]: "))
+            yield EstimatedDepth(path, error=explain(error, path))
             continue
         outputs = model(**inputs.to(model.device))
         (found,) = processor.post_process_depth_estimation(outputs, [image.size[::-1]])

@@ -144,11 +144,11 @@ def detect(
     def finish(waiting: list) -> Iterator[DetectedImage]:
         read_ones: dict[int, Any] = {}
         errors: dict[int, str] = {}
-        for place, (_, future) in enumerate(waiting):
+        for place, (path, future) in enumerate(waiting):
             try:
                 read_ones[place] = future.result()
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-                errors[place] = explain(error).removeprefix("images[0]: ")
+                errors[place] = explain(error, path)
         results = dict(zip(read_ones, detect_in(detector, list(read_ones.values()), threshold), strict=True))
         for place, (path, _) in enumerate(waiting):
             if place in errors:

@@ -166,7 +166,7 @@ def write_grids(
             try:
                 grid, (height, width) = encoder.grid_of(path)
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-                encoder.errors.append((path, explain(error).removeprefix("images[0]: ")))
+                encoder.errors.append((path, explain(error, path)))
                 continue
             with np.errstate(over="ignore"):
                 cells = grid.cells.reshape(-1, grid.cells.shape[-1]).astype(number_type)

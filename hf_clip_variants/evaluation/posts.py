@@ -132,7 +132,7 @@ def _alone(classifier: Any, row: dict[str, Any], several_images: str) -> dict[st
     try:
         return classifier(row, several_images=several_images)
     except (ValueError, OSError) as error:
-        return explain(error).removeprefix("posts[0]: ")
+        return explain(error)
 
 
 __all__ = ["ClassifiedPost", "classify_posts", "find_posts", "is_post_model", "load_post_classifier"]

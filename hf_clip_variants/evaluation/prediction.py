@@ -275,7 +275,7 @@ def classify(loaded: Loaded, paths: Iterable[str], top: int = 5, batch_size: int
             try:
                 pixels.append((place, future.result()))
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-                outcomes[place] = Prediction(path, error=explain(error).removeprefix("images[0]: "))
+                outcomes[place] = Prediction(path, error=explain(error, path))
         # Videos are of another size than images.
         for shape in dict.fromkeys(values.shape for _, values in pixels):
             alike = [(place, values) for place, values in pixels if values.shape == shape]

@@ -129,11 +129,11 @@ def segment(segmenter: Segmenter, paths: Iterable[str], batch_size: int = 4) -> 
     def finish(waiting: list[tuple[str, Future]]) -> Iterator[SegmentedImage]:
         errors: dict[int, str] = {}
         read_ones: dict[int, tuple[Image.Image, dict]] = {}
-        for place, (_, future) in enumerate(waiting):
+        for place, (path, future) in enumerate(waiting):
             try:
                 read_ones[place] = future.result()
             except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-                errors[place] = explain(error).removeprefix("images[0]: ")
+                errors[place] = explain(error, path)
         found = {}
         if read_ones:
             items = [item for _, item in read_ones.values()]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.images.folders import walk
+from ..data.images.image_set import explain
 from ..data.videos import is_video_name
 from ..modeling.video.video_anomaly_detection import TASK, VideoAnomalyDetectionPipeline
 from ..registry import methods
@@ -89,7 +90,7 @@ def score_videos(
         try:
             yield ScoredVideo(path, scorer(path, **rate, **options))
         except (ValueError, OSError) as error:
-            yield ScoredVideo(path, error=str(error).replace(f" in {path!r}", ""))
+            yield ScoredVideo(path, error=explain(error, path))
 
 
 __all__ = ["ScoredVideo", "find_videos", "load_video_scorer", "score_videos", "scores_videos"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForVideoClassification
 
+from ..data.images.image_set import explain
 from ..modeling.clip_classifier.classification_loss import MULTI_LABEL
 from ..modeling.dual_encoders.prompts import resolve_class_names, resolve_templates
 from ..modeling.video.class_texts import class_features
@@ -94,7 +95,7 @@ def classify_videos(
     for path, logits in logits_of_videos(loaded, paths, batch_size):
         name = path if isinstance(path, str) else ""
         if isinstance(logits, Exception):
-            yield Prediction(name, error=str(logits).removeprefix("videos[0]: "))
+            yield Prediction(name, error=explain(logits, name))
             continue
         scores = (logits.sigmoid() if several else logits.softmax(0)).topk(top)
         best = zip(scores.indices.tolist(), scores.values.tolist(), strict=True)

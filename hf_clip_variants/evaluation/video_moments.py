@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.images.image_set import explain
 from ..data.videos import is_video_name
 from ..modeling.dual_encoders.prompts import encode_texts, format_prompts, resolve_templates
 from ..modeling.video.moments import (
@@ -171,6 +172,14 @@ def read_features(loaded: SecondsModel, source: Any, fps: float | None = None, s
     return features
 
 
+def features_or_reason(loaded: SecondsModel, path: str, seconds: int | None = None) -> torch.Tensor | str:
+    """Features of a video's seconds, or what is wrong with it."""
+    try:
+        return read_features(loaded, path, seconds=seconds)
+    except Exception as error:  # FFmpeg and NumPy raise errors of many kinds
+        return explain(error, path)
+
+
 # ---- tasks. Texts are (K, D) of `encode`, features (T, F) of `read_features`
 
 
@@ -283,6 +292,7 @@ __all__ = [
     "answer",
     "compares_seconds",
     "encode",
+    "features_or_reason",
     "find_moments",
     "find_videos",
     "load_seconds_model",

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.images.image_set import explain
 from ..data.video_tables import VideoRow
 from ..metrics.moments import MomentMetrics, SecondMetrics, StepMetrics
 from .video_moments import (
     SecondsModel,
     answer,
     encode,
+    features_or_reason,
     find_moments,
     locate_steps,
-    read_features,
     score_videos,
     segment_video,
 )
@@ -30,14 +29,6 @@ Advance = Callable[[int], None]  # is told how many videos are done
 
 def ignore_progress(done: int) -> None:
     pass
-
-
-def features_or_reason(loaded: SecondsModel, path: str, seconds: int | None = None) -> torch.Tensor | str:
-    """Features of a video's seconds, or what is wrong with it."""
-    try:
-        return read_features(loaded, path, seconds=seconds)
-    except Exception as error:  # FFmpeg and NumPy raise errors of many kinds
-        return explain(error)
 
 
 def check_some_read(unreadable: list[tuple[str, str]], videos: int) -> None:
@@ -188,7 +179,6 @@ def _texts_of_tasks(rows: Sequence[VideoRow]) -> dict[str, list[str]]:
 
 __all__ = [
     "check_some_read",
-    "features_or_reason",
     "ignore_progress",
     "measure_answers",
     "measure_moments",

@@ -113,7 +113,7 @@ def read_images(
             image.info = {}  # it is upright now, and is not to be turned once more
             image = image.convert("RGB")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
-            yield AnsweredImage(path, error=explain(error))
+            yield AnsweredImage(path, error=explain(error, path))
             continue
         if reader.answers is not None:
             found = reader.answers(image, question, top_k=top)

@@ -167,7 +167,7 @@ class Reader:
                 duration = video.duration
             count = len(self._places(duration))
         except Exception as error:  # FFmpeg's and Pillow's readers raise anything
-            yield Read(entry, error=_explained(error, self.source, entry))
+            yield Read(entry, error=explain(error, self.source.location(entry.path) or ""))
             return
         at_once = CLIPS_AT_ONCE if self._whole_clips else FRAMES_AT_ONCE
         for first in range(0, count, at_once):
@@ -207,7 +207,7 @@ class Reader:
                 return Read(entry, self._video(data, _Part(entry, duration)), "video", content)
             return Read(entry, [Sample("pixels", self._pixels(data))], "image", content)
         except Exception as error:  # see above
-            return Read(entry, error=_explained(error, self.source, entry))
+            return Read(entry, error=explain(error, self.source.location(entry.path) or ""))
 
     def _pixels(self, image: bytes | PIL.Image.Image) -> dict[str, torch.Tensor]:
         if self.encoder.images is None:
@@ -275,15 +275,6 @@ def _is_animated(data: bytes) -> bool:
 def _check_not_empty(entry: Entry) -> None:
     if not entry.size:
         raise OSError("the file is empty")
-
-
-def _explained(error: Exception, source: Source, entry: Entry) -> str:
-    """As `predict` says it, without the path, which stands before it."""
-    text = explain(error).removeprefix("images[0]: ").removeprefix("videos[0]: ").removeprefix("audio[0]: ")
-    location = source.location(entry.path) or ""
-    for named in (f" in {location[:200]!r}", f"{location!r} ", f"{location}: "):
-        text = text.replace(named, "") if location else text
-    return text
 
 
 __all__ = ["VIDEO_MODES", "Read", "Reader", "Sample", "VideoSettings", "windows"]

@@ -112,7 +112,7 @@ def _preview(index: Index, hit: Hit) -> dict[str, str | None]:
             raise ValueError("no frame at this time")
         return {"source": thumbnail(frame, THUMBNAIL), "why": None}
     except Exception as error:  # a file may have gone or changed since; readers raise anything
-        return {"source": None, "why": printable(explain(error).removeprefix("images[0]: "))}
+        return {"source": None, "why": printable(explain(error))}
 
 
 def _picture(image: Any) -> Image.Image:

@@ -12,13 +12,19 @@ import torch
 from ..data.images.image_set import explain
 from ..data.video_tables import VideoRow
 from ..evaluation.video_classification import is_video_classifier, load_video_classifier, logits_of_videos
-from ..evaluation.video_moments import SecondsModel, compares_seconds, encode, load_seconds_model, score_videos
+from ..evaluation.video_moments import (
+    SecondsModel,
+    compares_seconds,
+    encode,
+    features_or_reason,
+    load_seconds_model,
+    score_videos,
+)
 from ..evaluation.video_quality import (
     Advance,
     Found,
     Templates,
     check_some_read,
-    features_or_reason,
     ignore_progress,
 )
 from ..metrics.retrieval import rank_summary, ranks_in_tiles
@@ -106,8 +112,7 @@ def _similarities(model: str | os.PathLike, captions: list[str], templates: list
 
         def of_videos(paths: Sequence[str], batch_size: int) -> Iterator[tuple[str, Any]]:
             for path, logits in logits_of_videos(videos, paths, batch_size):
-                said = str(logits).removeprefix("videos[0]: ")
-                yield path, said if isinstance(logits, Exception) else logits.cpu()
+                yield path, explain(logits, path) if isinstance(logits, Exception) else logits.cpu()
 
         return of_videos
     encoder = load_encoder(model, device)
@@ -121,7 +126,7 @@ def _similarities(model: str | os.PathLike, captions: list[str], templates: list
                 frames, _ = read_video(path, FRAMES)
                 return path, encoder.images(frames, return_tensors="pt")["pixel_values"]
             except (OSError, ValueError, ImportError) as error:
-                return path, explain(error)
+                return path, explain(error, path)
 
         for path, pixels in read_ahead(paths, read):
             if isinstance(pixels, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -217,8 +218,9 @@ def decode_roughly(content: bytes) -> None:
             image.load()
 
 
-def explain(error: Exception) -> str:
-    """One line on why an image cannot be read, without memory addresses or Python's own wording."""
+def explain(error: Exception, path: str = "") -> str:
+    """One line on why a file cannot be read, without memory addresses or Python's own wording, and without its `path`,
+    which callers write before it."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
@@ -228,4 +230,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     text = " ".join(str(error).split()) or type(error).__name__
+    for name in (path[:200], path) if path else ():
+        for named in (f" in {name!r}", f": {name!r}", f"{name!r} ", f"{name}: "):
+            text = text.replace(re.sub(r"\s+", " ", named), "")  # in one line, as `text` is
+    text = re.sub(r"^\w+\[0\]: ", "", text)  # it was read as the only one of a list
     return f"truncated ({text})" if "truncated" in text.lower() and not text.startswith("truncated") else text

@@ -87,6 +87,9 @@ def test_a_missing_file_of_names_is_no_class(run, clip, numbered, tmp_path, argu
 
 
 @pytest.mark.parametrize("command", ["evaluate", "adapt"])
-def test_integer_labels_without_names_are_refused_with_the_option_that_names_them(run, clip, numbered, command):
+def test_integer_labels_without_names_are_refused_with_the_option_that_names_them(
+    run, clip, numbered, command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # `adapt` goes on with a run that is in the folder where it starts
     code, out, err = run(command, "--model", clip, "--data", numbered)
     assert code == 1 and ("--class-names" in err or "--classes" in err) and err.count("\n") == 1

@@ -80,4 +80,4 @@ def test_without_pillow_heif_one_image_is_named(run, clip, tmp_path, without_pil
     with pytest.raises(OSError, match=REMEDY):
         decode_roughly(WITHOUT_PIXELS)
     code, _, err = run("predict", tmp_path / "1.heic", "--model", clip, "--classes", "cat,dog")
-    assert code == 1 and "a HEIC image in" in err and "with the package pillow-heif only" in err
+    assert code == 1 and "a HEIC image, which" in err and "with the package pillow-heif only" in err
