@@ -6,6 +6,7 @@ edges, strokes before the first step, and random strokes.
     python scripts/train_sketch_clip.py --data data --out /tmp/rn
     python scripts/sketch_recognition.py --data data --guide /tmp/rn --judge embedded --out scripts/results/clipasso
     python scripts/sketch_recognition.py --data data --guide embedded --judge /tmp/rn --out /tmp/other
+    python scripts/sketch_recognition.py --data data --guide embedded --guide /tmp/rn2 --judge /tmp/rn --out /tmp/two
 
 The judge says which of the twenty names is nearest, and which of the twenty pictures. Settings are chosen with
 `--developed` (24 other pictures). What is drawn already is kept: the command goes on after a stop.
@@ -154,7 +155,7 @@ def table(
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with stamps.parquet and clipart.parquet")
-    parser.add_argument("--guide", default="embedded", help="folder, or: embedded")
+    parser.add_argument("--guide", action="append", help="folder, or: embedded (the default); repeated: together")
     parser.add_argument("--judge", help="folder, or: embedded; another model than the guide. Default: sketch only")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=100)
@@ -167,12 +168,11 @@ def main():
     parser.add_argument("--seeds", default="1", help="of sketches, with commas")
     parser.add_argument("--beside", type=Path, help="results.json of another run with the same judge and pictures")
     arguments = parser.parse_args()
-    if arguments.guide == arguments.judge:
-        parser.error("--judge: the guide itself; want another model")
+    guides = arguments.guide or ["embedded"]
+    if arguments.judge in guides:
+        parser.error("--judge: a guide itself; want another model")
     folders = {
-        name: str(embedded_model()) if name == "embedded" else name
-        for name in (arguments.guide, arguments.judge)
-        if name
+        name: str(embedded_model()) if name == "embedded" else name for name in (*guides, arguments.judge) if name
     }
     pictures = load_pictures(arguments.data, DEVELOPED | MORE_DEVELOPED if arguments.developed else REPORTED)
     everything = pictures  # names and pictures among which the judge chooses
@@ -180,7 +180,9 @@ def main():
     counts, seeds = ([int(word) for word in words.split(",")] for words in (arguments.counts, arguments.seeds))
     options = {"points_lr": arguments.speed, "stroke_radius": arguments.width / 2}
     options |= {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
-    model = CLIPassoForImageSynthesis.from_pretrained(folders[arguments.guide], dtype=torch.float32, **options)
+    model = CLIPassoForImageSynthesis.from_pretrained(folders[guides[0]], dtype=torch.float32, **options)
+    for guide in guides[1:]:
+        model.add_guide(AutoModel.from_pretrained(folders[guide], dtype=torch.float32))
     kept = arguments.out / "drawings"
     kept.mkdir(parents=True, exist_ok=True)
     shown = {"the picture itself": [list(pictures.values())]}  # each row, each seed, each picture
@@ -221,15 +223,15 @@ def main():
     for kind in KINDS:
         order += [kind.replace("{}", str(count)) for count in counts]
     judges = {
-        which: Judge(folders[name], everything)
-        for which, name in (("judge", arguments.judge), ("guide", arguments.guide))
+        which: Judge(folders[name], everything) for which, name in (("judge", arguments.judge), ("guide", guides[0]))
     }
     ranks = {
         which: {row: of_seeds([judge.ranks(images) for images in shown[row]]) for row in order}
         for which, judge in judges.items()
     }
     about = (
-        f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seeds {arguments.seeds}"
+        f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seeds {arguments.seeds}, "
+        + (f"{len(guides)} guides" if len(guides) > 1 else "one guide")
         + "".join(f", {text}" for text in arguments.set)
         + "."
     )
@@ -239,7 +241,7 @@ def main():
     lines = [about, ""]
     for which, what in (
         ("judge", "**The judge**, which did not guide:"),
-        ("guide", "**The guide**, against which sketches were optimised:"),
+        ("guide", "**The guide**, against which sketches were optimised (of several, the first):"),
     ):
         lines += [what, "", *table(ranks[which], counts, len(everything), other.get(which))]
     (arguments.out / "table.md").write_text("\n".join(lines), encoding="utf-8")

@@ -33,14 +33,6 @@ Seeds = Annotated[
         metavar="N|LIST", help="How many drawings of each, from seed 0 on; or seeds with commas, such as 3, or 7,8."
     ),
 ]
-Guide = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="The dual encoder that guides: folder or Hub id.",
-        show_default="the embedded tiny CLIP",
-    ),
-]
 Guides = Annotated[
     list[str] | None,
     typer.Option(
@@ -264,7 +256,6 @@ def best_of_each(results: Sequence[SynthesizedDrawing], group_of: Callable[[int]
 __all__ = [
     "Canvas",
     "Film",
-    "Guide",
     "GuideWeights",
     "Guides",
     "Precision",

@@ -10,7 +10,8 @@ from .arguments import check_device, check_model, check_out, numbers
 from .drawing import (
     Canvas,
     Film,
-    Guide,
+    Guides,
+    GuideWeights,
     Precision,
     Preview,
     Row,
@@ -104,7 +105,8 @@ def sketch(
         ),
     ] = False,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="What is written.", rich_help_panel=RUNNING)] = "sketch",
-    guide: Guide = None,
+    guide: Guides = None,
+    guide_weight: GuideWeights = None,
     canvas: Canvas = None,
     preview: Preview = False,
     mp4: Film = False,
@@ -120,8 +122,8 @@ def sketch(
       hf-clip-variants sketch cat.jpg
 
     Nothing is trained and nothing is downloaded: the embedded tiny CLIP guides the strokes. A larger one
-    (--guide openai/clip-vit-base-patch32) sees more detail and takes longer. Of several seeds, the best is marked.
-    The same command goes on where it was stopped, and ends with the same sketches.
+    (--guide openai/clip-vit-base-patch32) sees more detail and takes longer; several guide together. Of several seeds,
+    the best is marked. The same command goes on where it was stopped, and ends with the same sketches.
 
     \b
     [bold]More examples[/bold]
@@ -135,7 +137,8 @@ def sketch(
         raise ValueError(f"--strokes: {strokes}; want different numbers in 1..4096")
     chosen = chosen_seeds(seeds)
     check_out("--out", out)
-    check_model("--guide", guide)
+    for source in guide or []:
+        check_model("--guide", source)
     check_film(mp4)
     check_device(device)
     for option, files in (("PHOTO", photos), ("--mask", mask or [])):
@@ -161,7 +164,7 @@ def sketch(
         changes |= {"num_stages": stages, "start": start}
         radius = None if width is None else width / 2
         model, tokenizer, name = load_guided(
-            METHOD, guide, device, dtype=dtype, canvas_size=canvas, stroke_radius=radius, **changes
+            METHOD, guide, device, guide_weight, dtype, canvas_size=canvas, stroke_radius=radius, **changes
         )
         # Edges are near to what is wanted: strokes that move fast would leave them.
         factor = hasten(model.config, 1.0 if speed is None and start == "edges" else speed, steps)
@@ -169,7 +172,7 @@ def sketch(
             "method": METHOD, "photos": photos, "strokes": counts, "steps": steps, "seeds": chosen,
             "mask": mask or [], "guide": name, "canvas": model.config.canvas, "width": width, "color": color,
             "fade": fade, "loss": loss, "squash": squash, "speed": factor, "stages": stages, "text": text or [],
-            "start": start, "dtype": dtype,
+            "start": start, "guide_weights": model.config.guide_weights, "dtype": dtype,
         }  # fmt: skip
         masks = None if not mask else [decode_image(file).convert("L") for file in mask]
         with model.frozen():

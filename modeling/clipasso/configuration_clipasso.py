@@ -67,6 +67,9 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
             Of 1 minus the cosine between the sketch's embedding and that of its text, if `generate` is given `texts`.
         image_mean, image_std (`list[float]`, *optional*):
             To normalise with. Default: CLIP's.
+        more_guides (`list[dict]`, *optional*), guide_weights (`list[float]`, *optional*):
+            Configurations of the dual encoders that guide beside the first, of which embeddings are compared; and the
+            weights of the guides' losses in their mean, of the first one first. Default: equal.
         views_at_once (`int`, defaults to 64):
             Views that go through the guide together; bounds memory.
 
@@ -110,6 +113,8 @@ class CLIPassoConfig(GuidedFields, CLIPConfig):
     text_weight: float | int = 0.1
     image_mean: list[float | int] | None = None
     image_std: list[float | int] | None = None
+    more_guides: list[dict] | None = None
+    guide_weights: list[float | int] | None = None
     views_at_once: int = 64
 
     def __post_init__(self, **kwargs):

@@ -15,7 +15,9 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from ..dual_encoders.forward_checks import check_output, check_pixels
 from ..strokes.stroke_rasterizer import render_strokes
+from ..synthesis.guide import GuidingEncoder
 from ..synthesis.guided_model import IMAGE_MEAN, IMAGE_STD, PUBLISHED_CANVAS, GuidedPreTrainedModel, picture_tensor
+from ..synthesis.stories import tokenizers_of
 from ..synthesis.stroke_samples import (
     SynthesizedDrawing,
     checked_count,
@@ -51,7 +53,8 @@ class CLIPassoOutput(ModelOutput):
     """
     Args:
         loss: (), the mean over sketches of the sum of the terms.
-        terms: (B, terms), weighted: the layers with a weight, in order, then the embedding.
+        terms: (B, terms), weighted: the layers with a weight, in order, then the embedding, then that of each further
+            guide.
         images: (B, 3, S, S), the sketches in 0..1.
         hidden_states, attentions: of the image encoder, for the sketches.
     """
@@ -65,13 +68,15 @@ class CLIPassoOutput(ModelOutput):
 
 @dataclass
 class Target:
-    """A photograph as the loop needs it: (3, C, C) pixels on the canvas, its features without augmentation, and (D,)
-    of the text that the sketch shall be near to, if there is one."""
+    """A photograph as the loop needs it: (3, C, C) pixels on the canvas, the first guide's features of it without
+    augmentation, each further guide's embedding (1, D), and for each guide (D,) of the text that the sketch shall be
+    near to, if there is one."""
 
     pixels: torch.Tensor
     layers: list[torch.Tensor]
     features: torch.Tensor
-    text: torch.Tensor | None = None
+    more_features: list[torch.Tensor]
+    texts: list[torch.Tensor] | None = None
 
 
 class CLIPassoPreTrainedModel(GuidedPreTrainedModel):
@@ -84,8 +89,9 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
     level of abstraction. Nothing is trained: the strokes' points are optimised, through a differentiable rasteriser,
     until layers of an image encoder find the sketch near the photograph. Strokes begin at salient edges.
 
-    Any dual encoder of `modeling/dual_encoders/backbones.py` guides; the paper's is a CLIP-ResNet 101. `generate`
-    sketches. `forward` is the loss of sketches that exist.
+    Any dual encoder of `modeling/dual_encoders/backbones.py` guides; the paper's is a CLIP-ResNet 101. Of several
+    guides (`add_guide`; not in the paper), layers are compared in the first, embeddings in all. `generate` sketches.
+    `forward` is the loss of sketches that exist.
 
     Example:
 
@@ -165,6 +171,12 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
             target_layers, target_features, _ = self.image_layers(pixel_values.to(self.dtype))
         terms = self._terms(layers, features, target_layers, target_features, 1)
         stacked = torch.stack(list(terms.values()), 1)
+        if self.more_guides:
+            first, *shares = self.guide_shares
+            photographs = self._as_given(pixel_values)
+            more = [share * embeddings_and_loss(guide, images[:, None], photographs[:, None], config.feature_weight)[1]
+                    for share, guide in zip(shares, self.more_guides, strict=True)]  # fmt: skip
+            stacked = torch.cat([first * stacked, torch.stack(more, 1)], 1)
         check_output(self, stacked, "terms", points=points, pixel_values=pixel_values)
         wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return CLIPassoOutput(
@@ -174,6 +186,11 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
             hidden_states=output.hidden_states if wanted else None,
             attentions=output.get("attentions"),
         )
+
+    def _as_given(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Photographs in 0..1 again, of those that are normalised for the first guide."""
+        mean, std = (pixel_values.new_tensor(v)[:, None, None] for v in self._statistics())
+        return (pixel_values * std + mean).float().clamp(0, 1)
 
     def _terms(self, layers, features, target_layers, target_features, views: int) -> dict[str, torch.Tensor]:
         config = self.config
@@ -256,10 +273,10 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
                 of its `"masks"`.
             saliency: (H, W) in 0..1 for each picture, instead of the guide's own.
             texts: what each picture shows, in words; the sketch is drawn to its text, too (`config.text_weight`).
-            tokenizer: for `texts`.
+            tokenizer: for `texts`; of several guides, a list of one for each.
             perceptual: a further distance between sketches and photographs (`config.perceptual_weight`): takes two
-                (n, 3, S, S) in 0..1 and returns n numbers, differentiable. LPIPS of the package `lpips`, say:
-                `lambda sketch, photo: lpips_model(sketch, photo, normalize=True)`.
+                (n, 3, S, S) in 0..1, S the largest guide's size, and returns n numbers, differentiable. LPIPS of the
+                package `lpips`, say: `lambda sketch, photo: lpips_model(sketch, photo, normalize=True)`.
             pad: make pictures square with white, instead of squashing them as the authors do.
             seeds: of each picture's sketches.
             num_strokes, num_steps: instead of the configuration's.
@@ -306,11 +323,18 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
                 begun = strokes_begun(strokes, self.config.num_stages, loop.step, loop.num_steps)
                 if begun < strokes:  # it was ended before the last stage
                     result.drawing = result.drawing.first(begun)
-                features = self.embed_images(loop.task.images([sample]))
-                result.similarity = float(F.cosine_similarity(features, sample.goal.features)[0])
+                images = loop.task.images([sample])
+                result.similarities = [
+                    float(F.cosine_similarity(guide.embed_images(images), wanted)[0])
+                    for guide, wanted in zip(
+                        self.guides, [sample.goal.features, *sample.goal.more_features], strict=True
+                    )
+                ]
+                result.similarity = result.similarities[0]
         return found
 
-    def _text_features(self, texts, tokenizer, pictures: int) -> torch.Tensor | None:
+    def _text_features(self, texts, tokenizer, pictures: int) -> list[list[torch.Tensor]] | None:
+        """Of each picture, (D,) of each guide."""
         if texts is None:
             return None
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -318,12 +342,15 @@ class CLIPassoForImageSynthesis(CLIPassoPreTrainedModel):
             raise ValueError(
                 f"texts: {str(texts)[:60]}, expected one that is not empty for each of {pictures} pictures"
             )
-        return self.encode_prompts(texts, tokenizer, "texts")
+        tokenizers = tokenizers_of(self.guides, tokenizer)
+        found = [guide.encode_prompts(texts, own, "texts") for guide, own in zip(self.guides, tokenizers, strict=True)]
+        return [list(one) for one in zip(*found, strict=True)]
 
-    def _target(self, pixels: torch.Tensor, text: torch.Tensor | None = None) -> Target:
+    def _target(self, pixels: torch.Tensor, texts: list[torch.Tensor] | None = None) -> Target:
         on_canvas = picture_tensor(pixels, self.config.canvas).to(self.device)
         layers, features, _ = self.image_layers(self.as_guide_sees(on_canvas[None]))
-        return Target(on_canvas, layers, features, text)
+        more = [guide.embed_images(on_canvas[None]) for guide in self.more_guides]
+        return Target(on_canvas, layers, features, more, texts)
 
     def _sample(
         self,
@@ -374,24 +401,38 @@ class SketchTask:
         return render_samples(samples, self.config.canvas)
 
     def _total(self, samples, terms, features, views, target_views) -> torch.Tensor:
-        """(n,) sums of the terms, with those of texts and of `perceptual`: (n, V, D) embeddings, (n, V, 3, S, S)."""
-        terms = list(terms.values())
-        if samples[0].goal.text is not None:
-            texts = torch.stack([sample.goal.text for sample in samples])
-            terms.append(text_loss(features, texts, self.config.text_weight))
+        """(n,) weighted means over guides of the terms' sums, with those of texts and of `perceptual`: (n, V, D)
+        embeddings of the first guide, (n, V, 3, S, S)."""
+        config, losses = self.config, []
+        of_guides = [(terms, features)]
+        for guide in self.model.more_guides:
+            shown, loss = embeddings_and_loss(guide, views, target_views, config.feature_weight)
+            of_guides.append(({"features": loss}, shown))
+        for number, (own, shown) in enumerate(of_guides):
+            own = list(own.values())
+            if samples[0].goal.texts is not None:
+                texts = torch.stack([sample.goal.texts[number] for sample in samples])
+                own.append(text_loss(shown, texts, config.text_weight))
+            losses.append(torch.stack(own).sum(0))
+        loss = self.model.weighted_mean(losses)
         if self.perceptual is not None:
-            terms.append(perceptual_loss(self.perceptual, views, target_views, self.config.perceptual_weight))
-        return torch.stack(terms).sum(0)
+            loss = loss + perceptual_loss(self.perceptual, views, target_views, config.perceptual_weight)
+        return loss
+
+    @property
+    def _size(self) -> int:
+        """Pixels of a side of what guides look at: the largest guide's."""
+        return max(guide.config.guide_size for guide in self.model.guides)
 
     def _as_views(self, images: torch.Tensor) -> torch.Tensor:
         """(n, 3, H, W) -> (n, 1, 3, S, S)."""
-        size = self.config.guide_size
+        size = self._size
         return F.interpolate(images, (size, size), mode="bilinear", antialias=True)[:, None]
 
     def losses(self, samples: Sequence[SynthesisSample], step: int) -> torch.Tensor:
         """Of the plain pair and of pairs that share a perspective and a crop each. The plain photograph's features are
         computed once, and those of its views without gradient."""
-        model, count, size = self.model, self.config.num_augmentations, self.config.guide_size
+        model, count, size = self.model, self.config.num_augmentations, self._size
         sketches = self.images(samples)
         targets = torch.stack([sample.goal.pixels for sample in samples])
         views, target_views = self._as_views(sketches), self._as_views(targets)
@@ -448,6 +489,17 @@ class SketchTask:
             sample.optimizer.state.clear()
             sample.best = {name: tensor.detach().clone() for name, tensor in sample.tensors.items()}
             sample.best_value = float(self.evaluate([sample])[0])
+
+
+def embeddings_and_loss(
+    guide: GuidingEncoder, views: torch.Tensor, target_views: torch.Tensor, weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, V, 3, S, S) of sketches and of photographs, in 0..1 -> a guide's embeddings (n, V, D) of the sketches, and
+    (n,), `weight` times the mean of 1 - cos: the semantic loss."""
+    shown = guide.embed_images(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    with torch.no_grad():
+        wanted = guide.embed_images(target_views.detach().flatten(0, 1)).unflatten(0, views.shape[:2])
+    return shown, perceptual_losses([], [], shown, wanted, [], weight)["features"]
 
 
 def _colors_at(points: torch.Tensor, along_edges: int, pixels: torch.Tensor) -> torch.Tensor:

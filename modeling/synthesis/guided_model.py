@@ -23,8 +23,8 @@ _OF_ENCODERS = ("text_config", "vision_config", "projection_dim", "logit_scale_i
 
 
 class GuidedFields(GuideFields):
-    """Mixin before a `CLIPConfig` with the fields of [`GuideFields`] and `canvas_size`, and, where several dual
-    encoders may guide, `more_guides` and `guide_weights`."""
+    """Mixin before a `CLIPConfig` with the fields of [`GuideFields`], `canvas_size`, and `more_guides` and
+    `guide_weights` of the dual encoders that guide beside the first."""
 
     more_guides: list | None = None
     guide_weights: list | None = None
@@ -60,10 +60,8 @@ class GuidedFields(GuideFields):
 
 
 class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTrainedModel):
-    """A dual encoder `clip` of any family, which guides, and others in `more_guides` that guide with it where
-    `takes_more_guides`. Its configuration has [`GuidedFields`]."""
-
-    takes_more_guides = False
+    """A dual encoder `clip` of any family, which guides, and others in `more_guides` that guide with it. Its
+    configuration has [`GuidedFields`]."""
 
     base_model_prefix = "clip"
     main_input_name = "points"
@@ -77,8 +75,7 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
         super().__init__(config)
         self.family = family_of(config.backbone_model_type)
         self.clip = self.family.model_class()._from_config(self.family.model_config(config))
-        if self.takes_more_guides:
-            self.more_guides = nn.ModuleList(GuideModel._from_config(one) for one in config.guide_configs())
+        self.more_guides = nn.ModuleList(GuideModel._from_config(one) for one in config.guide_configs())
 
     @classmethod
     def from_clip(cls, clip: PreTrainedModel, **options):
@@ -110,7 +107,7 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
     @property
     def guides(self) -> list[GuidingEncoder]:
         """All dual encoders that guide; the first one is this model's own."""
-        return [self, *getattr(self, "more_guides", ())]
+        return [self, *self.more_guides]
 
     def add_guide(
         self,
@@ -130,10 +127,8 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
             image_mean, image_std: how pictures are normalised for it. Default: CLIP's.
 
         Raises:
-            ValueError: no dual encoder; a bad weight; too many guides; this model takes one guide.
+            ValueError: no dual encoder; a bad weight; too many guides.
         """
-        if not self.takes_more_guides:
-            raise ValueError(f"clip: {type(self).__name__} takes one guide, expected no other")
         if not isinstance(clip, PreTrainedModel) or isinstance(clip, GuidingEncoder):
             raise ValueError(f"clip: got {type(clip).__name__}, expected a dual encoder")
         values = GuideConfig.values_from(clip.config)
@@ -167,13 +162,17 @@ class GuidedPreTrainedModel(GuidingEncoder, CheckedLoading, StagedSaving, PreTra
             for guide, goal in zip(self.guides, story.chapters[-1], strict=True)
         ]
 
+    @property
+    def guide_shares(self) -> list[float]:
+        """The weight of each guide's loss in their mean."""
+        weights = self.config.guide_weights or [1.0] * len(self.guides)
+        return [weight / sum(weights) for weight in weights]
+
     def weighted_mean(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
         """(n,) losses of each guide -> (n,)."""
         if len(losses) == 1:
             return losses[0]
-        weights = self.config.guide_weights or [1.0] * len(losses)
-        total = sum(weights)
-        return sum(weight / total * loss for weight, loss in zip(weights, losses, strict=True))
+        return sum(share * loss for share, loss in zip(self.guide_shares, losses, strict=True))
 
 
 def pictures_of(images, what: str) -> list:

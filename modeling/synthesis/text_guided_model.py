@@ -44,7 +44,6 @@ class TextGuidedOutput(ModelOutput):
 class TextGuidedModel(GuidedPreTrainedModel):
     """A model whose `make_loop` takes prompts and a tokenizer."""
 
-    takes_more_guides = True
     output_class = TextGuidedOutput
 
     # Each model's own: (B, D), (B, D) of unit norm -> (B,), how far each picture is from its text.

@@ -257,7 +257,9 @@ def frames(rng: random.Random, folder: Path) -> Attack:
             chosen = FrameSampling(num_frames=4).frames(len(one))
             images, expected = _processor().frame_processor(), []
             for number in chosen:
-                arrays = {"input_data_format": "channels_last"} if isinstance(one[number], np.ndarray) else {}
+                # Of 1 x 1 pixels and two channels only the first axis can be that of channels.
+                last = isinstance(one[number], np.ndarray) and one[number].shape[-1] in (1, 3, 4)
+                arrays = {"input_data_format": "channels_last"} if last else {}
                 expected.append(images.preprocess([one[number]], return_tensors="pt", **arrays)["pixel_values"])
             if not torch.allclose(pixels[0][mask[0].bool()], torch.cat(expected), atol=1e-5):
                 return f"{WRONG}other pixels than alone"

@@ -108,6 +108,21 @@ def test_photos_in_sketches_out(guide, run):
     assert (colors[:, 3] == 1).all() and (colors[:, :3] > 0).any()
 
 
+def test_several_guides_sketch_a_photo(guide, run):
+    save_tiny_family("chinese_clip", "chinese")
+    options = ("--strokes", 2, "--steps", 3, "--guide", guide, "--guide", "chinese", "--out", "out", "--json")
+    code, out, err = run("sketch", "disc.png", *options, "--text", "一只猫", "--guide-weight", 1, "--guide-weight", 2)
+    assert code == 0, err
+    row = json.loads(out)
+    assert len(row["similarities"]) == 2 and row["similarity"] == row["similarities"][0]
+    settings = json.loads(open("out/results.json", encoding="utf-8").read())["settings"]
+    assert settings["guide"] == [guide, "chinese"] and settings["guide_weights"] == [1.0, 2.0]
+    code, _, err = run("sketch", "disc.png", *options, "--text", "一只猫")  # other weights
+    assert code == 1 and "another guide_weights" in err
+    code, _, err = run("sketch", "disc.png", "--guide", guide, "--guide", "disc.png")
+    assert code == 1 and "--guide: disc.png is a file" in err
+
+
 def test_the_embedded_guide_draws_offline(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run("draw", "a red apple", "--steps", 2, "--strokes", 4)

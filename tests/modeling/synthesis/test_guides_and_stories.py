@@ -8,6 +8,7 @@ from drawing_runs import draw_model, sketch_model
 from painting_runs import paint_model
 from tiny import tiny_clip, tiny_tokenizer
 from tiny_families import FAMILIES, tiny_dual_encoder, tiny_family_inputs, tiny_family_tokenizer
+from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from hf_clip_variants.modeling.synthesis.guide import GuideConfig
@@ -144,10 +145,61 @@ def test_bad_guides_are_named(make):
         with pytest.raises(ValueError, match=said):
             model.generate(prompt_embeds=given)
     assert len(model.generate(prompt_embeds=[embeds, embeds], num_steps=1)) == 2
-    with pytest.raises(ValueError, match="takes one guide"):
-        sketch_model().add_guide(tiny_clip())
 
 
+def test_sketches_are_compared_by_all_guides():
+    """Layers, embedding and text by the first, embedding and text by the others, which see other sizes."""
+    photo = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(0))
+    numbers = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    both = sketch_model(num_augmentations=2)
+    both.add_guide(tiny_dual_encoder("chinese_clip"), 3.0, **numbers).add_guide(
+        tiny_dual_encoder("clipv-clip_resnet"), 0.5
+    )
+    options = {"texts": "一只猫", "seeds": 0, "num_steps": 0}
+    tokenizers = [tiny_tokenizer(), CHINESE, tiny_tokenizer()]
+    found = both.generate(photo, tokenizer=tokenizers, **options)[0]
+    alone = sketch_model(num_augmentations=2).generate(photo, tokenizer=tiny_tokenizer(), **options)[0]
+    losses, similarities = [alone.loss], [alone.similarity]
+    with both.frozen(), torch.no_grad():
+        loop = both.make_loop(photo, tokenizer=tokenizers, **options)
+        images = loop.images(), loop.samples[0].goal.pixels[None]
+        for guide, own in zip(both.guides[1:], tokenizers[1:], strict=True):
+            text = guide.encode_prompts(["一只猫"], own)
+            # In the loss they are resized to the largest guide's size first.
+            views = [F.interpolate(one, (32, 32), mode="bilinear", antialias=True) for one in images]
+            shown, wanted = (guide.embed_images(one) for one in views)
+            cosines = [F.cosine_similarity(shown, one) for one in (wanted, text)]
+            losses.append(float(0.1 * (1 - cosines[0]) + 0.1 * (1 - cosines[1])))
+            similarities.append(float(F.cosine_similarity(*(guide.embed_images(one) for one in images))))
+    assert found.loss == pytest.approx((losses[0] + 3 * losses[1] + 0.5 * losses[2]) / 4.5, abs=1e-5)
+    assert found.similarities == pytest.approx(similarities, abs=1e-3) and found.similarity == found.similarities[0]
+    points = found.drawing.points[None]
+    pixels = both.as_guide_sees(F.interpolate(photo[None], (24, 24)))
+    with torch.no_grad():
+        output, first = both(points, pixels), sketch_model()(points, pixels)
+    assert output.terms.shape[1] == first.terms.shape[1] + 2 and float(output.loss) == pytest.approx(
+        float(output.terms.sum())
+    )
+    torch.testing.assert_close(output.terms[:, :-2], first.terms / 4.5, rtol=1e-4, atol=1e-6)
+
+
+def test_guides_of_sketches_are_saved_and_make_the_same_sketch(tmp_path):
+    photo = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(0))
+    model = sketch_model().add_guide(tiny_dual_encoder("chinese_clip"), 2.0, image_mean=[0.4] * 3)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.guide_weights == [1.0, 2.0] and again.guides[1].config.image_mean == [0.4] * 3
+    found = [one.generate(photo, seeds=0, num_steps=3)[0] for one in (model, again)]
+    torch.testing.assert_close(latest(found[0]), latest(found[1]), rtol=1e-4, atol=1e-4)
+    assert found[0].losses == pytest.approx(found[1].losses, rel=1e-4)
+    assert not torch.allclose(
+        latest(sketch_model().generate(photo, seeds=0, num_steps=3)[0]), latest(found[0]), atol=1e-2
+    )
+    with pytest.raises(ValueError, match="tokenizer: 1 for 2 guides, expected a list of one for each"):
+        model.generate(photo, texts="a cat", tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize("make", [*MODELS.values(), sketch_model], ids=[*MODELS, "sketch"])
 def test_bad_configurations_of_guides_are_named(make):
     model = make().add_guide(tiny_clip(seed=3))
     values, (good,) = model.config.to_dict(), model.config.more_guides
