@@ -230,8 +230,8 @@ def main():
         for which, judge in judges.items()
     }
     about = (
-        f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seeds {arguments.seeds}, "
-        + (f"{len(guides)} guides" if len(guides) > 1 else "one guide")
+        f"{arguments.steps} steps, rate x {arguments.speed:g}, lines {arguments.width:g} wide, seeds {arguments.seeds}"
+        + (f", {len(guides)} guides" if len(guides) > 1 else "")
         + "".join(f", {text}" for text in arguments.set)
         + "."
     )
