@@ -260,7 +260,8 @@ def main():
         rows.append(tiles)
         if name not in STAMPS:  # stamps are GPL: they are not passed on
             free.append(tiles)
-    sheet(free, 4).quantize(64).save(arguments.out / "sheet.png")
+    if free:
+        sheet(free, 4).quantize(64).save(arguments.out / "sheet.png")
     sheet(rows, 4).quantize(64).save(kept / "all.png")
     print("\n".join(lines))
 

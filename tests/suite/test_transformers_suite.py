@@ -86,7 +86,6 @@ def run(folder: Path, report: Path, selection: str) -> tuple[dict[str, dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(len(PARTS)))
 def test_transformers_own_tests_pass(part, transformers_tests, tmp_path, record_property):
     rows = PARTS[part] or []

@@ -33,7 +33,6 @@ def small_model(**fields):
 
 
 @pytest.mark.slow  # the exporter
-@pytest.mark.timeout(600)
 def test_boxes_are_equal_in_a_folder_that_needs_no_package(tmp_path, capsys):
     model, processor = small_model(), glip_processor()
     for part in (model, processor):
