@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
+from ..data.workers import LOST_CONNECTION
+
 
 _PATIENCE = 20.0  # seconds that cleaning up may take; files are sound without it
 _received: list[int] = []  # the signal that ends this program
@@ -47,9 +49,8 @@ def listening() -> Iterator[None]:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # A loader's worker hands tensors over in a thread (`multiprocessing.resource_sharer`), which sees the
-        # connection end. Where this program goes on, it has an exception of its own.
-        if os.getpid() == own or not issubclass(kind, (EOFError, ConnectionError)):
+        # As `say_nothing_of_lost_connections` in a worker that was forked.
+        if os.getpid() == own or not issubclass(kind, LOST_CONNECTION):
             hook(kind, error, trace)
 
     for number in before:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.pairs.batches import PairDataset, PairLoader, PairStream, PairViews, PositionSampler
+from ..data.workers import say_nothing_of_lost_connections
 from ..evaluation.retrieval import RetrievalSet, retrieval_of_pairs
 from ..evaluation.zero_shot import ZeroShotSet, tokenize_prompts, zero_shot_accuracy
 from ..files.atomic_writes import last_complete_checkpoint, staged_folder
@@ -111,6 +112,7 @@ class PretrainTrainer(AtomicTrainer):
             "prefetch_factor": args.dataloader_prefetch_factor,
             # The libraries' threads do not survive a fork.
             "multiprocessing_context": "forkserver" if args.dataloader_num_workers else None,
+            "worker_init_fn": say_nothing_of_lost_connections,
         }
         if isinstance(data, PairStream):
             data.first_batch = first

@@ -217,3 +217,16 @@ def test_a_worker_whose_program_leaves_in_the_middle_of_a_sentence_prints_no_tra
         os.waitpid(child, 0)
     said = capfd.readouterr().err
     assert said == (f"TypeError: {fault}\n" if fault else "") and sys.excepthook is hook
+
+
+def test_a_worker_that_is_not_forked_prints_none_either():
+    """As the loader of pre-training starts them; what is no lost connection is printed."""
+    program = (
+        "import socket, sys, time\nfrom multiprocessing import resource_sharer\n"
+        "from hf_clip_variants.data.workers import say_nothing_of_lost_connections\n"
+        "say_nothing_of_lost_connections(0)\n"
+        "with socket.socket(socket.AF_UNIX) as program:\n  program.connect(resource_sharer.DupFd(1)._id[0])\n"
+        "time.sleep(1)\nraise TypeError('a fault of its own')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.count("Traceback") == 1 and done.stderr.endswith("TypeError: a fault of its own\n"), done.stderr
