@@ -16,6 +16,11 @@ from hf_clip_variants.evaluation.visual_questions import kind_of_questions
 QUESTION = "what colour is the cat ?"
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without --out, answers/ is written there
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Models of each head, and images."""
