@@ -231,7 +231,8 @@ def explain(error: Exception, path: str = "") -> str:
         return "no such file"
     text = " ".join(str(error).split()) or type(error).__name__
     for name in (path[:200], path) if path else ():
-        for named in (f" in {name!r}", f": {name!r}", f"{name!r} ", f"{name}: "):
+        for named in (f" in {name!r}", f": {name!r}", f"{name!r} "):
             text = text.replace(re.sub(r"\s+", " ", named), "")  # in one line, as `text` is
+        text = text.removeprefix(re.sub(r"\s+", " ", f"{name}: "))  # not in the middle: a name may be one letter
     text = re.sub(r"^\w+\[0\]: ", "", text)  # it was read as the only one of a list
     return f"truncated ({text})" if "truncated" in text.lower() and not text.startswith("truncated") else text

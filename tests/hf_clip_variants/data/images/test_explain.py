@@ -36,3 +36,8 @@ def test_a_truncated_image_is_said_to_be_truncated_once(tmp_path):
     assert explain(caught.value, str(path)) == "truncated or corrupt image (image file is truncated)"
     assert explain(ValueError(f"images[0]: {caught.value}"), str(path)).startswith("truncated or corrupt image (")
     assert explain(OSError("broken stream, truncated")) == "truncated (broken stream, truncated)"
+
+
+def test_a_short_name_takes_no_letters_out_of_words():
+    assert explain(ValueError("cannot read: it is text"), "d") == "cannot read: it is text"
+    assert explain(ValueError("d: cannot read: it is text"), "d") == "cannot read: it is text"
